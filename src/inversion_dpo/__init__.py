@@ -1,0 +1,1 @@
+"""Inversion-DPO: preference alignment of diffusion models on inverted trajectories."""

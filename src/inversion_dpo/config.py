@@ -1,0 +1,235 @@
+"""The typed run configuration: YAML preset, then ``key=value`` overrides, checked by OmegaConf.
+
+Configuration objects stop at the set-up functions; what they call takes plain values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).parent
+PRESETS = PACKAGE / "presets"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the remedy."""
+
+
+@dataclass
+class ModelConfig:
+    """Which pipeline, and how it samples."""
+
+    path: str = "asset:pipeline"  # diffusers folder or hub id; "asset:" is inside this package
+    revision: str | None = None
+    variant: str | None = None  # e.g. fp16
+    dtype: str = "float32"  # of the frozen weights: float32, bfloat16, float16
+    resolution: int = 64  # pixels, square
+
+
+@dataclass
+class DataConfig:
+    """Which preference pairs."""
+
+    pairs: str = "asset:taste.parquet"  # Parquet file or a folder of them
+    limit: int | None = None  # use only the first rows
+    holdout: float = 0.1  # share of pairs never trained on, for held-out implicit accuracy
+
+
+@dataclass
+class InversionConfig:
+    """How trajectories are recovered, once, under the frozen reference."""
+
+    steps: int = 20  # N
+    guidance_scale: float = 1.0
+    fixed_point_iterations: int = 0  # 0: naive DDIM inversion
+    batch_size: int = 64  # images
+
+
+@dataclass
+class ObjectiveConfig:
+    """The loss."""
+
+    name: str = "inversion_dpo"
+    target: str = "x0"  # of inversion_dpo: x0, transition, reference
+    beta: float = 2000.0
+    t_min: float = 0.0  # train on noise levels in this part of the schedule,
+    t_max: float = 1.0  # 0 clean to 1 pure noise
+
+
+@dataclass
+class PolicyConfig:
+    """What is trained: a LoRA (reference = adapter off) or all weights (reference = a copy)."""
+
+    kind: str = "lora"  # lora, full
+    rank: int = 16
+    alpha: float = 16.0
+    target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+
+
+@dataclass
+class TrainingConfig:
+    """The optimizer's loop."""
+
+    steps: int = 100
+    batch_size: int = 32  # pairs per optimizer step and process
+    gradient_accumulation: int = 1  # parts that the batch is computed in
+    learning_rate: float = 1e-4
+    warmup: int = 10  # steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "no"  # no, bf16, fp16
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    eval_every: int = 20  # steps between held-out measurements
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out prompts; policy and reference start from the same noise."""
+
+    prompts: str = "asset:prompts-test.txt"  # one prompt a line
+    limit: int | None = 500
+    scorer: str | None = "inversion_dpo.scenes.scorer:score"  # module:function
+    preference: str = "warmth"  # the score that the pairs were labelled by
+    sample_steps: int = 20
+    guidance_scale: float = 4.0
+    batch_size: int = 50
+    seed: int = 1000
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def resolve(path: str) -> str:
+    """Turn ``asset:NAME`` into the packaged file's path; anything else is returned as it is."""
+    return str(PACKAGE / "assets" / path[6:]) if path.startswith("asset:") else path
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the configuration."""
+    tree: Any = OmegaConf.to_container(OmegaConf.structured(Config))
+    return [f"{group}.{key}" for group, part in tree.items() for key in part]
+
+
+def preset_path(name: str) -> Path:
+    """A YAML file by path, or a packaged preset by name; ConfigError if neither exists."""
+    if Path(name).is_file():
+        return Path(name)
+    if (PRESETS / f"{name}.yaml").is_file():
+        return PRESETS / f"{name}.yaml"
+    names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+    raise ConfigError(f"no configuration {name!r}: give a YAML file or one of: {names}")
+
+
+def load_config(preset: str | None, overrides: list[str]) -> Config:
+    """Defaults, then the preset, then ``key=value`` overrides; ConfigError names what is wrong."""
+    merged = OmegaConf.structured(Config)
+    source = "defaults"
+    try:
+        if preset is not None:
+            source = str(preset_path(preset))
+            merged = OmegaConf.merge(merged, OmegaConf.load(source))
+        for override in overrides:
+            source = f"override {override!r}"
+            if "=" not in override:
+                raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200")
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from error
+    config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    validate(config)
+    return config
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    message = str(error).splitlines()[0]
+    match = re.search(r"Key '(\w+)' (?:is )?not in '(\w+)'", message)
+    if not match:
+        return f"{error.full_key or ''}: {message}".lstrip(": ")
+    key = error.full_key or match[1]
+    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.3)
+    return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def validate(config: Config) -> None:
+    """Refuse what cannot work before anything is loaded; ConfigError names key and remedy."""
+    from inversion_dpo.objectives import OBJECTIVES, TARGETS
+
+    objective, training = config.objective, config.training
+    _one_of("objective.name", objective.name, list(OBJECTIVES))
+    _one_of("objective.target", objective.target, list(TARGETS))
+    _one_of("policy.kind", config.policy.kind, ["lora", "full"])
+    _one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
+    _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
+    if objective.target == "transition" and config.inversion.fixed_point_iterations:
+        raise ConfigError(
+            "objective.target=transition vanishes under exact inversion: its signal is the "
+            "inversion's own error. Set inversion.fixed_point_iterations=0 or objective.target=x0"
+        )
+    if objective.name == "inversion_dpo_released" and objective.target != "reference":
+        raise ConfigError(
+            "objective.name=inversion_dpo_released reproduces the released script's sign and is "
+            "defined for objective.target=reference only"
+        )
+    if not 0 <= objective.t_min < objective.t_max <= 1:
+        raise ConfigError("need 0 <= objective.t_min < objective.t_max <= 1")
+    if not 0 < config.data.holdout < 1:
+        raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
+    positive = {
+        "training.steps": training.steps, "training.batch_size": training.batch_size,
+        "training.gradient_accumulation": training.gradient_accumulation,
+        "training.learning_rate": training.learning_rate, "objective.beta": objective.beta,
+        "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
+        "inversion.batch_size": config.inversion.batch_size,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "evaluation.sample_steps": config.evaluation.sample_steps,
+        "training.eval_every": training.eval_every,
+        "training.checkpoint_every": training.checkpoint_every,
+        "training.keep_checkpoints": training.keep_checkpoints,
+    }  # fmt: skip
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{key} must be positive, got {value}")
+    if training.batch_size % training.gradient_accumulation:
+        raise ConfigError(
+            f"training.batch_size={training.batch_size} must be a multiple of "
+            f"training.gradient_accumulation={training.gradient_accumulation}"
+        )
+
+
+def _one_of(key: str, value: str, allowed: list[str]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(value, allowed, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{key}={value!r} is not one of {', '.join(allowed)}{hint}")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def fingerprint(config: Config) -> str:
+    """Sixteen hex digits that change with anything that changes the run's result."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]

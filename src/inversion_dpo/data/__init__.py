@@ -1,0 +1,1 @@
+"""Preference pairs: reading, checking and turning images into pixels."""

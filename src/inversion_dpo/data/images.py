@@ -1,0 +1,73 @@
+"""Encoded images to pixels in [-1, 1]."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
+_FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+class DataError(ValueError):
+    """Bad user data. The message names the file, the row and the remedy."""
+
+
+def decode_image(data: bytes, where: str) -> Image.Image:
+    """Decode a JPEG, PNG or WebP to RGB, upright by its EXIF, transparency over white.
+
+    Args:
+        data: the encoded image, complete.
+        where: what an error message calls it, e.g. ``train.parquet, row 7, jpg_1``.
+
+    Raises:
+        DataError: not such an image, truncated, or of more than 2**26 pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} is over {MAX_IMAGE_PIXELS} pixels")
+        return _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise DataError(_unreadable(where, "no such image file")) from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise DataError(_unreadable(where, str(error))) from error
+
+
+def to_pixels(images: list[Image.Image], size: int) -> torch.Tensor:
+    """Stack images to float32 [B, 3, size, size] in [-1, 1].
+
+    An image is cut to the square at its centre, as wide as its shorter side, and resized to
+    ``size`` (Lanczos); one whose shorter side is ``size`` already is not resampled.
+    """
+    if not images:
+        return torch.empty(0, 3, size, size)
+    stacked = np.stack([np.asarray(_fit(image.convert("RGB"), size)) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+
+
+def _unreadable(where: str, reason: str) -> str:
+    return (
+        f"{where}: the image cannot be read ({reason}); it must be one complete JPEG, PNG or WebP "
+        f"of at most {MAX_IMAGE_PIXELS} pixels: write it again or drop the row"
+    )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    short = min(image.size)
+    left, top = ((side - short) // 2 for side in image.size)
+    # cut first: a long strip is not blown up; Pillow copies where the size stays the same
+    square = image.crop((left, top, left + short, top + short))
+    return square.resize((size, size), Image.Resampling.LANCZOS)

@@ -1,0 +1,1 @@
+"""Policy against reference: metrics with intervals, figures and one self-contained report."""

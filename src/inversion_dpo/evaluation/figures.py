@@ -1,0 +1,353 @@
+"""Figures of a report: image grid, training curves and gains, as PNG files.
+
+Every figure is a :class:`matplotlib.figure.Figure` of its own: no pyplot, no global state, no
+display. Colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), which
+colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from math import isfinite
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+
+from inversion_dpo.evaluation.metrics import interval_text, metric_rows, verdict
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
+VERDICT_COLOUR = {"gain": BLUE, "loss": ORANGE, "none": GREY}
+INK, FAINT, PAPER = "#24292F", "#D5D9DE", "#FFFFFF"
+_DPI = 160
+
+Pixels = NDArray[np.uint8]
+History = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: the value of ``key`` in each row, less that of ``minus`` where it is named.
+
+    A held-out series without its ``minus`` key in the history is drawn relative to its first
+    value instead, which is the reference's own error if the first evaluation is at step 0.
+    """
+
+    label: str
+    key: str
+    colour: str = BLUE
+    minus: str = ""
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot; ``note`` says in a sentence how to read it."""
+
+    title: str
+    note: str
+    series: tuple[Series, ...]
+    baseline: float | None = None
+
+
+PANELS = (
+    Panel(
+        "loss",
+        "Objective on each training batch. Objectives of the DPO family start at log 2 = 0.693.",
+        (Series("training", "loss"),),
+    ),
+    Panel(
+        "implicit accuracy",
+        "Share of pairs whose implicit reward puts the winner first; 0.5 is chance. Training "
+        "accuracy that rises while held-out accuracy stays is memorisation.",
+        (
+            Series("training", "accuracy"),
+            Series("held out", "heldout_accuracy", ORANGE, held_out=True),
+        ),
+        0.5,
+    ),
+    Panel(
+        "error against the reference",
+        "Denoising error of the policy minus the reference's, winners and losers apart. If both "
+        "rise, the margin only comes from losers getting worse faster.",
+        (
+            Series("winner", "winner_error", BLUE, "winner_error_ref"),
+            Series("loser", "loser_error", ORANGE, "loser_error_ref"),
+            Series(
+                "winner, held out", "heldout_winner_error", BLUE, "heldout_winner_error_ref", True
+            ),
+            Series(
+                "loser, held out", "heldout_loser_error", ORANGE, "heldout_loser_error_ref", True
+            ),
+        ),
+        0.0,
+    ),
+    Panel(
+        "margin",
+        "Implicit reward of the winner minus that of the loser. A rising margin alone is no "
+        "success: read it with the errors.",
+        (
+            Series("training", "margin"),
+            Series("held out", "heldout_margin", ORANGE, held_out=True),
+        ),
+        0.0,
+    ),
+    Panel(
+        "drift",
+        "Mean squared difference between the predictions of policy and reference. Quality "
+        "suffers when it keeps growing after held-out accuracy has settled.",
+        (
+            Series("training", "drift"),
+            Series("held out", "heldout_drift", ORANGE, held_out=True),
+        ),
+    ),
+    Panel(
+        "gradient norm",
+        "Norm of the gradient at each step, before clipping. Spikes call for a lower rate.",
+        (Series("training", "grad_norm"),),
+    ),
+)
+
+
+def thumbnail(image: Pixels, side: int) -> Pixels:
+    """Bring uint8 [H, W, 3] near a longest edge of ``side`` pixels; ValueError on other arrays.
+
+    Small images grow by a whole factor without smoothing, large ones shrink by Lanczos.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"need uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    longest = max(image.shape[:2])
+    if longest <= side:
+        factor = max(1, round(side / longest))
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = (max(1, round(n * side / longest)) for n in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def image_grid(
+    captions: Sequence[str],
+    reference_images: Sequence[Pixels],
+    policy_images: Sequence[Pixels],
+    path: Path,
+    columns: int = 4,
+    side: int | None = None,
+) -> None:
+    """Write prompts in rows of ``columns``: reference left, policy right, caption beneath.
+
+    Images are uint8 [H, W, 3], shown at about ``side`` pixels (128, or 256 for larger ones);
+    ValueError if the three lists are empty or of different lengths.
+    """
+    if not len(captions) == len(reference_images) == len(policy_images) or not captions:
+        raise ValueError(
+            f"need one caption per image pair, got {len(captions)} captions, "
+            f"{len(reference_images)} reference and {len(policy_images)} policy images"
+        )
+    largest = max(n for i in (*reference_images, *policy_images) for n in i.shape[:2])
+    side = side or (128 if largest <= 128 else 256)
+    pairs = [
+        (thumbnail(r, side), thumbnail(p, side))
+        for r, p in zip(reference_images, policy_images, strict=True)
+    ]
+    _Grid(pairs, [_wrapped(c, side) for c in captions], min(columns, len(captions))).save(path)
+
+
+class _Grid:
+    """Lays images and text out in whole pixels, so that no pixel is resampled."""
+
+    edge, gap, head, line, between = 24, 6, 30, 15, 18  # pixels
+
+    def __init__(self, pairs: list[tuple[Pixels, Pixels]], captions: list[str], columns: int):
+        self.pairs, self.captions, self.columns = pairs, captions, columns
+        self.box = max(n for pair in pairs for image in pair for n in image.shape[:2])
+        self.cell = 2 * self.box + self.gap + 2 * self.between
+        starts = range(0, len(pairs), columns)
+        lines = [max(c.count("\n") + 1 for c in captions[k : k + columns]) for k in starts]
+        self.rows = [self.box + self.gap + n * self.line + self.between for n in lines]
+        self.width = 2 * self.edge + columns * self.cell - 2 * self.between
+        self.height = 2 * self.edge + self.head + sum(self.rows) - self.between
+        self.figure = Figure((self.width / 100, self.height / 100), dpi=100, facecolor=PAPER)
+
+    def save(self, path: Path) -> None:
+        """Draw headers and every cell, then write the PNG at one image pixel per pixel."""
+        for column in range(self.columns):
+            for k, word in enumerate(("reference", "policy")):
+                left = self.edge + column * self.cell + k * (self.box + self.gap)
+                self._line(left, self.edge + 12, word, 10, "bold")
+        for k, (pair, caption) in enumerate(zip(self.pairs, self.captions, strict=True)):
+            row, column = divmod(k, self.columns)
+            top = self.edge + self.head - 4 + sum(self.rows[:row])
+            self._cell(self.edge + column * self.cell, top, pair, caption)
+        with warnings.catch_warnings():  # scripts the font lacks; the page shows them as text
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            self.figure.savefig(path, dpi=100, facecolor=PAPER)
+
+    def _cell(self, left: int, top: int, pair: tuple[Pixels, Pixels], caption: str) -> None:
+        for k, image in enumerate(pair):
+            x, y = left + k * (self.box + self.gap), self.height - top - image.shape[0]
+            self.figure.figimage(image, x, y, origin="upper")
+        for k, line in enumerate(caption.split("\n")):
+            self._line(left, top + self.box + self.gap + 13 + k * self.line, line, 8.5)
+
+    def _line(self, x: int, y: int, text: str, size: float, weight: str = "normal") -> None:
+        place = x / self.width, 1 - y / self.height
+        self.figure.text(*place, text, size=size, weight=weight, color=INK, parse_math=False)
+
+
+def _wrapped(caption: str, side: int, lines: int = 4) -> str:
+    width = max(16, round(2 * side / 6.6))  # 6.6 pixels: a mean letter at 8.5 points, 100 dpi
+    return textwrap.fill(caption, width, max_lines=lines, placeholder=" …") or " "
+
+
+def recorded(history: History) -> list[Panel]:
+    """The panels for which the history holds at least one value."""
+    return [p for p in PANELS if any(len(points(history, s)[0]) for s in p.series)]
+
+
+def points(history: History, series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps [n] and values [n] of the rows that hold the series; other rows are skipped."""
+    paired = bool(series.minus) and any(_number(row, series.minus) for row in history)
+    if series.minus and not paired and not series.held_out:
+        return np.empty(0), np.empty(0)
+    needed = ["step", series.key, *([series.minus] if paired else [])]
+    rows = [row for row in history if all(_number(row, key) for key in needed)]
+    steps = np.array([row["step"] for row in rows], float)
+    values = np.array([row[series.key] for row in rows], float)
+    if paired:
+        values = values - np.array([row[series.minus] for row in rows], float)
+    elif series.minus and len(values):
+        values = values - values[0]
+    return steps, values
+
+
+def training_curves(history: History, path: Path) -> None:
+    """Write every recorded panel as small multiples; ValueError if there is none.
+
+    Rows are one step each: ``step`` and any of ``loss``, ``accuracy``, ``margin``,
+    ``drift``, ``grad_norm``, ``winner_error``, ``loser_error`` with their
+    ``_ref``; all but ``loss`` and ``grad_norm`` also with the prefix ``heldout_``.
+    """
+    panels = recorded(history)
+    if not panels:
+        raise ValueError("the training history holds nothing to draw")
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure((3.9 * columns, 2.9 * rows), dpi=_DPI, facecolor=PAPER, layout="constrained")
+    for k, panel in enumerate(panels):
+        draw_panel(figure.add_subplot(rows, columns, k + 1), panel, history)
+    figure.savefig(path)
+
+
+def panel_png(panel: Panel, history: History) -> bytes:
+    """One panel alone, as PNG bytes, without its title (the page sets that as text)."""
+    figure = Figure((3.7, 2.5), dpi=_DPI, facecolor=PAPER, layout="constrained")
+    draw_panel(figure.add_subplot(), replace(panel, title=""), history)
+    figure.savefig(buffer := BytesIO(), format="png")
+    return buffer.getvalue()
+
+
+def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
+    """Raw values faint with their running mean on top; held-out values as marked points."""
+    _bare(axes)
+    if panel.baseline is not None:
+        axes.axhline(panel.baseline, color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    drawn = [(s, *xy) for s in panel.series if len((xy := points(history, s))[0])]
+    thin = any(series.held_out for series, *_ in drawn)
+    for series, steps, values in drawn:
+        _draw_series(axes, series, steps, values, thin)
+    axes.set_title(panel.title, size=11, color=INK, loc="left", weight="bold")
+    axes.set_xlabel("step", size=9, color=GREY)
+    if len(drawn) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6)
+
+
+def _draw_series(
+    axes: Axes,
+    series: Series,
+    steps: NDArray[np.float64],
+    values: NDArray[np.float64],
+    thin: bool,
+) -> None:
+    if series.held_out:
+        axes.plot(
+            steps, values, color=series.colour, lw=1.4, marker="o", ms=4.5, mec=PAPER, mew=0.8,
+            label=series.label, zorder=4,
+        )  # fmt: skip
+        return
+    window = max(1, len(values) // 25)
+    if window > 1:
+        axes.plot(steps, values, color=series.colour, lw=0.6, alpha=0.22, zorder=2)
+    smooth = running_mean(values, window)
+    width, alpha = (1.2, 0.6) if thin else (1.8, 1.0)
+    axes.plot(steps, smooth, color=series.colour, lw=width, alpha=alpha, label=series.label)
+
+
+def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Centred mean over ``window`` values [n]; at the ends over those there are."""
+    ones = np.ones(min(window, len(values)))
+    total = np.convolve(values, ones, "same")
+    return np.asarray(total / np.convolve(np.ones(len(values)), ones, "same"))
+
+
+def gains(metrics: Mapping[str, Any], path: Path) -> None:
+    """Write each metric's mean gain as a dot with its 95% interval, from ``compare``'s result.
+
+    Units differ between metrics, so every row has its own scale, symmetric about 0.
+    ValueError if there is no metric.
+    """
+    rows = metric_rows(metrics)
+    if not rows:
+        raise ValueError("no metric to draw")
+    figure = Figure((5.2, 0.4 + 0.4 * len(rows)), dpi=_DPI, facecolor=PAPER)
+    texts = [interval_text(r["gain"], r["gain_low"], r["gain_high"]) for r in rows.values()]
+    left, right = (0.045 + 0.0137 * max(map(len, words)) for words in (rows, texts))
+    left, right = min(left, 0.38), 1 - right
+    figure.subplots_adjust(left, 0.36 / figure.get_figheight(), right, 0.98, hspace=0)
+    for k, (name, row) in enumerate(rows.items()):
+        _draw_gain(figure.add_subplot(len(rows), 1, k + 1), name, row, texts[k])
+    figure.text(
+        (left + right) / 2, 0.02,
+        "policy minus reference, 95% interval; each row has its own scale",
+        size=8, color=GREY, ha="center",
+    )  # fmt: skip
+    figure.savefig(path)
+
+
+def _draw_gain(axes: Axes, name: str, row: Mapping[str, float], text: str) -> None:
+    value, low, high = row["gain"], row["gain_low"], row["gain_high"]
+    colour = VERDICT_COLOUR[verdict(low, high)]
+    limit = 1.25 * max(abs(low), abs(high), abs(value)) or 1.0
+    axes.set(xlim=(-limit, limit), ylim=(-1, 1), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.axhline(0, color=FAINT, lw=0.8, zorder=1)
+    axes.axvline(0, color=GREY, lw=0.9, zorder=2)
+    axes.plot([low, high], [0, 0], color=colour, lw=2.6, solid_capstyle="round", zorder=3)
+    axes.plot(value, 0, "o", color=colour, ms=8, mec=PAPER, mew=1.2, zorder=4)
+    beside: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "size": 9}
+    name = name if len(name) <= 26 else name[:25] + "…"
+    axes.text(-0.04, 0.5, name, ha="right", color=INK, parse_math=False, **beside)
+    axes.text(1.04, 0.5, text.replace("-", "\N{MINUS SIGN}"), ha="left", color=colour, **beside)
+
+
+def _number(row: Mapping[str, Any], key: str) -> bool:
+    value = row.get(key)
+    return isinstance(value, Real) and isfinite(value)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_facecolor(PAPER)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=GREY, labelcolor=INK, labelsize=8.5, length=3, color=FAINT)
+    axes.grid(axis="y", color=FAINT, lw=0.6, alpha=0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -1,0 +1,82 @@
+"""What is trained, and how the frozen reference is had beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from inversion_dpo.models.base import DiffusionModel
+
+
+class LoraPolicy:
+    """Low-rank adapters on the network; the reference is the same weights, adapters off."""
+
+    def __init__(
+        self, model: DiffusionModel, rank: int, alpha: float, target_modules: list[str], seed: int
+    ) -> None:
+        self.model, self.network = model, model.network
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network.add_adapter(config)  # type: ignore[operator]
+        for parameter in self.trainable().values():
+            parameter.data = parameter.data.float()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return {n: p for n, p in self.network.named_parameters() if "lora_" in n}
+
+    @contextmanager
+    def reference(self, network: Any) -> Iterator[nn.Module]:
+        """The given network with its adapters off."""
+        self.network.disable_adapters()  # type: ignore[operator]
+        try:
+            yield network
+        finally:
+            self.network.enable_adapters()  # type: ignore[operator]
+
+    def save(self, folder: Path) -> None:
+        """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``."""
+        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
+        self.model.pipeline.save_lora_weights(
+            save_directory=folder, unet_lora_layers=weights, safe_serialization=True
+        )
+
+
+class FullPolicy:
+    """Every weight of the network; the reference is a frozen copy."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model, self.network = model, model.network
+        self._frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.network.requires_grad_(True)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return dict(self.network.named_parameters())
+
+    @contextmanager
+    def reference(self, network: Any) -> Iterator[nn.Module]:
+        """The frozen copy, whatever the given network."""
+        yield self._frozen
+
+    def save(self, folder: Path) -> None:
+        """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``."""
+        self.model.pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+Policy = LoraPolicy | FullPolicy
+
+
+def trainable_copy(policy: Policy) -> dict[str, Tensor]:
+    """Detached copies of the trainable tensors."""
+    return {n: p.detach().clone() for n, p in policy.trainable().items()}

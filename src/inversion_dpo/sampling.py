@@ -1,0 +1,45 @@
+"""Seeded sampling through the pipeline itself: what users will get is what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+
+def sample(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float,
+    batch_size: int = 16,
+    desc: str = "sample",
+) -> list[NDArray[np.uint8]]:
+    """One image [H, W, 3] per (prompt, seed); the noise depends on the seed alone.
+
+    The same seed gives the same starting noise for any weights and any batch size.
+    ValueError if there are not as many seeds as prompts.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
+    images: list[NDArray[np.uint8]] = []
+    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0)
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        generators = [torch.Generator().manual_seed(int(s)) for s in seeds[part]]
+        output = pipeline(
+            prompt=list(prompts[part]),
+            generator=generators,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            output_type="np",
+        ).images
+        images += [np.round(image * 255).astype(np.uint8) for image in output]
+        bar.update(len(output))
+    bar.close()
+    return images

@@ -1,0 +1,1 @@
+"""The embedded world: scene graphs, renderer, captions and an exact checker."""

@@ -1,0 +1,141 @@
+"""Preference pairs from samples of the embedded world: best against worst of one prompt.
+
+The files have Pick-a-Pic's columns (Kirstain et al., 2023, https://arxiv.org/abs/2305.01569) and
+are read by :mod:`inversion_dpo.data.pairs` like anybody else's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from inversion_dpo.scenes.checker import detect, score
+from inversion_dpo.scenes.graph import SceneGraph
+
+LABELLINGS: dict[str, Callable[[Mapping[str, float]], float]] = {
+    "taste": lambda scores: scores["warmth"],  # a warm ground, which no caption asks for
+    "composition": lambda scores: scores["composition"],  # what the caption asks for
+}
+_SCHEMA = pa.schema(
+    [
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("caption", pa.string()),
+        ("scene_graph", pa.string()),
+        ("scores_0", pa.string()),
+        ("scores_1", pa.string()),
+        ("seed_0", pa.int64()),
+        ("seed_1", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One sample of a prompt; ``image`` is uint8 [64, 64, 3], ``scores`` from `score_image`."""
+
+    caption: str
+    scene_graph: str
+    seed: int
+    image: NDArray[np.uint8]
+    scores: dict[str, float]
+
+
+def score_image(graph: SceneGraph, image: NDArray[np.uint8]) -> dict[str, float]:
+    """Every score of the checker, and ``composition``, for one image [64, 64, 3] of a prompt."""
+    scores = score(graph, detect(image))
+    return {**asdict(scores), "composition": scores.composition}
+
+
+def best_against_worst(
+    candidates: Sequence[Candidate], key: str, margin: float
+) -> tuple[Candidate, Candidate] | None:
+    """(winner, loser) of one prompt's candidates; None if their scores differ by less than margin.
+
+    Equal scores are decided by the lowest seed. Candidates that all score the same are no pair,
+    whatever the margin.
+
+    Raises:
+        ValueError: ``key`` is not in LABELLINGS, or the candidates are of several captions.
+    """
+    if key not in LABELLINGS:
+        raise ValueError(f"unknown labelling {key!r}; one of {', '.join(LABELLINGS)}")
+    if len({c.caption for c in candidates}) > 1:
+        raise ValueError("candidates of one pair must share their caption")
+    if not candidates:
+        return None
+    value = LABELLINGS[key]
+    winner = min(candidates, key=lambda c: (-value(c.scores), c.seed))
+    loser = min(candidates, key=lambda c: (value(c.scores), c.seed))
+    gap = value(winner.scores) - value(loser.scores)
+    return (winner, loser) if gap > 0 and gap >= margin else None
+
+
+def write_pairs(
+    path: Path, pairs: Sequence[tuple[Candidate, Candidate]], seed: int, quality: int = 90
+) -> None:
+    """Write (winner, loser) pairs as Parquet; an old file is replaced only once all is written.
+
+    ``seed`` decides which half of the rows has the winner first. Images are JPEG without chroma
+    subsampling: at 64 pixels WebP's forced 4:2:0 smears thin shapes (rms error 5 of 255 against
+    3), which changed the checker's verdict on 1% of renders, JPEG 4:4:4 on none of 400. A pair
+    takes about 3 kB at quality 90.
+
+    Raises:
+        ValueError: no pairs, or a pair of two captions or scene graphs.
+    """
+    if not pairs:
+        raise ValueError("no pairs to write")
+    for winner, loser in pairs:
+        if (winner.caption, winner.scene_graph) != (loser.caption, loser.scene_graph):
+            raise ValueError(f"pair of two prompts: {winner.caption!r} and {loser.caption!r}")
+    winner_first = np.random.default_rng(seed).permutation(len(pairs)) % 2 == 0
+    rows = [
+        _columns(pair if first else pair[::-1], bool(first), quality)
+        for pair, first in zip(pairs, winner_first, strict=True)
+    ]
+    _write(path, pa.Table.from_pylist(rows, _SCHEMA))
+
+
+def encode_image(image: NDArray[np.uint8], quality: int) -> bytes:
+    """JPEG 4:4:4 of a uint8 image [H, W, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _columns(
+    shown: tuple[Candidate, Candidate], first_preferred: bool, quality: int
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "label_0": float(first_preferred),
+        "caption": shown[0].caption,
+        "scene_graph": shown[0].scene_graph,
+    }
+    for k, candidate in enumerate(shown):
+        row[f"jpg_{k}"] = encode_image(candidate.image, quality)
+        row[f"scores_{k}"] = json.dumps(candidate.scores)
+        row[f"seed_{k}"] = candidate.seed
+    return row
+
+
+def _write(path: Path, table: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        pq.write_table(table, partial, compression="zstd", use_dictionary=["caption"])
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

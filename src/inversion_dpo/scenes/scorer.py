@@ -1,0 +1,24 @@
+"""The exact checker as a scorer: ``evaluation.scorer=inversion_dpo.scenes.scorer:score``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inversion_dpo.scenes.checker import detect
+from inversion_dpo.scenes.checker import score as score_scene
+from inversion_dpo.scenes.graph import parse_caption
+
+NAMES = (
+    "sg_iou", "entity_iou", "relation_iou", "exact", "composition", "warmth", "shape_quality",
+)  # fmt: skip
+
+
+def score(
+    images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Scores [B] by name for uint8 images [64, 64, 3]; ValueError off the caption grammar."""
+    found = [score_scene(parse_caption(p), detect(i)) for i, p in zip(images, prompts, strict=True)]
+    return {n: np.array([getattr(s, n) for s in found], dtype=np.float64) for n in NAMES}

@@ -1,0 +1,394 @@
+"""Train a policy on cached trajectories: set-up, one step, the loop.
+
+A step on a trajectory is a policy forward and backward and nothing else: the state, its eps*
+and the reference's prediction come from the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from inversion_dpo.cache import CacheKey, TrajectoryCache, build_cache
+from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from inversion_dpo.config import Config, resolve
+from inversion_dpo.data.pairs import DataError, PairFile, read_pairs
+from inversion_dpo.models.base import Condition, DiffusionModel
+from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy, trainable_copy
+from inversion_dpo.objectives import (
+    OBJECTIVES,
+    Objective,
+    as_pair_errors,
+    implicit_accuracy,
+    squared_error,
+)
+from inversion_dpo.schedule import add_noise
+from inversion_dpo.startup import (
+    CHECKED_STEPS,
+    StartupError,
+    check_all_moved,
+    check_gradient,
+    check_is_reference,
+)
+from inversion_dpo.types import LossOutput, PairErrors, TrainingPoints
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The plain values a step needs."""
+
+    objective: Objective
+    target: str
+    beta: float
+    t_min: float
+    t_max: float
+    batch_size: int
+    accumulation: int
+    seed: int
+
+
+@dataclass
+class Session:
+    """Everything that is alive during training."""
+
+    accelerator: Accelerator
+    model: DiffusionModel
+    policy: Policy
+    network: nn.Module  # the prepared policy network: every forward goes through it
+    optimizer: Any
+    cache: TrajectoryCache
+    train_pairs: list[int]
+    heldout_pairs: list[int]
+    recipe: Recipe
+
+
+# ---------------------------------------------------------------- set-up
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """One accelerate engine; gradients are accumulated by the step itself."""
+    return Accelerator(mixed_precision=config.training.mixed_precision)
+
+
+def load_model(config: Config, device: torch.device) -> DiffusionModel:
+    """The frozen pipeline of the configuration, on the device."""
+    m = config.model
+    pipeline = load_pipeline(resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype))
+    return adapt(pipeline.to(device))
+
+
+def cache_key(config: Config, pairs: PairFile, model: DiffusionModel) -> CacheKey:
+    """What the run's trajectories depend on."""
+    i = config.inversion
+    return CacheKey(
+        pairs.fingerprint, config.data.limit, model.identity(), config.model.resolution,
+        i.steps, i.guidance_scale, i.fixed_point_iterations, i.batch_size,
+        config.training.mixed_precision,
+    )  # fmt: skip
+
+
+def prepare_cache(
+    config: Config, accelerator: Accelerator, model: DiffusionModel, root: Path
+) -> TrajectoryCache:
+    """Read the pairs, invert what is not inverted yet."""
+    pairs = read_pairs(Path(resolve(config.data.pairs)), config.data.limit)
+    if len(pairs.pairs) < 4:
+        raise DataError(f"{pairs.path}: only {len(pairs.pairs)} usable pairs; give at least 4")
+    key = cache_key(config, pairs, model)
+    with accelerator.main_process_first(), accelerator.autocast():
+        return build_cache(root, model, pairs.pairs, key, accelerator.device)
+
+
+def make_policy(config: Config, model: DiffusionModel) -> Policy:
+    """LoRA or full; the network is switched to training as is."""
+    p = config.policy
+    if p.kind == "full":
+        return FullPolicy(model)
+    return LoraPolicy(model, p.rank, p.alpha, p.target_modules, config.training.seed)
+
+
+def split_pairs(count: int, holdout: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Shuffle pair numbers and set a share aside (at least one): training, held-out."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count, generator=generator).tolist()
+    aside = min(count - 1, max(1, round(count * holdout)))
+    return sorted(order[aside:]), sorted(order[:aside])
+
+
+def set_up(config: Config, cache_root: Path) -> Session:
+    """Load the model, invert the pairs under it, then attach the policy to be trained."""
+    accelerator = make_accelerator(config)
+    model = load_model(config, accelerator.device)
+    cache = prepare_cache(config, accelerator, model, cache_root)
+    policy = make_policy(config, model)
+    t, o = config.training, config.objective
+    if t.gradient_checkpointing:
+        policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
+        policy.network.train()
+    optimizer = torch.optim.AdamW(
+        policy.trainable().values(), lr=t.learning_rate, weight_decay=t.weight_decay
+    )
+    network, optimizer = accelerator.prepare(policy.network, optimizer)
+    recipe = Recipe(
+        OBJECTIVES[o.name], o.target, o.beta, o.t_min, o.t_max,
+        t.batch_size, t.gradient_accumulation, t.seed,
+    )  # fmt: skip
+    train, heldout = split_pairs(cache.pairs, config.data.holdout)
+    return Session(accelerator, model, policy, network, optimizer, cache, train, heldout, recipe)
+
+
+# ---------------------------------------------------------------- one step
+
+
+def pairs_of_step(pairs: list[int], batch: int, seed: int, step: int) -> list[int]:
+    """The global batch of a step: epochs of fresh permutations, laid end to end."""
+    chosen: list[int] = []
+    position = step * batch
+    while len(chosen) < batch:
+        epoch, offset = divmod(position + len(chosen), len(pairs))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(pairs), generator=generator).tolist()
+        chosen += [pairs[i] for i in order[offset : offset + batch - len(chosen)]]
+    return chosen
+
+
+def trajectory_points(
+    cache: TrajectoryCache, pairs: list[int], recipe: Recipe, generator: torch.Generator
+) -> TrainingPoints:
+    """One uniformly drawn state of each pair's cached trajectories."""
+    n = cache.grid.steps
+    low = max(1, math.ceil(recipe.t_min * n))
+    high = max(low, math.floor(recipe.t_max * n))
+    steps = torch.randint(low, high + 1, (len(pairs),), generator=generator).tolist()
+    return cache.points(pairs, steps, recipe.target)
+
+
+def noise_points(
+    session: Session, pairs: list[int], condition: Condition, generator: torch.Generator
+) -> TrainingPoints:
+    """Fresh noise and timestep per pair, the same for both images; reference evaluated here."""
+    recipe, schedule = session.recipe, session.model.schedule
+    x_0 = session.cache.gather("states", pairs, [0] * len(pairs))
+    last = schedule.num_train_timesteps - 1
+    low, high = round(recipe.t_min * last), round(recipe.t_max * last)
+    t = torch.randint(low, high + 1, (len(pairs),), generator=generator).repeat(2)
+    eps = torch.randn(x_0[: len(pairs)].shape, generator=generator).repeat(2, *[1] * (x_0.ndim - 1))
+    alpha_bar = schedule.alpha_bar(t)
+    x_t = add_noise(x_0, eps, alpha_bar)
+    reference = eps
+    if recipe.objective.preference:
+        device = session.accelerator.device
+        with torch.no_grad(), session.policy.reference(session.network) as network:
+            reference = predict(session, network, x_t.to(device), t.to(device), condition)
+    return TrainingPoints(x_t, t, alpha_bar, eps, reference)
+
+
+def predict(
+    session: Session, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition
+) -> Tensor:
+    """eps under the run's own precision, for policy and reference alike."""
+    with session.accelerator.autocast():
+        return session.model.predict(network, x_t, t, condition)
+
+
+def to_device(points: TrainingPoints, device: torch.device) -> TrainingPoints:
+    """Move every tensor."""
+    return TrainingPoints(*(getattr(points, n).to(device) for n in points.__dataclass_fields__))
+
+
+def losses(
+    session: Session, pairs: list[int], generator: torch.Generator
+) -> tuple[LossOutput, PairErrors, Tensor]:
+    """Per-pair losses and errors of some pairs, and the drift ||eps_theta - eps_ref||^2."""
+    recipe, device = session.recipe, session.accelerator.device
+    condition = {k: v.to(device) for k, v in session.cache.condition(pairs).items()}
+    if recipe.objective.source == "trajectory":
+        points = trajectory_points(session.cache, pairs, recipe, generator)
+    else:
+        points = noise_points(session, pairs, condition, generator)
+    points = to_device(points, device)
+    eps = predict(session, session.network, points.x_t, points.timesteps, condition)
+    reference_error = squared_error(points.target, points.reference)
+    errors = as_pair_errors(squared_error(points.target, eps), reference_error)
+    drift = squared_error(points.reference, eps.detach()).mean()
+    return recipe.objective.loss(errors, recipe.beta, 1.0), errors, drift
+
+
+def measurements(output: LossOutput, errors: PairErrors, drift: Tensor, compared: bool) -> Row:
+    """What is always logged apart: winner and loser errors, accuracy, margin, drift."""
+    row = {"loss": output.loss, "winner_error": errors.winner, "loser_error": errors.loser}
+    if compared:
+        row |= {
+            "winner_error_ref": errors.winner_ref,
+            "loser_error_ref": errors.loser_ref,
+            "accuracy": implicit_accuracy(output.margin),
+            "margin": output.margin,
+            "drift": drift,
+        }
+    return {k: v.detach().float().mean().item() for k, v in row.items()}
+
+
+def mean_rows(rows: list[Row]) -> Row:
+    """Key-wise mean of measurements of equal-sized parts."""
+    return {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]}
+
+
+def train_step(session: Session, step: int) -> Row:
+    """One optimizer step on this process's share of the step's pairs."""
+    accelerator, recipe = session.accelerator, session.recipe
+    world, rank = accelerator.num_processes, accelerator.process_index
+    batch = pairs_of_step(session.train_pairs, recipe.batch_size * world, recipe.seed, step)
+    mine = batch[rank * recipe.batch_size : (rank + 1) * recipe.batch_size]
+    generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 4096 + rank)
+    size = recipe.batch_size // recipe.accumulation
+    rows = []
+    for part in range(recipe.accumulation):
+        last = part == recipe.accumulation - 1
+        with nullcontext() if last else accelerator.no_sync(session.network):
+            output, errors, drift = losses(
+                session, mine[part * size : (part + 1) * size], generator
+            )
+            accelerator.backward(output.loss.mean() / recipe.accumulation)
+        rows.append(measurements(output, errors, drift, recipe.objective.preference))
+    return mean_rows(rows)
+
+
+@torch.no_grad()
+def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
+    """Measurements on pairs never trained on, at the same states every time."""
+    pairs = session.heldout_pairs[:limit]
+    size, rows, weights = session.recipe.batch_size, [], []
+    for draw in range(draws):
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
+            generator = torch.Generator().manual_seed(7_000_003 + draw * 4096 + start)
+            row = measurements(*losses(session, part, generator), True)
+            rows.append(row)
+            weights.append(len(part))
+    total = sum(weights)
+    mean = {k: sum(w * r[k] for w, r in zip(weights, rows, strict=True)) / total for k in rows[0]}
+    return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Metrics rows of a run, a torn last line left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def resume(session: Session, folder: Path) -> Progress:
+    """Load the newest intact checkpoint, drop later metric rows; or start from zero."""
+    identity = session.cache.folder.name
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    progress = Progress(0, 0.0, identity)
+    if checkpoint is not None:
+        inner = getattr(session.optimizer, "optimizer", session.optimizer)
+        progress = load_checkpoint(checkpoint, session.policy.trainable(), inner, identity)
+    if session.accelerator.is_main_process:
+        rows = [r for r in read_rows(folder / "metrics.jsonl") if r["step"] < progress.step]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return progress
+
+
+def update(session: Session, step: int, learning_rate: float, warmup: int, clip: float) -> Row:
+    """Backward, clip, optimizer step; returns what was measured, averaged over processes."""
+    accelerator = session.accelerator
+    for group in session.optimizer.param_groups:
+        group["lr"] = learning_rate * min(1.0, (step + 1) / max(1, warmup))
+    session.optimizer.zero_grad()
+    row = train_step(session, step)
+    norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), clip)
+    row["grad_norm"] = float(norm)
+    if not math.isfinite(row["grad_norm"]):
+        raise StartupError(f"gradient is {row['grad_norm']} at step {step}: lower "
+                           "training.learning_rate or objective.beta, or use float32")  # fmt: skip
+    session.optimizer.step()
+    if accelerator.num_processes > 1:
+        keys = sorted(row)
+        values = torch.tensor([row[k] for k in keys], device=accelerator.device)
+        row = dict(zip(keys, accelerator.reduce(values, "mean").tolist(), strict=True))
+    return row
+
+
+def check_step(session: Session, step: int, row: Row, before: dict[str, Tensor] | None) -> None:
+    """The start-up checks that belong after this step, if any; ``before`` is the start."""
+    recipe, precision = session.recipe, session.accelerator.mixed_precision
+    if step == 0 and recipe.objective.preference:
+        exact = precision == "no" and session.model.pipeline.dtype == torch.float32
+        check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
+    if step == 0:
+        saddle = recipe.target == "reference" and recipe.objective.source == "trajectory"
+        check_gradient(row["grad_norm"], saddle)
+    if before is not None and step + 1 == CHECKED_STEPS:
+        check_all_moved(before, session.policy.trainable())
+
+
+def steps_with_bar(start: int, total: int, enabled: bool) -> Iterator[tuple[int, Any]]:
+    """Step numbers with a progress bar that shows the time left."""
+    bar = tqdm(range(start, total), initial=start, total=total, desc="train", unit="step",
+               disable=not enabled, mininterval=1.0)  # fmt: skip
+    for step in bar:
+        yield step, bar
+
+
+def train(config: Config, folder: Path, cache_root: Path | None = None) -> Session:
+    """Train to ``training.steps``, from the last checkpoint if there is one; save the policy.
+
+    Leaves ``folder/adapter`` (LoRA weights or a pipeline folder), ``metrics.jsonl`` and
+    ``checkpoints/``. Raises StartupError, DataError, ModelError, CacheError, CheckpointError.
+    """
+    t = config.training
+    folder.mkdir(parents=True, exist_ok=True)
+    session = set_up(config, cache_root or folder / "cache")
+    main, policy = session.accelerator.is_main_process, session.policy
+    progress = resume(session, folder)
+    before = trainable_copy(policy) if progress.step == 0 else None
+    start, seconds = time.time(), progress.seconds
+    with (folder / "metrics.jsonl").open("a") as log:
+        for step, bar in steps_with_bar(progress.step, t.steps, main):
+            measured = heldout(session) if step % t.eval_every == 0 else {}
+            row = update(session, step, t.learning_rate, t.warmup, t.max_grad_norm) | measured
+            check_step(session, step, row, before)
+            seconds = progress.seconds + time.time() - start
+            if main:
+                log.write(json.dumps({"step": step, **row, "seconds": round(seconds, 3)}) + "\n")
+                log.flush()
+                bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
+            if main and ((step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps):
+                done = Progress(step + 1, seconds, session.cache.folder.name)
+                save_session(session, folder, done, t.keep_checkpoints)
+    if main:
+        final = {"step": t.steps, **heldout(session), "seconds": round(seconds, 3)}
+        with (folder / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps(final) + "\n")
+        policy.save(folder / "adapter")
+    return session
+
+
+def save_session(session: Session, folder: Path, progress: Progress, keep: int) -> None:
+    """Checkpoint the policy and its optimizer."""
+    inner = getattr(session.optimizer, "optimizer", session.optimizer)
+    parameters = session.policy.trainable()
+    save_checkpoint(folder / "checkpoints", parameters, inner, progress, keep)

@@ -1,0 +1,106 @@
+"""Two threads, no network, no window: the same surroundings for every test."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import torch
+
+torch.set_num_threads(2)
+
+import io  # noqa: E402
+import itertools  # noqa: E402
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory):
+    """A StableDiffusionPipeline folder of the genuine classes with tiny random weights."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from inversion_dpo.scenes.pretrain import MAX_TOKENS, build_tokenizer, publish
+
+    root = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(root / "tokenizer")
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1, norm_num_groups=4, sample_size=64, mid_block_add_attention=False,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=2,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=8,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    publish(root / "pipeline", vae, unet, text, tokenizer)
+    return root / "pipeline"
+
+
+def encode_png(image):
+    """uint8 image -> PNG bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def pair_rows(count):
+    """Rows of a pair file: warm scenes preferred to cool ones."""
+    from dataclasses import replace
+
+    from inversion_dpo.scenes.prompts import scenes
+    from inversion_dpo.scenes.world import render
+
+    rows = []
+    for k, scene in enumerate(itertools.islice(scenes("train", 3), count)):
+        images = [encode_png(render(replace(scene, warmth=w))) for w in (0.9, 0.1)]
+        first = k % 2
+        rows.append({
+            "jpg_0": images[1 - first], "jpg_1": images[first], "label_0": float(first),
+            "caption": scene.graph.caption, "scene_graph": scene.graph.to_json(),
+        })  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="session")
+def pair_file(tmp_path_factory):
+    """Sixteen warm-against-cool pairs in Parquet."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(pair_rows(16)), path)
+    return path
+
+
+@pytest.fixture
+def tiny_config(tiny_pipeline, pair_file):
+    """Overrides that make a run of seconds; call with further ones."""
+    from inversion_dpo.config import load_config
+
+    def make(*overrides):
+        return load_config(None, [
+            f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
+            "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
+            "training.steps=8", "training.batch_size=4", "training.checkpoint_every=3",
+            "training.eval_every=4", "training.learning_rate=1e-3", "evaluation.sample_steps=3",
+            "evaluation.limit=4", "evaluation.prompts=" + str(pair_file.with_name("prompts.txt")),
+            *overrides,
+        ])  # fmt: skip
+
+    prompts = [r["caption"] for r in pair_rows(4)]
+    pair_file.with_name("prompts.txt").write_text("\n".join(prompts))
+    return make

@@ -1,0 +1,274 @@
+"""A whole training on a tiny random pipeline of the genuine diffusers classes."""
+
+import json
+import logging
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from inversion_dpo import training
+from inversion_dpo.cache import CacheError, TrajectoryCache
+from inversion_dpo.checkpoint import CheckpointError
+from inversion_dpo.inversion import ddim_step
+from inversion_dpo.schedule import Schedule
+from inversion_dpo.startup import StartupError
+from inversion_dpo.training import train
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def image_of(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    return pipe(
+        "a small red star", num_inference_steps=3, generator=generator, output_type="np"
+    ).images
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.target=x0"],
+        ["objective.target=transition", "objective.beta=20000"],
+        ["objective.name=diffusion_dpo"],
+        ["inversion.guidance_scale=2.0"],
+        ["inversion.fixed_point_iterations=2"],
+    ],
+)
+def test_starts_at_log_two_and_logs_everything_apart(tiny_config, tmp_path, overrides):
+    train(tiny_config(*overrides), tmp_path)
+    rows = rows_of(tmp_path)
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    wanted = {"winner_error", "loser_error", "accuracy", "margin", "grad_norm", "drift"}
+    assert wanted <= set(rows[1]) and rows[0]["grad_norm"] > 0
+    assert "heldout_accuracy" in rows[0] and "heldout_accuracy" in rows[-1]
+    assert rows[-1]["heldout_drift"] > 0
+
+
+def test_learns_the_training_pairs(tiny_config, tmp_path):
+    config = tiny_config(
+        "training.steps=40", "training.learning_rate=5e-3", "training.batch_size=8"
+    )
+    train(config, tmp_path)
+    rows = rows_of(tmp_path)
+    assert np.mean([r["accuracy"] for r in rows[25:40]]) > 0.8
+    assert np.mean([r["loss"] for r in rows[25:40]]) < 0.6
+
+
+def test_sft_lowers_the_winners_error(tiny_config, tmp_path):
+    train(
+        tiny_config("objective.name=sft", "training.steps=30", "training.learning_rate=3e-3"),
+        tmp_path,
+    )
+    rows = rows_of(tmp_path)
+    assert rows[-1]["heldout_winner_error"] < rows[0]["heldout_winner_error"]
+    assert "margin" not in rows[1]
+
+
+def test_adapter_loads_with_plain_diffusers_and_changes_the_image(
+    tiny_config, tiny_pipeline, tmp_path
+):
+    session = train(tiny_config("policy.alpha=8"), tmp_path)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    before = image_of(pipe)
+    pipe.load_lora_weights(tmp_path / "adapter")
+    after = image_of(pipe)
+    assert np.abs(after - before).max() > 1e-4
+    np.testing.assert_allclose(after, image_of(session.model.pipeline), atol=1e-5)
+
+
+def test_full_fine_tuning_saves_a_pipeline(tiny_config, tiny_pipeline, tmp_path):
+    train(tiny_config("policy.kind=full", "training.learning_rate=1e-4"), tmp_path)
+    assert rows_of(tmp_path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    tuned = DiffusionPipeline.from_pretrained(tmp_path / "adapter")
+    base = DiffusionPipeline.from_pretrained(tiny_pipeline)
+    assert np.abs(image_of(tuned) - image_of(base)).max() > 1e-4
+
+
+class Killed(Exception):
+    """Stands for a process that dies."""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["objective.name=diffusion_dpo"], ["policy.kind=full", "training.learning_rate=1e-4"]],
+)
+def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeypatch, overrides):
+    config = tiny_config(*overrides)
+    train(config, tmp_path / "whole")
+    real = training.train_step
+
+    def dies(session, step):
+        if step == 5:
+            raise Killed
+        return real(session, step)
+
+    monkeypatch.setattr(training, "train_step", dies)
+    with pytest.raises(Killed):
+        train(config, tmp_path / "parts")
+    monkeypatch.setattr(training, "train_step", real)
+    train(config, tmp_path / "parts")
+    for file in (tmp_path / "whole/checkpoints/step-000008").glob("*.safetensors"):
+        a, b = load_file(file), load_file(tmp_path / "parts/checkpoints/step-000008" / file.name)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    drop = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]  # noqa: E731
+    assert drop(rows_of(tmp_path / "whole")) == drop(rows_of(tmp_path / "parts"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny_config, tmp_path):
+    train(tiny_config(), tmp_path)
+    newest = tmp_path / "checkpoints/step-000008/policy.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    train(tiny_config(), tmp_path)
+    steps = [r["step"] for r in rows_of(tmp_path)]
+    assert steps == list(range(8)) + [8]
+
+
+def test_resume_against_another_reference_is_refused(tiny_config, tmp_path):
+    train(tiny_config(), tmp_path)
+    with pytest.raises(CheckpointError, match="another --output"):
+        train(tiny_config("inversion.steps=6"), tmp_path)
+
+
+def test_accumulation_equals_one_batch(tiny_config, tmp_path):
+    """1 x 4 and 2 x 2 see the same pairs; SFT-free check on the mean of per-pair gradients."""
+    for parts in (1, 2):
+        train(tiny_config(f"training.gradient_accumulation={parts}", "training.steps=1"),
+              tmp_path / str(parts))  # fmt: skip
+    first = [rows_of(tmp_path / str(p))[0] for p in (1, 2)]
+    # both draw their states from one generator in the same order
+    assert first[0]["winner_error"] == pytest.approx(first[1]["winner_error"], rel=1e-4)
+    assert first[0]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-3)
+
+
+def test_batch_order_covers_every_pair_once_an_epoch():
+    pairs = list(range(10, 20))
+    seen = [p for step in range(5) for p in training.pairs_of_step(pairs, 4, 0, step)]
+    assert sorted(seen[:10]) == pairs and sorted(seen[10:]) == pairs
+    assert seen[:10] != seen[10:]
+
+
+# ---- start-up checks
+
+
+def test_policy_that_is_not_the_reference_is_refused(tiny_config, tmp_path, monkeypatch):
+    real = training.make_policy
+
+    def spoiled(config, model):
+        policy = real(config, model)
+        for name, parameter in policy.trainable().items():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+        return policy
+
+    monkeypatch.setattr(training, "make_policy", spoiled)
+    with pytest.raises(StartupError, match="not the reference"):
+        train(tiny_config(), tmp_path)
+
+
+def test_zero_gradient_is_refused(tiny_config, tmp_path):
+    config = tiny_config("objective.beta=1e-30")
+    with pytest.raises(StartupError, match="gradient"):
+        train(config, tmp_path)
+
+
+def test_a_tensor_that_does_not_move_is_named(tiny_config, tmp_path):
+    with pytest.raises(StartupError, match="did not move.*lora_"):
+        train(tiny_config("training.learning_rate=1e-30"), tmp_path)
+
+
+def test_reference_target_warns_that_it_starts_on_a_saddle(tiny_config, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(tiny_config("objective.target=reference", "training.steps=1"), tmp_path)
+    assert "saddle" in caplog.text
+
+
+# ---- the cache
+
+
+def test_cached_equals_uncached_and_survives_interruption(tiny_config, tmp_path):
+    config = tiny_config()
+    session = training.set_up(config, tmp_path / "a")
+    folder = session.cache.folder
+    (folder / "manifest.json").unlink()
+    (folder / "shard-00001.safetensors").unlink()
+    again = training.set_up(config, tmp_path / "a").cache
+    fresh = training.set_up(config, tmp_path / "b").cache
+    for name in ("states", "reference"):
+        for pair in (0, 5, 15):
+            assert torch.equal(again.read(name, pair, 1, 3), fresh.read(name, pair, 1, 3))
+
+
+def test_a_flipped_bit_in_a_shard_is_detected(tiny_config, tmp_path):
+    cache = training.set_up(tiny_config(), tmp_path).cache
+    shard = cache.folder / "shard-00002.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-7] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(CacheError, match="shard-00002.*run again"):
+        TrajectoryCache(cache.folder, cache.grid)
+
+
+def test_points_hold_the_three_targets(tiny_config, tmp_path):
+    cache = training.set_up(tiny_config(), tmp_path).cache
+    pairs, steps = [2, 7], [3, 5]
+    for side in (0, 1):
+        for j, (p, k) in enumerate(zip(pairs, steps, strict=True)):
+            row = side * 2 + j
+            x, ab = cache.read("states", p, side, k), cache.grid.alpha_bar[k]
+            x0 = cache.points(pairs, steps, "x0")
+            assert torch.equal(x0.x_t[row], x) and x0.timesteps[row] == cache.grid.timesteps[k]
+            clean = (x - (1 - ab).sqrt().float() * x0.target[row]) / ab.sqrt().float()
+            torch.testing.assert_close(
+                clean, cache.read("states", p, side, 0), rtol=1e-3, atol=1e-4
+            )
+            transition = cache.points(pairs, steps, "transition").target[row]
+            previous = cache.read("states", p, side, k - 1)
+            step = ddim_step(previous[None], cache.grid.alpha_bar[k - 1], ab, transition[None])
+            torch.testing.assert_close(step[0], x)
+            reference = cache.points(pairs, steps, "reference")
+            assert torch.equal(reference.target, reference.reference)
+
+
+# ---- against diffusers
+
+
+def test_reconstruction_equals_the_pipeline(tiny_config, tiny_pipeline, tmp_path):
+    """Our descent of a grid equals diffusers' own sampling loop with the same timesteps."""
+    session = training.set_up(tiny_config(), tmp_path)
+    model = session.model
+    scheduler = DDIMScheduler.from_config(
+        model.pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipe.scheduler = scheduler
+    pipe.set_progress_bar_config(disable=True)
+    x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = ["a small red star", "a large blue cross"]
+    theirs = pipe(prompts, latents=x_T, num_inference_steps=10, guidance_scale=1.0,
+                  output_type="latent").images  # fmt: skip
+    condition = model.condition(prompts)
+    levels = [*scheduler.timesteps.tolist(), -1]
+    schedule: Schedule = model.schedule
+    x = x_T
+    with torch.no_grad(), session.policy.reference(session.network) as network:
+        for t, s in zip(levels, levels[1:], strict=False):
+            eps = model.predict(network, x, torch.full((2,), t), condition)
+            to = torch.tensor(1.0) if s < 0 else schedule.alphas_cumprod[s]
+            x = ddim_step(x, schedule.alphas_cumprod[t], to.double(), eps)
+    torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_full_disk_space_is_not_needed_twice(tiny_config, tmp_path):
+    """Old checkpoints go: no more than keep_checkpoints remain."""
+    train(tiny_config("training.checkpoint_every=1", "training.keep_checkpoints=2"), tmp_path)
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-000007", "step-000008"]
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,277 @@
+"""The rules of the house, read off the source tree.
+
+Each rule is a pure function from source text to complaints; the tests apply it to every file, and
+once to a small offender, so that a rule that has stopped biting is noticed.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "inversion_dpo"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 400
+PURE = ("schedule.py", "inversion.py", "objectives.py")
+LEAVES = ("evaluation", "web")
+MAY_IMPORT_LEAVES = ("cli", "demo", "compare")
+
+PICKLING_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
+FORBIDDEN_CALLS = {"torch.load", "torch.save", "eval", "exec"}
+FORBIDDEN_SWITCHES = {"trust_remote_code", "allow_pickle"}
+
+# Written with its parts apart, so that this file does not match itself.
+MACHINE_PATH = re.compile(
+    "|".join([r"(?<![\w.~-])/" + r"work/\w", "/" + "farm/", r"\.\./" + r"(?:shared|\.library)\b"])
+)
+
+each_source = pytest.mark.parametrize(
+    "path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix()
+)
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST, module: str, is_package: bool = False) -> set[str]:
+    """Absolute dotted names that a module imports; `from a import b` counts as `a.b`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                above = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*above, *filter(None, [node.module])])
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def within(name: str, package: str) -> bool:
+    """Whether a dotted name is the package or lies in it."""
+    return name == package or name.startswith(package + ".")
+
+
+def impurities(tree: ast.AST, module: str) -> list[str]:
+    """Imports other than torch, the standard library, inversion_dpo.types and .schedule."""
+    return [
+        name
+        for name in sorted(imports(tree, module))
+        if name.split(".")[0] not in {"torch", *sys.stdlib_module_names}
+        and not any(within(name, f"inversion_dpo.{m}") for m in ("types", "schedule"))
+    ]
+
+
+def leaf_imports(tree: ast.AST, module: str, is_package: bool = False) -> list[str]:
+    """Imports of a leaf package by a module that is neither in it nor an entry point."""
+    room = [*module.split("."), ""][1]
+    if room in MAY_IMPORT_LEAVES:
+        return []
+    return [
+        name
+        for name in sorted(imports(tree, module, is_package))
+        for leaf in LEAVES
+        if within(name, f"inversion_dpo.{leaf}") and room != leaf
+    ]
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """Pickles, code from strings, code from a model repository."""
+    found = [
+        name
+        for name in sorted(imports(tree, "inversion_dpo"))
+        if name.split(".")[0] in PICKLING_MODULES or name in FORBIDDEN_CALLS
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute)) and ast.unparse(node) in FORBIDDEN_CALLS:
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        if isinstance(node, ast.keyword) and node.arg in FORBIDDEN_SWITCHES:
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                found.append(f"line {node.value.lineno}: {node.arg}")
+    return found
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function, methods and nested ones included."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def overlong(tree: ast.AST) -> list[str]:
+    """Functions of more lines than the house allows, from `def` to the last line."""
+    lengths = {
+        f"line {node.lineno}: {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for node in functions(tree)
+    }
+    return [f"{name}, {n} lines" for name, n in lengths.items() if n > MAX_FUNCTION_LINES]
+
+
+def undocumented(tree: ast.Module | ast.ClassDef) -> list[str]:
+    """Public functions, classes and methods without a docstring."""
+    found = []
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        if node.name.startswith("_"):
+            continue
+        if ast.get_docstring(node) is None:
+            found.append(f"line {node.lineno}: {node.name}")
+        if isinstance(node, ast.ClassDef):
+            found += undocumented(node)
+    return found
+
+
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a source file."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def text_files() -> list[Path]:
+    """Files that git tracks or would add, those that are text."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listing.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:8192]]
+
+
+def test_the_package_is_found() -> None:
+    assert SOURCES
+
+
+@each_source
+def test_nothing_unpickles_or_runs_strings(path: Path) -> None:
+    assert unsafe(parsed(path)) == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_mathematics_imports_torch_and_types_only(name: str) -> None:
+    path = PACKAGE / name
+    if not path.exists():
+        pytest.skip(f"{name} is not written yet")
+    assert impurities(parsed(path), module_of(path)) == []
+
+
+@each_source
+def test_leaves_are_imported_by_entry_points_only(path: Path) -> None:
+    assert leaf_imports(parsed(path), module_of(path), path.name == "__init__.py") == []
+
+
+@each_source
+def test_functions_and_files_are_short(path: Path) -> None:
+    assert overlong(parsed(path)) == []
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@each_source
+def test_what_is_public_has_a_docstring(path: Path) -> None:
+    assert undocumented(parsed(path)) == []
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    hits = []
+    for path in text_files():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if MACHINE_PATH.search(line):
+                hits.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert hits == []
+
+
+@pytest.mark.parametrize(
+    "offender",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\nstate = torch.load('x.pt')",
+        "from torch import load",
+        "load(name, trust_remote_code=True)",
+        "load(name, trust_remote_code=flag)",
+        "value = eval('1 + 1')",
+        "exec('x = 1')",
+    ],
+)
+def test_unsafe_bites(offender: str) -> None:
+    assert unsafe(ast.parse(offender))
+
+
+@pytest.mark.parametrize(
+    "innocent", ["model.eval()", "load(name, trust_remote_code=False)", "'no pickle, no eval( )'"]
+)
+def test_unsafe_spares(innocent: str) -> None:
+    assert unsafe(ast.parse(innocent)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import numpy as np", ["numpy"]),
+        ("from .training import run", ["inversion_dpo.training.run"]),
+        ("from . import training", ["inversion_dpo.training"]),
+        ("import math\nimport torch.nn.functional as F\nfrom torch import Tensor", []),
+        ("from inversion_dpo.types import Pair\nfrom .types import Pair", []),
+        ("from inversion_dpo import types", []),
+    ],
+)
+def test_impurities_bites(line: str, expected: list[str]) -> None:
+    assert impurities(ast.parse(line), "inversion_dpo.schedule") == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "is_package", "allowed"),
+    [
+        ("from inversion_dpo.evaluation import report", "inversion_dpo.training", False, False),
+        ("from .evaluation.metrics import wilson", "inversion_dpo.sampling", False, False),
+        ("from ..web import page", "inversion_dpo.data.folder", False, False),
+        ("from ..web import page", "inversion_dpo.evaluation", True, False),
+        ("from .evaluation import report", "inversion_dpo", True, False),
+        ("import inversion_dpo.web.page", "inversion_dpo.evaluation.report", False, False),
+        ("from inversion_dpo.evaluation import report", "inversion_dpo.cli", False, True),
+        ("from . import metrics", "inversion_dpo.evaluation", True, True),
+        ("from .metrics import wilson", "inversion_dpo.evaluation.report", False, True),
+    ],
+)
+def test_leaf_imports_bites(line: str, module: str, is_package: bool, allowed: bool) -> None:
+    assert (leaf_imports(ast.parse(line), module, is_package) == []) is allowed
+
+
+def test_overlong_bites_at_the_limit() -> None:
+    def of_length(lines: int) -> ast.Module:
+        return ast.parse("def f():\n" + "    x = 1\n" * (lines - 1))
+
+    assert overlong(of_length(MAX_FUNCTION_LINES)) == []
+    assert overlong(of_length(MAX_FUNCTION_LINES + 1)) == ["line 1: f, 61 lines"]
+
+
+def test_undocumented_bites() -> None:
+    source = "def f(): ...\ndef _g(): ...\nclass C:\n    'About C.'\n    def m(self): ...\n"
+    assert undocumented(ast.parse(source)) == ["line 1: f", "line 5: m"]
+
+
+@pytest.mark.parametrize(
+    ("root", "rest"), [("/work", "/main"), ("/farm", "/x"), ("..", "/shared"), ("..", "/.library")]
+)
+def test_machine_path_bites(root: str, rest: str) -> None:
+    assert MACHINE_PATH.search(f'path = "{root}{rest}"')
+    assert not MACHINE_PATH.search(f"https://example.org{root}-{rest}")
+
+
+def test_machine_path_spares_addresses() -> None:
+    assert not MACHINE_PATH.search("https://example.org" + "/work" + "/main")

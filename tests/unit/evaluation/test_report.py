@@ -1,0 +1,246 @@
+"""The report page and its figures: whole, escaped, self-contained and honest in its words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inversion_dpo.evaluation import figures
+from inversion_dpo.evaluation.metrics import compare
+from inversion_dpo.evaluation.report import (
+    ReportData,
+    duration,
+    headline,
+    inline_text,
+    statements,
+    write_report,
+)
+
+CAPTIONS = ["<script>alert('x')</script> & \"cross\"", "costs $5 or $6", "a star " * 60, "ö 猫"]
+
+
+def picture(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def scores(shift: float, n: int = 100) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    base, noise = rng.normal(0.5, 0.2, n), rng.normal(0, 0.05, (2, n))
+    same = rng.normal(0.5, 0.2, n)
+    return compare(
+        {"warmth": base, "sg_iou": same},
+        {"warmth": base + shift + noise[0], "sg_iou": same + noise[1] - noise[1].mean()},
+        "warmth",
+    )
+
+
+def history(steps: int = 60) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for step in range(steps):
+        row = {"step": step, "loss": 0.7 - step / 200, "accuracy": 0.5, "margin": step / 60}
+        row |= {"winner_error": 0.30, "winner_error_ref": 0.31, "drift": 0.0, "grad_norm": 1.0}
+        row |= {"loser_error": 0.33, "loser_error_ref": 0.31}
+        if step % 20 == 0:
+            row |= {"heldout_accuracy": 0.6, "heldout_winner_error": 0.3 - step / 1e3}
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return ReportData(
+        title="A run & its result",
+        metrics=scores(0.3) | {"seconds": {"training": 83.0}, "steps": 60},
+        preference="warmth",
+        captions=CAPTIONS,
+        reference_images=[picture(k) for k in range(4)],
+        policy_images=[picture(9 + k) for k in range(4)],
+        scores=[{"reference": 0.25, "policy": -0.5 + 0.5 * k} for k in range(4)],
+        pairs=[("a <b>bold</b> star", picture(20), picture(21))],
+        history=history(),
+        config="training:\n  steps: 60  # <i>\n",
+        versions={"torch": "2.9.1"},
+        seconds={"pairs": 12.0, "training": 83.0},
+        seeds={"training": 7},
+        preference_note="The image on the warmer ground wins.",
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tmp_path_factory.mktemp("run") / "new", data).parent
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    """Collects tags and their attributes, and that every tag that opens also closes."""
+
+    void = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self.open += [] if tag in self.void else [tag]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_every_data_text_is_escaped(page: str) -> None:
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;cross&#34;" in page
+    assert "<script" not in page and "<b>bold" not in page and "<i>" not in page
+    assert "A run &amp; its result" in page
+
+
+def test_page_is_well_formed_and_needs_no_other_file(page: str) -> None:
+    tags = Tags(page)
+    assert not tags.open
+    addresses = [a[k] or "" for _, a in tags.found for k in ("src", "href", "srcset") if k in a]
+    assert len(addresses) >= 8 + 2 + 1 + 6
+    assert all(a.startswith("data:image/png;base64,") for a in addresses)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in tags.found}
+    assert "url(" not in page and "@import" not in page
+    assert all(a["alt"] for tag, a in tags.found if tag == "img")
+
+
+def test_page_holds_every_section(page: str) -> None:
+    words = re.sub(r"<[^>]+>", " ", page)
+    for part in ("Samples", "Metrics", "Training", "What the pairs prefer", "How to repeat"):
+        assert part in words
+    for part in ("steps: 60", "2.9.1", "1 min 23 s", "1 min 35 s", "warmer ground wins"):
+        assert part in words
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+
+
+@pytest.mark.parametrize("name", ["grid", "curves", "gains"])
+def test_figures_lie_beside_the_page(folder: Path, name: str) -> None:
+    with Image.open(folder / f"{name}.png") as image:
+        assert min(image.size) > 150
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
+    assert not list(folder.glob("*.partial"))
+
+
+def test_a_win_is_called_one() -> None:
+    text = headline(scores(0.3), "warmth", "held-out prompts, with the same noise")
+    assert text.startswith("On 100 held-out prompts, with the same noise, the policy wins 100.0% [")
+    assert "against the reference by `warmth`" in text and text.endswith("a gain.")
+
+
+def test_a_loss_is_called_one() -> None:
+    text = headline(scores(-0.3), "warmth", "prompts")
+    assert "loses to the reference by `warmth`: it wins only 0.0% [" in text
+    assert text.endswith(": a loss.") and "gain" not in text
+
+
+def test_no_change_is_called_so() -> None:
+    same = {"warmth": np.arange(100.0)}
+    text = headline(compare(same, same, "warmth"), "warmth", "prompts")
+    assert "cannot be told apart from the reference by `warmth`: it wins 50.0% [" in text
+    assert text.endswith("+0.000 [+0.000, +0.000]: no measurable change.")
+
+
+def test_other_metrics_are_stated_with_their_verdict() -> None:
+    [(kind, text)] = statements(scores(0.3), "warmth")
+    assert kind == "none" and text.startswith("Mean `sg_iou` changes by ")
+    assert text.endswith("no measurable change.")
+
+
+def test_few_prompts_carry_a_warning() -> None:
+    assert "read this as a trial" in headline(scores(0.3, n=5), "warmth", "prompts")
+    assert "read this as a trial" not in headline(scores(0.3), "warmth", "prompts")
+
+
+def test_report_without_scores_claims_nothing(data: ReportData, tmp_path: Path) -> None:
+    bare = replace(data, metrics={"n_prompts": 4}, scores=(), history=(), pairs=())
+    text = write_report(tmp_path, bare).read_text(encoding="utf-8")
+    assert "sampled but not scored: no claim is made." in text
+    assert "<h2>Metrics" not in text and "<h2>Training" not in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "report.html"]
+
+
+def test_report_without_images_has_no_grid(data: ReportData, tmp_path: Path) -> None:
+    bare = replace(data, captions=(), reference_images=(), policy_images=(), scores=())
+    assert "<h2>Samples" not in write_report(tmp_path, bare).read_text(encoding="utf-8")
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_unequal_lists_are_refused(data: ReportData, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="4 captions need as many images, got 4 .* 3 of the"):
+        write_report(tmp_path, replace(data, policy_images=data.policy_images[:3]))
+    with pytest.raises(ValueError, match="as many scores, got 1"):
+        write_report(tmp_path, replace(data, scores=data.scores[:1]))
+
+
+def test_inline_text_escapes_before_it_marks_up() -> None:
+    assert inline_text("`<b>` by -0.1 of held-out") == (
+        "<code>&lt;b&gt;</code> by \N{MINUS SIGN}0.1 of held-out"
+    )
+
+
+def test_duration() -> None:
+    expected = ["0.4 s", "59.9 s", "1 min 0 s", "1 min 23 s", "1 h 7 min"]
+    assert [duration(s) for s in (0.42, 59.94, 59.96, 83, 4000)] == expected
+
+
+def test_thumbnail_keeps_small_pixels_whole_and_shrinks_large_images() -> None:
+    small = picture(0)
+    large = figures.thumbnail(picture(1, 600, 300), 128)
+    assert np.array_equal(figures.thumbnail(small, 128)[::2, 1::2], small)
+    assert large.shape == (128, 64, 3) and large.dtype == np.uint8
+    with pytest.raises(ValueError, match=r"need uint8 \[H, W, 3\], got float64"):
+        figures.thumbnail(np.zeros((4, 4, 3)), 128)  # type: ignore[arg-type]
+
+
+def test_grid_shows_every_pixel_of_reference_left_and_policy_right(tmp_path: Path) -> None:
+    flat = [np.full((64, 64, 3), c, np.uint8) for c in ((200, 30, 30), (30, 30, 200))]
+    figures.image_grid(["a"] * 3, [flat[0]] * 3, [flat[1]] * 3, tmp_path / "g.png", columns=2)
+    with Image.open(tmp_path / "g.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    columns = [np.nonzero((pixels == f[0, 0]).all(-1)) for f in flat]
+    assert [len(c[0]) for c in columns] == [3 * 128 * 128] * 2
+    assert columns[0][1].min() < columns[1][1].min()
+
+
+def test_curves_skip_rows_without_a_key_and_subtract_the_reference() -> None:
+    panel = next(p for p in figures.PANELS if p.title.startswith("error"))
+    winner, _, held_out, _ = (figures.points(history(), s) for s in panel.series)
+    assert winner[1] == pytest.approx(np.full(60, -0.01))
+    assert held_out[0].tolist() == [0, 20, 40]
+    assert held_out[1] == pytest.approx([0, -0.02, -0.04])  # no reference: since the first
+
+
+def test_curves_ignore_values_that_are_no_numbers() -> None:
+    rows = [{"step": 0, "loss": float("nan")}, {"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+    steps, values = figures.points(rows, figures.PANELS[0].series[0])
+    assert (steps.tolist(), values.tolist()) == ([2], [0.5])
+
+
+def test_empty_figures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.training_curves([{"step": 0}], tmp_path / "c.png")
+    with pytest.raises(ValueError, match="no metric"):
+        figures.gains({"n_prompts": 3}, tmp_path / "g.png")
+    with pytest.raises(ValueError, match="one caption per image pair"):
+        figures.image_grid([], [], [], tmp_path / "i.png")
+
+
+def test_running_mean_by_hand() -> None:
+    values = np.array([0.0, 3.0, 6.0, 0.0])
+    assert figures.running_mean(values, 3) == pytest.approx([1.5, 3.0, 3.0, 3.0])
+    assert figures.running_mean(values, 1) == pytest.approx(values)

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from inversion_dpo.scenes.graph import (
+    INVERSE,
+    RELATIONS,
+    Item,
+    Relation,
+    SceneGraph,
+    caption_of,
+    parse_caption,
+)
+from inversion_dpo.scenes.world import sample_scene
+
+STAR, CROSS = Item(0, "star", ("small", "red")), Item(1, "cross", ("large", "blue"))
+GRAPH = SceneGraph((STAR, CROSS), (Relation(0, "above", 1),), "what was asked: “a star”")
+
+
+def sampled(count: int) -> list[SceneGraph]:
+    rng = np.random.default_rng(0)
+    return [sample_scene(rng).graph for _ in range(count)]
+
+
+def test_json_has_the_fields_of_laion_sg() -> None:
+    assert json.loads(GRAPH.to_json()) == {
+        "caption_ori": "what was asked: “a star”",
+        "items": [
+            {"item_id": 0, "label": "star", "attributes": ["small", "red"]},
+            {"item_id": 1, "label": "cross", "attributes": ["large", "blue"]},
+        ],
+        "relations": [{"triple_id": 0, "item1": 0, "relation": "above", "item2": 1}],
+    }
+
+
+def test_json_round_trip() -> None:
+    for graph in [GRAPH, SceneGraph(()), *sampled(100)]:
+        assert SceneGraph.from_json(graph.to_json()) == graph
+        assert "\n" not in graph.to_json()
+
+
+def test_fields_that_may_be_missing() -> None:
+    graph = SceneGraph.from_dict({"items": [{"item_id": "7", "label": "cat"}]})
+    assert graph == SceneGraph((Item(7, "cat"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "LAION-SG"),
+        ("{}", "KeyError\\('items'\\)"),
+        ('{"items": null}', "LAION-SG"),
+        ('{"items": ["cat"]}', "LAION-SG"),
+        ('{"items": [{"item_id": 0}]}', "KeyError\\('label'\\)"),
+        ('{"items": [{"item_id": "x", "label": "cat"}]}', "invalid literal"),
+        ('{"items": [{"item_id": 0, "label": "cat", "attributes": null}]}', "LAION-SG"),
+        (
+            '{"items": [{"item_id": 3, "label": "a"}, {"item_id": 3, "label": "b"}]}',
+            "item_ids are not unique: \\[3, 3\\]",
+        ),
+        (
+            '{"items": [{"item_id": 0, "label": "cat"}],'
+            ' "relations": [{"item1": 0, "relation": "above", "item2": 1}]}',
+            "item_id that is not among \\[0\\]",
+        ),
+    ],
+)
+def test_malformed_json_is_a_value_error(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        SceneGraph.from_json(text)
+
+
+def test_items_are_found_by_id() -> None:
+    assert GRAPH.item(1) is CROSS
+    with pytest.raises(KeyError, match="no item 2"):
+        GRAPH.item(2)
+
+
+def test_caption_of_a_chain() -> None:
+    circle = Item(2, "circle", ("small", "black"))
+    relations = (Relation(0, "above", 1), Relation(1, "left of", 2))
+    expected = "a small red star above a large blue cross which is left of a small black circle"
+    assert caption_of((STAR, CROSS, circle), relations) == expected
+    assert caption_of((STAR,), ()) == "a small red star"
+
+
+def test_parsing_inverts_captions() -> None:
+    graphs = sampled(300)
+    assert {len(g.items) for g in graphs} == {1, 2, 3, 4}
+    for graph in graphs:
+        assert parse_caption(graph.caption) == graph
+
+
+def test_parsing_overlooks_case_and_spaces() -> None:
+    parsed = parse_caption("  A small RED star   above a large blue cross\n")
+    assert parsed.items == (STAR, CROSS)
+    assert parsed.relations == (Relation(0, "above", 1),)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "small red star",
+        "a photo of a cat",
+        "a red small star",
+        "a small red star and a large blue cross",
+        "a small red star near a large blue cross",
+        "a small red star above",
+        "a small red star above a cross",
+    ],
+)
+def test_captions_outside_the_grammar_are_value_errors(caption: str) -> None:
+    with pytest.raises(ValueError, match="caption"):
+        parse_caption(caption)
+
+
+def test_every_relation_has_its_inverse() -> None:
+    assert set(INVERSE) == set(RELATIONS)
+    assert all(INVERSE[INVERSE[r]] == r != INVERSE[r] for r in RELATIONS)

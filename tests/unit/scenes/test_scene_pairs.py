@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo.data.pairs import check_pairs, decode_image, read_pairs
+from inversion_dpo.scenes import pairs as scene_pairs
+from inversion_dpo.scenes.graph import SceneGraph
+from inversion_dpo.scenes.pairs import (
+    LABELLINGS,
+    Candidate,
+    best_against_worst,
+    encode_image,
+    score_image,
+    write_pairs,
+)
+from inversion_dpo.scenes.world import Scene, render, sample_scene
+
+VERDICT = ("entity_iou", "relation_iou", "sg_iou", "exact", "composition")
+
+
+def candidate(seed: int, scores: dict[str, float] | None = None, caption: str = "a") -> Candidate:
+    image = np.full((64, 64, 3), 10 * seed, np.uint8)
+    return Candidate(caption, "{}", seed, image, scores or {"warmth": 0.0, "composition": 0.0})
+
+
+def candidates(key: str, *values: float) -> list[Candidate]:
+    return [candidate(seed, {key: value}) for seed, value in enumerate(values)]
+
+
+def seeds(pair: tuple[Candidate, Candidate] | None) -> tuple[int, int] | None:
+    return pair and (pair[0].seed, pair[1].seed)
+
+
+def warm_and_cool(count: int) -> list[tuple[Candidate, Candidate]]:
+    """Pairs of renders of one graph, the winner warmer by 0.6."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for k in range(count):
+        scene = sample_scene(rng)
+        graph, both = scene.graph, []
+        for warmth in (0.8, 0.2):
+            image = render(Scene(graph, scene.positions, warmth))
+            scores = score_image(graph, image)
+            seed = 10 * k + round(10 * warmth)
+            both.append(Candidate(graph.caption, graph.to_json(), seed, image, scores))
+        pairs.append((both[0], both[1]))
+    return pairs
+
+
+def table(path: Path) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
+
+
+def test_scores_of_an_image() -> None:
+    scene = sample_scene(np.random.default_rng(1))
+    scores = score_image(scene.graph, render(scene))
+    names = "entity_iou relation_iou sg_iou exact shape_quality warmth composition"
+    assert set(scores) == set(names.split())
+    assert scores["composition"] == scores["exact"] == 1.0
+    assert scores["warmth"] == pytest.approx(scene.warmth, abs=0.02)
+    nothing = score_image(scene.graph, np.full((64, 64, 3), 220, np.uint8))
+    assert nothing["composition"] == nothing["exact"] == 0.0
+
+
+@pytest.mark.parametrize(("key", "score"), [("taste", "warmth"), ("composition", "composition")])
+def test_the_best_meets_the_worst(key: str, score: str) -> None:
+    assert set(LABELLINGS) == {"taste", "composition"}
+    both = [
+        Candidate("a", "{}", seed, np.zeros((64, 64, 3), np.uint8), {"warmth": w, "composition": c})
+        for seed, w, c in ((0, 0.5, 0.2), (1, 0.9, 0.5), (2, 0.1, 0.9))
+    ]
+    values = [c.scores[score] for c in both]
+    pair = best_against_worst(both, key, 0.1)
+    assert seeds(pair) == (int(np.argmax(values)), int(np.argmin(values)))
+
+
+@pytest.mark.parametrize(
+    ("values", "margin", "expected"),
+    [
+        ((0.0, 0.5), 0.5, (1, 0)),
+        ((0.0, 0.5), 0.51, None),
+        ((0.5, 0.5), 0.0, None),
+        ((0.25, 0.5), 0.0, (1, 0)),
+        ((0.5,), 0.0, None),
+        ((), 0.0, None),
+    ],
+)
+def test_the_margin_must_be_reached(
+    values: tuple[float, ...], margin: float, expected: tuple[int, int] | None
+) -> None:
+    assert seeds(best_against_worst(candidates("warmth", *values), "taste", margin)) == expected
+
+
+def test_equal_scores_are_decided_by_the_lowest_seed() -> None:
+    tied = candidates("composition", 0.0, 1.0, 0.5, 1.0, 0.0)
+    for order in (tied, tied[::-1], [tied[k] for k in (2, 4, 3, 0, 1)]):
+        assert seeds(best_against_worst(order, "composition", 0.1)) == (1, 0)
+
+
+def test_pairs_across_prompts_or_by_unknown_names_are_refused() -> None:
+    mixed = [candidate(0, caption="a"), candidate(1, caption="b")]
+    with pytest.raises(ValueError, match="share their caption"):
+        best_against_worst(mixed, "taste", 0.0)
+    with pytest.raises(ValueError, match="unknown labelling 'beauty'; one of taste, composition"):
+        best_against_worst([], "beauty", 0.0)
+
+
+def test_what_is_written_is_read_with_winners_and_losers_right(tmp_path: Path) -> None:
+    pairs = warm_and_cool(20)
+    write_pairs(tmp_path / "new" / "pairs.parquet", pairs, seed=0)
+    read = read_pairs(tmp_path / "new" / "pairs.parquet").pairs
+    assert [p.caption for p in read] == [winner.caption for winner, _ in pairs]
+    for pair, (winner, _) in zip(read, pairs, strict=True):
+        assert pair.scene_graph is not None
+        graph = SceneGraph.from_json(pair.scene_graph)
+        assert graph.caption == winner.caption
+        for data, warmth in ((pair.winner, 0.8), (pair.loser, 0.2)):
+            image = np.asarray(decode_image(data, "here"))
+            assert score_image(graph, image)["warmth"] == pytest.approx(warmth, abs=0.05)
+
+
+def test_the_columns_of_either_image_stay_together(tmp_path: Path) -> None:
+    pairs = warm_and_cool(10)
+    write_pairs(tmp_path / "pairs.parquet", pairs, seed=0)
+    rows = table(tmp_path / "pairs.parquet")
+    for k, (winner, loser) in enumerate(pairs):
+        shown = (winner, loser) if rows["label_0"][k] == 1.0 else (loser, winner)
+        for n, expected in enumerate(shown):
+            assert rows[f"seed_{n}"][k] == expected.seed
+            assert json.loads(rows[f"scores_{n}"][k]) == expected.scores
+            assert rows[f"jpg_{n}"][k] == encode_image(expected.image, 90)
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 100])
+def test_winners_come_first_in_half_of_the_rows(tmp_path: Path, count: int) -> None:
+    pairs = [(candidate(0), candidate(1))] * count
+    labels = []
+    for seed in (0, 1):
+        write_pairs(tmp_path / "pairs.parquet", pairs, seed)
+        labels.append(table(tmp_path / "pairs.parquet")["label_0"])
+        assert labels[-1].count(1.0) + labels[-1].count(0.0) == count
+        assert abs(labels[-1].count(1.0) - labels[-1].count(0.0)) <= 1
+    if count >= 31:
+        assert labels[0] != labels[1]
+        assert labels[0] != sorted(labels[0]) and labels[0] != sorted(labels[0], reverse=True)
+
+
+def test_the_same_pairs_and_seed_give_the_same_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_pairs(tmp_path / f"{name}.parquet", warm_and_cool(5), seed=3)
+    first, second = read_pairs(tmp_path / "a.parquet"), read_pairs(tmp_path / "b.parquet")
+    assert first.fingerprint == second.fingerprint
+    write_pairs(tmp_path / "b.parquet", warm_and_cool(6), seed=3)
+    assert read_pairs(tmp_path / "b.parquet").fingerprint != first.fingerprint
+
+
+def test_a_written_file_is_sound_and_small(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.parquet", warm_and_cool(60), seed=0)
+    report = check_pairs(tmp_path / "pairs.parquet")
+    assert report.ok
+    assert (report.pairs, report.duplicates, report.first_preferred) == (60, 0, 0.5)
+    assert report.image_sizes == {(64, 64): 120}
+    assert (tmp_path / "pairs.parquet").stat().st_size < 60 * 3000
+
+
+def test_encoding_keeps_the_verdict_of_the_checker() -> None:
+    rng = np.random.default_rng(5)
+    for scene in [sample_scene(rng) for _ in range(60)]:
+        image = render(scene)
+        decoded = np.asarray(decode_image(encode_image(image, 90), "here"))
+        before, after = score_image(scene.graph, image), score_image(scene.graph, decoded)
+        assert [after[name] for name in VERDICT] == [before[name] for name in VERDICT]
+        assert after["warmth"] == pytest.approx(before["warmth"], abs=0.05)
+
+
+def test_colour_is_kept_at_full_resolution() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, 0::2], image[:, 1::2] = (214, 39, 40), (35, 80, 215)  # columns, red and blue
+    decoded = np.asarray(decode_image(encode_image(image, 90), "here")).astype(int)
+    assert np.abs(decoded - image).mean() < 5
+
+
+def test_quality_trades_bytes_for_fidelity() -> None:
+    image = render(sample_scene(np.random.default_rng(0), 4))
+    sizes, errors = [], []
+    for quality in (50, 90):
+        data = encode_image(image, quality)
+        sizes.append(len(data))
+        errors.append(np.abs(np.asarray(decode_image(data, "here")).astype(int) - image).mean())
+    assert sizes[0] < sizes[1]
+    assert errors[0] > errors[1]
+
+
+def test_pairs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    with pytest.raises(ValueError, match="no pairs to write"):
+        write_pairs(file, [], seed=0)
+    with pytest.raises(ValueError, match="pair of two prompts: 'a' and 'b'"):
+        write_pairs(file, [(candidate(0), candidate(1, caption="b"))], seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_halfway(table: Any, where: Path, **options: Any) -> None:
+        Path(where).write_bytes(b"PAR1 and no more")
+        raise OSError("disk full")
+
+    file = tmp_path / "pairs.parquet"
+    write_pairs(file, [(candidate(0), candidate(1))], seed=0)
+    before = file.read_bytes()
+    monkeypatch.setattr(scene_pairs.pq, "write_table", fail_halfway)
+    with pytest.raises(OSError, match="disk full"):
+        write_pairs(file, [(candidate(1), candidate(0))], seed=0)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
