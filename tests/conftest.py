@@ -1,4 +1,4 @@
-"""Two threads, no network, no window: the same surroundings for every test."""
+"""The same surroundings for every test: two threads (or OMP_NUM_THREADS), no network."""
 
 import os
 
@@ -8,7 +8,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 import io  # noqa: E402
 import itertools  # noqa: E402

@@ -238,11 +238,21 @@ def pairs_build(
         typer.echo(f"{count} pairs in {output / name}.parquet")
 
 
+def quieten() -> None:
+    """Our own messages at INFO; of the libraries below only errors, and no loading bars."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("inversion_dpo").setLevel(logging.INFO)
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; user errors become one line on standard error and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    for noisy in ("httpx", "diffusers", "transformers", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    quieten()
     try:
         app(list(arguments) if arguments is not None else None)
     except (ValueError, RuntimeError, OSError) as error:

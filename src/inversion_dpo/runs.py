@@ -26,7 +26,10 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def claim(folder: Path, config: Config) -> None:
-    """Make ``folder`` this run's; ConfigError if it holds another run or other files."""
+    """Make ``folder`` this run's; ConfigError if it holds another run or other files.
+
+    A folder in which nothing was trained yet may change hands: its cache is kept by content.
+    """
     owner = folder / "config.yaml"
     if folder.is_file():
         raise ConfigError(f"--output {folder} is a file: give a folder")
@@ -36,7 +39,7 @@ def claim(folder: Path, config: Config) -> None:
             k for k in ours
             if ours[k] != theirs[k] and k not in _FREE and not k.startswith("evaluation.")
         ]  # fmt: skip
-        if changed:
+        if changed and (folder / "checkpoints").exists():
             k = changed[0]
             raise ConfigError(
                 f"{folder} holds another run: {k} is {theirs[k]!r} there and {ours[k]!r} here"

@@ -33,8 +33,8 @@ def load_pipeline(
             str(Path(path).expanduser()) if path.startswith("~") else path,
             revision=revision,
             variant=variant,
-            torch_dtype=dtype,
             use_safetensors=True,
+            **({} if dtype == torch.float32 else {"torch_dtype": dtype}),
         )
     except (OSError, ValueError) as error:
         raise ModelError(

@@ -48,8 +48,17 @@ class LoraPolicy:
         """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``."""
         weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
         self.model.pipeline.save_lora_weights(
-            save_directory=folder, unet_lora_layers=weights, safe_serialization=True
+            save_directory=folder,
+            unet_lora_layers=weights,
+            safe_serialization=True,
+            unet_lora_adapter_metadata=self._lora_settings(),
         )
+
+    def _lora_settings(self) -> dict[str, Any]:
+        """Rank, alpha and targets: without them diffusers would assume alpha = rank."""
+        network: Any = self.network
+        settings: dict[str, Any] = network.peft_config["default"].to_dict()
+        return settings
 
 
 class FullPolicy:

@@ -275,6 +275,16 @@ def latent_dataset(
     return tensors["z"] * scale, tensors["ids"].long()
 
 
+LAYOUT_NOISE = 600  # above this timestep an object's place can hardly be read off x_t
+
+
+def timesteps_of_batch(batch: int, generator: torch.Generator) -> Tensor:
+    """Stratified timesteps [batch]: half over all, half where the layout is decided."""
+    u = (torch.rand(1, generator=generator) + torch.arange(batch) * 2 / batch) % 1.0
+    low = torch.where(torch.arange(batch) < batch // 2, 0, LAYOUT_NOISE)
+    return (low + u * (1000 - low)).long().clamp(max=999)
+
+
 def train_denoiser(
     out: Path,
     z: Tensor,
@@ -300,8 +310,7 @@ def train_denoiser(
         pick = torch.randint(len(z), (batch,), generator=g)
         x_0, tokens = z[pick], ids[pick]
         tokens = torch.where(torch.rand(batch, 1, generator=g) < 0.1, empty, tokens)
-        t = (torch.rand(1, generator=g) + torch.arange(batch) / batch) % 1.0 * 1000
-        t = t.long().clamp(max=999)
+        t = timesteps_of_batch(batch, g)
         eps = torch.randn(x_0.shape, generator=g)
         a = alphas[t].view(-1, 1, 1, 1)
         x_t, v = a.sqrt() * x_0 + (1 - a).sqrt() * eps, a.sqrt() * eps - (1 - a).sqrt() * x_0
@@ -346,9 +355,9 @@ def main() -> None:
     """Run every stage that is not finished yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="checkpoints and pipeline/")
-    parser.add_argument("--vae-steps", type=int, default=2000)
+    parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--steps", type=int, default=14000, help="denoiser steps")
-    parser.add_argument("--scenes", type=int, default=100_000)
+    parser.add_argument("--scenes", type=int, default=80_000)
     parser.add_argument("--batch", type=int, default=64, help="denoiser batch; the VAE takes half")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

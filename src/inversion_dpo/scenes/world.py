@@ -38,7 +38,7 @@ COOL_GROUND, WARM_GROUND = (200, 216, 242), (246, 226, 188)
 CROP = 27  # pixels; holds any shape at any sub-pixel phase
 _SUPERSAMPLE = 4
 _OBJECT_COUNTS = (1, 2, 3, 4)
-_OBJECT_PROBABILITIES = (0.15, 0.40, 0.30, 0.15)
+_OBJECT_PROBABILITIES = (0.15, 0.60, 0.18, 0.07)
 _GAP = 2.0  # least distance between the circles around two objects, pixels
 _CLEAR = 4.0  # a stated relation's axis exceeds the other by at least this, pixels
 

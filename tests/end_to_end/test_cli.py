@@ -1,0 +1,191 @@
+"""The command as a user types it, good input and bad, on the tiny random pipeline."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from inversion_dpo.cli import main
+from inversion_dpo.config import to_yaml
+from inversion_dpo.runs import claim
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def settings(tiny_config, tmp_path):
+    """A YAML file of the tiny run."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(to_yaml(tiny_config("evaluation.batch_size=2")))
+    return file
+
+
+def spoil(pair_file, tmp_path, **columns):
+    """A copy of the pairs in which row 3 has other values; None drops the column."""
+    rows = pq.read_table(pair_file).to_pylist()
+    for name, value in columns.items():
+        if value is None:
+            for row in rows:
+                del row[name]
+        else:
+            rows[3][name] = value
+    path = tmp_path / "spoiled.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_train_evaluate_report_and_sample(capsys, settings, tmp_path):
+    out = tmp_path / "run"
+    assert run(capsys, "train", "-c", settings, "-o", out)[0] == 0
+    code, text, _ = run(capsys, "evaluate", out)
+    assert code == 0 and "sg_iou" in text and "win rate" in text
+    metrics = json.loads((out / "metrics.json").read_text())
+    for name in ("preference", "sg_iou", "entity_iou", "relation_iou", "exact"):
+        assert {"reference", "policy", "gain", "gain_low", "gain_high"} <= set(metrics[name])
+    assert {"win_rate", "n_prompts", "seconds", "pairs", "steps"} <= set(metrics)
+    assert metrics["n_prompts"] == 4 and metrics["pairs"] == 16 and metrics["steps"] == 8
+    assert {"invert", "train", "sample reference", "sample policy"} <= set(metrics["seconds"])
+    assert run(capsys, "report", out)[0] == 0
+    assert "<html" in (out / "report.html").read_text()
+    code, text, _ = run(capsys, "sample", "a small red star", "--run", out, "-o", tmp_path / "png")
+    assert code == 0 and (tmp_path / "png" / "000000.png").exists()
+
+
+def test_a_finished_run_is_not_repeated(capsys, settings, tmp_path):
+    for _ in range(2):
+        assert run(capsys, "train", "-c", settings, "-o", tmp_path / "run")[0] == 0
+    rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 9
+
+
+def test_invert_reports_the_reconstruction_error(capsys, settings, tmp_path):
+    code, text, _ = run(capsys, "invert", "-c", settings, "-o", tmp_path / "run")
+    assert code == 0 and "16 pairs" in text
+    assert 0 < float(text.rsplit(":", 1)[1]) < 2
+
+
+def test_dry_run_prints_the_settings_and_writes_nothing(capsys, settings, tmp_path):
+    for command in ("train", "invert"):
+        code, text, _ = run(
+            capsys, command, "-c", settings, "-o", tmp_path / "x", "--dry-run", "training.steps=7"
+        )
+        assert code == 0 and yaml.safe_load(text)["training"]["steps"] == 7
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "train", "demo", "invert", "sample", "evaluate", "report", "pairs build", "pairs check"],
+)
+def test_help_explains(capsys, command):
+    code, text, _ = run(capsys, *command.split(), "--help")
+    assert code == 0 and "Usage" in text and len(text) > 200
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lerning_rate=1", "did you mean 'training.learning_rate'"),
+        ("trainig.steps=1", "did you mean 'training.steps'"),
+        ("training.steps=many", "training.steps"),
+        ("training.steps=0", "training.steps must be positive"),
+        ("training.steps", "key=value"),
+        ("objective.target=x1", "did you mean 'x0'"),
+        ("objective.name=dpo", "inversion_dpo"),
+        ("policy.kind=qlora", "lora, full"),
+        ("training.gradient_accumulation=3", "multiple"),
+        ("data.holdout=0", "data.holdout"),
+    ],
+)
+def test_bad_settings_are_named(capsys, settings, tmp_path, override, message):
+    code, _, err = run(capsys, "train", "-c", settings, "-o", tmp_path / "x", override)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_transition_with_exact_inversion_is_refused(capsys, settings, tmp_path):
+    code, _, err = run(
+        capsys, "train", "-c", settings, "-o", tmp_path / "x",
+        "objective.target=transition", "inversion.fixed_point_iterations=3",
+    )  # fmt: skip
+    assert code == 2 and "vanishes" in err and "objective.target=x0" in err
+
+
+def test_unknown_preset_lists_the_presets(capsys, tmp_path):
+    code, _, err = run(capsys, "train", "-c", "tast", "-o", tmp_path / "x")
+    assert code == 2 and "taste" in err and "sd15" in err
+
+
+def test_unknown_key_in_the_file_names_the_file(capsys, settings, tmp_path):
+    settings.write_text("training:\n  step: 3\n")
+    code, _, err = run(capsys, "train", "-c", settings, "-o", tmp_path / "x")
+    assert code == 2 and "tiny.yaml" in err and "training.steps" in err
+
+
+def test_folder_of_another_run_is_refused_and_untouched(capsys, settings, tmp_path, tiny_config):
+    claim(tmp_path / "run", tiny_config("objective.beta=7"))
+    (tmp_path / "run/checkpoints").mkdir()
+    before = (tmp_path / "run/config.yaml").read_text()
+    code, _, err = run(capsys, "train", "-c", settings, "-o", tmp_path / "run")
+    assert code == 2 and "objective.beta" in err and "another --output" in err
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_folder_with_other_files_is_refused(capsys, settings, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("precious")
+    code, _, err = run(capsys, "train", "-c", settings, "-o", tmp_path / "mine")
+    assert code == 2 and "not empty" in err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label_0": None}, "label_0"),
+        ({"label_0": 0.7}, "row 3"),
+        ({"jpg_0": b"\x89PNG broken"}, "row 3"),
+        ({"caption": " "}, "row 3"),
+    ],
+)
+def test_bad_pairs_name_file_row_and_remedy(
+    capsys, settings, tmp_path, pair_file, columns, message
+):
+    path = spoil(pair_file, tmp_path, **columns)
+    arguments = ["train", "-c", settings, "-o", tmp_path / "x", f"data.pairs={path}"]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "spoiled.parquet" in err and message in err and "Traceback" not in err
+    code, text, err = run(capsys, "pairs", "check", path)
+    assert code in (1, 2) and message in text + err
+
+
+def test_good_pairs_pass_the_check(capsys, pair_file):
+    code, text, _ = run(capsys, "pairs", "check", pair_file)
+    assert code == 0 and "16" in text
+
+
+def test_after_bad_data_the_same_folder_can_be_used(capsys, settings, tmp_path, pair_file):
+    bad, out = spoil(pair_file, tmp_path, label_0=0.7), tmp_path / "run"
+    assert run(capsys, "train", "-c", settings, "-o", out, f"data.pairs={bad}")[0] == 2
+    assert run(capsys, "train", "-c", settings, "-o", out)[0] == 0
+
+
+def test_missing_model_folder_says_which_key(capsys, settings, tmp_path):
+    code, _, err = run(
+        capsys, "train", "-c", settings, "-o", tmp_path / "x", f"model.path={tmp_path / 'no'}"
+    )
+    assert code == 2 and "model.path" in err
+
+
+def test_evaluate_without_a_run_says_so(capsys, tmp_path):
+    for command in ("evaluate", "report"):
+        code, _, err = run(capsys, command, tmp_path)
+        assert code == 2 and str(tmp_path) in err
