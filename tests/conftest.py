@@ -24,7 +24,8 @@ def tiny_pipeline(tmp_path_factory):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from inversion_dpo.scenes.pretrain import MAX_TOKENS, build_tokenizer, publish
+    from inversion_dpo.scenes.architecture import MAX_TOKENS, build_tokenizer
+    from inversion_dpo.scenes.pretrain import publish
 
     root = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)

@@ -1,8 +1,10 @@
 """Train the embedded pipeline from scratch: ``python -m inversion_dpo.scenes.pretrain``.
 
-Three stages, each resumable from its last checkpoint: the autoencoder, then text encoder and
-denoiser together (v-prediction, Salimans & Ho 2022, https://arxiv.org/abs/2202.00512), then
-``publish``, which writes a plain diffusers ``StableDiffusionPipeline`` folder.
+Four stages, each resumable from its last checkpoint: the autoencoder; the text encoder, which
+learns to read a caption's objects and their whereabouts, as CLIP's is trained before the
+diffusion model; the denoiser with both frozen (v-prediction, Salimans & Ho 2022,
+https://arxiv.org/abs/2202.00512); then ``publish``, which writes a plain diffusers
+``StableDiffusionPipeline`` folder.
 Every step draws its randomness from (seed, stage, step), so a resumed run repeats nothing.
 """
 
@@ -10,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import os
 import platform
@@ -21,106 +22,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from inversion_dpo.scenes.graph import COLOURS, SHAPES, SIZES
+from inversion_dpo.scenes.architecture import (
+    SCHEDULER,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    tokenize,
+)
+from inversion_dpo.scenes.graph import COLOURS, RELATIONS, SHAPES, SIZES
 from inversion_dpo.scenes.prompts import scenes
-from inversion_dpo.scenes.world import render
+from inversion_dpo.scenes.world import Scene, render
 
-LATENT_CHANNELS = 8
-MAX_TOKENS = 32
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "v_prediction",
-}
 Log = Callable[[str], None]
-
-
-def build_vae() -> AutoencoderKL:
-    """64x64x3 -> 8x8x8; thin at full resolution, which is where the time goes."""
-    return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
-
-
-def build_unet() -> UNet2DConditionModel:
-    """A small UNet on 8x8 latents with attention at its inner, 4x4 level."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(96, 144),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Three layers of width 128 over at most 32 tokens."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=128,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level BPE, trained on the grammar so that each of its words is one token."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    words = (*SIZES, *COLOURS, *SHAPES, "a", "left", "right", "of", "above", "below", "which", "is")
-    bpe.train_from_iterator([" ".join(words)] * 4, trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    finals = [f"{c}</w>" for c in alphabet]
-    tokens = dict.fromkeys([*alphabet, *finals, *learned["vocab"]])
-    tokens |= dict.fromkeys(["<|startoftext|>", "<|endoftext|>"])
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab = {token: k for k, token in enumerate(tokens)}
-    merges = [m if isinstance(m, str) else " ".join(m) for m in learned["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids [B, 32], padded as the Stable Diffusion pipeline pads."""
-    return tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
 
 
 def to_pixels(images: list[np.ndarray]) -> Tensor:
@@ -275,6 +195,61 @@ def latent_dataset(
     return tensors["z"] * scale, tensors["ids"].long()
 
 
+READ_CLASSES = (len(SHAPES) + 1, len(COLOURS), len(SIZES), len(RELATIONS) + 1)
+OBJECTS = 4
+UNKNOWN = -100  # cross_entropy's own "no target"
+
+
+def reading_targets(stream: list[Scene]) -> tuple[Tensor, Tensor]:
+    """What a caption's reader is asked, per scene and object slot.
+
+    Classes [B, 4, 4] (shape, colour, size, relation to the next) and positions [B, 4, 2] in
+    [-1, 1]; an absent object has shape class 6 and no other target.
+    """
+    classes = torch.full((len(stream), OBJECTS, len(READ_CLASSES)), UNKNOWN)
+    classes[:, :, 0] = len(SHAPES)
+    places = torch.full((len(stream), OBJECTS, 2), torch.nan)
+    for b, scene in enumerate(stream):
+        for k, item in enumerate(scene.graph.items):
+            size, colour = item.attributes
+            classes[b, k] = torch.tensor(
+                [SHAPES.index(item.label), COLOURS.index(colour), SIZES.index(size), len(RELATIONS)]
+            )
+            places[b, k] = torch.tensor(scene.positions[k]) / 32 - 1
+        for k, relation in enumerate(scene.graph.relations):
+            classes[b, k, 3] = RELATIONS.index(relation.relation)
+    return classes, places
+
+
+def train_text(
+    out: Path, tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int, log: Log
+) -> CLIPTextModel:
+    """Read captions: the last four positions, always padding, learn to hold one object each."""
+    torch.manual_seed(seed + 2)
+    text = build_text_encoder(tokenizer)
+    head = nn.Linear(128, sum(READ_CLASSES) + 2)
+    state = Checkpointed({"text": text, "head": head}, out / "text.safetensors", 1e-3, ema=0.99)
+    if state.step < steps:
+        stream = list(itertools.islice(scenes("train", seed + 3), 40_000))
+        ids = tokenize(tokenizer, [s.graph.caption for s in stream])
+        classes, places = reading_targets(stream)
+
+    def loss_at(step: int) -> Tensor:
+        g = torch.Generator().manual_seed(seed * 1_000_003 + 900_007 + step)
+        pick = torch.randint(len(ids), (batch,), generator=g)
+        read = head(text(ids[pick]).last_hidden_state[:, -OBJECTS:])
+        *parts, place = read.split([*READ_CLASSES, 2], dim=-1)
+        known = ~places[pick].isnan()
+        loss = (place - places[pick])[known].square().mean()
+        for k, logits in enumerate(parts):
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), classes[pick][:, :, k].flatten())
+        return loss
+
+    loop(state, steps, 1e-3, loss_at, log)
+    state.load_ema()
+    return text.eval().requires_grad_(False)
+
+
 LAYOUT_NOISE = 600  # above this timestep an object's place can hardly be read off x_t
 
 
@@ -290,19 +265,16 @@ def train_denoiser(
     z: Tensor,
     ids: Tensor,
     empty: Tensor,
-    tokenizer: CLIPTokenizer,
+    text: CLIPTextModel,
     steps: int,
     batch: int,
     seed: int,
     log: Log,
-) -> tuple[UNet2DConditionModel, CLIPTextModel, float]:
-    """Text encoder and denoiser together on v-prediction; captions dropped one time in ten."""
+) -> tuple[UNet2DConditionModel, float]:
+    """The denoiser on v-prediction; captions dropped one time in ten."""
     torch.manual_seed(seed + 1)
     unet = build_unet().to(memory_format=torch.channels_last)
-    text = build_text_encoder(tokenizer)
-    state = Checkpointed(
-        {"unet": unet, "text": text}, out / "denoiser.safetensors", lr=1e-3, ema=0.9995
-    )
+    state = Checkpointed({"unet": unet}, out / "denoiser.safetensors", lr=1e-3, ema=0.9995)
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
 
     def loss_at(step: int) -> Tensor:
@@ -314,12 +286,13 @@ def train_denoiser(
         eps = torch.randn(x_0.shape, generator=g)
         a = alphas[t].view(-1, 1, 1, 1)
         x_t, v = a.sqrt() * x_0 + (1 - a).sqrt() * eps, a.sqrt() * eps - (1 - a).sqrt() * x_0
-        c = text(tokens).last_hidden_state
+        with torch.no_grad():
+            c = text(tokens).last_hidden_state
         return (unet(x_t, t, c).sample - v).square().mean()
 
     loop(state, steps, 1e-3, loss_at, log)
     state.load_ema()
-    return unet.eval(), text.eval(), state.seconds
+    return unet.eval(), state.seconds
 
 
 def publish(
@@ -356,7 +329,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="checkpoints and pipeline/")
     parser.add_argument("--vae-steps", type=int, default=1600)
-    parser.add_argument("--steps", type=int, default=14000, help="denoiser steps")
+    parser.add_argument("--text-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=8000, help="denoiser steps")
     parser.add_argument("--scenes", type=int, default=80_000)
     parser.add_argument("--batch", type=int, default=64, help="denoiser batch; the VAE takes half")
     parser.add_argument("--seed", type=int, default=0)
@@ -371,8 +345,9 @@ def main() -> None:
     vae = train_vae(args.output, args.vae_steps, args.batch // 2, args.seed, log)
     z, ids = latent_dataset(args.output, vae, tokenizer, args.scenes, args.seed, log)
     empty = tokenize(tokenizer, [""])
-    unet, text, seconds = train_denoiser(
-        args.output, z, ids, empty, tokenizer, args.steps, args.batch, args.seed, log
+    text = train_text(args.output, tokenizer, args.text_steps, args.batch * 2, args.seed, log)
+    unet, seconds = train_denoiser(
+        args.output, z, ids, empty, text, args.steps, args.batch, args.seed, log
     )
     publish(args.output / "pipeline", vae, unet, text, tokenizer)
     log(
