@@ -29,8 +29,8 @@ pipeline_tag: text-to-image
 
 # The embedded pipeline of inversion-dpo
 
-A {megabytes:.0f} MB text-to-image model of the synthetic world `scenes`: 64x64 images of one to four
-flat shapes (6 shapes, 8 colours, 2 sizes) on a plain ground, from captions such as
+A {megabytes:.0f} MB text-to-image model of the synthetic world `scenes`: 64x64 images of one
+to four flat shapes (6 shapes, 8 colours, 2 sizes) on a plain ground, from captions such as
 *"{example}"*.
 It is good and clearly imperfect, so that preference alignment has something to do. Not for any
 use outside this world.
@@ -48,8 +48,8 @@ image = pipe("{example}", num_inference_steps={steps}, guidance_scale={guidance}
 - **Data**: synthetic scenes drawn by `inversion_dpo.scenes.world`, `train` captions only.
 - **Command**: `{command}`
 - **Training**: {parts} Machine: {machine}.
-- **Scores** on {count} held-out test prompts, {steps} DDIM steps, guidance {guidance}, seeds {seed} and up,
-  by the exact checker ({date}); mean ± 95% interval of the mean:
+- **Scores** on {count} held-out test prompts, {steps} DDIM steps, guidance {guidance}, seeds
+  {seed} and up, by the exact checker ({date}); mean ± 95% interval of the mean:
 
 | score | mean |
 |---|---|
