@@ -330,7 +330,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="checkpoints and pipeline/")
     parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--text-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=8000, help="denoiser steps")
+    parser.add_argument("--steps", type=int, default=7500, help="denoiser steps")
     parser.add_argument("--scenes", type=int, default=80_000)
     parser.add_argument("--batch", type=int, default=64, help="denoiser batch; the VAE takes half")
     parser.add_argument("--seed", type=int, default=0)

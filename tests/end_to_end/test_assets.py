@@ -1,0 +1,78 @@
+"""What ships with the package is what its documentation says."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo.config import load_config, resolve
+from inversion_dpo.data.pairs import check_pairs, decode_image, read_pairs
+from inversion_dpo.evaluation.evaluate import read_prompts
+from inversion_dpo.scenes.graph import SceneGraph, parse_caption
+from inversion_dpo.scenes.pairs import LABELLINGS, score_image
+from inversion_dpo.scenes.prompts import split_of
+
+PIPELINE = resolve("asset:pipeline")
+
+PLAIN = """
+import sys, torch
+torch.set_num_threads(2)
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1])
+pipe.set_progress_bar_config(disable=True)
+image = pipe("a large red star", num_inference_steps=4, guidance_scale=3.0).images[0]
+assert image.size == (64, 64)
+assert not any(m.startswith("inversion_dpo") for m in sys.modules)
+"""
+
+
+def test_pipeline_loads_with_plain_diffusers():
+    subprocess.run([sys.executable, "-I", "-c", PLAIN, PIPELINE], check=True)
+
+
+def test_pipeline_is_small_and_holds_no_pickle():
+    from pathlib import Path
+
+    files = [f for f in Path(PIPELINE).rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 30e6
+    assert {f.suffix for f in files} <= {".json", ".txt", ".safetensors", ".md"}
+
+
+@pytest.mark.parametrize("name", sorted(LABELLINGS))
+def test_pairs_are_labelled_by_their_own_scores(name):
+    path = resolve(f"asset:{name}.parquet")
+    assert check_pairs(path).ok
+    for row in pq.read_table(path).slice(0, 60).to_pylist():
+        value = [LABELLINGS[name](json.loads(row[f"scores_{k}"])) for k in (0, 1)]
+        assert row["label_0"] == float(value[0] > value[1]) and value[0] != value[1]
+        graph = SceneGraph.from_json(row["scene_graph"])
+        assert graph == parse_caption(row["caption"]) and split_of(row["caption"]) == "train"
+
+
+@pytest.mark.parametrize("name", sorted(LABELLINGS))
+def test_pairs_still_say_so_after_compression(name):
+    """The checker, run on the stored images, prefers the winner in nearly every pair."""
+    agree = []
+    for pair in read_pairs(resolve(f"asset:{name}.parquet"), 80).pairs:
+        graph = parse_caption(pair.caption)
+        w, l = (
+            LABELLINGS[name](score_image(graph, np.array(decode_image(d, ""))))
+            for d in (pair.winner, pair.loser)
+        )
+        agree.append(w > l)
+    assert np.mean(agree) >= 0.97
+
+
+def test_prompt_files_are_held_out():
+    for split in ("validation", "test"):
+        prompts = read_prompts(f"asset:prompts-{split}.txt", None)
+        assert len(set(prompts)) == len(prompts) >= 500
+        assert {split_of(p) for p in prompts} == {split}
+
+
+@pytest.mark.parametrize("preset", ["taste", "composition", "sd15"])
+def test_presets_load(preset):
+    load_config(preset, [])
