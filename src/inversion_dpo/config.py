@@ -167,7 +167,8 @@ def _explain(error: OmegaConfBaseException) -> str:
     if not match:
         return f"{error.full_key or ''}: {message}".lstrip(": ")
     key = error.full_key or match[1]
-    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.3)
+    groups = {k.split(".")[0] for k in known_keys()}
+    near = difflib.get_close_matches(key, known_keys() if "." in key else groups, n=1, cutoff=0.3)
     return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
@@ -219,7 +220,7 @@ def validate(config: Config) -> None:
 
 def _one_of(key: str, value: str, allowed: list[str]) -> None:
     if value not in allowed:
-        near = difflib.get_close_matches(value, allowed, n=1)
+        near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{key}={value!r} is not one of {', '.join(allowed)}{hint}")
 
