@@ -44,6 +44,7 @@ class CacheKey:
     steps: int
     guidance_scale: float
     fixed_point_iterations: int
+    t_start: float
     batch_size: int
     precision: str = "no"  # autocast of the network, the policy's own
 
@@ -99,10 +100,26 @@ def _repeat(condition: Condition, times: int) -> Condition:
     return {k: v.repeat_interleave(times, 0) for k, v in condition.items()}
 
 
+def pair_noise(first: int, shape: torch.Size) -> Tensor:
+    """Standard normal (B, *) for consecutive pairs from number ``first``; both images share it."""
+    seeds = (first + k // 2 for k in range(shape[0]))
+    return torch.stack(
+        [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
+
+
 def invert_pairs(
-    model: DiffusionModel, pairs: Sequence[Pair], key: CacheKey, grid: Grid, device: torch.device
+    model: DiffusionModel,
+    pairs: Sequence[Pair],
+    first: int,
+    key: CacheKey,
+    grid: Grid,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """One shard: images in the order winner, loser, winner, loser ...; [2P, N+1, *] each."""
+    """One shard: images in the order winner, loser, winner, loser ...; [2P, N+1, *] each.
+
+    ``first`` is the number of the first pair.
+    """
     images = [decode_image(d, f"row {p.row}") for p in pairs for d in (p.winner, p.loser)]
     x_0 = model.encode(to_pixels(images, key.resolution)).to(device)
     condition = model.condition([p.caption for p in pairs])
@@ -111,12 +128,14 @@ def invert_pairs(
     if key.guidance_scale != 1.0:
         empty = _repeat(model.condition([""]), len(images))
         predict = guided(model, per_image, empty, key.guidance_scale)
+    start = round(key.t_start * grid.steps)
     trajectory = invert(
         x_0, grid, predict, key.fixed_point_iterations,
         None if predict is reference else reference,
+        pair_noise(first, x_0.shape).to(x_0), start,
     )  # fmt: skip
     tensors = {"states": trajectory.states, "reference": trajectory.reference}
-    if key.guidance_scale != 1.0 or key.fixed_point_iterations:
+    if key.guidance_scale != 1.0 or key.fixed_point_iterations or start:
         tensors["noises"] = trajectory.noises
     shard = {k: v.transpose(0, 1).float().cpu() for k, v in tensors.items()}
     return shard | {f"condition.{k}": v.cpu() for k, v in condition.items()}
@@ -136,7 +155,7 @@ def build_cache(
             path = folder / f"shard-{number:05d}.safetensors"
             if not path.exists():
                 chunk = pairs[start : start + per_shard]
-                atomic_save(invert_pairs(model, chunk, key, grid, device), path)
+                atomic_save(invert_pairs(model, chunk, start, key, grid, device), path)
         shards = sorted(folder.glob("shard-*.safetensors"))
         manifest = {
             "key": asdict(key),
@@ -212,6 +231,13 @@ def load_conditions(handle: Any) -> Condition:
     """The conditions stored in one open shard."""
     names = [n for n in handle.keys() if n.startswith("condition.")]
     return {n.removeprefix("condition."): handle.get_tensor(n) for n in names}
+
+
+def noise_variance(cache: TrajectoryCache) -> float:
+    """Variance of the recovered x_T over the first shard; sampling starts from variance 1."""
+    with safe_open(cache.folder / "shard-00000.safetensors", framework="pt") as handle:
+        x_T: Tensor = handle.get_slice("states")[:, -1]
+    return float(x_T.double().square().mean())
 
 
 def cached_reconstruction_error(

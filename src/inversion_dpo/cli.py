@@ -108,7 +108,7 @@ def invert(
 
     `train` does this itself; use it to prepare a cache ahead or to see the reconstruction error.
     """
-    from inversion_dpo.cache import cached_reconstruction_error
+    from inversion_dpo.cache import cached_reconstruction_error, noise_variance
     from inversion_dpo.runs import claim, stage
 
     run = resolved(config, overrides, dry_run)
@@ -118,7 +118,9 @@ def invert(
     error = cached_reconstruction_error(model, cache, device)
     typer.echo(
         f"{cache.pairs} pairs in {cache.folder}\n"
-        f"reconstruction error (relative, first shard): {error:.4f}"
+        f"reconstruction error (relative, first shard): {error:.4f}\n"
+        f"variance of the recovered noise (1 is what sampling starts from): "
+        f"{noise_variance(cache):.2f}"
     )
 
 

@@ -50,6 +50,7 @@ class InversionConfig:
     steps: int = 20  # N
     guidance_scale: float = 1.0
     fixed_point_iterations: int = 0  # 0: naive DDIM inversion
+    t_start: float = 0.0  # below this part of the schedule add noise, above it invert
     batch_size: int = 64  # images
 
 
@@ -194,6 +195,12 @@ def validate(config: Config) -> None:
         )
     if not 0 <= objective.t_min < objective.t_max <= 1:
         raise ConfigError("need 0 <= objective.t_min < objective.t_max <= 1")
+    start, steps = config.inversion.t_start, config.inversion.steps
+    if not 0 <= start <= 0.5 or (start and not round(start * steps)):
+        raise ConfigError(
+            f"inversion.t_start={start} must be 0, to invert from the clean image, or between "
+            f"{1 / steps:g} (one of inversion.steps={steps}) and 0.5"
+        )
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
     positive = {

@@ -39,6 +39,8 @@ def invert(
     predict: Predict,
     fixed_point_iterations: int = 0,
     reference: Predict | None = None,
+    noise: Tensor | None = None,
+    start: int = 0,
 ) -> Trajectory:
     """Run x_0 (B, *) up the grid under ``predict``; N+1 evaluations (plus iterations).
 
@@ -48,34 +50,35 @@ def invert(
     With ``fixed_point_iterations`` = 0 (naive) the transition i -> i+1 uses eps at its clean
     end, predict(x_i, t_i). With k > 0 each x_{i+1} is refined k times towards the solution of
     x_{i+1} = ddim_step(x_i, predict(x_{i+1}, t_{i+1})), from which sampling retraces exactly.
+
+    The first ``start`` transitions use ``noise`` (B, *), standard normal: up to state ``start`` the
+    path is the straight line sqrt(ab) x_0 + sqrt(1 - ab) noise, above it is inversion. An encoded
+    image lacks the faint residual that a sampled latent has and from which inversion would have to
+    recover the noise; without it x_T is much too small (docs/papers.md).
+
+    ValueError if ``start`` is not within the grid, or positive without ``noise``.
     """
+    if not 0 <= start < grid.steps or (start and noise is None):
+        raise ValueError(f"start={start} needs noise, and must be in 0..{grid.steps - 1}")
     x, ab = x_0, grid.alpha_bar
     eps = _at(predict, x, grid, 0)
-    states, noises = [x], [eps]
+    states, used, at_states = [x], [], [eps]
     for i in range(grid.steps):
+        if noise is not None and i < start:
+            eps = noise
         x_next = ddim_step(x, ab[i], ab[i + 1], eps)
-        eps = _at(predict, x_next, grid, i + 1)
-        for _ in range(fixed_point_iterations):
+        eps_next = _at(predict, x_next, grid, i + 1)
+        for _ in range(fixed_point_iterations if i >= start else 0):
+            eps = eps_next
             x_next = ddim_step(x, ab[i], ab[i + 1], eps)
-            eps = _at(predict, x_next, grid, i + 1)
-        x = x_next
+            eps_next = _at(predict, x_next, grid, i + 1)
+        used.append(eps)
+        x, eps = x_next, eps_next
         states.append(x)
-        noises.append(eps)
-    at_states = noises
+        at_states.append(eps)
     if reference is not None:
         at_states = [_at(reference, x, grid, i) for i, x in enumerate(states)]
-    if fixed_point_iterations:
-        noises = [step_noise(states[i], states[i + 1], ab[i], ab[i + 1]) for i in range(grid.steps)]
-    return Trajectory(
-        grid, torch.stack(states), torch.stack(noises[: grid.steps]), torch.stack(at_states)
-    )
-
-
-def step_noise(x: Tensor, x_to: Tensor, alpha_bar_from: Tensor, alpha_bar_to: Tensor) -> Tensor:
-    """The eps with which :func:`ddim_step` takes x (B, *) to x_to (B, *)."""
-    ratio = (alpha_bar_to / alpha_bar_from).sqrt()
-    noise = (1 - alpha_bar_to).sqrt() - ratio * (1 - alpha_bar_from).sqrt()
-    return (x_to - like(ratio, x) * x) / like(noise, x)
+    return Trajectory(grid, torch.stack(states), torch.stack(used), torch.stack(at_states))
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def cache_key(config: Config, pairs: PairFile, model: DiffusionModel) -> CacheKe
     i = config.inversion
     return CacheKey(
         pairs.fingerprint, config.data.limit, model.identity(), config.model.resolution,
-        i.steps, i.guidance_scale, i.fixed_point_iterations, i.batch_size,
+        i.steps, i.guidance_scale, i.fixed_point_iterations, i.t_start, i.batch_size,
         config.training.mixed_precision,
     )  # fmt: skip
 

@@ -40,6 +40,7 @@ def image_of(pipe):
         ["objective.name=diffusion_dpo"],
         ["inversion.guidance_scale=2.0"],
         ["inversion.fixed_point_iterations=2"],
+        ["inversion.t_start=0.34"],
     ],
 )
 def test_starts_at_log_two_and_logs_everything_apart(tiny_config, tmp_path, overrides):
@@ -72,10 +73,13 @@ def test_sft_lowers_the_winners_error(tiny_config, tmp_path):
     assert "margin" not in rows[1]
 
 
+@pytest.mark.parametrize("targets", ["[to_q,to_out.0]", "[to_q,to_v,conv1,ff.net.2,proj_in]"])
 def test_adapter_loads_with_plain_diffusers_and_changes_the_image(
-    tiny_config, tiny_pipeline, tmp_path
+    tiny_config, tiny_pipeline, tmp_path, targets
 ):
-    session = train(tiny_config("policy.alpha=8"), tmp_path)
+    """Attention beside other layers too: mixed key styles once lost the attention's weights."""
+    overrides = [f"policy.target_modules={targets}", "policy.alpha=8"]
+    session = train(tiny_config(*overrides, "training.learning_rate=1e-2"), tmp_path)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     before = image_of(pipe)
     pipe.load_lora_weights(tmp_path / "adapter")

@@ -205,6 +205,7 @@ def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
         versions=versions(),
         seconds=read_seconds(folder),
         seeds={"training": config.training.seed, "evaluation, first prompt": e.seed},
+        preference_note=f"Of each pair the image with the higher {e.preference} is preferred.",
         selection=f"{len(show)} of {len(prompts)} prompts, drawn at random with seed 0.",
     )
     return write_report(folder, data)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ class LoraPolicy:
 
     def save(self, folder: Path) -> None:
         """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``."""
-        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.network))
+        weights = get_peft_model_state_dict(self.network)
         self.model.pipeline.save_lora_weights(
             save_directory=folder,
             unet_lora_layers=weights,

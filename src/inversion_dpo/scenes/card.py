@@ -42,22 +42,23 @@ v-prediction) and loads without this project:
 from diffusers import StableDiffusionPipeline
 
 pipe = StableDiffusionPipeline.from_pretrained("path/to/this/folder")
-image = pipe("{example}", num_inference_steps={steps}, guidance_scale={guidance}).images[0]
+image = pipe(
+    "{example}", num_inference_steps={steps}, guidance_scale={guidance[0]}
+).images[0]
 ```
 
 - **Data**: synthetic scenes drawn by `inversion_dpo.scenes.world`, `train` captions only.
 - **Command**: `{command}`
 - **Training**: {parts} Machine: {machine}.
-- **Scores** on {count} held-out test prompts, {steps} DDIM steps, guidance {guidance}, seeds
-  {seed} and up, by the exact checker ({date}); mean ± 95% interval of the mean:
+- **Scores** on {count} held-out test prompts, {steps} DDIM steps, seeds {seed} and up, by the
+  exact checker ({date}); mean ± 95% interval of the mean. The presets sample and build their pairs
+  at guidance {guidance[0]}: there the policy that is trained is the sampler that is used.
 
-| score | mean |
-|---|---|
 {rows}
 
 {by_objects}
 
-`python -m inversion_dpo.scenes.card --steps {steps} --guidance {guidance}` prints the scores again.
+`python -m inversion_dpo.scenes.card` prints the scores again.
 """
 
 
@@ -70,14 +71,25 @@ def measure(folder: Path, count: int, steps: int, guidance: float, seed: int) ->
 
 
 def by_objects(captions: list[str], exact: np.ndarray) -> str:
-    """Exact-match rate by number of objects, one sentence."""
+    """The exact-match rate by number of objects, one sentence."""
     objects = np.array([1 + sum(c.count(r) for r in (" of a ", " above a ", " below a "))
                         for c in captions])  # fmt: skip
     parts = [
         f"{n}: {exact[objects == n].mean():.3f} ({(objects == n).sum()} prompts)"
         for n in sorted(set(objects.tolist()))
     ]
-    return f"Exact-match rate by number of objects: {', '.join(parts)}."
+    return f"exact-match rate by number of objects: {', '.join(parts)}."
+
+
+def table(found: dict[float, dict[str, Any]]) -> str:
+    """Markdown: one row a score, one column a guidance, mean ± 95% interval of the mean."""
+    names = next(iter(found.values()))["scores"]
+    lines = [["score", *(f"guidance {g}" for g in found)], ["---"] * (1 + len(found))]
+    for name in names:
+        columns = [f["scores"][name] for f in found.values()]
+        cells = [f"{v.mean():.3f} ± {1.96 * v.std(ddof=1) / len(v) ** 0.5:.3f}" for v in columns]
+        lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -87,21 +99,19 @@ def main() -> None:
     parser.add_argument("--pipeline", type=Path, default=default)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 3.0])
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--write", help="write the card: JSON with command and parts")
     args = parser.parse_args()
-    found = measure(args.pipeline, args.count, args.steps, args.guidance, args.seed)
-    half = 1.96 / args.count**0.5
-    rows = "\n".join(
-        f"| {k} | {v.mean():.3f} ± {half * v.std(ddof=1):.3f} |" for k, v in found["scores"].items()
-    )
-    split = by_objects(found["captions"], found["scores"]["exact"])
+    found = {g: measure(args.pipeline, args.count, args.steps, g, args.seed) for g in args.guidance}
+    rows, first = table(found), found[args.guidance[0]]
+    split = by_objects(first["captions"], first["scores"]["exact"])
+    split = f"At guidance {args.guidance[0]}: {split}"
     print(f"{rows}\n{split}")
     if args.write:
         size = sum(f.stat().st_size for f in args.pipeline.rglob("*.safetensors")) / 1e6
         card = CARD.format(
-            megabytes=size, example=found["captions"][1], steps=args.steps,
+            megabytes=size, example=first["captions"][1], steps=args.steps,
             guidance=args.guidance, count=args.count, seed=args.seed, rows=rows, by_objects=split,
             machine=f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU",
             date=datetime.date.today().isoformat(), **json.loads(args.write),
