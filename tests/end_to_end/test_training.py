@@ -4,6 +4,10 @@ import json
 import logging
 import math
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from safetensors.torch import load_file
 from inversion_dpo import training
 from inversion_dpo.cache import CacheError, TrajectoryCache
 from inversion_dpo.checkpoint import CheckpointError
+from inversion_dpo.config import to_yaml
 from inversion_dpo.inversion import ddim_step
 from inversion_dpo.schedule import Schedule
 from inversion_dpo.startup import StartupError
@@ -124,6 +129,33 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeyp
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     drop = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]  # noqa: E731
     assert drop(rows_of(tmp_path / "whole")) == drop(rows_of(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_ends_in_the_same_bits(tiny_config, tmp_path):
+    """The command itself, killed by the system wherever it is: inverting, training or saving."""
+    preset = tmp_path / "run.yaml"
+    preset.write_text(to_yaml(tiny_config("training.steps=80")))
+
+    def start(folder):
+        words = [sys.executable, "-m", "inversion_dpo", "train", "--config", preset]
+        return subprocess.Popen([*words, "--output", tmp_path / folder], stderr=subprocess.DEVNULL)
+
+    begun = time.time()
+    assert start("whole").wait() == 0
+    seconds, rng = time.time() - begun, np.random.default_rng(0)
+    kills = 0
+    for _ in range(8):
+        process = start("parts")
+        try:
+            assert process.wait(rng.uniform(0.3, 0.9) * seconds) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+    assert start("parts").wait() == 0 and kills >= 3
+    name = "adapter/pytorch_lora_weights.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert [r["step"] for r in rows_of(tmp_path / "parts")] == [*range(80), 80]
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny_config, tmp_path):
