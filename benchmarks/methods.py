@@ -31,19 +31,20 @@ METHODS = {
     "diffusion_dpo": ["objective.name=diffusion_dpo"],
     "sft": ["objective.name=sft"],
 }
-LEARNING_RATES, BETAS = (1e-4, 3e-4), (1000.0, 5000.0)
+LEARNING_RATES = (1e-4, 3e-4)
+BETAS = {"taste": (2000.0, 10000.0), "composition": (1000.0, 5000.0)}
 SFT_RATES = (1e-5, 3e-5, 1e-4, 3e-4)  # no beta: its trials are spent on the learning rate alone
 METRICS = ("sg_iou", "entity_iou", "relation_iou", "exact", "shape_quality")
 
 
-def trials(method: str) -> list[list[str]]:
+def trials(method: str, pairs: str) -> list[list[str]]:
     """Four settings of learning rate and beta for any method."""
     if method == "sft":
         return [[f"training.learning_rate={r}"] for r in SFT_RATES]
     return [
         [f"training.learning_rate={r}", f"objective.beta={b}"]
         for r in LEARNING_RATES
-        for b in BETAS
+        for b in BETAS[pairs]
     ]
 
 
@@ -65,11 +66,12 @@ def run(root: Path, name: str, pairs: str, overrides: list[str]) -> dict[str, An
 def utility(metrics: dict[str, Any], pairs: str) -> float:
     """What tuning maximises, on validation prompts.
 
-    taste: the win rate, less ten times any fall of entity IoU beyond 0.01.
+    taste: the effect (gain of warmth), less ten times any fall of entity IoU beyond 0.01.
     composition: the gain in scene-graph IoU, less any fall of another metric.
     """
     if pairs == "taste":
-        return float(metrics["win_rate"] + 10 * min(0.0, metrics["entity_iou"]["gain"] + 0.01))
+        fall = min(0.0, metrics["entity_iou"]["gain"] + 0.01)
+        return float(metrics["preference"]["gain"] + 10 * fall)
     falls = sum(min(0.0, metrics[m]["gain"]) for m in METRICS)
     return float(metrics["sg_iou"]["gain"] + falls)
 
@@ -79,7 +81,7 @@ def tune(root: Path, pairs: str, methods: list[str]) -> dict[str, list[str]]:
     best = {}
     for method in methods:
         scored = []
-        for k, settings in enumerate(trials(method)):
+        for k, settings in enumerate(trials(method, pairs)):
             on = ["evaluation.prompts=asset:prompts-validation.txt", "evaluation.limit=200"]
             overrides = [*METHODS[method], *settings, *on, "training.seed=100"]
             metrics = run(root, f"tune-{method}-{k}", pairs, overrides)

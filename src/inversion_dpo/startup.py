@@ -57,3 +57,14 @@ def check_all_moved(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> 
             f"{still[0]}: they are not reached by the loss. Take them out of "
             "policy.target_modules, or raise training.learning_rate if it is tiny"
         )
+
+
+def check_noise(variance: float) -> None:
+    """Warn where the recovered x_T is not the noise that sampling starts from, of variance 1."""
+    if not 0.5 < variance < 2.0:
+        logger.warning(
+            "the noise recovered by inversion has variance %.2f, where sampling starts from 1: the "
+            "trajectories lie off the paths that the model samples. Encoded images are smoother "
+            "than sampled latents; inversion.t_start=0.1 adds the missing noise",
+            variance,
+        )

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inversion_dpo.cache import CacheKey, TrajectoryCache, build_cache
+from inversion_dpo.cache import CacheKey, TrajectoryCache, build_cache, noise_variance
 from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
 from inversion_dpo.config import Config, resolve
 from inversion_dpo.data.pairs import DataError, PairFile, read_pairs
@@ -41,6 +41,7 @@ from inversion_dpo.startup import (
     check_all_moved,
     check_gradient,
     check_is_reference,
+    check_noise,
 )
 from inversion_dpo.types import LossOutput, PairErrors, TrainingPoints
 
@@ -147,6 +148,8 @@ def set_up(config: Config, cache_root: Path) -> Session:
         OBJECTIVES[o.name], o.target, o.beta, o.t_min, o.t_max,
         t.batch_size, t.gradient_accumulation, t.seed,
     )  # fmt: skip
+    if recipe.objective.source == "trajectory":
+        check_noise(noise_variance(cache))
     train, heldout = split_pairs(cache.pairs, config.data.holdout)
     return Session(accelerator, model, policy, network, optimizer, cache, train, heldout, recipe)
 

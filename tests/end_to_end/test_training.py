@@ -21,7 +21,7 @@ from inversion_dpo.checkpoint import CheckpointError
 from inversion_dpo.config import to_yaml
 from inversion_dpo.inversion import ddim_step
 from inversion_dpo.schedule import Schedule
-from inversion_dpo.startup import StartupError
+from inversion_dpo.startup import StartupError, check_noise
 from inversion_dpo.training import train
 
 
@@ -224,6 +224,14 @@ def test_reference_target_warns_that_it_starts_on_a_saddle(tiny_config, tmp_path
     with caplog.at_level(logging.WARNING):
         train(tiny_config("objective.target=reference", "training.steps=1"), tmp_path)
     assert "saddle" in caplog.text
+
+
+def test_noise_of_the_wrong_variance_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        check_noise(0.9)
+        assert not caplog.text
+        check_noise(0.33)
+    assert "0.33" in caplog.text and "inversion.t_start" in caplog.text
 
 
 # ---- the cache
