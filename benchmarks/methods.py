@@ -20,6 +20,7 @@ from scipy import stats
 
 from inversion_dpo.config import load_config
 from inversion_dpo.evaluation.evaluate import evaluate
+from inversion_dpo.evaluation.metrics import interval_text
 from inversion_dpo.runs import claim, stage
 from inversion_dpo.training import train
 
@@ -136,6 +137,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def by_seed(row: dict[str, Any]) -> str:
+    """Markdown: one line a training seed, gains with paired bootstrap intervals over prompts."""
+    names = ("preference", *METRICS)
+    lines = [["seed", "win rate", *names], ["---"] * (2 + len(names))]
+    for seed, found in enumerate(row["per_seed"]):
+        gains = (found[n] for n in names)
+        cells = [interval_text(g["gain"], g["gain_low"], g["gain_high"]) for g in gains]
+        lines.append([str(seed), f"{found['win_rate']:.3f}", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
     """Tune, or run and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,6 +169,7 @@ def main() -> None:
         rows = list(results(args.output, pairs, args.methods, args.seeds))
         (args.output / f"results-{pairs}.json").write_text(json.dumps(rows, indent=1))
         print(f"\n### {pairs}\n\n{table(rows)}\n")
+        print("\n\n".join(f"{r['method']}, seed by seed\n\n{by_seed(r)}" for r in rows))
 
 
 if __name__ == "__main__":
