@@ -32,6 +32,10 @@ METHODS = {
     "diffusion_dpo": ["objective.name=diffusion_dpo"],
     "sft": ["objective.name=sft"],
 }
+CONTROLS = {  # of x0, with its settings: what do the labels teach?
+    "shuffled": [*METHODS["x0"], "data.label_noise=0.5"],
+    "reversed": [*METHODS["x0"], "data.label_noise=1.0"],
+}
 LEARNING_RATES = (1e-4, 3e-4)
 BETAS = {"taste": (2000.0, 10000.0), "composition": (1000.0, 5000.0)}
 SFT_RATES = (1e-5, 3e-5, 1e-4, 3e-4)  # no beta: its trials are spent on the learning rate alone
@@ -103,12 +107,13 @@ def results(root: Path, pairs: str, methods: list[str], seeds: int) -> Iterator[
     """One row a method, over training seeds, on the test prompts."""
     tuned = json.loads((HERE / "tuned.json").read_text())[pairs]
     for method in methods:
-        overrides = [*METHODS[method], *tuned[method]]
+        settings = tuned["x0" if method in CONTROLS else method]
+        overrides = [*(METHODS | CONTROLS)[method], *settings]
         found = [
             run(root, f"{method}-{s}", pairs, [*overrides, f"training.seed={s}"])
             for s in range(seeds)
         ]
-        row: dict[str, Any] = {"pairs": pairs, "method": method, "settings": tuned[method]}
+        row: dict[str, Any] = {"pairs": pairs, "method": method, "settings": settings}
         row |= {"seeds": seeds, "n_prompts": found[0]["n_prompts"]}
         row["win_rate"] = summary([m["win_rate"] for m in found])
         row["effect"] = summary([m["preference"]["gain"] for m in found])
@@ -153,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/methods"))
     parser.add_argument("--pairs", nargs="+", default=["taste", "composition"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS, *CONTROLS])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tune", action="store_true")
     args = parser.parse_args()

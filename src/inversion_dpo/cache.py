@@ -172,6 +172,7 @@ class TrajectoryCache:
 
     def __init__(self, folder: Path, grid: Grid) -> None:
         self.folder, self.grid = folder, grid
+        self._swapped: frozenset[int] = frozenset()
         manifest = json.loads((folder / "manifest.json").read_text())
         self.pairs: int = manifest["pairs"]
         self._per_shard: int = manifest["pairs_per_shard"]
@@ -190,12 +191,18 @@ class TrajectoryCache:
             self._handles[number] = safe_open(path, framework="pt")
         return self._handles[number]
 
+    def swap(self, pairs: Sequence[int], share: float, seed: int) -> None:
+        """Exchange winner and loser of a seeded share of the pairs: label noise, for controls."""
+        drawn = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < share
+        self._swapped = frozenset(p for p, d in zip(pairs, drawn.tolist(), strict=True) if d)
+
     def read(self, name: str, pair: int, side: int, step: int) -> Tensor:
         """One tensor (*): name is states, noises or reference; side 0 winner, 1 loser."""
         shard, offset = divmod(pair, self._per_shard)
         handle = self._shard(shard)
         if name == "noises" and "noises" not in handle.keys():
             name = "reference"
+        side ^= pair in self._swapped
         value: Tensor = handle.get_slice(name)[2 * offset + side, step]
         return value
 

@@ -41,6 +41,7 @@ class DataConfig:
     pairs: str = "asset:taste.parquet"  # Parquet file or a folder of them
     limit: int | None = None  # use only the first rows
     holdout: float = 0.1  # share of pairs never trained on, for held-out implicit accuracy
+    label_noise: float = 0.0  # share of training pairs whose labels are swapped, for controls
 
 
 @dataclass
@@ -203,6 +204,8 @@ def validate(config: Config) -> None:
         )
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
+    if not 0 <= config.data.label_noise <= 1:
+        raise ConfigError("data.label_noise must lie between 0 and 1: a share of the pairs")
     positive = {
         "training.steps": training.steps, "training.batch_size": training.batch_size,
         "training.gradient_accumulation": training.gradient_accumulation,

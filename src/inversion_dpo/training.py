@@ -151,6 +151,7 @@ def set_up(config: Config, cache_root: Path) -> Session:
     if recipe.objective.source == "trajectory":
         check_noise(noise_variance(cache))
     train, heldout = split_pairs(cache.pairs, config.data.holdout)
+    cache.swap(train, config.data.label_noise, t.seed)
     return Session(accelerator, model, policy, network, optimizer, cache, train, heldout, recipe)
 
 

@@ -158,6 +158,15 @@ def test_sigkill_at_random_moments_ends_in_the_same_bits(tiny_config, tmp_path):
     assert [r["step"] for r in rows_of(tmp_path / "parts")] == [*range(80), 80]
 
 
+def test_label_noise_swaps_training_pairs_only(tiny_config, tmp_path):
+    plain, noisy = (
+        training.set_up(tiny_config(f"data.label_noise={share}"), tmp_path) for share in (0, 1)
+    )
+    for pair, side in ((plain.train_pairs[0], 1), (plain.heldout_pairs[0], 0)):
+        there = noisy.cache.read("states", pair, 0, 0)
+        torch.testing.assert_close(there, plain.cache.read("states", pair, side, 0))
+
+
 def test_a_damaged_checkpoint_is_passed_over(tiny_config, tmp_path):
     train(tiny_config(), tmp_path)
     newest = tmp_path / "checkpoints/step-000008/policy.safetensors"
