@@ -113,7 +113,7 @@ def main() -> None:
         return peak(args.peak)
     with tempfile.TemporaryDirectory() as folder:
         compare(Path(folder), args.repeats)
-    for steps in (5, 20, 80):
+    for steps in (10, 20, 80):
         subprocess.run([sys.executable, __file__, "--peak", str(steps)], check=True)
 
 
