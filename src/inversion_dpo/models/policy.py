@@ -57,7 +57,7 @@ class LoraPolicy:
         """Rank, alpha and targets: without them diffusers would assume alpha = rank."""
         network: Any = self.network
         settings: dict[str, Any] = network.peft_config["default"].to_dict()
-        return settings
+        return settings | {"target_modules": sorted(settings["target_modules"])}
 
 
 class FullPolicy:
