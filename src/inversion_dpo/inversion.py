@@ -54,7 +54,7 @@ def invert(
     The first ``start`` transitions use ``noise`` (B, *), standard normal: up to state ``start`` the
     path is the straight line sqrt(ab) x_0 + sqrt(1 - ab) noise, above it is inversion. An encoded
     image lacks the faint residual that a sampled latent has and from which inversion would have to
-    recover the noise; without it x_T is much too small (docs/papers.md).
+    recover the noise; without it x_T is much too small (docs/results.md).
 
     ValueError if ``start`` is not within the grid, or positive without ``noise``.
     """

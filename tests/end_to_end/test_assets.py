@@ -54,20 +54,16 @@ def test_pairs_are_labelled_by_their_own_scores(name):
 
 @pytest.mark.parametrize("name", sorted(LABELLINGS))
 def test_pairs_still_say_so_after_compression(name):
-    """The checker, run on the stored images, nearly never prefers the loser.
-
-    It may come to a tie where one object of a soft-edged sample is at the edge of recognition.
-    """
-    margins = []
-    for pair in read_pairs(resolve(f"asset:{name}.parquet"), 200).pairs:
+    """The checker, run on the stored images, prefers the winner in nearly every pair."""
+    agree = []
+    for pair in read_pairs(resolve(f"asset:{name}.parquet"), 400).pairs:
         graph = parse_caption(pair.caption)
         w, l = (
             LABELLINGS[name](score_image(graph, np.array(decode_image(d, ""))))
             for d in (pair.winner, pair.loser)
         )
-        margins.append(w - l)
-    assert np.mean(np.array(margins) < 0) <= 0.01
-    assert np.mean(np.array(margins) == 0) <= 0.05
+        agree.append(w > l)
+    assert np.mean(agree) >= 0.97
 
 
 def test_prompt_files_are_held_out():
