@@ -37,19 +37,19 @@ CONTROLS = {  # of x0, with its settings: what do the labels teach?
     "reversed": [*METHODS["x0"], "data.label_noise=1.0"],
 }
 LEARNING_RATES = (1e-4, 3e-4)
-BETAS = {"taste": (2000.0, 10000.0), "composition": (1000.0, 5000.0)}
+BETAS = (1000.0, 5000.0)
 SFT_RATES = (1e-5, 3e-5, 1e-4, 3e-4)  # no beta: its trials are spent on the learning rate alone
 METRICS = ("sg_iou", "entity_iou", "relation_iou", "exact", "shape_quality")
 
 
-def trials(method: str, pairs: str) -> list[list[str]]:
+def trials(method: str) -> list[list[str]]:
     """Four settings of learning rate and beta for any method."""
     if method == "sft":
         return [[f"training.learning_rate={r}"] for r in SFT_RATES]
     return [
         [f"training.learning_rate={r}", f"objective.beta={b}"]
         for r in LEARNING_RATES
-        for b in BETAS[pairs]
+        for b in BETAS
     ]
 
 
@@ -86,7 +86,7 @@ def tune(root: Path, pairs: str, methods: list[str]) -> dict[str, list[str]]:
     best = {}
     for method in methods:
         scored = []
-        for k, settings in enumerate(trials(method, pairs)):
+        for k, settings in enumerate(trials(method)):
             on = ["evaluation.prompts=asset:prompts-validation.txt", "evaluation.limit=200"]
             overrides = [*METHODS[method], *settings, *on, "training.seed=100"]
             metrics = run(root, f"tune-{method}-{k}", pairs, overrides)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from inversion_dpo.sampling import sample
 from inversion_dpo.scenes.graph import SceneGraph
@@ -19,7 +17,7 @@ from inversion_dpo.scenes.pairs import (
     LABELLINGS,
     Candidate,
     best_against_worst,
-    score_image,
+    candidate,
     write_pairs,
 )
 from inversion_dpo.scenes.prompts import prompts
@@ -32,24 +30,16 @@ def sample_chunk(
     pipeline: Any, graphs: list[SceneGraph], k: int, first_seed: int, steps: int, guidance: float
 ) -> list[Candidate]:
     """k scored samples of each prompt, prompt by prompt."""
-    captions = [g.caption for g in graphs for _ in range(k)]
+    repeated = [g for g in graphs for _ in range(k)]
+    captions = [g.caption for g in repeated]
     seeds = [first_seed + i for i in range(len(captions))]
     images = sample(pipeline, captions, seeds, steps, guidance, batch_size=64, desc="candidates")
-    return [
-        Candidate(c, g.to_json(), s, i, score_image(g, i))
-        for c, g, s, i in zip(
-            captions, [g for g in graphs for _ in range(k)], seeds, images, strict=True
-        )
-    ]
+    return [candidate(g, s, i) for g, s, i in zip(repeated, seeds, images, strict=True)]
 
 
 def save_chunk(path: Path, candidates: list[Candidate]) -> None:
-    """Write candidates losslessly, whole or not at all."""
-    rows = [
-        {"caption": c.caption, "scene_graph": c.scene_graph, "seed": c.seed,
-         "image": _png(c.image), "scores": json.dumps(c.scores)}
-        for c in candidates
-    ]  # fmt: skip
+    """Write candidates, whole or not at all."""
+    rows = [asdict(c) | {"scores": json.dumps(c.scores)} for c in candidates]
     partial = path.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(rows), partial)
     partial.replace(path)
@@ -58,18 +48,9 @@ def save_chunk(path: Path, candidates: list[Candidate]) -> None:
 def load_chunk(path: Path) -> list[Candidate]:
     """Inverse of :func:`save_chunk`."""
     return [
-        Candidate(
-            r["caption"], r["scene_graph"], r["seed"],
-            np.array(Image.open(io.BytesIO(r["image"])).convert("RGB")), json.loads(r["scores"]),
-        )
+        Candidate(**r | {"scores": json.loads(r["scores"])})
         for r in pq.read_table(path).to_pylist()
-    ]  # fmt: skip
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
+    ]
 
 
 def candidates(

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from inversion_dpo.data.images import decode_image
 from inversion_dpo.scenes.checker import detect, score
 from inversion_dpo.scenes.graph import SceneGraph
 
@@ -44,12 +45,12 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One sample of a prompt; ``image`` is uint8 [64, 64, 3], ``scores`` from `score_image`."""
+    """One sample of a prompt as it is stored: a JPEG, and the scores of that very JPEG."""
 
     caption: str
     scene_graph: str
     seed: int
-    image: NDArray[np.uint8]
+    jpg: bytes
     scores: dict[str, float]
 
 
@@ -57,6 +58,23 @@ def score_image(graph: SceneGraph, image: NDArray[np.uint8]) -> dict[str, float]
     """Every score of the checker, and ``composition``, for one image [64, 64, 3] of a prompt."""
     scores = score(graph, detect(image))
     return {**asdict(scores), "composition": scores.composition}
+
+
+def candidate(graph: SceneGraph, seed: int, image: NDArray[np.uint8]) -> Candidate:
+    """Encode a sample [64, 64, 3], then score what is left: the label fits what training sees."""
+    jpg = encode_image(image)
+    stored = np.asarray(decode_image(jpg, f"seed {seed}"))
+    return Candidate(graph.caption, graph.to_json(), seed, jpg, score_image(graph, stored))
+
+
+def encode_image(image: NDArray[np.uint8], quality: int = 90) -> bytes:
+    """JPEG of a uint8 image [H, W, 3], without chroma subsampling; about 1.5 kB for 64x64.
+
+    At 64 pixels WebP's forced 4:2:0 smears thin shapes (rms error 5 of 255 against 3).
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
 
 
 def best_against_worst(
@@ -83,15 +101,10 @@ def best_against_worst(
     return (winner, loser) if gap > 0 and gap >= margin else None
 
 
-def write_pairs(
-    path: Path, pairs: Sequence[tuple[Candidate, Candidate]], seed: int, quality: int = 90
-) -> None:
+def write_pairs(path: Path, pairs: Sequence[tuple[Candidate, Candidate]], seed: int) -> None:
     """Write (winner, loser) pairs as Parquet; an old file is replaced only once all is written.
 
-    ``seed`` decides which half of the rows has the winner first. Images are JPEG without chroma
-    subsampling: at 64 pixels WebP's forced 4:2:0 smears thin shapes (rms error 5 of 255 against
-    3), which changed the checker's verdict on 1% of renders, JPEG 4:4:4 on none of 400. A pair
-    takes about 3 kB at quality 90.
+    ``seed`` decides which half of the rows has the winner first.
 
     Raises:
         ValueError: no pairs, or a pair of two captions or scene graphs.
@@ -103,31 +116,20 @@ def write_pairs(
             raise ValueError(f"pair of two prompts: {winner.caption!r} and {loser.caption!r}")
     winner_first = np.random.default_rng(seed).permutation(len(pairs)) % 2 == 0
     rows = [
-        _columns(pair if first else pair[::-1], bool(first), quality)
+        _columns(pair if first else pair[::-1], bool(first))
         for pair, first in zip(pairs, winner_first, strict=True)
     ]
     _write(path, pa.Table.from_pylist(rows, _SCHEMA))
 
 
-def encode_image(image: NDArray[np.uint8], quality: int) -> bytes:
-    """JPEG 4:4:4 of a uint8 image [H, W, 3]."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
-
-
-def _columns(
-    shown: tuple[Candidate, Candidate], first_preferred: bool, quality: int
-) -> dict[str, Any]:
+def _columns(shown: tuple[Candidate, Candidate], first_preferred: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "label_0": float(first_preferred),
         "caption": shown[0].caption,
         "scene_graph": shown[0].scene_graph,
     }
-    for k, candidate in enumerate(shown):
-        row[f"jpg_{k}"] = encode_image(candidate.image, quality)
-        row[f"scores_{k}"] = json.dumps(candidate.scores)
-        row[f"seed_{k}"] = candidate.seed
+    for k, c in enumerate(shown):
+        row |= {f"jpg_{k}": c.jpg, f"scores_{k}": json.dumps(c.scores), f"seed_{k}": c.seed}
     return row
 
 

@@ -15,6 +15,7 @@ from inversion_dpo.scenes.pairs import (
     LABELLINGS,
     Candidate,
     best_against_worst,
+    candidate,
     encode_image,
     score_image,
     write_pairs,
@@ -24,13 +25,13 @@ from inversion_dpo.scenes.world import Scene, render, sample_scene
 VERDICT = ("entity_iou", "relation_iou", "sg_iou", "exact", "composition")
 
 
-def candidate(seed: int, scores: dict[str, float] | None = None, caption: str = "a") -> Candidate:
-    image = np.full((64, 64, 3), 10 * seed, np.uint8)
-    return Candidate(caption, "{}", seed, image, scores or {"warmth": 0.0, "composition": 0.0})
+def made_up(seed: int, scores: dict[str, float] | None = None, caption: str = "a") -> Candidate:
+    jpg = encode_image(np.full((64, 64, 3), 10 * seed, np.uint8))
+    return Candidate(caption, "{}", seed, jpg, scores or {"warmth": 0.0, "composition": 0.0})
 
 
 def candidates(key: str, *values: float) -> list[Candidate]:
-    return [candidate(seed, {key: value}) for seed, value in enumerate(values)]
+    return [made_up(seed, {key: value}) for seed, value in enumerate(values)]
 
 
 def seeds(pair: tuple[Candidate, Candidate] | None) -> tuple[int, int] | None:
@@ -46,9 +47,7 @@ def warm_and_cool(count: int) -> list[tuple[Candidate, Candidate]]:
         graph, both = scene.graph, []
         for warmth in (0.8, 0.2):
             image = render(Scene(graph, scene.positions, warmth))
-            scores = score_image(graph, image)
-            seed = 10 * k + round(10 * warmth)
-            both.append(Candidate(graph.caption, graph.to_json(), seed, image, scores))
+            both.append(candidate(graph, 10 * k + round(10 * warmth), image))
         pairs.append((both[0], both[1]))
     return pairs
 
@@ -73,7 +72,7 @@ def test_scores_of_an_image() -> None:
 def test_the_best_meets_the_worst(key: str, score: str) -> None:
     assert set(LABELLINGS) == {"taste", "composition"}
     both = [
-        Candidate("a", "{}", seed, np.zeros((64, 64, 3), np.uint8), {"warmth": w, "composition": c})
+        Candidate("a", "{}", seed, b"", {"warmth": w, "composition": c})
         for seed, w, c in ((0, 0.5, 0.2), (1, 0.9, 0.5), (2, 0.1, 0.9))
     ]
     values = [c.scores[score] for c in both]
@@ -104,8 +103,18 @@ def test_equal_scores_are_decided_by_the_lowest_seed() -> None:
         assert seeds(best_against_worst(order, "composition", 0.1)) == (1, 0)
 
 
+def test_a_candidate_is_scored_as_it_is_stored() -> None:
+    scene = sample_scene(np.random.default_rng(3))
+    noisy = render(scene).astype(int) + np.random.default_rng(0).integers(-40, 40, (64, 64, 3))
+    image = noisy.clip(0, 255).astype(np.uint8)
+    made = candidate(scene.graph, 7, image)
+    stored = np.asarray(decode_image(made.jpg, "here"))
+    assert made.scores == score_image(scene.graph, stored) != score_image(scene.graph, image)
+    assert (made.caption, made.seed) == (scene.graph.caption, 7)
+
+
 def test_pairs_across_prompts_or_by_unknown_names_are_refused() -> None:
-    mixed = [candidate(0, caption="a"), candidate(1, caption="b")]
+    mixed = [made_up(0, caption="a"), made_up(1, caption="b")]
     with pytest.raises(ValueError, match="share their caption"):
         best_against_worst(mixed, "taste", 0.0)
     with pytest.raises(ValueError, match="unknown labelling 'beauty'; one of taste, composition"):
@@ -135,12 +144,12 @@ def test_the_columns_of_either_image_stay_together(tmp_path: Path) -> None:
         for n, expected in enumerate(shown):
             assert rows[f"seed_{n}"][k] == expected.seed
             assert json.loads(rows[f"scores_{n}"][k]) == expected.scores
-            assert rows[f"jpg_{n}"][k] == encode_image(expected.image, 90)
+            assert rows[f"jpg_{n}"][k] == expected.jpg
 
 
 @pytest.mark.parametrize("count", [1, 2, 31, 100])
 def test_winners_come_first_in_half_of_the_rows(tmp_path: Path, count: int) -> None:
-    pairs = [(candidate(0), candidate(1))] * count
+    pairs = [(made_up(0), made_up(1))] * count
     labels = []
     for seed in (0, 1):
         write_pairs(tmp_path / "pairs.parquet", pairs, seed)
@@ -174,7 +183,7 @@ def test_encoding_keeps_the_verdict_of_the_checker() -> None:
     rng = np.random.default_rng(5)
     for scene in [sample_scene(rng) for _ in range(60)]:
         image = render(scene)
-        decoded = np.asarray(decode_image(encode_image(image, 90), "here"))
+        decoded = np.asarray(decode_image(encode_image(image), "here"))
         before, after = score_image(scene.graph, image), score_image(scene.graph, decoded)
         assert [after[name] for name in VERDICT] == [before[name] for name in VERDICT]
         assert after["warmth"] == pytest.approx(before["warmth"], abs=0.05)
@@ -183,7 +192,7 @@ def test_encoding_keeps_the_verdict_of_the_checker() -> None:
 def test_colour_is_kept_at_full_resolution() -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, 0::2], image[:, 1::2] = (214, 39, 40), (35, 80, 215)  # columns, red and blue
-    decoded = np.asarray(decode_image(encode_image(image, 90), "here")).astype(int)
+    decoded = np.asarray(decode_image(encode_image(image), "here")).astype(int)
     assert np.abs(decoded - image).mean() < 5
 
 
@@ -203,7 +212,7 @@ def test_pairs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pairs to write"):
         write_pairs(file, [], seed=0)
     with pytest.raises(ValueError, match="pair of two prompts: 'a' and 'b'"):
-        write_pairs(file, [(candidate(0), candidate(1, caption="b"))], seed=0)
+        write_pairs(file, [(made_up(0), made_up(1, caption="b"))], seed=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,10 +224,10 @@ def test_a_write_that_fails_leaves_the_old_file(
         raise OSError("disk full")
 
     file = tmp_path / "pairs.parquet"
-    write_pairs(file, [(candidate(0), candidate(1))], seed=0)
+    write_pairs(file, [(made_up(0), made_up(1))], seed=0)
     before = file.read_bytes()
     monkeypatch.setattr(scene_pairs.pq, "write_table", fail_halfway)
     with pytest.raises(OSError, match="disk full"):
-        write_pairs(file, [(candidate(1), candidate(0))], seed=0)
+        write_pairs(file, [(made_up(1), made_up(0))], seed=0)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
