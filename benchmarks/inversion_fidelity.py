@@ -13,12 +13,12 @@ import argparse
 import torch
 from torch import Tensor
 
-from inversion_dpo.cache import conditional
 from inversion_dpo.config import load_config
 from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.scenes.prompts import prompts
-from inversion_dpo.training import load_model
+from inversion_dpo.session import load_model
+from inversion_dpo.trajectories import conditional
 
 
 def through_image(model: DiffusionModel, latents: Tensor) -> Tensor:
@@ -63,7 +63,9 @@ def main() -> None:
     ):
         kind = f"fixed point, {iterations}" if iterations else "naive"
         kind += f", noise up to {start / args.steps:g} of the schedule" if start else ""
-        found = invert(latents, grid, predict, iterations, noise=noise, start=start).states[-1]
+        found = invert(
+            latents, grid, predict, "epsilon", iterations, noise=noise, start=start
+        ).states[-1]
         variance, error = (v.flatten(1).square().mean(1) for v in (found, found - x_T))
         print(f"| {name} | {kind} | {with_interval(variance)} | {with_interval(error)} |")
 

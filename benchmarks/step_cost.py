@@ -22,13 +22,14 @@ import torch
 
 from inversion_dpo import training
 from inversion_dpo.config import Config, load_config
+from inversion_dpo.session import Session, set_up
 
 PAIRS = 32
 
 
-def session_of(root: Path, *overrides: str) -> training.Session:
+def session_of(root: Path, *overrides: str) -> Session:
     """A ready session on the embedded pipeline and a few of its pairs."""
-    return training.set_up(config_of(*overrides), root)
+    return set_up(config_of(*overrides), root)
 
 
 def config_of(*overrides: str) -> Config:
@@ -37,7 +38,7 @@ def config_of(*overrides: str) -> Config:
     return load_config("taste", settings)
 
 
-def bare(session: training.Session) -> Callable[[int], None]:
+def bare(session: Session) -> Callable[[int], None]:
     """Policy forward and backward on tensors in memory, and the optimizer's step."""
     pairs = session.train_pairs[:PAIRS]
     points = session.cache.points(pairs, [5] * PAIRS, "x0")
@@ -53,7 +54,7 @@ def bare(session: training.Session) -> Callable[[int], None]:
     return step
 
 
-def whole(session: training.Session) -> Callable[[int], None]:
+def whole(session: Session) -> Callable[[int], None]:
     """The trainer's own step, everything included."""
 
     def step(number: int) -> None:

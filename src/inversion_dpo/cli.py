@@ -93,7 +93,7 @@ def train_run(config: Config, output: Path) -> None:
 
 def invert_run(config: Config, cache: Path) -> Any:
     """Recover the trajectories of all pairs under the frozen reference."""
-    from inversion_dpo.training import load_model, make_accelerator, prepare_cache
+    from inversion_dpo.session import load_model, make_accelerator, prepare_cache
 
     accelerator = make_accelerator(config)
     model = load_model(config, accelerator.device)
@@ -106,22 +106,29 @@ def invert(
 ) -> None:
     """Recover every pair's noise trajectories and keep them in OUTPUT/cache.
 
-    `train` does this itself; use it to prepare a cache ahead or to see the reconstruction error.
+    `train` does this itself; use it to prepare a cache ahead, to see what guidance costs, or,
+    with inversion.reconstruct=true, which pairs the reference cannot reproduce.
     """
-    from inversion_dpo.cache import cached_reconstruction_error, noise_variance
+    from inversion_dpo.evaluation.reconstruction import write_reconstruction
     from inversion_dpo.runs import claim, stage
+    from inversion_dpo.trajectories import noise_variance, round_trip_error
 
     run = resolved(config, overrides, dry_run)
     claim(output, run)
     with stage(output, "invert"):
         model, cache, device = invert_run(run, output / "cache")
-    error = cached_reconstruction_error(model, cache, device)
+    typer.echo(f"{cache.pairs} pairs in {cache.folder}")
+    for scale in sorted({1.0, run.inversion.guidance_scale}):
+        error = round_trip_error(model, cache, scale, device)
+        typer.echo(
+            f"relative error of inverting and sampling back, guidance {scale:g}: {error:.4f}"
+        )
     typer.echo(
-        f"{cache.pairs} pairs in {cache.folder}\n"
-        f"reconstruction error (relative, first shard): {error:.4f}\n"
         f"variance of the recovered noise (1 is what sampling starts from): "
         f"{noise_variance(cache):.2f}"
     )
+    if run.inversion.reconstruct:
+        typer.echo(write_reconstruction(output, model, cache))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
 
 
 class ConfigError(ValueError):
@@ -32,6 +33,9 @@ class ModelConfig:
     variant: str | None = None  # e.g. fp16
     dtype: str = "float32"  # of the frozen weights: float32, bfloat16, float16
     resolution: int = 64  # pixels, square
+    vae: str | None = None  # folder or hub id of another autoencoder, e.g. SDXL's fp16 fix
+    lora: str | None = None  # an existing LoRA to start from: it becomes part of the reference
+    guidance_embed: float = 1.0  # the guidance that FLUX.1-dev's network is told
 
 
 @dataclass
@@ -40,6 +44,7 @@ class DataConfig:
 
     pairs: str = "asset:taste.parquet"  # Parquet file or a folder of them
     limit: int | None = None  # use only the first rows
+    fit: str = "pad"
     holdout: float = 0.1  # share of pairs never trained on, for held-out implicit accuracy
     label_noise: float = 0.0  # share of training pairs whose labels are swapped, for controls
 
@@ -49,9 +54,13 @@ class InversionConfig:
     """How trajectories are recovered, once, under the frozen reference."""
 
     steps: int = 20  # N
+    spacing: str = "sampler"  # sampler: its own timesteps, read backwards; even: over all T
     guidance_scale: float = 1.0
     fixed_point_iterations: int = 0  # 0: naive DDIM inversion
     t_start: float = 0.0  # below this part of the schedule add noise, above it invert
+    keep: int | None = None  # states kept per pair, drawn in t_min..t_max; null: all N
+    reconstruct: bool = False  # also sample back, to see what the reference cannot reproduce
+    max_error: float | None = None  # leave out pairs whose relative error is above; reconstruct
     batch_size: int = 64  # images
 
 
@@ -74,6 +83,8 @@ class PolicyConfig:
     rank: int = 16
     alpha: float = 16.0
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    dora: bool = False
+    merge: bool = False  # also write the pipeline with the LoRA added, to OUTPUT/merged
 
 
 @dataclass
@@ -83,12 +94,14 @@ class TrainingConfig:
     steps: int = 100
     batch_size: int = 32  # pairs per optimizer step and process
     gradient_accumulation: int = 1  # parts that the batch is computed in
+    optimizer: str = "adamw"  # adamw, adamw8bit (needs bitsandbytes and a GPU), adafactor
     learning_rate: float = 1e-4
     warmup: int = 10  # steps
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"  # no, bf16, fp16
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile the network
     seed: int = 0
     eval_every: int = 20  # steps between held-out measurements
     checkpoint_every: int = 50
@@ -177,18 +190,28 @@ def _explain(error: OmegaConfBaseException) -> str:
 def validate(config: Config) -> None:
     """Refuse what cannot work before anything is loaded; ConfigError names key and remedy."""
     from inversion_dpo.objectives import OBJECTIVES, TARGETS
+    from inversion_dpo.schedule import SPACINGS
 
     objective, training = config.objective, config.training
     _one_of("objective.name", objective.name, list(OBJECTIVES))
     _one_of("objective.target", objective.target, list(TARGETS))
     _one_of("policy.kind", config.policy.kind, ["lora", "full"])
     _one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
+    _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
+    _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
     if objective.target == "transition" and config.inversion.fixed_point_iterations:
         raise ConfigError(
             "objective.target=transition vanishes under exact inversion: its signal is the "
             "inversion's own error. Set inversion.fixed_point_iterations=0 or objective.target=x0"
         )
+    if objective.target == "transition" and config.inversion.keep is not None:
+        raise ConfigError(
+            "objective.target=transition needs the neighbour of every state: set "
+            "inversion.keep=null, or objective.target=x0"
+        )
+    if config.inversion.max_error is not None and not config.inversion.reconstruct:
+        raise ConfigError("inversion.max_error needs inversion.reconstruct=true, which measures it")
     if objective.name == "inversion_dpo_released" and objective.target != "reference":
         raise ConfigError(
             "objective.name=inversion_dpo_released reproduces the released script's sign and is "

@@ -1,8 +1,9 @@
-"""Deterministic DDIM inversion: from a clean latent to the noise that leads to it.
+"""Deterministic inversion: from a clean latent to the noise that leads to it.
 
 Source: Song et al., "Denoising Diffusion Implicit Models", 2020,
 https://arxiv.org/abs/2010.02502 (section 4.3); as the carrier of preference optimization:
-"Inversion-DPO", 2025, https://arxiv.org/abs/2507.11554.
+"Inversion-DPO", 2025, https://arxiv.org/abs/2507.11554. For flow models the same is Euler's method
+on the velocity, run from data to noise.
 """
 
 from __future__ import annotations
@@ -12,20 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inversion_dpo.schedule import like
+from inversion_dpo.schedule import add_noise, step, step_back
 from inversion_dpo.types import Grid, Trajectory
 
-Predict = Callable[[Tensor, Tensor], Tensor]  # eps = predict(x_t (B, *), timesteps int64 [B])
-
-
-def ddim_step(x: Tensor, alpha_bar_from: Tensor, alpha_bar_to: Tensor, eps: Tensor) -> Tensor:
-    """Move x along eps from one noise level to another; the same formula in both directions.
-
-    x_to = sqrt(ab_to) (x - sqrt(1 - ab_from) eps) / sqrt(ab_from) + sqrt(1 - ab_to) eps
-    """
-    ratio = (alpha_bar_to / alpha_bar_from).sqrt()
-    noise = (1 - alpha_bar_to).sqrt() - ratio * (1 - alpha_bar_from).sqrt()
-    return like(ratio, x) * x + like(noise, x) * eps
+Predict = Callable[[Tensor, Tensor], Tensor]  # prediction = predict(x_t (B, *), timesteps [B])
 
 
 def _at(predict: Predict, x: Tensor, grid: Grid, i: int) -> Tensor:
@@ -37,6 +28,7 @@ def invert(
     x_0: Tensor,
     grid: Grid,
     predict: Predict,
+    kind: str = "epsilon",
     fixed_point_iterations: int = 0,
     reference: Predict | None = None,
     noise: Tensor | None = None,
@@ -45,48 +37,47 @@ def invert(
     """Run x_0 (B, *) up the grid under ``predict``; N+1 evaluations (plus iterations).
 
     ``reference``, where given, is evaluated at every state beside ``predict``: under guidance the
-    path follows guided noise while training compares with the plain conditional prediction.
+    path follows guided predictions while training compares with the plain conditional one.
 
-    With ``fixed_point_iterations`` = 0 (naive) the transition i -> i+1 uses eps at its clean
-    end, predict(x_i, t_i). With k > 0 each x_{i+1} is refined k times towards the solution of
-    x_{i+1} = ddim_step(x_i, predict(x_{i+1}, t_{i+1})), from which sampling retraces exactly.
+    With ``fixed_point_iterations`` = 0 (naive) the transition i -> i+1 follows the prediction at
+    its clean end, predict(x_i, t_i). With k > 0 each x_{i+1} is refined k times towards the state
+    from which sampling, with predict(x_{i+1}, t_{i+1}), retraces to x_i exactly.
 
-    The first ``start`` transitions use ``noise`` (B, *), standard normal: up to state ``start`` the
-    path is the straight line sqrt(ab) x_0 + sqrt(1 - ab) noise, above it is inversion. An encoded
-    image lacks the faint residual that a sampled latent has and from which inversion would have to
-    recover the noise; without it x_T is much too small (docs/results.md).
+    The first ``start`` states are x_0 with ``noise`` (B, *), standard normal, added; above them is
+    inversion. An encoded image lacks the faint residual that a sampled latent has and from
+    which inversion would have to recover the noise; without it x_T is much too small
+    (docs/results.md).
 
     ValueError if ``start`` is not within the grid, or positive without ``noise``.
     """
     if not 0 <= start < grid.steps or (start and noise is None):
         raise ValueError(f"start={start} needs noise, and must be in 0..{grid.steps - 1}")
-    x, ab = x_0, grid.alpha_bar
-    eps = _at(predict, x, grid, 0)
-    states, used, at_states = [x], [], [eps]
+    levels = grid.levels
+    states, predictions = [x_0], [_at(predict, x_0, grid, 0)]
     for i in range(grid.steps):
+        x, low, high = states[-1], levels[i], levels[i + 1]
         if noise is not None and i < start:
-            eps = noise
-        x_next = ddim_step(x, ab[i], ab[i + 1], eps)
-        eps_next = _at(predict, x_next, grid, i + 1)
-        for _ in range(fixed_point_iterations if i >= start else 0):
-            eps = eps_next
-            x_next = ddim_step(x, ab[i], ab[i + 1], eps)
-            eps_next = _at(predict, x_next, grid, i + 1)
-        used.append(eps)
-        x, eps = x_next, eps_next
-        states.append(x)
-        at_states.append(eps)
+            x_next = add_noise(x_0, noise, high)
+            prediction = _at(predict, x_next, grid, i + 1)
+        else:
+            x_next = step(x, predictions[-1], low, high, kind)
+            prediction = _at(predict, x_next, grid, i + 1)
+            for _ in range(fixed_point_iterations):
+                x_next = step_back(x, prediction, high, low, kind)
+                prediction = _at(predict, x_next, grid, i + 1)
+        states.append(x_next)
+        predictions.append(prediction)
     if reference is not None:
-        at_states = [_at(reference, x, grid, i) for i, x in enumerate(states)]
-    return Trajectory(grid, torch.stack(states), torch.stack(used), torch.stack(at_states))
+        predictions = [_at(reference, x, grid, i) for i, x in enumerate(states)]
+    return Trajectory(grid, torch.stack(states), torch.stack(predictions))
 
 
 @torch.no_grad()
-def reconstruct(x_T: Tensor, grid: Grid, predict: Predict) -> Tensor:
+def reconstruct(x_T: Tensor, grid: Grid, predict: Predict, kind: str = "epsilon") -> Tensor:
     """Sample back down the grid from x_T (B, *), deterministically, to a clean latent (B, *)."""
-    x, ab = x_T, grid.alpha_bar
+    x = x_T
     for i in range(grid.steps, 0, -1):
-        x = ddim_step(x, ab[i], ab[i - 1], _at(predict, x, grid, i))
+        x = step(x, _at(predict, x, grid, i), grid.levels[i], grid.levels[i - 1], kind)
     return x
 
 

@@ -1,9 +1,10 @@
 """Preference objectives: pure functions from per-pair errors to per-pair losses.
 
-An error is the mean over a latent's elements of ||eps* - eps_theta||^2. What eps* is, the
-``target``, and where x_t comes from, a cached inversion trajectory or fresh noise, is decided
-before (see ``targets`` and ``OBJECTIVES``). Losses are per pair; nothing is averaged inside the
-sigmoid. Equations and sources: docs/papers.md.
+An error is the mean over a latent's elements of ||target - prediction||^2, in the space that the
+network predicts: eps, v or a flow's velocity. What the target is, and where x_t comes from, a
+cached inversion trajectory or fresh noise, is decided before: ``target_prediction`` and
+``OBJECTIVES``. Losses are per pair; nothing is averaged inside the sigmoid. Equations and
+sources: docs/papers.md.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inversion_dpo.schedule import eps_towards
-from inversion_dpo.types import LossOutput, PairErrors
+from inversion_dpo.schedule import prediction_between
+from inversion_dpo.types import Levels, LossOutput, PairErrors
 
 TARGETS = ("transition", "x0", "reference")
 
@@ -26,21 +27,33 @@ def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
     return (target.float() - prediction.float()).square().flatten(1).mean(1)
 
 
-def target_eps(
-    target: str, x_t: Tensor, x_0: Tensor, eps_previous: Tensor, eps_ref: Tensor, alpha_bar: Tensor
+def target_prediction(
+    target: str,
+    i: Tensor,
+    states: tuple[Tensor, Tensor, Tensor],
+    reference: Tensor,
+    levels: Levels,
+    kind: str,
 ) -> Tensor:
-    """eps* at a state x_t = x_{t_{i+1}} of a trajectory; everything (B, *), alpha_bar [B].
+    """What the policy should predict at a state x_t = x_{t_i} of a trajectory; (B, *).
 
-    transition: eps_i, the noise that the transition x_{t_i} -> x_{t_{i+1}} used (eps_previous).
-    x0: the noise that leads from x_t straight to the clean image.
-    reference: eps_ref(x_t, t). Its gradient is exactly zero while the policy is the reference.
+    Args:
+        target: transition: the prediction that leads back to x_{t_{i-1}}, the observed transition.
+            x0: the prediction that leads straight to the clean image.
+            reference: the reference's own, whose gradient is exactly zero at the reference.
+        i: index on the grid [B], from 1 on.
+        states: the clean x_0, x_{t_{i-1}} and x_t.
+        reference: the reference's prediction at x_t.
+        levels: of the grid.
+        kind: what the network predicts.
     """
+    x_0, x_before, x_t = states
     if target == "transition":
-        return eps_previous
+        return prediction_between(x_before, levels[i - 1], x_t, levels[i], kind)
     if target == "x0":
-        return eps_towards(x_t, x_0, alpha_bar)
+        return prediction_between(x_0, levels[0], x_t, levels[i], kind)
     if target == "reference":
-        return eps_ref
+        return reference
     raise ValueError(f"unknown target {target!r}; one of {', '.join(TARGETS)}")
 
 

@@ -1,58 +1,70 @@
-"""Exact discrete noise schedules and conversions between what networks predict.
+"""Noise levels, and what a network's prediction says about them.
 
-x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, with alpha_bar the cumulative product of
-the model's own alphas (Ho et al., 2020, https://arxiv.org/abs/2006.11239). Coefficients are
-computed in float64 and cast to the latents' dtype last; timesteps stay integers.
+Every model here moves on x_t = alpha_t x_0 + sigma_t eps, and from x_t and its ``prediction`` one
+knows both ends of the line through x_t, an image x_0 and a noise eps:
+
+    epsilon          eps                     Ho et al., 2020, https://arxiv.org/abs/2006.11239
+    v_prediction     alpha eps - sigma x_0   Salimans & Ho, 2022, https://arxiv.org/abs/2202.00512
+    flow_prediction  eps - x_0               Lipman et al., 2022, https://arxiv.org/abs/2210.02747
+
+A deterministic step goes along that line to another level: for eps and v it is DDIM's (Song et
+al., 2020, https://arxiv.org/abs/2010.02502), for flows it is Euler's. Coefficients are computed in
+float64 and cast to the latents' dtype last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from inversion_dpo.types import Grid
+from inversion_dpo.types import Grid, Levels
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+KINDS = ("epsilon", "v_prediction", "flow_prediction")
+SPACINGS = ("sampler", "even")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """alphas_cumprod: float64 [T]; prediction_type: what the network's output means."""
+    """A model's own schedule.
 
-    alphas_cumprod: Tensor
-    prediction_type: str = "epsilon"
+    kind: what the network predicts, one of ``KINDS``.
+    timesteps: [T] ascending, what the network is told: int64, or float64 in flow matching.
+    levels: [T], of those timesteps.
+    sampler: N -> the grid on which the model's own sampler takes N steps, ascending.
+    """
+
+    kind: str
+    timesteps: Tensor
+    levels: Levels
+    sampler: Callable[[int], Grid]
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"unknown prediction_type {self.prediction_type!r}; one of {PREDICTION_TYPES}"
-            )
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown prediction type {self.kind!r}; one of {', '.join(KINDS)}")
 
-    @property
-    def num_train_timesteps(self) -> int:
-        """T: timesteps run from 0 to T-1."""
-        return len(self.alphas_cumprod)
+    def __len__(self) -> int:
+        return len(self.timesteps)
 
-    def alpha_bar(self, timesteps: Tensor) -> Tensor:
-        """alpha_bar at integer timesteps [B] -> float64 [B]; TypeError on float timesteps."""
-        if timesteps.is_floating_point():
-            raise TypeError(f"timesteps must be integers, got {timesteps.dtype}")
-        return self.alphas_cumprod.to(timesteps.device)[timesteps]
+    def grid(self, steps: int, spacing: str = "even") -> Grid:
+        """The levels of an inversion in N ``steps``.
 
-    def grid(self, steps: int) -> Grid:
-        """Evenly spaced 0 = t_0 < ... < t_N = T-1 with alpha_bar[0] = 1.
+        even: timesteps spread evenly over the whole schedule, the first one free of noise.
+        sampler: those of the model's own sampler, whose path is then read backwards.
 
-        ValueError unless 1 <= steps <= T-1.
+        ValueError unless 1 <= steps < T.
         """
-        last = self.num_train_timesteps - 1
+        last = len(self) - 1
         if not 1 <= steps <= last:
             raise ValueError(f"inversion steps must be between 1 and {last}, got {steps}")
-        timesteps = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long()
-        alpha_bar = self.alphas_cumprod[timesteps].double().clone()
-        alpha_bar[0] = 1.0
-        return Grid(timesteps, alpha_bar)
+        if spacing == "sampler":
+            return self.sampler(steps)
+        index = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long()
+        alpha, sigma = self.levels.alpha[index], self.levels.sigma[index]
+        alpha[0], sigma[0] = 1.0, 0.0
+        return Grid(self.timesteps[index], Levels(alpha, sigma))
 
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -61,25 +73,49 @@ def like(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
 
 
-def add_noise(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
-    return like(alpha_bar.sqrt(), x_0) * x_0 + like((1 - alpha_bar).sqrt(), x_0) * eps
+def add_noise(x_0: Tensor, eps: Tensor, level: Levels) -> Tensor:
+    """x_t = alpha x_0 + sigma eps."""
+    return like(level.alpha, x_0) * x_0 + like(level.sigma, x_0) * eps
 
 
-def eps_towards(x_t: Tensor, x_0: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise that leads from x_t straight to x_0: (x_t - sqrt(ab) x_0) / sqrt(1 - ab).
+def prediction_of(x_0: Tensor, eps: Tensor, level: Levels, kind: str) -> Tensor:
+    """What a network of this kind predicts at a level if it knows x_0 and eps."""
+    if kind == "epsilon":
+        return eps
+    if kind == "v_prediction":
+        return like(level.alpha, x_0) * eps - like(level.sigma, x_0) * x_0
+    return eps - x_0
 
-    alpha_bar must be below 1: at "no noise" there is nothing to predict.
+
+def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Tensor]:
+    """(c_x, c_p) of the step x_end = c_x x_start + c_p prediction."""
+    a, s, a_to, s_to = start.alpha, start.sigma, end.alpha, end.sigma
+    if kind == "epsilon":  # x_0 = (x - s p) / a, eps = p
+        return a_to / a, s_to - a_to / a * s
+    if kind == "v_prediction":  # x_0 = a x - s p, eps = s x + a p
+        return a_to * a + s_to * s, s_to * a - a_to * s
+    return a_to + s_to, s_to * a - a_to * s  # x_0 = x - s p, eps = x + a p
+
+
+def step(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
+    """Move x (B, *) from one level to another along the line that the prediction at x names."""
+    c_x, c_p = step_coefficients(start, end, kind)
+    return like(c_x, x) * x + like(c_p, x) * prediction
+
+
+def step_back(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
+    """The state at ``start`` from which :func:`step`, given this prediction there, leads to x."""
+    c_x, c_p = step_coefficients(start, end, kind)
+    return like(1 / c_x, x) * x - like(c_p / c_x, x) * prediction
+
+
+def prediction_between(
+    x_low: Tensor, low: Levels, x_high: Tensor, high: Levels, kind: str
+) -> Tensor:
+    """The prediction at x_high with which one step leads exactly to x_low; all (B, *).
+
+    From a noise-free x_low this is the noise, v or velocity that leads straight to it. The levels
+    must differ.
     """
-    return (x_t - like(alpha_bar.sqrt(), x_t) * x_0) / like((1 - alpha_bar).sqrt(), x_t)
-
-
-def to_eps(output: Tensor, x_t: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """Convert a network output to eps; v as in Salimans & Ho (2022, arXiv:2202.00512)."""
-    if prediction_type == "epsilon":
-        return output
-    if prediction_type == "v_prediction":
-        return like(alpha_bar.sqrt(), x_t) * output + like((1 - alpha_bar).sqrt(), x_t) * x_t
-    if prediction_type == "sample":
-        return eps_towards(x_t, output, alpha_bar)
-    raise ValueError(f"unknown prediction_type {prediction_type!r}; one of {PREDICTION_TYPES}")
+    c_x, c_p = step_coefficients(high, low, kind)
+    return like(1 / c_p, x_low) * x_low - like(c_x / c_p, x_low) * x_high

@@ -1,6 +1,6 @@
-"""Train a policy on cached trajectories: set-up, one step, the loop.
+"""Train a policy on cached trajectories: one step, and the loop.
 
-A step on a trajectory is a policy forward and backward and nothing else: the state, its eps*
+A step on a trajectory is a policy forward and backward and nothing else: the state, its target
 and the reference's prediction come from the cache.
 """
 
@@ -11,148 +11,32 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inversion_dpo.cache import CacheKey, TrajectoryCache, build_cache, noise_variance
+from inversion_dpo.cache import TrajectoryCache
 from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
-from inversion_dpo.config import Config, resolve
-from inversion_dpo.data.pairs import DataError, PairFile, read_pairs
-from inversion_dpo.models.base import Condition, DiffusionModel
-from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy, trainable_copy
-from inversion_dpo.objectives import (
-    OBJECTIVES,
-    Objective,
-    as_pair_errors,
-    implicit_accuracy,
-    squared_error,
-)
-from inversion_dpo.schedule import add_noise
+from inversion_dpo.config import Config
+from inversion_dpo.models.base import Condition
+from inversion_dpo.models.policy import trainable_copy
+from inversion_dpo.objectives import as_pair_errors, implicit_accuracy, squared_error
+from inversion_dpo.schedule import add_noise, prediction_of
+from inversion_dpo.session import Recipe, Session, set_up
 from inversion_dpo.startup import (
     CHECKED_STEPS,
     StartupError,
     check_all_moved,
     check_gradient,
     check_is_reference,
-    check_noise,
 )
 from inversion_dpo.types import LossOutput, PairErrors, TrainingPoints
 
 Row = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The plain values a step needs."""
-
-    objective: Objective
-    target: str
-    beta: float
-    t_min: float
-    t_max: float
-    batch_size: int
-    accumulation: int
-    seed: int
-
-
-@dataclass
-class Session:
-    """Everything that is alive during training."""
-
-    accelerator: Accelerator
-    model: DiffusionModel
-    policy: Policy
-    network: nn.Module  # the prepared policy network: every forward goes through it
-    optimizer: Any
-    cache: TrajectoryCache
-    train_pairs: list[int]
-    heldout_pairs: list[int]
-    recipe: Recipe
-
-
-# ---------------------------------------------------------------- set-up
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """One accelerate engine; gradients are accumulated by the step itself."""
-    return Accelerator(mixed_precision=config.training.mixed_precision)
-
-
-def load_model(config: Config, device: torch.device) -> DiffusionModel:
-    """The frozen pipeline of the configuration, on the device."""
-    m = config.model
-    pipeline = load_pipeline(resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype))
-    return adapt(pipeline.to(device))
-
-
-def cache_key(config: Config, pairs: PairFile, model: DiffusionModel) -> CacheKey:
-    """What the run's trajectories depend on."""
-    i = config.inversion
-    return CacheKey(
-        pairs.fingerprint, config.data.limit, model.identity(), config.model.resolution,
-        i.steps, i.guidance_scale, i.fixed_point_iterations, i.t_start, i.batch_size,
-        config.training.mixed_precision,
-    )  # fmt: skip
-
-
-def prepare_cache(
-    config: Config, accelerator: Accelerator, model: DiffusionModel, root: Path
-) -> TrajectoryCache:
-    """Read the pairs, invert what is not inverted yet."""
-    pairs = read_pairs(Path(resolve(config.data.pairs)), config.data.limit)
-    if len(pairs.pairs) < 4:
-        raise DataError(f"{pairs.path}: only {len(pairs.pairs)} usable pairs; give at least 4")
-    key = cache_key(config, pairs, model)
-    with accelerator.main_process_first(), accelerator.autocast():
-        return build_cache(root, model, pairs.pairs, key, accelerator.device)
-
-
-def make_policy(config: Config, model: DiffusionModel) -> Policy:
-    """LoRA or full; the network is switched to training as is."""
-    p = config.policy
-    if p.kind == "full":
-        return FullPolicy(model)
-    return LoraPolicy(model, p.rank, p.alpha, p.target_modules, config.training.seed)
-
-
-def split_pairs(count: int, holdout: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Shuffle pair numbers and set a share aside (at least one): training, held-out."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count, generator=generator).tolist()
-    aside = min(count - 1, max(1, round(count * holdout)))
-    return sorted(order[aside:]), sorted(order[:aside])
-
-
-def set_up(config: Config, cache_root: Path) -> Session:
-    """Load the model, invert the pairs under it, then attach the policy to be trained."""
-    accelerator = make_accelerator(config)
-    model = load_model(config, accelerator.device)
-    cache = prepare_cache(config, accelerator, model, cache_root)
-    policy = make_policy(config, model)
-    t, o = config.training, config.objective
-    if t.gradient_checkpointing:
-        policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
-        policy.network.train()
-    optimizer = torch.optim.AdamW(
-        policy.trainable().values(), lr=t.learning_rate, weight_decay=t.weight_decay
-    )
-    network, optimizer = accelerator.prepare(policy.network, optimizer)
-    recipe = Recipe(
-        OBJECTIVES[o.name], o.target, o.beta, o.t_min, o.t_max,
-        t.batch_size, t.gradient_accumulation, t.seed,
-    )  # fmt: skip
-    if recipe.objective.source == "trajectory":
-        check_noise(noise_variance(cache))
-    train, heldout = split_pairs(cache.pairs, config.data.holdout)
-    cache.swap(train, config.data.label_noise, t.seed)
-    return Session(accelerator, model, policy, network, optimizer, cache, train, heldout, recipe)
 
 
 # ---------------------------------------------------------------- one step
@@ -174,11 +58,9 @@ def trajectory_points(
     cache: TrajectoryCache, pairs: list[int], recipe: Recipe, generator: torch.Generator
 ) -> TrainingPoints:
     """One uniformly drawn state of each pair's cached trajectories."""
-    n = cache.grid.steps
-    low = max(1, math.ceil(recipe.t_min * n))
-    high = max(low, math.floor(recipe.t_max * n))
-    steps = torch.randint(low, high + 1, (len(pairs),), generator=generator).tolist()
-    return cache.points(pairs, steps, recipe.target)
+    first, last = cache.positions(recipe.low, recipe.high)
+    drawn = torch.randint(first, last + 1, (len(pairs),), generator=generator).tolist()
+    return cache.points(pairs, drawn, recipe.target)
 
 
 def noise_points(
@@ -186,25 +68,32 @@ def noise_points(
 ) -> TrainingPoints:
     """Fresh noise and timestep per pair, the same for both images; reference evaluated here."""
     recipe, schedule = session.recipe, session.model.schedule
-    x_0 = session.cache.gather("states", pairs, [0] * len(pairs))
-    last = schedule.num_train_timesteps - 1
+    x_0 = session.cache.gather("clean", pairs)
+    last = len(schedule) - 1
     low, high = round(recipe.t_min * last), round(recipe.t_max * last)
-    t = torch.randint(low, high + 1, (len(pairs),), generator=generator).repeat(2)
+    i = torch.randint(low, high + 1, (len(pairs),), generator=generator).repeat(2)
     eps = torch.randn(x_0[: len(pairs)].shape, generator=generator).repeat(2, *[1] * (x_0.ndim - 1))
-    alpha_bar = schedule.alpha_bar(t)
-    x_t = add_noise(x_0, eps, alpha_bar)
-    reference = eps
-    if recipe.objective.preference:
-        device = session.accelerator.device
-        with torch.no_grad(), session.policy.reference(session.network) as network:
-            reference = predict(session, network, x_t.to(device), t.to(device), condition)
-    return TrainingPoints(x_t, t, alpha_bar, eps, reference)
+    x_t = add_noise(x_0, eps, schedule.levels[i])
+    target = prediction_of(x_0, eps, schedule.levels[i], schedule.kind)
+    points = TrainingPoints(x_t, schedule.timesteps[i], target, target)
+    return live_reference(session, points, condition) if recipe.objective.preference else points
+
+
+@torch.no_grad()
+def live_reference(
+    session: Session, points: TrainingPoints, condition: Condition
+) -> TrainingPoints:
+    """The points with the reference's prediction computed now."""
+    points = to_device(points, session.accelerator.device)
+    with session.policy.reference(session.network) as network:
+        found = predict(session, network, points.x_t, points.timesteps, condition)
+    return replace(points, reference=found)
 
 
 def predict(
     session: Session, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition
 ) -> Tensor:
-    """eps under the run's own precision, for policy and reference alike."""
+    """The network's prediction in the run's own precision, for policy and reference alike."""
     with session.accelerator.autocast():
         return session.model.predict(network, x_t, t, condition)
 
@@ -217,7 +106,7 @@ def to_device(points: TrainingPoints, device: torch.device) -> TrainingPoints:
 def losses(
     session: Session, pairs: list[int], generator: torch.Generator
 ) -> tuple[LossOutput, PairErrors, Tensor]:
-    """Per-pair losses and errors of some pairs, and the drift ||eps_theta - eps_ref||^2."""
+    """Per-pair losses and errors of some pairs, and the drift between policy and reference."""
     recipe, device = session.recipe, session.accelerator.device
     condition = {k: v.to(device) for k, v in session.cache.condition(pairs).items()}
     if recipe.objective.source == "trajectory":

@@ -8,19 +8,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The noise levels 0 = t_0 < t_1 < ... < t_N of an inversion.
+class Levels:
+    """Noise levels, x_t = alpha x_0 + sigma eps; float64 [K], or scalars for a single level.
 
-    timesteps: int64 [N+1], the network's own timesteps.
-    alpha_bar: float64 [N+1], cumulative signal power; alpha_bar[0] = 1 means "no noise".
+    Diffusion models: alpha^2 + sigma^2 = 1, alpha^2 being ``alphas_cumprod``. Flow matching:
+    alpha + sigma = 1. No noise is alpha = 1, sigma = 0.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def __getitem__(self, index: int | Tensor) -> Levels:
+        return Levels(self.alpha[index], self.sigma[index])
+
+    def to(self, device: torch.device | str) -> Levels:
+        """The same levels on a device."""
+        return Levels(self.alpha.to(device), self.sigma.to(device))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The noise levels t_0 < t_1 < ... < t_N of an inversion; t_0 is the clean end.
+
+    timesteps: [N+1], as the network takes them: int64, or float64 in flow matching.
     """
 
     timesteps: Tensor
-    alpha_bar: Tensor
+    levels: Levels
 
     @property
     def steps(self) -> int:
@@ -33,14 +52,12 @@ class Trajectory:
     """The states an inversion passes through, with the reference's prediction at each.
 
     states: x_{t_i}, [N+1, B, *]; states[0] is the clean latent.
-    noises: [N, B, *]; noises[i] is the eps that the transition between states i and i+1 used.
-    reference: eps_ref(x_{t_i}, t_i, c), [N+1, B, *]. Under naive, unguided inversion
-        noises[i] is reference[i].
+    reference: the reference's prediction at (x_{t_i}, t_i, c), [N+1, B, *], of the kind that the
+        network predicts: eps, v or a flow's velocity.
     """
 
     grid: Grid
     states: Tensor
-    noises: Tensor
     reference: Tensor
 
 
@@ -70,13 +87,12 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class TrainingPoints:
-    """One sampled state per image, winners first: all (B, *) but timesteps and alpha_bar [B].
+    """One state per image, winners first: all (B, *) but timesteps [B].
 
-    ``target`` is eps*; ``reference`` is eps_ref(x_t, t, c).
+    ``target`` is what the network should predict at x_t, ``reference`` what the reference does.
     """
 
     x_t: Tensor
     timesteps: Tensor
-    alpha_bar: Tensor
     target: Tensor
     reference: Tensor

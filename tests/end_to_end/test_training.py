@@ -12,15 +12,16 @@ import time
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from inversion_dpo import session as session_parts
 from inversion_dpo import training
 from inversion_dpo.cache import CacheError, TrajectoryCache
 from inversion_dpo.checkpoint import CheckpointError
 from inversion_dpo.config import to_yaml
-from inversion_dpo.inversion import ddim_step
-from inversion_dpo.schedule import Schedule
+from inversion_dpo.schedule import step
+from inversion_dpo.session import set_up
 from inversion_dpo.startup import StartupError, check_noise
 from inversion_dpo.training import train
 
@@ -160,12 +161,10 @@ def test_sigkill_at_random_moments_ends_in_the_same_bits(tiny_config, tmp_path):
 
 
 def test_label_noise_swaps_training_pairs_only(tiny_config, tmp_path):
-    plain, noisy = (
-        training.set_up(tiny_config(f"data.label_noise={share}"), tmp_path) for share in (0, 1)
-    )
+    plain, noisy = (set_up(tiny_config(f"data.label_noise={share}"), tmp_path) for share in (0, 1))
     for pair, side in ((plain.train_pairs[0], 1), (plain.heldout_pairs[0], 0)):
-        there = noisy.cache.read("states", pair, 0, 0)
-        torch.testing.assert_close(there, plain.cache.read("states", pair, side, 0))
+        there, here = (c.cache.gather("states", [pair], [0]) for c in (noisy, plain))
+        torch.testing.assert_close(there[0], here[side])
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny_config, tmp_path):
@@ -205,7 +204,7 @@ def test_batch_order_covers_every_pair_once_an_epoch():
 
 
 def test_policy_that_is_not_the_reference_is_refused(tiny_config, tmp_path, monkeypatch):
-    real = training.make_policy
+    real = session_parts.make_policy
 
     def spoiled(config, model):
         policy = real(config, model)
@@ -214,7 +213,7 @@ def test_policy_that_is_not_the_reference_is_refused(tiny_config, tmp_path, monk
                 torch.nn.init.normal_(parameter, std=0.5)
         return policy
 
-    monkeypatch.setattr(training, "make_policy", spoiled)
+    monkeypatch.setattr(session_parts, "make_policy", spoiled)
     with pytest.raises(StartupError, match="not the reference"):
         train(tiny_config(), tmp_path)
 
@@ -249,75 +248,76 @@ def test_noise_of_the_wrong_variance_is_warned_of(caplog):
 
 def test_cached_equals_uncached_and_survives_interruption(tiny_config, tmp_path):
     config = tiny_config()
-    session = training.set_up(config, tmp_path / "a")
+    session = set_up(config, tmp_path / "a")
     folder = session.cache.folder
     (folder / "manifest.json").unlink()
     (folder / "shard-00001.safetensors").unlink()
-    again = training.set_up(config, tmp_path / "a").cache
-    fresh = training.set_up(config, tmp_path / "b").cache
+    again = set_up(config, tmp_path / "a").cache
+    fresh = set_up(config, tmp_path / "b").cache
     for name in ("states", "reference"):
         for pair in (0, 5, 15):
-            assert torch.equal(again.read(name, pair, 1, 3), fresh.read(name, pair, 1, 3))
+            assert torch.equal(again.gather(name, [pair], [3]), fresh.gather(name, [pair], [3]))
 
 
 def test_a_flipped_bit_in_a_shard_is_detected(tiny_config, tmp_path):
-    cache = training.set_up(tiny_config(), tmp_path).cache
+    cache = set_up(tiny_config(), tmp_path).cache
     shard = cache.folder / "shard-00002.safetensors"
     data = bytearray(shard.read_bytes())
     data[-7] ^= 1
     shard.write_bytes(bytes(data))
     with pytest.raises(CacheError, match="shard-00002.*run again"):
-        TrajectoryCache(cache.folder, cache.grid)
+        TrajectoryCache(cache.folder, cache.grid, cache.kind)
 
 
 def test_points_hold_the_three_targets(tiny_config, tmp_path):
-    cache = training.set_up(tiny_config(), tmp_path).cache
-    pairs, steps = [2, 7], [3, 5]
-    for side in (0, 1):
-        for j, (p, k) in enumerate(zip(pairs, steps, strict=True)):
-            row = side * 2 + j
-            x, ab = cache.read("states", p, side, k), cache.grid.alpha_bar[k]
-            x0 = cache.points(pairs, steps, "x0")
-            assert torch.equal(x0.x_t[row], x) and x0.timesteps[row] == cache.grid.timesteps[k]
-            clean = (x - (1 - ab).sqrt().float() * x0.target[row]) / ab.sqrt().float()
-            torch.testing.assert_close(
-                clean, cache.read("states", p, side, 0), rtol=1e-3, atol=1e-4
-            )
-            transition = cache.points(pairs, steps, "transition").target[row]
-            previous = cache.read("states", p, side, k - 1)
-            step = ddim_step(previous[None], cache.grid.alpha_bar[k - 1], ab, transition[None])
-            torch.testing.assert_close(step[0], x)
-            reference = cache.points(pairs, steps, "reference")
-            assert torch.equal(reference.target, reference.reference)
+    cache = set_up(tiny_config(), tmp_path).cache
+    pairs, positions, levels = [2, 7], [0, 3], cache.grid.levels
+    i = torch.tensor([1, 4, 1, 4])
+    x, clean = cache.gather("states", pairs, positions), cache.gather("clean", pairs)
+    x0 = cache.points(pairs, positions, "x0")
+    assert torch.equal(x0.x_t, x) and torch.equal(x0.timesteps, cache.grid.timesteps[i])
+    landed = step(x, x0.target, levels[i], levels[0], cache.kind)
+    torch.testing.assert_close(landed, clean, rtol=1e-3, atol=1e-4)
+    transition = cache.points(pairs, positions, "transition").target
+    below = torch.where((i == 1)[:, None, None, None], clean,
+                        cache.gather("states", pairs, [0, 2]))  # fmt: skip
+    landed = step(x, transition, levels[i], levels[i - 1], cache.kind)
+    torch.testing.assert_close(landed, below, rtol=1e-3, atol=1e-4)
+    reference = cache.points(pairs, positions, "reference")
+    assert torch.equal(reference.target, reference.reference)
+
+
+def test_kept_states_are_those_of_the_whole_trajectory(tiny_config, tmp_path):
+    whole = set_up(tiny_config("objective.t_min=0.3"), tmp_path).cache
+    part = set_up(tiny_config("objective.t_min=0.3", "inversion.keep=2"), tmp_path).cache
+    assert part.positions(2, 5) == (0, 1)
+    for pair in range(16):
+        for position in (0, 1):
+            i = int(part.steps_of([pair], [position]))
+            assert 2 + 2 * position <= i <= 3 + 2 * position  # two strata: 2-3 and 4-5
+            for name in ("states", "reference"):
+                found = part.gather(name, [pair], [position])
+                assert torch.equal(found, whole.gather(name, [pair], [i - 1]))
+    train(tiny_config("inversion.keep=2"), tmp_path / "run")
+
+
+def test_pairs_that_do_not_come_back_are_left_out(tiny_config, tmp_path):
+    config = tiny_config("inversion.reconstruct=true")
+    cache = set_up(config, tmp_path).cache
+    assert len(cache.errors) == 16 and min(cache.errors) > 0
+    again = cache.gather("reconstructed", [3])
+    clean = cache.gather("clean", [3])
+    error = ((again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)).max()
+    assert cache.errors[3] == pytest.approx(float(error), abs=1e-5)
+    limit = sorted(cache.errors)[9]
+    kept = set_up(
+        tiny_config("inversion.reconstruct=true", f"inversion.max_error={limit}"), tmp_path
+    )
+    numbers = kept.train_pairs + kept.heldout_pairs
+    assert sorted(numbers) == [k for k, e in enumerate(cache.errors) if e <= limit]
 
 
 # ---- against diffusers
-
-
-def test_reconstruction_equals_the_pipeline(tiny_config, tiny_pipeline, tmp_path):
-    """Our descent of a grid equals diffusers' own sampling loop with the same timesteps."""
-    session = training.set_up(tiny_config(), tmp_path)
-    model = session.model
-    scheduler = DDIMScheduler.from_config(
-        model.pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
-    )
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
-    pipe.scheduler = scheduler
-    pipe.set_progress_bar_config(disable=True)
-    x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    prompts = ["a small red star", "a large blue cross"]
-    theirs = pipe(prompts, latents=x_T, num_inference_steps=10, guidance_scale=1.0,
-                  output_type="latent").images  # fmt: skip
-    condition = model.condition(prompts)
-    levels = [*scheduler.timesteps.tolist(), -1]
-    schedule: Schedule = model.schedule
-    x = x_T
-    with torch.no_grad(), session.policy.reference(session.network) as network:
-        for t, s in zip(levels, levels[1:], strict=False):
-            eps = model.predict(network, x, torch.full((2,), t), condition)
-            to = torch.tensor(1.0) if s < 0 else schedule.alphas_cumprod[s]
-            x = ddim_step(x, schedule.alphas_cumprod[t], to.double(), eps)
-    torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_full_disk_space_is_not_needed_twice(tiny_config, tmp_path):

@@ -4,13 +4,10 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from inversion_dpo.inversion import (
-    ddim_step,
-    invert,
-    reconstruct,
-    reconstruction_error,
-)
-from inversion_dpo.schedule import Schedule, to_eps
+from inversion_dpo.inversion import invert, reconstruct, reconstruction_error
+from inversion_dpo.models.schedules import discrete_schedule
+from inversion_dpo.schedule import KINDS, add_noise, prediction_between, step
+from inversion_dpo.types import Grid, Levels
 
 SD = {
     "beta_start": 0.00085,
@@ -19,80 +16,57 @@ SD = {
     "clip_sample": False,
 }
 ALPHAS = DDIMScheduler(**SD).alphas_cumprod.double()
-SCHEDULE = Schedule(ALPHAS)
+SCHEDULE = discrete_schedule(DDIMScheduler(**SD))
 
 
 def gaussian(variance=0.3, mean=0.7):
     """The exact eps of data ~ N(mean, variance): a linear, analytic model."""
 
     def predict(x, t):
-        a = SCHEDULE.alpha_bar(t).reshape(-1, 1)
+        a = ALPHAS[t].reshape(-1, 1)
         return (1 - a).sqrt() * (x - a.sqrt() * mean) / (a * variance + 1 - a)
 
     return predict
 
 
-def test_step_by_hand():
-    # ab 1 -> 0.25 with x = 2, eps = 1: 0.5 * 2 + sqrt(0.75)
-    x = ddim_step(
-        torch.tensor([[2.0]]), torch.tensor(1.0), torch.tensor(0.25), torch.tensor([[1.0]])
-    )
-    assert x.item() == pytest.approx(1.0 + 0.75**0.5)
+def flow_grid(steps):
+    """Shifted levels of a straight path."""
+    s = torch.linspace(0, 1, steps + 1).double()
+    sigma = 3 * s / (1 + 2 * s)
+    return Grid(sigma * 1000, Levels(1 - sigma, sigma))
 
 
-def test_step_is_its_own_inverse_under_the_same_noise():
-    x, eps = torch.randn(3, 5).double(), torch.randn(3, 5).double()
-    a, b = torch.tensor(0.9).double(), torch.tensor(0.2).double()
-    there = ddim_step(x, a, b, eps)
-    torch.testing.assert_close(ddim_step(there, b, a, eps), x)
+def flow_gaussian(variance=0.3, mean=0.7):
+    """The exact velocity of data ~ N(mean, variance) on the straight path."""
+
+    def predict(x, t):
+        sigma = (t / 1000).reshape(-1, 1)
+        total = (1 - sigma) ** 2 * variance + sigma**2
+        centred = x - (1 - sigma) * mean
+        return (sigma - (1 - sigma) * variance) / total * centred - mean
+
+    return predict
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_sampling_step_equals_ddim_scheduler(prediction_type):
-    scheduler = DDIMScheduler(**SD, prediction_type=prediction_type, set_alpha_to_one=True)
-    scheduler.set_timesteps(25)
-    x = torch.randn(2, 4, 8, 8)
-    for t in scheduler.timesteps[:-1]:
-        output, previous = torch.randn(2, 4, 8, 8), t - 1000 // 25
-        theirs = scheduler.step(output, t, x).prev_sample
-        ab = SCHEDULE.alpha_bar(t)
-        eps = to_eps(output, x, ab.reshape(1), prediction_type)
-        ours = ddim_step(x, ab, SCHEDULE.alpha_bar(previous), eps)
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        x = theirs
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_inversion_step_equals_ddim_inverse_scheduler(prediction_type):
-    scheduler = DDIMInverseScheduler(**SD, prediction_type=prediction_type, set_alpha_to_one=True)
-    scheduler.set_timesteps(25)
-    x = torch.randn(2, 4, 8, 8)
-    for k, t in enumerate(scheduler.timesteps):
-        output = torch.randn(2, 4, 8, 8)
-        theirs = scheduler.step(output, t, x).prev_sample
-        # diffusers converts v at the level the state is at
-        source = torch.tensor(1.0).double() if k == 0 else SCHEDULE.alpha_bar(t - 40)
-        eps = to_eps(output, x, source.reshape(1), prediction_type)
-        ours = ddim_step(x, source, SCHEDULE.alpha_bar(t), eps)
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        x = theirs
-
-
-def test_whole_inversion_equals_the_diffusers_loop():
-    """Same timesteps, same network calls: x after N steps agrees with diffusers."""
-    scheduler = DDIMInverseScheduler(**SD, set_alpha_to_one=True)
-    scheduler.set_timesteps(25)
-    grid = SCHEDULE.grid(25)
-    levels = torch.cat([torch.tensor([0]), scheduler.timesteps.long()])
-    object.__setattr__(grid, "timesteps", levels)
-    alpha_bar = ALPHAS[levels].clone()
+def inverse_grid(steps):
+    """The levels at which DDIMInverseScheduler with this configuration goes up."""
+    timesteps = torch.cat([torch.tensor([0]), torch.arange(steps) * (1000 // steps)])
+    alpha_bar = ALPHAS[timesteps].clone()
     alpha_bar[0] = 1.0
-    object.__setattr__(grid, "alpha_bar", alpha_bar)
-    predict = gaussian()
+    return Grid(timesteps, Levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_whole_inversion_equals_the_diffusers_loop(kind):
+    """Same timesteps, same network calls: every state agrees with diffusers' inverse scheduler."""
+    scheduler = DDIMInverseScheduler(**SD, prediction_type=kind, set_alpha_to_one=True)
+    scheduler.set_timesteps(25)
+    grid = inverse_grid(25)
+    assert scheduler.timesteps.tolist() == grid.timesteps[1:].tolist()
     x = x_0 = torch.randn(6, 3).double()
-    trajectory = invert(x_0, grid, predict)
+    trajectory = invert(x_0, grid, gaussian(), kind)
     for k, t in enumerate(scheduler.timesteps):
-        x = scheduler.step(predict(x, levels[k].expand(6)), t, x).prev_sample
+        x = scheduler.step(gaussian()(x, grid.timesteps[k].expand(6)), t, x).prev_sample
         torch.testing.assert_close(trajectory.states[k + 1], x, rtol=1e-5, atol=1e-6)
 
 
@@ -112,45 +86,90 @@ def test_fixed_point_reconstructs_where_naive_does_not():
     grid = SCHEDULE.grid(25)
     naive, exact = (
         reconstruction_error(
-            x_0, reconstruct(invert(x_0, grid, gaussian(), k).states[-1], grid, gaussian())
+            x_0,
+            reconstruct(
+                invert(x_0, grid, gaussian(), fixed_point_iterations=k).states[-1], grid, gaussian()
+            ),
         ).mean()
         for k in (0, 50)
     )
     assert exact < 1e-6 < 1e-2 < naive
 
 
-def test_trajectory_is_consistent():
-    x_0 = torch.randn(5, 4).double()
-    grid = SCHEDULE.grid(10)
-    for iterations in (0, 30):
-        tr = invert(x_0, grid, gaussian(), iterations)
-        assert tr.states.shape == (11, 5, 4) and tr.noises.shape == (10, 5, 4)
+def test_flow_round_trip_error_halves_when_steps_double():
+    x_0 = 0.7 + 0.3**0.5 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).double()
+    errors = []
+    for steps in (25, 50, 100, 200):
+        grid, kind = flow_grid(steps), "flow_prediction"
+        x_T = invert(x_0, grid, flow_gaussian(), kind).states[-1]
+        again = reconstruct(x_T, grid, flow_gaussian(), kind)
+        errors.append(reconstruction_error(x_0, again).mean().item())
+    ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
+    assert all(1.7 < r < 2.4 for r in ratios), (errors, ratios)
+
+
+def test_inverted_flow_data_is_standard_normal():
+    x_0 = 0.7 + 0.3**0.5 * torch.randn(4000, 1, generator=torch.Generator().manual_seed(0)).double()
+    x_T = invert(x_0, flow_grid(400), flow_gaussian(), "flow_prediction").states[-1]
+    assert abs(x_T.mean()) < 0.05 and abs(x_T.var() - 1) < 0.08
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trajectory_is_consistent(kind):
+    """Naive: each step follows the prediction below; exact: the one above leads back down."""
+    x_0 = torch.randn(5, 4).double() / 2
+    flow = kind == "flow_prediction"
+    grid = flow_grid(10) if flow else SCHEDULE.grid(10)
+    predict = flow_gaussian() if flow else gaussian()
+    for iterations in (0, 60):
+        tr = invert(x_0, grid, predict, kind, iterations)
+        assert tr.states.shape == tr.reference.shape == (11, 5, 4)
         torch.testing.assert_close(tr.states[0], x_0)
         for i in range(10):
-            step = ddim_step(tr.states[i], grid.alpha_bar[i], grid.alpha_bar[i + 1], tr.noises[i])
-            torch.testing.assert_close(step, tr.states[i + 1])
-            again = gaussian()(tr.states[i], grid.timesteps[i].expand(5))
+            low, high = grid.levels[i], grid.levels[i + 1]
+            again = predict(tr.states[i], grid.timesteps[i].expand(5))
             torch.testing.assert_close(tr.reference[i], again)
-        same = torch.allclose(tr.noises, tr.reference[:-1])
-        assert same == (iterations == 0)  # naive: the step's noise is the clean end's prediction
+            if iterations == 0:
+                up = step(tr.states[i], tr.reference[i], low, high, kind)
+                torch.testing.assert_close(tr.states[i + 1], up)
+            elif kind != "v_prediction":  # the made-up v network is no contraction
+                down = step(tr.states[i + 1], tr.reference[i + 1], high, low, kind)
+                torch.testing.assert_close(down, tr.states[i], rtol=1e-5, atol=1e-6)
+
+
+def transition_signal(tr, i):
+    """The observed transition's prediction at its upper end, less the reference's."""
+    levels, s = tr.grid.levels, tr.states
+    observed = prediction_between(s[i - 1], levels[i - 1], s[i], levels[i], "epsilon")
+    return (observed - tr.reference[i]).square().mean().item()
 
 
 def test_transition_signal_vanishes_under_exact_inversion():
     """Why objective.target=transition refuses fixed-point inversion."""
     x_0, grid = torch.randn(20, 4).double(), SCHEDULE.grid(20)
-    naive, exact = (invert(x_0, grid, gaussian(), k) for k in (0, 60))
-    signal = [(tr.noises - tr.reference[1:]).square().mean().item() for tr in (naive, exact)]
-    assert signal[1] < 1e-10 * signal[0]
+    naive, exact = (invert(x_0, grid, gaussian(), fixed_point_iterations=k) for k in (0, 60))
+    for i in range(1, 21):
+        assert transition_signal(exact, i) < 1e-9 * transition_signal(naive, i)
+
+
+def test_the_observed_transition_is_the_prediction_below():
+    """METHOD: under naive inversion eps* of the transition i -> i+1 is eps_ref at state i."""
+    x_0, grid = torch.randn(20, 4).double(), SCHEDULE.grid(20)
+    tr = invert(x_0, grid, gaussian())
+    for i in range(1, 21):
+        observed = prediction_between(
+            tr.states[i - 1], grid.levels[i - 1], tr.states[i], grid.levels[i], "epsilon"
+        )
+        torch.testing.assert_close(observed, tr.reference[i - 1])
 
 
 def test_separate_reference_is_evaluated_at_every_state():
     x_0, grid = torch.randn(3, 4).double(), SCHEDULE.grid(5)
     tr = invert(x_0, grid, gaussian(0.2), reference=gaussian(0.9))
+    plain = invert(x_0, grid, gaussian(0.2))
+    torch.testing.assert_close(tr.states, plain.states)
     torch.testing.assert_close(
         tr.reference[2], gaussian(0.9)(tr.states[2], grid.timesteps[2].expand(3))
-    )
-    torch.testing.assert_close(
-        tr.noises[2], gaussian(0.2)(tr.states[2], grid.timesteps[2].expand(3))
     )
 
 
@@ -161,17 +180,22 @@ def test_batch_of_two_is_two_batches_of_one():
     torch.testing.assert_close(together, apart)
 
 
-def test_start_adds_the_given_noise_then_inverts():
+@pytest.mark.parametrize("kind", KINDS)
+def test_start_adds_the_given_noise_then_inverts(kind):
     x_0, noise, grid = torch.randn(4, 3).double(), torch.randn(4, 3).double(), SCHEDULE.grid(10)
-    tr = invert(x_0, grid, gaussian(), noise=noise, start=2)
+    grid = flow_grid(10) if kind == "flow_prediction" else grid
+    tr = invert(x_0, grid, gaussian_of(kind), kind, noise=noise, start=2)
     for i in (0, 1, 2):
-        line = grid.alpha_bar[i].sqrt() * x_0 + (1 - grid.alpha_bar[i]).sqrt() * noise
-        torch.testing.assert_close(tr.states[i], line)
-    torch.testing.assert_close(tr.noises[:2], noise.expand(2, 4, 3))
+        torch.testing.assert_close(tr.states[i], add_noise(x_0, noise, grid.levels[i]))
     for i in range(2, 10):
-        torch.testing.assert_close(tr.noises[i], tr.reference[i])
-    plain = invert(x_0, grid, gaussian(), noise=noise, start=0)
-    torch.testing.assert_close(plain.states, invert(x_0, grid, gaussian()).states)
+        up = step(tr.states[i], tr.reference[i], grid.levels[i], grid.levels[i + 1], kind)
+        torch.testing.assert_close(tr.states[i + 1], up)
+    plain = invert(x_0, grid, gaussian_of(kind), kind, noise=noise, start=0)
+    torch.testing.assert_close(plain.states, invert(x_0, grid, gaussian_of(kind), kind).states)
+
+
+def gaussian_of(kind):
+    return flow_gaussian() if kind == "flow_prediction" else gaussian()
 
 
 @pytest.mark.parametrize("start", [-1, 10])

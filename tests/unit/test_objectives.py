@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from inversion_dpo.inversion import invert
+from inversion_dpo.models.schedules import discrete_schedule
 from inversion_dpo.objectives import (
     OBJECTIVES,
     TARGETS,
@@ -15,9 +17,8 @@ from inversion_dpo.objectives import (
     released_sign,
     sft,
     squared_error,
-    target_eps,
+    target_prediction,
 )
-from inversion_dpo.schedule import Schedule
 from inversion_dpo.types import PairErrors
 
 
@@ -103,14 +104,15 @@ class Net(torch.nn.Module):
 def gradient(target, steps, beta=100.0):
     """Norm of the gradient at policy = reference, mean over all steps of the trajectory."""
     net = Net()
-    schedule = Schedule(torch.linspace(0.9999, 0.0047, 1000).double())
+    schedule = discrete_schedule(DDIMScheduler(beta_schedule="scaled_linear"))
     x_0 = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).double()
     grid = schedule.grid(steps)
     tr = invert(x_0, grid, lambda x, t: net(x, t).detach())
     total = 0.0
     for i in range(1, steps + 1):
-        ab = grid.alpha_bar[i].expand(8)
-        star = target_eps(target, tr.states[i], x_0, tr.noises[i - 1], tr.reference[i], ab)
+        states = (x_0, tr.states[i - 1], tr.states[i])
+        index = torch.full((8,), i)
+        star = target_prediction(target, index, states, tr.reference[i], grid.levels, "epsilon")
         policy = net(tr.states[i], grid.timesteps[i].expand(8))
         mse = [(star - p).square().mean(1) for p in (policy, tr.reference[i])]
         out = dpo(as_pair_errors(*mse), beta)
@@ -137,6 +139,6 @@ def test_x0_gradient_does_not_shrink_with_n():
 
 
 def test_unknown_target_names_the_choices():
-    x = torch.zeros(1, 1)
+    x, levels = torch.zeros(1, 1), discrete_schedule(DDIMScheduler()).levels
     with pytest.raises(ValueError, match=", ".join(TARGETS)):
-        target_eps("noise", x, x, x, x, torch.ones(1) / 2)
+        target_prediction("noise", torch.ones(1).long(), (x, x, x), x, levels, "epsilon")

@@ -1,23 +1,39 @@
-"""Schedules against diffusers and against algebra."""
+"""Schedules and steps against diffusers and against algebra."""
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from inversion_dpo.schedule import Schedule, add_noise, eps_towards, to_eps
+from inversion_dpo.models.schedules import discrete_schedule
+from inversion_dpo.schedule import (
+    KINDS,
+    Schedule,
+    add_noise,
+    prediction_between,
+    prediction_of,
+    step,
+    step_back,
+)
+from inversion_dpo.types import Levels
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def schedule(prediction_type="epsilon"):
-    return Schedule(DDIMScheduler(**SD).alphas_cumprod.double(), prediction_type)
+    return discrete_schedule(DDIMScheduler(**SD, prediction_type=prediction_type))
 
 
-def test_grid_runs_from_clean_to_the_last_timestep():
+def level(alpha, kind):
+    """A level of the path on which this kind of network lives."""
+    alpha = torch.tensor(alpha, dtype=torch.float64)
+    return Levels(alpha, 1 - alpha if kind == "flow_prediction" else (1 - alpha**2).sqrt())
+
+
+def test_even_grid_runs_from_clean_to_the_last_timestep():
     grid = schedule().grid(20)
     assert grid.timesteps[0] == 0 and grid.timesteps[-1] == 999 and grid.steps == 20
-    assert grid.alpha_bar[0] == 1.0
-    assert (grid.alpha_bar.diff() < 0).all() and (grid.timesteps.diff() > 0).all()
+    assert grid.levels.alpha[0] == 1.0 and grid.levels.sigma[0] == 0.0
+    assert (grid.levels.alpha.diff() < 0).all() and (grid.timesteps.diff() > 0).all()
     assert grid.timesteps.dtype == torch.int64
 
 
@@ -27,29 +43,85 @@ def test_grid_refuses_impossible_step_counts(steps):
         schedule().grid(steps)
 
 
-def test_float_timesteps_are_refused():
-    with pytest.raises(TypeError, match="integers"):
-        schedule().alpha_bar(torch.tensor([3.0]))
-
-
 def test_add_noise_equals_diffusers():
     x_0, eps, t = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3), torch.tensor([0, 10, 500, 999])
-    ours = add_noise(x_0, eps, schedule().alpha_bar(t))
+    ours = add_noise(x_0, eps, schedule().levels[t])
     torch.testing.assert_close(ours, DDPMScheduler(**SD).add_noise(x_0, eps, t))
 
 
-def test_conversions_recover_eps_from_v_and_x0():
+def test_v_equals_diffusers_velocity():
+    x_0, eps, t = torch.randn(3, 2, 3, 3), torch.randn(3, 2, 3, 3), torch.tensor([1, 500, 999])
+    v = prediction_of(x_0, eps, schedule().levels[t], "v_prediction")
+    torch.testing.assert_close(v, DDPMScheduler(**SD).get_velocity(x_0, eps, t))
+
+
+def test_flow_velocity_is_the_derivative_of_the_path():
+    x_0, eps = torch.randn(2, 5).double(), torch.randn(2, 5).double()
+    near, far = level(0.7, "flow_prediction"), level(0.7 - 1e-6, "flow_prediction")
+    slope = (add_noise(x_0, eps, far) - add_noise(x_0, eps, near)) / 1e-6
+    torch.testing.assert_close(prediction_of(x_0, eps, near, "flow_prediction"), slope)
+
+
+def test_step_by_hand():
+    # eps: alpha 1 -> 0.5 with x = 2, eps = 1: 0.5 * 2 + sqrt(0.75)
+    clean, noisy = level(1.0, "epsilon"), level(0.5, "epsilon")
+    x = step(torch.tensor([[2.0]]), torch.tensor([[1.0]]), clean, noisy, "epsilon")
+    assert x.item() == pytest.approx(1.0 + 0.75**0.5)
+    # flow: sigma 0.25 -> 0.75 with x = 2, velocity -1: 2 - 0.5
+    low, high = level(0.75, "flow_prediction"), level(0.25, "flow_prediction")
+    x = step(torch.tensor([[2.0]]), torch.tensor([[-1.0]]), low, high, "flow_prediction")
+    assert x.item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("alphas", [(0.9, 0.2), (1.0, 0.4), (0.3, 0.8)])
+def test_a_step_with_the_truth_stays_on_the_line(kind, alphas):
+    """Whoever knows x_0 and eps walks from any level to any other without error."""
+    x_0, eps = torch.randn(3, 5).double(), torch.randn(3, 5).double()
+    start, end = (level(a, kind) for a in alphas)
+    x, there = add_noise(x_0, eps, start), add_noise(x_0, eps, end)
+    truth = prediction_of(x_0, eps, start, kind)
+    torch.testing.assert_close(step(x, truth, start, end, kind), there)
+    torch.testing.assert_close(step_back(there, truth, start, end, kind), x)
+    torch.testing.assert_close(prediction_between(there, end, x, start, kind), truth)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "flow_prediction"])
+def test_v_and_flow_step_down_from_pure_noise(kind):
+    """At zero terminal SNR x_T says nothing of the image, the prediction does."""
+    x_0, eps = torch.randn(2, 4).double(), torch.randn(2, 4).double()
+    top, clean = level(0.0, kind), level(1.0, kind)
+    truth = prediction_of(x_0, eps, top, kind)
+    torch.testing.assert_close(step(eps, truth, top, clean, kind), x_0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_sampling_step_equals_ddim_scheduler(kind):
+    scheduler = DDIMScheduler(**SD, prediction_type=kind, clip_sample=False)
+    scheduler.set_timesteps(25)
+    levels, x = schedule().levels, torch.randn(2, 4, 8, 8)
+    for t in scheduler.timesteps[:-1]:
+        output = torch.randn(2, 4, 8, 8)
+        theirs = scheduler.step(output, t, x).prev_sample
+        ours = step(x, output, levels[t], levels[t - 40], kind)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        x = theirs
+
+
+def test_sampling_step_equals_flow_match_euler():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(12)
+    x, sigmas = torch.randn(2, 4, 8, 8), scheduler.sigmas.double()
+    for k, t in enumerate(scheduler.timesteps):
+        output = torch.randn(2, 4, 8, 8)
+        theirs = scheduler.step(output, t, x).prev_sample
+        start, end = (level(1 - float(s), "flow_prediction") for s in sigmas[k : k + 2])
+        ours = step(x, output, start, end, "flow_prediction")
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        x = theirs
+
+
+def test_unknown_kind_is_refused():
     s = schedule()
-    x_0, eps = torch.randn(4, 2, 3, 3).double(), torch.randn(4, 2, 3, 3).double()
-    t = torch.tensor([1, 10, 500, 999])
-    alpha_bar = s.alpha_bar(t)
-    x_t = add_noise(x_0, eps, alpha_bar)
-    v = DDPMScheduler(**SD).get_velocity(x_0, eps, t)
-    torch.testing.assert_close(to_eps(v, x_t, alpha_bar, "v_prediction"), eps, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(to_eps(x_0, x_t, alpha_bar, "sample"), eps)
-    torch.testing.assert_close(eps_towards(x_t, x_0, alpha_bar), eps)
-
-
-def test_unknown_prediction_type_is_refused():
     with pytest.raises(ValueError, match="velocity"):
-        schedule("velocity")
+        Schedule("velocity", s.timesteps, s.levels, s.sampler)

@@ -48,6 +48,12 @@ class Pair:
     loser: bytes
     scene_graph: str | None
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of caption, winner and loser."""
+        parts = (self.caption.encode(), self.winner, self.loser)
+        return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()
+
 
 @dataclass(frozen=True)
 class PairFile:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from inversion_dpo.schedule import Schedule
 
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded or is of no supported family; names the remedy."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How an image came to its size; (height, width) in pixels.
+
+    original: before resizing; crop: of the top left corner; target: what the network sees.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
 
 
 class DiffusionModel(Protocol):
@@ -19,21 +39,66 @@ class DiffusionModel(Protocol):
 
     schedule: Schedule
     pipeline: Any  # the diffusers pipeline
-
-    @property
-    def network(self) -> nn.Module:
-        """The denoiser."""
+    component: str  # the name in the pipeline of the network that is trained: unet, transformer
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> latents, deterministically (the posterior's mode)."""
+        """Images -> latents, deterministically (the posterior's mode), float32."""
 
     def condition(self, prompts: list[str]) -> Condition:
         """Prompts -> what the network is conditioned on, [B, ...] each."""
 
+    def framing(self, framings: list[Framing]) -> Condition:
+        """What the network is told of the images themselves, [B, ...] each; often nothing."""
+
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
     ) -> Tensor:
-        """eps (B, *) at x_t (B, *) and integer timesteps [B], whatever the network predicts."""
+        """The prediction (B, *) at x_t (B, *) and timesteps [B], float32; see schedule.kind."""
 
-    def identity(self) -> str:
-        """A hash of every frozen weight that trajectories depend on."""
+
+def network_of(model: DiffusionModel) -> nn.Module:
+    """The network that is trained."""
+    network: nn.Module = getattr(model.pipeline, model.component)
+    return network
+
+
+def frozen_parts(pipeline: Any) -> dict[str, nn.Module]:
+    """Every network of a pipeline by name."""
+    return {n: m for n, m in sorted(pipeline.components.items()) if isinstance(m, nn.Module)}
+
+
+def freeze(pipeline: Any) -> None:
+    """No gradient and no dropout anywhere."""
+    for module in frozen_parts(pipeline).values():
+        module.requires_grad_(False).eval()
+
+
+def identity(modules: Iterable[nn.Module]) -> str:
+    """SHA-256 over every weight: what trajectories depend on."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def mode_of(vae: nn.Module, images: Tensor) -> Tensor:
+    """The mode of an autoencoder's posterior, shifted and scaled as pipelines do, float32."""
+    part: Any = vae
+    with torch.no_grad():
+        mode = part.encode(images.to(part.device, part.dtype)).latent_dist.mode().float()
+    shift = getattr(part.config, "shift_factor", None) or 0.0
+    latents: Tensor = (mode - shift) * part.config.scaling_factor
+    return latents
+
+
+@torch.no_grad()
+def decode(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Latents -> images [B, 3, H, W] in [-1, 1]; undoes :func:`mode_of`'s scaling."""
+    part: Any = vae
+    shift = getattr(part.config, "shift_factor", None) or 0.0
+    unscaled = latents / part.config.scaling_factor + shift
+    images: Tensor = part.decode(unscaled.to(part.device, part.dtype)).sample
+    return images.float().clamp(-1, 1)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 
-from inversion_dpo.models.base import DiffusionModel
-from inversion_dpo.models.stable_diffusion import StableDiffusion
+from inversion_dpo.models.base import DiffusionModel, ModelError, freeze
+from inversion_dpo.models.flow import Flux, StableDiffusion3
+from inversion_dpo.models.stable_diffusion import StableDiffusion, StableDiffusionXL
 
-FAMILIES: dict[type[DiffusionPipeline], type[StableDiffusion]] = {
-    StableDiffusionPipeline: StableDiffusion,
-}
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded or is of no supported family; names the remedy."""
+FAMILIES = (
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    StableDiffusion3Pipeline,
+    FluxPipeline,
+)
 
 
 def load_pipeline(
@@ -24,31 +32,70 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> DiffusionPipeline:
-    """Load safetensors weights only; ModelError if that is not possible."""
+    vae: str | None = None,
+    lora: str | None = None,
+) -> Any:
+    """Load a diffusers pipeline, safetensors only; ModelError if that is not possible.
+
+    Args:
+        path: a folder or a hub id; an id is looked up in the local hub cache when offline.
+        revision: of the hub repository.
+        variant: of the weight files, e.g. ``fp16``.
+        dtype: of all frozen weights.
+        vae: folder or hub id of another autoencoder, e.g. SDXL's fp16 fix.
+        lora: folder or hub id of a LoRA to add to the weights.
+    """
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ModelError(f"no diffusers folder at {path}: set model.path to a folder or a hub id")
+    settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(Path(path).expanduser()) if path.startswith("~") else path,
-            revision=revision,
-            variant=variant,
-            use_safetensors=True,
-            **({} if dtype == torch.float32 else {"torch_dtype": dtype}),
+        extra = {"vae": AutoencoderKL.from_pretrained(_local(vae), **settings)} if vae else {}
+        pipeline: Any = DiffusionPipeline.from_pretrained(
+            _local(path), revision=revision, variant=variant, **settings, **extra
         )
+        if lora:
+            pipeline.load_lora_weights(_local(lora), use_safetensors=True)
+            pipeline.fuse_lora()
+            pipeline.unload_lora_weights()
     except (OSError, ValueError) as error:
+        extras = "".join(f", {n} {v!r}" for n, v in (("vae", vae), ("lora", lora)) if v)
         raise ModelError(
-            f"cannot load a diffusers pipeline from {path!r}: {error}. The folder needs "
+            f"cannot load a diffusers pipeline from {path!r}{extras}: {error}. The folder needs "
             "model_index.json and safetensors weights"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def adapt(pipeline: DiffusionPipeline) -> DiffusionModel:
-    """The adapter of the pipeline's family; ModelError names the families there are."""
-    for family, adapter in FAMILIES.items():
-        if isinstance(pipeline, family):
-            return adapter(pipeline)
+def _local(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def adapt(pipeline: Any, resolution: int, guidance_embed: float = 1.0) -> DiffusionModel:
+    """Freeze the pipeline and return its family's adapter; ModelError names the families.
+
+    Args:
+        pipeline: as loaded.
+        resolution: side of the images in pixels, which flow models shift their schedule by.
+        guidance_embed: the guidance that FLUX.1-dev's network is told.
+    """
+    freeze(pipeline)
+    _check_resolution(pipeline, resolution)
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        return StableDiffusionXL(pipeline)
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return StableDiffusion(pipeline)
+    if isinstance(pipeline, StableDiffusion3Pipeline):
+        return StableDiffusion3(pipeline, resolution)
+    if isinstance(pipeline, FluxPipeline):
+        return Flux(pipeline, resolution, guidance_embed)
     names = ", ".join(f.__name__ for f in FAMILIES)
     raise ModelError(f"{type(pipeline).__name__} is not supported; supported: {names}")
+
+
+def _check_resolution(pipeline: Any, resolution: int) -> None:
+    factor = 2 * getattr(pipeline, "vae_scale_factor", 8)
+    if resolution % factor:
+        raise ModelError(
+            f"model.resolution={resolution} must be a multiple of {factor} for this pipeline"
+        )

@@ -13,20 +13,39 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from inversion_dpo.models.base import DiffusionModel
+from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
 
 
 class LoraPolicy:
-    """Low-rank adapters on the network; the reference is the same weights, adapters off."""
+    """Low-rank adapters on the network; the reference is the same weights, adapters off.
+
+    target_modules: name endings as peft takes them; a single entry that begins with ``^`` is one
+    pattern for whole names. With ``dora`` the weights' magnitudes are trained too (Liu et al.,
+    2024, https://arxiv.org/abs/2402.09353). Adapters are float32 whatever the frozen weights are.
+
+    Raises:
+        ModelError: no layer has such a name.
+    """
 
     def __init__(
-        self, model: DiffusionModel, rank: int, alpha: float, target_modules: list[str], seed: int
+        self,
+        model: DiffusionModel,
+        rank: int,
+        alpha: float,
+        target_modules: list[str],
+        seed: int,
+        dora: bool = False,
     ) -> None:
-        self.model, self.network = model, model.network
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.network.add_adapter(config)  # type: ignore[operator]
+        self.model, self.network = model, network_of(model)
+        pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
+        targets = target_modules[0] if pattern else list(target_modules)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, use_dora=dora)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self.network.add_adapter(config)  # type: ignore[operator]
+        except ValueError as error:
+            raise ModelError(f"policy.target_modules={target_modules}: {error}") from error
         for parameter in self.trainable().values():
             parameter.data = parameter.data.float()
 
@@ -45,26 +64,35 @@ class LoraPolicy:
 
     def save(self, folder: Path) -> None:
         """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``."""
-        weights = get_peft_model_state_dict(self.network)
+        part = self.model.component
+        weights = {f"{part}_lora_layers": get_peft_model_state_dict(self.network)}
+        settings = {f"{part}_lora_adapter_metadata": self._lora_settings()}
         self.model.pipeline.save_lora_weights(
-            save_directory=folder,
-            unet_lora_layers=weights,
-            safe_serialization=True,
-            unet_lora_adapter_metadata=self._lora_settings(),
+            save_directory=folder, safe_serialization=True, **weights, **settings
         )
+
+    def merge(self, folder: Path) -> None:
+        """Add the adapter to the weights and write the whole pipeline; ends the training."""
+        network: Any = self.network
+        network.fuse_lora()
+        network.unload_lora()
+        self.model.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def _lora_settings(self) -> dict[str, Any]:
         """Rank, alpha and targets: without them diffusers would assume alpha = rank."""
         network: Any = self.network
         settings: dict[str, Any] = network.peft_config["default"].to_dict()
-        return settings | {"target_modules": sorted(settings["target_modules"])}
+        targets = settings["target_modules"]
+        return settings | {
+            "target_modules": targets if isinstance(targets, str) else sorted(targets)
+        }
 
 
 class FullPolicy:
     """Every weight of the network; the reference is a frozen copy."""
 
     def __init__(self, model: DiffusionModel) -> None:
-        self.model, self.network = model, model.network
+        self.model, self.network = model, network_of(model)
         self._frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.network.requires_grad_(True)
 
@@ -80,6 +108,10 @@ class FullPolicy:
     def save(self, folder: Path) -> None:
         """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``."""
         self.model.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def merge(self, folder: Path) -> None:
+        """The same: there is no adapter."""
+        self.save(folder)
 
 
 Policy = LoraPolicy | FullPolicy

@@ -1,65 +1,95 @@
-"""Stable Diffusion 1.x and 2.x (and the embedded pipeline, which is one of them)."""
+"""Stable Diffusion 1.x and 2.x (and the embedded pipeline, which is one of them), and SDXL."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from inversion_dpo.models.base import Condition
-from inversion_dpo.schedule import Schedule, to_eps
+from inversion_dpo.models.base import Condition, Framing, mode_of
+from inversion_dpo.models.schedules import discrete_schedule
 
 
 class StableDiffusion:
-    """Adapter for ``StableDiffusionPipeline``: eps- or v-prediction, any discrete betas."""
+    """Adapter for ``StableDiffusionPipeline``: eps- or v-prediction, any discrete schedule."""
+
+    component = "unet"
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
-        scheduler = pipeline.scheduler
-        self.schedule = Schedule(
-            scheduler.alphas_cumprod.double(), scheduler.config.prediction_type
-        )
-        for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-            module.requires_grad_(False).eval()
+        self.schedule = discrete_schedule(pipeline.scheduler)
 
-    @property
-    def network(self) -> nn.Module:
-        """The UNet."""
-        unet: nn.Module = self.pipeline.unet
-        return unet
-
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> latents [B, C, H/f, W/f]: the posterior's mode, scaled."""
-        vae = self.pipeline.vae
-        latents: Tensor = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
-        return latents.float() * vae.config.scaling_factor
+        return mode_of(self.pipeline.vae, images)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:
         """Text embeddings [B, L, D], padded and truncated exactly as the pipeline does."""
         pipe = self.pipeline
         embeddings, _ = pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, False)
-        return {"encoder_hidden_states": embeddings.float()}
+        return {"encoder_hidden_states": embeddings}
+
+    def framing(self, framings: list[Framing]) -> Condition:
+        """Nothing: these models are not told the image's size."""
+        return {}
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
     ) -> Tensor:
-        """eps [B, C, h, w], in float32; the network computes in its own precision."""
+        """eps or v [B, C, h, w], in float32; the network computes in its own precision."""
         dtype = self.pipeline.unet.dtype
         hidden = condition["encoder_hidden_states"].to(x_t.device, dtype)
-        output = network(x_t.to(dtype), timesteps, encoder_hidden_states=hidden).sample
-        alpha_bar = self.schedule.alpha_bar(timesteps)
-        return to_eps(output.float(), x_t.float(), alpha_bar, self.schedule.prediction_type)
+        output: Tensor = network(x_t.to(dtype), timesteps, encoder_hidden_states=hidden).sample
+        return output.float()
 
-    def identity(self) -> str:
-        """SHA-256 over the weights of UNet, text encoder and autoencoder."""
-        digest = hashlib.sha256()
-        for module in (self.pipeline.unet, self.pipeline.text_encoder, self.pipeline.vae):
-            for name, tensor in sorted(module.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+
+class StableDiffusionXL:
+    """Adapter for ``StableDiffusionXLPipeline``: two text encoders, sizes told per image."""
+
+    component = "unet"
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
+        self.pipeline: Any = pipeline
+        self.schedule = discrete_schedule(pipeline.scheduler)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8]: the posterior's mode, scaled."""
+        return mode_of(self.pipeline.vae, images)
+
+    @torch.no_grad()
+    def condition(self, prompts: list[str]) -> Condition:
+        """Both encoders' embeddings [B, 77, D] and the pooled one [B, E]; zeros for no prompt."""
+        pipe = self.pipeline
+        hidden, _, pooled, _ = pipe.encode_prompt(
+            prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
+        )
+        if pipe.config.force_zeros_for_empty_prompt:
+            given = torch.tensor([bool(p) for p in prompts], device=hidden.device)
+            hidden, pooled = hidden * given[:, None, None], pooled * given[:, None]
+        return {"encoder_hidden_states": hidden, "text_embeds": pooled}
+
+    def framing(self, framings: list[Framing]) -> Condition:
+        """``time_ids`` [B, 6]: original size, crop's corner, target size (Podell et al., 2023).
+
+        https://arxiv.org/abs/2307.01952
+        """
+        ids = [[*f.original, *f.crop, *f.target] for f in framings]
+        return {"time_ids": torch.tensor(ids, dtype=torch.float32)}
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
+    ) -> Tensor:
+        """eps or v [B, 4, h, w], in float32; the network computes in its own precision."""
+        dtype, device = self.pipeline.unet.dtype, x_t.device
+        added = {
+            "text_embeds": condition["text_embeds"].to(device, dtype),
+            "time_ids": condition["time_ids"].to(device),
+        }
+        hidden = condition["encoder_hidden_states"].to(device, dtype)
+        output: Tensor = network(
+            x_t.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added
+        ).sample
+        return output.float()

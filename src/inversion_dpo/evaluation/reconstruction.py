@@ -1,0 +1,62 @@
+"""What the reference cannot reproduce: invert, sample back, compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inversion_dpo.cache import TrajectoryCache, atomic_text
+from inversion_dpo.models.base import DiffusionModel, decode
+
+
+def psnr(images: Tensor, again: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB per image [B], of images (B, *) in [-1, 1]."""
+    error = (images - again).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / error.clamp_min(1e-12))
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Least, quartiles and most."""
+    names = ("least", "quarter", "median", "three_quarters", "most")
+    found = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    return {n: round(float(v), 4) for n, v in zip(names, found, strict=True)}
+
+
+def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryCache) -> str:
+    """Write ``reconstruction.json`` and pictures of the worst images; returns a summary.
+
+    Both the stored latents and those sampled back are decoded, so that the autoencoder's own loss
+    is not counted. In ``reconstruction-worst.png`` each row shows an image and what came back.
+    """
+    vae = model.pipeline.vae
+    decibels: list[float] = []
+    worst: list[tuple[float, int, str, Tensor]] = []
+    for start in range(0, cache.pairs, 8):
+        pairs = list(range(start, min(start + 8, cache.pairs)))
+        before = decode(vae, cache.gather("clean", pairs))
+        after = decode(vae, cache.gather("reconstructed", pairs))
+        for row, value in enumerate(psnr(before, after).tolist()):
+            decibels.append(value)
+            side = "winner" if row < len(pairs) else "loser"
+            both = torch.cat([before[row], after[row]], dim=2)
+            worst.append((value, pairs[row % len(pairs)], side, both))
+        worst = sorted(worst, key=lambda w: w[:3])[:8]
+    report = {
+        "psnr_db": quantiles(decibels),
+        "relative_latent_error_of_pairs": quantiles(cache.errors),
+        "worst": [{"pair": p, "side": s, "psnr_db": round(v, 2)} for v, p, s, _ in worst],
+    }
+    atomic_text(json.dumps(report, indent=1), folder / "reconstruction.json")
+    picture = torch.cat([w[3] for w in worst], dim=1)
+    pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(folder / "reconstruction-worst.png")
+    middle, least = report["psnr_db"]["median"], report["psnr_db"]["least"]  # type: ignore[index]
+    return (
+        f"sampled back: median {middle:.1f} dB, worst {least:.1f} dB; see "
+        f"{folder / 'reconstruction.json'} and reconstruction-worst.png"
+    )

@@ -1,0 +1,204 @@
+"""Everything that is alive during training: model, trajectories, policy, optimizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from inversion_dpo.cache import CacheKey, TrajectoryCache
+from inversion_dpo.config import Config, resolve
+from inversion_dpo.data.pairs import DataError, PairFile, read_pairs
+from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
+from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy
+from inversion_dpo.objectives import OBJECTIVES, Objective
+from inversion_dpo.startup import StartupError, check_noise
+from inversion_dpo.trajectories import build_cache, noise_variance
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The plain values a step needs."""
+
+    objective: Objective
+    target: str
+    beta: float
+    t_min: float
+    t_max: float
+    low: int  # lowest and highest index on the grid that is trained on
+    high: int
+    batch_size: int
+    accumulation: int
+    seed: int
+
+
+@dataclass
+class Session:
+    """Everything that is alive during training."""
+
+    accelerator: Accelerator
+    model: DiffusionModel
+    policy: Policy
+    network: nn.Module  # the prepared policy network: every forward goes through it
+    optimizer: Any
+    cache: TrajectoryCache
+    train_pairs: list[int]
+    heldout_pairs: list[int]
+    recipe: Recipe
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """One accelerate engine; gradients are accumulated by the step itself."""
+    return Accelerator(mixed_precision=config.training.mixed_precision)
+
+
+def load_model(config: Config, device: torch.device) -> DiffusionModel:
+    """The frozen pipeline of the configuration, on the device; weights to be trained in float32."""
+    m = config.model
+    pipeline = load_pipeline(
+        resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype), m.vae, m.lora
+    )
+    model = adapt(pipeline.to(device), m.resolution, m.guidance_embed)
+    if config.policy.kind == "full":
+        network_of(model).float()
+    return model
+
+
+def window(config: Config) -> tuple[int, int]:
+    """Lowest and highest index on the inversion's grid that is trained on."""
+    o, n = config.objective, config.inversion.steps
+    low = max(1, math.ceil(o.t_min * n))
+    return low, max(low, math.floor(o.t_max * n))
+
+
+def cache_key(config: Config, pairs: PairFile, model: DiffusionModel) -> CacheKey:
+    """What the run's trajectories depend on."""
+    i, parts = config.inversion, frozen_parts(model.pipeline)
+    return CacheKey(
+        pairs=pairs.fingerprint,
+        limit=config.data.limit,
+        preprocessing=config.data.fit,
+        model=identity(parts.values()),
+        schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),
+        resolution=config.model.resolution,
+        guidance_embed=config.model.guidance_embed,
+        steps=i.steps,
+        spacing=i.spacing,
+        guidance_scale=i.guidance_scale,
+        fixed_point_iterations=i.fixed_point_iterations,
+        t_start=i.t_start,
+        batch_size=i.batch_size,
+        keep=None if i.keep is None else (i.keep, *window(config)),
+        reconstruct=i.reconstruct,
+        precision=f"{config.model.dtype} {config.training.mixed_precision}",
+    )
+
+
+def prepare_cache(
+    config: Config, accelerator: Accelerator, model: DiffusionModel, root: Path
+) -> TrajectoryCache:
+    """Read the pairs, invert what is not inverted yet."""
+    pairs = read_pairs(Path(resolve(config.data.pairs)), config.data.limit)
+    if len(pairs.pairs) < 4:
+        raise DataError(f"{pairs.path}: only {len(pairs.pairs)} usable pairs; give at least 4")
+    key = cache_key(config, pairs, model)
+    with accelerator.main_process_first(), accelerator.autocast():
+        return build_cache(root, model, pairs.pairs, len(pairs.pairs), key, accelerator.device)
+
+
+def make_optimizer(name: str, parameters: list[nn.Parameter], rate: float, decay: float) -> Any:
+    """AdamW, 8-bit AdamW or Adafactor at a fixed rate; StartupError if it is not installed."""
+    if name == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise StartupError(
+                "training.optimizer=adamw8bit needs `pip install bitsandbytes` and a GPU; or set "
+                "training.optimizer=adafactor, which needs little memory too"
+            ) from error
+        return bitsandbytes.optim.AdamW8bit(parameters, lr=rate, weight_decay=decay)
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(
+            parameters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
+        )
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
+def only_network_stays(model: DiffusionModel) -> None:
+    """Autoencoder and text encoders leave the device: their outputs are cached."""
+    for name, module in frozen_parts(model.pipeline).items():
+        if name != model.component:
+            module.to("cpu")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def make_policy(config: Config, model: DiffusionModel) -> Policy:
+    """LoRA or full; the network is switched to training as is."""
+    p = config.policy
+    if p.kind == "full":
+        return FullPolicy(model)
+    return LoraPolicy(model, p.rank, p.alpha, p.target_modules, config.training.seed, p.dora)
+
+
+def reproducible(cache: TrajectoryCache, max_error: float | None) -> list[int]:
+    """Numbers of the pairs whose reconstruction error is at most ``max_error``, if one is set."""
+    if max_error is None:
+        return list(range(cache.pairs))
+    kept = [k for k, error in enumerate(cache.errors) if error <= max_error]
+    logger.info(
+        "inversion.max_error leaves out %d of %d pairs", cache.pairs - len(kept), cache.pairs
+    )
+    if len(kept) < 4:
+        raise DataError(f"inversion.max_error={max_error} leaves only {len(kept)} pairs: raise it")
+    return kept
+
+
+def split_pairs(numbers: list[int], holdout: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Shuffle pair numbers and set a share aside (at least one): training, held-out."""
+    count = len(numbers)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(count, generator=generator).tolist()
+    aside = min(count - 1, max(1, round(count * holdout)))
+    train, heldout = sorted(order[aside:]), sorted(order[:aside])
+    return [numbers[k] for k in train], [numbers[k] for k in heldout]
+
+
+def set_up(config: Config, cache_root: Path) -> Session:
+    """Load the model, invert the pairs under it, then attach the policy to be trained."""
+    accelerator = make_accelerator(config)
+    model = load_model(config, accelerator.device)
+    cache = prepare_cache(config, accelerator, model, cache_root)
+    only_network_stays(model)
+    policy = make_policy(config, model)
+    t, o = config.training, config.objective
+    if t.gradient_checkpointing:
+        policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
+        policy.network.train()
+    parameters = list(policy.trainable().values())
+    optimizer = make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay)
+    network, optimizer = accelerator.prepare(policy.network, optimizer)
+    if t.compile:
+        network = torch.compile(network)
+    recipe = Recipe(
+        OBJECTIVES[o.name], o.target, o.beta, o.t_min, o.t_max, *window(config),
+        t.batch_size, t.gradient_accumulation, t.seed,
+    )  # fmt: skip
+    if recipe.objective.source == "trajectory":
+        check_noise(noise_variance(cache))
+    usable = reproducible(cache, config.inversion.max_error)
+    train, heldout = split_pairs(usable, config.data.holdout)
+    cache.swap(train, config.data.label_noise, t.seed)
+    return Session(accelerator, model, policy, network, optimizer, cache, train, heldout, recipe)

@@ -1,0 +1,248 @@
+"""Fill the trajectory cache: encode every pair, invert it under the frozen reference, write shards.
+
+An interrupted inversion continues with the first missing shard.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from inversion_dpo.cache import (
+    CacheKey,
+    TrajectoryCache,
+    atomic_save,
+    atomic_text,
+    open_cache,
+    sha256_of,
+)
+from inversion_dpo.data.pairs import Pair, decode_image, to_pixels
+from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
+from inversion_dpo.models.base import Condition, DiffusionModel, Framing, network_of
+from inversion_dpo.types import Grid
+
+logger = logging.getLogger(__name__)
+
+
+def conditional(model: DiffusionModel, condition: Condition) -> Predict:
+    """The prediction at (x_t, t) of the model's network under a fixed condition."""
+    return lambda x, t: model.predict(network_of(model), x, t, condition)
+
+
+def guided(model: DiffusionModel, condition: Condition, empty: Condition, scale: float) -> Predict:
+    """Classifier-free guidance: p_u + scale (p_c - p_u) (Ho & Salimans, 2022)."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        p_c = model.predict(network_of(model), x, t, condition)
+        p_u = model.predict(network_of(model), x, t, empty)
+        return p_u + scale * (p_c - p_u)
+
+    return predict
+
+
+def _repeat(condition: Condition, times: int) -> Condition:
+    return {k: v.repeat_interleave(times, 0) for k, v in condition.items()}
+
+
+def pair_noise(first: int, shape: torch.Size) -> Tensor:
+    """Standard normal (B, *) for consecutive pairs from number ``first``; both images share it."""
+    seeds = (first + k // 2 for k in range(shape[0]))
+    return torch.stack(
+        [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
+
+
+def kept_steps(first: int, count: int, keep: tuple[int, int, int] | None, steps: int) -> Tensor:
+    """Grid indices [P, K] to store of consecutive pairs: all, or k stratified draws each.
+
+    ``keep`` = (k, low, high): the indices low..high are cut into k strata of equal size, and one
+    is drawn from each, by the pair's number; fewer than k if there are fewer indices.
+    """
+    if keep is None:
+        return torch.arange(1, steps + 1).expand(count, steps)
+    k, low, high = keep
+    edges = np.unique(np.linspace(low, high + 1, k + 1).round().astype(int))
+    rows = []
+    for number in range(first, first + count):
+        rng = np.random.default_rng(number)
+        rows.append([int(rng.integers(a, b)) for a, b in itertools.pairwise(edges)])
+    return torch.tensor(rows)
+
+
+def encode_pairs(
+    model: DiffusionModel, pairs: list[Pair], key: CacheKey
+) -> tuple[Tensor, Condition, Condition]:
+    """Latents (2P, *), conditions [P, ...] of the prompts and framing [2P, ...] of the images."""
+    images = [decode_image(d, f"row {p.row}") for p in pairs for d in (p.winner, p.loser)]
+    framings = [
+        Framing((i.height, i.width), (0, 0), (key.resolution, key.resolution)) for i in images
+    ]
+    x_0 = model.encode(to_pixels(images, key.resolution))
+    return x_0, model.condition([p.caption for p in pairs]), model.framing(framings)
+
+
+def invert_pairs(
+    model: DiffusionModel,
+    pairs: list[Pair],
+    first: int,
+    key: CacheKey,
+    grid: Grid,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """One shard, see :class:`TrajectoryCache`; ``first`` is the number of the first pair."""
+    x_0, condition, framing = encode_pairs(model, pairs, key)
+    x_0, kind = x_0.to(device), model.schedule.kind
+    per_image = _repeat(condition, 2) | framing
+    predict = plain = conditional(model, per_image)
+    if key.guidance_scale != 1.0:
+        empty = _repeat(model.condition([""]), len(x_0)) | framing
+        predict = guided(model, per_image, empty, key.guidance_scale)
+    trajectory = invert(
+        x_0, grid, predict, kind, key.fixed_point_iterations,
+        None if predict is plain else plain,
+        pair_noise(first, x_0.shape).to(x_0), round(key.t_start * grid.steps),
+    )  # fmt: skip
+    steps = kept_steps(first, len(pairs), key.keep, grid.steps)
+    rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
+    shard = {"clean": x_0.cpu(), "steps": steps}
+    shard["states"] = trajectory.states.transpose(0, 1).cpu()[rows, columns]
+    shard["reference"] = trajectory.reference.transpose(0, 1).cpu()[rows, columns]
+    shard["x_T_variance"] = trajectory.states[-1].flatten(1).double().square().mean(1).cpu()
+    if key.reconstruct:
+        again = reconstruct(trajectory.states[-1], grid, predict, kind)
+        shard["reconstructed"] = again.cpu()
+        shard["reconstruction"] = reconstruction_error(x_0, again).cpu()
+    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
+    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+
+
+def announce(model: DiffusionModel, key: CacheKey, grid: Grid, count: int, device: str) -> None:
+    """Say, before the work begins, how large the cache will be and how long it may take."""
+    blank = torch.zeros(1, 3, key.resolution, key.resolution)
+    x_0 = model.encode(blank).to(device)
+    framing = Framing((key.resolution, key.resolution), (0, 0), (key.resolution, key.resolution))
+    condition = model.condition(["a picture"])
+    states = key.keep[0] if key.keep else grid.steps
+    text = sum(v.nbytes for v in condition.values())
+    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text)
+    batch = min(key.batch_size, 2 * count)
+    many = _repeat(condition | model.framing([framing]), batch)
+    begun = time.time()
+    with torch.no_grad():
+        conditional(model, many)(
+            x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
+        )
+    passes = grid.steps * (1 + key.fixed_point_iterations + key.reconstruct) + 1
+    passes *= 1 if key.guidance_scale == 1.0 else 3
+    minutes = (time.time() - begun) * passes * -(-2 * count // batch) / 60
+    logger.info(
+        "inverting %d pairs in %d steps: about %.0f MB on disk, %.0f min", count, grid.steps,
+        size / 1e6, minutes,
+    )  # fmt: skip
+
+
+def build_cache(
+    root: Path,
+    model: DiffusionModel,
+    pairs: Iterable[Pair],
+    count: int | None,
+    key: CacheKey,
+    device: torch.device,
+) -> TrajectoryCache:
+    """Invert all pairs, or what is missing, and return the cache; idempotent.
+
+    ``pairs`` is read once, a shard's worth at a time; ``count``, if known, is for the progress bar.
+    """
+    folder, grid = root / key.name(), model.schedule.grid(key.steps, key.spacing)
+    if not (folder / "manifest.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if count:
+            announce(model, key, grid, count, str(device))
+        atomic_save({k: v.cpu() for k, v in model.condition([""]).items()},
+                    folder / "empty.safetensors")  # fmt: skip
+        _fill(folder, model, pairs, count, key, grid, device)
+    return open_cache(folder, model.schedule, key.steps, key.spacing)
+
+
+def _fill(
+    folder: Path,
+    model: DiffusionModel,
+    pairs: Iterable[Pair],
+    count: int | None,
+    key: CacheKey,
+    grid: Grid,
+    device: torch.device,
+) -> None:
+    """Write the missing shards, then the manifest."""
+    per_shard, stream, first = max(1, key.batch_size // 2), iter(pairs), 0
+    digests: list[str] = []
+    bar = tqdm(total=count, desc="invert", unit="pair", mininterval=1.0)
+    for number in itertools.count():
+        chunk = list(itertools.islice(stream, per_shard))
+        if not chunk:
+            break
+        path = folder / f"shard-{number:05d}.safetensors"
+        if not path.exists():
+            atomic_save(invert_pairs(model, chunk, first, key, grid, device), path)
+        digests += [p.digest for p in chunk]
+        first += len(chunk)
+        bar.update(len(chunk))
+    bar.close()
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    manifest = {
+        "key": asdict(key),
+        "pairs": first,
+        "pairs_per_shard": per_shard,
+        "left_out": dict(getattr(pairs, "left_out", {})),
+        "digests": digests,
+        "reconstruction": [e for s in shards for e in _pair_errors(s)],
+        "shards": {p.name: sha256_of(p) for p in shards},
+    }
+    atomic_text(json.dumps(manifest, indent=1), folder / "manifest.json")
+
+
+def _pair_errors(shard: Path) -> list[float]:
+    """Relative reconstruction error of each pair, the worse of its two; empty if not measured."""
+    with safe_open(shard, framework="pt") as handle:
+        if "reconstruction" not in handle.keys():
+            return []
+        errors: Tensor = handle.get_tensor("reconstruction").reshape(-1, 2).amax(1)
+    return [round(e, 6) for e in errors.tolist()]
+
+
+def noise_variance(cache: TrajectoryCache) -> float:
+    """Variance of the recovered x_T over the first shard; sampling starts from variance 1."""
+    return float(cache.shard(0).get_tensor("x_T_variance").mean())
+
+
+def round_trip_error(
+    model: DiffusionModel, cache: TrajectoryCache, guidance_scale: float, device: torch.device
+) -> float:
+    """Mean relative error of inverting the first shard's latents and sampling back.
+
+    Both ways naive, under one guidance: what guidance above 1 costs is seen beside 1.
+    """
+    tensors = load_file(cache.folder / "shard-00000.safetensors", device=str(device))
+    framing = {k[8:]: v for k, v in tensors.items() if k.startswith("framing.")}
+    condition = {k[10:]: v for k, v in tensors.items() if k.startswith("condition.")}
+    x_0 = tensors["clean"]
+    per_image = _repeat(condition, 2) | framing
+    predict = conditional(model, per_image)
+    if guidance_scale != 1.0:
+        empty = _repeat({k: v.to(device) for k, v in cache.empty_condition().items()}, len(x_0))
+        predict = guided(model, per_image, empty | framing, guidance_scale)
+    x_T = invert(x_0, cache.grid, predict, cache.kind).states[-1]
+    again = reconstruct(x_T, cache.grid, predict, cache.kind)
+    return float(reconstruction_error(x_0, again).mean())
