@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inversion_dpo.models.base import Condition
 from inversion_dpo.objectives import target_prediction
-from inversion_dpo.schedule import Schedule
+from inversion_dpo.schedule import Schedule, error_scale
 from inversion_dpo.types import Grid, TrainingPoints
 
 LAYOUT = 2  # of the files; part of the key
@@ -185,7 +185,8 @@ class TrajectoryCache:
         star = target_prediction(
             target, i, (x_0, x_before, x_t), reference, self.grid.levels, self.kind
         )
-        return TrainingPoints(x_t, self.grid.timesteps[i], star, reference)
+        scale = error_scale(self.grid.levels[i], self.kind).float()
+        return TrainingPoints(x_t, self.grid.timesteps[i], scale, star, reference)
 
     def _before(self, pairs: Sequence[int], positions: Sequence[int], x_0: Tensor) -> Tensor:
         """The states one transition below, where all states are stored."""

@@ -1,10 +1,10 @@
 """Preference objectives: pure functions from per-pair errors to per-pair losses.
 
-An error is the mean over a latent's elements of ||target - prediction||^2, in the space that the
-network predicts: eps, v or a flow's velocity. What the target is, and where x_t comes from, a
-cached inversion trajectory or fresh noise, is decided before: ``target_prediction`` and
-``OBJECTIVES``. Losses are per pair; nothing is averaged inside the sigmoid. Equations and
-sources: docs/papers.md.
+An error is the mean over a latent's elements of ||target - prediction||^2, of eps in diffusion
+models and of the velocity in flow models (``schedule.error_scale``). What the target is, and where
+x_t comes from, a cached inversion trajectory or fresh noise, is decided before:
+``target_prediction`` and ``OBJECTIVES``. Losses are per pair; nothing is averaged inside the
+sigmoid. Equations and sources: docs/papers.md.
 """
 
 from __future__ import annotations

@@ -87,6 +87,15 @@ def prediction_of(x_0: Tensor, eps: Tensor, level: Levels, kind: str) -> Tensor:
     return eps - x_0
 
 
+def error_scale(level: Levels, kind: str) -> Tensor:
+    """What a squared error of the prediction counts for, float64 like the level.
+
+    Errors of diffusion models are compared as errors of eps, whatever the network predicts: an
+    error dv of v is an error alpha dv of eps. Those of flow models are errors of the velocity.
+    """
+    return level.alpha**2 if kind == "v_prediction" else torch.ones_like(level.alpha)
+
+
 def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Tensor]:
     """(c_x, c_p) of the step x_end = c_x x_start + c_p prediction."""
     a, s, a_to, s_to = start.alpha, start.sigma, end.alpha, end.sigma

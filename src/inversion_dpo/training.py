@@ -25,7 +25,7 @@ from inversion_dpo.config import Config
 from inversion_dpo.models.base import Condition
 from inversion_dpo.models.policy import trainable_copy
 from inversion_dpo.objectives import as_pair_errors, implicit_accuracy, squared_error
-from inversion_dpo.schedule import add_noise, prediction_of
+from inversion_dpo.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.session import Recipe, Session, set_up
 from inversion_dpo.startup import (
     CHECKED_STEPS,
@@ -75,7 +75,8 @@ def noise_points(
     eps = torch.randn(x_0[: len(pairs)].shape, generator=generator).repeat(2, *[1] * (x_0.ndim - 1))
     x_t = add_noise(x_0, eps, schedule.levels[i])
     target = prediction_of(x_0, eps, schedule.levels[i], schedule.kind)
-    points = TrainingPoints(x_t, schedule.timesteps[i], target, target)
+    scale = error_scale(schedule.levels[i], schedule.kind).float()
+    points = TrainingPoints(x_t, schedule.timesteps[i], scale, target, target)
     return live_reference(session, points, condition) if recipe.objective.preference else points
 
 
@@ -114,10 +115,16 @@ def losses(
     else:
         points = noise_points(session, pairs, condition, generator)
     points = to_device(points, device)
-    eps = predict(session, session.network, points.x_t, points.timesteps, condition)
-    reference_error = squared_error(points.target, points.reference)
-    errors = as_pair_errors(squared_error(points.target, eps), reference_error)
-    drift = squared_error(points.reference, eps.detach()).mean()
+    found = predict(session, session.network, points.x_t, points.timesteps, condition)
+    policy, reference, moved = (
+        points.scale * squared_error(a, b)
+        for a, b in (
+            (points.target, found),
+            (points.target, points.reference),
+            (points.reference, found.detach()),
+        )
+    )
+    errors, drift = as_pair_errors(policy, reference), moved.mean()
     return recipe.objective.loss(errors, recipe.beta, 1.0), errors, drift
 
 

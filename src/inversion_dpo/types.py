@@ -87,12 +87,14 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class TrainingPoints:
-    """One state per image, winners first: all (B, *) but timesteps [B].
+    """One state per image, winners first: all (B, *) but timesteps and scale [B].
 
-    ``target`` is what the network should predict at x_t, ``reference`` what the reference does.
+    ``target`` is what the network should predict at x_t, ``reference`` what the reference does;
+    ``scale`` is what their squared errors count for.
     """
 
     x_t: Tensor
     timesteps: Tensor
+    scale: Tensor
     target: Tensor
     reference: Tensor

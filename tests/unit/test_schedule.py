@@ -9,6 +9,7 @@ from inversion_dpo.schedule import (
     KINDS,
     Schedule,
     add_noise,
+    error_scale,
     prediction_between,
     prediction_of,
     step,
@@ -60,6 +61,15 @@ def test_flow_velocity_is_the_derivative_of_the_path():
     near, far = level(0.7, "flow_prediction"), level(0.7 - 1e-6, "flow_prediction")
     slope = (add_noise(x_0, eps, far) - add_noise(x_0, eps, near)) / 1e-6
     torch.testing.assert_close(prediction_of(x_0, eps, near, "flow_prediction"), slope)
+
+
+def test_errors_of_v_count_as_errors_of_eps():
+    x_t, at = torch.randn(2, 5).double(), level(0.6, "v_prediction")
+    v, other = torch.randn(2, 5).double(), torch.randn(2, 5).double()
+    eps, other_eps = (at.sigma * x_t + at.alpha * p for p in (v, other))
+    scaled = error_scale(at, "v_prediction") * (v - other).square()
+    torch.testing.assert_close(scaled, (eps - other_eps).square())
+    assert error_scale(at, "epsilon") == error_scale(at, "flow_prediction") == 1
 
 
 def test_step_by_hand():
