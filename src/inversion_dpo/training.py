@@ -7,7 +7,10 @@ and the reference's prediction come from the cache.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -36,6 +39,7 @@ from inversion_dpo.startup import (
 )
 from inversion_dpo.types import LossOutput, PairErrors, TrainingPoints
 
+logger = logging.getLogger(__name__)
 Row = dict[str, float]
 
 
@@ -280,11 +284,24 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
                 done = Progress(step + 1, seconds, session.cache.folder.name)
                 save_session(session, folder, done, t.keep_checkpoints)
     if main:
+        peak = round(peak_memory(session.accelerator.device))
+        logger.info("peak memory: %d MB", peak)
         final = {"step": t.steps, **heldout(session), "seconds": round(seconds, 3)}
+        final["peak_memory_mb"] = peak
         with (folder / "metrics.jsonl").open("a") as log:
             log.write(json.dumps(final) + "\n")
         policy.save(folder / "adapter")
+        if config.policy.merge:
+            policy.merge(folder / "merged")
     return session
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB: the most that torch held on the device, or the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 1e6 if sys.platform == "darwin" else used / 1e3
 
 
 def save_session(session: Session, folder: Path, progress: Progress, keep: int) -> None:

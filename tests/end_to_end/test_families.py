@@ -1,0 +1,305 @@
+"""Every family on a tiny random folder of its genuine classes: oracles, then whole trainings."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+from inversion_dpo import training
+from inversion_dpo.config import load_config
+from inversion_dpo.inversion import invert, reconstruct
+from inversion_dpo.models.base import Framing, ModelError, network_of
+from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.session import load_model, set_up
+from inversion_dpo.training import train
+from inversion_dpo.trajectories import conditional
+
+DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
+FLOW = ["sd3", "sd3-no-t5", "flux", "flux-schnell"]
+FAMILIES = DIFFUSION + FLOW
+PROMPTS = ["a small red star", "a large blue cross"]
+ATTENTION = {"sd3": "to_q,to_k,to_v,to_out.0,add_q_proj", "flux": "to_q,to_k,to_v,to_out.0"}
+
+
+def config_for(family, tiny, pair_file, *overrides):
+    """A run of seconds on a tiny folder."""
+    targets = next((t for f, t in ATTENTION.items() if family.startswith(f)), "to_q,to_out.0")
+    return load_config(None, [
+        f"model.path={tiny(family)}", f"data.pairs={pair_file}", "data.holdout=0.25",
+        "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
+        f"policy.target_modules=[{targets}]", "training.steps=3", "training.batch_size=4",
+        "training.learning_rate=1e-2", "training.warmup=0", "evaluation.limit=4",
+        *overrides,
+    ])  # fmt: skip
+
+
+def model_of(family, tiny):
+    """The adapter, and a condition of two prompts as training would make it."""
+    model = adapt(load_pipeline(str(tiny(family))), 64, guidance_embed=3.5)
+    framing = model.framing([Framing((64, 64), (0, 0), (64, 64))] * 2)
+    return model, model.condition(PROMPTS) | framing
+
+
+def recorded(predict, seen):
+    """The same prediction, which also notes the states it is asked at."""
+
+    def inner(x, t):
+        seen.append(x)
+        return predict(x, t)
+
+    return inner
+
+
+def pipeline_states(pipe, x_T, steps, **settings):
+    """Latents after every step of the pipeline's own loop from the given noise."""
+    states = []
+
+    def note(pipe, i, t, kwargs):
+        states.append(kwargs["latents"].clone())
+        return {}
+
+    pipe.set_progress_bar_config(disable=True)
+    pipe(
+        PROMPTS, latents=x_T, num_inference_steps=steps, height=64, width=64, output_type="latent",
+        callback_on_step_end=note, **settings,
+    )  # fmt: skip
+    return states
+
+
+@pytest.mark.parametrize("family", DIFFUSION)
+def test_inversion_then_sampling_equals_the_pipeline(family, tiny):
+    model, condition = model_of(family, tiny)
+    grid, kind = model.schedule.grid(10, "sampler"), model.schedule.kind
+    x_0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    predict = conditional(model, condition)
+    with torch.no_grad():
+        x_T = invert(x_0, grid, predict, kind).states[-1]
+        seen = []
+        final = reconstruct(x_T, grid, recorded(predict, seen), kind)
+    pipe = DiffusionPipeline.from_pretrained(tiny(family))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    theirs = pipeline_states(pipe, x_T, 10, guidance_scale=1.0)
+    assert len(theirs) == len(seen) == 10
+    for ours, their in zip([*seen[1:], final], theirs, strict=True):
+        torch.testing.assert_close(ours, their, rtol=1e-4, atol=1e-4)
+
+
+def test_sdxl_with_its_own_euler_sampler(tiny):
+    """EulerDiscrete in leading spacing goes the same way, in variance-exploding coordinates."""
+    model, condition = model_of("sdxl", tiny)
+    grid = model.schedule.grid(10, "sampler")
+    x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        final = reconstruct(x_T, grid, conditional(model, condition))
+    pipe = DiffusionPipeline.from_pretrained(tiny("sdxl"))
+    assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+    theirs = pipeline_states(pipe, x_T, 10, guidance_scale=1.0)[-1]
+    torch.testing.assert_close(final, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FLOW)
+def test_euler_on_the_velocity_equals_the_pipeline(family, tiny):
+    model, condition = model_of(family, tiny)
+    grid, kind = model.schedule.grid(6, "sampler"), model.schedule.kind
+    x_T = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen = []
+    with torch.no_grad():
+        final = reconstruct(x_T, grid, recorded(conditional(model, condition), seen), kind)
+    pipe = DiffusionPipeline.from_pretrained(tiny(family))
+    given, guidance = x_T, 1.0
+    if family.startswith("flux"):
+        given, guidance = pipe._pack_latents(x_T, 2, 16, 8, 8), 3.5
+    theirs = pipeline_states(pipe, given, 6, guidance_scale=guidance)
+    for ours, their in zip([*seen[1:], final], theirs, strict=True):
+        if family.startswith("flux"):
+            ours = pipe._pack_latents(ours, 2, 16, 8, 8)
+        torch.testing.assert_close(ours, their, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FLOW)
+def test_forward_euler_from_data_to_noise(family, tiny):
+    """x_{i+1} = x_i + (sigma_{i+1} - sigma_i) v(x_i, sigma_i), by hand from the scheduler."""
+    model, condition = model_of(family, tiny)
+    grid = model.schedule.grid(4, "sampler")
+    x = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(2))
+    predict = conditional(model, condition)
+    with torch.no_grad():
+        trajectory = invert(x, grid, predict, "flow_prediction")
+        for i in range(4):
+            sigma, after = grid.levels.sigma[i], grid.levels.sigma[i + 1]
+            x = x + (after - sigma).float() * predict(x, (sigma * 1000).expand(2))
+            torch.testing.assert_close(trajectory.states[i + 1], x, rtol=1e-4, atol=1e-4)
+
+
+def image_of(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    return pipe(
+        PROMPTS[0], num_inference_steps=2, generator=generator, height=64, width=64,
+        output_type="np",
+    ).images  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
+    """invert, train three steps, save, load in plain diffusers: the image is another one.
+
+    The trainer's own start-up checks stand in the way of anything that is not the reference at
+    step 0, has no gradient, or does not move.
+    """
+    rate = "1e-2" if kind == "lora" else "1e-3"
+    config = config_for(
+        family, tiny, pair_file, f"policy.kind={kind}", f"training.learning_rate={rate}"
+    )
+    train(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[0]["grad_norm"] > 0
+    base = DiffusionPipeline.from_pretrained(tiny(family))
+    before = image_of(base)
+    if kind == "lora":
+        base.load_lora_weights(tmp_path / "adapter")
+        after = image_of(base)
+    else:
+        after = image_of(DiffusionPipeline.from_pretrained(tmp_path / "adapter"))
+    assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize(
+    "overrides",
+    [["objective.target=transition"], ["objective.target=reference"],
+     ["objective.name=diffusion_dpo"], ["objective.name=sft"]],
+)  # fmt: skip
+def test_every_objective(family, overrides, tiny, pair_file, tmp_path):
+    train(config_for(family, tiny, pair_file, *overrides), tmp_path)
+    assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+def test_half_precision_policy_is_exactly_the_reference(family, tiny, pair_file, tmp_path):
+    """Same kernels, same batch: not a bit of difference, in the frozen weights' bfloat16."""
+    config = config_for(family, tiny, pair_file, "model.dtype=bfloat16")
+    session = set_up(config, tmp_path)
+    pairs = session.train_pairs[:4]
+    condition = session.cache.condition(pairs)
+    first, _ = session.cache.positions(2, 3)
+    points = session.cache.points(pairs, [first] * 4, "x0")
+    assert points.x_t.dtype == torch.float32
+    with torch.no_grad():
+        policy = training.predict(session, session.network, points.x_t, points.timesteps, condition)
+    reference = training.live_reference(session, points, condition).reference
+    assert policy.dtype == torch.float32 and torch.equal(policy, reference)
+    train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_batch_of_two_is_two_batches_of_one(family, tiny):
+    model, condition = model_of(family, tiny)
+    channels = 4 if family == "sdxl" else 16
+    x, t = torch.randn(2, channels, 8, 8), model.schedule.timesteps[[100, 700]]
+    with torch.no_grad():
+        both = model.predict(network_of(model), x, t, condition)
+        for k in (0, 1):
+            alone = {n: v[k : k + 1] for n, v in condition.items()}
+            one = model.predict(network_of(model), x[k : k + 1], t[k : k + 1], alone)
+            torch.testing.assert_close(both[k : k + 1], one, rtol=1e-4, atol=1e-5)
+
+
+def test_sdxl_is_told_each_images_own_size(tiny):
+    model, _ = model_of("sdxl", tiny)
+    ids = model.framing([Framing((768, 512), (0, 16), (64, 64))])["time_ids"]
+    assert ids.tolist() == [[768, 512, 0, 16, 64, 64]]
+
+
+def test_sdxl_no_prompt_is_zeros_as_in_the_pipeline(tiny):
+    model, _ = model_of("sdxl", tiny)
+    empty = model.condition([""])
+    assert not empty["encoder_hidden_states"].any() and not empty["text_embeds"].any()
+    assert model.condition(["a"])["encoder_hidden_states"].any()
+
+
+def test_flux_is_told_the_guidance(tiny):
+    x = torch.randn(1, 16, 8, 8)
+    found = []
+    for guidance in (1.0, 3.5):
+        model = adapt(load_pipeline(str(tiny("flux"))), 64, guidance)
+        condition, t = model.condition(PROMPTS[:1]), model.schedule.timesteps[[500]]
+        with torch.no_grad():
+            found.append(model.predict(network_of(model), x, t, condition))
+    assert not torch.allclose(*found)
+
+
+@pytest.mark.parametrize("resolution", [60, 72])
+def test_a_resolution_that_does_not_fit_is_refused(resolution, tiny):
+    with pytest.raises(ModelError, match="multiple of 16"):
+        adapt(load_pipeline(str(tiny("flux"))), resolution)
+
+
+# ---- policies
+
+
+def test_dora_loads_with_plain_diffusers(tiny, pair_file, tmp_path):
+    config = config_for("sd15", tiny, pair_file, "policy.dora=true")
+    session = train(config, tmp_path)
+    pipe = DiffusionPipeline.from_pretrained(tiny("sd15"))
+    pipe.load_lora_weights(tmp_path / "adapter")
+    np.testing.assert_allclose(image_of(pipe), image_of(session.model.pipeline), atol=1e-5)
+
+
+def test_a_pattern_chooses_layers(tiny, pair_file, tmp_path):
+    pattern = r"policy.target_modules=['^mid_block.*to_[qk]$']"
+    session = set_up(config_for("sd15", tiny, pair_file, pattern), tmp_path)
+    names = list(session.policy.trainable())
+    assert names and all(n.startswith("mid_block") for n in names)
+
+
+def test_layers_that_do_not_exist_are_refused(tiny, pair_file, tmp_path):
+    with pytest.raises(ModelError, match="policy.target_modules=.*nonsense"):
+        set_up(config_for("sd15", tiny, pair_file, "policy.target_modules=[nonsense]"), tmp_path)
+
+
+def test_start_from_a_lora_and_merge(tiny, pair_file, tmp_path):
+    """The second run's reference is base plus first LoRA; merged, it needs no adapter."""
+    train(config_for("sdxl", tiny, pair_file), tmp_path / "first")
+    first = f"model.lora={tmp_path / 'first/adapter'}"
+    config = config_for("sdxl", tiny, pair_file, first, "policy.merge=true", "training.seed=5")
+    base = DiffusionPipeline.from_pretrained(tiny("sdxl"))
+    base.load_lora_weights(tmp_path / "first/adapter")
+    started = image_of(base)
+    reference = load_model(config, torch.device("cpu")).pipeline
+    np.testing.assert_allclose(image_of(reference), started, atol=1e-4)
+    train(config, tmp_path / "second")
+    merged = image_of(DiffusionPipeline.from_pretrained(tmp_path / "second/merged"))
+    reference.load_lora_weights(tmp_path / "second/adapter")
+    np.testing.assert_allclose(merged, image_of(reference), atol=1e-4)
+    assert np.abs(merged - started).max() > 1e-4
+
+
+def test_adafactor_trains_and_resumes(tiny, pair_file, tmp_path):
+    config = config_for("sd15", tiny, pair_file, "training.optimizer=adafactor")
+    train(config, tmp_path)
+    longer = config_for("sd15", tiny, pair_file, "training.optimizer=adafactor", "training.steps=5")
+    train(longer, tmp_path)
+    assert (tmp_path / "checkpoints/step-000005").exists()
+
+
+def test_another_autoencoder(tiny, pair_file, tmp_path):
+    other = f"model.vae={tiny('sd2')}/vae"
+    plain, fixed = (
+        load_model(config_for("sd15", tiny, pair_file, *o), torch.device("cpu"))
+        for o in ([], [other])
+    )
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert not torch.allclose(plain.encode(image), fixed.encode(image))
+
+
+@pytest.mark.parametrize(
+    ("key", "missing"), [("model.vae", "no/such/vae"), ("model.lora", "no/such/lora")]
+)
+def test_a_missing_part_is_named(key, missing, tiny, pair_file):
+    with pytest.raises(ModelError, match=missing):
+        load_model(config_for("sd15", tiny, pair_file, f"{key}={missing}"), torch.device("cpu"))
