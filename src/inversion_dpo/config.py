@@ -35,6 +35,7 @@ class ModelConfig:
     resolution: int = 64  # pixels, square
     vae: str | None = None  # folder or hub id of another autoencoder, e.g. SDXL's fp16 fix
     lora: str | None = None  # an existing LoRA to start from: it becomes part of the reference
+    t5: bool = True  # false: Stable Diffusion 3 without its third text encoder
     guidance_embed: float = 1.0  # the guidance that FLUX.1-dev's network is told
 
 

@@ -66,7 +66,7 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
     """The frozen pipeline of the configuration, on the device; weights to be trained in float32."""
     m = config.model
     pipeline = load_pipeline(
-        resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype), m.vae, m.lora
+        resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype), m.vae, m.lora, m.t5
     )
     model = adapt(pipeline.to(device), m.resolution, m.guidance_embed)
     if config.policy.kind == "full":

@@ -62,7 +62,8 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     path = str(adapter) if full else resolve(m.path)
     import torch
 
-    pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype))
+    extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
+    pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
     if adapter is not None and not full:
         if not (adapter / "pytorch_lora_weights.safetensors").exists():
             raise ConfigError(f"{adapter} holds neither a LoRA nor a pipeline: train first")

@@ -40,6 +40,7 @@ class DiffusionModel(Protocol):
     schedule: Schedule
     pipeline: Any  # the diffusers pipeline
     component: str  # the name in the pipeline of the network that is trained: unet, transformer
+    unreached: str | None  # pattern of module names that the output does not depend on
 
     def encode(self, images: Tensor) -> Tensor:
         """Images -> latents, deterministically (the posterior's mode), float32."""

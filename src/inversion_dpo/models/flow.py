@@ -32,12 +32,18 @@ def dynamic_shift(scheduler: Any, image_tokens: int, max_shift: float) -> float 
 
 
 class StableDiffusion3:
-    """Adapter for ``StableDiffusion3Pipeline``: two CLIPs and, if it is there, T5."""
+    """Adapter for ``StableDiffusion3Pipeline``: two CLIPs and, if it is there, T5.
+
+    The last block drops the text's side of its output, so what makes the text's queries there
+    is never reached by a loss and is not trained.
+    """
 
     component = "transformer"
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, resolution: int) -> None:
         self.pipeline: Any = pipeline
+        last = len(pipeline.transformer.transformer_blocks) - 1
+        self.unreached: str | None = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|norm_added_q)"
         side = resolution // pipeline.vae_scale_factor // pipeline.transformer.config.patch_size
         mu = dynamic_shift(pipeline.scheduler, side * side, 1.16)
         self.schedule = flow_schedule(pipeline.scheduler, mu)
@@ -76,6 +82,7 @@ class Flux:
     """Adapter for ``FluxPipeline``: packed latents, guidance as an input of the network."""
 
     component = "transformer"
+    unreached: str | None = None
 
     def __init__(self, pipeline: FluxPipeline, resolution: int, guidance_embed: float) -> None:
         self.pipeline: Any = pipeline

@@ -34,6 +34,7 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     vae: str | None = None,
     lora: str | None = None,
+    t5: bool = True,
 ) -> Any:
     """Load a diffusers pipeline, safetensors only; ModelError if that is not possible.
 
@@ -44,12 +45,14 @@ def load_pipeline(
         dtype: of all frozen weights.
         vae: folder or hub id of another autoencoder, e.g. SDXL's fp16 fix.
         lora: folder or hub id of a LoRA to add to the weights.
+        t5: whether Stable Diffusion 3 loads its third and largest text encoder.
     """
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ModelError(f"no diffusers folder at {path}: set model.path to a folder or a hub id")
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype}
     try:
         extra = {"vae": AutoencoderKL.from_pretrained(_local(vae), **settings)} if vae else {}
+        extra |= {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
         pipeline: Any = DiffusionPipeline.from_pretrained(
             _local(path), revision=revision, variant=variant, **settings, **extra
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,10 @@ class LoraPolicy:
         self.model, self.network = model, network_of(model)
         pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
         targets = target_modules[0] if pattern else list(target_modules)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, use_dora=dora)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=targets, exclude_modules=model.unreached,
+            use_dora=dora,
+        )  # fmt: skip
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
@@ -94,11 +98,13 @@ class FullPolicy:
     def __init__(self, model: DiffusionModel) -> None:
         self.model, self.network = model, network_of(model)
         self._frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.network.requires_grad_(True)
+        unreached = re.compile(model.unreached or "$.")
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not unreached.match(name))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""
-        return dict(self.network.named_parameters())
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     @contextmanager
     def reference(self, network: Any) -> Iterator[nn.Module]:

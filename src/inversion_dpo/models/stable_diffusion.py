@@ -16,6 +16,7 @@ class StableDiffusion:
     """Adapter for ``StableDiffusionPipeline``: eps- or v-prediction, any discrete schedule."""
 
     component = "unet"
+    unreached: str | None = None
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
@@ -50,6 +51,7 @@ class StableDiffusionXL:
     """Adapter for ``StableDiffusionXLPipeline``: two text encoders, sizes told per image."""
 
     component = "unet"
+    unreached: str | None = None
 
     def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
         self.pipeline: Any = pipeline
