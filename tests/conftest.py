@@ -52,6 +52,21 @@ def tiny_pipeline(tmp_path_factory):
     return root / "pipeline"
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """family -> its folder of ``inversion_dpo.models.tiny``, written once a session; read only."""
+    from inversion_dpo.models.tiny import write_tiny
+
+    folders = {}
+
+    def make(family):
+        if family not in folders:
+            folders[family] = write_tiny(family, tmp_path_factory.mktemp("tiny") / family)
+        return folders[family]
+
+    return make
+
+
 def encode_png(image):
     """uint8 image -> PNG bytes."""
     from PIL import Image
