@@ -36,8 +36,8 @@ class CacheKey:
     """Everything that the cached numbers depend on."""
 
     pairs: str  # fingerprint of the pairs' source
-    limit: int | None
-    preprocessing: str  # how images come to their size
+    fit: str  # how images come to their size
+    flip_seed: int | None  # of the mirrored pairs; None: no pair is
     model: str  # identity of the frozen weights
     schedule: str  # the scheduler's configuration
     resolution: int
@@ -98,7 +98,7 @@ class TrajectoryCache:
         self._swapped: frozenset[int] = frozenset()
         manifest = json.loads((folder / "manifest.json").read_text())
         self.pairs: int = manifest["pairs"]
-        self.left_out: dict[str, int] = manifest["left_out"]
+        self.counts: dict[str, int] = manifest["counts"]  # rows read, and left out by reason
         self.digests: list[str] = manifest["digests"]
         self.errors: list[float] = manifest["reconstruction"]  # relative, the worse of a pair
         self.all_steps: bool = manifest["key"]["keep"] is None

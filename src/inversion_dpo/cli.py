@@ -209,12 +209,22 @@ def sample(
 
 @pairs_app.command("check")
 def pairs_check(
-    data: Annotated[Path, typer.Argument(help="Parquet file, or a folder of them.")],
+    data: Annotated[str, typer.Argument(help="File, folder or hf:OWNER/NAME; see docs/data.md.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="How to read it: data.KEY=VALUE, e.g. data.columns.caption=text"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
+    ] = None,
 ) -> None:
     """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used."""
-    from inversion_dpo.data.pairs import check_pairs, format_report
+    from inversion_dpo.data.pairs import Reading, check_pairs, format_report, tokens_of
 
-    found = check_pairs(data)
+    d = load_config(None, overrides or []).data
+    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
+    measure = tokens_of(tokenizer) if tokenizer else None
+    found = check_pairs(data, reading, d.limit, measure)
     typer.echo(format_report(found))
     if not found.ok:
         raise typer.Exit(1)

@@ -41,12 +41,20 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Which preference pairs."""
+    """Which preference pairs, and how they are read (docs/data.md)."""
 
-    pairs: str = "asset:taste.parquet"  # Parquet file or a folder of them
-    limit: int | None = None  # use only the first rows
-    fit: str = "pad"
+    pairs: str = "asset:taste.parquet"  # file, folder, or hf:OWNER/NAME, which is streamed
+    format: str = "auto"  # auto, parquet, table (csv, json, jsonl), webdataset, dataset
+    split: str = "train"  # of a Hugging Face dataset
+    revision: str | None = None  # of a dataset on the hub
+    columns: dict[str, str] = field(default_factory=dict)  # ours: theirs, e.g. caption: text
+    ranking: str = "best_worst"  # pairs of a ranking: best_worst, adjacent, all
+    on_bad_row: str = "error"  # error, skip (counted and named)
+    limit: int | None = None  # use only the first pairs
+    fit: str = "pad"  # to the square: pad, or crop, which cuts
+    flip: bool = False  # mirror half of the pairs, both images; never if left or right is said
     holdout: float = 0.1  # share of pairs never trained on, for held-out implicit accuracy
+    prompt_dropout: float = 0.0  # share of pairs shown without their prompt in an epoch
     label_noise: float = 0.0  # share of training pairs whose labels are swapped, for controls
 
 
@@ -190,6 +198,10 @@ def _explain(error: OmegaConfBaseException) -> str:
 
 def validate(config: Config) -> None:
     """Refuse what cannot work before anything is loaded; ConfigError names key and remedy."""
+    from inversion_dpo.data.formats import FORMATS
+    from inversion_dpo.data.rankings import SCHEMES
+    from inversion_dpo.data.source import ON_BAD_ROW
+    from inversion_dpo.data.transforms import FITS
     from inversion_dpo.objectives import OBJECTIVES, TARGETS
     from inversion_dpo.schedule import SPACINGS
 
@@ -198,9 +210,44 @@ def validate(config: Config) -> None:
     _one_of("objective.target", objective.target, list(TARGETS))
     _one_of("policy.kind", config.policy.kind, ["lora", "full"])
     _one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
+    _one_of("data.format", config.data.format, list(FORMATS))
+    _one_of("data.ranking", config.data.ranking, list(SCHEMES))
+    _one_of("data.on_bad_row", config.data.on_bad_row, list(ON_BAD_ROW))
+    _one_of("data.fit", config.data.fit, list(FITS))
     _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
     _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
+    _check_combinations(config)
+    if not 0 < config.data.holdout < 1:
+        raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
+    for name in ("label_noise", "prompt_dropout"):
+        if not 0 <= getattr(config.data, name) <= 1:
+            raise ConfigError(f"data.{name} must lie between 0 and 1: a share of the pairs")
+    positive = {
+        "training.steps": training.steps, "training.batch_size": training.batch_size,
+        "training.gradient_accumulation": training.gradient_accumulation,
+        "training.learning_rate": training.learning_rate, "objective.beta": objective.beta,
+        "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
+        "inversion.batch_size": config.inversion.batch_size,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "evaluation.sample_steps": config.evaluation.sample_steps,
+        "training.eval_every": training.eval_every,
+        "training.checkpoint_every": training.checkpoint_every,
+        "training.keep_checkpoints": training.keep_checkpoints,
+    }  # fmt: skip
+    for key, value in positive.items():
+        if value <= 0:
+            raise ConfigError(f"{key} must be positive, got {value}")
+    if training.batch_size % training.gradient_accumulation:
+        raise ConfigError(
+            f"training.batch_size={training.batch_size} must be a multiple of "
+            f"training.gradient_accumulation={training.gradient_accumulation}"
+        )
+
+
+def _check_combinations(config: Config) -> None:
+    """Settings that exclude each other."""
+    objective = config.objective
     if objective.target == "transition" and config.inversion.fixed_point_iterations:
         raise ConfigError(
             "objective.target=transition vanishes under exact inversion: its signal is the "
@@ -225,30 +272,6 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"inversion.t_start={start} must be 0, to invert from the clean image, or between "
             f"{1 / steps:g} (one of inversion.steps={steps}) and 0.5"
-        )
-    if not 0 < config.data.holdout < 1:
-        raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
-    if not 0 <= config.data.label_noise <= 1:
-        raise ConfigError("data.label_noise must lie between 0 and 1: a share of the pairs")
-    positive = {
-        "training.steps": training.steps, "training.batch_size": training.batch_size,
-        "training.gradient_accumulation": training.gradient_accumulation,
-        "training.learning_rate": training.learning_rate, "objective.beta": objective.beta,
-        "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
-        "inversion.batch_size": config.inversion.batch_size,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "evaluation.sample_steps": config.evaluation.sample_steps,
-        "training.eval_every": training.eval_every,
-        "training.checkpoint_every": training.checkpoint_every,
-        "training.keep_checkpoints": training.keep_checkpoints,
-    }  # fmt: skip
-    for key, value in positive.items():
-        if value <= 0:
-            raise ConfigError(f"{key} must be positive, got {value}")
-    if training.batch_size % training.gradient_accumulation:
-        raise ConfigError(
-            f"training.batch_size={training.batch_size} must be a multiple of "
-            f"training.gradient_accumulation={training.gradient_accumulation}"
         )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from inversion_dpo.cache import CacheKey, TrajectoryCache
 from inversion_dpo.config import Config, resolve
-from inversion_dpo.data.pairs import DataError, PairFile, read_pairs
+from inversion_dpo.data.pairs import DataError, PairSource, Reading, open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy
@@ -40,6 +40,7 @@ class Recipe:
     batch_size: int
     accumulation: int
     seed: int
+    prompt_dropout: float
 
 
 @dataclass
@@ -81,13 +82,20 @@ def window(config: Config) -> tuple[int, int]:
     return low, max(low, math.floor(o.t_max * n))
 
 
-def cache_key(config: Config, pairs: PairFile, model: DiffusionModel) -> CacheKey:
+def source_of(config: Config, limit: int | None = None) -> PairSource:
+    """The configured pairs, or the first ``limit`` of them."""
+    d = config.data
+    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
+    return open_pairs(resolve(d.pairs), reading, limit or d.limit, d.on_bad_row)
+
+
+def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
     """What the run's trajectories depend on."""
-    i, parts = config.inversion, frozen_parts(model.pipeline)
+    i, d, parts = config.inversion, config.data, frozen_parts(model.pipeline)
     return CacheKey(
         pairs=pairs.fingerprint,
-        limit=config.data.limit,
-        preprocessing=config.data.fit,
+        fit=d.fit,
+        flip_seed=config.training.seed if d.flip else None,
         model=identity(parts.values()),
         schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),
         resolution=config.model.resolution,
@@ -108,12 +116,13 @@ def prepare_cache(
     config: Config, accelerator: Accelerator, model: DiffusionModel, root: Path
 ) -> TrajectoryCache:
     """Read the pairs, invert what is not inverted yet."""
-    pairs = read_pairs(Path(resolve(config.data.pairs)), config.data.limit)
-    if len(pairs.pairs) < 4:
-        raise DataError(f"{pairs.path}: only {len(pairs.pairs)} usable pairs; give at least 4")
+    pairs = source_of(config)
     key = cache_key(config, pairs, model)
     with accelerator.main_process_first(), accelerator.autocast():
-        return build_cache(root, model, pairs.pairs, len(pairs.pairs), key, accelerator.device)
+        cache = build_cache(root, model, pairs, key, accelerator.device)
+    if cache.pairs < 4:
+        raise DataError(f"{pairs.name}: only {cache.pairs} usable pairs; give at least 4")
+    return cache
 
 
 def make_optimizer(name: str, parameters: list[nn.Parameter], rate: float, decay: float) -> Any:
@@ -194,7 +203,7 @@ def set_up(config: Config, cache_root: Path) -> Session:
         network = torch.compile(network)
     recipe = Recipe(
         OBJECTIVES[o.name], o.target, o.beta, o.t_min, o.t_max, *window(config),
-        t.batch_size, t.gradient_accumulation, t.seed,
+        t.batch_size, t.gradient_accumulation, t.seed, config.data.prompt_dropout,
     )  # fmt: skip
     if recipe.objective.source == "trajectory":
         check_noise(noise_variance(cache))

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from inversion_dpo.cache import TrajectoryCache
 from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
 from inversion_dpo.config import Config
+from inversion_dpo.data.transforms import drops_prompt
 from inversion_dpo.models.base import Condition
 from inversion_dpo.models.policy import trainable_copy
 from inversion_dpo.objectives import as_pair_errors, implicit_accuracy, squared_error
@@ -46,16 +47,28 @@ Row = dict[str, float]
 # ---------------------------------------------------------------- one step
 
 
-def pairs_of_step(pairs: list[int], batch: int, seed: int, step: int) -> list[int]:
-    """The global batch of a step: epochs of fresh permutations, laid end to end."""
-    chosen: list[int] = []
+def pairs_of_step(pairs: list[int], batch: int, seed: int, step: int) -> list[tuple[int, int]]:
+    """The global batch of a step as (pair, epoch): fresh permutations, laid end to end."""
+    chosen: list[tuple[int, int]] = []
     position = step * batch
     while len(chosen) < batch:
         epoch, offset = divmod(position + len(chosen), len(pairs))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(pairs), generator=generator).tolist()
-        chosen += [pairs[i] for i in order[offset : offset + batch - len(chosen)]]
+        chosen += [(pairs[i], epoch) for i in order[offset : offset + batch - len(chosen)]]
     return chosen
+
+
+def without_prompts(session: Session, batch: list[tuple[int, int]], condition: Condition) -> None:
+    """Replace the prompts of dropped pairs by the empty one, for winner and loser alike."""
+    recipe, cache = session.recipe, session.cache
+    dropped = [
+        drops_prompt(recipe.seed, cache.digests[p], epoch, recipe.prompt_dropout)
+        for p, epoch in batch
+    ]
+    rows = torch.tensor([*dropped, *dropped])
+    for name, empty in cache.empty_condition().items():
+        condition[name][rows] = empty.to(condition[name])
 
 
 def trajectory_points(
@@ -109,13 +122,22 @@ def to_device(points: TrainingPoints, device: torch.device) -> TrainingPoints:
 
 
 def losses(
-    session: Session, pairs: list[int], generator: torch.Generator
+    session: Session, batch: list[tuple[int, int]], generator: torch.Generator, drop: bool
 ) -> tuple[LossOutput, PairErrors, Tensor]:
-    """Per-pair losses and errors of some pairs, and the drift between policy and reference."""
-    recipe, device = session.recipe, session.accelerator.device
-    condition = {k: v.to(device) for k, v in session.cache.condition(pairs).items()}
+    """Per-pair losses and errors of (pair, epoch)s, and the drift between policy and reference.
+
+    With ``drop``, some prompts are dropped; the cached predictions of the reference, which knew
+    them, are then replaced.
+    """
+    recipe, device, pairs = session.recipe, session.accelerator.device, [p for p, _ in batch]
+    condition = session.cache.condition(pairs)
+    if drop:
+        without_prompts(session, batch, condition)
+    condition = {k: v.to(device) for k, v in condition.items()}
     if recipe.objective.source == "trajectory":
         points = trajectory_points(session.cache, pairs, recipe, generator)
+        if drop:
+            points = live_reference(session, points, condition)
     else:
         points = noise_points(session, pairs, condition, generator)
     points = to_device(points, device)
@@ -163,9 +185,9 @@ def train_step(session: Session, step: int) -> Row:
     for part in range(recipe.accumulation):
         last = part == recipe.accumulation - 1
         with nullcontext() if last else accelerator.no_sync(session.network):
-            output, errors, drift = losses(
-                session, mine[part * size : (part + 1) * size], generator
-            )
+            here = mine[part * size : (part + 1) * size]
+            drop = recipe.prompt_dropout > 0
+            output, errors, drift = losses(session, here, generator, drop)
             accelerator.backward(output.loss.mean() / recipe.accumulation)
         rows.append(measurements(output, errors, drift, recipe.objective.preference))
     return mean_rows(rows)
@@ -180,7 +202,8 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             generator = torch.Generator().manual_seed(7_000_003 + draw * 4096 + start)
-            row = measurements(*losses(session, part, generator), True)
+            batch = [(pair, 0) for pair in part]
+            row = measurements(*losses(session, batch, generator, False), True)
             rows.append(row)
             weights.append(len(part))
     total = sum(weights)
@@ -287,7 +310,7 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
         peak = round(peak_memory(session.accelerator.device))
         logger.info("peak memory: %d MB", peak)
         final = {"step": t.steps, **heldout(session), "seconds": round(seconds, 3)}
-        final["peak_memory_mb"] = peak
+        final |= {"peak_memory_mb": peak, "pairs": session.cache.pairs}
         with (folder / "metrics.jsonl").open("a") as log:
             log.write(json.dumps(final) + "\n")
         policy.save(folder / "adapter")

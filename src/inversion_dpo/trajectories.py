@@ -9,7 +9,6 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +27,9 @@ from inversion_dpo.cache import (
     open_cache,
     sha256_of,
 )
-from inversion_dpo.data.pairs import Pair, decode_image, to_pixels
+from inversion_dpo.data.images import decode_image, stack_pixels
+from inversion_dpo.data.pairs import Pair, PairSource
+from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import Condition, DiffusionModel, Framing, network_of
 from inversion_dpo.types import Grid
@@ -85,12 +86,15 @@ def encode_pairs(
     model: DiffusionModel, pairs: list[Pair], key: CacheKey
 ) -> tuple[Tensor, Condition, Condition]:
     """Latents (2P, *), conditions [P, ...] of the prompts and framing [2P, ...] of the images."""
-    images = [decode_image(d, f"row {p.row}") for p in pairs for d in (p.winner, p.loser)]
-    framings = [
-        Framing((i.height, i.width), (0, 0), (key.resolution, key.resolution)) for i in images
-    ]
-    x_0 = model.encode(to_pixels(images, key.resolution))
-    return x_0, model.condition([p.caption for p in pairs]), model.framing(framings)
+    fitted, size = [], (key.resolution, key.resolution)
+    for pair in pairs:
+        both = decode_image(pair.winner, pair.where), decode_image(pair.loser, pair.where)
+        if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
+            both = flip(*both)
+        fitted += [fit(image, size, key.fit) for image in both]
+    x_0 = model.encode(stack_pixels([f.image for f in fitted]))
+    framing = model.framing([f.framing for f in fitted])
+    return x_0, model.condition([p.caption for p in pairs]), framing
 
 
 def invert_pairs(
@@ -128,8 +132,11 @@ def invert_pairs(
     return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
 
 
-def announce(model: DiffusionModel, key: CacheKey, grid: Grid, count: int, device: str) -> None:
+def announce(
+    model: DiffusionModel, key: CacheKey, grid: Grid, count: int | None, device: str
+) -> None:
     """Say, before the work begins, how large the cache will be and how long it may take."""
+    per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     blank = torch.zeros(1, 3, key.resolution, key.resolution)
     x_0 = model.encode(blank).to(device)
     framing = Framing((key.resolution, key.resolution), (0, 0), (key.resolution, key.resolution))
@@ -148,7 +155,7 @@ def announce(model: DiffusionModel, key: CacheKey, grid: Grid, count: int, devic
     passes *= 1 if key.guidance_scale == 1.0 else 3
     minutes = (time.time() - begun) * passes * -(-2 * count // batch) / 60
     logger.info(
-        "inverting %d pairs in %d steps: about %.0f MB on disk, %.0f min", count, grid.steps,
+        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min", grid.steps, per,
         size / 1e6, minutes,
     )  # fmt: skip
 
@@ -156,20 +163,19 @@ def announce(model: DiffusionModel, key: CacheKey, grid: Grid, count: int, devic
 def build_cache(
     root: Path,
     model: DiffusionModel,
-    pairs: Iterable[Pair],
-    count: int | None,
+    pairs: PairSource,
     key: CacheKey,
     device: torch.device,
 ) -> TrajectoryCache:
     """Invert all pairs, or what is missing, and return the cache; idempotent.
 
-    ``pairs`` is read once, a shard's worth at a time; ``count``, if known, is for the progress bar.
+    The source is read once, a shard's worth at a time: a stream need not fit in memory or on disk.
     """
     folder, grid = root / key.name(), model.schedule.grid(key.steps, key.spacing)
     if not (folder / "manifest.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        if count:
-            announce(model, key, grid, count, str(device))
+        count = pairs.expected()
+        announce(model, key, grid, count, str(device))
         atomic_save({k: v.cpu() for k, v in model.condition([""]).items()},
                     folder / "empty.safetensors")  # fmt: skip
         _fill(folder, model, pairs, count, key, grid, device)
@@ -179,7 +185,7 @@ def build_cache(
 def _fill(
     folder: Path,
     model: DiffusionModel,
-    pairs: Iterable[Pair],
+    pairs: PairSource,
     count: int | None,
     key: CacheKey,
     grid: Grid,
@@ -205,7 +211,7 @@ def _fill(
         "key": asdict(key),
         "pairs": first,
         "pairs_per_shard": per_shard,
-        "left_out": dict(getattr(pairs, "left_out", {})),
+        "counts": dict(pairs.counts),
         "digests": digests,
         "reconstruction": [e for s in shards for e in _pair_errors(s)],
         "shards": {p.name: sha256_of(p) for p in shards},

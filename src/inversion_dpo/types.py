@@ -98,3 +98,16 @@ class TrainingPoints:
     scale: Tensor
     target: Tensor
     reference: Tensor
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How an image came to its size; (height, width) in pixels.
+
+    original: as stored. crop: (top, left) corner of what is seen, in pixels of the resized image;
+    (0, 0) unless it was cropped. target: what the network sees.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]

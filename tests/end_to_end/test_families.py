@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DiffusionPipeline
 
 from inversion_dpo import training
@@ -35,6 +36,14 @@ def config_for(family, tiny, pair_file, *overrides):
         "training.learning_rate=1e-2", "training.warmup=0", "evaluation.limit=4",
         *(["model.t5=false"] if family == "sd3-no-t5" else []), *overrides,
     ])  # fmt: skip
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps one precision per process: forget it before and after."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def plain(folder, family):
@@ -311,3 +320,19 @@ def test_another_autoencoder(tiny, pair_file, tmp_path):
 def test_a_missing_part_is_named(key, missing, tiny, pair_file):
     with pytest.raises(ModelError, match=missing):
         load_model(config_for("sd15", tiny, pair_file, f"{key}={missing}"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("preset", "family"),
+    [("sd15", "sd15"), ("sdxl", "sdxl"), ("sd35", "sd3"), ("flux", "flux")],
+)
+def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, fresh_accelerator):
+    """Each preset as it is, but for the weights, the image size and the number of steps."""
+    config = load_config(preset, [
+        f"model.path={tiny(family)}", "model.vae=null", "model.resolution=128",
+        f"data.pairs={pair_file}", "data.holdout=0.25", "inversion.steps=4",
+        "inversion.batch_size=8", "training.steps=3", "training.batch_size=2",
+        "training.gradient_accumulation=1", "training.warmup=0",
+    ])  # fmt: skip
+    train(config, tmp_path)
+    assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()

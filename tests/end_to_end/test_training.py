@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from inversion_dpo.cache import CacheError, TrajectoryCache
 from inversion_dpo.checkpoint import CheckpointError
 from inversion_dpo.config import to_yaml
 from inversion_dpo.schedule import step
-from inversion_dpo.session import set_up
+from inversion_dpo.session import set_up, source_of
 from inversion_dpo.startup import StartupError, check_noise
 from inversion_dpo.training import train
 
@@ -128,7 +129,8 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeyp
     for file in (tmp_path / "whole/checkpoints/step-000008").glob("*.safetensors"):
         a, b = load_file(file), load_file(tmp_path / "parts/checkpoints/step-000008" / file.name)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    drop = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]  # noqa: E731
+    free = {"seconds", "peak_memory_mb"}
+    drop = lambda rows: [{k: v for k, v in r.items() if k not in free} for r in rows]  # noqa: E731
     assert drop(rows_of(tmp_path / "whole")) == drop(rows_of(tmp_path / "parts"))
 
 
@@ -195,7 +197,9 @@ def test_accumulation_equals_one_batch(tiny_config, tmp_path):
 
 def test_batch_order_covers_every_pair_once_an_epoch():
     pairs = list(range(10, 20))
-    seen = [p for step in range(5) for p in training.pairs_of_step(pairs, 4, 0, step)]
+    drawn = [p for step in range(5) for p in training.pairs_of_step(pairs, 4, 0, step)]
+    seen = [p for p, _ in drawn]
+    assert [epoch for _, epoch in drawn] == [0] * 10 + [1] * 10
     assert sorted(seen[:10]) == pairs and sorted(seen[10:]) == pairs
     assert seen[:10] != seen[10:]
 
@@ -326,3 +330,44 @@ def test_full_disk_space_is_not_needed_twice(tiny_config, tmp_path):
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-000007", "step-000008"]
     shutil.rmtree(tmp_path)
+
+
+# ---- what is decided for each pair
+
+
+def test_prompt_dropout_replaces_prompt_and_reference(tiny_config, tmp_path):
+    """With every prompt dropped, policy and reference both see the empty one: still log 2."""
+    config = tiny_config("data.prompt_dropout=1.0")
+    session = set_up(config, tmp_path)
+    condition = session.cache.condition([0, 1])
+    training.without_prompts(session, [(0, 0), (1, 0)], condition)
+    empty = session.model.condition([""])
+    for name, value in condition.items():
+        torch.testing.assert_close(value, empty[name].expand_as(value))
+    train(config, tmp_path / "run")
+    assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_prompt_dropout_resumes_in_the_same_bits(tiny_config, tmp_path):
+    config = tiny_config("data.prompt_dropout=0.5")
+    train(config, tmp_path / "whole")
+    train(tiny_config("data.prompt_dropout=0.5", "training.steps=4"), tmp_path / "parts")
+    train(config, tmp_path / "parts")
+    name = "adapter/pytorch_lora_weights.safetensors"
+    whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_flipped_pairs_are_mirrored_together(tiny_config, tiny_pipeline, tmp_path):
+    """Captions of the scenes that say left or right stay; of the others about half turn."""
+    plain = set_up(tiny_config(), tmp_path).cache
+    flipped = set_up(tiny_config("data.flip=true"), tmp_path).cache
+    assert plain.folder != flipped.folder
+    turned = 0
+    for pair, source in enumerate(source_of(tiny_config())):
+        same = [torch.equal(plain.gather("clean", [pair])[s], flipped.gather("clean", [pair])[s])
+                for s in (0, 1)]  # fmt: skip
+        assert same[0] == same[1]
+        turned += not same[0]
+        assert same[0] or not re.search("left|right", source.caption)
+    assert turned > 0

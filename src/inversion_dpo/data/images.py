@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from inversion_dpo.data.transforms import fit
+
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -45,7 +47,12 @@ def to_pixels(images: list[Image.Image], size: int) -> torch.Tensor:
     """
     if not images:
         return torch.empty(0, 3, size, size)
-    stacked = np.stack([np.asarray(_fit(image.convert("RGB"), size)) for image in images])
+    return stack_pixels([fit(image, (size, size), "crop").image for image in images])
+
+
+def stack_pixels(images: list[Image.Image]) -> torch.Tensor:
+    """Images of one size, at least one, to float32 [B, 3, height, width] in [-1, 1]."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
 
 
@@ -63,11 +70,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    short = min(image.size)
-    left, top = ((side - short) // 2 for side in image.size)
-    # cut first: a long strip is not blown up; Pillow copies where the size stays the same
-    square = image.crop((left, top, left + short, top + short))
-    return square.resize((size, size), Image.Resampling.LANCZOS)

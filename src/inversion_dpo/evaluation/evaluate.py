@@ -21,12 +21,13 @@ from PIL import Image
 
 from inversion_dpo.cache import atomic_text, sha256_of
 from inversion_dpo.config import Config, ConfigError, resolve
-from inversion_dpo.data.pairs import decode_image, read_pairs
+from inversion_dpo.data.pairs import decode_image
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.report import ReportData, write_report
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.runs import read_config, read_seconds, stage
 from inversion_dpo.sampling import sample
+from inversion_dpo.session import source_of
 from inversion_dpo.training import read_rows
 
 Images = list[NDArray[np.uint8]]
@@ -152,9 +153,8 @@ def evaluate(
             )
         metrics |= compare(reference, policy, config.evaluation.preference)
     rows = read_rows(folder / "metrics.jsonl")
-    pairs = read_pairs(Path(resolve(config.data.pairs)), config.data.limit)
-    metrics |= {"pairs": len(pairs.pairs), "steps": config.training.steps}
-    metrics |= {"training": {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}}
+    last = {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
+    metrics |= {"pairs": last.pop("pairs", 0), "steps": config.training.steps, "training": last}
     metrics |= {"seconds": read_seconds(folder)}
     atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
     return metrics
@@ -188,7 +188,7 @@ def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
         {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
         for k in show if r
     ]  # fmt: skip
-    examples = read_pairs(Path(resolve(config.data.pairs)), config.data.limit).pairs[:6]
+    examples = list(source_of(config, 6))
     data = ReportData(
         title="Inversion-DPO: policy against reference",
         metrics=metrics,

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from inversion_dpo.schedule import Schedule
+from inversion_dpo.types import Framing as Framing
 
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis
 
 
 class ModelError(ValueError):
     """A model that cannot be loaded or is of no supported family; names the remedy."""
-
-
-@dataclass(frozen=True)
-class Framing:
-    """How an image came to its size; (height, width) in pixels.
-
-    original: before resizing; crop: of the top left corner; target: what the network sees.
-    """
-
-    original: tuple[int, int]
-    crop: tuple[int, int]
-    target: tuple[int, int]
 
 
 class DiffusionModel(Protocol):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 import zlib
@@ -19,6 +18,7 @@ from inversion_dpo.data.pairs import (
     check_pairs,
     decode_image,
     format_report,
+    open_pairs,
     read_pairs,
     to_pixels,
 )
@@ -91,9 +91,15 @@ def test_ties_and_identical_images_are_counted_and_left_out_whole(tmp_path: Path
     assert (read.rows, read.ties, read.identical) == (3, 1, 1)
 
 
-def test_fingerprint_is_the_sha256_of_the_file(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.parquet", [row()])
-    assert read_pairs(file).fingerprint == hashlib.sha256(file.read_bytes()).hexdigest()
+def test_fingerprint_follows_content_and_reading_not_the_name(tmp_path: Path) -> None:
+    file, same = (
+        write(tmp_path / n, [row(), row(jpg_0=BLUE, jpg_1=RED)]) for n in ("a.parquet", "b.parquet")
+    )
+    other = write(tmp_path / "c.parquet", [row(caption="a dog")])
+    found = read_pairs(file).fingerprint
+    assert found == read_pairs(same).fingerprint != read_pairs(other).fingerprint
+    assert found != read_pairs(file, limit=1).fingerprint
+    assert found != open_pairs(file, on_bad_row="skip").fingerprint
 
 
 def test_scene_graph_is_kept_where_there_is_one(tmp_path: Path) -> None:
@@ -194,13 +200,13 @@ def test_the_check_says_what_reading_says(
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for function in (read_pairs, check_pairs):
-        with pytest.raises(DataError, match="nowhere.parquet does not exist; give a Parquet file"):
+        with pytest.raises(DataError, match="nowhere.parquet does not exist; give a file"):
             function(tmp_path / "nowhere.parquet")
 
 
 def test_a_folder_without_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with pytest.raises(DataError, match="data holds no \\*.parquet files; give the folder"):
+    with pytest.raises(DataError, match="data holds no \\*.parquet files, .*give the folder"):
         read_pairs(tmp_path / "data")
 
 
@@ -262,8 +268,11 @@ def test_a_column_of_the_wrong_type(
     ("rows", "expected"),
     [
         ([], "a.parquet has no rows; export it again"),
-        ([row(label_0=0.5)] * 2, r"no usable pair in 2 rows \(2 ties, 0 with .*; add rows whose"),
-        ([row(label_0=0.5), row(jpg_0=BLUE)], r"in 2 rows \(1 ties, 1 with identical images\)"),
+        (
+            [row(label_0=0.5)] * 2,
+            r"no usable pair in 2 rows \(2 ties, 0 with .*; add rows that prefer",
+        ),
+        ([row(label_0=0.5), row(jpg_0=BLUE)], r"in 2 rows \(1 ties, 1 with identical images"),
     ],
 )
 def test_a_file_without_a_preference(
@@ -276,7 +285,7 @@ def test_a_file_without_a_preference(
     assert not report.ok
     assert report.problems == (str(caught.value),)
     assert report.first_preferred is None
-    assert report.caption_words is None
+    assert report.captions is None
 
 
 def test_the_check_counts_everything(tmp_path: Path) -> None:
@@ -295,7 +304,7 @@ def test_the_check_counts_everything(tmp_path: Path) -> None:
     assert (report.problems_total, len(report.problems)) == (4, 4)
     assert report.duplicates == 1
     assert report.image_sizes == {(8, 6): 7, (4, 4): 1}
-    assert report.caption_words == (1, 3.0, 78)
+    assert report.captions == (1, 3.0, 78)
     assert report.long_captions == 1
     assert report.first_preferred == 0.5
     text = format_report(report)

@@ -1,0 +1,197 @@
+"""What is in the data, row by row, without stopping at a bad one."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from inversion_dpo.data.formats import Reading, open_rows
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rows import inspect, rows_of
+from inversion_dpo.data.source import content, no_pairs
+
+MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
+MAX_LISTED = 50  # problems a report spells out
+_PROBLEMS = ("bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How captions are measured: words by default, or a tokenizer's tokens."""
+
+    unit: str = "words"
+    longest: int = MAX_CAPTION_WORDS
+    length: Callable[[str], int] = lambda caption: len(caption.split())
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """What :func:`check_pairs` found.
+
+    Counts of rows: ties, identical (same bytes twice), unpaired (a ranking of one image),
+    empty_captions, bad_labels, bad_rows (not readable as a row); of images: broken_images
+    (missing or unreadable), bad_paths (outside the data's folder). What follows speaks of the
+    usable ``pairs``: duplicates (caption and images seen before, in either order), mixed_sizes
+    (the two images differ in size), image_sizes {(width, height): images}, captions (least,
+    median, most in ``measure``'s unit), long_captions (longer than its longest), first_preferred
+    (share of labelled rows with label_0 = 1). ``problems`` spells out the first 50 of
+    ``problems_total``.
+    """
+
+    path: str | Path
+    rows: int
+    pairs: int
+    ties: int
+    identical: int
+    unpaired: int
+    duplicates: int
+    mixed_sizes: int
+    broken_images: int
+    bad_paths: int
+    empty_captions: int
+    bad_labels: int
+    bad_rows: int
+    image_sizes: Counter[tuple[int, int]]
+    captions: tuple[int, float, int] | None
+    measure: Measure
+    long_captions: int
+    first_preferred: float | None
+    problems: tuple[str, ...]
+    problems_total: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether :func:`open_pairs` takes this data with ``on_bad_row=error``."""
+        return self.problems_total == 0
+
+
+def check_pairs(
+    data: str | Path,
+    reading: Reading | None = None,
+    limit: int | None = None,
+    measure: Measure | None = None,
+) -> PairReport:
+    """Look at every row, or the first ``limit``, and list what is wrong, without raising for a row.
+
+    Raises:
+        DataError: what is wrong with a whole file: missing, damaged, of no known format, a column
+            missing or of the wrong type.
+    """
+    how, measure = reading or Reading(), measure or Measure()
+    counts: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    lengths: list[int] = []
+    problems: list[str] = []
+    seen: set[bytes] = set()
+    for row in islice(rows_of(open_rows(data, how).rows(), how.ranking), limit):
+        counts["rows"] += 1
+        if reason := row.left_out:
+            counts[reason] += 1
+            continue
+        found, row_sizes = inspect(row)
+        counts.update(fault.kind for fault in found)
+        problems += [fault.text for fault in found][: MAX_LISTED - len(problems)]
+        if found:
+            continue
+        key = content(row)
+        counts.update(pairs=1, duplicates=int(key in seen))
+        counts.update(mixed_sizes=int(len(set(row_sizes)) > 1), labelled=int(row.labelled))
+        counts.update(first=int(row.labelled and row.label == 1.0))
+        seen.add(key)
+        sizes.update(row_sizes)
+        lengths.append(measure.length(row.caption or ""))
+    return _report(data, counts, sizes, lengths, measure, problems)
+
+
+def tokens_of(folder: str | Path) -> Measure:
+    """Measure captions in tokens, special ones included, of a pipeline's or a tokenizer's folder.
+
+    Raises:
+        DataError: there is no tokenizer in it, or it does not say how many tokens are read.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(folder)
+    path = path / "tokenizer" if (path / "tokenizer").is_dir() else path
+    remedy = "give a diffusers pipeline's folder or its tokenizer folder"
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder; {remedy}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # as many kinds as there are tokenizers
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} holds no tokenizer ({reason}); {remedy}") from error
+    longest = int(tokenizer.model_max_length)
+    if longest > 2**20:  # what transformers puts where the tokenizer does not say
+        raise DataError(f"{path}: no model_max_length in tokenizer_config.json; write it there")
+    return Measure(
+        "tokens", longest, lambda c: len(tokenizer(c, truncation=False, verbose=False).input_ids)
+    )
+
+
+def format_report(report: PairReport) -> str:
+    """The report as lines of text, problems last."""
+    unit, longest = report.measure.unit, report.measure.longest
+    lines = [
+        f"{report.path}: {report.pairs} usable pairs in {report.rows} rows",
+        f"  left out: {report.ties} ties, {report.identical} with identical images"
+        + (f", {report.unpaired} rankings of one image" if report.unpaired else ""),
+        f"  kept: {report.duplicates} duplicate pairs, {report.mixed_sizes} of two image sizes",
+    ]
+    if report.image_sizes:
+        common = report.image_sizes.most_common(5)
+        more = f" and {n} other sizes" if (n := len(report.image_sizes) - len(common)) else ""
+        sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in common)
+        lines.append(f"  image sizes (images): {sizes}{more}")
+    if report.captions is not None:
+        least, median, most = report.captions
+        lines.append(
+            f"  caption {unit}: {least} to {most}, median {median:g}; "
+            f"{report.long_captions} captions over {longest} {unit}"
+        )
+    if report.first_preferred is not None:
+        lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
+    if report.ok:
+        return "\n".join([*lines, "  no problems"])
+    lines.append(
+        f"  problems: {report.problems_total} ({report.bad_labels} labels, "
+        f"{report.empty_captions} captions, {report.broken_images} images, {report.bad_paths} "
+        f"paths, {report.bad_rows} rows); rows count from 0"
+    )
+    lines += [f"    {text}" for text in report.problems]
+    if (rest := report.problems_total - len(report.problems)) > 0:
+        lines.append(f"    ... and {rest} more")
+    return "\n".join(lines)
+
+
+def _report(
+    data: str | Path,
+    counts: Counter[str],
+    sizes: Counter[tuple[int, int]],
+    lengths: list[int],
+    measure: Measure,
+    problems: list[str],
+) -> PairReport:
+    total = sum(counts[kind] for kind in _PROBLEMS)
+    if not counts["pairs"] and not total:
+        problems, total = [no_pairs(data, counts)], 1
+    same = (
+        "rows", "pairs", "ties", "identical", "unpaired", "duplicates", "mixed_sizes", *_PROBLEMS,
+    )  # fmt: skip
+    return PairReport(
+        path=data,
+        **{name: counts[name] for name in same},
+        image_sizes=sizes,
+        captions=(min(lengths), statistics.median(lengths), max(lengths)) if lengths else None,
+        measure=measure,
+        long_captions=sum(n > measure.longest for n in lengths),
+        first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
+        problems=tuple(problems),
+        problems_total=total,
+    )

@@ -1,0 +1,224 @@
+"""What a path or a hub id is, and how its rows are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.data.columns import KNOWN
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rankings import SCHEMES
+from inversion_dpo.data.rows import Raw, image_paths
+from inversion_dpo.data.shards import read_shard
+from inversion_dpo.data.tables import read_dataset, read_parquet, read_text
+
+FORMATS = ("auto", "parquet", "table", "webdataset", "dataset")
+HUB = "hf:"
+_METADATA = ("metadata.csv", "metadata.jsonl")
+_SAVED = ("state.json", "dataset_dict.json")
+Reader = Callable[[Path, Mapping[str, str]], Iterator[Raw]]
+_READERS: dict[str, Reader] = {
+    "parquet": read_parquet, "table": read_text, "webdataset": read_shard,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read: everything but the path that changes which pairs come out.
+
+    format: one of FORMATS. split, revision: of Hugging Face datasets. columns: ours to theirs,
+    see :data:`columns.KNOWN`. ranking: which pairs a ranking gives, one of rankings.SCHEMES.
+
+    Raises:
+        DataError: an unknown format, column or ranking.
+    """
+
+    format: str = "auto"
+    split: str = "train"
+    revision: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    ranking: str = "best_worst"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("format", self.format, FORMATS),
+            ("ranking", self.ranking, SCHEMES),
+            *(("columns", ours, tuple(KNOWN)) for ours in self.columns),
+        ):
+            if value not in allowed:
+                raise DataError(f"data.{name}: {value!r} is not one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Rows that can be read again and again, and what says the SHA-256 of their source."""
+
+    rows: Callable[[], Iterator[Raw]]
+    identity: Callable[[], str]
+
+
+def open_rows(data: str | Path, reading: Reading) -> Opened:
+    """Find out what the data is and prepare to read it.
+
+    Local data is identified by the SHA-256 of its files, those that a table names included; a
+    stream from the hub by dataset, commit, configuration and split.
+
+    Raises:
+        DataError: no such file, dataset or split, or a folder of nothing that is known.
+    """
+    if str(data).startswith(HUB):
+        return _open_hub(str(data), reading)
+    path = Path(data)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; give a file, a folder or hf:OWNER/NAME")
+    kind = _detect(path) if reading.format == "auto" else reading.format
+    if kind == "dataset":
+        return _open_saved(path, reading)
+    files = _files(path, kind)
+    read = _READERS[kind]
+
+    def rows() -> Iterator[Raw]:
+        for file in files:
+            yield from read(file, reading.columns)
+
+    def identity() -> str:
+        named = () if kind == "webdataset" else _named(files, read, reading.columns)
+        return _digest([*files, *named])
+
+    return Opened(rows, identity)
+
+
+def _detect(path: Path) -> str:
+    """The format by the file's suffix, or by what the folder holds."""
+    if path.is_file():
+        kinds = {".csv": "table", ".json": "table", ".jsonl": "table", ".tar": "webdataset"}
+        return kinds.get(path.suffix, "parquet")
+    found = {
+        "dataset": any((path / name).is_file() for name in _SAVED),
+        "table": any((path / name).is_file() for name in _METADATA),
+        "parquet": bool(_matching(path, "*.parquet")),
+        "webdataset": bool(_matching(path, "*.tar")),
+    }
+    there = [kind for kind, seen in found.items() if seen]
+    if len(there) > 1:
+        raise DataError(f"{path} holds several formats; choose data.format={' or '.join(there)}")
+    if not there:
+        raise DataError(
+            f"{path} holds no *.parquet files, no *.tar shards, no metadata.csv or metadata.jsonl "
+            "and no saved dataset; give the folder that does"
+        )
+    return there[0]
+
+
+def _files(path: Path, kind: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if kind == "table":
+        files = [path / name for name in _METADATA if (path / name).is_file()]
+        if len(files) > 1:
+            raise DataError(f"{path} holds both {' and '.join(_METADATA)}; give one as the path")
+    else:
+        files = _matching(path, "*.parquet" if kind == "parquet" else "*.tar")
+    if not files:
+        raise DataError(f"{path} holds nothing of data.format={kind}; give the folder that does")
+    return files
+
+
+def _matching(path: Path, pattern: str) -> list[Path]:
+    return sorted(f for f in path.glob(pattern) if not f.name.startswith("."))
+
+
+def _named(files: list[Path], read: Reader, columns: Mapping[str, str]) -> Iterator[Path]:
+    """The image files that tables name, in order; ends at once where images are embedded."""
+    for file in files:
+        for raw in read(file, columns):
+            if raw.table.folder is None:
+                break
+            yield from image_paths(raw)
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' own digests, in order."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _open_saved(path: Path, reading: Reading) -> Opened:
+    import datasets
+
+    name = path.name
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets lets any error of a damaged file through
+        raise DataError(f"{path} cannot be loaded ({error}); save_to_disk it again") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if reading.split not in dataset:
+            raise DataError(
+                f"{path} has no split {reading.split!r}; set data.split to one of "
+                f"{', '.join(map(str, dataset))}"
+            )
+        dataset, name = dataset[reading.split], f"{path.name}/{reading.split}"
+        path = path / reading.split
+    rows = partial(read_dataset, dataset, name, reading.columns)
+    files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
+    return Opened(rows, partial(_digest, files))
+
+
+def _open_hub(data: str, reading: Reading) -> Opened:
+    """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit."""
+    name, _, configuration = data.removeprefix(HUB).partition(":")
+    revision = _commit(name, reading.revision)
+
+    def rows() -> Iterator[Raw]:
+        dataset = _hub_stream(name, configuration or None, reading.split, revision)
+        yield from read_dataset(dataset, data, reading.columns)
+
+    source = json.dumps([name, configuration, reading.split, revision])
+    return Opened(rows, lambda: hashlib.sha256(source.encode()).hexdigest())
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a branch or tag stands for now; one given in full needs no network."""
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        sha = HfApi().dataset_info(name, revision=revision).sha
+    except Exception as error:  # the hub's own errors and those of the network below
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{HUB}{name}: the hub does not say which commit {revision or 'main'} is ({reason}); "
+            "check the name and the network, or give the commit as data.revision"
+        ) from error
+    return str(sha)
+
+
+def _hub_stream(name: str, configuration: str | None, split: str, revision: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            name, configuration, split=split, revision=revision, streaming=True
+        )
+    except Exception as error:  # unknown names, configurations and splits each have their own
+        reason = " ".join(str(error).split())[:400]
+        raise DataError(
+            f"{HUB}{name} cannot be streamed ({reason}); check name, data.split and data.revision"
+        ) from error
+
+
+def fingerprint(opened: Opened, reading: Reading, limit: int | None, on_bad_row: str) -> str:
+    """SHA-256 over everything that changes which pairs come out."""
+    settings = asdict(reading) | {"columns": dict(sorted(reading.columns.items()))}
+    plain = json.dumps([opened.identity(), settings, limit, on_bad_row])
+    return hashlib.sha256(plain.encode()).hexdigest()

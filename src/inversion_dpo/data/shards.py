@@ -1,0 +1,105 @@
+"""WebDataset tar shards: consecutive members KEY.FIELD are one sample.
+
+Read by the standard library's ``tarfile`` in streaming mode: a shard is a plain tar, members are
+read one after another into memory, and none is ever extracted. The builder of ``datasets`` takes
+the first samples' members for the columns of all and cannot say which member is at fault.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rows import MAX_IMAGE_BYTES, Fault, Raw
+from inversion_dpo.data.tables import parse_object, records
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
+    """Samples of a tar shard.
+
+    Of a sample's members ``KEY.FIELD.jpg`` (or .jpeg, .png, .webp) is an image, ``KEY.FIELD.txt``
+    a text, ``KEY.txt`` the caption, and the entries of ``KEY.json`` are fields of their own.
+
+    Raises:
+        DataError: not a tar, cut short, or a field missing in its first sample.
+    """
+    return records(file, _samples(file), columns)
+
+
+def _samples(file: Path) -> Iterator[dict[str, Any] | Fault]:
+    done = 0
+    key, sample = None, _Sample()
+    try:
+        with tarfile.open(file, "r|") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, field = name.partition(".")
+                if member.isdir() or not stem:
+                    continue
+                if key not in (None, (folder, stem)):
+                    yield sample.result()
+                    done, sample = done + 1, _Sample()
+                key = (folder, stem)
+                sample.add(field.lower(), _content(tar, member))
+        _check_end(file)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        what = f"is damaged in row {done}" if key else "cannot be read as an uncompressed tar"
+        raise DataError(f"{file} {what} ({error}); copy or download it again") from error
+    if key:
+        yield sample.result()
+
+
+class _Sample:
+    """The members of one key, turned into fields."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        self.fault: Fault | None = None
+
+    def add(self, field: str, content: bytes | Fault) -> None:
+        """Take a member; one whose name is not understood becomes a field nobody asks for."""
+        name, dot, suffix = field.rpartition(".")
+        if isinstance(content, Fault):
+            self.fields[name if dot + suffix in _IMAGES else field] = content
+        elif field == "json":
+            entries = parse_object(content)
+            if isinstance(entries, Fault):
+                self.fault = entries
+            else:
+                self.fields = entries | self.fields
+        elif suffix == "txt":
+            try:
+                self.fields[name or "caption"] = content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                self.fault = Fault("bad_rows", f"{field} is no UTF-8 ({error}); write it as UTF-8")
+        elif dot + suffix in _IMAGES:
+            self.fields[name] = content
+        else:
+            self.fields[field] = content
+
+    def result(self) -> dict[str, Any] | Fault:
+        """The fields, or why they cannot be used."""
+        return self.fault or self.fields
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Fault:
+    if not member.isfile():
+        return Fault("bad_paths", "is a link or a device in the tar; store the image itself")
+    if member.size > MAX_IMAGE_BYTES:
+        return Fault("broken_images", f"is over {MAX_IMAGE_BYTES} bytes; make it smaller")
+    stream = tar.extractfile(member)
+    return stream.read() if stream else b""
+
+
+def _check_end(file: Path) -> None:
+    """``tarfile`` takes a tar cut between two members for whole: look for the block of zeros."""
+    with file.open("rb") as stream:
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - tarfile.BLOCKSIZE))
+        if stream.read() != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("its end is missing")

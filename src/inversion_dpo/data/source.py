@@ -1,0 +1,177 @@
+"""Preference pairs from any format, one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from inversion_dpo.data.formats import HUB, Reading, fingerprint, open_rows
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rows import Row, inspect, rows_of
+
+ON_BAD_ROW = ("error", "skip")
+_LISTED = 5  # rows that the warning about skipped ones spells out
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: ``winner`` and ``loser`` are encoded images (JPEG, PNG or WebP).
+
+    row: place among all rows read, from 0; in a folder the count runs on from file to file, and of
+    a ranking every pair counts. scene_graph: LAION-SG JSON, if the data has it. where: file and row
+    for messages.
+    """
+
+    row: int
+    caption: str
+    winner: bytes
+    loser: bytes
+    scene_graph: str | None
+    where: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the SHA-256 of caption, winner and loser: the pair, wherever it stands."""
+        parts = (self.caption.encode(), self.winner, self.loser)
+        return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()
+
+
+class PairSource:
+    """Pairs to be iterated as often as one likes; a few rows are in memory at a time.
+
+    name: the data as it was given. fingerprint: SHA-256 of the source and of all that changes
+    which pairs come out. counts, of the iteration begun last: rows, pairs; left out: ties,
+    identical (one image twice), unpaired (a ranking of one image); duplicates (kept); and of rows
+    skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
+    bad_paths, bad_rows.
+
+    Iterating raises DataError for a file that cannot be read, for a bad row unless ``on_bad_row``
+    is skip, and when there is no usable pair at all.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identify: Callable[[], str],
+        rows: Callable[[], Iterator[Row]],
+        limit: int | None,
+        on_bad_row: str,
+    ) -> None:
+        self.name, self.limit, self.on_bad_row = name, limit, on_bad_row
+        self.counts: Counter[str] = Counter()
+        self._identify, self._rows = identify, rows
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Reads local files once; of a hub stream nothing."""
+        return self._identify()
+
+    def expected(self) -> int | None:
+        """How many pairs local data has, bad rows included; of a hub stream the limit, if any."""
+        if self.name.startswith(HUB):
+            return self.limit
+        rows = (row for row in self._rows() if row.left_out is None)
+        return sum(1 for _ in islice(rows, self.limit))
+
+    def __iter__(self) -> Iterator[Pair]:
+        counts = self.counts = Counter()
+        bad: list[str] = []
+        seen: set[bytes] = set()
+        for index, row in enumerate(self._rows()):
+            counts["rows"] += 1
+            if reason := row.left_out:
+                counts[reason] += 1
+                continue
+            faults, _ = inspect(row)
+            if faults and self.on_bad_row == "error":
+                raise DataError(faults[0].text)
+            if faults:
+                counts.update(["skipped", *sorted({fault.kind for fault in faults})])
+                bad += [faults[0].text][: _LISTED - len(bad)]
+                continue
+            pair = _pair(index, row)
+            key = content(row)
+            counts.update(pairs=1, duplicates=int(key in seen))
+            seen.add(key)
+            yield pair
+            if counts["pairs"] == self.limit:
+                break
+        if counts["skipped"]:
+            _log.warning(skipped_text(self.name, counts, bad))
+        if not counts["pairs"]:
+            raise DataError(no_pairs(self.name, counts))
+
+
+def open_pairs(
+    data: str | Path,
+    reading: Reading | None = None,
+    limit: int | None = None,
+    on_bad_row: str = "error",
+) -> PairSource:
+    """Open preference pairs of any format; see docs/data.md.
+
+    Every image of a pair is decoded once when it is yielded, so that a broken one is found there.
+
+    Args:
+        data: a file, a folder, or ``hf:OWNER/NAME`` with an optional ``:CONFIGURATION``.
+        reading: how to read it; by default the format is found out.
+        limit: stop after this many pairs; the counts then speak of the part that was read.
+        on_bad_row: ``error`` stops at a row that cannot be used, ``skip`` leaves it out, counts it
+            and warns.
+
+    Raises:
+        DataError: there is no such data, or its format is not known.
+        ValueError: a limit below 1, or an unknown ``on_bad_row``.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    if on_bad_row not in ON_BAD_ROW:
+        raise ValueError(f"on_bad_row {on_bad_row!r} is not one of {', '.join(ON_BAD_ROW)}")
+    how = reading or Reading()
+    opened = open_rows(data, how)
+    return PairSource(
+        str(data),
+        lambda: fingerprint(opened, how, limit, on_bad_row),
+        lambda: rows_of(opened.rows(), how.ranking),
+        limit,
+        on_bad_row,
+    )
+
+
+def content(row: Row) -> bytes:
+    """Eight bytes that stand for caption and images, the same for either order of the images."""
+    parts = [hashlib.sha256(i if isinstance(i, bytes) else b"").digest() for i in row.images]
+    return hashlib.sha256(b"".join([*sorted(parts), (row.caption or "").encode()])).digest()[:8]
+
+
+def no_pairs(name: str | Path, counts: Counter[str]) -> str:
+    """What to say of data without a usable pair."""
+    if not counts["rows"]:
+        return f"{name} has no rows; export it again with at least one labelled pair"
+    return (
+        f"{name}: no usable pair in {counts['rows']} rows ({counts['ties']} ties, "
+        f"{counts['identical']} with identical images, {counts['unpaired']} of one image, "
+        f"{counts['skipped']} skipped); add rows that prefer one image (label_0 0 or 1)"
+    )
+
+
+def skipped_text(name: str, counts: Counter[str], bad: list[str]) -> str:
+    """The warning after an iteration that skipped rows: how many, why, and the first of them."""
+    kinds = ("bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows")
+    reasons = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
+    more = counts["skipped"] - len(bad)
+    lines = [f"{name}: {counts['skipped']} rows cannot be used and were skipped ({reasons}):", *bad]
+    return "\n  ".join([*lines, f"... and {more} more"] if more else lines)
+
+
+def _pair(index: int, row: Row) -> Pair:
+    first, second = (image if isinstance(image, bytes) else b"" for image in row.images)
+    winner, loser = (first, second) if row.label == 1.0 else (second, first)
+    return Pair(index, row.caption or "", winner, loser, row.scene_graph, row.where)

@@ -1,0 +1,162 @@
+"""Parquet, CSV, JSON and Hugging Face datasets, row by row.
+
+Every reader is a generator of :class:`rows.Raw` that holds a few rows at a time. What is wrong
+with a whole file raises DataError; what is wrong with a row travels on as a fault.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inversion_dpo.data.columns import Layout, check_types, find_layout
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rows import Fault, Raw, Table
+
+_READ_ROWS = 64  # rows decoded from Parquet or Arrow at a time
+Columns = Mapping[str, str]
+
+
+def read_parquet(file: Path, columns: Columns) -> Iterator[Raw]:
+    """Rows of a Parquet file; only the columns that matter are read.
+
+    Raises:
+        DataError: not Parquet, damaged, a column missing or of the wrong type.
+    """
+    read = 0
+    try:
+        with pq.ParquetFile(file) as parquet:
+            schema = parquet.schema_arrow
+            layout = find_layout(str(file), schema.names, columns)
+            check_types(str(file), schema, layout)
+            ranked = layout.kind in ("ranking", "choice")  # these may name files
+            table = Table(layout, file.parent if ranked else None, file.stem)
+            wanted = list(layout.names.values())
+            for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=wanted):
+                for index, values in enumerate(batch.to_pylist(), start=read):
+                    yield Raw(f"{file.name}, row {index}", table, layout.translate(values))
+                read += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        what = "cannot be read as Parquet" if not read else f"is damaged after row {read - 1}"
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{file} {what} ({reason}); copy or download it again, or export it as Parquet"
+        ) from error
+
+
+def read_text(file: Path, columns: Columns) -> Iterator[Raw]:
+    """Rows of a CSV, JSON (a list of objects) or JSON Lines file that names image files.
+
+    Images are looked for in the table's own folder and nowhere else.
+
+    Raises:
+        DataError: not such a file, not UTF-8, or a column missing.
+    """
+    readers = {".csv": _csv, ".json": _json, ".jsonl": _json_lines}
+    if file.suffix not in readers:
+        raise DataError(f"{file} is none of {', '.join(readers)}; rename or export it as one")
+    try:
+        rows = readers[file.suffix](file)
+        yield from records(file, rows, columns, file.parent)
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        remedy = f"export it again as UTF-8 {file.suffix[1:].upper()}"
+        raise DataError(f"{file} cannot be read ({error}); {remedy}") from error
+
+
+def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
+    """Rows of a ``datasets`` Dataset or IterableDataset.
+
+    They are taken as Arrow tables: so images come as the bytes that are stored, not decoded, and
+    no path among them is followed.
+
+    Args:
+        dataset: one split.
+        name: what errors call it.
+        columns: ours to theirs.
+
+    Raises:
+        DataError: a column missing or of the wrong type, or the source breaks off.
+    """
+    table, read = None, 0
+    batches = iter(dataset.with_format("arrow").iter(batch_size=_READ_ROWS))
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # whatever the network, the disk or a decoder gives
+            reason = " ".join(str(error).split())
+            raise DataError(f"{name} breaks off after {read} rows ({reason}); try again") from error
+        if batch is None:
+            return
+        if table is None:
+            layout = find_layout(name, batch.schema.names, columns)
+            check_types(name, batch.schema, layout)
+            table = Table(layout)
+        batch = batch.select(list(table.layout.names.values()))
+        for values in batch.to_pylist():
+            yield Raw(f"{name}, row {read}", table, table.layout.translate(values))
+            read += 1
+
+
+def records(
+    file: Path,
+    rows: Iterable[dict[str, Any] | Fault],
+    columns: Columns,
+    folder: Path | None = None,
+) -> Iterator[Raw]:
+    """Dictionaries of one file as raw rows; the first sound one says which columns there are.
+
+    Raises:
+        DataError: a column missing.
+    """
+    table = None
+    for index, row in enumerate(rows):
+        where = f"{file.name}, row {index}"
+        if isinstance(row, Fault):
+            yield Raw(where, table or Table(Layout("labelled", {})), {}, row)
+            continue
+        if table is None:
+            table = Table(find_layout(str(file), row, columns), folder, file.stem)
+        yield Raw(where, table, table.layout.translate(row))
+
+
+def _csv(file: Path) -> Iterator[dict[str, Any] | Fault]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        header = next(reader, [])
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                text = f"{len(cells)} cells under {len(header)} columns; quote text with commas"
+                yield Fault("bad_rows", text)
+            else:
+                yield dict(zip(header, cells, strict=True))
+
+
+def _json(file: Path) -> Iterator[dict[str, Any] | Fault]:
+    rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list):
+        raise DataError(f"{file} is not a list of objects; write [{{...}}, ...] or JSON Lines")
+    for row in rows:
+        yield row if isinstance(row, dict) else Fault("bad_rows", "not an object; write {...}")
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any] | Fault]:
+    with file.open(encoding="utf-8-sig") as stream:
+        for line in filter(str.strip, stream):
+            yield parse_object(line)
+
+
+def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
+    """A JSON object, or the fault that it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Fault("bad_rows", f"not JSON ({error}); write one object {{...}} a line")
+    return value if isinstance(value, dict) else Fault("bad_rows", "not an object; write {...}")

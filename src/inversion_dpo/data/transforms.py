@@ -1,0 +1,94 @@
+"""Transforms that keep pairs honest: both images of a pair are treated alike.
+
+Sizes are (height, width) throughout, as SDXL is conditioned on them (Podell et al., 2023,
+https://arxiv.org/abs/2307.01952). Random decisions are a hash of seed, pair and epoch: they do
+not depend on the order in which pairs are visited, nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from inversion_dpo.types import Framing
+
+FITS = ("pad", "crop")
+GREY = (127, 127, 127)
+_SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
+
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An image of the target size, and how it came there."""
+
+    image: Image.Image
+    framing: Framing
+
+
+def fit(image: Image.Image, size: Size, mode: str) -> Fitted:
+    """Bring an image to ``size`` without distorting it; one of that size is not resampled.
+
+    ``pad`` shows all of it: resized until it fits, the rest mid-grey. ``crop`` fills the canvas:
+    the largest rectangle of the target's shape at the centre, resized. Both use Lanczos.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in FITS:
+        raise ValueError(f"mode {mode!r} is not one of {', '.join(FITS)}")
+    return _pad(image, size) if mode == "pad" else _crop(image, size)
+
+
+def flip(winner: Image.Image, loser: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Mirror both images, left to right: never one alone."""
+    return ImageOps.mirror(winner), ImageOps.mirror(loser)
+
+
+def flips(caption: str, seed: int, digest: str, epoch: int) -> bool:
+    """Whether a pair is mirrored in this epoch: half of them, by chance.
+
+    Never if a word of the caption begins with left or right.
+    """
+    return not _SIDES.search(caption) and _chance("flip", seed, digest, epoch) < 0.5
+
+
+def drops_prompt(seed: int, digest: str, epoch: int, share: float) -> bool:
+    """Whether a pair is shown without its prompt in this epoch: ``share`` of them, by chance."""
+    return _chance("prompt", seed, digest, epoch) < share
+
+
+def _chance(what: str, seed: int, digest: str, epoch: int) -> float:
+    """Uniform in [0, 1), the same for the same arguments everywhere."""
+    name = f"{what} {seed} {epoch} {digest}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _pad(image: Image.Image, size: Size) -> Fitted:
+    (height, width), original = size, (image.height, image.width)
+    scale = min(height / image.height, width / image.width)
+    wide = min(width, max(1, round(image.width * scale)))
+    high = min(height, max(1, round(image.height * scale)))
+    canvas = Image.new("RGB", (width, height), GREY)
+    seen = image.convert("RGB").resize((wide, high), Image.Resampling.LANCZOS)
+    canvas.paste(seen, ((width - wide) // 2, (height - high) // 2))
+    return Fitted(canvas, Framing(original, (0, 0), size))
+
+
+def _crop(image: Image.Image, size: Size) -> Fitted:
+    (height, width), original = size, (image.height, image.width)
+    scale = max(height / image.height, width / image.width)
+    # cut first: a long strip is not blown up; Pillow copies where the size stays the same
+    wide, high = (
+        min(side, max(1, round(target / scale)))
+        for side, target in ((image.width, width), (image.height, height))
+    )
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    cut = image.convert("RGB").crop((left, top, left + wide, top + high))
+    corner = (round(top * scale), round(left * scale))
+    resized = cut.resize((width, height), Image.Resampling.LANCZOS)
+    return Fitted(resized, Framing(original, corner, size))

@@ -1,0 +1,337 @@
+"""Every format on a small real file of its kind, and on spoiled ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from inversion_dpo.data import formats
+from inversion_dpo.data.pairs import (
+    DataError,
+    Reading,
+    check_pairs,
+    format_report,
+    open_pairs,
+    tokens_of,
+)
+from inversion_dpo.data.rankings import order
+
+
+def encoded(colour: str, size: tuple[int, int] = (8, 6)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+COLOURS = ("red", "blue", "green", "white")
+RED, BLUE, GREEN, WHITE = (encoded(c) for c in COLOURS)
+
+
+def triples(data: Any, **reading: Any) -> list[tuple[str, bytes, bytes]]:
+    return [(p.caption, p.winner, p.loser) for p in open_pairs(data, Reading(**reading))]
+
+
+def put_images(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COLOURS:
+        (folder / f"{name}.png").write_bytes(encoded(name))
+    return folder
+
+
+def put_csv(folder: Path, header: list[str], *rows: list[Any]) -> Path:
+    with (put_images(folder) / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return folder
+
+
+CHOSEN = ["file_name_winner", "file_name_loser", "prompt"]
+
+
+# ---- a folder with a table
+
+
+def test_csv_of_winners_and_losers(tmp_path: Path) -> None:
+    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a cat, sitting"])
+    assert triples(folder) == [("a cat, sitting", RED, BLUE)]
+
+
+def test_jsonl_of_two_images_and_a_label(tmp_path: Path) -> None:
+    rows = [
+        {"file_name_0": "red.png", "file_name_1": "blue.png", "label_0": label, "prompt": "a"}
+        for label in (1, 0, 0.5)
+    ]
+    lines = "\n".join(json.dumps(r) for r in rows)
+    (put_images(tmp_path) / "metadata.jsonl").write_text(lines)
+    source = open_pairs(tmp_path)
+    assert [(p.winner, p.loser) for p in source] == [(RED, BLUE), (BLUE, RED)]
+    assert (source.counts["rows"], source.counts["ties"]) == (3, 1)
+
+
+def test_the_fingerprint_of_a_folder_follows_its_images(tmp_path: Path) -> None:
+    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a"])
+    before = open_pairs(folder).fingerprint
+    assert before == open_pairs(folder).fingerprint
+    (folder / "blue.png").write_bytes(GREEN)
+    assert open_pairs(folder).fingerprint != before
+
+
+@pytest.mark.parametrize("bad", ["../out.png", "/etc/hostname", "a/../../out.png", "C:\\out.png"])
+def test_a_path_that_leads_out_is_refused(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "out.png").write_bytes(RED)
+    folder = put_csv(tmp_path / "data", CHOSEN, ["red.png", "blue.png", "a"], ["red.png", bad, "b"])
+    with pytest.raises(DataError, match=r"metadata.csv, row 1, file_name_loser.*leads out"):
+        triples(folder)
+    assert check_pairs(folder).bad_paths == 1
+
+
+def test_a_link_that_leads_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(RED)
+    folder = put_csv(tmp_path / "data", CHOSEN, ["red.png", "link.png", "a"])
+    (folder / "link.png").symlink_to(tmp_path / "out.png")
+    with pytest.raises(DataError, match=r"row 0, file_name_loser.*link out of"):
+        triples(folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (["red.png", "none.png", "a"], "row 1, file_name_loser: there is no file 'none.png'"),
+        (["red.png", "blue.png", "  "], "row 1: caption is empty"),
+        (["red.png", "broken.png", "a"], "row 1, file_name_loser: the image cannot be read"),
+        (["red.png", "blue.png"], "row 1: 2 cells under 3 columns"),
+    ],
+)
+def test_a_bad_row_is_named_or_skipped_whole(
+    tmp_path: Path, row: list[str], expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = ["green.png", "white.png", "b"]
+    folder = put_csv(tmp_path, CHOSEN, good, row, good)
+    (folder / "broken.png").write_bytes(RED[:40])
+    with pytest.raises(DataError, match=expected):
+        triples(folder)
+    report = check_pairs(folder)
+    assert report.problems_total == 1 and expected in report.problems[0]
+    with caplog.at_level(logging.WARNING):
+        source = open_pairs(folder, on_bad_row="skip")
+        assert [p.winner for p in source] == [GREEN, GREEN]
+    assert source.counts["skipped"] == 1 and expected in caplog.text
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    folder = put_csv(tmp_path, CHOSEN[:2] + ["text"], ["red.png", "blue.png", "a"])
+    with pytest.raises(DataError, match=r"metadata.csv lacks the columns caption.*text.*columns"):
+        triples(folder)
+    assert triples(folder, columns={"caption": "text"}) == [("a", RED, BLUE)]
+
+
+def test_a_mapping_to_no_column_is_refused(tmp_path: Path) -> None:
+    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a"])
+    with pytest.raises(DataError, match="data.columns.caption=texts names no column; it has"):
+        triples(folder, columns={"caption": "texts"})
+    with pytest.raises(DataError, match="'captoin' is not one of"):
+        Reading(columns={"captoin": "prompt"})
+
+
+# ---- Hugging Face datasets
+
+
+def saved(tmp_path: Path, **settings: Any) -> Path:
+    import datasets
+
+    rows = {
+        "jpg_0": [{"bytes": RED, "path": None}] * 2, "jpg_1": [{"bytes": BLUE, "path": None}] * 2,
+        "label_0": [1.0, 0.0], "caption": ["a", "b"],
+    }  # fmt: skip
+    features = datasets.Features(
+        jpg_0=datasets.Image(), jpg_1=datasets.Image(), label_0=datasets.Value("float32"),
+        caption=datasets.Value("string"),
+    )  # fmt: skip
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    if settings.get("split"):
+        whole = datasets.DatasetDict({"train": whole, "validation": whole.select([1])})
+    whole.save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+def test_a_saved_dataset_with_image_columns(tmp_path: Path) -> None:
+    assert triples(saved(tmp_path)) == [("a", RED, BLUE), ("b", BLUE, RED)]
+
+
+def test_a_split_of_saved_datasets(tmp_path: Path) -> None:
+    folder = saved(tmp_path, split=True)
+    assert triples(folder, split="validation") == [("b", BLUE, RED)]
+    with pytest.raises(DataError, match="no split 'test'; set data.split to one of train, valid"):
+        triples(folder, split="test")
+
+
+def test_a_damaged_dataset_is_named(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    arrow = next(folder.glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(DataError, match="saved.*(cannot be loaded|breaks off)"):
+        triples(folder)
+
+
+class Endless:
+    """A hub stream that must never be read to its end."""
+
+    def __init__(self) -> None:
+        self.served = 0
+
+    def with_format(self, _: str) -> Endless:
+        return self
+
+    def iter(self, batch_size: int) -> Iterator[Any]:
+        while True:
+            self.served += batch_size
+            assert self.served <= 3 * batch_size, "read far beyond the limit"
+            rows = [{"jpg_0": RED, "jpg_1": BLUE, "label_0": 1.0, "caption": str(k)}
+                    for k in range(batch_size)]  # fmt: skip
+            yield pa.Table.from_pylist(rows)
+
+
+def test_a_hub_dataset_is_streamed_as_far_as_it_is_needed(monkeypatch: Any) -> None:
+    stream, asked = Endless(), []
+    monkeypatch.setattr(formats, "_hub_stream", lambda *a: asked.append(a) or stream)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    source = open_pairs("hf:owner/name", Reading(revision=commit), limit=70)
+    assert stream.served == 0 and source.fingerprint  # known before anything is read
+    assert sum(1 for _ in source) == 70
+    assert asked == [("owner/name", None, "train", commit)]
+    other = open_pairs("hf:owner/name", Reading(revision=commit[::-1]), limit=70)
+    assert other.fingerprint != source.fingerprint
+
+
+def test_a_hub_id_without_network_says_so() -> None:
+    with pytest.raises(DataError, match="hf:owner/name: the hub does not say which commit main is"):
+        open_pairs("hf:owner/name")
+
+
+# ---- WebDataset
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_shards_of_winners_and_losers(tmp_path: Path) -> None:
+    for k in (0, 1):
+        shard(tmp_path / f"{k:05d}.tar", {
+            f"a{k}.winner.png": RED, f"a{k}.loser.png": BLUE, f"a{k}.txt": b"a cat",
+        })  # fmt: skip
+    assert triples(tmp_path) == [("a cat", RED, BLUE)] * 2
+
+
+def test_a_shard_of_two_images_and_json(tmp_path: Path) -> None:
+    label = json.dumps({"label_0": 0, "caption": "b"}).encode()
+    file = shard(tmp_path / "a.tar", {
+        "x/1.jpg_0.png": RED, "x/1.jpg_1.png": BLUE, "x/1.json": label,
+    })  # fmt: skip
+    assert triples(file) == [("b", BLUE, RED)]
+
+
+@pytest.mark.parametrize("cut", [700, 1536, -1024])
+def test_a_truncated_shard_is_named(tmp_path: Path, cut: int) -> None:
+    members = {"1.winner.png": RED, "1.loser.png": BLUE, "1.txt": b"a"}
+    file = shard(tmp_path / "a.tar", members)
+    data = file.read_bytes().rstrip(b"\0")
+    file.write_bytes((data + bytes(-len(data) % 512))[: cut if cut > 0 else None])
+    with pytest.raises(DataError, match="a.tar (is damaged in row 0|lacks the columns)"):
+        triples(file)
+
+
+def test_a_sample_that_lacks_an_image_is_left_out_whole(tmp_path: Path) -> None:
+    file = shard(tmp_path / "a.tar", {
+        "1.winner.png": RED, "1.loser.png": BLUE, "1.txt": b"a",
+        "2.winner.png": GREEN, "2.txt": b"b",
+        "3.winner.png": GREEN, "3.loser.png": WHITE, "3.txt": b"c",
+    })  # fmt: skip
+    with pytest.raises(DataError, match="a.tar, row 1, loser: no image"):
+        triples(file)
+    source = open_pairs(file, on_bad_row="skip")
+    assert [(p.winner, p.loser) for p in source] == [(RED, BLUE), (GREEN, WHITE)]
+
+
+# ---- rankings
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        ("best_worst", [(2, 0)]),
+        ("adjacent", [(2, 1), (1, 0)]),
+        ("all", [(2, 1), (2, 0), (1, 0)]),
+    ],
+)
+def test_pairs_of_a_ranking_by_hand(scheme: str, expected: list[tuple[int, int]]) -> None:
+    assert order([3, 2, 1], scheme) == expected
+    with pytest.raises(ValueError, match="best_worst, adjacent, all"):
+        order([1, 2], "some")
+
+
+def test_ranked_images_of_one_prompt_in_json(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "image_path": ["red.png", "blue.png", "green.png"], "rank": [2, 1, 3]}]
+    (put_images(tmp_path) / "train.json").write_text(json.dumps(rows))
+    found = triples(tmp_path / "train.json", ranking="adjacent")
+    assert found == [("a", BLUE, RED), ("a", RED, GREEN)]
+
+
+def test_images_of_one_prompt_in_several_rows(tmp_path: Path) -> None:
+    rows = [
+        {"prompt_id": p, "prompt": p, "image_path": f"{name}.png", "rank": rank}
+        for p, name, rank in (("a", "red", 2), ("a", "blue", 1), ("b", "red", 1), ("b", "green", 1))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), put_images(tmp_path) / "pairs.parquet")
+    source = open_pairs(tmp_path / "pairs.parquet")
+    assert [(p.caption, p.winner, p.loser) for p in source] == [("a", BLUE, RED)]
+    assert source.counts["ties"] == 1
+
+
+def test_a_ranking_that_does_not_fit_its_images_is_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "image_path": ["red.png", "blue.png"], "rank": [2]}]
+    (put_images(tmp_path) / "train.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="train.json, row 0"):
+        triples(tmp_path / "train.json")
+
+
+# ---- the check
+
+
+def test_the_check_speaks_of_every_format(tmp_path: Path) -> None:
+    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a"], ["red.png", "big.png", "a b"],
+                     ["red.png", "blue.png", "a"], ["red.png", "red.png", "c"])  # fmt: skip
+    (folder / "big.png").write_bytes(encoded("blue", (16, 6)))
+    report = check_pairs(folder)
+    assert (report.pairs, report.identical, report.duplicates, report.mixed_sizes) == (3, 1, 1, 1)
+    assert "1 duplicate pairs, 1 of two image sizes" in format_report(report)
+    assert report.first_preferred is None  # nobody labelled a first and a second image
+
+
+def test_captions_are_measured_in_tokens(tmp_path: Path) -> None:
+    from inversion_dpo.config import resolve
+
+    measure = tokens_of(resolve("asset:pipeline"))
+    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a small red star " * 20],
+                     ["red.png", "blue.png", "a star"])  # fmt: skip
+    report = check_pairs(folder, measure=measure)
+    assert report.captions is not None
+    assert report.captions[0] == 4 and report.captions[2] > measure.longest
+    assert report.long_captions == 1 and "1 captions over" in format_report(report)
+    with pytest.raises(DataError, match="give a diffusers pipeline's folder"):
+        tokens_of(tmp_path / "nowhere")
