@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -262,6 +263,7 @@ def quieten() -> None:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("inversion_dpo").setLevel(logging.INFO)
     for library in (diffusers_logging, transformers_logging):

@@ -181,6 +181,8 @@ def load_config(preset: str | None, overrides: list[str]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
     config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    if config.training.mixed_precision == "False":  # what YAML reads a bare no as
+        config.training.mixed_precision = "no"
     validate(config)
     return config
 
@@ -229,6 +231,7 @@ def validate(config: Config) -> None:
         "training.learning_rate": training.learning_rate, "objective.beta": objective.beta,
         "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
         "inversion.batch_size": config.inversion.batch_size,
+        "inversion.keep": 1 if config.inversion.keep is None else config.inversion.keep,
         "evaluation.batch_size": config.evaluation.batch_size,
         "evaluation.sample_steps": config.evaluation.sample_steps,
         "training.eval_every": training.eval_every,
