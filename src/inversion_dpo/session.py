@@ -120,9 +120,18 @@ def prepare_cache(
     key = cache_key(config, pairs, model)
     with accelerator.main_process_first(), accelerator.autocast():
         cache = build_cache(root, model, pairs, key, accelerator.device)
+    logger.info(counts_text(cache))
     if cache.pairs < 4:
         raise DataError(f"{pairs.name}: only {cache.pairs} usable pairs; give at least 4")
     return cache
+
+
+def counts_text(cache: TrajectoryCache) -> str:
+    """How many rows became pairs, and what was left out."""
+    rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "skipped")
+    left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
+    text = f"{cache.pairs} pairs of {rows} rows"
+    return f"{text}; left out: {', '.join(left)}" if left else text
 
 
 def make_optimizer(name: str, parameters: list[nn.Parameter], rate: float, decay: float) -> Any:

@@ -11,6 +11,8 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -371,3 +373,12 @@ def test_flipped_pairs_are_mirrored_together(tiny_config, tiny_pipeline, tmp_pat
         turned += not same[0]
         assert same[0] or not re.search("left|right", source.caption)
     assert turned > 0
+
+
+def test_what_was_left_out_is_said(tiny_config, pair_file, tmp_path, caplog):
+    rows = pq.read_table(pair_file).slice(0, 7).to_pylist()
+    rows[2]["label_0"], rows[4]["jpg_0"] = 0.5, rows[4]["jpg_1"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    with caplog.at_level(logging.INFO):
+        set_up(tiny_config(f"data.pairs={tmp_path / 'pairs.parquet'}"), tmp_path / "run")
+    assert "5 pairs of 7 rows; left out: 1 ties, 1 identical" in caplog.text
