@@ -15,7 +15,7 @@ from torch import Tensor
 
 from inversion_dpo.config import load_config
 from inversion_dpo.inversion import invert, reconstruct
-from inversion_dpo.models.base import DiffusionModel
+from inversion_dpo.models.base import DiffusionModel, decode, encode
 from inversion_dpo.scenes.prompts import prompts
 from inversion_dpo.session import load_model
 from inversion_dpo.trajectories import conditional
@@ -23,10 +23,8 @@ from inversion_dpo.trajectories import conditional
 
 def through_image(model: DiffusionModel, latents: Tensor) -> Tensor:
     """Decode to 8-bit pixels and encode again, (B, *) -> (B, *)."""
-    vae = model.pipeline.vae
-    with torch.no_grad():
-        pixels = vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
-    return model.encode((pixels * 127.5).round() / 127.5)
+    pixels = decode(model.pipeline.vae, latents)
+    return encode(model.pipeline.vae, (pixels * 127.5).round() / 127.5)
 
 
 def with_interval(values: Tensor) -> str:

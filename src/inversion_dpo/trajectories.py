@@ -31,7 +31,7 @@ from inversion_dpo.data.images import decode_image, stack_pixels
 from inversion_dpo.data.pairs import Pair, PairSource
 from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
-from inversion_dpo.models.base import Condition, DiffusionModel, Framing, network_of
+from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, network_of
 from inversion_dpo.types import Grid
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def encode_pairs(
         if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
             both = flip(*both)
         fitted += [fit(image, size, key.fit) for image in both]
-    x_0 = model.encode(stack_pixels([f.image for f in fitted]))
+    x_0 = encode(model.pipeline.vae, stack_pixels([f.image for f in fitted]))
     framing = model.framing([f.framing for f in fitted])
     return x_0, model.condition([p.caption for p in pairs]), framing
 
@@ -138,7 +138,7 @@ def announce(
     """Say, before the work begins, how large the cache will be and how long it may take."""
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     blank = torch.zeros(1, 3, key.resolution, key.resolution)
-    x_0 = model.encode(blank).to(device)
+    x_0 = encode(model.pipeline.vae, blank).to(device)
     framing = Framing((key.resolution, key.resolution), (0, 0), (key.resolution, key.resolution))
     condition = model.condition(["a picture"])
     states = key.keep[0] if key.keep else grid.steps

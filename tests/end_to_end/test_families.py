@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from inversion_dpo import training
 from inversion_dpo.config import load_config
 from inversion_dpo.inversion import invert, reconstruct
-from inversion_dpo.models.base import Framing, ModelError, network_of
+from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.session import load_model, set_up
 from inversion_dpo.training import train
@@ -311,7 +311,19 @@ def test_another_autoencoder(tiny, pair_file, tmp_path):
         for o in ([], [other])
     )
     image = torch.rand(1, 3, 64, 64) * 2 - 1
-    assert not torch.allclose(plain.encode(image), fixed.encode(image))
+    vaes = [m.pipeline.vae for m in (plain, fixed)]
+    assert not torch.allclose(*(encode(vae, image) for vae in vaes))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_latents_are_scaled_as_the_pipeline_undoes_it(family, tiny):
+    pipe = DiffusionPipeline.from_pretrained(tiny(family))
+    z = encode(pipe.vae, torch.rand(1, 3, 64, 64) * 2 - 1)
+    config = pipe.vae.config
+    undone = z / config.scaling_factor + (config.shift_factor or 0.0)
+    with torch.no_grad():
+        image = pipe.vae.decode(undone).sample.clamp(-1, 1)
+    torch.testing.assert_close(decode(pipe.vae, z), image)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,6 @@ class DiffusionModel(Protocol):
     component: str  # the name in the pipeline of the network that is trained: unet, transformer
     unreached: str | None  # pattern of module names that the output does not depend on
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images -> latents, deterministically (the posterior's mode), float32."""
-
     def condition(self, prompts: list[str]) -> Condition:
         """Prompts -> what the network is conditioned on, [B, ...] each."""
 
@@ -73,11 +70,14 @@ def identity(modules: Iterable[nn.Module]) -> str:
     return digest.hexdigest()
 
 
-def mode_of(vae: nn.Module, images: Tensor) -> Tensor:
-    """The mode of an autoencoder's posterior, shifted and scaled as pipelines do, float32."""
+@torch.no_grad()
+def encode(vae: nn.Module, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in [-1, 1] -> latents (B, *), float32, as pipelines scale them.
+
+    Deterministic: the posterior's mode.
+    """
     part: Any = vae
-    with torch.no_grad():
-        mode = part.encode(images.to(part.device, part.dtype)).latent_dist.mode().float()
+    mode = part.encode(images.to(part.device, part.dtype)).latent_dist.mode().float()
     shift = getattr(part.config, "shift_factor", None) or 0.0
     latents: Tensor = (mode - shift) * part.config.scaling_factor
     return latents
@@ -85,7 +85,7 @@ def mode_of(vae: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Latents -> images [B, 3, H, W] in [-1, 1]; undoes :func:`mode_of`'s scaling."""
+    """Latents -> images [B, 3, H, W] in [-1, 1]; the inverse of :func:`encode`'s scaling."""
     part: Any = vae
     shift = getattr(part.config, "shift_factor", None) or 0.0
     unscaled = latents / part.config.scaling_factor + shift

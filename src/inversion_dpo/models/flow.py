@@ -9,7 +9,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from inversion_dpo.models.base import Condition, Framing, mode_of
+from inversion_dpo.models.base import Condition, Framing
 from inversion_dpo.models.schedules import flow_schedule
 
 
@@ -47,10 +47,6 @@ class StableDiffusion3:
         side = resolution // pipeline.vae_scale_factor // pipeline.transformer.config.patch_size
         mu = dynamic_shift(pipeline.scheduler, side * side, 1.16)
         self.schedule = flow_schedule(pipeline.scheduler, mu)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> latents [B, 16, H/8, W/8]: the mode, shifted and scaled."""
-        return mode_of(self.pipeline.vae, images)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:
@@ -90,10 +86,6 @@ class Flux:
         side = resolution // pipeline.vae_scale_factor // 2
         mu = dynamic_shift(pipeline.scheduler, side * side, 1.15)
         self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> latents [B, 16, H/8, W/8], not packed; sides even."""
-        return mode_of(self.pipeline.vae, images)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:

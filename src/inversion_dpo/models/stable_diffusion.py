@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from inversion_dpo.models.base import Condition, Framing, mode_of
+from inversion_dpo.models.base import Condition, Framing
 from inversion_dpo.models.schedules import discrete_schedule
 
 
@@ -21,10 +21,6 @@ class StableDiffusion:
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
         self.schedule = discrete_schedule(pipeline.scheduler)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> latents [B, C, H/f, W/f]: the posterior's mode, scaled."""
-        return mode_of(self.pipeline.vae, images)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:
@@ -56,10 +52,6 @@ class StableDiffusionXL:
     def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
         self.pipeline: Any = pipeline
         self.schedule = discrete_schedule(pipeline.scheduler)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8]: the posterior's mode, scaled."""
-        return mode_of(self.pipeline.vae, images)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:
