@@ -41,12 +41,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     model = load_model(load_config("composition", []), torch.device("cpu"))
-    grid = model.schedule.grid(args.steps)
+    grid, kind = model.schedule.grid(args.steps), model.schedule.kind
     predict = conditional(
         model, model.condition([g.caption for g in prompts("train", args.count, 7)])
     )
     x_T, noise = torch.randn(2, args.count, 8, 8, 8)
-    x_0 = reconstruct(x_T, grid, predict)
+    x_0 = reconstruct(x_T, grid, predict, kind)
     encoded = through_image(model, x_0)
     print(f"encoded image against sampled latent: mean squared error "
           f"{(encoded - x_0).square().mean():.4f}, variance {x_0.var():.3f}\n")  # fmt: skip
@@ -59,13 +59,13 @@ def main() -> None:
         ("encoded image", encoded, 0, 8),
         ("encoded image", encoded, max(1, args.steps // 10), 0),
     ):
-        kind = f"fixed point, {iterations}" if iterations else "naive"
-        kind += f", noise up to {start / args.steps:g} of the schedule" if start else ""
-        found = invert(
-            latents, grid, predict, "epsilon", iterations, noise=noise, start=start
-        ).states[-1]
+        how = f"fixed point, {iterations}" if iterations else "naive"
+        how += f", noise up to {start / args.steps:g} of the schedule" if start else ""
+        found = invert(latents, grid, predict, kind, iterations, noise=noise, start=start).states[
+            -1
+        ]
         variance, error = (v.flatten(1).square().mean(1) for v in (found, found - x_T))
-        print(f"| {name} | {kind} | {with_interval(variance)} | {with_interval(error)} |")
+        print(f"| {name} | {how} | {with_interval(variance)} | {with_interval(error)} |")
 
 
 if __name__ == "__main__":

@@ -28,13 +28,15 @@ def invert(
     x_0: Tensor,
     grid: Grid,
     predict: Predict,
-    kind: str = "epsilon",
+    kind: str,
     fixed_point_iterations: int = 0,
     reference: Predict | None = None,
     noise: Tensor | None = None,
     start: int = 0,
 ) -> Trajectory:
     """Run x_0 (B, *) up the grid under ``predict``; N+1 evaluations (plus iterations).
+
+    ``kind`` is what ``predict`` predicts, one of ``schedule.KINDS``.
 
     ``reference``, where given, is evaluated at every state beside ``predict``: under guidance the
     path follows guided predictions while training compares with the plain conditional one.
@@ -73,7 +75,7 @@ def invert(
 
 
 @torch.no_grad()
-def reconstruct(x_T: Tensor, grid: Grid, predict: Predict, kind: str = "epsilon") -> Tensor:
+def reconstruct(x_T: Tensor, grid: Grid, predict: Predict, kind: str) -> Tensor:
     """Sample back down the grid from x_T (B, *), deterministically, to a clean latent (B, *)."""
     x = x_T
     for i in range(grid.steps, 0, -1):

@@ -43,7 +43,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown prediction type {self.kind!r}; one of {', '.join(KINDS)}")
+            raise unknown_kind(self.kind)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -67,6 +67,11 @@ class Schedule:
         return Grid(self.timesteps[index], Levels(alpha, sigma))
 
 
+def unknown_kind(kind: str) -> ValueError:
+    """What to raise where a prediction type is none of ``KINDS``."""
+    return ValueError(f"unknown prediction type {kind!r}; one of {', '.join(KINDS)}")
+
+
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shape a per-image coefficient (scalar or [B]) to broadcast over x (B, *), in x's dtype."""
     coefficient = coefficient.to(x.device, x.dtype)
@@ -84,7 +89,9 @@ def prediction_of(x_0: Tensor, eps: Tensor, level: Levels, kind: str) -> Tensor:
         return eps
     if kind == "v_prediction":
         return like(level.alpha, x_0) * eps - like(level.sigma, x_0) * x_0
-    return eps - x_0
+    if kind == "flow_prediction":
+        return eps - x_0
+    raise unknown_kind(kind)
 
 
 def error_scale(level: Levels, kind: str) -> Tensor:
@@ -103,7 +110,9 @@ def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Te
         return a_to / a, s_to - a_to / a * s
     if kind == "v_prediction":  # x_0 = a x - s p, eps = s x + a p
         return a_to * a + s_to * s, s_to * a - a_to * s
-    return a_to + s_to, s_to * a - a_to * s  # x_0 = x - s p, eps = x + a p
+    if kind == "flow_prediction":  # x_0 = x - s p, eps = x + a p
+        return a_to + s_to, s_to * a - a_to * s
+    raise unknown_kind(kind)
 
 
 def step(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:

@@ -110,7 +110,7 @@ def test_sdxl_with_its_own_euler_sampler(tiny):
     grid = model.schedule.grid(10, "sampler")
     x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        final = reconstruct(x_T, grid, conditional(model, condition))
+        final = reconstruct(x_T, grid, conditional(model, condition), "epsilon")
     pipe = DiffusionPipeline.from_pretrained(tiny("sdxl"))
     assert type(pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     theirs = pipeline_states(pipe, x_T, 10, guidance_scale=1.0)[-1]

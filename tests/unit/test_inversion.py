@@ -75,8 +75,10 @@ def test_round_trip_error_halves_when_steps_double():
     errors = []
     for steps in (25, 50, 100, 200):
         grid = SCHEDULE.grid(steps)
-        x_T = invert(x_0, grid, gaussian()).states[-1]
-        errors.append(reconstruction_error(x_0, reconstruct(x_T, grid, gaussian())).mean().item())
+        x_T = invert(x_0, grid, gaussian(), "epsilon").states[-1]
+        errors.append(
+            reconstruction_error(x_0, reconstruct(x_T, grid, gaussian(), "epsilon")).mean().item()
+        )
     ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
     assert all(1.7 < r < 2.4 for r in ratios), (errors, ratios)
 
@@ -88,7 +90,10 @@ def test_fixed_point_reconstructs_where_naive_does_not():
         reconstruction_error(
             x_0,
             reconstruct(
-                invert(x_0, grid, gaussian(), fixed_point_iterations=k).states[-1], grid, gaussian()
+                invert(x_0, grid, gaussian(), "epsilon", fixed_point_iterations=k).states[-1],
+                grid,
+                gaussian(),
+                "epsilon",
             ),
         ).mean()
         for k in (0, 50)
@@ -147,7 +152,9 @@ def transition_signal(tr, i):
 def test_transition_signal_vanishes_under_exact_inversion():
     """Why objective.target=transition refuses fixed-point inversion."""
     x_0, grid = torch.randn(20, 4).double(), SCHEDULE.grid(20)
-    naive, exact = (invert(x_0, grid, gaussian(), fixed_point_iterations=k) for k in (0, 60))
+    naive, exact = (
+        invert(x_0, grid, gaussian(), "epsilon", fixed_point_iterations=k) for k in (0, 60)
+    )
     for i in range(1, 21):
         assert transition_signal(exact, i) < 1e-9 * transition_signal(naive, i)
 
@@ -155,7 +162,7 @@ def test_transition_signal_vanishes_under_exact_inversion():
 def test_the_observed_transition_is_the_prediction_below():
     """METHOD: under naive inversion eps* of the transition i -> i+1 is eps_ref at state i."""
     x_0, grid = torch.randn(20, 4).double(), SCHEDULE.grid(20)
-    tr = invert(x_0, grid, gaussian())
+    tr = invert(x_0, grid, gaussian(), "epsilon")
     for i in range(1, 21):
         observed = prediction_between(
             tr.states[i - 1], grid.levels[i - 1], tr.states[i], grid.levels[i], "epsilon"
@@ -165,8 +172,8 @@ def test_the_observed_transition_is_the_prediction_below():
 
 def test_separate_reference_is_evaluated_at_every_state():
     x_0, grid = torch.randn(3, 4).double(), SCHEDULE.grid(5)
-    tr = invert(x_0, grid, gaussian(0.2), reference=gaussian(0.9))
-    plain = invert(x_0, grid, gaussian(0.2))
+    tr = invert(x_0, grid, gaussian(0.2), "epsilon", reference=gaussian(0.9))
+    plain = invert(x_0, grid, gaussian(0.2), "epsilon")
     torch.testing.assert_close(tr.states, plain.states)
     torch.testing.assert_close(
         tr.reference[2], gaussian(0.9)(tr.states[2], grid.timesteps[2].expand(3))
@@ -175,8 +182,10 @@ def test_separate_reference_is_evaluated_at_every_state():
 
 def test_batch_of_two_is_two_batches_of_one():
     x_0, grid = torch.randn(2, 4).double(), SCHEDULE.grid(8)
-    together = invert(x_0, grid, gaussian()).states
-    apart = torch.cat([invert(x_0[k : k + 1], grid, gaussian()).states for k in (0, 1)], 1)
+    together = invert(x_0, grid, gaussian(), "epsilon").states
+    apart = torch.cat(
+        [invert(x_0[k : k + 1], grid, gaussian(), "epsilon").states for k in (0, 1)], 1
+    )
     torch.testing.assert_close(together, apart)
 
 
@@ -202,9 +211,9 @@ def gaussian_of(kind):
 def test_start_outside_the_grid_is_refused(start):
     x_0 = torch.randn(2, 3).double()
     with pytest.raises(ValueError, match="start"):
-        invert(x_0, SCHEDULE.grid(10), gaussian(), noise=x_0, start=start)
+        invert(x_0, SCHEDULE.grid(10), gaussian(), "epsilon", noise=x_0, start=start)
     with pytest.raises(ValueError, match="noise"):
-        invert(x_0, SCHEDULE.grid(10), gaussian(), start=1)
+        invert(x_0, SCHEDULE.grid(10), gaussian(), "epsilon", start=1)
 
 
 def test_start_restores_the_variance_that_an_over_smooth_start_loses():
@@ -221,6 +230,6 @@ def test_start_restores_the_variance_that_an_over_smooth_start_loses():
         ab = ALPHAS[t][:, None]
         return (1 - ab).sqrt() * x / (ab * v + 1 - ab)
 
-    lost = invert(smooth, grid, predict).states[-1].var()
-    mended = invert(smooth, grid, predict, noise=torch.randn(4000, 1).double(), start=20)
+    lost = invert(smooth, grid, predict, "epsilon").states[-1].var()
+    mended = invert(smooth, grid, predict, "epsilon", noise=torch.randn(4000, 1).double(), start=20)
     assert lost < 0.3 and abs(mended.states[-1].var() - 1) < 0.1

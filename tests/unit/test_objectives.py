@@ -107,7 +107,7 @@ def gradient(target, steps, beta=100.0):
     schedule = discrete_schedule(DDIMScheduler(beta_schedule="scaled_linear"))
     x_0 = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).double()
     grid = schedule.grid(steps)
-    tr = invert(x_0, grid, lambda x, t: net(x, t).detach())
+    tr = invert(x_0, grid, lambda x, t: net(x, t).detach(), "epsilon")
     total = 0.0
     for i in range(1, steps + 1):
         states = (x_0, tr.states[i - 1], tr.states[i])

@@ -135,3 +135,7 @@ def test_unknown_kind_is_refused():
     s = schedule()
     with pytest.raises(ValueError, match="velocity"):
         Schedule("velocity", s.timesteps, s.levels, s.sampler)
+    x, at = torch.zeros(1, 1), level(0.5, "epsilon")
+    for function, arguments in ((step, (x, x, at, at)), (prediction_of, (x, x, at))):
+        with pytest.raises(ValueError, match="velocity"):
+            function(*arguments, "velocity")
