@@ -275,9 +275,12 @@ def _image(value: Any, table: Table) -> Encoded:
     path = find_inside(table, value)
     if isinstance(path, Fault):
         return path
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        return Fault("broken_images", f"{path} is over {MAX_IMAGE_BYTES} bytes; make it smaller")
-    return path.read_bytes()
+    try:
+        if path.stat().st_size > MAX_IMAGE_BYTES:
+            return Fault("broken_images", f"{path} is over {MAX_IMAGE_BYTES} bytes; shrink it")
+        return path.read_bytes()
+    except OSError as error:
+        return Fault("broken_images", f"{path} cannot be read ({error.strerror}); see who may")
 
 
 def number(value: Any) -> float | str | None:

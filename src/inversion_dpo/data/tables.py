@@ -118,7 +118,7 @@ def records(
     for index, row in enumerate(rows):
         where = f"{file.name}, row {index}"
         if isinstance(row, Fault):
-            yield Raw(where, table or Table(Layout("labelled", {})), {}, row)
+            yield Raw(where, table or Table(Layout("labelled", {}), folder), {}, row)
             continue
         if table is None:
             table = Table(find_layout(str(file), row, columns), folder, file.stem)

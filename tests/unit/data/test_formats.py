@@ -335,3 +335,10 @@ def test_captions_are_measured_in_tokens(tmp_path: Path) -> None:
     assert report.long_captions == 1 and "1 captions over" in format_report(report)
     with pytest.raises(DataError, match="give a diffusers pipeline's folder"):
         tokens_of(tmp_path / "nowhere")
+
+
+def test_a_bad_first_row_does_not_hide_the_images_from_the_fingerprint(tmp_path: Path) -> None:
+    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png"], ["red.png", "blue.png", "a"])
+    before = open_pairs(folder, on_bad_row="skip").fingerprint
+    (folder / "blue.png").write_bytes(GREEN)
+    assert open_pairs(folder, on_bad_row="skip").fingerprint != before
