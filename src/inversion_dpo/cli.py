@@ -201,7 +201,10 @@ def sample(
     settings = load_config(str(_config_of(run)) if run else config, [])
     pipeline = load_policy_pipeline(settings, run / "adapter" if run else None)
     e, seeds = settings.evaluation, [seed + k for k in range(len(prompts))]
-    images = draw(pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size)
+    images = draw(
+        pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size,
+        resolution=settings.model.resolution,
+    )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     for s, image in zip(seeds, images, strict=True):
         Image.fromarray(image).save(output / f"{s:06d}.png")

@@ -19,10 +19,12 @@ def sample(
     guidance_scale: float,
     batch_size: int = 16,
     desc: str = "sample",
+    resolution: int | None = None,
 ) -> list[NDArray[np.uint8]]:
     """One image [H, W, 3] per (prompt, seed); the noise depends on the seed alone.
 
-    The same seed gives the same starting noise for any weights and any batch size.
+    The same seed gives the same starting noise for any weights and any batch size. Images are
+    squares of ``resolution`` pixels, or of the pipeline's own size.
     ValueError if there are not as many seeds as prompts.
     """
     if len(prompts) != len(seeds):
@@ -37,6 +39,8 @@ def sample(
             generator=generators,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
+            height=resolution,
+            width=resolution,
             output_type="np",
         ).images
         images += [np.round(image * 255).astype(np.uint8) for image in output]

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 
 from inversion_dpo import training
 from inversion_dpo.config import load_config
+from inversion_dpo.evaluation.evaluate import sampled
 from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
@@ -169,9 +170,11 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
     step 0, has no gradient, or does not move.
     """
     rate = "1e-2" if kind == "lora" else "1e-3"
+    size = "64" if kind == "lora" else "128"  # all weights: more than one token everywhere
     config = config_for(
-        family, tiny, pair_file, f"policy.kind={kind}", f"training.learning_rate={rate}"
-    )
+        family, tiny, pair_file, f"policy.kind={kind}", f"training.learning_rate={rate}",
+        f"model.resolution={size}",
+    )  # fmt: skip
     train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[0]["grad_norm"] > 0
@@ -254,6 +257,15 @@ def test_flux_is_told_the_guidance(tiny):
 def test_a_resolution_that_does_not_fit_is_refused(resolution, tiny):
     with pytest.raises(ModelError, match="multiple of 16"):
         adapt(load_pipeline(str(tiny("flux"))), resolution)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_samples_have_the_size_that_is_trained(family, tiny, pair_file, tmp_path):
+    """FLUX's own default is 1024 pixels, whatever the preset says."""
+    config = config_for(family, tiny, pair_file, "model.resolution=128", "evaluation.scorer=null",
+                        "evaluation.sample_steps=2", "evaluation.batch_size=2")  # fmt: skip
+    images, _ = sampled(config, None, tmp_path, PROMPTS, "reference")
+    assert [image.shape for image in images] == [(128, 128, 3)] * 2
 
 
 # ---- policies

@@ -95,7 +95,10 @@ def sampled(
         return read_samples(path)
     pipeline = load_policy_pipeline(config, adapter)
     seeds = [e.seed + k for k in range(len(prompts))]
-    images = sample(pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size, desc)
+    images = sample(
+        pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size, desc,
+        config.model.resolution,
+    )  # fmt: skip
     scores = load_scorer(e.scorer)(images, prompts) if e.scorer else {}
     write_samples(path, prompts, seeds, images, scores)
     return images, scores
