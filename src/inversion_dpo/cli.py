@@ -173,6 +173,44 @@ def _config_of(run: Path) -> Path:
 
 
 @app.command()
+def compare(
+    output: Output,
+    overrides: Overrides = None,
+    config: Preset = DEFAULT,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated; see docs/results.md.")
+    ] = "x0,diffusion_dpo,sft",
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each method.")] = 5,
+    vary: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=V1,V2", help="An ablation: each method with every value."),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First find each method's rate and beta: equal trials.")
+    ] = False,
+    curve_prompts: Annotated[
+        int, typer.Option(min=0, help="Prompts scored at six points of each run; 0: no curves.")
+    ] = 200,
+) -> None:
+    """Train every method on the same pairs with several seeds; writes OUTPUT/report.html.
+
+    The same model, pairs, steps, prompts and noise for all; scores, win rates between methods,
+    score against compute, diversity, and the reference's best of n. Resumed if begun; methods,
+    seeds and varied values can be added later. Settings found by tuning ship for taste and
+    composition; for your own data, use --tune.
+    """
+    from inversion_dpo.compare.compare import Plan, parse_extra
+    from inversion_dpo.compare.compare import compare as run_comparison
+    from inversion_dpo.compare.methods import parse_methods
+
+    plan = Plan(
+        config, tuple(parse_methods(methods)), seeds, parse_extra(overrides), vary, tune,
+        curve_prompts,
+    )  # fmt: skip
+    typer.echo(f"report: {run_comparison(output, plan)}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of an evaluated run.")],
 ) -> None:

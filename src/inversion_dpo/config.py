@@ -115,6 +115,7 @@ class TrainingConfig:
     eval_every: int = 20  # steps between held-out measurements
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
+    snapshot_every: int | None = None  # steps between copies of the policy, in OUTPUT/snapshots
 
 
 @dataclass
@@ -238,6 +239,8 @@ def validate(config: Config) -> None:
         "training.checkpoint_every": training.checkpoint_every,
         "training.keep_checkpoints": training.keep_checkpoints,
     }  # fmt: skip
+    if training.snapshot_every is not None:
+        positive["training.snapshot_every"] = training.snapshot_every
     for key, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{key} must be positive, got {value}")

@@ -74,6 +74,16 @@ def invert(
     return Trajectory(grid, torch.stack(states), torch.stack(predictions))
 
 
+def evaluations_per_image(steps: int, iterations: int, guided: bool) -> int:
+    """Network evaluations that :func:`invert` spends on one image.
+
+    N+1 states, refined ``iterations`` times each but the first; under guidance two predictions
+    each, and the reference's plain one beside.
+    """
+    path = 1 + steps * (1 + iterations)
+    return 2 * path + steps + 1 if guided else path
+
+
 @torch.no_grad()
 def reconstruct(x_T: Tensor, grid: Grid, predict: Predict, kind: str) -> Tensor:
     """Sample back down the grid from x_T (B, *), deterministically, to a clean latent (B, *)."""

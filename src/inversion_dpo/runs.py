@@ -16,7 +16,10 @@ from inversion_dpo.config import Config, ConfigError, load_config, to_yaml
 
 # What may differ when a run is continued: it changes how far or how it is looked at, not what
 # the steps done so far would have been.
-_FREE = ("training.steps", "training.checkpoint_every", "training.keep_checkpoints")
+_FREE = (
+    "training.steps", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.snapshot_every",
+)  # fmt: skip
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -306,6 +306,8 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
             if main and ((step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps):
                 done = Progress(step + 1, seconds, session.cache.folder.name)
                 save_session(session, folder, done, t.keep_checkpoints)
+            if main and t.snapshot_every and (step + 1) % t.snapshot_every == 0:
+                policy.save(folder / "snapshots" / f"step-{step + 1:06d}")
     if main:
         peak = round(peak_memory(session.accelerator.device))
         logger.info("peak memory: %d MB", peak)

@@ -257,7 +257,7 @@ def panel_png(panel: Panel, history: History) -> bytes:
 
 def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
     """Raw values faint with their running mean on top; held-out values as marked points."""
-    _bare(axes)
+    bare(axes)
     if panel.baseline is not None:
         axes.axhline(panel.baseline, color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
     drawn = [(s, *xy) for s in panel.series if len((xy := points(history, s))[0])]
@@ -343,7 +343,8 @@ def _number(row: Mapping[str, Any], key: str) -> bool:
     return isinstance(value, Real) and isfinite(value)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Two thin axes, faint lines across, few ticks."""
     axes.set_facecolor(PAPER)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

@@ -12,7 +12,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
@@ -84,7 +84,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         figures.training_curves(data.history, folder / "curves.png")
     if metric_rows(data.metrics):
         figures.gains(data.metrics, folder / "gains.png")
-    page = _environment().get_template("report.html.jinja").render(
+    page = environment().get_template("report.html.jinja").render(
         data=data,
         headline=headline(data.metrics, data.preference, data.setting),
         statements=statements(data.metrics, data.preference),
@@ -177,9 +177,11 @@ def inline_text(text: str) -> Markup:
     return Markup(re.sub(r"\[[^\[\]]{1,40}\]", r'<span class="whole">\g<0></span>', coded))
 
 
-def _environment() -> Environment:
+def environment(package: str = "inversion_dpo.evaluation") -> Environment:
+    """Templates of a package, and those here; all text is escaped."""
+    here = PackageLoader("inversion_dpo.evaluation", ".")
     environment = Environment(
-        loader=PackageLoader("inversion_dpo.evaluation", "."),
+        loader=ChoiceLoader([PackageLoader(package, "."), here]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

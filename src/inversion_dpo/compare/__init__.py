@@ -1,0 +1,1 @@
+"""Every method on the same pairs, model, compute and prompts: ``inversion-dpo compare``."""

@@ -1,0 +1,153 @@
+"""``inversion-dpo compare``: tune, run every method with every seed, sum up, write the page."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.cache import atomic_text
+from inversion_dpo.compare import report
+from inversion_dpo.compare.methods import Variant, check, overrides_of, tuned_settings, variants
+from inversion_dpo.compare.runs import best_of, diversity, run
+from inversion_dpo.compare.summary import summarise
+from inversion_dpo.compare.tuning import tune
+from inversion_dpo.config import Config, ConfigError, load_config
+from inversion_dpo.evaluation.evaluate import read_prompts, versions
+from inversion_dpo.inversion import evaluations_per_image
+from inversion_dpo.objectives import OBJECTIVES
+from inversion_dpo.session import load_model, make_accelerator, prepare_cache
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare.
+
+    config: preset or YAML file; extra: settings for all runs; vary: KEY=V1,V2 or None;
+    curve: prompts scored at every snapshot, 0 for no curves.
+    """
+
+    config: str
+    methods: tuple[str, ...]
+    seeds: int
+    extra: tuple[str, ...] = ()
+    vary: str | None = None
+    tune: bool = False
+    curve: int = 200
+
+
+def claim_folder(root: Path, plan: Plan) -> None:
+    """Make the folder this comparison's; ConfigError if it is another's.
+
+    Methods, seeds and varied values may be added later; preset and common settings may not change.
+    """
+    owner = root / "compare.json"
+    mine = {"config": plan.config, "extra": list(plan.extra)}
+    if owner.exists():
+        theirs = json.loads(owner.read_text())
+        if theirs != mine:
+            raise ConfigError(
+                f"{root} holds a comparison with config {theirs['config']} and settings "
+                f"{' '.join(theirs['extra']) or '(none)'}: choose another --output"
+            )
+    elif root.is_file() or (root.is_dir() and any(root.iterdir())):
+        raise ConfigError(f"{root} is not empty and holds no comparison: choose another --output")
+    root.mkdir(parents=True, exist_ok=True)
+    atomic_text(json.dumps(mine, indent=1), owner)
+
+
+def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
+    """Each variant with the overrides of its runs, one a seed."""
+    tuned = tuned_settings(plan.config, root / "tuned.json")
+    untuned = [m for m in plan.methods if m not in tuned]
+    if untuned and not plan.tune:
+        logger.warning(
+            "no tuned settings of %s for %s: they run with the configuration's own; --tune finds "
+            "some", ", ".join(untuned), plan.config,
+        )  # fmt: skip
+    return [
+        (v, [overrides_of(v, tuned, plan.extra, s) for s in range(plan.seeds)])
+        for v in variants(plan.methods, plan.vary)
+    ]
+
+
+def inversion_cost(root: Path, config: Config) -> dict[str, float]:
+    """Evaluations and seconds of inverting all pairs before the first step; timed once."""
+    if OBJECTIVES[config.objective.name].source != "trajectory":
+        return {"evaluations": 0.0, "seconds": 0.0}
+    accelerator = make_accelerator(config)
+    model, begun = load_model(config, accelerator.device), time.time()
+    cache = prepare_cache(config, accelerator, model, root / "cache")
+    seconds = time.time() - begun
+    file = root / "inversions.json"
+    known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    if cache.folder.name not in known:
+        i = config.inversion
+        each = evaluations_per_image(i.steps, i.fixed_point_iterations, i.guidance_scale != 1.0)
+        count = 2.0 * cache.pairs * each
+        known[cache.folder.name] = {"evaluations": count, "seconds": round(seconds, 2)}
+        atomic_text(json.dumps(known, indent=1), file)
+    return known[cache.folder.name]
+
+
+def compare(root: Path, plan: Plan) -> Path:
+    """Run what is not yet run and write ``results.json``, ``results.md`` and ``report.html``.
+
+    A finished run is never repeated; a crash loses at most the run in progress. The page is
+    written after every seed. Raises ConfigError before anything is trained if a setting is wrong.
+    """
+    base = load_config(plan.config, list(plan.extra))
+    preference = base.evaluation.preference
+    claim_folder(root, plan)
+    check(plan.config, [o for _, runs in lines(plan, root) for o in runs])
+    if plan.tune:
+        known = dict(tuned_settings("", root / "tuned.json"))
+        missing = [m for m in plan.methods if m not in known]
+        found = known | tune(root, plan.config, missing, plan.extra, preference)
+        atomic_text(json.dumps(found, indent=1), root / "tuned.json")
+    todo = lines(plan, root)
+    inversions = {
+        v.name: inversion_cost(root, load_config(plan.config, runs[0])) for v, runs in todo
+    }
+    results: dict[str, list[dict[str, Any]]] = {v.name: [] for v, _ in todo}
+    page = root / "report.html"
+    for seed in range(plan.seeds):
+        for variant, runs in todo:
+            logger.info("seed %d of %d: %s", seed + 1, plan.seeds, variant.name)
+            name = f"{variant.name}-{seed}"
+            results[variant.name].append(run(root, name, plan.config, runs[seed], plan.curve))
+        summary = summarise(results, inversions, preference) | common(root, plan, base, seed + 1)
+        for variant, runs in todo:
+            summary["variants"][variant.name]["settings"] = runs[0][:-1]
+        page = report.write(root, summary, preference)
+    return page
+
+
+def common(root: Path, plan: Plan, base: Config, seeds: int) -> dict[str, Any]:
+    """What the page says of all runs: the yardstick, the reference, versions."""
+    e, memo = base.evaluation, root / "samples"
+    prompts = read_prompts(e.prompts, e.limit)
+    return {
+        "config": plan.config,
+        "extra": list(plan.extra),
+        "seeds": seeds,
+        "prompts": len(prompts),
+        "curve_prompts": min(plan.curve, len(prompts)),
+        "best_of": best_of(base, memo),
+        "reference_diversity": diversity(base, None, memo, prompts),
+        "versions": versions(),
+    }
+
+
+def parse_extra(overrides: Sequence[str] | None) -> tuple[str, ...]:
+    """Common overrides; ConfigError for those that the comparison sets itself."""
+    for text in overrides or ():
+        if text.split("=")[0] in ("objective.name", "objective.target", "training.seed"):
+            raise ConfigError(f"{text}: methods and seeds are set by --methods and --seeds")
+    return tuple(overrides or ())

@@ -1,0 +1,118 @@
+"""The methods that are compared, and the trials that tuning spends on each."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inversion_dpo.config import PRESETS, ConfigError, load_config
+
+TUNED = PRESETS / "tuned.json"  # preset -> method -> settings, found by `compare --tune`
+LEARNING_RATES = (1e-4, 3e-4)
+NO_BETA_RATES = (3e-6, 1e-5, 3e-5, 1e-4, 2e-4, 3e-4)  # the same number of trials, all on the rate
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings that make the method, and the betas that tuning may choose from; () if it has none.
+
+    Every method is tuned over as many pairs of learning rate and beta.
+    """
+
+    settings: tuple[str, ...]
+    betas: tuple[float, ...] = (300.0, 1000.0, 3000.0)
+
+    def trials(self) -> list[tuple[str, ...]]:
+        """The settings that tuning tries."""
+        if not self.betas:
+            return [(f"training.learning_rate={rate}",) for rate in NO_BETA_RATES]
+        return [
+            (f"training.learning_rate={rate}", f"objective.beta={beta}")
+            for rate, beta in itertools.product(LEARNING_RATES, self.betas)
+        ]
+
+
+def _trajectory(target: str, name: str = "inversion_dpo") -> tuple[str, ...]:
+    return (f"objective.name={name}", f"objective.target={target}")
+
+
+METHODS: dict[str, Method] = {
+    "x0": Method(_trajectory("x0")),
+    "transition": Method(_trajectory("transition")),
+    "reference": Method(_trajectory("reference")),
+    "released": Method(_trajectory("reference", "inversion_dpo_released")),
+    "diffusion_dpo": Method(("objective.name=diffusion_dpo",)),
+    "sft": Method(("objective.name=sft",), ()),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the comparison: a method, or a method with one setting varied.
+
+    ``settings`` are those of the method and the varied one; tuned values come between.
+    """
+
+    name: str
+    method: str
+    settings: tuple[str, ...]
+
+
+def parse_methods(text: str) -> list[str]:
+    """Names from a comma-separated list; ConfigError names an unknown one."""
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"--methods: no method {name!r}; one of {', '.join(METHODS)}{hint}")
+    if not names:
+        raise ConfigError(f"--methods names none; one of {', '.join(METHODS)}")
+    return list(dict.fromkeys(names))
+
+
+def parse_vary(text: str) -> tuple[str, list[str]]:
+    """``KEY=V1,V2,...`` -> key and values; ConfigError if it is not of that form."""
+    key, equals, values = text.partition("=")
+    found = [v.strip() for v in values.split(",") if v.strip()]
+    if not equals or not key.strip() or not found:
+        raise ConfigError(
+            f"--vary {text!r}: write KEY=VALUE,VALUE,..., e.g. objective.beta=300,1000"
+        )
+    return key.strip(), found
+
+
+def variants(methods: Sequence[str], vary: str | None = None) -> list[Variant]:
+    """The methods, each with every value of ``KEY=V1,V2,...`` if one is varied."""
+    if vary is None:
+        return [Variant(m, m, METHODS[m].settings) for m in methods]
+    key, values = parse_vary(vary)
+    return [
+        Variant(f"{m} {key.rpartition('.')[2]}={v}", m, (*METHODS[m].settings, f"{key}={v}"))
+        for m in methods
+        for v in values
+    ]
+
+
+def tuned_settings(config: str, file: Path) -> Mapping[str, Sequence[str]]:
+    """Method -> settings, from this comparison's own tuning or the package's; may be empty."""
+    if file.exists():
+        return dict(json.loads(file.read_text()))
+    return dict(json.loads(TUNED.read_text()).get(config, {})) if TUNED.exists() else {}
+
+
+def overrides_of(
+    variant: Variant, tuned: Mapping[str, Sequence[str]], extra: Sequence[str], seed: int
+) -> list[str]:
+    """Everything that makes one run of a variant; what is varied comes after what was tuned."""
+    return [*extra, *tuned.get(variant.method, ()), *variant.settings, f"training.seed={seed}"]
+
+
+def check(config: str, plans: Sequence[Sequence[str]]) -> None:
+    """Load every run's configuration, so that a mistake is found before the first run."""
+    for overrides in plans:
+        load_config(config, list(overrides))

@@ -1,0 +1,155 @@
+"""The page and the Markdown of a comparison."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.cache import atomic_text
+from inversion_dpo.compare import figures
+from inversion_dpo.evaluation.report import data_uri, environment
+
+Summary = Mapping[str, Any]
+
+
+def cell(x: Mapping[str, float], digits: int = 3, sign: str = "+") -> str:
+    """Mean and 95% interval; without the interval if there is only one seed."""
+    spec = f"{sign}.{digits}f"
+    if not math.isfinite(x["low"]):
+        return f"{x['mean']:{spec}}"
+    return f"{x['mean']:{spec}} [{x['low']:{spec}}, {x['high']:{spec}}]"
+
+
+def main_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of gains."""
+    first = next(iter(summary["variants"].values()))
+    metrics = list(first["gains"])
+    head = ["method", "win rate", *(f"{m} gain" for m in metrics), "diversity", "drift", "s / step",
+            "evaluations / step"]  # fmt: skip
+    rows = []
+    for name, v in summary["variants"].items():
+        drift = v["training"].get("heldout_drift")
+        rows.append([
+            name, cell(v["win_rate"], sign=""), *(cell(v["gains"][m]) for m in metrics),
+            cell(v["diversity"], sign=""), cell(drift, 4, "") if drift else "-",
+            f"{v['step_seconds']:.2f}", f"{v['step_evaluations']:.0f}",
+        ])  # fmt: skip
+    return head, rows
+
+
+def win_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the win rates between variants: row against column."""
+    names = list(summary["wins"])
+    rows = [
+        [a, *("" if a == b else cell(summary["wins"][a][b], 2, "") for b in names)] for a in names
+    ]
+    return ["row beats column", *names], rows
+
+
+def reach_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of what it takes to the baseline's final score."""
+    found = summary["reach"]
+    base = found["variants"][found["baseline"]]
+    head = ["method", "steps", "evaluations, inversion included", "share", "without inversion",
+            "share", "seconds", "seeds reaching it"]  # fmt: skip
+    rows = []
+    for name, r in found["variants"].items():
+        if r["steps"] is None:
+            rows.append([name, "not reached", "", "", "", "", "", str(r["seeds_reaching"])])
+            continue
+        ours, alone = r["evaluations"], r["evaluations_alone"]
+        rows.append([
+            name, f"{r['steps']:.0f}", f"{ours:.0f}", f"{ours / base['evaluations']:.2f}",
+            f"{alone:.0f}", f"{alone / base['evaluations']:.2f}", f"{r['seconds']:.0f}",
+            str(r["seeds_reaching"]),
+        ])  # fmt: skip
+    return head, rows
+
+
+def best_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the reference's best of n, and of the policies' single sample."""
+    best = summary["best_of"]
+    metrics = list(best["1"])
+    rows = [[f"reference, best of {n}", *(f"{s[m]:.3f}" for m in metrics)] for n, s in best.items()]
+    for name, v in summary["variants"].items():
+        rows.append([name, *(f"{best['1'][m] + v['gains'][m]['mean']:.3f}" for m in metrics)])
+    return ["one sample a prompt", *metrics], rows
+
+
+def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, list[str]]]:
+    """(heading, note, (head, rows) or None, names of the pictures)."""
+    seeds = summary["seeds"]
+    found: list[tuple[str, str, Any, list[str]]] = [
+        ("Gains over the reference",
+         f"Means over {seeds} training seeds and 95% t intervals, on {summary['prompts']} held-out "
+         f"prompts with the same noise. The pairs prefer {preference}; the win rate is by it. "
+         f"Diversity of the reference: {summary['reference_diversity']:.3f}.",
+         main_rows(summary), ["gains.png"]),
+    ]  # fmt: skip
+    if any(v["curve"] for v in summary["variants"].values()):
+        found.append(("Score against compute",
+                      f"On the first {summary['curve_prompts']} of the prompts. A forward pass of "
+                      "one image counts 1, a backward pass 2; what the inversion of all pairs "
+                      "costs comes before the first step.",
+                      None, ["evaluations.png", "seconds.png"]))  # fmt: skip
+    if "reach" in summary:
+        found.append((f"To the final score of {summary['reach']['baseline']}",
+                      "By the mean curve; share is of the baseline's own evaluations.",
+                      reach_rows(summary), []))  # fmt: skip
+    if len(summary["variants"]) > 1:
+        found.append(("One against another",
+                      f"Share of prompts on which the row's image has the higher {preference}.",
+                      win_rows(summary), []))  # fmt: skip
+    found.append(("Best of n", "Of n samples of the reference the one with the highest "
+                  f"{preference}, against one sample of each policy.",
+                  best_rows(summary), []))  # fmt: skip
+    found.append(
+        ("Errors and drift",
+         "On held-out pairs. A winner's error that rises says that the margin comes from losers "
+         "alone.", None, ["errors.png", "drift.png"])
+    )  # fmt: skip
+    return found
+
+
+def markdown(summary: Summary, preference: str) -> str:
+    """Every table, for documentation."""
+    parts = []
+    for heading, note, table, _ in sections(summary, preference):
+        parts.append(f"### {heading}\n\n{note}\n")
+        if table:
+            head, rows = table
+            lines = [head, ["---"] * len(head), *rows]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    return "\n".join(parts)
+
+
+def draw(summary: Summary, preference: str, folder: Path) -> None:
+    """Every picture that the sections name."""
+    folder.mkdir(exist_ok=True)
+    metrics = list(next(iter(summary["variants"].values()))["gains"])
+    shown = [preference, *(m for m in metrics if m != preference)][:5]
+    figures.gains(summary, shown, folder / "gains.png")
+    for unit in ("evaluations", "seconds"):
+        figures.score_curves(summary, preference, unit, folder / f"{unit}.png")
+    figures.error_curves(summary, folder / "errors.png")
+    figures.drift_curves(summary, folder / "drift.png")
+
+
+def write(root: Path, summary: Summary, preference: str) -> Path:
+    """``results.json``, ``results.md``, ``figures/*.png`` and ``report.html``; returns the page."""
+    atomic_text(json.dumps(summary, indent=1), root / "results.json")
+    atomic_text(markdown(summary, preference), root / "results.md")
+    draw(summary, preference, root / "figures")
+    pictures = {p.name: data_uri(p.read_bytes()) for p in (root / "figures").glob("*.png")}
+    page = environment("inversion_dpo.compare").get_template("compare.html.jinja").render(
+        title=f"{len(summary['variants'])} methods on {summary['config']}",
+        sections=sections(summary, preference),
+        pictures=pictures,
+        settings=[(n, ", ".join(v["settings"])) for n, v in summary["variants"].items()],
+        versions=summary["versions"],
+    )  # fmt: skip
+    atomic_text(page, root / "report.html")
+    return root / "report.html"

@@ -1,0 +1,148 @@
+"""One run of a comparison: train, judge on the held-out prompts, remember. Never done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from inversion_dpo.cache import atomic_text
+from inversion_dpo.config import Config, ConfigError, fingerprint, load_config
+from inversion_dpo.evaluation.evaluate import evaluate, read_prompts, sampled
+from inversion_dpo.runs import claim, stage
+from inversion_dpo.training import read_rows, train
+
+DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
+SNAPSHOTS = 6  # points of a curve, the end included
+Result = dict[str, Any]
+
+
+def with_snapshots(config: Config) -> Config:
+    """The same run, leaving a copy of the policy at every sixth of its steps."""
+    every = max(1, config.training.steps // SNAPSHOTS)
+    return replace(config, training=replace(config.training, snapshot_every=every))
+
+
+def run(root: Path, name: str, preset: str, overrides: Sequence[str], curve: int) -> Result:
+    """Train and judge, unless it is finished; returns what ``result.json`` of the run holds.
+
+    ``curve`` is the number of prompts that the policy is scored on at every snapshot; 0: no curve.
+    Raises ConfigError if a finished run of that name had other settings.
+    """
+    folder = root / "runs" / name.replace(" ", "_").replace("/", "_")
+    config = load_config(preset, list(overrides))
+    if curve:
+        config = with_snapshots(config)
+    asked = f"{fingerprint(config)} {curve}"
+    if (folder / "result.json").exists():
+        result: Result = json.loads((folder / "result.json").read_text())
+        if result["asked"] != asked:
+            raise ConfigError(
+                f"{folder} holds a finished run with other settings: choose another --output, or "
+                "delete that folder to run it again"
+            )
+        return result
+    claim(folder, config)
+    with stage(folder, "train"):
+        train(config, folder, cache_root=root / "cache")
+    result = {"asked": asked, **judged(config, folder, root / "samples", curve)}
+    atomic_text(json.dumps(result), folder / "result.json")
+    for part in ("checkpoints", "snapshots"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    return result
+
+
+def judged(config: Config, folder: Path, memo: Path, curve: int) -> Result:
+    """Scores by prompt, gains, curve, diversity and costs of a trained run."""
+    e = config.evaluation
+    prompts = read_prompts(e.prompts, e.limit)
+    metrics = evaluate(folder, config, memo)
+    if "preference" not in metrics:
+        raise ConfigError("compare needs evaluation.scorer: module:function (images, prompts)")
+    _, scores = sampled(config, folder / "adapter", memo, prompts, "policy")
+    rows = read_rows(folder / "metrics.jsonl")
+    return {
+        "metrics": metrics,
+        "scores": scores[e.preference].tolist(),
+        "curve": curve_of(config, folder, memo, prompts[:curve]) if curve else [],
+        "diversity": diversity(config, folder / "adapter", memo, prompts),
+        "history": [r for r in rows if "loss" in r or "heldout_accuracy" in r],
+        "step_seconds": step_seconds(rows),
+    }
+
+
+def curve_of(
+    config: Config, folder: Path, memo: Path, prompts: list[str]
+) -> list[dict[str, float]]:
+    """Mean scores on the prompts after 0 steps (the reference) and at every snapshot."""
+    places = [(0, None), *((int(p.name[5:]), p) for p in sorted(folder.glob("snapshots/step-*")))]
+    if places[-1][0] < config.training.steps:
+        places.append((config.training.steps, folder / "adapter"))
+    rows = []
+    for step, adapter in places:
+        _, scores = sampled(config, adapter, memo, prompts, f"step {step}")
+        rows.append({"step": step, **{k: float(np.mean(v)) for k, v in scores.items()}})
+    return rows
+
+
+def step_seconds(rows: Sequence[dict[str, Any]]) -> float:
+    """Median seconds of a training step; pauses and held-out measurements do not count."""
+    times = [
+        after["seconds"] - before["seconds"]
+        for before, after in pairwise(rows)
+        if "loss" in after and "heldout_accuracy" not in after
+    ]
+    return float(np.median(times)) if times else float("nan")
+
+
+def diversity(config: Config, adapter: Path | None, memo: Path, prompts: list[str]) -> float:
+    """Mean distance between samples of one prompt from different noise, in [0, 1].
+
+    Root mean square over the pixels of images brought to at most 64 x 64, over all pairs of four
+    samples of 32 prompts. A policy that collapses falls below the reference.
+    """
+    part, samples = prompts[:DIVERSITY_PROMPTS], []
+    for k in range(DIVERSITY_SEEDS):
+        images, _ = sampled(seeded(config, 50_000 + 1000 * k), adapter, memo, part, "diversity")
+        samples.append(np.stack([_small(i) for i in images]))
+    pairs = [(a, b) for a in range(DIVERSITY_SEEDS) for b in range(a)]
+    distances = [np.sqrt(((samples[a] - samples[b]) ** 2).mean((1, 2, 3))) for a, b in pairs]
+    return float(np.mean(distances))
+
+
+def seeded(config: Config, offset: int) -> Config:
+    """The same evaluation from other noise."""
+    e = config.evaluation
+    return replace(config, evaluation=replace(e, seed=e.seed + offset))
+
+
+def _small(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    picture = Image.fromarray(image)
+    picture.thumbnail((64, 64))
+    return np.asarray(picture, float) / 255
+
+
+def best_of(config: Config, memo: Path, most: int = 8) -> dict[str, dict[str, float]]:
+    """Mean scores of the reference's best of n samples by the preference; n = 1, 2, 4 ... most."""
+    e = config.evaluation
+    prompts = read_prompts(e.prompts, e.limit)
+    drawn = [
+        sampled(seeded(config, 100_000 * k), None, memo, prompts, "best of n")[1]
+        for k in range(most)
+    ]
+    found, n = {}, 1
+    while n <= most:
+        best = np.argmax([s[e.preference] for s in drawn[:n]], axis=0)
+        found[str(n)] = {
+            name: float(np.mean(np.choose(best, [s[name] for s in drawn[:n]]))) for name in drawn[0]
+        }
+        n *= 2
+    return found

@@ -1,0 +1,143 @@
+"""What a comparison found: means over seeds with intervals, wins, curves, compute to a score.
+
+Sources of the intervals: Student's t over training seeds; all runs share prompts and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from inversion_dpo.evaluation.metrics import metric_rows
+
+Result = dict[str, Any]
+BASELINE = "diffusion_dpo"  # whose final score the others are timed to
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean with a 95% t interval, and the values; one value has no interval (NaN bounds).
+
+    Source: Student, Biometrika 6(1), 1908.
+    """
+    x = np.asarray(values, float)
+    mean, n = float(x.mean()), len(x)
+    half = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    return {"mean": mean, "low": mean - half, "high": mean + half, "values": x.tolist()}
+
+
+def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -> Result:
+    """One variant's runs, a seed each, as means over seeds.
+
+    ``inversion`` holds the evaluations and seconds spent before the first step; zeros if none.
+    """
+    metrics = [r["metrics"] for r in results]
+    names = list(metric_rows(metrics[0]))
+    last = [m["training"] for m in metrics]
+    return {
+        "gains": {n: over_seeds([m[n]["gain"] for m in metrics]) for n in names},
+        "preference": over_seeds([m["preference"]["gain"] for m in metrics]),
+        "win_rate": over_seeds([m["win_rate"] for m in metrics]),
+        "diversity": over_seeds([r["diversity"] for r in results]),
+        "training": {
+            k: over_seeds([row[k] for row in last])
+            for k in last[0] if k.startswith("heldout_") and all(k in row for row in last)
+        },
+        "step_seconds": float(np.median([r["step_seconds"] for r in results])),
+        "step_evaluations": step_evaluations(results[0]["history"]),
+        "inversion": dict(inversion),
+        "curve": curve_over_seeds([r["curve"] for r in results]),
+        "history": history_over_seeds([r["history"] for r in results]),
+    }  # fmt: skip
+
+
+def step_evaluations(history: Sequence[Mapping[str, float]]) -> float:
+    """Network evaluations of one training step, one image's forward pass being 1."""
+    rows = [r for r in history if "loss" in r and "evaluations" in r]
+    return float(rows[-1]["evaluations"] / (rows[-1]["step"] + 1)) if rows else float("nan")
+
+
+def curve_over_seeds(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[Result]:
+    """Rows of one step each: ``step`` and, for every score, its mean over seeds."""
+    return [
+        {"step": rows[0]["step"]}
+        | {k: over_seeds([r[k] for r in rows]) for k in rows[0] if k != "step"}
+        for rows in zip(*curves, strict=True)
+    ]
+
+
+def history_over_seeds(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[Result]:
+    """Held-out measurements, row by row, as means over seeds."""
+    held = [[r for r in h if "heldout_accuracy" in r] for h in histories]
+    return [
+        {"step": rows[0]["step"]}
+        | {k: over_seeds([r[k] for r in rows]) for k in rows[0] if k.startswith("heldout_")}
+        for rows in zip(*held, strict=True)
+    ]
+
+
+def wins(scores: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str, Result]]:
+    """Share of prompts on which one variant's image scores above another's; ties count half.
+
+    ``scores``: variant -> seed -> prompt. Seed is compared with the same seed.
+    """
+    table: dict[str, dict[str, Result]] = {}
+    for a, ours in scores.items():
+        table[a] = {}
+        for b, theirs in scores.items():
+            if a == b:
+                continue
+            x, y = np.asarray(ours), np.asarray(theirs)
+            table[a][b] = over_seeds(((x > y) + 0.5 * (x == y)).mean(1).tolist())
+    return table
+
+
+def crossing(cost: Sequence[float], score: Sequence[float], goal: float) -> float | None:
+    """Least cost at which the piecewise linear curve reaches the goal; None if it never does."""
+    if score[0] >= goal:
+        return float(cost[0])
+    for (c0, s0), (c1, s1) in pairwise(zip(cost, score, strict=True)):
+        if s1 >= goal:
+            return float(c0 + (c1 - c0) * (goal - s0) / (s1 - s0))
+    return None
+
+
+def reach(summary: Result, preference: str, goal: float) -> Result:
+    """Steps, evaluations and seconds to the goal by the mean curve, and how many seeds reach it.
+
+    Evaluations and seconds include the inversion; ``*_alone`` do not, as for a cache that is there.
+    """
+    curve = summary["curve"]
+    steps = [row["step"] for row in curve]
+    means = [row[preference]["mean"] for row in curve]
+    seeds = zip(*(row[preference]["values"] for row in curve), strict=True)
+    found = crossing(steps, means, goal)
+    result: Result = {
+        "steps": found,
+        "seeds_reaching": sum(crossing(steps, s, goal) is not None for s in seeds),
+    }
+    for unit in ("evaluations", "seconds"):
+        alone = None if found is None else found * summary[f"step_{unit}"]
+        result[f"{unit}_alone"] = alone
+        result[unit] = None if alone is None else alone + summary["inversion"][unit]
+    return result
+
+
+def summarise(
+    runs: Mapping[str, Sequence[Result]],
+    inversions: Mapping[str, Mapping[str, float]],
+    preference: str,
+) -> Result:
+    """All of ``results.json`` that is computed from the runs: variant -> one result a seed."""
+    found = {name: variant_summary(r, inversions[name]) for name, r in runs.items()}
+    scores = {name: [r["scores"] for r in results] for name, results in runs.items()}
+    summary: Result = {"variants": found, "wins": wins(scores)}
+    curve = found[BASELINE]["curve"] if BASELINE in found else []
+    if curve:
+        goal = curve[-1][preference]["mean"]
+        rows = {n: reach(s, preference, goal) for n, s in found.items() if s["curve"]}
+        summary["reach"] = {"goal": goal, "baseline": BASELINE, "variants": rows}
+    return summary
