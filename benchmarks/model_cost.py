@@ -27,6 +27,7 @@ from inversion_dpo.models.stable_diffusion import StableDiffusionXL
 from inversion_dpo.models.tiny import write_tiny
 from inversion_dpo.objectives import as_pair_errors, dpo, squared_error
 from inversion_dpo.training import peak_memory
+from inversion_dpo.types import LossSettings
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/unet/config.json
@@ -117,7 +118,7 @@ def measure(kind: str, miniature: bool, pairs: int, repeats: int, device: torch.
         optimizer.zero_grad()
         policy_error = squared_error(target, predict())
         errors = as_pair_errors(policy_error, squared_error(target, reference))
-        dpo(errors, 2000.0).loss.mean().backward()
+        dpo(errors, LossSettings(2000.0)).loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 

@@ -24,7 +24,7 @@ from inversion_dpo.objectives import target_prediction
 from inversion_dpo.schedule import Schedule, error_scale
 from inversion_dpo.types import Grid, TrainingPoints
 
-LAYOUT = 2  # of the files; part of the key
+LAYOUT = 3  # of the files; part of the key
 
 
 class CacheError(RuntimeError):
@@ -89,8 +89,9 @@ class TrajectoryCache:
     """Random access to the trajectories of numbered pairs.
 
     A shard holds, images in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
-    ``states`` and ``reference`` [2P, K, *] at the grid indices ``steps`` [P, K], ``condition.*``
-    [P, ...] and ``framing.*`` [2P, ...]. ``digest`` and ``reconstruction`` are in the manifest.
+    ``states`` and ``reference`` [2P, K, *] at the grid indices ``steps`` [P, K], ``preference`` [P]
+    (how probably the winner is the better one), ``condition.*`` [P, ...] and ``framing.*``
+    [2P, ...]. ``digest`` and ``reconstruction`` are in the manifest.
     """
 
     def __init__(self, folder: Path, grid: Grid, kind: str) -> None:
@@ -148,6 +149,11 @@ class TrajectoryCache:
         rows = [(p, side, k) for side in (0, 1) for p, k in zip(pairs, where, strict=True)]
         return torch.stack([self._read(name, *row) for row in rows])
 
+    def preference(self, pairs: Sequence[int]) -> Tensor:
+        """How probably the winner is the better one, [P]; label noise leaves it as it is."""
+        places = [divmod(p, self._per_shard) for p in pairs]
+        return torch.stack([self.shard(s).get_slice("preference")[k] for s, k in places])
+
     def condition(self, pairs: Sequence[int]) -> Condition:
         """Conditions of winners then losers, [2P, ...]: one prompt for both, framing for each."""
         places = [divmod(p, self._per_shard) for p in pairs]
@@ -186,7 +192,7 @@ class TrajectoryCache:
             target, i, (x_0, x_before, x_t), reference, self.grid.levels, self.kind
         )
         scale = error_scale(self.grid.levels[i], self.kind).float()
-        return TrainingPoints(x_t, self.grid.timesteps[i], scale, star, reference)
+        return TrainingPoints(i, x_t, self.grid.timesteps[i], scale, star, reference)
 
     def _before(self, pairs: Sequence[int], positions: Sequence[int], x_0: Tensor) -> Tensor:
         """The states one transition below, where all states are stored."""

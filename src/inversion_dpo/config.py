@@ -80,6 +80,12 @@ class ObjectiveConfig:
     name: str = "inversion_dpo"
     target: str = "x0"  # of inversion_dpo: x0, transition, reference
     beta: float = 2000.0
+    link: str = "sigmoid"  # what becomes of the logit: sigmoid, hinge, ipo
+    label_smoothing: float = 0.0  # share of labels taken to be wrong (conservative DPO)
+    soft_labels: bool = False  # weigh pairs by how likely the winner is the better, if data say
+    safeguard: bool = False  # hold back the loser where it would raise the winner's error
+    weighting: str = "uniform"  # of noise levels: uniform, min_snr, transition
+    states: int = 1  # states of each pair per step
     t_min: float = 0.0  # train on noise levels in this part of the schedule,
     t_max: float = 1.0  # 0 clean to 1 pure noise
 
@@ -205,12 +211,14 @@ def validate(config: Config) -> None:
     from inversion_dpo.data.rankings import SCHEMES
     from inversion_dpo.data.source import ON_BAD_ROW
     from inversion_dpo.data.transforms import FITS
-    from inversion_dpo.objectives import OBJECTIVES, TARGETS
+    from inversion_dpo.objectives import LINKS, OBJECTIVES, TARGETS, WEIGHTS
     from inversion_dpo.schedule import SPACINGS
 
     objective, training = config.objective, config.training
     _one_of("objective.name", objective.name, list(OBJECTIVES))
     _one_of("objective.target", objective.target, list(TARGETS))
+    _one_of("objective.link", objective.link, list(LINKS))
+    _one_of("objective.weighting", objective.weighting, list(WEIGHTS))
     _one_of("policy.kind", config.policy.kind, ["lora", "full"])
     _one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     _one_of("data.format", config.data.format, list(FORMATS))
@@ -230,6 +238,7 @@ def validate(config: Config) -> None:
         "training.steps": training.steps, "training.batch_size": training.batch_size,
         "training.gradient_accumulation": training.gradient_accumulation,
         "training.learning_rate": training.learning_rate, "objective.beta": objective.beta,
+        "objective.states": objective.states,
         "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
         "inversion.batch_size": config.inversion.batch_size,
         "inversion.keep": 1 if config.inversion.keep is None else config.inversion.keep,
@@ -253,6 +262,8 @@ def validate(config: Config) -> None:
 
 def _check_combinations(config: Config) -> None:
     """Settings that exclude each other."""
+    from inversion_dpo.objectives import OBJECTIVES
+
     objective = config.objective
     if objective.target == "transition" and config.inversion.fixed_point_iterations:
         raise ConfigError(
@@ -270,6 +281,14 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError(
             "objective.name=inversion_dpo_released reproduces the released script's sign and is "
             "defined for objective.target=reference only"
+        )
+    if not 0 <= objective.label_smoothing < 0.5:
+        raise ConfigError("objective.label_smoothing must be at least 0 and below 0.5")
+    plain = (objective.link, objective.label_smoothing) == ("sigmoid", 0.0)
+    if not plain and not OBJECTIVES[objective.name].linked:
+        raise ConfigError(
+            f"objective.link and objective.label_smoothing have no part in {objective.name}: leave "
+            f"them out, or choose one of {', '.join(n for n, o in OBJECTIVES.items() if o.linked)}"
         )
     if not 0 <= objective.t_min < objective.t_max <= 1:
         raise ConfigError("need 0 <= objective.t_min < objective.t_max <= 1")

@@ -137,3 +137,13 @@ def prediction_between(
     """
     c_x, c_p = step_coefficients(high, low, kind)
     return like(1 / c_p, x_low) * x_low - like(c_x / c_p, x_low) * x_high
+
+
+def posterior_std(low: Levels, high: Levels) -> Tensor:
+    """Standard deviation of q(x_low | x_high, x_0) in the diffusion of Ho et al., 2020.
+
+    sigma_low / sigma_high sqrt(sigma_high^2 - (alpha_high / alpha_low)^2 sigma_low^2); 0 where
+    x_low is free of noise. https://arxiv.org/abs/2006.11239
+    """
+    kept = (high.alpha / low.alpha * low.sigma) ** 2
+    return low.sigma / high.sigma * (high.sigma**2 - kept).clamp(min=0).sqrt()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from inversion_dpo.cache import CacheKey, TrajectoryCache
 from inversion_dpo.config import Config, resolve
@@ -19,9 +19,11 @@ from inversion_dpo.data.pairs import DataError, PairSource, Reading, open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy
-from inversion_dpo.objectives import OBJECTIVES, Objective
+from inversion_dpo.objectives import OBJECTIVES, Objective, step_weights
+from inversion_dpo.schedule import Schedule
 from inversion_dpo.startup import StartupError, check_noise
 from inversion_dpo.trajectories import build_cache, noise_variance
+from inversion_dpo.types import Grid, LossSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +33,15 @@ class Recipe:
     """The plain values a step needs."""
 
     objective: Objective
+    settings: LossSettings
     target: str
-    beta: float
-    t_min: float
-    t_max: float
     low: int  # lowest and highest index on the grid that is trained on
     high: int
+    timesteps: tuple[int, int]  # the same in the schedule, for fresh noise
+    weights: Tensor  # k by index, on the grid or in the schedule; mean 1 over what is trained on
+    states: int  # states per pair and step
+    safeguard: bool
+    soft_labels: bool
     batch_size: int
     accumulation: int
     seed: int
@@ -80,6 +85,22 @@ def window(config: Config) -> tuple[int, int]:
     o, n = config.objective, config.inversion.steps
     low = max(1, math.ceil(o.t_min * n))
     return low, max(low, math.floor(o.t_max * n))
+
+
+def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
+    """The plain values of a configuration that a step needs."""
+    o, t, (low, high) = config.objective, config.training, window(config)
+    last, fresh = len(schedule) - 1, OBJECTIVES[o.name].source == "noise"
+    timesteps = round(o.t_min * last), round(o.t_max * last)
+    levels, (first, final) = (schedule.levels, timesteps) if fresh else (grid.levels, (low, high))
+    weights = step_weights(levels, schedule.kind, o.weighting)
+    weights = torch.cat([weights[:1], weights])  # the clean end, if drawn, counts as its neighbour
+    weights = (weights / weights[first : final + 1].mean()).float()
+    return Recipe(
+        OBJECTIVES[o.name], LossSettings(o.beta, o.link, o.label_smoothing), o.target, low, high,
+        timesteps, weights, o.states, o.safeguard, o.soft_labels,
+        t.batch_size, t.gradient_accumulation, t.seed, config.data.prompt_dropout,
+    )  # fmt: skip
 
 
 def source_of(config: Config, limit: int | None = None) -> PairSource:
@@ -201,7 +222,7 @@ def set_up(config: Config, cache_root: Path) -> Session:
     cache = prepare_cache(config, accelerator, model, cache_root)
     only_network_stays(model)
     policy = make_policy(config, model)
-    t, o = config.training, config.objective
+    t = config.training
     if t.gradient_checkpointing:
         policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
         policy.network.train()
@@ -210,12 +231,11 @@ def set_up(config: Config, cache_root: Path) -> Session:
     network, optimizer = accelerator.prepare(policy.network, optimizer)
     if t.compile:
         network = torch.compile(network)
-    recipe = Recipe(
-        OBJECTIVES[o.name], o.target, o.beta, o.t_min, o.t_max, *window(config),
-        t.batch_size, t.gradient_accumulation, t.seed, config.data.prompt_dropout,
-    )  # fmt: skip
+    recipe = make_recipe(config, model.schedule, cache.grid)
     if recipe.objective.source == "trajectory":
         check_noise(noise_variance(cache))
+    if recipe.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
+        raise DataError("objective.soft_labels=true, but no pair has a preference_0 (docs/data.md)")
     usable = reproducible(cache, config.inversion.max_error)
     train, heldout = split_pairs(usable, config.data.holdout)
     cache.swap(train, config.data.label_noise, t.seed)

@@ -14,23 +14,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from inversion_dpo.cache import TrajectoryCache
 from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
 from inversion_dpo.config import Config
-from inversion_dpo.data.transforms import drops_prompt
-from inversion_dpo.models.base import Condition
 from inversion_dpo.models.policy import trainable_copy
-from inversion_dpo.objectives import as_pair_errors, implicit_accuracy, squared_error
-from inversion_dpo.schedule import add_noise, error_scale, prediction_of
-from inversion_dpo.session import Recipe, Session, set_up
+from inversion_dpo.objectives import (
+    as_pair_errors,
+    implicit_accuracy,
+    residual_overlap,
+    safeguarded,
+    squared_error,
+)
+from inversion_dpo.points import SOURCES, live_reference, predict, to_device, without_prompts
+from inversion_dpo.session import Session, set_up
 from inversion_dpo.startup import (
     CHECKED_STEPS,
     StartupError,
@@ -59,102 +61,60 @@ def pairs_of_step(pairs: list[int], batch: int, seed: int, step: int) -> list[tu
     return chosen
 
 
-def without_prompts(session: Session, batch: list[tuple[int, int]], condition: Condition) -> None:
-    """Replace the prompts of dropped pairs by the empty one, for winner and loser alike."""
-    recipe, cache = session.recipe, session.cache
-    dropped = [
-        drops_prompt(recipe.seed, cache.digests[p], epoch, recipe.prompt_dropout)
-        for p, epoch in batch
-    ]
-    rows = torch.tensor([*dropped, *dropped])
-    for name, empty in cache.empty_condition().items():
-        condition[name][rows] = empty.to(condition[name])
-
-
-def trajectory_points(
-    cache: TrajectoryCache, pairs: list[int], recipe: Recipe, generator: torch.Generator
-) -> TrainingPoints:
-    """One uniformly drawn state of each pair's cached trajectories."""
-    first, last = cache.positions(recipe.low, recipe.high)
-    drawn = torch.randint(first, last + 1, (len(pairs),), generator=generator).tolist()
-    return cache.points(pairs, drawn, recipe.target)
-
-
-def noise_points(
-    session: Session, pairs: list[int], condition: Condition, generator: torch.Generator
-) -> TrainingPoints:
-    """Fresh noise and timestep per pair, the same for both images; reference evaluated here."""
-    recipe, schedule = session.recipe, session.model.schedule
-    x_0 = session.cache.gather("clean", pairs)
-    last = len(schedule) - 1
-    low, high = round(recipe.t_min * last), round(recipe.t_max * last)
-    i = torch.randint(low, high + 1, (len(pairs),), generator=generator).repeat(2)
-    eps = torch.randn(x_0[: len(pairs)].shape, generator=generator).repeat(2, *[1] * (x_0.ndim - 1))
-    x_t = add_noise(x_0, eps, schedule.levels[i])
-    target = prediction_of(x_0, eps, schedule.levels[i], schedule.kind)
-    scale = error_scale(schedule.levels[i], schedule.kind).float()
-    points = TrainingPoints(x_t, schedule.timesteps[i], scale, target, target)
-    return live_reference(session, points, condition) if recipe.objective.preference else points
-
-
-@torch.no_grad()
-def live_reference(
-    session: Session, points: TrainingPoints, condition: Condition
-) -> TrainingPoints:
-    """The points with the reference's prediction computed now."""
-    points = to_device(points, session.accelerator.device)
-    with session.policy.reference(session.network) as network:
-        found = predict(session, network, points.x_t, points.timesteps, condition)
-    return replace(points, reference=found)
-
-
-def predict(
-    session: Session, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition
-) -> Tensor:
-    """The network's prediction in the run's own precision, for policy and reference alike."""
-    with session.accelerator.autocast():
-        return session.model.predict(network, x_t, t, condition)
-
-
-def to_device(points: TrainingPoints, device: torch.device) -> TrainingPoints:
-    """Move every tensor."""
-    return TrainingPoints(*(getattr(points, n).to(device) for n in points.__dataclass_fields__))
-
-
 def losses(
-    session: Session, batch: list[tuple[int, int]], generator: torch.Generator, drop: bool
-) -> tuple[LossOutput, PairErrors, Tensor]:
-    """Per-pair losses and errors of (pair, epoch)s, and the drift between policy and reference.
+    session: Session,
+    batch: list[tuple[int, int]],
+    generator: torch.Generator,
+    drop: bool = False,
+    compare: bool = False,
+) -> tuple[LossOutput, PairErrors, int]:
+    """Per-pair losses and errors of (pair, epoch)s, and the network evaluations per image.
 
     With ``drop``, some prompts are dropped; the cached predictions of the reference, which knew
-    them, are then replaced.
+    them, are then replaced. With ``compare``, the reference is evaluated whatever the objective.
     """
     recipe, device, pairs = session.recipe, session.accelerator.device, [p for p, _ in batch]
+    objective = recipe.objective
     condition = session.cache.condition(pairs)
     if drop:
         without_prompts(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
-    if recipe.objective.source == "trajectory":
-        points = trajectory_points(session.cache, pairs, recipe, generator)
-        if drop:
-            points = live_reference(session, points, condition)
-    else:
-        points = noise_points(session, pairs, condition, generator)
+    points = SOURCES[objective.source](session, pairs, condition, generator)
+    if drop or (objective.source != "trajectory" and (objective.reference or compare)):
+        points = live_reference(session, points, condition)
     points = to_device(points, device)
     found = predict(session, session.network, points.x_t, points.timesteps, condition)
+    errors = pair_errors(session, points, found, pairs)
+    if recipe.safeguard:
+        errors = safeguarded(errors)
+    return objective.loss(errors, recipe.settings), errors, points.spent + 3
+
+
+def pair_errors(
+    session: Session, points: TrainingPoints, found: Tensor, pairs: list[int]
+) -> PairErrors:
+    """Everything that an objective may ask of the policy's predictions ``found``."""
+    recipe, count = session.recipe, len(pairs)
     policy, reference, moved = (
         points.scale * squared_error(a, b)
         for a, b in (
             (points.target, found),
             (points.target, points.reference),
-            (points.reference, found.detach()),
+            (points.reference, found),
         )
     )
-    errors, drift = as_pair_errors(policy, reference), moved.mean()
-    return recipe.objective.loss(errors, recipe.beta, 1.0), errors, drift
+    weight = recipe.weights.to(found.device)[points.i[:count]]
+    preference = torch.ones_like(policy[:count])
+    if recipe.soft_labels:
+        preference = session.cache.preference(pairs).to(preference)
+    baseline = (reference - policy).detach().mean()
+    if session.accelerator.num_processes > 1:
+        baseline = session.accelerator.reduce(baseline, "mean")
+    overlap = points.scale[:count] * residual_overlap(points.target, found.detach())
+    return as_pair_errors(policy, reference, moved, overlap, weight, preference, baseline)
 
 
-def measurements(output: LossOutput, errors: PairErrors, drift: Tensor, compared: bool) -> Row:
+def measurements(output: LossOutput, errors: PairErrors, compared: bool) -> Row:
     """What is always logged apart: winner and loser errors, accuracy, margin, drift."""
     row = {"loss": output.loss, "winner_error": errors.winner, "loser_error": errors.loser}
     if compared:
@@ -163,7 +123,7 @@ def measurements(output: LossOutput, errors: PairErrors, drift: Tensor, compared
             "loser_error_ref": errors.loser_ref,
             "accuracy": implicit_accuracy(output.margin),
             "margin": output.margin,
-            "drift": drift,
+            "drift": (errors.winner_moved + errors.loser_moved) / 2,
         }
     return {k: v.detach().float().mean().item() for k, v in row.items()}
 
@@ -186,10 +146,11 @@ def train_step(session: Session, step: int) -> Row:
         last = part == recipe.accumulation - 1
         with nullcontext() if last else accelerator.no_sync(session.network):
             here = mine[part * size : (part + 1) * size]
-            drop = recipe.prompt_dropout > 0
-            output, errors, drift = losses(session, here, generator, drop)
+            here = [pair for pair in here for _ in range(recipe.states)]
+            output, errors, spent = losses(session, here, generator, recipe.prompt_dropout > 0)
             accelerator.backward(output.loss.mean() / recipe.accumulation)
-        rows.append(measurements(output, errors, drift, recipe.objective.preference))
+        rows.append(measurements(output, errors, recipe.objective.reference))
+        rows[-1]["evaluations"] = 2 * spent * len(here) * recipe.accumulation
     return mean_rows(rows)
 
 
@@ -203,8 +164,8 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
             part = pairs[start : start + size]
             generator = torch.Generator().manual_seed(7_000_003 + draw * 4096 + start)
             batch = [(pair, 0) for pair in part]
-            row = measurements(*losses(session, batch, generator, False), True)
-            rows.append(row)
+            output, errors, _ = losses(session, batch, generator, compare=True)
+            rows.append(measurements(output, errors, True))
             weights.append(len(part))
     total = sum(weights)
     mean = {k: sum(w * r[k] for w, r in zip(weights, rows, strict=True)) / total for k in rows[0]}
@@ -256,13 +217,14 @@ def update(session: Session, step: int, learning_rate: float, warmup: int, clip:
         keys = sorted(row)
         values = torch.tensor([row[k] for k in keys], device=accelerator.device)
         row = dict(zip(keys, accelerator.reduce(values, "mean").tolist(), strict=True))
+        row["evaluations"] *= accelerator.num_processes
     return row
 
 
 def check_step(session: Session, step: int, row: Row, before: dict[str, Tensor] | None) -> None:
     """The start-up checks that belong after this step, if any; ``before`` is the start."""
     recipe, precision = session.recipe, session.accelerator.mixed_precision
-    if step == 0 and recipe.objective.preference:
+    if step == 0 and recipe.objective.reference:
         exact = precision == "no" and session.model.pipeline.dtype == torch.float32
         check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
     saddle = recipe.target == "reference" and recipe.objective.source == "trajectory"

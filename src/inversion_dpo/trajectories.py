@@ -121,6 +121,7 @@ def invert_pairs(
     steps = kept_steps(first, len(pairs), key.keep, grid.steps)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
     shard = {"clean": x_0.cpu(), "steps": steps}
+    shard["preference"] = torch.tensor([p.preference for p in pairs])
     shard["states"] = trajectory.states.transpose(0, 1).cpu()[rows, columns]
     shard["reference"] = trajectory.reference.transpose(0, 1).cpu()[rows, columns]
     shard["x_T_variance"] = trajectory.states[-1].flatten(1).double().square().mean(1).cpu()

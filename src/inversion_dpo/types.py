@@ -23,7 +23,7 @@ class Levels:
     alpha: Tensor
     sigma: Tensor
 
-    def __getitem__(self, index: int | Tensor) -> Levels:
+    def __getitem__(self, index: int | slice | Tensor) -> Levels:
         return Levels(self.alpha[index], self.sigma[index])
 
     def to(self, device: torch.device | str) -> Levels:
@@ -63,15 +63,40 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Squared prediction errors, mean over a latent's elements; each [P], one per pair.
+    """What an objective knows of its pairs, [P] each; errors are means over a latent's elements.
 
-    ``winner`` and ``loser`` are the policy's, ``*_ref`` the frozen reference's.
+    winner, loser: squared errors of the policy; ``*_ref``: of the frozen reference.
+    winner_moved, loser_moved: squared distance between the predictions of policy and reference.
+    overlap: inner product of the policy's residuals on winner and loser, without gradient.
+    weight: k, what the level of noise counts for.
+    preference: probability that the winner is the better one; 1 for a hard label.
+    baseline: mean of ``*_ref`` less the policy's error over all images of the step, no gradient.
     """
 
     winner: Tensor
     loser: Tensor
     winner_ref: Tensor
     loser_ref: Tensor
+    winner_moved: Tensor
+    loser_moved: Tensor
+    overlap: Tensor
+    weight: Tensor
+    preference: Tensor
+    baseline: Tensor
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Plain values of a loss.
+
+    beta: strength of the tie to the reference, > 0 (what it scales is the objective's own affair).
+    link: what becomes of the logit: sigmoid, hinge or ipo.
+    label_smoothing: share of labels that are taken to be wrong, in [0, 0.5).
+    """
+
+    beta: float
+    link: str = "sigmoid"
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,17 +112,20 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class TrainingPoints:
-    """One state per image, winners first: all (B, *) but timesteps and scale [B].
+    """One state per image, winners first: all (B, *) but i, timesteps and scale, which are [B].
 
-    ``target`` is what the network should predict at x_t, ``reference`` what the reference does;
-    ``scale`` is what their squared errors count for.
+    ``i`` is the level's index on the grid (of fresh noise: in the schedule). ``target`` is what the
+    network should predict at x_t, ``reference`` what the reference does; ``scale`` is what their
+    squared errors count for. ``spent``: network evaluations per image that it took to come here.
     """
 
+    i: Tensor
     x_t: Tensor
     timesteps: Tensor
     scale: Tensor
     target: Tensor
     reference: Tensor
+    spent: int = 0
 
 
 @dataclass(frozen=True)

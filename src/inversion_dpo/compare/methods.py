@@ -12,28 +12,26 @@ from pathlib import Path
 from inversion_dpo.config import PRESETS, ConfigError, load_config
 
 TUNED = PRESETS / "tuned.json"  # preset -> method -> settings, found by `compare --tune`
-LEARNING_RATES = (1e-4, 3e-4)
-NO_BETA_RATES = (3e-6, 1e-5, 3e-5, 1e-4, 2e-4, 3e-4)  # the same number of trials, all on the rate
+TRIALS = 6  # that tuning spends on every method
 
 
 @dataclass(frozen=True)
 class Method:
-    """Settings that make the method, and the betas that tuning may choose from; () if it has none.
+    """Settings that make the method, and what tuning may choose from; no betas if it has none.
 
-    Every method is tuned over as many pairs of learning rate and beta.
+    Methods that are mostly denoising on the winners stand only small rates. There are ``TRIALS``
+    combinations for each.
     """
 
     settings: tuple[str, ...]
     betas: tuple[float, ...] = (300.0, 1000.0, 3000.0)
+    rates: tuple[float, ...] = (1e-4, 3e-4)
 
     def trials(self) -> list[tuple[str, ...]]:
         """The settings that tuning tries."""
-        if not self.betas:
-            return [(f"training.learning_rate={rate}",) for rate in NO_BETA_RATES]
-        return [
-            (f"training.learning_rate={rate}", f"objective.beta={beta}")
-            for rate, beta in itertools.product(LEARNING_RATES, self.betas)
-        ]
+        rates = [(f"training.learning_rate={rate}",) for rate in self.rates]
+        betas = [(f"objective.beta={beta}",) for beta in self.betas] or [()]
+        return [(*rate, *beta) for rate, beta in itertools.product(rates, betas)]
 
 
 def _trajectory(target: str, name: str = "inversion_dpo") -> tuple[str, ...]:
@@ -46,7 +44,17 @@ METHODS: dict[str, Method] = {
     "reference": Method(_trajectory("reference")),
     "released": Method(_trajectory("reference", "inversion_dpo_released")),
     "diffusion_dpo": Method(("objective.name=diffusion_dpo",)),
-    "sft": Method(("objective.name=sft",), ()),
+    "inpo": Method(("objective.name=inpo",)),
+    "smpo": Method(("objective.name=smpo", "objective.soft_labels=true")),
+    "dspo": Method(("objective.name=dspo",), (0.001, 0.1, 1.0), (1e-5, 1e-4)),
+    "mapo": Method(("objective.name=mapo",), (0.1, 1.0, 10.0), (1e-5, 1e-4)),
+    "kto": Method(("objective.name=kto",)),
+    "sft": Method(("objective.name=sft",), (), (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)),
+    "x0_ipo": Method((*_trajectory("x0"), "objective.link=ipo")),
+    "x0_hinge": Method((*_trajectory("x0"), "objective.link=hinge")),
+    "x0_smoothed": Method((*_trajectory("x0"), "objective.label_smoothing=0.1")),
+    "x0_soft": Method((*_trajectory("x0"), "objective.soft_labels=true")),
+    "x0_safeguard": Method((*_trajectory("x0"), "objective.safeguard=true")),
 }
 
 

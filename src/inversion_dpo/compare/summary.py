@@ -56,8 +56,7 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
 
 def step_evaluations(history: Sequence[Mapping[str, float]]) -> float:
     """Network evaluations of one training step, one image's forward pass being 1."""
-    rows = [r for r in history if "loss" in r and "evaluations" in r]
-    return float(rows[-1]["evaluations"] / (rows[-1]["step"] + 1)) if rows else float("nan")
+    return float(np.mean([r["evaluations"] for r in history if "loss" in r]))
 
 
 def curve_over_seeds(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[Result]:

@@ -17,7 +17,7 @@ LAYOUTS = {
     "ranking": ("images", "ranks", "caption"),
     "choice": ("images", "preferences", "caption"),
 }
-OPTIONAL = ("scene_graph", "group")
+OPTIONAL = ("scene_graph", "group", "preference_0")
 # Names that are understood without data.columns: Pick-a-Pic's, Hugging Face's image folders',
 # and those of HPDv2 (https://huggingface.co/datasets/ymhao/HPDv2) and ImageRewardDB
 # (https://huggingface.co/datasets/THUDM/ImageRewardDB).
@@ -32,6 +32,7 @@ KNOWN = {
     "preferences": ("human_preference",),
     "caption": ("caption", "prompt"),
     "scene_graph": ("scene_graph",),
+    "preference_0": ("preference_0",),
     "group": ("prompt_id",),
 }
 _NUMBERS = {"null", "bool", "halffloat", "float", "double"} | {
@@ -108,6 +109,8 @@ def check_types(where: str, schema: Any, layout: Layout) -> None:
 
 
 def _wanted(name: str) -> str:
+    if name == "preference_0":
+        return "numbers from 0 to 1"
     if name == "label_0":
         return "numbers (0, 0.5 or 1)"
     if name in ("caption", "scene_graph"):
@@ -120,7 +123,7 @@ def _type_fits(name: str, kind: Any) -> bool:
         kind = kind.value_type
     if name in ("caption", "scene_graph"):
         return str(kind) in _TEXT
-    if name == "label_0":
+    if name in ("label_0", "preference_0"):
         return str(kind) in _NUMBERS or pa.types.is_decimal(kind)
     if name not in ("jpg_0", "jpg_1", "winner", "loser"):
         return True  # of a ranking: looked at row by row

@@ -54,6 +54,8 @@ class Raw:
 class Row:
     """Two images of one caption. label: 1 if the first is preferred, 0 the second, 0.5 a tie.
 
+    preference: probability that the first is the better one, if the data say.
+
     names: what the images are called in errors. labelled: whether the label was in the data,
     rather than in the order of the images. fault: why the row as a whole cannot be used.
     """
@@ -63,6 +65,7 @@ class Row:
     images: tuple[Encoded, Encoded] = (None, None)
     names: tuple[str, str] = ("jpg_0", "jpg_1")
     label: float | str | None = 1.0
+    preference: float | str | None = None
     scene_graph: str | None = None
     labelled: bool = False
     fault: Fault | None = None
@@ -88,6 +91,10 @@ def inspect(row: Row) -> tuple[list[Fault], list[tuple[int, int]]]:
     if row.label not in (0.0, 1.0):
         text = f"{row.where}: label_0 is {_shown(row.label)}"
         remedy = "write 1 (image 0 preferred), 0 (image 1) or 0.5 (tie), or drop the row"
+        faults.append(Fault("bad_labels", f"{text}; {remedy}"))
+    if not _probability(row.preference):
+        text = f"{row.where}: preference_0 is {_shown(row.preference)}"
+        remedy = "write the probability that image 0 is better, 0 to 1, or leave it empty"
         faults.append(Fault("bad_labels", f"{text}; {remedy}"))
     if not (row.caption or "").strip():
         remedy = "write the prompt that both images were made for, or drop the row"
@@ -163,6 +170,10 @@ def find_inside(table: Table, name: str) -> Path | Fault:
     return found
 
 
+def _probability(value: float | str | None) -> bool:
+    return value is None or (isinstance(value, float) and 0 <= value <= 1)
+
+
 def _row(raw: Raw) -> Row:
     values, names = raw.values, raw.table.layout.names
     labelled = raw.table.layout.kind == "labelled"
@@ -178,6 +189,7 @@ def _row(raw: Raw) -> Row:
         ),
         names=(names[first], names[second]),
         label=label,
+        preference=number(values.get("preference_0")),
         scene_graph=_graph(values.get("scene_graph")),
         labelled=labelled,
     )

@@ -26,7 +26,7 @@ class Pair:
 
     row: place among all rows read, from 0; in a folder the count runs on from file to file, and of
     a ranking every pair counts. scene_graph: LAION-SG JSON, if the data has it. where: file and row
-    for messages.
+    for messages. preference: how probably the winner is the better one; 1 if the data do not say.
     """
 
     row: int
@@ -35,6 +35,7 @@ class Pair:
     loser: bytes
     scene_graph: str | None
     where: str
+    preference: float = 1.0
 
     @cached_property
     def digest(self) -> str:
@@ -174,4 +175,7 @@ def skipped_text(name: str, counts: Counter[str], bad: list[str]) -> str:
 def _pair(index: int, row: Row) -> Pair:
     first, second = (image if isinstance(image, bytes) else b"" for image in row.images)
     winner, loser = (first, second) if row.label == 1.0 else (second, first)
-    return Pair(index, row.caption or "", winner, loser, row.scene_graph, row.where)
+    p = row.preference
+    p_first = p if isinstance(p, float) else float(row.label == 1.0)
+    preference = p_first if row.label == 1.0 else 1 - p_first
+    return Pair(index, row.caption or "", winner, loser, row.scene_graph, row.where, preference)

@@ -82,6 +82,6 @@ def build_pairs(
     for name in LABELLINGS:
         found = (best_against_worst(g, name, MARGINS[name]) for g in groups)
         pairs = [p for p in found if p is not None][:limit]
-        write_pairs(output / f"{name}.parquet", pairs, seed)
+        write_pairs(output / f"{name}.parquet", pairs, seed, name)
         made[name] = len(pairs)
     return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ _SCHEMA = pa.schema(
         ("jpg_0", pa.binary()),
         ("jpg_1", pa.binary()),
         ("label_0", pa.float64()),
+        ("preference_0", pa.float64()),
         ("caption", pa.string()),
         ("scene_graph", pa.string()),
         ("scores_0", pa.string()),
@@ -101,10 +103,22 @@ def best_against_worst(
     return (winner, loser) if gap > 0 and gap >= margin else None
 
 
-def write_pairs(path: Path, pairs: Sequence[tuple[Candidate, Candidate]], seed: int) -> None:
+def soft_label(shown: tuple[Candidate, Candidate], key: str) -> float:
+    """Probability that the first is the better one, sigmoid(score_0 - score_1), scores in [0, 1].
+
+    As SmPO has it (2025, https://arxiv.org/abs/2506.02698).
+    """
+    first, second = (LABELLINGS[key](c.scores) for c in shown)
+    return 1 / (1 + math.exp(second - first))
+
+
+def write_pairs(
+    path: Path, pairs: Sequence[tuple[Candidate, Candidate]], seed: int, key: str | None = None
+) -> None:
     """Write (winner, loser) pairs as Parquet; an old file is replaced only once all is written.
 
-    ``seed`` decides which half of the rows has the winner first.
+    ``seed`` decides which half of the rows has the winner first. With a labelling's ``key``, rows
+    have a soft label beside the hard one.
 
     Raises:
         ValueError: no pairs, or a pair of two captions or scene graphs.
@@ -116,15 +130,18 @@ def write_pairs(path: Path, pairs: Sequence[tuple[Candidate, Candidate]], seed: 
             raise ValueError(f"pair of two prompts: {winner.caption!r} and {loser.caption!r}")
     winner_first = np.random.default_rng(seed).permutation(len(pairs)) % 2 == 0
     rows = [
-        _columns(pair if first else pair[::-1], bool(first))
+        _columns(pair if first else pair[::-1], bool(first), key)
         for pair, first in zip(pairs, winner_first, strict=True)
     ]
     _write(path, pa.Table.from_pylist(rows, _SCHEMA))
 
 
-def _columns(shown: tuple[Candidate, Candidate], first_preferred: bool) -> dict[str, Any]:
+def _columns(
+    shown: tuple[Candidate, Candidate], first_preferred: bool, key: str | None
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "label_0": float(first_preferred),
+        "preference_0": soft_label(shown, key) if key else None,
         "caption": shown[0].caption,
         "scene_graph": shown[0].scene_graph,
     }
