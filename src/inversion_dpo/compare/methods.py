@@ -29,9 +29,10 @@ class Method:
 
     def trials(self) -> list[tuple[str, ...]]:
         """The settings that tuning tries."""
-        rates = [(f"training.learning_rate={rate}",) for rate in self.rates]
-        betas = [(f"objective.beta={beta}",) for beta in self.betas] or [()]
-        return [(*rate, *beta) for rate, beta in itertools.product(rates, betas)]
+        rates: list[tuple[str, ...]] = [(f"training.learning_rate={rate}",) for rate in self.rates]
+        if not self.betas:
+            return list(rates)
+        return [(*rate, f"objective.beta={b}") for rate, b in itertools.product(rates, self.betas)]
 
 
 def _trajectory(target: str, name: str = "inversion_dpo") -> tuple[str, ...]:

@@ -1,0 +1,123 @@
+"""Every method where the optimum is known in closed form: ``python benchmarks/mixture.py``.
+
+See ``inversion_dpo/compare/mixture.py``. Every method gets the same number of trials of learning
+rate x beta (seed 100, chosen by the distance to the optimum) and then the same seeds. Prints a
+table; ``--curves FILE`` draws what target ``reference`` and the released sign do, seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from inversion_dpo.compare.mixture import (
+    METHODS,
+    REFERENCE,
+    SCHEDULE,
+    Budget,
+    MixturePolicy,
+    outcome,
+    reference_eps,
+    train_mixture,
+    tune_and_run,
+)
+from inversion_dpo.compare.summary import over_seeds
+from inversion_dpo.evaluation.figures import GREY, PAPER, bare
+
+RATES = (3e-4, 1e-3, 3e-3)
+BETAS = {"dspo": (0.01, 0.1, 0.3, 1.0, 3.0), "mapo": (0.1, 0.3, 1.0, 10.0, 100.0)}
+USUAL = (3.0, 10.0, 30.0, 100.0, 300.0)
+NO_BETA = tuple(np.geomspace(1e-5, 1e-2, 15).tolist())  # sft: as many trials, all on the rate
+COLUMNS = ("distance", "reward", "kl", "excess_kl")
+JITTER = 1e-4
+
+
+def trials(name: str) -> list[tuple[float, float]]:
+    """Fifteen pairs of learning rate and beta."""
+    if name == "sft":
+        return [(rate, 1.0) for rate in NO_BETA]
+    return [(rate, beta) for rate in RATES for beta in BETAS.get(name, USUAL)]
+
+
+def row(name: str, found: dict[str, Any]) -> list[str]:
+    """A line of the table: means over seeds with 95% t intervals."""
+    cells = [over_seeds([end[c] for end in found["seeds"]]) for c in COLUMNS]
+    texts = [f"{c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells]
+    return [name, f"{found['rate']:.2g}, {found['beta']:g}", *texts]
+
+
+def fixed(name: str, end: dict[str, float]) -> list[str]:
+    """A line without seeds."""
+    return [name, "", *(f"{end[c]:.3f}" for c in COLUMNS)]
+
+
+def table(methods: Sequence[str], seeds: int) -> tuple[list[list[str]], dict[str, Any]]:
+    """All lines, and the numbers behind them."""
+    best = REFERENCE.tilted(1.0)
+    lines = [["method", "rate, beta", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
+    lines.append(fixed("the reference, untrained", outcome(reference_eps)))
+    lines.append(fixed("the optimum, its exact noise", outcome(
+        lambda x, i: best.eps(x, SCHEDULE.levels[i]))))  # fmt: skip
+    found = {}
+    for name in methods:
+        found[name] = tune_and_run(name, trials(name), seeds)
+        lines.append(row(name, found[name]))
+        print(" | ".join(lines[-1]), flush=True)
+    return lines, found
+
+
+def curves(path: Path, seeds: int = 8, rate: float = 1e-3, beta: float = 10.0) -> None:
+    """Mean reward by step for x0, ``reference`` and the released sign, each seed a line."""
+    page = Figure((8.4, 3.0), dpi=160, facecolor=PAPER, layout="constrained")
+    budget = Budget(jitter=JITTER)
+    for k, name in enumerate(("x0", "reference", "released")):
+        axes = page.add_subplot(1, 3, k + 1)
+        bare(axes)
+        axes.axhline(REFERENCE.tilted(1.0).mean(), color=GREY, lw=0.8, ls=(0, (4, 3)))
+        ends = []
+        for seed in range(seeds):
+            steps, rewards = [], []
+
+            def watch(step: int, policy: MixturePolicy, s=steps, r=rewards) -> None:  # type: ignore[no-untyped-def]
+                if step % 25 == 0:
+                    s.append(step)
+                    r.append(outcome(policy)["reward"])
+
+            train_mixture(METHODS[name], rate, beta, seed, budget, watch)
+            axes.plot(steps, rewards, lw=1.1)
+            ends.append(rewards[-1])
+        axes.set_title(name, size=10, loc="left")
+        axes.set_xlabel("step", size=9, color=GREY)
+        axes.set_ylim(-5, 5)
+        print(f"{name}: reward of {seeds} seeds at the last point "
+              f"{', '.join(f'{e:+.2f}' for e in ends)}", flush=True)  # fmt: skip
+    page.savefig(path)
+
+
+def main() -> None:
+    """Print the table, or draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="also write the numbers here, as JSON")
+    parser.add_argument("--curves", type=Path, help="draw this PNG instead")
+    args = parser.parse_args()
+    if args.curves:
+        return curves(args.curves)
+    begun = time.time()
+    lines, found = table(args.methods, args.seeds)
+    print("\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print(f"\n{time.time() - begun:.0f} s")
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
