@@ -88,6 +88,8 @@ def inspect(row: Row) -> tuple[list[Fault], list[tuple[int, int]]]:
     if row.label not in (0.0, 1.0):
         text = f"{row.where}: label_0 is {_shown(row.label)}"
         remedy = "write 1 (image 0 preferred), 0 (image 1) or 0.5 (tie), or drop the row"
+        if row.label is None:
+            remedy += "; to label pairs by hand: inversion-dpo web DATA"
         faults.append(Fault("bad_labels", f"{text}; {remedy}"))
     if not (row.caption or "").strip():
         remedy = "write the prompt that both images were made for, or drop the row"
@@ -165,9 +167,9 @@ def find_inside(table: Table, name: str) -> Path | Fault:
 
 def _row(raw: Raw) -> Row:
     values, names = raw.values, raw.table.layout.names
-    labelled = raw.table.layout.kind == "labelled"
+    labelled = raw.table.layout.kind in ("labelled", "unlabelled")
     first, second = ("jpg_0", "jpg_1") if labelled else ("winner", "loser")
-    label = number(values["label_0"]) if labelled else 1.0
+    label = number(values.get("label_0")) if labelled else 1.0
     load = label != 0.5
     return Row(
         where=raw.where,
