@@ -34,10 +34,11 @@ def subject_of(given: str, preset: str, overrides: list[str], labels: Path | Non
     folder = Path(given)
     if (folder / "config.yaml").is_file():
         config = load_config(str(folder / "config.yaml"), overrides)
-        return Subject(given, config, folder, labels or folder / "labels.sqlite")
+        return Subject(folder.resolve().name, config, folder, labels or folder / "labels.sqlite")
     config = load_config(preset, [*overrides, f"data.pairs={given}"])
     stem = Path(given.replace(":", "/")).stem or "pairs"
-    return Subject(given, config, None, labels or Path(f"{stem}.labels.sqlite"))
+    name = given if given.startswith(("asset:", "hf:")) else folder.resolve().name
+    return Subject(name, config, None, labels or Path(f"{stem}.labels.sqlite"))
 
 
 def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
