@@ -61,9 +61,7 @@ class Browser:
 
             path = Path(folder) / f"{name}.png"
             self.driver.save_screenshot(str(path))
-            Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(
-                path, optimize=True
-            )
+            Image.open(path).convert("RGB").save(path, optimize=True)
 
     def complaints(self):
         """Errors that the page raised, a server that is away left out."""

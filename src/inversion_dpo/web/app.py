@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from inversion_dpo.web.guard import Guard
 from inversion_dpo.web.incoming import DEFAULT_LABELLER, labeller_of
-from inversion_dpo.web.labelling import label_routes
+from inversion_dpo.web.labelling import Lookup, image_route, label_routes
 from inversion_dpo.web.store import Conflict, LabelStore
 
 STATIC = Path(__file__).parent / "static"
@@ -25,11 +26,21 @@ TITLES = {"label": "Label", "compare": "Compare", "follow": "Follow"}
 Facts = Callable[[Request], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Tab:
+    """A page beside ``label``: what its template is told, its routes, its images by SHA-256."""
+
+    page: str
+    facts: Facts
+    routes: list[Route]
+    image: Lookup | None = None
+
+
 def make_app(
     store: LabelStore,
     name: str,
     hosts: Sequence[str],
-    more: Sequence[tuple[str, Facts, list[Route]]] = (),
+    more: Sequence[Tab] = (),
 ) -> Starlette:
     """The page over a store.
 
@@ -37,15 +48,17 @@ def make_app(
         store: pairs and labels.
         name: of the data, for the heading.
         hosts: by which the server may be addressed, see :func:`guard.hosts_for`.
-        more: (page, what its template is told, routes) of pages beside ``label``.
+        more: further pages.
     """
-    pages = [("label", _label_facts), *((page, facts) for page, facts, _ in more)]
+    pages = [("label", _label_facts), *((tab.page, tab.facts) for tab in more)]
+    lookups = [store.image, *(tab.image for tab in more if tab.image)]
     tabs = [(page, TITLES[page]) for page, _ in pages]
     routes: list[BaseRoute] = [
         Route("/", lambda request: RedirectResponse("/label")),
         *(Route(f"/{page}", _page(page, facts, tabs, name)) for page, facts in pages),
         *label_routes(store),
-        *(route for _, _, routes in more for route in routes),
+        image_route(lookups),
+        *(route for tab in more for route in tab.routes),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     return Starlette(

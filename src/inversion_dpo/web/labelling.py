@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,23 @@ from inversion_dpo.web.store import LabelStore
 from inversion_dpo.web.votes import agreement
 
 SIDES = ("left", "right", "tie", "bad")
+Lookup = Callable[[str], bytes | None]  # image by its SHA-256
 _TYPES = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png", b"RI": "image/webp"}
 
 
-def image_response(data: bytes | None) -> Response:
-    """An image that never changes under its address; 404 if there is none."""
-    if data is None:
-        raise HTTPException(404, "no such image")
-    kind = _TYPES.get(data[:2], "application/octet-stream")
-    return Response(data, media_type=kind, headers={"cache-control": "max-age=31536000, immutable"})
+def image_route(lookups: Sequence[Lookup]) -> Route:
+    """Images that never change under their address: what the first lookup that has it gives."""
+
+    def image(request: Request) -> Response:
+        found = (lookup(request.path_params["sha256"]) for lookup in lookups)
+        data = next((data for data in found if data is not None), None)
+        if data is None:
+            raise HTTPException(404, "no such image")
+        kind = _TYPES.get(data[:2], "application/octet-stream")
+        forever = {"cache-control": "max-age=31536000, immutable"}
+        return Response(data, media_type=kind, headers=forever)
+
+    return Route("/image/{sha256}", image)
 
 
 def state(store: LabelStore, labeller: str) -> dict[str, Any]:
@@ -71,9 +80,6 @@ def exported(store: LabelStore) -> Response:
 def label_routes(store: LabelStore) -> list[Route]:
     """The routes; what waits for the disk runs in a thread."""
 
-    def image(request: Request) -> Response:
-        return image_response(store.image(request.path_params["sha256"]))
-
     def ahead(request: Request) -> JSONResponse:
         name = labeller_of(request.query_params.get("labeller", DEFAULT_LABELLER))
         return JSONResponse(state(store, name))
@@ -99,7 +105,6 @@ def label_routes(store: LabelStore) -> list[Route]:
         return exported(store)
 
     return [
-        Route("/image/{sha256}", image),
         Route("/api/next", ahead),
         Route("/api/label", label, methods=["POST"]),
         Route("/api/undo", undo, methods=["POST"]),

@@ -152,6 +152,14 @@ class LabelStore:
             pair, caption, first, second, graph = self._rows(query, position)[0]
             yield Question(pair, caption, (first, second), graph)
 
+    def shown(self, first: int, count: int) -> list[Asked]:
+        """Pairs by their place in the data, from 0, the first image on the left."""
+        rows = self._rows(
+            "SELECT pair, caption, image_0, image_1 FROM pairs ORDER BY position LIMIT ? OFFSET ?",
+            count, first,
+        )  # fmt: skip
+        return [Asked(*row) for row in rows]
+
     # ------------------------------------------------------------ labels
 
     def ahead(self, labeller: str, count: int = 2) -> list[Asked]:
