@@ -48,6 +48,6 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
-	@echo "[2/2] inversion-dpo, what it needs, pytest, ruff and mypy"
-	$(INSTALL) -e '.[dev]'
+	@echo "[2/2] inversion-dpo, what it needs and what tests it"
+	$(INSTALL) -e '.[dev,web]'
 	@touch $(VENV)/.package $@

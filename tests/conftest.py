@@ -95,6 +95,17 @@ def pair_rows(count):
 
 
 @pytest.fixture(scope="session")
+def write_pairs():
+    """Call with a path and a count: warm-against-cool pairs in Parquet."""
+
+    def write(path, count):
+        pq.write_table(pa.Table.from_pylist(pair_rows(count)), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def pair_file(tmp_path_factory):
     """Sixteen warm-against-cool pairs in Parquet."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"

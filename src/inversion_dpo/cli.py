@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from inversion_dpo.config import PRESETS, Config, ConfigError, load_config, to_yaml
+from inversion_dpo.web.commands import register
 
 app = typer.Typer(
     help="Align a diffusion model to preference pairs by Inversion-DPO.",
@@ -297,6 +298,15 @@ def pairs_build(
     )
     for name, count in made.items():
         typer.echo(f"{count} pairs in {output / name}.parquet")
+
+
+def _pipeline(config: Config, adapter: Path | None) -> Any:
+    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+
+    return load_policy_pipeline(config, adapter)
+
+
+register(app, pairs_app, _pipeline)
 
 
 def quieten() -> None:

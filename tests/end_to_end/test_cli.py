@@ -84,7 +84,8 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, settings, tmp_pa
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "demo", "invert", "sample", "evaluate", "report", "pairs build", "pairs check"],
+    ["", "train", "demo", "invert", "sample", "evaluate", "report", "pairs build", "pairs check",
+     "web", "pairs sample", "pairs export"],
 )
 def test_help_explains(capsys, command):
     code, text, _ = run(capsys, *command.split(), "--help")

@@ -10,12 +10,14 @@ import pyarrow as pa
 
 from inversion_dpo.data.images import DataError
 
-# What a row can state a preference by; the first layout whose columns are all there is taken.
+# What a row can state a preference by, the last one excepted; the first layout whose columns are
+# all there is taken.
 LAYOUTS = {
     "labelled": ("jpg_0", "jpg_1", "label_0", "caption"),
     "chosen": ("winner", "loser", "caption"),
     "ranking": ("images", "ranks", "caption"),
     "choice": ("images", "preferences", "caption"),
+    "unlabelled": ("jpg_0", "jpg_1", "caption"),  # to be labelled; no preference yet
 }
 OPTIONAL = ("scene_graph", "group", "preference_0")
 # Names that are understood without data.columns: Pick-a-Pic's, Hugging Face's image folders',

@@ -91,6 +91,8 @@ def inspect(row: Row) -> tuple[list[Fault], list[tuple[int, int]]]:
     if row.label not in (0.0, 1.0):
         text = f"{row.where}: label_0 is {_shown(row.label)}"
         remedy = "write 1 (image 0 preferred), 0 (image 1) or 0.5 (tie), or drop the row"
+        if row.label is None:
+            remedy += "; to label pairs by hand: inversion-dpo web DATA"
         faults.append(Fault("bad_labels", f"{text}; {remedy}"))
     if not _probability(row.preference):
         text = f"{row.where}: preference_0 is {_shown(row.preference)}"
@@ -176,9 +178,9 @@ def _probability(value: float | str | None) -> bool:
 
 def _row(raw: Raw) -> Row:
     values, names = raw.values, raw.table.layout.names
-    labelled = raw.table.layout.kind == "labelled"
+    labelled = raw.table.layout.kind in ("labelled", "unlabelled")
     first, second = ("jpg_0", "jpg_1") if labelled else ("winner", "loser")
-    label = number(values["label_0"]) if labelled else 1.0
+    label = number(values.get("label_0")) if labelled else 1.0
     load = label != 0.5
     return Row(
         where=raw.where,

@@ -1,0 +1,102 @@
+"""The application: pages, static files, and the routes behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from inversion_dpo.web.guard import Guard
+from inversion_dpo.web.incoming import DEFAULT_LABELLER, labeller_of
+from inversion_dpo.web.labelling import Lookup, image_route, label_routes
+from inversion_dpo.web.store import Conflict, LabelStore
+
+STATIC = Path(__file__).parent / "static"
+TITLES = {"label": "Label", "compare": "Compare", "follow": "Follow"}
+Facts = Callable[[Request], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A page beside ``label``: what its template is told, its routes, its images by SHA-256."""
+
+    page: str
+    facts: Facts
+    routes: list[Route]
+    image: Lookup | None = None
+
+
+def make_app(
+    store: LabelStore,
+    name: str,
+    hosts: Sequence[str],
+    more: Sequence[Tab] = (),
+) -> Starlette:
+    """The page over a store.
+
+    Args:
+        store: pairs and labels.
+        name: of the data, for the heading.
+        hosts: by which the server may be addressed, see :func:`guard.hosts_for`.
+        more: further pages.
+    """
+    pages = [("label", _label_facts), *((tab.page, tab.facts) for tab in more)]
+    lookups = [store.image, *(tab.image for tab in more if tab.image)]
+    tabs = [(page, TITLES[page]) for page, _ in pages]
+    routes: list[BaseRoute] = [
+        Route("/", lambda request: RedirectResponse("/label")),
+        *(Route(f"/{page}", _page(page, facts, tabs, name)) for page, facts in pages),
+        *label_routes(store),
+        image_route(lookups),
+        *(route for tab in more for route in tab.routes),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+            Middleware(Guard),
+        ],
+        exception_handlers={Conflict: _conflict},
+    )
+
+
+def templates() -> Environment:
+    """The pages' templates; whatever is put into them is escaped."""
+    return Environment(
+        loader=PackageLoader("inversion_dpo.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _page(
+    page: str, facts: Facts, tabs: list[tuple[str, str]], name: str
+) -> Callable[[Request], Response]:
+    template = templates().get_template(f"{page}.html.jinja")
+
+    def render(request: Request) -> Response:
+        told = facts(request)
+        return HTMLResponse(template.render(page=page, tabs=tabs, name=name, **told))
+
+    return render
+
+
+def _label_facts(request: Request) -> dict[str, Any]:
+    return {"labeller": labeller_of(request.query_params.get("labeller", DEFAULT_LABELLER))}
+
+
+def _conflict(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 409)

@@ -1,0 +1,59 @@
+"""What several labellers' choices come to: an outcome for each pair, and how far they agree."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+CHOICES = ("first", "second", "tie", "bad")  # bad: both images are
+Votes = Mapping[str, Mapping[str, str]]  # pair -> labeller -> choice
+
+
+def outcome(choices: Iterable[str]) -> str:
+    """The choice with the most votes; "split" if there is no single one; "unlabelled" of none.
+
+    One vote decides alone. Two labellers who differ are split, whatever they chose.
+    """
+    ranked = Counter(choices).most_common(2)
+    if not ranked:
+        return "unlabelled"
+    if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
+        return "split"
+    return ranked[0][0]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far labellers agree on the ``pairs`` that at least two of them labelled.
+
+    same: share of equal choices among all pairs of choices on one pair of images. alpha:
+    Krippendorff's, nominal; None where it is not defined: fewer than two different choices.
+    """
+
+    pairs: int
+    same: float | None
+    alpha: float | None
+
+
+def agreement(votes: Votes) -> Agreement:
+    """Agreement of all labellers.
+
+    Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011,
+    https://repository.upenn.edu/handle/20.500.14332/2089: 1 is perfect, 0 what chance would give.
+    """
+    shared = [by for by in votes.values() if len(by) > 1]
+    if not shared:
+        return Agreement(0, None, None)
+    equal = [a == b for by in shared for a, b in itertools.combinations(by.values(), 2)]
+    return Agreement(len(shared), sum(equal) / len(equal), _alpha(shared))
+
+
+def _alpha(shared: list[Mapping[str, str]]) -> float | None:
+    if len({choice for by in shared for choice in by.values()}) < 2:
+        return None
+    import krippendorff
+
+    counts = [[list(by.values()).count(choice) for choice in CHOICES] for by in shared]
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))

@@ -1,0 +1,145 @@
+"""A person at the keyboard: label, lose the server, go on, export, train."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inversion_dpo.cli import main
+from inversion_dpo.data.pairs import read_pairs
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def labelling(server, write_pairs, tmp_path):
+    """The page over 24 pairs of warm against cool."""
+    data = write_pairs(tmp_path / "unlabelled.parquet", 24)
+    return server(data, "--labels", tmp_path / "labels.sqlite")
+
+
+def warmth(data):
+    """Red less blue, the mean over an encoded image."""
+    red, _, blue = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float).mean((0, 1))
+    return red - blue
+
+
+def warmer(browser, server):
+    """The side, left or right, of the warmer of the two images that are shown."""
+    sides = {}
+    for side in ("left", "right"):
+        path = browser.driver.find_element("id", side).get_attribute("src")
+        sides[side] = warmth(server.get(path.removeprefix(server.address)))
+    return max(sides, key=sides.get)
+
+
+def shown(browser):
+    """How many answers this page has seen stored."""
+    return int(browser.driver.find_element("id", "label").get_attribute("data-shown"))
+
+
+def press(browser, key):
+    """Press a key and wait until the answer is stored and the next pair is there."""
+    before = shown(browser)
+    browser.press(key)
+    browser.until(f"+document.getElementById('label').dataset.shown === {before + 1}")
+
+
+def ready(browser):
+    browser.until("document.getElementById('label').dataset.shown === '0'")
+
+
+def label_warm(browser, server, count, keys):
+    for _ in range(count):
+        press(browser, keys[warmer(browser, server)])
+
+
+DIGITS = {"left": "1", "right": "2"}
+ARROWS = {"left": "\ue012", "right": "\ue014"}  # WebDriver's codes of the arrow keys
+
+
+def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_config, capsys):
+    server = labelling
+    browser.open(f"{server.address}/")
+    ready(browser)
+    browser.picture("label")
+    label_warm(browser, server, 7, DIGITS)
+    label_warm(browser, server, 6, ARROWS)
+    press(browser, "t")
+    press(browser, "u")  # a tie by mistake
+    press(browser, "T")
+    press(browser, "b")
+    assert browser.text("count") == "15 of 24"
+
+    server.kill()
+    browser.press("b")  # while nobody listens
+    browser.until("!document.getElementById('note').hidden")
+    assert "Not stored yet" in browser.text("note")
+    server.start()
+    browser.until("document.getElementById('count').textContent === '16 of 24'")
+    assert not browser.driver.find_element("id", "note").is_displayed()
+    label_warm(browser, server, 4, DIGITS)
+
+    server.kill()
+    server.start()
+    browser.open(f"{server.address}/label")
+    ready(browser)
+    assert browser.text("count") == "20 of 24"
+    assert browser.complaints() == []
+
+    pairs = tmp_path / "labelled.parquet"
+    with pytest.raises(SystemExit) as stop:
+        main(["pairs", "export", str(tmp_path / "labels.sqlite"), "-o", str(pairs)])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    assert "18 pairs, of them 1 ties" in out and "2 both bad, 4 not labelled" in out
+    found = read_pairs(pairs)
+    assert len(found.pairs) == 17 and found.ties == 1
+    assert all(warmth(p.winner) > warmth(p.loser) for p in found.pairs)
+
+    from inversion_dpo.training import train
+
+    train(tiny_config(f"data.pairs={pairs}", "training.steps=3"), tmp_path / "run")
+    assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").exists()
+
+
+def test_a_key_held_down_labels_once_and_typing_a_name_labels_nothing(browser, labelling):
+    browser.open(f"{labelling.address}/label")
+    ready(browser)
+    for repeat in (False, True, True):
+        event = f"{{key: '1', bubbles: true, repeat: {str(repeat).lower()}}}"
+        browser.driver.execute_script(
+            f"document.body.dispatchEvent(new KeyboardEvent('keydown', {event}))"
+        )
+    browser.until("document.getElementById('label').dataset.shown === '1'")
+    browser.driver.find_element("id", "name").send_keys("bt12u")
+    team = json.loads(labelling.get("/api/team"))
+    assert team["labellers"] == [{"labeller": "me", "done": 1}]
+
+
+def test_two_labellers_and_their_agreement(browser, labelling):
+    for name, keys in (("anna", "tttttttttb"), ("ben", "tttttttttt")):
+        browser.open(f"{labelling.address}/label?labeller={name}")
+        ready(browser)
+        for key in keys:
+            press(browser, key)
+    browser.until("document.getElementById('team').textContent.includes('ben 10')")
+    assert "On 10 pairs labelled by two or more, 90% of choices agree" in browser.text("team")
+    browser.picture("label-team")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_narrow_window_shows_everything(browser, labelling, dark):
+    browser.open(f"{labelling.address}/label", 400, 800, dark)
+    ready(browser)
+    assert browser.overflow() == 0
+    for choice in ("left", "right", "tie", "bad", "undo"):
+        button = browser.driver.find_element("css selector", f".keys [data-choice={choice}]")
+        box = button.rect
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 400 and box["height"] >= 40
+    browser.driver.find_element("css selector", ".keys [data-choice=tie]").click()
+    browser.until("document.getElementById('count').textContent === '1 of 24'")
+    browser.picture("label-narrow-dark" if dark else "label-narrow")
+    assert browser.complaints() == []

@@ -1,0 +1,103 @@
+"""`pairs sample`, `web` and `pairs export` as a user types them, good input and bad."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo.cli import main
+from inversion_dpo.config import to_yaml
+from inversion_dpo.web.commands import subject_of
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_sampled_pairs_wait_for_labels(capsys, tiny_config, tmp_path):
+    settings, out = tmp_path / "tiny.yaml", tmp_path / "pairs.parquet"
+    settings.write_text(to_yaml(tiny_config()))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a small red star\n\na large blue circle\na small red cross\n")
+    arguments = ["pairs", "sample", "-o", out, "-c", settings, "--count", "2"]
+    code, text, _ = run(capsys, *arguments, "--prompts", prompts)
+    assert code == 0 and "2 pairs" in text and "inversion-dpo web" in text
+    rows = pq.read_table(out).to_pylist()
+    assert [row["caption"] for row in rows] == ["a small red star", "a large blue circle"]
+    assert all(row["label_0"] is None and row["jpg_0"] != row["jpg_1"] for row in rows)
+    code, text, _ = run(capsys, "pairs", "check", out)
+    assert code == 1 and "label_0 is null" in text
+    assert run(capsys, *arguments)[0] == 0
+    assert pq.read_table(out)["caption"].to_pylist() != ["a small red star", "a large blue circle"]
+
+
+@pytest.mark.parametrize("content", [None, "", "\n \n", b"\xff\xfe"])
+def test_bad_prompts_are_named(capsys, tmp_path, content):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, _, err = run(capsys, "pairs", "sample", "-o", tmp_path / "x.parquet", "--prompts", path)
+    assert code == 2 and "prompts.txt" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["web", "nowhere.parquet"], "nowhere.parquet does not exist"),
+        (["web", "{pairs}", "--host", "0.0.0.0"], "--allow-remote"),
+        (["web", "{pairs}", "--host", "no.such.host", "--allow-remote"], "--port"),
+        (["web", "{pairs}", "--labels", "{pairs}"], "--labels"),
+        (["web", "{pairs}", "--labels", "no/such/folder.sqlite"], "--labels"),
+        (["web", "{pairs}", "data.column=x"], "did you mean 'data.columns'"),
+        (["web", "{pairs}", "-c", "tast"], "no configuration 'tast'"),
+        (["pairs", "export", "nowhere.sqlite", "-o", "x.parquet"], "nowhere.sqlite"),
+        (["pairs", "export", "{pairs}", "-o", "x.parquet"], "cannot be used for labels"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, pair_file, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    before = Path(pair_file).read_bytes()
+    where = [a.format(pairs=pair_file) for a in arguments]
+    code, _, err = run(capsys, *where, *(["--port", "0"] if where[0] == "web" else []))
+    assert code == 2 and message in err and "Traceback" not in err
+    assert Path(pair_file).read_bytes() == before
+
+
+def test_without_the_extra_it_says_what_to_install(capsys, tmp_path, monkeypatch, pair_file):
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in sys.modules if n.startswith("inversion_dpo.web.")]:
+        if name != "inversion_dpo.web.commands":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    code, _, err = run(capsys, "web", pair_file, "--port", "0")
+    assert code == 2 and "inversion-dpo[web]" in err
+
+
+def test_a_run_or_data(tiny_config, tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(tiny_config("training.steps=3")))
+    about = subject_of(str(tmp_path), "taste", ["data.limit=2"], None)
+    assert about.run == tmp_path and about.labels == tmp_path / "labels.sqlite"
+    assert about.config.training.steps == 3 and about.config.data.limit == 2
+    data = subject_of("asset:taste.parquet", "taste", [], None)
+    assert data.run is None and data.labels == Path("taste.labels.sqlite")
+    assert data.config.data.pairs == "asset:taste.parquet"
+    assert subject_of("hf:someone/pairs", "taste", [], None).labels == Path("pairs.labels.sqlite")
+
+
+def test_the_whole_loop_in_json_is_what_the_documentation_says():
+    """docs/labelling.md quotes figures of examples/warm_labels.py; they must be its output's."""
+    root = Path(__file__).parents[2]
+    kept = json.loads((root / "docs" / "labelling.json").read_text())
+    page = (root / "docs" / "labelling.md").read_text()
+    for seed in kept["runs"]:
+        share = kept["runs"][seed]["share of warm grounds"]
+        low, high = share["interval"]
+        assert low > 0
+        assert f"+{share['gain']:.3f} [+{low:.3f}, +{high:.3f}]" in page

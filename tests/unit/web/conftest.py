@@ -1,0 +1,69 @@
+"""A served page without a browser."""
+
+import http.client
+import json
+import threading
+from collections import Counter
+
+import pytest
+
+
+class Page:
+    """Requests to the server; each gives (status, headers, body)."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def ask(self, method, path, body=None, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        found = response.status, dict(response.getheaders()), response.read()
+        connection.close()
+        return found
+
+    def get(self, path, **headers):
+        return self.ask("GET", path, **headers)
+
+    def post(self, path, value, **headers):
+        headers = {"content_type": "application/json", **headers}
+        status, _, body = self.ask("POST", path, json.dumps(value), **headers)
+        return status, body if status != 200 else json.loads(body)
+
+
+@pytest.fixture
+def serve():
+    """Serve an application in a thread; call with it, get a Page."""
+    import uvicorn
+
+    from inversion_dpo.web.server import listen
+
+    running = []
+
+    def start(app):
+        listening = listen("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        running.append((server, thread, listening))
+        return Page(listening.getsockname()[1])
+
+    yield start
+    for server, thread, listening in running:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture
+def store(pair_file, tmp_path):
+    """Sixteen pairs to be labelled."""
+    from inversion_dpo.data.formats import Reading
+    from inversion_dpo.web.questions import questions
+    from inversion_dpo.web.store import LabelStore
+
+    store = LabelStore(tmp_path / "labels.sqlite")
+    store.add(questions(str(pair_file), Reading(), None, "error", Counter()))
+    yield store
+    store.close()

@@ -1,0 +1,266 @@
+"""Labels: recorded once, undone once, counted, exported, agreed on."""
+
+import sqlite3
+import threading
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo.data.formats import Reading
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.pairs import open_pairs
+from inversion_dpo.web.export import export, summary
+from inversion_dpo.web.questions import WebError, questions
+from inversion_dpo.web.store import Conflict, LabelStore, swapped
+from inversion_dpo.web.votes import agreement, outcome
+
+
+def asked(path, limit=None, on_bad_row="error"):
+    counts = Counter()
+    return list(questions(str(path), Reading(), limit, on_bad_row, counts)), counts
+
+
+@pytest.fixture
+def store(pair_file, tmp_path):
+    store = LabelStore(tmp_path / "labels.sqlite")
+    store.add(asked(pair_file)[0])
+    yield store
+    store.close()
+
+
+def side_of(store, labeller, image):
+    """The side on which the next pair shows its first (0) or second (1) image."""
+    pair = store.ahead(labeller)[0]
+    return ("left", "right")[image != swapped(labeller, pair.pair)]
+
+
+def rewritten(pair_file, path, change):
+    rows = pq.read_table(pair_file).to_pylist()
+    pq.write_table(pa.Table.from_pylist([change(dict(row)) for row in rows]), path)
+    return path
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def test_labels_in_the_data_are_not_looked_at(pair_file, tmp_path):
+    def tie(row):
+        return row | {"label_0": 0.5}
+
+    def bare(row):
+        del row["label_0"]
+        return row
+
+    expected = asked(pair_file)[0]
+    assert len(expected) == 16
+    for change in (tie, bare):
+        assert asked(rewritten(pair_file, tmp_path / "x.parquet", change))[0] == expected
+
+
+def test_unlabelled_pairs_do_not_train_and_the_error_says_what_to_do(pair_file, tmp_path):
+    path = rewritten(pair_file, tmp_path / "x.parquet", lambda r: r | {"label_0": None})
+    with pytest.raises(DataError, match=r"x.parquet, row 0: label_0 is null.*inversion-dpo web"):
+        list(open_pairs(path))
+
+
+def test_a_bad_row_is_named_or_skipped(pair_file, tmp_path):
+    spoiled = iter([b"\x89PNG broken", *[None] * 15])
+
+    def spoil(row):
+        return row | {"jpg_0": next(spoiled) or row["jpg_0"]}
+
+    path = rewritten(pair_file, tmp_path / "x.parquet", spoil)
+    with pytest.raises(DataError, match="row 0, jpg_0.*data.on_bad_row=skip"):
+        asked(path)
+    found, counts = asked(path, on_bad_row="skip")
+    assert len(found) == 15 and counts["skipped"] == 1
+
+
+def test_adding_the_same_pairs_again_changes_nothing(store, pair_file):
+    before = [a.pair for a in store.ahead("me", 99)]
+    assert store.add(asked(pair_file)[0]) == 16
+    assert [a.pair for a in store.ahead("me", 99)] == before
+
+
+def test_sides_are_balanced_differ_between_labellers_and_are_kept():
+    pairs = [f"{k:016x}" for k in range(2000)]
+    anna, ben = ([swapped(name, p) for p in pairs] for name in ("anna", "ben"))
+    assert 900 < sum(anna) < 1100 and 900 < sum(ben) < 1100
+    assert 900 < sum(a == b for a, b in zip(anna, ben, strict=True)) < 1100
+    assert anna == [swapped("anna", p) for p in pairs]
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_a_choice_is_recorded_for_the_image_not_for_the_side(store):
+    for k in range(16):
+        pair = store.ahead("me")[0].pair
+        store.label(f"r{k}", "me", pair, side_of(store, "me", 0))
+    votes = store.votes()
+    assert len(votes) == 16 and all(v == {"me": "first"} for v in votes.values())
+    assert store.ahead("me") == [] and store.done("me") == 16
+    shown = sqlite3.connect(store.path).execute(
+        "SELECT shown_left = image_1, pairs.pair FROM events JOIN pairs USING (pair)"
+    )
+    assert all(bool(second) == swapped("me", pair) for second, pair in shown)
+
+
+def test_a_request_counts_once(store):
+    pair = store.ahead("me")[0].pair
+    for _ in range(3):
+        store.label("same", "me", pair, "tie")
+    rows = sqlite3.connect(store.path).execute("SELECT count(*) FROM events").fetchone()
+    assert rows == (1,)
+    with pytest.raises(Conflict):
+        store.label("same", "me", pair, "bad")
+    with pytest.raises(Conflict):
+        store.undo("same", "me")
+    assert store.votes() == {pair: {"me": "tie"}}
+
+
+def test_undo_goes_back_one_pair_at_a_time_and_once_per_request(store):
+    first, second = (a.pair for a in store.ahead("me"))
+    store.label("a", "me", first, "tie")
+    store.label("b", "me", second, "bad")
+    store.label("c", "you", first, "bad")
+    store.undo("u", "me")
+    store.undo("u", "me")
+    assert store.votes() == {first: {"me": "tie", "you": "bad"}}
+    assert store.ahead("me")[0].pair == second
+    store.undo("v", "me")
+    store.undo("w", "me")
+    assert store.votes() == {first: {"you": "bad"}}
+    store.label("d", "me", first, "bad")
+    assert store.votes()[first]["me"] == "bad"
+
+
+def test_an_unknown_pair_is_refused(store):
+    with pytest.raises(Conflict, match="no such pair"):
+        store.label("r", "me", "0" * 16, "tie")
+    assert store.votes() == {}
+
+
+def test_another_label_of_a_pair_replaces_the_first(store):
+    pair = store.ahead("me")[0].pair
+    store.label("a", "me", pair, "tie")
+    store.label("b", "me", pair, "bad")
+    assert store.votes() == {pair: {"me": "bad"}} and store.done("me") == 1
+
+
+def test_threads_and_connections_do_not_lose_labels(store):
+    other = LabelStore(store.path)
+    pairs = [a.pair for a in store.ahead("x", 16)]
+
+    def work(name, through):
+        for k, pair in enumerate(pairs):
+            through.label(f"{name}-{k}", name, pair, "tie")
+
+    both = (store, other)
+    threads = [threading.Thread(target=work, args=(f"w{k}", both[k % 2])) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(len(by) for by in store.votes().values()) == 6 * 16
+    other.close()
+
+
+def test_every_commit_waits_for_the_disk(store):
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize("content", ["text", "sqlite"])
+def test_a_file_of_other_data_is_refused_and_untouched(tmp_path, content):
+    path = tmp_path / "mine.sqlite"
+    if content == "text":
+        path.write_text("precious " * 100)
+    else:
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE precious (x)")
+        db.close()
+    before = path.read_bytes()
+    with pytest.raises(WebError, match=r"mine.sqlite.*--labels"):
+        LabelStore(path)
+    assert path.read_bytes() == before
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_exported_pairs_are_read_by_train(store, tmp_path):
+    for k, choice in enumerate(["first", "second", "tie", "bad"]):
+        pair = store.ahead("me")[0].pair
+        sides = {"first": side_of(store, "me", 0), "second": side_of(store, "me", 1)}
+        store.label(f"r{k}", "me", pair, sides.get(choice, choice))
+    path = tmp_path / "out" / "labelled.parquet"
+    counts = export(store, path)
+    assert counts == {"first": 1, "second": 1, "tie": 1, "bad": 1, "unlabelled": 12}
+    assert summary(counts) == (
+        "3 pairs, of them 1 ties and 0 without a majority (also ties); "
+        "left out: 1 both bad, 12 not labelled"
+    )
+    originals = list(store.pairs())
+    source = open_pairs(path)
+    first, second = list(source)
+    assert (first.winner, first.loser) == originals[0].images
+    assert (second.loser, second.winner) == originals[1].images
+    assert first.caption == originals[0].caption and first.scene_graph == originals[0].scene_graph
+    assert source.counts["ties"] == 1
+    assert pq.read_table(path)["votes_tie"].to_pylist() == [0, 0, 1]
+
+
+def test_export_takes_the_majority_or_one_labeller(store, tmp_path):
+    one, two = (a.pair for a in store.ahead("x"))
+    said = {
+        one: {"a": "first", "b": "first", "c": "second"},
+        two: {"a": "first", "b": "second"},
+    }
+    for pair, by in said.items():
+        for name, choice in by.items():
+            side = ("left", "right")[(choice == "second") != swapped(name, pair)]
+            store.label(f"{pair}{name}", name, pair, side)
+    assert export(store, tmp_path / "all.parquet")["split"] == 1
+    assert pq.read_table(tmp_path / "all.parquet")["label_0"].to_pylist() == [1.0, 0.5]
+    export(store, tmp_path / "b.parquet", "b")
+    assert pq.read_table(tmp_path / "b.parquet")["label_0"].to_pylist() == [1.0, 0.0]
+    with pytest.raises(WebError, match="nothing to export"):
+        export(store, tmp_path / "nobody.parquet", "nobody")
+    assert not (tmp_path / "nobody.parquet").exists() and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ([], "unlabelled"),
+        (["bad"], "bad"),
+        (["first", "second"], "split"),
+        (["first", "tie"], "split"),
+        (["first", "bad", "bad"], "bad"),
+        (["first", "first", "second", "tie"], "first"),
+        (["tie", "tie", "bad", "bad"], "split"),
+    ],
+)
+def test_outcome(choices, expected):
+    assert outcome(choices) == expected
+
+
+def test_agreement_is_krippendorffs_own_example():
+    """Krippendorff 2011, example A: two observers, ten units, alpha .095."""
+    a, b = "0100000010", "1110010000"
+    votes = {
+        str(k): {"a": ("first", "second")[int(x)], "b": ("first", "second")[int(y)]}
+        for k, (x, y) in enumerate(zip(a, b, strict=True))
+    }
+    found = agreement(votes | {"alone": {"a": "tie"}})
+    assert found.pairs == 10 and found.same == pytest.approx(0.6)
+    assert found.alpha == pytest.approx(0.095, abs=5e-4)
+
+
+def test_agreement_where_it_is_not_defined():
+    assert agreement({}).same is None and agreement({"p": {"a": "tie"}}).pairs == 0
+    same = agreement({"p": {"a": "tie", "b": "tie"}})
+    assert same.same == 1.0 and same.alpha is None
