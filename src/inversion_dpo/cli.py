@@ -146,24 +146,32 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished training.")],
+    run: Annotated[Path, typer.Argument(help="A finished run, or a folder for two --models.")],
     overrides: Overrides = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Instead of RUN's policy: a run, LoRA, pipeline folder or hub id."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Instead of the configuration's model: the same kinds.")
+    ] = None,
+    config: Preset = DEFAULT,
 ) -> None:
-    """Sample policy and reference from the same noise, score both; writes RUN/metrics.json."""
-    from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
+    """Sample two models from the same noise, score both, say which is better and how surely.
+
+    Writes RUN/metrics.json and RUN/per_prompt.parquet; --config counts where RUN holds no run yet.
+    """
+    from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
+    from inversion_dpo.evaluation.report import lines
     from inversion_dpo.runs import claim
 
-    config = load_config(str(_config_of(run)), overrides or [])
-    claim(run, config)
-    metrics = evaluate_run(run, config)
-    for name, row in metrics.items():
-        if isinstance(row, dict) and "gain" in row:
-            typer.echo(
-                f"{name:14s} reference {row['reference']:.4f}  policy {row['policy']:.4f}  gain "
-                f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
-            )
-    if "win_rate" in metrics:
-        typer.echo(f"win rate {metrics['win_rate']:.4f} on {metrics['n_prompts']} prompts")
+    begun = (run / "config.yaml").is_file()
+    if not begun and policy is None:
+        _config_of(run)
+    settings = load_config(str(_config_of(run)) if begun else config, overrides or [])
+    claim(run, settings)
+    models = (reference, policy or str(run)) if policy or reference else None
+    typer.echo("\n".join(lines(evaluate_models(run, settings, models=models))))
 
 
 def _config_of(run: Path) -> Path:

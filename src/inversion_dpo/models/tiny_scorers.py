@@ -131,7 +131,8 @@ def _normed(name: str, width: int) -> Shapes:
 
 
 def _head(prefix: str, width: int) -> Shapes:
-    widths, shapes = (width, 1024, 128, 64, 16, 1), {}
+    widths = (width, 1024, 128, 64, 16, 1)
+    shapes: Shapes = {}
     for place, inputs, outputs in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
         shapes |= _linear(f"{prefix}layers.{place}", inputs, outputs)
     return shapes
@@ -151,7 +152,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "clip": write_clip,
     "pickscore": write_clip,
     "hpsv2": write_clip,
-    "hpsv2.1": write_open_clip,
+    "hpsv21": write_open_clip,
     "imagereward": write_image_reward,
     "aesthetic": write_aesthetic,
 }

@@ -216,7 +216,7 @@ class OpenClip(nn.Module):
 
 
 def test_hpsv2_in_open_clips_names_is_open_clips_network(folders):
-    folder = folders["hpsv2.1"]
+    folder = folders["hpsv21"]
     weights = {k[6:]: v for k, v in load_file(folder / "model.safetensors").items()}
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     network = OpenClip(160, 64, len(tokenizer), 16, 8, 17).eval()
@@ -229,7 +229,7 @@ def test_hpsv2_in_open_clips_names_is_open_clips_network(folders):
     pixels = torch.tensor(np.stack([hps_whole(i, 32) for i in images]), dtype=torch.float32)
     with torch.no_grad():
         expected = (network.image(pixels) * network.text(tokens)).sum(-1).numpy()
-    scores = load_scorers("hpsv2.1", {"hpsv2.1": str(folder)})(images, PROMPTS)["hpsv2.1"]
+    scores = load_scorers("hpsv21", {"hpsv21": str(folder)})(images, PROMPTS)["hpsv21"]
     np.testing.assert_allclose(scores, expected, atol=2e-4)
     assert abs(scores[0] - scores[1]) > 1e-3
 
@@ -416,7 +416,7 @@ def test_a_missing_weight_is_an_error_and_never_random(folders, tmp_path):
 
     for name, dropped in (
         ("clip", "visual_projection.weight"), ("aesthetic", "layers.4.bias"),
-        ("hpsv2.1", "model.visual.ln_post.bias"), ("imagereward", "mlp.layers.7.weight"),
+        ("hpsv21", "model.visual.ln_post.bias"), ("imagereward", "mlp.layers.7.weight"),
     ):  # fmt: skip
         folder = tmp_path / name
         write_tiny_scorer(name, folder)

@@ -28,7 +28,7 @@ CHECKPOINTS = {
     "clip": "openai/clip-vit-large-patch14",
     "pickscore": "yuvalkirstain/PickScore_v1",
     "hpsv2": "adams-story/HPSv2-hf@refs/pr/2",
-    "hpsv2.1": "RE-N-Y/hpsv21",
+    "hpsv21": "RE-N-Y/hpsv21",
     "imagereward": "RE-N-Y/ImageReward",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
@@ -112,7 +112,7 @@ def load_scorers(
     """The scorers that ``evaluation.scorer`` names, as one; nothing is loaded yet.
 
     Args:
-        spec: names, comma-separated or a list: clip, pickscore, hpsv2, hpsv2.1, imagereward,
+        spec: names, comma-separated or a list: clip, pickscore, hpsv2, hpsv21, imagereward,
             aesthetic, scenes, or ``module:function``.
         checkpoints: name -> folder or ``OWNER/NAME``, with an optional ``@REVISION``.
         batch_size: images at once.
@@ -157,7 +157,7 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
         return ImageRewardScorer(checkpoint, device)
     if name == "aesthetic":
         return AestheticScorer(checkpoint, device)
-    return ClipScorer("hpsv2" if name == "hpsv2.1" else name, checkpoint, device)
+    return ClipScorer("hpsv2" if name == "hpsv21" else name, checkpoint, device)
 
 
 def imported(name: str) -> Scorer:
