@@ -228,6 +228,32 @@ def report(
     typer.echo(f"report: {write(run)}")
 
 
+@app.command("export")
+def export_run(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    form: Annotated[
+        str, typer.Option("--format", help="diffusers, or kohya: also for ComfyUI and A1111.")
+    ] = "diffusers",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it; private unless --public.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --push-to-hub: list what would be uploaded.")
+    ] = False,
+) -> None:
+    """Write RUN/export to give away: the policy, a model card, and other formats."""
+    from inversion_dpo.publishing import export, push
+
+    folder = export(run, form)
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        typer.echo(f"{file}  {file.stat().st_size:,} bytes")
+    if push_to_hub and dry_run:
+        typer.echo(f"nothing was uploaded; without --dry-run these go to {push_to_hub}")
+    elif push_to_hub:
+        typer.echo(push(folder, push_to_hub, private=not public))
+
+
 @app.command()
 def sample(
     prompts: Annotated[list[str], typer.Argument(help="Prompts, one image each.")],
