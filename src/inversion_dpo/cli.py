@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from inversion_dpo.config import PRESETS, Config, ConfigError, load_config, to_yaml
+from inversion_dpo.cli_options import DEFAULT, DryRun, Output, Overrides, Preset, resolved
+from inversion_dpo.cli_pairs import pairs_app
+from inversion_dpo.config import Config, ConfigError, load_config
 
 app = typer.Typer(
     help="Align a diffusion model to preference pairs by Inversion-DPO.",
@@ -20,36 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-pairs_app = typer.Typer(help="Build and check preference pairs.", no_args_is_help=True)
 app.add_typer(pairs_app, name="pairs")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Change any setting, e.g. training.steps=200 objective.beta=1000. "
-        "--dry-run prints them all.",
-    ),
-]
-Preset = Annotated[
-    str,
-    typer.Option(
-        "--config", "-c",
-        help="YAML file or preset: " + ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))),
-    ),
-]  # fmt: skip
-Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-DEFAULT = "taste"
-
-
-def resolved(preset: str, overrides: list[str] | None, dry_run: bool) -> Config:
-    """Load the configuration; on a dry run print it and stop."""
-    config = load_config(preset, overrides or [])
-    if dry_run:
-        typer.echo(to_yaml(config), nl=False)
-        raise typer.Exit
-    return config
 
 
 @app.command()
@@ -281,56 +254,6 @@ def sample(
     for s, image in zip(seeds, images, strict=True):
         Image.fromarray(image).save(output / f"{s:06d}.png")
         typer.echo(str(output / f"{s:06d}.png"))
-
-
-@pairs_app.command("check")
-def pairs_check(
-    data: Annotated[str, typer.Argument(help="File, folder or hf:OWNER/NAME; see docs/data.md.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="How to read it: data.KEY=VALUE, e.g. data.columns.caption=text"),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
-    ] = None,
-) -> None:
-    """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used."""
-    from inversion_dpo.data.pairs import Reading, check_pairs, format_report, tokens_of
-
-    d = load_config(None, overrides or []).data
-    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
-    measure = tokens_of(tokenizer) if tokenizer else None
-    found = check_pairs(data, reading, d.limit, measure)
-    typer.echo(format_report(found))
-    if not found.ok:
-        raise typer.Exit(1)
-
-
-@pairs_app.command("build")
-def pairs_build(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; resumed if begun.")],
-    config: Preset = DEFAULT,
-    prompts: Annotated[int, typer.Option(min=1, help="Training prompts of the scenes.")] = 3000,
-    samples: Annotated[int, typer.Option(min=2, help="Samples per prompt.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the prompts and the samples.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Most pairs per labelling.")] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Sample the reference on scene prompts, score, and pair the best against the worst.
-
-    Writes OUTPUT/taste.parquet and OUTPUT/composition.parquet: two labellings of the same
-    images. Sampling settings are the configuration's evaluation.*.
-    """
-    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-    from inversion_dpo.scenes.build import build_pairs
-
-    run = resolved(config, [], dry_run)
-    pipeline, e = load_policy_pipeline(run, None), run.evaluation
-    made = build_pairs(
-        output, pipeline, prompts, samples, seed, e.sample_steps, e.guidance_scale, limit
-    )
-    for name, count in made.items():
-        typer.echo(f"{count} pairs in {output / name}.parquet")
 
 
 def quieten() -> None:

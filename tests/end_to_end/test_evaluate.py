@@ -184,3 +184,30 @@ def test_bad_settings_are_one_line(capsys, run, override, message):
     extra = ["evaluation.scorer=clip"] if "checkpoints" in override else []
     code, _, err = command(capsys, "evaluate", run, override, *extra)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_scorers_label_pairs_that_train_reads(capsys, run, tmp_path, prompts):
+    settings = run / "config.yaml"
+    arguments = ["pairs", "build", "-c", settings, "-o", tmp_path / "ai", "--prompts", prompts]
+    code, _, err = command(capsys, *arguments, "--scorer", "scenes", "--samples", "3",
+                           "--by", "warmth,shape_quality")  # fmt: skip
+    assert code == 0, err
+    rows = pq.read_table(tmp_path / "ai" / "pairs.parquet").to_pylist()
+    assert rows and {r["preference_0"] for r in rows} <= {0.0, 0.25, 0.75, 1.0}
+    code, text, _ = command(capsys, "pairs", "check", tmp_path / "ai" / "pairs.parquet")
+    assert code == 0 and str(len(rows)) in text
+    code, _, err = command(capsys, *arguments, "--scorer", "scenes", "--samples", "4")
+    assert code == 2 and "another --output" in err
+    code, _, err = command(capsys, "pairs", "build", "-c", settings, "-o", tmp_path / "none",
+                           "--prompts", prompts, "evaluation.scorer=null")  # fmt: skip
+    assert code == 2 and "--scorer" in err
+
+
+def test_export_writes_what_diffusers_and_kohyas_readers_take(capsys, run):
+    assert command(capsys, "evaluate", run)[0] == 0
+    code, text, err = command(capsys, "export", run, "--format", "kohya", "--push-to-hub",
+                              "me/mine", "--dry-run")  # fmt: skip
+    assert code == 0 and "nothing was uploaded" in text and "run-kohya.safetensors" in text, err
+    assert "`warmth`" in (run / "export" / "README.md").read_text()
+    code, _, err = command(capsys, "export", run, "--format", "ckpt")
+    assert code == 2 and "diffusers, kohya" in err

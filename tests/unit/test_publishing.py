@@ -44,7 +44,8 @@ def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
     assert head["pipeline_tag"] == "text-to-image"
     assert "| `warmth` | 0.5000 | 0.6000 | +0.1000 [+0.0500, +0.1500] |" in body
     assert "0.750 [0.700, 0.800]" in body and "1,800 pairs" in body
-    assert "measurably worse than the base model by `sg_iou`" in body and "50 prompts are few" in body
+    assert "measurably worse than the base model by `sg_iou`" in body
+    assert "50 prompts are few" in body
     assert "`objective.beta` | `2000.0`" in body and 'load_lora_weights("' in body
 
 
@@ -57,8 +58,9 @@ def test_huggingface_hub_accepts_the_card(run):
 
 def test_no_path_of_this_machine_is_told(tmp_path):
     folder = tmp_path / "run"
-    places = [f"model.path={tmp_path}/secret-place/model", f"data.pairs={tmp_path}/secret-place/p.csv",
-              f"evaluation.prompts={tmp_path}/secret-place/prompts.txt"]  # fmt: skip
+    secret = f"{tmp_path}/secret-place"
+    places = [f"model.path={secret}/model", f"data.pairs={secret}/p.csv",
+              f"evaluation.prompts={secret}/prompts.txt"]  # fmt: skip
     claim(folder, load_config(None, places))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     text = card(folder, load_config(None, places))

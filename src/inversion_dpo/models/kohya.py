@@ -20,9 +20,9 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and file metadata in kohya's form of a UNet's LoRA, from the adapter's folder.
 
-    The names are diffusers' own with ``.`` as ``_``: ``lora_unet_down_blocks_0_...lora_down.weight``.
-    Both programs know them for Stable Diffusion 1, 2 and XL. Every pair of matrices has its
-    ``alpha`` beside it; diffusers' converter writes the rank there, which is put right here.
+    The names are diffusers' own with ``.`` as ``_``: ``lora_unet_down_blocks_0_...``. Both programs
+    know them for Stable Diffusion 1, 2 and XL. Every pair of matrices has its ``alpha`` beside it;
+    diffusers' converter writes the rank there, which is put right here.
 
     Raises:
         ModelError: no LoRA, a LoRA of a transformer (ComfyUI reads those as they are), or a DoRA.
