@@ -154,6 +154,27 @@ def _config_of(run: Path) -> Path:
 
 
 @app.command()
+def fid(
+    run: Annotated[Path, typer.Argument(help="The folder of an evaluated run.")],
+    real: Annotated[Path, typer.Option(help="Folder of real images.")],
+    overrides: Overrides = None,
+    features: Annotated[
+        str, typer.Option(help="clip, or inception: the classical FID, which needs torchvision.")
+    ] = "clip",
+) -> None:
+    """FID and KID of reference and policy against real images; writes RUN/distribution.json."""
+    from inversion_dpo.evaluation.distribution import measure
+
+    found = measure(run, load_config(str(_config_of(run)), overrides or []), real, features)
+    for word in ("reference", "policy"):
+        f = found[word]
+        typer.echo(
+            f"{word:9s} FID {f['fid']:.4f}  KID {f['kid']:.5f} (over subsets: {f['kid_std']:.5f})  "
+            f"{f['images']} images against {found['real']}, features {features}"
+        )
+
+
+@app.command()
 def compare(
     output: Output,
     overrides: Overrides = None,
