@@ -139,6 +139,8 @@ def test_any_two_models(capsys, run, tmp_path, tiny_pipeline):
         assert code == 0, err
         assert json.loads((out / "metrics.json").read_text())["warmth"] == own["warmth"]
     assert command(capsys, "report", out)[0] == 0
+    page = (out / "report.html").read_text()
+    assert f"{lora} against the base model" in page and "What the pairs prefer" not in page
     same = tmp_path / "same"
     code, _, _ = command(capsys, "evaluate", same, "-c", settings, "--policy", run / "adapter",
                          "--reference", run)  # fmt: skip

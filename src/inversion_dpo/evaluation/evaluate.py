@@ -262,6 +262,19 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
+def title(models: list[str | None] | None) -> str:
+    """Of a report: what is compared."""
+    if not models:
+        return "Inversion-DPO: policy against reference"
+    return f"{models[1]} against {models[0] or 'the base model'}"
+
+
+def setting(seeds: int) -> str:
+    """Of a report's first sentence: what was compared how."""
+    each = f", {seeds} images of each" if seeds > 1 else ""
+    return f"held-out prompts{each}, with the same noise"
+
+
 def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     if not (folder / "metrics.json").exists():
@@ -282,7 +295,8 @@ def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
     ]  # fmt: skip
     examples = [] if metrics.get("models") else list(source_of(config, 6))
     data = ReportData(
-        title="Inversion-DPO: policy against reference",
+        title=title(metrics.get("models")),
+        setting=setting(e.seeds),
         metrics=metrics,
         preference=e.preference,
         captions=[prompts[k] for k in show],
