@@ -66,7 +66,7 @@ def card(run: Path, config: Config) -> str:
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
-        datasets=[d] if (d := hub_id(config.data.pairs.removeprefix("hf:"))) else None,
+        datasets=[d] if (d := dataset_id(config.data.pairs)) else None,
     )
     e, values = config.evaluation, flat(config)
     written = ModelCard.from_template(
@@ -96,6 +96,11 @@ def hub_id(path: str) -> str | None:
     return name if is_id and not Path(path).exists() else None
 
 
+def dataset_id(pairs: str) -> str | None:
+    """OWNER/NAME of ``hf:OWNER/NAME``; None for local pairs."""
+    return hub_id(pairs.removeprefix("hf:")) if pairs.startswith("hf:") else None
+
+
 def plain(text: str) -> str:
     """One line without Markdown's or HTML's signs."""
     return re.sub(r"[^\w .,+-]", "_", text)
@@ -112,8 +117,7 @@ def loading(base: str) -> str:
 
 def data_text(config: Config, metrics: Mapping[str, Any]) -> str:
     """Which pairs, and how many."""
-    source = hub_id(config.data.pairs.removeprefix("hf:"))
-    name = source or plain(Path(resolve(config.data.pairs)).name)
+    name = dataset_id(config.data.pairs) or plain(Path(resolve(config.data.pairs)).name)
     count = f"{metrics['pairs']:,} pairs" if metrics.get("pairs") else "Pairs"
     noise = config.data.label_noise
     swapped = f" {noise:.0%} of their labels were swapped." if noise else ""

@@ -71,7 +71,14 @@ def sampled(
     config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str,
     repeats: int = 1,
 ) -> tuple[Images, Scores]:  # fmt: skip
-    """Images and scores of one model on the prompts; kept as Parquet and reused.
+    """Images and scores of one model on the prompts: what :func:`sampled_file` holds."""
+    return read_samples(sampled_file(config, adapter, memo, prompts, desc, repeats))
+
+
+def sampled_file(
+    config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str, repeats: int
+) -> Path:
+    """The Parquet file of one model's images and scores on the prompts, made if it is not there.
 
     Of ``repeats`` images a prompt, those of one prompt follow each other. Every batch is kept as
     soon as it is sampled and scored, so a run that is killed loses one batch.
@@ -85,7 +92,7 @@ def sampled(
         seeds = [e.seed + k + REPEAT * j for k in range(len(prompts)) for j in range(repeats)]
         parts = sample_parts(config, adapter, path.with_suffix(""), pictured, seeds, desc)
         join_parts(parts, path)
-    return read_samples(path)
+    return path
 
 
 def sample_parts(
@@ -148,6 +155,25 @@ def read_samples(path: Path) -> tuple[Images, Scores]:
     return images, {n[6:]: table[n].to_numpy() for n in names}
 
 
+def read_scores(path: Path) -> Scores:
+    """Only the scores of :func:`write_samples`' file."""
+    names = [n for n in pq.read_schema(path).names if n.startswith("score.")]
+    table = pq.read_table(path, columns=names)
+    return {n[6:]: table[n].to_numpy() for n in names}
+
+
+def read_images(path: Path, rows: list[int]) -> Images:
+    """The images of these rows, which ascend; a few encoded ones are in memory at a time."""
+    images, wanted, start = [], set(rows), 0
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["image"]):
+        for k in range(batch.num_rows):
+            if start + k in wanted:
+                encoded = batch["image"][k].as_py()
+                images.append(np.array(decode_image(encoded, f"{path} row {start + k}")))
+        start += batch.num_rows
+    return images
+
+
 def png_bytes(image: NDArray[np.uint8]) -> bytes:
     """Encode uint8 [H, W, 3] losslessly."""
     buffer = io.BytesIO()
@@ -174,8 +200,8 @@ def evaluate(
     asked = read_prompt_set(config.evaluation.prompts, config.evaluation.limit)
     named = models or (None, str(folder))
     sides = [side(config, name) for name in named]
-    (_, reference), (_, policy) = (
-        staged(folder, word, model, memo, asked)
+    reference, policy = (
+        read_scores(staged(folder, word, model, memo, asked))
         for word, model in zip(("reference", "policy"), sides, strict=True)
     )
     s = config.evaluation.seeds
@@ -189,13 +215,11 @@ def evaluate(
     return metrics
 
 
-def staged(
-    folder: Path, word: str, model: Side, memo: Path | None, asked: PromptSet
-) -> tuple[Images, Scores]:
-    """One side's images and scores [n s], as a timed stage of the folder."""
+def staged(folder: Path, word: str, model: Side, memo: Path | None, asked: PromptSet) -> Path:
+    """The file of one side's images and scores [n s], made in a timed stage of the folder."""
     repeats = model.config.evaluation.seeds
     with stage(folder, f"sample {word}"):
-        return sampled(
+        return sampled_file(
             model.config, model.adapter, memo or folder / "samples", asked.prompts, word, repeats
         )
 
@@ -283,16 +307,18 @@ def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
     e = config.evaluation
     asked = read_prompt_set(e.prompts, e.limit)
     names, prompts = metrics.get("models") or (None, str(folder)), asked.prompts
-    (reference, r), (policy, p) = (
+    files = [
         staged(folder, word, side(config, name), memo, asked)
         for word, name in zip(("reference", "policy"), names, strict=True)
-    )
+    ]
+    r, p = (read_scores(file) for file in files)
     show = pick(prompts, shown)
     first = [k * e.seeds for k in show]  # of each prompt the first image
     scores = [
         {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
         for k in first if r
     ]  # fmt: skip
+    reference, policy = (read_images(file, first) for file in files)
     examples = [] if metrics.get("models") else list(source_of(config, 6))
     data = ReportData(
         title=title(metrics.get("models")),
@@ -300,8 +326,8 @@ def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
         metrics=metrics,
         preference=e.preference,
         captions=[prompts[k] for k in show],
-        reference_images=[reference[k] for k in first],
-        policy_images=[policy[k] for k in first],
+        reference_images=reference,
+        policy_images=policy,
         scores=scores,
         pairs=[
             (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))

@@ -243,7 +243,7 @@ def head_by_hand(weights, prefix, x):
 def test_aesthetic_is_the_head_on_the_normalised_embedding(folders):
     folder = folders["aesthetic"]
     weights = load_file(folder / "model.safetensors")
-    images = [picture(k, 64, 51) for k in range(3)]
+    images = [picture(k, 64, 52) for k in range(3)]
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder)).eval()
@@ -306,7 +306,7 @@ def test_image_reward_is_its_authors_forward_pass(folders):
     from transformers import BertTokenizerFast
 
     folder = folders["imagereward"]
-    images = [picture(k, 64, 51) for k in range(3)]
+    images = [picture(k, 64, 52) for k in range(3)]
     prompts = [*PROMPTS, "a red " * 40]
     tokenizer = BertTokenizerFast.from_pretrained(folder)
     text = tokenizer(prompts, padding="max_length", truncation=True, max_length=35,
@@ -382,6 +382,26 @@ def test_scenes_are_the_exact_checker():
     images = [np.zeros((64, 64, 3), np.uint8)] * 2
     theirs, ours = score(images, PROMPTS), load_scorers("scenes")(images, PROMPTS)
     assert list(ours) == list(theirs) and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+
+def tensors(images, prompts):
+    return torch.ones(len(images), requires_grad=True) * 2
+
+
+def test_tensors_are_taken_and_nothing_to_score_is_refused(here):
+    assert load_scorers(f"{here}:tensors")(IMAGES, PROMPTS)["tensors"].tolist() == [2, 2]
+    for images, prompts in (([], []), (IMAGES, PROMPTS[:1])):
+        with pytest.raises(ScorerError, match="give one each"):
+            load_scorers(f"{here}:tensors")(images, prompts)
+
+
+def test_a_scorer_beside_the_reader_is_found(tmp_path, monkeypatch):
+    import sys
+
+    (tmp_path / "beside_me.py").write_text("def score(images, prompts): return [1.0] * len(images)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert load_scorers("beside_me:score")(IMAGES, PROMPTS)["score"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +74,7 @@ class ScorerGroup:
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
         """Score every image for the prompt at its place."""
-        if len(images) != len(prompts):
+        if len(images) != len(prompts) or not images:
             raise ScorerError(f"{len(images)} images and {len(prompts)} prompts: give one each")
         scores: Scores = {}
         for member in self.members:
@@ -161,8 +163,10 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
 
 
 def imported(name: str) -> Scorer:
-    """Import ``module:function``; ScorerError names what is missing."""
+    """Import ``module:function``, also from the working folder; ScorerError if it is not there."""
     module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # which the installed command does not search by itself
     try:
         scorer: Scorer = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
@@ -177,7 +181,8 @@ def checked(spec: str, given: Any, count: int) -> Scores:
     out: Scores = {}
     for name, values in scores.items():
         try:
-            array = np.asarray(values, dtype=np.float64)
+            plain = values.detach().cpu() if hasattr(values, "detach") else values
+            array = np.asarray(plain, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
         if array.shape != (count,):
