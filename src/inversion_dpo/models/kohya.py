@@ -13,38 +13,45 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.kohya_flux import flux_to_kohya
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and file metadata in kohya's form of a UNet's LoRA, from the adapter's folder.
+    """Tensors and file metadata in kohya's form of a LoRA, from the adapter's folder.
 
-    The names are diffusers' own with ``.`` as ``_``: ``lora_unet_down_blocks_0_...``. Both programs
-    know them for Stable Diffusion 1, 2 and XL. Every pair of matrices has its ``alpha`` beside it;
-    diffusers' converter writes the rank there, which is put right here.
+    Stable Diffusion 1, 2 and XL: diffusers' own names with ``.`` as ``_``
+    (``lora_unet_down_blocks_0_...``), which ComfyUI and AUTOMATIC1111 know. FLUX.1: see
+    :func:`kohya_flux.flux_to_kohya`. Every pair of matrices has its ``alpha`` beside it; diffusers'
+    converter writes the rank there, which is put right here.
 
     Raises:
-        ModelError: no LoRA, a LoRA of a transformer (ComfyUI reads those as they are), or a DoRA.
+        ModelError: no LoRA, one of Stable Diffusion 3, or a DoRA.
     """
     weights, settings = read_lora(adapter)
-    if any(not key.startswith("unet.") for key in weights):
-        raise ModelError(
-            f"{adapter} is no LoRA of a UNet: kohya's names are written for Stable Diffusion 1, 2 "
-            f"and XL. ComfyUI reads {WEIGHTS} of SD3 and FLUX as it is"
-        )
+    part = min(weights).split(".")[0]
+    alpha, rank = settings[f"{part}.lora_alpha"], settings[f"{part}.r"]
     if any("lora_magnitude_vector" in key for key in weights):
         raise ModelError(
-            f"{adapter} is a DoRA, whose scale the two programs read differently: train with "
+            f"{adapter} is a DoRA, whose scale programs read differently: train with "
             "policy.merge=true and use the merged pipeline"
         )
-    renamed = convert_state_dict_to_kohya(weights)
-    for key in [k for k in renamed if k.endswith(".alpha")]:
-        renamed[key] = torch.tensor(float(settings["unet.lora_alpha"]))
+    if part == "unet":
+        renamed = convert_state_dict_to_kohya(weights)
+        for key in [k for k in renamed if k.endswith(".alpha")]:
+            renamed[key] = torch.tensor(float(alpha))
+    elif any("single_transformer_blocks" in key for key in weights):
+        renamed = flux_to_kohya(weights, float(alpha))
+    else:
+        raise ModelError(
+            f"{adapter}: kohya's names are written for Stable Diffusion 1, 2, XL and FLUX.1. Of "
+            f"Stable Diffusion 3 ComfyUI reads {WEIGHTS} itself, at a scale of 1 (alpha = rank)"
+        )
     about = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(settings["unet.r"]),
-        "ss_network_alpha": str(settings["unet.lora_alpha"]),
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
     }
     return {k: v.contiguous() for k, v in renamed.items()}, about
 
@@ -57,10 +64,10 @@ def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(file, "pt") as opened:
         weights = {key: opened.get_tensor(key) for key in opened.keys()}
         settings = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    if weights.keys() and not settings:
+    if not any(key.endswith(".lora_alpha") for key in settings) or not weights:
         raise ModelError(f"{file} says nothing of its alpha; save it with this project's train")
     for pattern in ("alpha_pattern", "rank_pattern"):
-        if settings.get(f"unet.{pattern}"):
+        if any(value for key, value in settings.items() if key.endswith(f".{pattern}")):
             raise ModelError(f"{file} has a {pattern}; only one rank and alpha can be exported")
     return weights, settings
 

@@ -77,9 +77,12 @@ def test_both_files_give_the_same_image(family, tiny, tmp_path):
 
 
 def test_what_cannot_be_exported_says_what_to_do(tiny, tmp_path):
-    flux = trained(tiny("flux"), tmp_path / "flux", ["to_q"])
+    sd3 = trained(tiny("sd3"), tmp_path / "sd3", ["to_q"])
     with pytest.raises(ModelError, match="ComfyUI reads"):
-        to_kohya(flux)
+        to_kohya(sd3)
+    odd = trained(tiny("flux"), tmp_path / "odd", ["to_q", "x_embedder"])
+    with pytest.raises(ModelError, match="x_embedder"):
+        to_kohya(odd)
     dora = trained(tiny("sd15"), tmp_path / "dora", ["to_q"], dora=True)
     with pytest.raises(ModelError, match="DoRA"):
         to_kohya(dora)
@@ -90,3 +93,66 @@ def test_what_cannot_be_exported_says_what_to_do(tiny, tmp_path):
               tmp_path / "bare" / "pytorch_lora_weights.safetensors")  # fmt: skip
     with pytest.raises(ModelError, match="alpha"):
         to_kohya(tmp_path / "bare")
+
+
+WIDTH, RANK, ALPHA = 3072, 4, 8.0  # of FLUX.1, which diffusers' way back knows by heart
+
+
+def flux_lora(modules):
+    """Random LoRA matrices of FLUX.1's own sizes."""
+    torch.manual_seed(2)
+    weights = {}
+    for module in modules:
+        inputs = 4 * WIDTH if module.endswith("ff.net.2") else WIDTH
+        inputs = 5 * WIDTH if module.endswith("proj_out") else inputs
+        wide = module.endswith(("proj_mlp", "ff.net.0.proj", "ff_context.net.0.proj"))
+        weights[f"transformer.{module}.lora_A.weight"] = torch.randn(RANK, inputs)
+        outputs = WIDTH * (4 if wide else 1)
+        weights[f"transformer.{module}.lora_B.weight"] = torch.randn(outputs, RANK)
+    return weights
+
+
+DOUBLE = [f"transformer_blocks.3.{m}" for m in (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
+    "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
+)]  # fmt: skip
+SINGLE = [f"single_transformer_blocks.37.{m}" for m in (
+    "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")]  # fmt: skip
+
+
+@pytest.mark.parametrize("modules", [[*DOUBLE, *SINGLE], [DOUBLE[0], SINGLE[0]], [SINGLE[3]]])
+def test_flux_there_and_back_by_diffusers_own_reader(modules):
+    """The reader splits what was fused; the change of every module's weight is the same."""
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+
+    from inversion_dpo.models.kohya_flux import flux_to_kohya
+
+    ours = flux_lora(modules)
+    kohya = flux_to_kohya(ours, ALPHA)
+    back = _convert_kohya_flux_lora_to_diffusers(dict(kohya))
+    for module in {key.rsplit(".lora_", 1)[0] for key in back}:
+        change = back[f"{module}.lora_B.weight"] @ back[f"{module}.lora_A.weight"]
+        if f"{module}.lora_A.weight" not in ours:
+            assert not change.any(), module
+            continue
+        own = ours[f"{module}.lora_B.weight"] @ ours[f"{module}.lora_A.weight"]
+        torch.testing.assert_close(change, own * ALPHA / RANK)
+    assert {f"transformer.{m}.lora_A.weight" for m in modules} <= set(back)
+
+
+def test_a_trained_flux_adapter_is_written(tiny, tmp_path):
+    adapter = trained(tiny("flux"), tmp_path / "flux", ["to_q", "to_k", "to_v", "to_out.0"])
+    kohya = load_file(write_kohya(adapter, tmp_path / "kohya.safetensors"))
+    names = {key.split(".")[0] for key in kohya}
+    double = "lora_unet_double_blocks_0_img_attn"
+    assert names == {f"{double}_qkv", f"{double}_proj", "lora_unet_single_blocks_0_linear1"}
+    ours, _ = read_lora(adapter)
+    fused = "lora_unet_double_blocks_0_img_attn_qkv"
+    rank = kohya[f"{fused}.lora_down.weight"].shape[0]
+    scale = kohya[f"{fused}.alpha"].item() / rank
+    change = scale * kohya[f"{fused}.lora_up.weight"] @ kohya[f"{fused}.lora_down.weight"]
+    block = "transformer.transformer_blocks.0.attn."
+    own = torch.cat([
+        ours[f"{block}to_{n}.lora_B.weight"] @ ours[f"{block}to_{n}.lora_A.weight"] for n in "qkv"
+    ])  # fmt: skip
+    torch.testing.assert_close(change, own * 8 / 4)
