@@ -39,14 +39,17 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
     return folder
 
 
-def evaluate(run: str | Path, *overrides: str, **models: str) -> dict[str, Any]:
+def evaluate(
+    run: str | Path, *overrides: str, policy: str | None = None, reference: str | None = None
+) -> dict[str, Any]:
     """Sample reference and policy from the same noise and score both; returns ``metrics.json``.
 
     Args:
         run: a trained run's folder.
-        overrides: ``evaluation.key=value`` settings; they are kept for :func:`report`.
-        models: ``policy`` and ``reference``, if other models are to be compared: each the folder of
-            a run, a LoRA or a pipeline, a LoRA file, or a hub id.
+        overrides: ``evaluation.key=value`` settings; they are kept for ``report``.
+        policy: instead of the run's: the folder of a run, a LoRA or a pipeline, a LoRA file, or a
+            hub id.
+        reference: instead of the configuration's model: the same kinds.
 
     Raises:
         ConfigError: no run, no such scorer, or a model that is none.
@@ -56,7 +59,7 @@ def evaluate(run: str | Path, *overrides: str, **models: str) -> dict[str, Any]:
     folder = Path(run)
     config = load_config(str(folder / "config.yaml"), list(overrides))
     claim(folder, config)
-    named = (models.get("reference"), models.get("policy", str(folder))) if models else None
+    named = (reference, policy or str(folder)) if policy or reference else None
     return evaluate_run(folder, config, models=named)
 
 

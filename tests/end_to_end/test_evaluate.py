@@ -146,6 +146,9 @@ def test_any_two_models(capsys, run, tmp_path, tiny_pipeline):
                          "--reference", run)  # fmt: skip
     found = json.loads((same / "metrics.json").read_text())
     assert code == 0 and found["warmth"]["gain"] == 0 and found["win_rate"] == 0.5
+    from inversion_dpo import api
+
+    assert api.evaluate(same, reference=str(run), policy=str(lora))["warmth"]["gain"] == 0
     back = tmp_path / "back"
     code, _, _ = command(capsys, "evaluate", back, "-c", settings, "--policy", tiny_pipeline,
                          "--reference", run)  # fmt: skip
