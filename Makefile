@@ -9,7 +9,7 @@ INSTALL := $(RUN) -m pip --disable-pip-version-check install --quiet -c constrai
 TORCH   := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow docs lint bench clean
 
 help:  ## what can be asked for
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -22,6 +22,9 @@ test: $(VENV)/.dev  ## the tests, without the slow ones
 
 test-slow: $(VENV)/.dev  ## the slow tests only
 	$(RUN) -m pytest -m slow
+
+docs: $(VENV)/.docs  ## the documentation's pages, into build/site
+	$(RUN) -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(RUN) -m ruff check
@@ -51,3 +54,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
 	@echo "[2/2] inversion-dpo, what it needs and what tests it"
 	$(INSTALL) -e '.[dev,web]'
 	@touch $(VENV)/.package $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(INSTALL) -e '.[docs]'
+	@touch $@

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from inversion_dpo.config import PRESETS, Config, ConfigError, load_config, to_yaml
+from inversion_dpo.cli_options import DEFAULT, DryRun, Output, Overrides, Preset, resolved
+from inversion_dpo.cli_pairs import pairs_app
+from inversion_dpo.config import Config, ConfigError, load_config
 from inversion_dpo.web.commands import register
 
 app = typer.Typer(
@@ -21,36 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-pairs_app = typer.Typer(help="Build and check preference pairs.", no_args_is_help=True)
 app.add_typer(pairs_app, name="pairs")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Change any setting, e.g. training.steps=200 objective.beta=1000. "
-        "--dry-run prints them all.",
-    ),
-]
-Preset = Annotated[
-    str,
-    typer.Option(
-        "--config", "-c",
-        help="YAML file or preset: " + ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))),
-    ),
-]  # fmt: skip
-Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
-DEFAULT = "taste"
-
-
-def resolved(preset: str, overrides: list[str] | None, dry_run: bool) -> Config:
-    """Load the configuration; on a dry run print it and stop."""
-    config = load_config(preset, overrides or [])
-    if dry_run:
-        typer.echo(to_yaml(config), nl=False)
-        raise typer.Exit
-    return config
 
 
 @app.command()
@@ -147,30 +120,59 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished training.")],
+    run: Annotated[Path, typer.Argument(help="A finished run, or a folder for two --models.")],
     overrides: Overrides = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Instead of RUN's policy: a run, LoRA, pipeline folder or hub id."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Instead of the configuration's model: the same kinds.")
+    ] = None,
+    config: Preset = DEFAULT,
 ) -> None:
-    """Sample policy and reference from the same noise, score both; writes RUN/metrics.json."""
-    from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
+    """Sample two models from the same noise, score both, say which is better and how surely.
+
+    Writes RUN/metrics.json and RUN/per_prompt.parquet; --config counts where RUN holds no run yet.
+    """
+    from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
+    from inversion_dpo.evaluation.report import lines
     from inversion_dpo.runs import claim
 
-    config = load_config(str(_config_of(run)), overrides or [])
-    claim(run, config)
-    metrics = evaluate_run(run, config)
-    for name, row in metrics.items():
-        if isinstance(row, dict) and "gain" in row:
-            typer.echo(
-                f"{name:14s} reference {row['reference']:.4f}  policy {row['policy']:.4f}  gain "
-                f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
-            )
-    if "win_rate" in metrics:
-        typer.echo(f"win rate {metrics['win_rate']:.4f} on {metrics['n_prompts']} prompts")
+    begun = (run / "config.yaml").is_file()
+    if not begun and policy is None:
+        _config_of(run)
+    settings = load_config(str(_config_of(run)) if begun else config, overrides or [])
+    claim(run, settings)
+    models = (reference, policy or str(run)) if policy or reference else None
+    typer.echo("\n".join(lines(evaluate_models(run, settings, models=models))))
 
 
 def _config_of(run: Path) -> Path:
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run} is not a run: it has no config.yaml. Train one first")
     return run / "config.yaml"
+
+
+@app.command()
+def fid(
+    run: Annotated[Path, typer.Argument(help="The folder of an evaluated run.")],
+    real: Annotated[Path, typer.Option(help="Folder of real images.")],
+    overrides: Overrides = None,
+    features: Annotated[
+        str, typer.Option(help="clip, or inception: the classical FID, which needs torchvision.")
+    ] = "clip",
+) -> None:
+    """FID and KID of reference and policy against real images; writes RUN/distribution.json."""
+    from inversion_dpo.evaluation.distribution import measure
+
+    found = measure(run, load_config(str(_config_of(run)), overrides or []), real, features)
+    for word in ("reference", "policy"):
+        f = found[word]
+        typer.echo(
+            f"{word:9s} FID {f['fid']:.4f}  KID {f['kid']:.5f} (over subsets: {f['kid_std']:.5f})  "
+            f"{f['images']} images against {found['real']}, features {features}"
+        )
 
 
 @app.command()
@@ -221,6 +223,32 @@ def report(
     typer.echo(f"report: {write(run)}")
 
 
+@app.command("export")
+def export_run(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    form: Annotated[
+        str, typer.Option("--format", help="diffusers, or kohya: also for ComfyUI and A1111.")
+    ] = "diffusers",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it; private unless --public.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repository public.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --push-to-hub: list what would be uploaded.")
+    ] = False,
+) -> None:
+    """Write RUN/export to give away: the policy, a model card, and other formats."""
+    from inversion_dpo.publishing import export, push
+
+    folder = export(run, form)
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        typer.echo(f"{file}  {file.stat().st_size:,} bytes")
+    if push_to_hub and dry_run:
+        typer.echo(f"nothing was uploaded; without --dry-run these go to {push_to_hub}")
+    elif push_to_hub:
+        typer.echo(push(folder, push_to_hub, private=not public))
+
+
 @app.command()
 def sample(
     prompts: Annotated[list[str], typer.Argument(help="Prompts, one image each.")],
@@ -248,56 +276,6 @@ def sample(
     for s, image in zip(seeds, images, strict=True):
         Image.fromarray(image).save(output / f"{s:06d}.png")
         typer.echo(str(output / f"{s:06d}.png"))
-
-
-@pairs_app.command("check")
-def pairs_check(
-    data: Annotated[str, typer.Argument(help="File, folder or hf:OWNER/NAME; see docs/data.md.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="How to read it: data.KEY=VALUE, e.g. data.columns.caption=text"),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
-    ] = None,
-) -> None:
-    """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used."""
-    from inversion_dpo.data.pairs import Reading, check_pairs, format_report, tokens_of
-
-    d = load_config(None, overrides or []).data
-    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
-    measure = tokens_of(tokenizer) if tokenizer else None
-    found = check_pairs(data, reading, d.limit, measure)
-    typer.echo(format_report(found))
-    if not found.ok:
-        raise typer.Exit(1)
-
-
-@pairs_app.command("build")
-def pairs_build(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; resumed if begun.")],
-    config: Preset = DEFAULT,
-    prompts: Annotated[int, typer.Option(min=1, help="Training prompts of the scenes.")] = 3000,
-    samples: Annotated[int, typer.Option(min=2, help="Samples per prompt.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the prompts and the samples.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Most pairs per labelling.")] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Sample the reference on scene prompts, score, and pair the best against the worst.
-
-    Writes OUTPUT/taste.parquet and OUTPUT/composition.parquet: two labellings of the same
-    images. Sampling settings are the configuration's evaluation.*.
-    """
-    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-    from inversion_dpo.scenes.build import build_pairs
-
-    run = resolved(config, [], dry_run)
-    pipeline, e = load_policy_pipeline(run, None), run.evaluation
-    made = build_pairs(
-        output, pipeline, prompts, samples, seed, e.sample_steps, e.guidance_scale, limit
-    )
-    for name, count in made.items():
-        typer.echo(f"{count} pairs in {output / name}.parquet")
 
 
 def _pipeline(config: Config, adapter: Path | None) -> Any:

@@ -128,9 +128,11 @@ class TrainingConfig:
 class EvaluationConfig:
     """Held-out prompts; policy and reference start from the same noise."""
 
-    prompts: str = "asset:prompts-test.txt"  # one prompt a line
+    prompts: str = "asset:prompts-test.txt"  # file, or hf:OWNER/NAME:COLUMN (docs/evaluate.md)
     limit: int | None = 500
-    scorer: str | None = "inversion_dpo.scenes.scorer:score"  # module:function
+    seeds: int = 1  # images of each prompt
+    scorer: Any = "scenes"  # names, comma-separated or a list, or module:function; null: none
+    checkpoints: dict[str, str] = field(default_factory=dict)  # of scorers: name: PATH@REVISION
     preference: str = "warmth"  # the score that the pairs were labelled by
     sample_steps: int = 20
     guidance_scale: float = 4.0
@@ -227,6 +229,7 @@ def validate(config: Config) -> None:
     _one_of("data.fit", config.data.fit, list(FITS))
     _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
     _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
+    _check_scorer(config.evaluation.scorer)
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
     _check_combinations(config)
     if not 0 < config.data.holdout < 1:
@@ -244,6 +247,7 @@ def validate(config: Config) -> None:
         "inversion.keep": 1 if config.inversion.keep is None else config.inversion.keep,
         "evaluation.batch_size": config.evaluation.batch_size,
         "evaluation.sample_steps": config.evaluation.sample_steps,
+        "evaluation.seeds": config.evaluation.seeds,
         "training.eval_every": training.eval_every,
         "training.checkpoint_every": training.checkpoint_every,
         "training.keep_checkpoints": training.keep_checkpoints,
@@ -297,6 +301,14 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError(
             f"inversion.t_start={start} must be 0, to invert from the clean image, or between "
             f"{1 / steps:g} (one of inversion.steps={steps}) and 0.5"
+        )
+
+
+def _check_scorer(scorer: Any) -> None:
+    parts = scorer if isinstance(scorer, list) else [scorer]
+    if not parts or not all(isinstance(part, str) for part in parts) and scorer is not None:
+        raise ConfigError(
+            f"evaluation.scorer={scorer!r}: write names, comma-separated or a list; docs/scorers.md"
         )
 
 

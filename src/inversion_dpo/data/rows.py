@@ -186,8 +186,8 @@ def _row(raw: Raw) -> Row:
         where=raw.where,
         caption=_text(values["caption"]),
         images=(
-            _image(values[first], raw.table) if load else None,
-            _image(values[second], raw.table) if load else None,
+            encoded_image(values[first], raw.table) if load else None,
+            encoded_image(values[second], raw.table) if load else None,
         ),
         names=(names[first], names[second]),
         label=label,
@@ -253,7 +253,7 @@ def _ranked(where: str, raws: list[Raw], scheme: str) -> Iterator[Row]:
     for w, l in order(values, scheme):
         tie = values[w] == values[l]
         for k in () if tie else (w, l):
-            loaded[k] = loaded[k] if k in loaded else _image(images[k], table)
+            loaded[k] = loaded[k] if k in loaded else encoded_image(images[k], table)
         yield Row(
             where=f"{where}, images {w} and {l}",
             caption=_text(first["caption"]),
@@ -278,7 +278,7 @@ def _ranking_fault(images: Any, ranks: Any, captions: set[Any]) -> Fault | None:
     return None
 
 
-def _image(value: Any, table: Table) -> Encoded:
+def encoded_image(value: Any, table: Table) -> Encoded:
     """Encoded image of a cell; of a {bytes, path} struct the bytes only: no path is followed."""
     if isinstance(value, dict):
         value = value.get("bytes")

@@ -58,12 +58,22 @@ def read_text(file: Path, columns: Columns) -> Iterator[Raw]:
     Raises:
         DataError: not such a file, not UTF-8, or a column missing.
     """
+    yield from records(file, read_objects(file), columns, file.parent)
+
+
+def read_objects(file: Path) -> Iterator[dict[str, Any] | Fault]:
+    """The rows of a CSV, JSON or JSON Lines file under their own names.
+
+    Raises:
+        DataError: not such a file, not there, or not UTF-8.
+    """
     readers = {".csv": _csv, ".json": _json, ".jsonl": _json_lines}
     if file.suffix not in readers:
         raise DataError(f"{file} is none of {', '.join(readers)}; rename or export it as one")
+    if not file.is_file():
+        raise DataError(f"there is no file {file}")
     try:
-        rows = readers[file.suffix](file)
-        yield from records(file, rows, columns, file.parent)
+        yield from readers[file.suffix](file)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         remedy = f"export it again as UTF-8 {file.suffix[1:].upper()}"
         raise DataError(f"{file} cannot be read ({error}); {remedy}") from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from inversion_dpo.cache import atomic_text, sha256_of
 from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
 from inversion_dpo.evaluation.metrics import compare
+from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
+from inversion_dpo.evaluation.prompts import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
+from inversion_dpo.evaluation.scorers.registry import Scores, load_scorers
+from inversion_dpo.evaluation.sides import Side, side
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.runs import read_config, read_seconds, stage
 from inversion_dpo.sampling import sample
@@ -31,29 +35,7 @@ from inversion_dpo.session import source_of
 from inversion_dpo.training import read_rows
 
 Images = list[NDArray[np.uint8]]
-Scores = dict[str, NDArray[np.float64]]
-Scorer = Callable[[Sequence[NDArray[np.uint8]], Sequence[str]], Scores]
-
-
-def read_prompts(path: str, limit: int | None) -> list[str]:
-    """Prompts of a text file, one a line; ConfigError if it is missing or empty."""
-    file = Path(resolve(path))
-    if not file.is_file():
-        raise ConfigError(f"evaluation.prompts: no file {file}; give a text file, a prompt a line")
-    prompts = [p.strip() for p in file.read_text(encoding="utf-8").splitlines() if p.strip()]
-    if not prompts:
-        raise ConfigError(f"evaluation.prompts: {file} holds no prompts; write one a line")
-    return prompts[:limit]
-
-
-def load_scorer(name: str) -> Scorer:
-    """Import ``module:function``; ConfigError names what is missing."""
-    module, _, function = name.partition(":")
-    try:
-        scorer: Scorer = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"evaluation.scorer={name!r}: {error}; write module:function") from error
-    return scorer
+REPEAT = 1_000_000  # between the seeds of a prompt's images
 
 
 def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
@@ -66,9 +48,10 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
     pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
     if adapter is not None and not full:
-        if not (adapter / "pytorch_lora_weights.safetensors").exists():
+        weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
+        if not weights.exists():
             raise ConfigError(f"{adapter} holds neither a LoRA nor a pipeline: train first")
-        pipeline.load_lora_weights(adapter)
+        pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return pipeline.to(device)
 
@@ -77,31 +60,77 @@ def model_digest(config: Config, adapter: Path | None) -> str:
     """A short hash of what would be sampled: the model's name and every weight file."""
     digest = hashlib.sha256(f"{config.model}".encode())
     base = Path(resolve(config.model.path))
-    folders = [f for f in (base, adapter) if f is not None and f.is_dir()]
-    for file in sorted(p for f in folders for p in f.rglob("*.safetensors")):
+    places = [p for p in (base, adapter) if p is not None and p.exists()]
+    files = [f for p in places for f in ([p] if p.is_file() else p.rglob("*.safetensors"))]
+    for file in sorted(files):
         digest.update(sha256_of(file).encode())
     return digest.hexdigest()[:16]
 
 
 def sampled(
-    config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str
-) -> tuple[Images, Scores]:
-    """Images and scores of one model on the prompts; kept as Parquet and reused."""
+    config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str,
+    repeats: int = 1,
+) -> tuple[Images, Scores]:  # fmt: skip
+    """Images and scores of one model on the prompts: what :func:`sampled_file` holds."""
+    return read_samples(sampled_file(config, adapter, memo, prompts, desc, repeats))
+
+
+def sampled_file(
+    config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str, repeats: int
+) -> Path:
+    """The Parquet file of one model's images and scores on the prompts, made if it is not there.
+
+    Of ``repeats`` images a prompt, those of one prompt follow each other. Every batch is kept as
+    soon as it is sampled and scored, so a run that is killed loses one batch.
+    """
     e = config.evaluation
-    asked = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} "
-    asked += f"{e.guidance_scale} {e.scorer}"
+    asked = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} {repeats} "
+    asked += f"{e.guidance_scale} {e.scorer} {e.checkpoints} {config.model.resolution}"
     path = memo / f"{desc}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.parquet"
-    if path.exists():
-        return read_samples(path)
-    pipeline = load_policy_pipeline(config, adapter)
-    seeds = [e.seed + k for k in range(len(prompts))]
-    images = sample(
-        pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size, desc,
-        config.model.resolution,
-    )  # fmt: skip
-    scores = load_scorer(e.scorer)(images, prompts) if e.scorer else {}
-    write_samples(path, prompts, seeds, images, scores)
-    return images, scores
+    if not path.exists():
+        pictured = [p for p in prompts for _ in range(repeats)]
+        seeds = [e.seed + k + REPEAT * j for k in range(len(prompts)) for j in range(repeats)]
+        parts = sample_parts(config, adapter, path.with_suffix(""), pictured, seeds, desc)
+        join_parts(parts, path)
+    return path
+
+
+def sample_parts(
+    config: Config, adapter: Path | None, folder: Path, prompts: list[str], seeds: list[int],
+    desc: str,
+) -> list[Path]:  # fmt: skip
+    """Sample and score batch by batch into files of ``folder``; files that are there are kept."""
+    e, pipeline = config.evaluation, None
+    score = None
+    if e.scorer:
+        kept = folder.parent / "scores.sqlite"
+        score = load_scorers(e.scorer, e.checkpoints, e.batch_size, kept)
+    starts = range(0, len(prompts), e.batch_size)
+    parts = [folder / f"{start:08d}-{e.batch_size}.parquet" for start in starts]
+    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0)
+    for start, part in zip(starts, parts, strict=True):
+        batch = slice(start, start + e.batch_size)
+        asked, noise = prompts[batch], seeds[batch]
+        if not part.exists():
+            pipeline = pipeline or load_policy_pipeline(config, adapter)
+            images = sample(
+                pipeline, asked, noise, e.sample_steps, e.guidance_scale, e.batch_size, None,
+                config.model.resolution,
+            )  # fmt: skip
+            write_samples(part, asked, noise, images, score(images, asked) if score else {})
+        bar.update(len(asked))
+    bar.close()
+    return parts
+
+
+def join_parts(parts: list[Path], path: Path) -> None:
+    """One file of all parts, in their order; then the parts are removed."""
+    partial = path.with_name(path.name + ".partial")
+    with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part))
+    os.replace(partial, path)
+    shutil.rmtree(parts[0].parent)
 
 
 def write_samples(
@@ -126,6 +155,25 @@ def read_samples(path: Path) -> tuple[Images, Scores]:
     return images, {n[6:]: table[n].to_numpy() for n in names}
 
 
+def read_scores(path: Path) -> Scores:
+    """Only the scores of :func:`write_samples`' file."""
+    names = [n for n in pq.read_schema(path).names if n.startswith("score.")]
+    table = pq.read_table(path, columns=names)
+    return {n[6:]: table[n].to_numpy() for n in names}
+
+
+def read_images(path: Path, rows: list[int]) -> Images:
+    """The images of these rows, which ascend; a few encoded ones are in memory at a time."""
+    images, wanted, start = [], set(rows), 0
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["image"]):
+        for k in range(batch.num_rows):
+            if start + k in wanted:
+                encoded = batch["image"][k].as_py()
+                images.append(np.array(decode_image(encoded, f"{path} row {start + k}")))
+        start += batch.num_rows
+    return images
+
+
 def png_bytes(image: NDArray[np.uint8]) -> bytes:
     """Encode uint8 [H, W, 3] losslessly."""
     buffer = io.BytesIO()
@@ -134,33 +182,95 @@ def png_bytes(image: NDArray[np.uint8]) -> bytes:
 
 
 def evaluate(
-    folder: Path, config: Config | None = None, memo: Path | None = None
+    folder: Path,
+    config: Config | None = None,
+    memo: Path | None = None,
+    models: tuple[str | None, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Sample reference and policy of a finished run, score both, write ``metrics.json``.
+    """Sample reference and policy, score both, write ``metrics.json`` and ``per_prompt.parquet``.
 
-    ``memo`` keeps samples so that the same reference is sampled once for many runs.
+    Args:
+        folder: a finished run's, or one to hold the evaluation of any two models.
+        config: its settings, if they differ from the folder's own.
+        memo: keeps samples so that the same reference is sampled once for many runs.
+        models: reference and policy as :func:`sides.side` takes them; by default the
+            configuration's model and the run's policy.
     """
     config = config or read_config(folder)
-    prompts = read_prompts(config.evaluation.prompts, config.evaluation.limit)
-    memo = memo or folder / "samples"
-    with stage(folder, "sample reference"):
-        _, reference = sampled(config, None, memo, prompts, "reference")
-    with stage(folder, "sample policy"):
-        _, policy = sampled(config, folder / "adapter", memo, prompts, "policy")
-    metrics: dict[str, Any] = {"n_prompts": len(prompts)}
+    asked = read_prompt_set(config.evaluation.prompts, config.evaluation.limit)
+    named = models or (None, str(folder))
+    sides = [side(config, name) for name in named]
+    reference, policy = (
+        read_scores(staged(folder, word, model, memo, asked))
+        for word, model in zip(("reference", "policy"), sides, strict=True)
+    )
+    s = config.evaluation.seeds
+    metrics: dict[str, Any] = {"n_prompts": len(asked.prompts), "seeds": s}
+    metrics |= judged(asked, reference, policy, config) if reference else {}
     if reference:
-        if config.evaluation.preference not in reference:
-            raise ConfigError(
-                f"evaluation.preference={config.evaluation.preference!r} is not a score of "
-                f"{config.evaluation.scorer}; it gives {', '.join(reference)}"
-            )
-        metrics |= compare(reference, policy, config.evaluation.preference)
-    rows = read_rows(folder / "metrics.jsonl")
-    last = {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
-    metrics |= {"pairs": last.pop("pairs", 0), "steps": config.training.steps, "training": last}
-    metrics |= {"seconds": read_seconds(folder)}
+        write_table(folder / "per_prompt.parquet", asked, config, reference, policy)
+    metrics |= training_facts(folder, config)
+    metrics |= {"seconds": read_seconds(folder), "models": list(named) if models else None}
     atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
     return metrics
+
+
+def staged(folder: Path, word: str, model: Side, memo: Path | None, asked: PromptSet) -> Path:
+    """The file of one side's images and scores [n s], made in a timed stage of the folder."""
+    repeats = model.config.evaluation.seeds
+    with stage(folder, f"sample {word}"):
+        return sampled_file(
+            model.config, model.adapter, memo or folder / "samples", asked.prompts, word, repeats
+        )
+
+
+def judged(asked: PromptSet, reference: Scores, policy: Scores, config: Config) -> dict[str, Any]:
+    """The comparison over all prompts, and under ``categories`` over each category's."""
+    e = config.evaluation
+    if e.preference not in reference:
+        raise ConfigError(
+            f"evaluation.preference={e.preference!r} is not a score of {e.scorer}; it gives "
+            f"{', '.join(reference)}"
+        )
+    shape = (len(asked.prompts), e.seeds)
+    r, p = ({k: v.reshape(shape) for k, v in side.items()} for side in (reference, policy))
+    found = compare(r, p, e.preference)
+    by_category = {
+        name: compare(
+            {k: v[rows] for k, v in r.items()}, {k: v[rows] for k, v in p.items()}, e.preference
+        )
+        for name, rows in asked.by_category.items()
+    }
+    return found | ({"categories": by_category} if by_category else {})
+
+
+def write_table(
+    path: Path, asked: PromptSet, config: Config, reference: Scores, policy: Scores
+) -> None:
+    """One row an image: prompt, category, seed, every score of both sides, and who won."""
+    e = config.evaluation
+    places = [(k, j) for k in range(len(asked.prompts)) for j in range(e.seeds)]
+    ours, theirs = policy[e.preference], reference[e.preference]
+    columns: dict[str, Any] = {
+        "prompt": [asked.prompts[k] for k, _ in places],
+        "category": [asked.categories[k] for k, _ in places],
+        "seed": [e.seed + k + REPEAT * j for k, j in places],
+        "win": (ours > theirs) + 0.5 * (ours == theirs),
+    }
+    columns |= {f"reference.{name}": v for name, v in reference.items()}
+    columns |= {f"policy.{name}": v for name, v in policy.items()}
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(pa.table(columns), partial)
+    os.replace(partial, path)
+
+
+def training_facts(folder: Path, config: Config) -> dict[str, Any]:
+    """What the run's own log says; of a folder without a training nothing."""
+    rows = read_rows(folder / "metrics.jsonl")
+    if not rows:
+        return {"pairs": 0, "steps": config.training.steps, "training": {}}
+    last = {k: v for k, v in rows[-1].items() if k != "step"}
+    return {"pairs": last.pop("pairs", 0), "steps": config.training.steps, "training": last}
 
 
 def pick(prompts: list[str], count: int, seed: int = 0) -> list[int]:
@@ -176,29 +286,48 @@ def versions() -> dict[str, str]:
     return found | {"python": platform.python_version(), "machine": platform.machine()}
 
 
+def title(models: list[str | None] | None) -> str:
+    """Of a report: what is compared."""
+    if not models:
+        return "Inversion-DPO: policy against reference"
+    return f"{models[1]} against {models[0] or 'the base model'}"
+
+
+def setting(seeds: int) -> str:
+    """Of a report's first sentence: what was compared how."""
+    each = f", {seeds} images of each" if seeds > 1 else ""
+    return f"held-out prompts{each}, with the same noise"
+
+
 def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     if not (folder / "metrics.json").exists():
         raise ConfigError(f"{folder} has no metrics.json: run `inversion-dpo evaluate {folder}`")
     config, metrics = read_config(folder), json.loads((folder / "metrics.json").read_text())
     e = config.evaluation
-    prompts = read_prompts(e.prompts, e.limit)
-    memo = memo or folder / "samples"
-    reference, r = sampled(config, None, memo, prompts, "reference")
-    policy, p = sampled(config, folder / "adapter", memo, prompts, "policy")
+    asked = read_prompt_set(e.prompts, e.limit)
+    names, prompts = metrics.get("models") or (None, str(folder)), asked.prompts
+    files = [
+        staged(folder, word, side(config, name), memo, asked)
+        for word, name in zip(("reference", "policy"), names, strict=True)
+    ]
+    r, p = (read_scores(file) for file in files)
     show = pick(prompts, shown)
+    first = [k * e.seeds for k in show]  # of each prompt the first image
     scores = [
         {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
-        for k in show if r
+        for k in first if r
     ]  # fmt: skip
-    examples = list(source_of(config, 6))
+    reference, policy = (read_images(file, first) for file in files)
+    examples = [] if metrics.get("models") else list(source_of(config, 6))
     data = ReportData(
-        title="Inversion-DPO: policy against reference",
+        title=title(metrics.get("models")),
+        setting=setting(e.seeds),
         metrics=metrics,
         preference=e.preference,
         captions=[prompts[k] for k in show],
-        reference_images=[reference[k] for k in show],
-        policy_images=[policy[k] for k in show],
+        reference_images=reference,
+        policy_images=policy,
         scores=scores,
         pairs=[
             (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))

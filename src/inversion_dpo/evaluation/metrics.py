@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RESERVED = ("preference", "win_rate", "win_rate_low", "win_rate_high", "n_prompts")
+RESERVED = (
+    "preference", "win_rate", "win_rate_low", "win_rate_high", "n_prompts", "categories", "seeds",
+    "models", "pairs", "steps", "training", "seconds",
+)  # fmt: skip
 _CHUNK = 1 << 20  # resampled indices held at once
 
 
@@ -38,11 +41,13 @@ def paired_bootstrap(
     """Mean of policy - reference over prompts [n], with a percentile bootstrap interval.
 
     A prompt is drawn with both of its scores, so what makes a prompt easy for both models
-    cancels. The same ``seed`` and n draw the same prompts for every metric.
+    cancels. The same ``seed`` and n draw the same prompts for every metric. Scores [n, s] of s
+    images a prompt: whole prompts are drawn, with all of their images, since images of one prompt
+    are not independent.
     ValueError if the arrays differ in length, are empty or hold a non-finite score.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13.
     """
-    difference = np.subtract(*_paired(policy, reference))
+    difference = np.subtract(*_paired(policy, reference)).mean(axis=1)
     draws = _draws(len(difference), samples, seed)
     means = np.concatenate([difference[k].mean(axis=1) for k in draws])
     tail = (1 - _checked_level(level)) / 2
@@ -55,6 +60,8 @@ def win_rate(reference: ArrayLike, policy: ArrayLike, level: float = 0.95) -> In
 
     The interval is Wilson's score interval. Unlike a bootstrap it keeps a width when every
     prompt is won; with ties it is a little too wide, since half a win varies less than a coin.
+    Scores [n, s] of s images a prompt: the share of images, with an interval for n prompts, which
+    is as wide as if all images of a prompt were won or lost together, and so never too narrow.
     ValueError as in :func:`paired_bootstrap`.
     Source: Wilson, JASA 22, 1927; Brown, Cai and DasGupta, Statistical Science 16(2), 2001.
     """
@@ -72,8 +79,8 @@ def compare(
     """Every metric's means and gain, and the win rate by the metric ``preference``.
 
     Args:
-        reference: metric name -> scores of the reference [n].
-        policy: the same names -> scores of the policy [n], in the same order of prompts.
+        reference: metric name -> scores of the reference [n], or [n, s] of s images a prompt.
+        policy: the same names -> scores of the policy, in the same order of prompts.
         preference: the metric that the training pairs were ordered by.
 
     Returns:
@@ -86,7 +93,7 @@ def compare(
             or a score is not finite.
     """
     _check_names(set(reference), set(policy), preference)
-    lengths = {name: np.size(scores) for name, scores in reference.items()}
+    lengths = {name: np.shape(scores) for name, scores in reference.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"metrics cover different numbers of prompts: {lengths}")
     rows = {name: _row(name, reference[name], policy[name]) for name in reference}
@@ -97,7 +104,7 @@ def compare(
         "win_rate": wins.value,
         "win_rate_low": wins.low,
         "win_rate_high": wins.high,
-        "n_prompts": int(np.size(reference[preference])),
+        "n_prompts": len(reference[preference]),
     }
 
 
@@ -157,11 +164,11 @@ def _row(name: str, reference: NDArray[Any], policy: NDArray[Any]) -> dict[str, 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if x.ndim != 1 or x.shape != y.shape or not x.size:
+    if x.ndim not in (1, 2) or x.shape != y.shape or not x.size:
         raise ValueError(f"need two equal, non-empty lists of scores, got {x.shape} and {y.shape}")
     if bad := int((~np.isfinite(x) | ~np.isfinite(y)).sum()):
         raise ValueError(f"{bad} of {x.size} prompts have a score that is not finite")
-    return x, y
+    return x.reshape(len(x), -1), y.reshape(len(y), -1)
 
 
 def _draws(n: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:

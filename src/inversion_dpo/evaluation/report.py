@@ -16,7 +16,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from inversion_dpo.evaluation import figures
+from inversion_dpo.evaluation import exports, figures
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.metrics import decimals, interval_text, metric_rows, verdict
 
@@ -70,6 +70,8 @@ class ReportData:
 def write_report(folder: Path, data: ReportData) -> Path:
     """Write ``report.html``, ``grid.png``, ``curves.png``, ``gains.png``; return the page's path.
 
+    Beside them lie their data: ``grid.json``, ``curves.csv``, ``gains.csv``, ``categories.csv``.
+
     The page needs no other file and no network. Without images there is no grid, without
     recorded training rows no curves, without scores no gains. ValueError if captions, images
     and scores do not match.
@@ -80,10 +82,15 @@ def write_report(folder: Path, data: ReportData) -> Path:
         figures.image_grid(
             data.captions, data.reference_images, data.policy_images, folder / "grid.png"
         )
+        exports.write_grid(data.captions, data.scores, folder / "grid.json")
     if panels := figures.recorded(data.history):
         figures.training_curves(data.history, folder / "curves.png")
+        exports.write_history(data.history, folder / "curves.csv")
     if metric_rows(data.metrics):
         figures.gains(data.metrics, folder / "gains.png")
+        exports.write_gains(data.metrics, folder / "gains.csv")
+    if data.metrics.get("categories"):
+        exports.write_categories(data.metrics, folder / "categories.csv")
     page = environment().get_template("report.html.jinja").render(
         data=data,
         headline=headline(data.metrics, data.preference, data.setting),
@@ -91,6 +98,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         tiles=_tiles(data),
         rows=_table(data.metrics, data.preference),
         cards=cards,
+        categories=_categories(data.metrics),
         gains=folder / "gains.png",
         panels=[(p.title, p.note, data_uri(figures.panel_png(p, data.history))) for p in panels],
         pairs=[(caption, inlined(win), inlined(lose)) for caption, win, lose in data.pairs],
@@ -129,6 +137,27 @@ def statements(metrics: Mapping[str, Any], preference: str) -> list[tuple[str, s
         for name, row in metric_rows(metrics).items()
         if name != preference
     ]
+
+
+def lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The result for a terminal: every metric, the win rate, and the same by category."""
+    out = [
+        f"{name:14s} reference {row['reference']:.4f}  policy {row['policy']:.4f}  gain "
+        f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
+        for name, row in metric_rows(metrics).items()
+    ]
+    if "win_rate" in metrics:
+        seeds = f" of {metrics['seeds']} images" if metrics.get("seeds", 1) > 1 else ""
+        out.append(
+            f"win rate {metrics['win_rate']:.4f} [{metrics['win_rate_low']:.4f}, "
+            f"{metrics['win_rate_high']:.4f}] on {metrics['n_prompts']} prompts{seeds}"
+        )
+    for name, part in metrics.get("categories", {}).items():
+        row = part["preference"]
+        gain = interval_text(row["gain"], row["gain_low"], row["gain_high"])
+        out.append(f"  {name}: gain {gain}, win rate {part['win_rate']:.3f}, "
+                   f"{part['n_prompts']} prompts")  # fmt: skip
+    return out or [f"{metrics['n_prompts']} prompts were sampled but not scored"]
 
 
 def _statement(name: str, row: Mapping[str, float]) -> str:
@@ -255,6 +284,15 @@ def _table(metrics: Mapping[str, Any], preference: str) -> list[dict[str, Any]]:
     rows = metric_rows(metrics)
     names = sorted(rows, key=lambda name: name != preference)
     return [_table_row(name, rows[name], name == preference) for name in names]
+
+
+def _categories(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a category: the preferred metric there, and the win rate."""
+    return [
+        _table_row(name, part["preference"], False)
+        | {"prompts": part["n_prompts"], "wins": _share_text(part)}
+        for name, part in metrics.get("categories", {}).items()
+    ]
 
 
 def _table_row(name: str, row: Mapping[str, float], preferred: bool) -> dict[str, Any]:

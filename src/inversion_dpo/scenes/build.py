@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from inversion_dpo.data.candidates import Candidate, load_chunk, save_chunk, write_pairs
 from inversion_dpo.sampling import sample
 from inversion_dpo.scenes.graph import SceneGraph
-from inversion_dpo.scenes.pairs import (
-    LABELLINGS,
-    Candidate,
-    best_against_worst,
-    candidate,
-    write_pairs,
-)
+from inversion_dpo.scenes.pairs import LABELLINGS, best_against_worst, candidate, soft_label
 from inversion_dpo.scenes.prompts import prompts
 
 MARGINS = {"taste": 0.25, "composition": 0.2}  # least difference of winner and loser
@@ -35,22 +25,6 @@ def sample_chunk(
     seeds = [first_seed + i for i in range(len(captions))]
     images = sample(pipeline, captions, seeds, steps, guidance, batch_size=64, desc="candidates")
     return [candidate(g, s, i) for g, s, i in zip(repeated, seeds, images, strict=True)]
-
-
-def save_chunk(path: Path, candidates: list[Candidate]) -> None:
-    """Write candidates, whole or not at all."""
-    rows = [asdict(c) | {"scores": json.dumps(c.scores)} for c in candidates]
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(path)
-
-
-def load_chunk(path: Path) -> list[Candidate]:
-    """Inverse of :func:`save_chunk`."""
-    return [
-        Candidate(**r | {"scores": json.loads(r["scores"])})
-        for r in pq.read_table(path).to_pylist()
-    ]
 
 
 def candidates(
@@ -82,6 +56,8 @@ def build_pairs(
     for name in LABELLINGS:
         found = (best_against_worst(g, name, MARGINS[name]) for g in groups)
         pairs = [p for p in found if p is not None][:limit]
-        write_pairs(output / f"{name}.parquet", pairs, seed, name)
+        write_pairs(
+            output / f"{name}.parquet", pairs, seed, [soft_label(w, l, name) for w, l in pairs]
+        )
         made[name] = len(pairs)
     return made

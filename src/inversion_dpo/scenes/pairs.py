@@ -6,21 +6,16 @@ are read by :mod:`inversion_dpo.data.pairs` like anybody else's.
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
+from inversion_dpo.data.candidates import Candidate as Candidate
+from inversion_dpo.data.candidates import encode_image as encode_image
+from inversion_dpo.data.candidates import write_pairs as write_pairs
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.scenes.checker import detect, score
 from inversion_dpo.scenes.graph import SceneGraph
@@ -29,33 +24,6 @@ LABELLINGS: dict[str, Callable[[Mapping[str, float]], float]] = {
     "taste": lambda scores: scores["warmth"],  # a warm ground, which no caption asks for
     "composition": lambda scores: scores["composition"],  # what the caption asks for
 }
-_SCHEMA = pa.schema(
-    [
-        ("jpg_0", pa.binary()),
-        ("jpg_1", pa.binary()),
-        ("label_0", pa.float64()),
-        ("preference_0", pa.float64()),
-        ("caption", pa.string()),
-        ("scene_graph", pa.string()),
-        ("scores_0", pa.string()),
-        ("scores_1", pa.string()),
-        ("seed_0", pa.int64()),
-        ("seed_1", pa.int64()),
-    ]
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One sample of a prompt as it is stored: a JPEG, and the scores of that very JPEG."""
-
-    caption: str
-    scene_graph: str
-    seed: int
-    jpg: bytes
-    scores: dict[str, float]
-
-
 def score_image(graph: SceneGraph, image: NDArray[np.uint8]) -> dict[str, float]:
     """Every score of the checker, and ``composition``, for one image [64, 64, 3] of a prompt."""
     scores = score(graph, detect(image))
@@ -67,16 +35,6 @@ def candidate(graph: SceneGraph, seed: int, image: NDArray[np.uint8]) -> Candida
     jpg = encode_image(image)
     stored = np.asarray(decode_image(jpg, f"seed {seed}"))
     return Candidate(graph.caption, graph.to_json(), seed, jpg, score_image(graph, stored))
-
-
-def encode_image(image: NDArray[np.uint8], quality: int = 90) -> bytes:
-    """JPEG of a uint8 image [H, W, 3], without chroma subsampling; about 1.5 kB for 64x64.
-
-    At 64 pixels WebP's forced 4:2:0 smears thin shapes (rms error 5 of 255 against 3).
-    """
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
 
 
 def best_against_worst(
@@ -103,58 +61,10 @@ def best_against_worst(
     return (winner, loser) if gap > 0 and gap >= margin else None
 
 
-def soft_label(shown: tuple[Candidate, Candidate], key: str) -> float:
-    """Probability that the first is the better one, sigmoid(score_0 - score_1), scores in [0, 1].
+def soft_label(winner: Candidate, loser: Candidate, key: str) -> float:
+    """Probability that the winner is the better one, sigmoid of the gap; scores are in [0, 1].
 
     As SmPO has it (2025, https://arxiv.org/abs/2506.02698).
     """
-    first, second = (LABELLINGS[key](c.scores) for c in shown)
-    return 1 / (1 + math.exp(second - first))
-
-
-def write_pairs(
-    path: Path, pairs: Sequence[tuple[Candidate, Candidate]], seed: int, key: str | None = None
-) -> None:
-    """Write (winner, loser) pairs as Parquet; an old file is replaced only once all is written.
-
-    ``seed`` decides which half of the rows has the winner first. With a labelling's ``key``, rows
-    have a soft label beside the hard one.
-
-    Raises:
-        ValueError: no pairs, or a pair of two captions or scene graphs.
-    """
-    if not pairs:
-        raise ValueError("no pairs to write")
-    for winner, loser in pairs:
-        if (winner.caption, winner.scene_graph) != (loser.caption, loser.scene_graph):
-            raise ValueError(f"pair of two prompts: {winner.caption!r} and {loser.caption!r}")
-    winner_first = np.random.default_rng(seed).permutation(len(pairs)) % 2 == 0
-    rows = [
-        _columns(pair if first else pair[::-1], bool(first), key)
-        for pair, first in zip(pairs, winner_first, strict=True)
-    ]
-    _write(path, pa.Table.from_pylist(rows, _SCHEMA))
-
-
-def _columns(
-    shown: tuple[Candidate, Candidate], first_preferred: bool, key: str | None
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "label_0": float(first_preferred),
-        "preference_0": soft_label(shown, key) if key else None,
-        "caption": shown[0].caption,
-        "scene_graph": shown[0].scene_graph,
-    }
-    for k, c in enumerate(shown):
-        row |= {f"jpg_{k}": c.jpg, f"scores_{k}": json.dumps(c.scores), f"seed_{k}": c.seed}
-    return row
-
-
-def _write(path: Path, table: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        pq.write_table(table, partial, compression="zstd", use_dictionary=["caption"])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    value = LABELLINGS[key]
+    return 1 / (1 + math.exp(value(loser.scores) - value(winner.scores)))

@@ -171,7 +171,7 @@ def test_report_without_scores_claims_nothing(data: ReportData, tmp_path: Path) 
     text = write_report(tmp_path, bare).read_text(encoding="utf-8")
     assert "sampled but not scored: no claim is made." in text
     assert "<h2>Metrics" not in text and "<h2>Training" not in text
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.json", "grid.png", "report.html"]
 
 
 def test_report_without_images_has_no_grid(data: ReportData, tmp_path: Path) -> None:

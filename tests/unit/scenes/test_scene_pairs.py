@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.data.pairs import check_pairs, decode_image, read_pairs
-from inversion_dpo.scenes import pairs as scene_pairs
 from inversion_dpo.scenes.graph import SceneGraph
 from inversion_dpo.scenes.pairs import (
     LABELLINGS,
@@ -226,7 +225,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     file = tmp_path / "pairs.parquet"
     write_pairs(file, [(made_up(0), made_up(1))], seed=0)
     before = file.read_bytes()
-    monkeypatch.setattr(scene_pairs.pq, "write_table", fail_halfway)
+    monkeypatch.setattr(pq, "write_table", fail_halfway)
     with pytest.raises(OSError, match="disk full"):
         write_pairs(file, [(made_up(1), made_up(0))], seed=0)
     assert file.read_bytes() == before

@@ -1,0 +1,38 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inversion_dpo.config import PRESETS, Config, load_config, to_yaml
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Change any setting, e.g. training.steps=200 objective.beta=1000. "
+        "--dry-run prints them all.",
+    ),
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        "--config", "-c",
+        help="YAML file or preset: " + ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))),
+    ),
+]  # fmt: skip
+Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+DEFAULT = "taste"
+
+
+def resolved(preset: str, overrides: list[str] | None, dry_run: bool) -> Config:
+    """Load the configuration; on a dry run print it and stop."""
+    config = load_config(preset, overrides or [])
+    if dry_run:
+        typer.echo(to_yaml(config), nl=False)
+        raise typer.Exit
+    return config

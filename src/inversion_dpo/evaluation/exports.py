@@ -1,0 +1,59 @@
+"""The data of a report's figures, as CSV and JSON beside the PNG files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.cache import atomic_text
+from inversion_dpo.evaluation.metrics import metric_rows
+
+GAIN = ("reference", "policy", "gain", "gain_low", "gain_high")
+WINS = ("win_rate", "win_rate_low", "win_rate_high", "n_prompts")
+
+
+def write_gains(metrics: Mapping[str, Any], path: Path) -> None:
+    """``gains.csv``: one row a metric, what gains.png shows."""
+    rows = [{"metric": name, **_part(row, GAIN)} for name, row in metric_rows(metrics).items()]
+    write_csv(path, ("metric", *GAIN), rows)
+
+
+def write_categories(metrics: Mapping[str, Any], path: Path) -> None:
+    """``categories.csv``: one row a category and metric, with the category's win rate."""
+    rows = [
+        {"category": category, "metric": name, **_part(row, GAIN), **_part(part, WINS)}
+        for category, part in metrics["categories"].items()
+        for name, row in metric_rows(part).items()
+    ]
+    write_csv(path, ("category", "metric", *GAIN, *WINS), rows)
+
+
+def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """``curves.csv``: one row a logged step, every number that was logged; empty where none was."""
+    numbers = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in history]
+    names = dict.fromkeys(name for row in numbers for name in row)
+    write_csv(path, tuple(names), numbers)
+
+
+def write_grid(captions: Sequence[str], scores: Sequence[Mapping[str, float]], path: Path) -> None:
+    """``grid.json``: caption and scores of every pair of images in grid.png, in its order."""
+    rows = [
+        {"caption": caption, **(dict(scores[k]) if scores else {})}
+        for k, caption in enumerate(captions)
+    ]
+    atomic_text(json.dumps(rows, indent=1, ensure_ascii=False), path)
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file with a header; absent values are empty."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _part(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in names}

@@ -1,0 +1,134 @@
+"""Scores that are a cosine of CLIP's two embeddings: CLIP score, PickScore, HPSv2."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.image_processing_base import ImageProcessingMixin
+
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded
+from inversion_dpo.evaluation.scorers.open_clip import to_transformers, vit_h_settings
+from inversion_dpo.evaluation.scorers.preprocess import (
+    MEAN,
+    STD,
+    Pixels,
+    centre_crops,
+    whole_images,
+)
+
+TOKENS = 77
+LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer HPSv2 reads prompts with
+
+
+@dataclass(frozen=True)
+class Form:
+    """What differs between the scores.
+
+    value: (cosine [B], exp(logit_scale)) -> scores [B]. whole: the whole image with black bars, or
+    its centre. half_up: see :func:`preprocess.centre_crops`. unescape: HTML's entities in prompts
+    are read as what they mean, as open_clip does. tokenizer: where it comes from if the checkpoint
+    brings none.
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    whole: bool = False
+    half_up: bool = False
+    unescape: bool = False
+    tokenizer: str | None = None
+
+
+FORMS = {
+    # 100 max(cos, 0): torchmetrics' CLIPScore. The paper (Hessel et al., CLIPScore, 2021,
+    # https://arxiv.org/abs/2104.08718) has 2.5 max(cos, 0) and the prefix "A photo depicts".
+    "clip": Form(lambda cosine, _: 100 * cosine.clamp(min=0)),
+    # exp(logit_scale) cos: Kirstain et al., Pick-a-Pic, 2023, https://arxiv.org/abs/2305.01569;
+    # code: https://github.com/yuvalkirstain/PickScore, README
+    "pickscore": Form(lambda cosine, scale: scale * cosine),
+    # cos: Wu et al., Human Preference Score v2, 2023, https://arxiv.org/abs/2306.09341;
+    # code: https://github.com/tgxs002/HPSv2, hpsv2/img_score.py
+    "hpsv2": Form(lambda cosine, _: cosine, whole=True, unescape=True, tokenizer=LAION_H),
+}
+
+
+class ClipScorer:
+    """CLIP's cosine between image and prompt, in the units of one of FORMS; lazily loaded."""
+
+    def __init__(self, form: str, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
+        self.form, self.checkpoint, self.device = FORMS[form], checkpoint, device
+
+    def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Scores [B] of uint8 images [H, W, 3] for their prompts; prompts are cut at 77 tokens."""
+        with torch.no_grad():
+            image = self.image_embeddings(self.pixels(images))
+            text = self.text_embeddings(self.tokens(prompts))
+            cosine = (functional.normalize(image, dim=-1) * functional.normalize(text, dim=-1)).sum(
+                -1
+            )
+            scores = self.form.value(cosine, self.model.logit_scale.exp())
+        return np.asarray(scores.double().cpu().numpy())
+
+    @cached_property
+    def model(self) -> Any:
+        """CLIPModel, from transformers' names or open_clip's."""
+        if self.checkpoint.has("config.json"):
+            return loaded(CLIPModel, self.checkpoint).to(self.device)
+        weights = to_transformers(self.checkpoint.tensors())
+        try:
+            model: Any = CLIPModel(vit_h_settings(weights)).eval().requires_grad_(False)
+            model.load_state_dict(weights)
+        except (KeyError, RuntimeError) as error:
+            reason = f"neither transformers' nor open_clip's weights ({str(error)[:200]})"
+            raise ScorerError(self.checkpoint.complaint(" ".join(reason.split()))) from error
+        return model.to(self.device)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, or the one of its form."""
+        own = any(self.checkpoint.has(name) for name in ("tokenizer.json", "vocab.json"))
+        other = self.form.tokenizer
+        source = Checkpoint(self.checkpoint.scorer, other) if other and not own else self.checkpoint
+        return loaded(CLIPTokenizer, source, complete=False)
+
+    @cached_property
+    def statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation of the channels, from the checkpoint or CLIP's."""
+        if not self.checkpoint.has("preprocessor_config.json"):
+            return MEAN, STD
+        found, _ = ImageProcessingMixin.get_image_processor_dict(**self.checkpoint.arguments)
+        return found.get("image_mean", MEAN), found.get("image_std", STD)
+
+    def pixels(self, images: Sequence[Pixels]) -> Tensor:
+        """What the image tower sees: [B, 3, size, size]."""
+        size = self.model.config.vision_config.image_size
+        if self.form.whole:
+            return whole_images(images, size, *self.statistics)
+        return centre_crops(images, size, self.form.half_up, *self.statistics)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """What the text tower sees: [B, 77]; nothing after the first end token changes a score."""
+        if self.form.unescape:
+            prompts = [html.unescape(html.unescape(p)).strip() for p in prompts]
+        return self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=TOKENS,
+            return_tensors="pt",
+        ).input_ids  # fmt: skip
+
+    def image_embeddings(self, pixels: Tensor) -> Tensor:
+        """Projected, not yet normalised: [B, D]."""
+        pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
+        return self.model.visual_projection(pooled)
+
+    def text_embeddings(self, tokens: Tensor) -> Tensor:
+        """Projected, not yet normalised: [B, D]."""
+        pooled = self.model.text_model(input_ids=tokens.to(self.device)).pooler_output
+        return self.model.text_projection(pooled)

@@ -1,0 +1,24 @@
+"""The linear head that ImageReward and LAION's aesthetic predictor share."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+WIDTHS = (1024, 128, 64, 16, 1)
+PLACES = (0, 2, 4, 6, 7)  # in the authors' Sequential, whose dropouts stand between
+
+
+def linear_head(weights: dict[str, Tensor], prefix: str) -> nn.Sequential:
+    """Five linear layers without activations, in their order; KeyError names a missing weight.
+
+    Source: https://github.com/christophschuhmann/improved-aesthetic-predictor, simple_inference.py;
+    https://github.com/THUDM/ImageReward, ImageReward/ImageReward.py. The dropouts between the
+    layers do nothing after training and are left out.
+    """
+    layers = []
+    for place in PLACES:
+        weight = weights[f"{prefix}layers.{place}.weight"]
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        layer.load_state_dict({"weight": weight, "bias": weights[f"{prefix}layers.{place}.bias"]})
+        layers.append(layer)
+    return nn.Sequential(*layers).eval().requires_grad_(False)

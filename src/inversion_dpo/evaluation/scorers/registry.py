@@ -1,0 +1,202 @@
+"""Scorers by name: what ``evaluation.scorer`` means, and one call that gives all of its scores."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
+from inversion_dpo.evaluation.scorers.preprocess import Pixels
+from inversion_dpo.evaluation.scorers.store import ScoreStore, score_key
+
+Scores = dict[str, NDArray[np.float64]]
+Scorer = Callable[[Sequence[Pixels], Sequence[str]], Any]  # scores [B], or scores [B] by name
+SCENES = "inversion_dpo.scenes.scorer:score"
+VERSION = 1  # of the scorers' code; part of every kept score's key
+
+# name -> hub repository and revision. What is there was looked up on the hub's pages; nothing was
+# downloaded where this was written (docs/scorers.md says which were ported, and by whom).
+CHECKPOINTS = {
+    "clip": "openai/clip-vit-large-patch14",
+    "pickscore": "yuvalkirstain/PickScore_v1",
+    "hpsv2": "adams-story/HPSv2-hf@refs/pr/2",
+    "hpsv21": "RE-N-Y/hpsv21",
+    "imagereward": "RE-N-Y/ImageReward",
+    "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A scorer of the registry or a user's own, loaded when it is first called.
+
+    spec: its name or ``module:function``. checkpoint: of its weights; None without any.
+    """
+
+    spec: str
+    checkpoint: Checkpoint | None
+
+    @cached_property
+    def call(self) -> Scorer:
+        """The callable; ScorerError if it cannot be loaded."""
+        if self.checkpoint is None:
+            return imported(SCENES if self.spec == "scenes" else self.spec)
+        return built(self.spec, self.checkpoint)
+
+    @cached_property
+    def identity(self) -> str | None:
+        """What its scores depend on besides image and prompt; None: they are not kept."""
+        if self.checkpoint is None:
+            return None
+        return f"{VERSION} {self.spec} {self.checkpoint.identity()}"
+
+
+class ScorerGroup:
+    """Several scorers as one: (images, prompts) -> scores [B] by name.
+
+    Images are scored in batches; what ``store`` has is not scored again, and every batch is kept
+    as soon as it is scored. Names are the scorer's own; of a function that returns several scores
+    by name, those. Raises ScorerError for a score that is missing, not finite or named twice.
+    """
+
+    def __init__(self, members: Sequence[Named], batch_size: int, store: ScoreStore | None) -> None:
+        self.members, self.batch_size, self.store = tuple(members), batch_size, store
+
+    def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
+        """Score every image for the prompt at its place."""
+        if len(images) != len(prompts) or not images:
+            raise ScorerError(f"{len(images)} images and {len(prompts)} prompts: give one each")
+        scores: Scores = {}
+        for member in self.members:
+            for name, values in self._scored(member, images, prompts).items():
+                if name in scores:
+                    raise ScorerError(f"two scorers give a score called {name!r}: drop one")
+                scores[name] = values
+        return scores
+
+    def _scored(self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
+        parts = [
+            self._batch(member, images[k : k + self.batch_size], prompts[k : k + self.batch_size])
+            for k in range(0, len(images), self.batch_size)
+        ]
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def _batch(self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
+        if self.store is None or member.identity is None:
+            return checked(member.spec, member.call(images, prompts), len(images))
+        keys = [score_key(member.identity, i, p) for i, p in zip(images, prompts, strict=True)]
+        known = self.store.get(keys)
+        new = [k for k, key in enumerate(keys) if key not in known]
+        if new:
+            given = member.call([images[k] for k in new], [prompts[k] for k in new])
+            (fresh,) = checked(member.spec, given, len(new)).values()
+            known |= {keys[k]: float(v) for k, v in zip(new, fresh, strict=True)}
+            self.store.put([keys[k] for k in new], fresh.tolist())
+        return {member.spec: np.array([known[key] for key in keys])}
+
+
+def load_scorers(
+    spec: str | Sequence[str],
+    checkpoints: Mapping[str, str] | None = None,
+    batch_size: int = 16,
+    store: Path | None = None,
+) -> ScorerGroup:
+    """The scorers that ``evaluation.scorer`` names, as one; nothing is loaded yet.
+
+    Args:
+        spec: names, comma-separated or a list: clip, pickscore, hpsv2, hpsv21, imagereward,
+            aesthetic, scenes, or ``module:function``.
+        checkpoints: name -> folder or ``OWNER/NAME``, with an optional ``@REVISION``.
+        batch_size: images at once.
+        store: a file that keeps scores; None: none are kept.
+
+    Raises:
+        ScorerError: an unknown name, a checkpoint of no scorer, or no scorer at all.
+    """
+    names = [part.strip() for part in (spec.split(",") if isinstance(spec, str) else spec)]
+    if not names or not all(names):
+        raise ScorerError(f"evaluation.scorer={spec!r} names no scorer; {_offer()}")
+    given = dict(checkpoints or {})
+    if unknown := sorted(set(given) - set(CHECKPOINTS)):
+        raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
+    members = [_named(name, given) for name in dict.fromkeys(names)]
+    return ScorerGroup(members, batch_size, ScoreStore(store) if store else None)
+
+
+def _named(name: str, given: Mapping[str, str]) -> Named:
+    if name in CHECKPOINTS:
+        path, _, revision = given.get(name, CHECKPOINTS[name]).partition("@")
+        return Named(name, Checkpoint(name, path, revision or None))
+    if name == "scenes":
+        return Named(name, None)
+    if ":" not in name:
+        near = difflib.get_close_matches(name, [*CHECKPOINTS, "scenes"], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ScorerError(f"evaluation.scorer={name!r}: {hint}{_offer()}")
+    return Named(name, None)
+
+
+def built(name: str, checkpoint: Checkpoint) -> Scorer:
+    """The scorer of the registry on the accelerator, if there is one."""
+    import torch
+
+    from inversion_dpo.evaluation.scorers.aesthetic import AestheticScorer
+    from inversion_dpo.evaluation.scorers.clip import ClipScorer
+    from inversion_dpo.evaluation.scorers.image_reward import ImageRewardScorer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "imagereward":
+        return ImageRewardScorer(checkpoint, device)
+    if name == "aesthetic":
+        return AestheticScorer(checkpoint, device)
+    return ClipScorer("hpsv2" if name == "hpsv21" else name, checkpoint, device)
+
+
+def imported(name: str) -> Scorer:
+    """Import ``module:function``, also from the working folder; ScorerError if it is not there."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # which the installed command does not search by itself
+    try:
+        scorer: Scorer = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ScorerError(f"evaluation.scorer={name!r}: {error}; write module:function") from error
+    return scorer
+
+
+def checked(spec: str, given: Any, count: int) -> Scores:
+    """A scorer's answer as float64 [count] by name; ScorerError if it is not that."""
+    own = spec.rpartition(":")[2]
+    scores = dict(given) if isinstance(given, Mapping) else {own: given}
+    out: Scores = {}
+    for name, values in scores.items():
+        try:
+            plain = values.detach().cpu() if hasattr(values, "detach") else values
+            array = np.asarray(plain, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
+        if array.shape != (count,):
+            raise ScorerError(
+                f"scorer {spec}: {name} has shape {list(array.shape)} for {count} images; return "
+                "one number for each image"
+            )
+        if bad := np.flatnonzero(~np.isfinite(array)).tolist():
+            raise ScorerError(f"scorer {spec}: {name} of image {bad[0]} is {array[bad[0]]}")
+        out[name] = array
+    if not out:
+        raise ScorerError(f"scorer {spec} returned no score; return one number for each image")
+    return out
+
+
+def _offer() -> str:
+    return f"one of {', '.join([*CHECKPOINTS, 'scenes'])}, or module:function"

@@ -1,0 +1,203 @@
+"""Every command in the README and the docs is run, on tiny stand-ins for what has to be downloaded.
+
+Commands are taken from fenced bash blocks and from blocks indented by four spaces. What a command
+names (a preset's model, the reader's own files) is replaced by the table here, each by something of
+the same kind; a command that nothing here treats fails.
+"""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from inversion_dpo.cli import main
+from inversion_dpo.config import load_config, resolve, to_yaml
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in ("DIARY.md", "results.md")),
+]
+TINY_RUN = [
+    "inversion.steps=4", "inversion.batch_size=8", "policy.rank=2", "policy.alpha=2",
+    "training.steps=2", "training.batch_size=4", "training.gradient_accumulation=1",
+    "evaluation.sample_steps=2", "evaluation.limit=3", "evaluation.batch_size=3",
+]  # fmt: skip
+SLOW = ("--config taste --output runs/first", "--run runs/first", "runs/first ")
+NOT_HERE = {  # command -> why it is not run
+    "make": "a target of the Makefile, looked for there",
+    ".venv/bin/python -m pytest": "the tests themselves",
+}
+
+
+def commands(text):
+    """Commands of a page, continued lines joined and comments dropped."""
+    fenced = re.findall(r"```bash\n(.*?)```", text, re.S)
+    plain = re.sub(r"```.*?```", "", text, flags=re.S)
+    indented = re.findall(r"^    (?=inversion-dpo |python -m )(.*)$", plain, re.M)
+    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
+    return [c for line in lines if (c := " ".join(re.sub(r"\s#.*", "", line).split()))]
+
+
+EVERY = [(p.name, c) for p in PAGES for c in commands(p.read_text(encoding="utf-8"))]
+
+
+def treatment(command):
+    """slow, run, or why it is not run; None for what nobody thought of."""
+    if command.startswith(tuple(NOT_HERE)):
+        return "elsewhere"
+    if command.startswith(("inversion-dpo ", "python -m inversion_dpo.")):
+        return "slow" if any(part in command + " " for part in SLOW) else "run"
+    return None
+
+
+def test_commands_are_found_and_all_are_treated():
+    assert len(EVERY) > 30
+    assert [c for c in EVERY if treatment(c[1]) is None] == []
+
+
+def test_targets_of_make_exist():
+    text = (ROOT / "Makefile").read_text()
+    targets = {c.split()[1] for _, c in EVERY if c.startswith("make ")}
+    assert targets and all(re.search(rf"^{t}:", text, re.M) for t in targets)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_pipeline, pair_file):
+    """A folder in which a reader has what the pages speak of; copy it before writing to it."""
+    from PIL import Image
+
+    from inversion_dpo.data.pairs import read_pairs
+    from inversion_dpo.models.tiny_scorers import WRITERS, write_tiny_scorer
+    from inversion_dpo.runs import claim
+    from inversion_dpo.training import train
+
+    folder = tmp_path_factory.mktemp("reader")
+    pairs = read_pairs(pair_file).pairs
+    for name in ("pairs.parquet", "my_pairs.parquet"):
+        shutil.copy(pair_file, folder / name)
+    (folder / "my_prompts.txt").write_text("\n".join(p.caption for p in pairs[:3]))
+    for name in WRITERS:
+        write_tiny_scorer(name, folder / f"my_{name}")
+    (folder / "real_images").mkdir()
+    for k, pair in enumerate(pairs[:4]):
+        (folder / f"{k}.png").write_bytes(pair.winner)
+        (folder / "real_images" / f"{k}.png").write_bytes(pair.loser)
+    (folder / "votes.csv").write_text("prompt,left,right,choice\na star,0.png,1.png,left\n")
+    row = {"prompt": "a star", "path_a": "0.png", "path_b": "1.png", "vote": "b"}
+    (folder / "votes.jsonl").write_text(json.dumps(row))
+    checkpoints = [f"evaluation.checkpoints.{n}={folder}/my_{n}" for n in WRITERS]
+    for name in ("mine", "other"):
+        config = load_config(None, [
+            f"model.path={tiny_pipeline}", f"data.pairs={pair_file}",
+            f"evaluation.prompts={folder}/my_prompts.txt", *TINY_RUN, *checkpoints,
+        ])  # fmt: skip
+        claim(folder / "runs" / name, config)
+        train(config, folder / "runs" / name)
+    (folder / "tiny.yaml").write_text(to_yaml(config))
+    lora = folder / "runs" / "other" / "adapter" / "pytorch_lora_weights.safetensors"
+    shutil.copy(lora, folder / "other_lora.safetensors")
+    assert Image.open(folder / "0.png").size == (64, 64)
+    return folder
+
+
+def prepared(command, tiny):
+    """The command's arguments, with stand-ins for what has to be downloaded."""
+    words = shlex.split(command)
+    known = {
+        "DATA": "my_pairs.parquet", "data.pairs=DATA": "data.pairs=my_pairs.parquet",
+        "MODEL_FOLDER": str(tiny("sd15")), "OWNER/NAME": "me/mine",
+        "src/inversion_dpo/assets/taste.parquet": resolve("asset:taste.parquet"),
+        "data.columns.caption=text": "data.columns.caption=caption",
+    }  # fmt: skip
+    words = [known.get(w, w) for w in words]
+    if "--config" in words and "--dry-run" not in words:
+        at = words.index("--config") + 1
+        if words[at] in ("sd15", "taste") and words[1] in ("evaluate", "train", "invert", "pairs"):
+            words[at] = "tiny.yaml"
+    if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
+        words += ["training.steps=2"] if "training.steps=5" in words else []
+        fresh = f"runs/fresh-{words[1]}"
+        words = [fresh if w == "runs/mine" and "--dry-run" not in words else w for w in words]
+    return words
+
+
+def run(words, capsys):
+    """Exit code and what was printed, of a command of ours."""
+    if words[0] == "python":
+        from inversion_dpo.models import tiny, tiny_scorers
+
+        modules = {m.__name__: m for m in (tiny, tiny_scorers)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", words[2:])
+            modules[words[2]].main()
+        return 0, capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(words[1:])
+    return int(stop.value.code or 0), capsys.readouterr()
+
+
+def cases(kind):
+    return [pytest.param(c, id=f"{page}: {c[:60]}") for page, c in EVERY if treatment(c) == kind]
+
+
+@pytest.fixture
+def reader(place, tmp_path, monkeypatch):
+    """The test stands in a copy of the reader's folder."""
+    folder = shutil.copytree(place, tmp_path / "reader")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def needed_first(words, capsys, tiny, reader):
+    """What an earlier line of the same page would have left."""
+    if words[1] in ("report", "fid"):
+        assert run(["inversion-dpo", "evaluate", words[2]], capsys)[0] == 0
+    if any(w == "model.path=tiny-sdxl" for w in words):
+        shutil.copytree(tiny("sdxl"), reader / "tiny-sdxl")
+
+
+@pytest.mark.parametrize("command", cases("run"))
+def test_a_command_does_what_it_says(command, reader, capsys, tiny):
+    words = prepared(command, tiny)
+    needed_first(words, capsys, tiny, reader)
+    code, printed = run(words, capsys)
+    upload = "--push-to-hub" in words and "--dry-run" not in words
+    if upload:  # there is no network in the tests: one clear line, and nothing else
+        assert code == 2 and "error: " in printed.err and printed.err.count("\n") == 1
+    else:
+        assert code == 0, printed.err
+        assert printed.out
+
+
+@pytest.mark.slow
+def test_the_first_page_line_by_line(tmp_path, monkeypatch, capsys, tiny):
+    """The start page's commands in their order, as they stand, on the embedded model."""
+    monkeypatch.chdir(tmp_path)
+    steps = [c for page, c in EVERY if page == "index.md" and treatment(c) == "slow"]
+    assert len(steps) == 4
+    for command in steps:
+        code, printed = run(shlex.split(command), capsys)
+        assert code == 0, printed.err
+    assert (tmp_path / "runs/first/report.html").exists()
+    assert (tmp_path / "runs/first-png/000000.png").exists()
+
+
+PYTHON = re.compile(r"```python\n(.*?)```", re.S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_five_lines_of_python(page, tmp_path, monkeypatch, capsys):
+    block = next(b for b in PYTHON.findall((ROOT / page).read_text()) if "inversion_dpo.api" in b)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 5
+    (tmp_path / "five.py").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("five.py")
+    out = capsys.readouterr().out
+    assert re.search(r"^[01]\.\d+$", out, re.M) and "report.html" in out

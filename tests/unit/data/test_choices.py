@@ -1,0 +1,117 @@
+"""Choices from other tools: words, sides, several people, and bad rows by name."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from inversion_dpo.data.choices import import_choices
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.pairs import check_pairs, read_pairs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k, name in enumerate(["a.png", "b.png", "c.png"]):
+        image = np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / name)
+    return tmp_path
+
+
+def table(folder, rows, name="votes.csv"):
+    path = folder / name
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def row(choice, left="a.png", right="b.png", prompt="a star", **more):
+    return {"prompt": prompt, "left": left, "right": right, "choice": choice, **more}
+
+
+def imported(folder, rows, name="votes.csv", columns=None):
+    counts = import_choices(table(folder, rows, name), folder / "pairs.parquet", columns)
+    return counts, pq.read_table(folder / "pairs.parquet").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [("left", 1.0), ("right", 0.0), ("A", 1.0), ("B", 0.0), (" Tie ", 0.5), ("a.png", 1.0),
+     ("b.png", 0.0), ("first", 1.0), ("equal", 0.5)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["votes.csv", "votes.jsonl"])
+def test_every_word_for_a_choice(folder, said, label, name):
+    _, rows = imported(folder, [row(said)], name)
+    assert rows[0]["label_0"] == rows[0]["preference_0"] == label
+    assert rows[0]["jpg_0"] == (folder / "a.png").read_bytes()
+
+
+def test_several_people_whichever_image_stood_left(folder):
+    rows = [
+        row("left", annotator="x"), row("right", "b.png", "a.png", annotator="y"),
+        row("right", annotator="z"), row("tie", annotator="x"),
+        row("left", prompt="another", annotator="x"), row("both bad", annotator="w"),
+        row("left", "b.png", "c.png", annotator="x"), row("right", "b.png", "c.png", annotator="y"),
+    ]  # fmt: skip
+    counts, found = imported(folder, rows)
+    assert [(r["caption"], r["preference_0"], r["label_0"], r["labellers"]) for r in found] == [
+        ("a star", 2.5 / 4, 1.0, 3), ("another", 1.0, 1.0, 1), ("a star", 0.5, 0.5, 2),
+    ]  # fmt: skip
+    assert (counts["rows"], counts["pairs"], counts["ties"], counts["neither"]) == (8, 3, 1, 1)
+
+
+def test_train_reads_what_was_written(folder):
+    rows = [row("left"), row("right", "b.png", "c.png"), row("tie", "a.png", "c.png")]
+    imported(folder, rows)
+    pairs = read_pairs(folder / "pairs.parquet")
+    assert len(pairs.pairs) == 2 and pairs.ties == 1
+    assert pairs.pairs[1].winner == (folder / "c.png").read_bytes()
+    assert check_pairs(folder / "pairs.parquet").ok
+
+
+def test_other_column_names(folder):
+    rows = [{"q": "a star", "x": "a.png", "y": "b.png", "vote": "y"}]
+    columns = {"caption": "q", "image_0": "x", "image_1": "y", "choice": "vote"}
+    _, found = imported(folder, rows, columns=columns)
+    assert found[0]["label_0"] == 0.0
+    with pytest.raises(DataError, match="no column for image_0"):
+        imported(folder, rows)
+    with pytest.raises(DataError, match="choice=votes names no column"):
+        imported(folder, rows, columns=columns | {"choice": "votes"})
+    with pytest.raises(DataError, match="no such column; one of"):
+        imported(folder, rows, columns={"picture": "x"})
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (row("1"), "count from 0, some from 1"),
+        (row(""), "choice is ''"),
+        (row("left", prompt=" "), "caption is empty"),
+        (row("left", left="no.png"), "no file 'no.png'"),
+        (row("left", left="../a.png"), "leads out"),
+        (row("left", right="a.png"), "same file"),
+        (row("left", right="votes.csv"), "cannot be read"),
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_written(folder, bad, message):
+    with pytest.raises(DataError, match="votes.csv, row 1") as error:
+        imported(folder, [row("left"), bad])
+    assert message in str(error.value) and not (folder / "pairs.parquet").exists()
+
+
+def test_files_that_are_none(folder):
+    (folder / "votes.xlsx").write_bytes(b"x")
+    for name, message in (("votes.xlsx", "is none of .csv"), ("gone.csv", "no file")):
+        with pytest.raises(DataError, match=message):
+            import_choices(folder / name, folder / "pairs.parquet")
+    with pytest.raises(DataError, match="names no choice"):
+        imported(folder, [row("neither")])

@@ -1,0 +1,91 @@
+"""Prompt sets from files, and the compositional set that ships."""
+
+import json
+
+import pytest
+
+from inversion_dpo.config import ConfigError
+from inversion_dpo.evaluation.prompts import read_prompt_set
+from inversion_dpo.scenes.compositional import CATEGORIES, category_of, compositional_prompts
+from inversion_dpo.scenes.graph import parse_caption
+from inversion_dpo.scenes.prompts import split_of
+
+
+def test_a_text_file_has_a_prompt_a_line(tmp_path):
+    (tmp_path / "p.txt").write_text("one\n\n  two \nthree\n")
+    found = read_prompt_set(str(tmp_path / "p.txt"), 2)
+    assert found.prompts == ["one", "two"] and found.by_category == {}
+
+
+def test_genevals_own_file_is_understood(tmp_path):
+    rows = [
+        {"tag": "two_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"},
+        {"tag": "colors", "prompt": "a red cup"},
+        {"tag": "two_object", "prompt": "a cat"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_prompt_set(str(tmp_path / "p.jsonl"), None)
+    assert found.prompts == ["a dog", "a red cup", "a cat"]
+    assert found.by_category == {"two_object": [0, 2], "colors": [1]}
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("p.txt", "\n \n", "holds no prompts"),
+        ("p.jsonl", '{"prompt": "a"}\nnonsense', "line 2 is not JSON"),
+        ("p.jsonl", '{"text": "a"}', 'line 1 has no text under "prompt"'),
+        ("p.jsonl", "[1]", "line 1 has no text"),
+        ("p.jsonl", '{"prompt": " "}', "line 1 has no text"),
+    ],
+)
+def test_bad_files_name_file_and_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=name) as error:
+        read_prompt_set(str(tmp_path / name), None)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf:owner/name", "hf:a/b:c:d:e", "missing.txt"])
+def test_bad_sources_say_how_to_write_them(source):
+    with pytest.raises(ConfigError, match="hf:OWNER/NAME:COLUMN"):
+        read_prompt_set(source, None)
+
+
+def test_a_hub_set_is_streamed(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, split, streaming):
+        asked.append((name, split, streaming))
+        yield from ({"Prompt": p} for p in ["one", "", None, "two", "three"])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_prompt_set("hf:nateraw/parti-prompts:Prompt", 2).prompts == ["one", "two"]
+    assert read_prompt_set("hf:a/b:Prompt:test", None).prompts == ["one", "two", "three"]
+    assert asked == [("nateraw/parti-prompts", "train", True), ("a/b", "test", True)]
+    with pytest.raises(ConfigError, match="no column caption; it has Prompt"):
+        read_prompt_set("hf:a/b:caption", None)
+
+
+@pytest.mark.parametrize(
+    "caption, category",
+    [
+        ("a small red star", "single_object"),
+        ("a small red star above a small blue star", "color_binding"),
+        ("a small red star above a small red cross", "shape_binding"),
+        ("a small red star left of a large red star", "size_binding"),
+        ("a small red star below a large blue star", "position"),
+        ("a small red star above a small red cross which is below a large pink star", "complex"),
+    ],
+)
+def test_categories_by_hand(caption, category):
+    assert category_of(parse_caption(caption)) == category
+
+
+def test_the_shipped_set_is_what_the_script_writes():
+    found = read_prompt_set("asset:prompts-compositional.jsonl", None)
+    assert list(zip(found.categories, found.prompts, strict=True)) == compositional_prompts(50)
+    assert set(found.by_category) == set(CATEGORIES) and len(set(found.prompts)) == 224
+    assert {split_of(p) for p in found.prompts} == {"test"}

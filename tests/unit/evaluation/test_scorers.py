@@ -1,0 +1,536 @@
+"""The scorers against their authors' formulas, written here a second time from the papers' code.
+
+What torchvision would do is written out with Pillow and NumPy; open_clip's towers and ImageReward's
+BLIP are built again from torch's own layers, under the authors' names, and load the same files.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTokenizer
+
+from inversion_dpo.evaluation.scorers import registry
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
+from inversion_dpo.evaluation.scorers.clip import ClipScorer
+from inversion_dpo.evaluation.scorers.preprocess import centre_crops, whole_images
+from inversion_dpo.evaluation.scorers.registry import load_scorers
+from inversion_dpo.models.tiny_scorers import WRITERS, write_tiny_scorer
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+STD = np.array([0.26862954, 0.26130258, 0.27577711])
+PROMPTS = ["a small red star", "a large blue circle left of a small green square"]
+SIZES = [(64, 64), (48, 64), (64, 39), (100, 37), (33, 224), (51, 45), (64, 46), (32, 32)]
+
+
+def picture(seed, height=64, width=64):
+    """Smooth colour with an edge: bicubic overshoots at it."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR))
+    image[height // 3 :, width // 2 :] = 255 * rng.integers(0, 2, 3)
+    return image
+
+
+IMAGES = [picture(k) for k in range(2)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scorers")
+    return {name: write_tiny_scorer(name, root / name) for name in WRITERS}
+
+
+def torchvision_clip(image, size):
+    """Resize(size, BICUBIC), CenterCrop(size), ToTensor, Normalize, as torchvision defines them."""
+    pil = Image.fromarray(image)
+    w, h = pil.size
+    w, h = (size, int(size * h / w)) if w <= h else (int(size * w / h), size)
+    pil = pil.resize((w, h), Image.Resampling.BICUBIC)
+    top, left = int(round((h - size) / 2.0)), int(round((w - size) / 2.0))
+    cut = np.asarray(pil)[top : top + size, left : left + size].astype(np.float64) / 255
+    return ((cut - MEAN) / STD).transpose(2, 0, 1)
+
+
+def hps_whole(image, size):
+    """ToTensor, then ResizeMaxSize on it, with Pillow's float bicubic as the antialiased resize."""
+    h, w = image.shape[:2]
+    scale = size / float(max(h, w))
+    nh, nw = round(h * scale), round(w * scale)
+    out = np.zeros((size, size, 3))
+    top, left = (size - nh) // 2, (size - nw) // 2
+    for c in range(3):
+        channel = Image.fromarray((image[..., c] / 255).astype(np.float32))
+        out[top : top + nh, left : left + nw, c] = channel.resize(
+            (nw, nh), Image.Resampling.BICUBIC
+        )
+    return ((out - MEAN) / STD).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_centre_crop_equals_torchvision_number_by_number(height, width):
+    image = picture(3, height, width)
+    ours = centre_crops([image], 32, half_up=True)[0].numpy()
+    np.testing.assert_allclose(ours, torchvision_clip(image, 32), atol=1e-6)
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_centre_crop_equals_the_processor_of_transformers(height, width):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    image = picture(4, height, width)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    theirs = processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
+    ours = centre_crops([image], 32, half_up=False)[0].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_the_two_crops_differ_where_the_rest_leaves_three():
+    images = [picture(5, 32, 35)]
+    assert not torch.equal(centre_crops(images, 32, True), centre_crops(images, 32, False))
+    images = [picture(5, 32, 37)]
+    assert torch.equal(centre_crops(images, 32, True), centre_crops(images, 32, False))
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_whole_image_equals_resize_max_size(height, width):
+    image = picture(6, height, width)
+    ours = whole_images([image], 32)[0].numpy()
+    np.testing.assert_allclose(ours, hps_whole(image, 32), atol=3e-5)
+
+
+def by_hand(folder, images, prompts, prepare):
+    """Normalised embeddings [B, D] of both towers and exp(logit_scale), by CLIPModel itself."""
+    model, tokenizer = CLIPModel.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+    pixels = torch.tensor(np.stack([prepare(i) for i in images]), dtype=torch.float32)
+    text = tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        out = model(pixel_values=pixels, **text)
+    return out.image_embeds, out.text_embeds, model.logit_scale.exp().item()
+
+
+def processed(image):
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    return processor(Image.fromarray(image), return_tensors="np").pixel_values[0]
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore", "hpsv2"])
+def test_clip_scores_are_their_formula(folders, name):
+    images = [picture(k, 64, 50 + k) for k in range(4)]
+    prompts = [*PROMPTS, "a small red star &amp; more", "word " * 100]
+    folder = folders[name]
+    clean = [p.replace("&amp;", "&") for p in prompts] if name == "hpsv2" else prompts
+    prepare = (lambda i: hps_whole(i, 32)) if name == "hpsv2" else processed
+    image, text, scale = by_hand(folder, images, clean, prepare)
+    cosine = (image * text).sum(-1).numpy().astype(np.float64)
+    expected = {
+        "clip": 100 * np.maximum(cosine, 0), "pickscore": scale * cosine, "hpsv2": cosine,
+    }[name]  # fmt: skip
+    scores = load_scorers(name, {name: str(folder)})(images, prompts)[name]
+    np.testing.assert_allclose(scores, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
+    assert len(set(np.round(cosine, 6))) == 4 and scale > 10
+
+
+def test_clip_score_is_never_negative(folders):
+    scorer = ClipScorer("clip", Checkpoint("clip", str(folders["clip"])))
+    images = [picture(k) for k in range(12)]
+    image = scorer.image_embeddings(scorer.pixels(images))
+    text = scorer.text_embeddings(scorer.tokens(["a small red star"] * 12))
+    cosine = F.cosine_similarity(image, text).numpy()
+    scores = scorer(images, ["a small red star"] * 12)
+    np.testing.assert_allclose(scores, 100 * np.maximum(cosine, 0), atol=1e-4)
+    flipped = ClipScorer("pickscore", Checkpoint("pickscore", str(folders["clip"])))
+    assert np.sign(flipped(images, ["a small red star"] * 12)).tolist() == np.sign(cosine).tolist()
+
+
+def test_what_follows_the_end_token_changes_nothing(folders):
+    scorer = ClipScorer("pickscore", Checkpoint("pickscore", str(folders["pickscore"])))
+    short = scorer.tokenizer(PROMPTS[:1], return_tensors="pt").input_ids
+    alone = scorer.text_embeddings(short)
+    torch.testing.assert_close(alone, scorer.text_embeddings(scorer.tokens(PROMPTS[:1])))
+    zeros = F.pad(short, (0, 77 - short.shape[1]))  # how open_clip pads
+    torch.testing.assert_close(alone, scorer.text_embeddings(zeros))
+
+
+class OpenClipBlock(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.ModuleDict({
+            "c_fc": nn.Linear(width, 2 * width), "c_proj": nn.Linear(2 * width, width),
+        })  # fmt: skip
+
+    def forward(self, x, mask):
+        h = self.ln_1(x)
+        x = x + self.attn(h, h, h, need_weights=False, attn_mask=mask)[0]
+        return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
+
+
+class OpenClip(nn.Module):
+    """open_clip's CLIP from torch's layers: heads 80 wide in the image tower, 64 in the other."""
+
+    def __init__(self, wide, narrow, vocabulary, out, patch, positions):
+        super().__init__()
+        self.visual = nn.Module()
+        self.visual.class_embedding = nn.Parameter(torch.empty(wide))
+        self.visual.positional_embedding = nn.Parameter(torch.empty(positions, wide))
+        self.visual.conv1 = nn.Conv2d(3, wide, patch, patch, bias=False)
+        self.visual.ln_pre, self.visual.ln_post = nn.LayerNorm(wide), nn.LayerNorm(wide)
+        self.visual.proj = nn.Parameter(torch.empty(wide, out))
+        self.visual.transformer = nn.Module()
+        blocks = [OpenClipBlock(wide, wide // 80) for _ in range(2)]
+        self.visual.transformer.resblocks = nn.ModuleList(blocks)
+        self.token_embedding = nn.Embedding(vocabulary, narrow)
+        self.positional_embedding = nn.Parameter(torch.empty(77, narrow))
+        self.transformer = nn.Module()
+        blocks = [OpenClipBlock(narrow, narrow // 64) for _ in range(2)]
+        self.transformer.resblocks = nn.ModuleList(blocks)
+        self.ln_final = nn.LayerNorm(narrow)
+        self.text_projection = nn.Parameter(torch.empty(narrow, out))
+        self.logit_scale = nn.Parameter(torch.empty(()))
+
+    def image(self, pixels):
+        v = self.visual
+        x = v.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([v.class_embedding.expand(len(x), 1, -1), x], 1) + v.positional_embedding
+        x = v.ln_pre(x)
+        for block in v.transformer.resblocks:
+            x = block(x, None)
+        return F.normalize(v.ln_post(x[:, 0]) @ v.proj, dim=-1)
+
+    def text(self, tokens):
+        mask = torch.full((77, 77), -math.inf).triu(1)
+        x = self.token_embedding(tokens) + self.positional_embedding
+        for block in self.transformer.resblocks:
+            x = block(x, mask)
+        x = self.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1)]
+        return F.normalize(x @ self.text_projection, dim=-1)
+
+
+def test_hpsv2_in_open_clips_names_is_open_clips_network(folders):
+    folder = folders["hpsv21"]
+    weights = {k[6:]: v for k, v in load_file(folder / "model.safetensors").items()}
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    network = OpenClip(160, 64, len(tokenizer), 16, 8, 17).eval()
+    network.load_state_dict(weights)
+    tokens = torch.zeros(2, 77, dtype=torch.long)
+    for k, prompt in enumerate(PROMPTS):
+        ids = tokenizer(prompt).input_ids
+        tokens[k, : len(ids)] = torch.tensor(ids)
+    images = [picture(k, 64, 48) for k in range(2)]
+    pixels = torch.tensor(np.stack([hps_whole(i, 32) for i in images]), dtype=torch.float32)
+    with torch.no_grad():
+        expected = (network.image(pixels) * network.text(tokens)).sum(-1).numpy()
+    scores = load_scorers("hpsv21", {"hpsv21": str(folder)})(images, PROMPTS)["hpsv21"]
+    np.testing.assert_allclose(scores, expected, atol=2e-4)
+    assert abs(scores[0] - scores[1]) > 1e-3
+
+
+def head_by_hand(weights, prefix, x):
+    for k in (0, 2, 4, 6, 7):
+        x = x @ weights[f"{prefix}layers.{k}.weight"].T + weights[f"{prefix}layers.{k}.bias"]
+    return x[:, 0]
+
+
+def test_aesthetic_is_the_head_on_the_normalised_embedding(folders):
+    folder = folders["aesthetic"]
+    weights = load_file(folder / "model.safetensors")
+    images = [picture(k, 64, 52) for k in range(3)]
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder)).eval()
+    tower.load_state_dict({k: v for k, v in weights.items() if not k.startswith("layers.")})
+    pixels = torch.tensor(np.stack([torchvision_clip(i, 32) for i in images]), dtype=torch.float32)
+    with torch.no_grad():
+        x = tower(pixel_values=pixels).image_embeds
+        expected = head_by_hand(weights, "", x / x.norm(dim=-1, keepdim=True)).numpy()
+    scores = load_scorers("aesthetic", {"aesthetic": str(folder)})(images, ["x", "y", "z"])
+    np.testing.assert_allclose(scores["aesthetic"], expected, atol=1e-4)
+    assert np.ptp(expected) > 1e-3
+
+
+def attention(q, k, v, heads, mask=0.0):
+    b, n, d = q.shape
+    q, k, v = (x.reshape(b, -1, heads, d // heads).transpose(1, 2) for x in (q, k, v))
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(d // heads) + mask).softmax(-1)
+    return (weights @ v).transpose(1, 2).reshape(b, n, d)
+
+
+def reward_by_hand(w, pixels, ids, mask):
+    """ImageReward's forward pass, from its authors' vit.py and med.py, heads 64 wide."""
+
+    def linear(name, x):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(name, x, eps):
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps)
+
+    v, t = "blip.visual_encoder.", "blip.text_encoder."
+    p = f"{v}patch_embed.proj."
+    x = F.conv2d(pixels, w[p + "weight"], w[p + "bias"], stride=8).flatten(2).transpose(1, 2)
+    x = torch.cat([w[v + "cls_token"].expand(len(x), 1, -1), x], 1) + w[v + "pos_embed"]
+    for k in range(2):
+        b = f"{v}blocks.{k}."
+        q, key, value = linear(b + "attn.qkv", norm(b + "norm1", x, 1e-6)).chunk(3, -1)
+        x = x + linear(b + "attn.proj", attention(q, key, value, x.shape[-1] // 64))
+        x = x + linear(b + "mlp.fc2", F.gelu(linear(b + "mlp.fc1", norm(b + "norm2", x, 1e-6))))
+    seen = norm(v + "norm", x, 1e-6)
+    e = f"{t}embeddings."
+    h = w[e + "word_embeddings.weight"][ids]
+    h = h + w[e + "position_embeddings.weight"][: ids.shape[1]]
+    h = norm(e + "LayerNorm", h, 1e-12)
+    hidden = (1.0 - mask[:, None, None, :].float()) * -10000.0
+    for k in range(2):
+        for part, source, m in (("attention", None, hidden), ("crossattention", seen, 0.0)):
+            a = f"{t}encoder.layer.{k}.{part}."
+            s = h if source is None else source
+            q, key, value = (linear(a + f"self.{n}", y) for n, y in
+                             (("query", h), ("key", s), ("value", s)))  # fmt: skip
+            out = linear(a + "output.dense", attention(q, key, value, h.shape[-1] // 64, m))
+            h = norm(a + "output.LayerNorm", out + h, 1e-12)
+        layer = f"{t}encoder.layer.{k}."
+        out = linear(layer + "output.dense", F.gelu(linear(layer + "intermediate.dense", h)))
+        h = norm(layer + "output.LayerNorm", out + h, 1e-12)
+    return (head_by_hand(w, "mlp.", h[:, 0]) - 0.16717362830052426) / 1.0333394966054072
+
+
+def test_image_reward_is_its_authors_forward_pass(folders):
+    from transformers import BertTokenizerFast
+
+    folder = folders["imagereward"]
+    images = [picture(k, 64, 52) for k in range(3)]
+    prompts = [*PROMPTS, "a red " * 40]
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    text = tokenizer(prompts, padding="max_length", truncation=True, max_length=35,
+                     return_tensors="pt")  # fmt: skip
+    assert text.input_ids.shape == (3, 35) and text.input_ids[2, -1] == tokenizer.sep_token_id
+    assert text.input_ids[0, 0] == tokenizer.cls_token_id and 1 not in text.input_ids
+    pixels = torch.tensor(np.stack([torchvision_clip(i, 32) for i in images]), dtype=torch.float32)
+    weights = load_file(folder / "model.safetensors")
+    expected = reward_by_hand(weights, pixels, text.input_ids, text.attention_mask).numpy()
+    scores = load_scorers("imagereward", {"imagereward": str(folder)})(images, prompts)
+    np.testing.assert_allclose(scores["imagereward"], expected, rtol=2e-4, atol=2e-4)
+    swapped = load_scorers("imagereward", {"imagereward": str(folder)})(images[::-1], prompts)
+    assert np.abs(swapped["imagereward"] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_batches_do_not_change_a_score(folders, name):
+    images, prompts = [picture(k) for k in range(5)], [PROMPTS[k % 2] for k in range(5)]
+    one = load_scorers(name, {name: str(folders[name])}, batch_size=1)(images, prompts)[name]
+    all_ = load_scorers(name, {name: str(folders[name])}, batch_size=5)(images, prompts)[name]
+    np.testing.assert_allclose(one, all_, rtol=1e-4, atol=1e-5)
+    assert one.shape == (5,) and one.dtype == np.float64
+
+
+calls = []
+
+
+def counted(images, prompts):
+    calls.append(len(images))
+    return [float(i.mean()) for i in images]
+
+
+def two(images, prompts):
+    return {"a": np.ones(len(images)), "b": np.zeros(len(images))}
+
+
+def wrong_length(images, prompts):
+    return [1.0]
+
+
+def not_finite(images, prompts):
+    return [1.0, float("nan")]
+
+
+def words(images, prompts):
+    return ["good", "bad"]
+
+
+HERE = "tests.unit.evaluation.test_scorers"
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """This module under a name that can be imported."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "my_scorers", sys.modules[__name__])
+    return "my_scorers"
+
+
+def test_several_scorers_at_once(folders, here):
+    group = load_scorers(f"clip, {here}:counted,{here}:two", {"clip": str(folders["clip"])})
+    scores = group(IMAGES, PROMPTS)
+    assert list(scores) == ["clip", "counted", "a", "b"]
+    assert scores["counted"].tolist() == [i.mean() for i in IMAGES]
+    as_list = load_scorers(["clip", f"{here}:two"], {"clip": str(folders["clip"])})
+    assert list(as_list(IMAGES, PROMPTS)) == ["clip", "a", "b"]
+
+
+def test_scenes_are_the_exact_checker():
+    from inversion_dpo.scenes.scorer import score
+
+    images = [np.zeros((64, 64, 3), np.uint8)] * 2
+    theirs, ours = score(images, PROMPTS), load_scorers("scenes")(images, PROMPTS)
+    assert list(ours) == list(theirs) and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+
+def tensors(images, prompts):
+    return torch.ones(len(images), requires_grad=True) * 2
+
+
+def test_tensors_are_taken_and_nothing_to_score_is_refused(here):
+    assert load_scorers(f"{here}:tensors")(IMAGES, PROMPTS)["tensors"].tolist() == [2, 2]
+    for images, prompts in (([], []), (IMAGES, PROMPTS[:1])):
+        with pytest.raises(ScorerError, match="give one each"):
+            load_scorers(f"{here}:tensors")(images, prompts)
+
+
+def test_a_scorer_beside_the_reader_is_found(tmp_path, monkeypatch):
+    import sys
+
+    (tmp_path / "beside_me.py").write_text("def score(images, prompts): return [1.0] * len(images)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert load_scorers("beside_me:score")(IMAGES, PROMPTS)["score"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [("wrong_length", "shape [1] for 2 images"), ("not_finite", "image 1 is nan"),
+     ("words", "no list of numbers")],
+)  # fmt: skip
+def test_a_bad_answer_is_named(here, function, message):
+    with pytest.raises(ScorerError, match=message.replace("[", r"\[").replace("]", r"\]")):
+        load_scorers(f"{here}:{function}")(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "spec, checkpoints, message",
+    [
+        ("pikscore", {}, "did you mean 'pickscore'"),
+        ("", {}, "names no scorer"),
+        ("clip,", {}, "names no scorer"),
+        ("no.such.module:f", {}, "module:function"),
+        ("clip", {"clop": "x"}, "evaluation.checkpoints.clop"),
+        ("clip", {"clip": "/no/such/folder"}, "no such folder"),
+    ],
+)
+def test_a_bad_name_is_one_line_with_its_remedy(spec, checkpoints, message):
+    with pytest.raises(ScorerError) as error:
+        load_scorers(spec, checkpoints)(IMAGES, PROMPTS)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_weight_is_an_error_and_never_random(folders, tmp_path):
+    from safetensors.torch import save_file
+
+    for name, dropped in (
+        ("clip", "visual_projection.weight"), ("aesthetic", "layers.4.bias"),
+        ("hpsv21", "model.visual.ln_post.bias"), ("imagereward", "mlp.layers.7.weight"),
+    ):  # fmt: skip
+        folder = tmp_path / name
+        write_tiny_scorer(name, folder)
+        weights = load_file(folder / "model.safetensors")
+        del weights[dropped]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ScorerError, match=f"evaluation.checkpoints.{name}="):
+            load_scorers(name, {name: str(folder)})(IMAGES, PROMPTS)
+
+
+def test_no_pickle_is_opened(tmp_path):
+    write_tiny_scorer("clip", tmp_path / "clip")
+    weights = tmp_path / "clip" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "clip" / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ScorerError, match="clip"):
+        load_scorers("clip", {"clip": str(tmp_path / "clip")})(IMAGES, PROMPTS)
+
+
+def test_offline_a_hub_checkpoint_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(ScorerError, match="evaluation.checkpoints.pickscore=no-one/nothing"):
+        load_scorers("pickscore", {"pickscore": "no-one/nothing"}, store=tmp_path / "s.sqlite")(
+            IMAGES, PROMPTS
+        )
+
+
+def counting(monkeypatch, folder, name="clip"):
+    """How many images the scorer itself was given, call by call."""
+    seen = []
+    real = registry.built
+
+    def built(spec, checkpoint):
+        scorer = real(spec, checkpoint)
+
+        def call(images, prompts):
+            seen.append(len(images))
+            return scorer(images, prompts)
+
+        return call
+
+    monkeypatch.setattr(registry, "built", built)
+    return seen
+
+
+def test_kept_scores_are_not_computed_again(folders, tmp_path, monkeypatch):
+    seen = counting(monkeypatch, folders["clip"])
+    at, store = {"clip": str(folders["clip"])}, tmp_path / "scores.sqlite"
+    first = load_scorers("clip", at, 2, store)(IMAGES, PROMPTS)["clip"]
+    again = load_scorers("clip", at, 2, store)(IMAGES, PROMPTS)["clip"]
+    assert first.tolist() == again.tolist() and seen == [2]
+    load_scorers("clip", at, 2, store)([*IMAGES, picture(9)], [*PROMPTS, PROMPTS[0]])
+    assert seen == [2, 1]
+    load_scorers("clip", at, 2, store)(IMAGES, PROMPTS[::-1])
+    assert seen == [2, 1, 2]
+    other = {"pickscore": str(folders["clip"])}
+    assert load_scorers("pickscore", other, 2, store)(IMAGES, PROMPTS)["pickscore"][0] != first[0]
+    assert seen == [2, 1, 2, 2]
+
+
+def test_other_weights_are_scored_anew(folders, tmp_path, monkeypatch):
+    seen, store = counting(monkeypatch, folders["clip"]), tmp_path / "scores.sqlite"
+    load_scorers("clip", {"clip": str(folders["clip"])}, 2, store)(IMAGES, PROMPTS)
+    other = write_tiny_scorer("clip", tmp_path / "other", seed=1)
+    load_scorers("clip", {"clip": str(other)}, 2, store)(IMAGES, PROMPTS)
+    assert seen == [2, 2]
+
+
+def test_a_crash_loses_one_batch_at_most(folders, tmp_path, monkeypatch):
+    at, store = {"clip": str(folders["clip"])}, tmp_path / "scores.sqlite"
+    images, prompts = [picture(k) for k in range(6)], PROMPTS[:1] * 6
+    real, fail = registry.built, [True]
+    seen = []
+
+    def built(spec, checkpoint):
+        scorer = real(spec, checkpoint)
+
+        def call(images, prompts):
+            seen.append(len(images))
+            if len(seen) == 3 and fail.pop():
+                raise KeyboardInterrupt
+            return scorer(images, prompts)
+
+        return call
+
+    monkeypatch.setattr(registry, "built", built)
+    with pytest.raises(KeyboardInterrupt):
+        load_scorers("clip", at, 2, store)(images, prompts)
+    load_scorers("clip", at, 2, store)(images, prompts)
+    assert seen == [2, 2, 2, 2]
+
+
+def test_a_damaged_store_is_named(folders, tmp_path):
+    store = tmp_path / "scores.sqlite"
+    store.write_bytes(b"no database" * 100)
+    with pytest.raises(ScorerError, match="delete it"):
+        load_scorers("clip", {"clip": str(folders["clip"])}, 2, store)(IMAGES, PROMPTS)

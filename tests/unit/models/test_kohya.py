@@ -1,0 +1,158 @@
+"""LoRA under kohya's names, there and back, key by key, and the same images from both files."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.kohya import read_lora, to_kohya, write_kohya
+from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.policy import LoraPolicy
+
+EVERYWHERE = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj",
+              "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj"]  # fmt: skip
+
+
+def trained(folder, out, targets, alpha=8.0, dora=False):
+    """A LoRA of rank 4 whose every matrix is random, saved as train saves it."""
+    policy = LoraPolicy(adapt(load_pipeline(str(folder)), 64), 4, alpha, targets, 0, dora)
+    torch.manual_seed(1)
+    for parameter in policy.trainable().values():
+        torch.nn.init.normal_(parameter.data, std=0.2)
+    policy.save(out)
+    return out
+
+
+def drawn(folder, lora, name):
+    pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    if lora:
+        pipe.load_lora_weights(lora, weight_name=name)
+    return pipe("a small red star", height=64, width=64, num_inference_steps=2, output_type="np",
+                generator=torch.Generator().manual_seed(0)).images[0], pipe  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("targets", [["to_q", "to_k", "to_v", "to_out.0"], EVERYWHERE])
+def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
+    adapter = trained(tiny(family), tmp_path / "adapter", targets)
+    file = write_kohya(adapter, tmp_path / "kohya.safetensors")
+    ours, kohya = read_lora(adapter)[0], load_file(file)
+    modules = {re.sub(r"\.lora_[AB]\.weight$", "", key) for key in ours}
+    expected = {
+        f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}.{end}"
+        for m in modules for end in ("lora_down.weight", "lora_up.weight", "alpha")
+    }  # fmt: skip
+    assert set(kohya) == expected
+    for module in modules:
+        flat = f"lora_unet_{module.removeprefix('unet.').replace('.', '_')}"
+        assert torch.equal(kohya[f"{flat}.lora_down.weight"], ours[f"{module}.lora_A.weight"])
+        assert torch.equal(kohya[f"{flat}.lora_up.weight"], ours[f"{module}.lora_B.weight"])
+        assert kohya[f"{flat}.alpha"].item() == 8.0
+    _, pipe = drawn(tiny(family), tmp_path, file.name)
+    state = {n: p for n, p in pipe.unet.named_parameters() if "lora_" in n}
+    assert len(state) == len(ours)
+    for name, tensor in state.items():
+        key = "unet." + re.sub(r"\.default(_\d+)?\.weight$", ".weight", name)
+        assert torch.equal(tensor, ours[key]), name
+    scalings = {
+        v for m in pipe.unet.modules() if hasattr(m, "scaling") for v in m.scaling.values()
+    }
+    assert scalings == {8.0 / 4}
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_both_files_give_the_same_image(family, tiny, tmp_path):
+    adapter = trained(tiny(family), tmp_path / "adapter", ["to_q", "to_k", "to_v", "to_out.0"])
+    file = write_kohya(adapter, tmp_path / "kohya.safetensors")
+    bare, _ = drawn(tiny(family), None, None)
+    theirs, _ = drawn(tiny(family), adapter, "pytorch_lora_weights.safetensors")
+    ours, _ = drawn(tiny(family), tmp_path, file.name)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert np.abs(ours - bare).max() > 1e-3
+
+
+def test_what_cannot_be_exported_says_what_to_do(tiny, tmp_path):
+    sd3 = trained(tiny("sd3"), tmp_path / "sd3", ["to_q"])
+    with pytest.raises(ModelError, match="ComfyUI reads"):
+        to_kohya(sd3)
+    odd = trained(tiny("flux"), tmp_path / "odd", ["to_q", "x_embedder"])
+    with pytest.raises(ModelError, match="x_embedder"):
+        to_kohya(odd)
+    dora = trained(tiny("sd15"), tmp_path / "dora", ["to_q"], dora=True)
+    with pytest.raises(ModelError, match="DoRA"):
+        to_kohya(dora)
+    with pytest.raises(ModelError, match="train one first"):
+        to_kohya(tmp_path)
+    (tmp_path / "bare").mkdir()
+    save_file({"unet.a.lora_A.weight": torch.zeros(1, 1)},
+              tmp_path / "bare" / "pytorch_lora_weights.safetensors")  # fmt: skip
+    with pytest.raises(ModelError, match="alpha"):
+        to_kohya(tmp_path / "bare")
+
+
+WIDTH, RANK, ALPHA = 3072, 4, 8.0  # of FLUX.1, which diffusers' way back knows by heart
+
+
+def flux_lora(modules):
+    """Random LoRA matrices of FLUX.1's own sizes."""
+    torch.manual_seed(2)
+    weights = {}
+    for module in modules:
+        inputs = 4 * WIDTH if module.endswith("ff.net.2") else WIDTH
+        inputs = 5 * WIDTH if module.endswith("proj_out") else inputs
+        wide = module.endswith(("proj_mlp", "ff.net.0.proj", "ff_context.net.0.proj"))
+        weights[f"transformer.{module}.lora_A.weight"] = torch.randn(RANK, inputs)
+        outputs = WIDTH * (4 if wide else 1)
+        weights[f"transformer.{module}.lora_B.weight"] = torch.randn(outputs, RANK)
+    return weights
+
+
+DOUBLE = [f"transformer_blocks.3.{m}" for m in (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
+    "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
+)]  # fmt: skip
+SINGLE = [f"single_transformer_blocks.37.{m}" for m in (
+    "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")]  # fmt: skip
+
+
+@pytest.mark.parametrize("modules", [[*DOUBLE, *SINGLE], [DOUBLE[0], SINGLE[0]], [SINGLE[3]]])
+def test_flux_there_and_back_by_diffusers_own_reader(modules):
+    """The reader splits what was fused; the change of every module's weight is the same."""
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+
+    from inversion_dpo.models.kohya_flux import flux_to_kohya
+
+    ours = flux_lora(modules)
+    kohya = flux_to_kohya(ours, ALPHA)
+    back = _convert_kohya_flux_lora_to_diffusers(dict(kohya))
+    for module in {key.rsplit(".lora_", 1)[0] for key in back}:
+        change = back[f"{module}.lora_B.weight"] @ back[f"{module}.lora_A.weight"]
+        if f"{module}.lora_A.weight" not in ours:
+            assert not change.any(), module
+            continue
+        own = ours[f"{module}.lora_B.weight"] @ ours[f"{module}.lora_A.weight"]
+        torch.testing.assert_close(change, own * ALPHA / RANK)
+    assert {f"transformer.{m}.lora_A.weight" for m in modules} <= set(back)
+
+
+def test_a_trained_flux_adapter_is_written(tiny, tmp_path):
+    adapter = trained(tiny("flux"), tmp_path / "flux", ["to_q", "to_k", "to_v", "to_out.0"])
+    kohya = load_file(write_kohya(adapter, tmp_path / "kohya.safetensors"))
+    names = {key.split(".")[0] for key in kohya}
+    double = "lora_unet_double_blocks_0_img_attn"
+    assert names == {f"{double}_qkv", f"{double}_proj", "lora_unet_single_blocks_0_linear1"}
+    ours, _ = read_lora(adapter)
+    fused = "lora_unet_double_blocks_0_img_attn_qkv"
+    rank = kohya[f"{fused}.lora_down.weight"].shape[0]
+    scale = kohya[f"{fused}.alpha"].item() / rank
+    change = scale * kohya[f"{fused}.lora_up.weight"] @ kohya[f"{fused}.lora_down.weight"]
+    block = "transformer.transformer_blocks.0.attn."
+    own = torch.cat([
+        ours[f"{block}to_{n}.lora_B.weight"] @ ours[f"{block}to_{n}.lora_A.weight"] for n in "qkv"
+    ])  # fmt: skip
+    torch.testing.assert_close(change, own * 8 / 4)

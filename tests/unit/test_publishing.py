@@ -1,0 +1,142 @@
+"""Model card and upload: what they say, and that they say no secret and no path."""
+
+import json
+import logging
+
+import pytest
+import yaml
+
+from inversion_dpo import publishing
+from inversion_dpo.config import load_config
+from inversion_dpo.publishing import PublishError, card, export, hub_id, push
+from inversion_dpo.runs import claim
+
+ROW = {"reference": 0.5, "policy": 0.6, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
+WORSE = {"reference": 0.5, "policy": 0.4, "gain": -0.1, "gain_low": -0.15, "gain_high": -0.05}
+METRICS = {
+    "warmth": ROW, "sg_iou": WORSE, "preference": ROW, "win_rate": 0.75, "win_rate_low": 0.7,
+    "win_rate_high": 0.8, "n_prompts": 50, "pairs": 1800, "steps": 80, "seeds": 1,
+}  # fmt: skip
+TOKEN = "hf_" + "secret" * 6
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "my-run"
+    claim(folder, load_config("sd15", ["data.pairs=hf:yuvalkirstain/pickapic_v2"]))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    return folder
+
+
+def parts(text):
+    _, head, body = text.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
+    export(run)
+    head, body = parts((run / "export" / "README.md").read_text())
+    assert head["base_model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert head["library_name"] == "diffusers" and "lora" in head["tags"]
+    assert head["datasets"] == ["yuvalkirstain/pickapic_v2"]
+    assert head["pipeline_tag"] == "text-to-image"
+    assert "| `warmth` | 0.5000 | 0.6000 | +0.1000 [+0.0500, +0.1500] |" in body
+    assert "0.750 [0.700, 0.800]" in body and "1,800 pairs" in body
+    assert "measurably worse than the base model by `sg_iou`" in body
+    assert "50 prompts are few" in body
+    assert "`objective.beta` | `2000.0`" in body and 'load_lora_weights("' in body
+
+
+def test_huggingface_hub_accepts_the_card(run):
+    from huggingface_hub import ModelCard
+
+    loaded = ModelCard(card(run, load_config(str(run / "config.yaml"), [])))
+    assert loaded.data.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+def test_no_path_of_this_machine_is_told(tmp_path):
+    folder = tmp_path / "run"
+    secret = f"{tmp_path}/secret-place"
+    places = [f"model.path={secret}/model", f"data.pairs={secret}/p.csv",
+              f"evaluation.prompts={secret}/prompts.txt"]  # fmt: skip
+    claim(folder, load_config(None, places))
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    text = card(folder, load_config(None, places))
+    assert str(tmp_path) not in text and "secret-place" not in text
+    assert "`model` (local)" in text and "`p.csv`" in text and "base_model" not in text
+
+
+def test_without_scores_no_claim_is_made(run):
+    (run / "metrics.json").unlink()
+    text = card(run, load_config(str(run / "config.yaml"), []))
+    assert "no claim is made" in text and "| score |" not in text
+
+
+@pytest.mark.parametrize(
+    "path, expected",
+    [("owner/name", "owner/name"), ("owner/name:conf", "owner/name"), ("/a/b", None),
+     ("./a/b", None), ("pairs.parquet", None), ("a/b/c", None), ("asset:pipeline", None)],
+)  # fmt: skip
+def test_hub_ids(path, expected):
+    assert hub_id(path) == expected
+
+
+def test_export_needs_a_policy(run):
+    with pytest.raises(PublishError, match="kohya"):
+        export(run, "ckpt")
+    (run / "adapter" / "pytorch_lora_weights.safetensors").unlink()
+    (run / "adapter").rmdir()
+    with pytest.raises(PublishError, match="finish its training"):
+        export(run)
+
+
+def test_offline_is_one_line_without_the_token(run, monkeypatch, caplog, capsys):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    caplog.set_level(logging.DEBUG)
+    folder = export(run)
+    with pytest.raises(PublishError, match="was not uploaded") as error:
+        push(folder, "me/mine")
+    told = str(error.value) + caplog.text + "".join(capsys.readouterr())
+    assert "\n" not in str(error.value) and TOKEN not in told and "Offline" in str(error.value)
+
+
+def test_an_error_that_repeats_the_token_is_masked(run, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def refuse(self, *_, **__):
+        raise RuntimeError(f"401 for Bearer {self.token}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(PublishError, match=r"Bearer \*\*\*") as error:
+        push(export(run), "me/mine")
+    assert TOKEN not in str(error.value) and error.value.__suppress_context__
+
+
+def test_what_is_uploaded(run, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    api = huggingface_hub.HfApi
+    monkeypatch.setattr(
+        api, "create_repo", lambda self, *a, **k: calls.append((a, k)) or "https://hub/me/mine"
+    )
+    monkeypatch.setattr(api, "upload_folder", lambda self, **k: calls.append(k))
+    folder = export(run)
+    assert push(folder, "me/mine") == "https://hub/me/mine"
+    assert calls[0] == (("me/mine",), {"private": True, "exist_ok": True})
+    assert calls[1]["folder_path"] == folder and calls[1]["repo_id"] == "me/mine"
+    assert {p.name for p in folder.iterdir()} == {"README.md", "pytorch_lora_weights.safetensors"}
+
+
+def test_without_a_token_the_login_is_named(run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(PublishError, match="hf auth login"):
+        push(export(run), "me/mine")
+    with pytest.raises(PublishError, match="OWNER/NAME"):
+        push(run, "mine")
+    assert publishing.FORMATS == ("diffusers", "kohya")
