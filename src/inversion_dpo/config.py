@@ -101,7 +101,7 @@ class TrainingConfig:
     """The optimizer's loop."""
 
     steps: int = 100
-    batch_size: int = 32  # pairs per optimizer step and process
+    batch_size: int = 32  # pairs per optimizer step, over all processes
     gradient_accumulation: int = 1  # parts that the batch is computed in
     optimizer: str = "adamw"  # adamw, adamw8bit (needs bitsandbytes and a GPU), adafactor
     learning_rate: float = 1e-4
@@ -114,7 +114,8 @@ class TrainingConfig:
     seed: int = 0
     eval_every: int = 20  # steps between held-out measurements
     checkpoint_every: int = 50
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; the best by held-out score is kept besides
+    max_skipped: int = 10  # steps of non-finite loss or gradient left out before the run stops
     snapshot_every: int | None = None  # steps between copies of the policy, in OUTPUT/snapshots
 
 
@@ -244,6 +245,8 @@ def validate(config: Config) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{key} must be positive, got {value}")
+    if training.max_skipped < 0:
+        raise ConfigError("training.max_skipped must be 0 (stop at the first) or more")
     if training.batch_size % training.gradient_accumulation:
         raise ConfigError(
             f"training.batch_size={training.batch_size} must be a multiple of "

@@ -18,19 +18,21 @@ def sample(
     steps: int,
     guidance_scale: float,
     batch_size: int = 16,
-    desc: str = "sample",
+    desc: str | None = "sample",
     resolution: int | None = None,
 ) -> list[NDArray[np.uint8]]:
     """One image [H, W, 3] per (prompt, seed); the noise depends on the seed alone.
 
     The same seed gives the same starting noise for any weights and any batch size. Images are
-    squares of ``resolution`` pixels, or of the pipeline's own size.
+    squares of ``resolution`` pixels, or of the pipeline's own size. ``desc`` names the progress
+    bar; None: there is none.
     ValueError if there are not as many seeds as prompts.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
     images: list[NDArray[np.uint8]] = []
-    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0)
+    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0,
+               disable=desc is None)  # fmt: skip
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(int(s)) for s in seeds[part]]

@@ -6,13 +6,10 @@ and the reference's prediction come from the cache.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import resource
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +20,28 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from inversion_dpo.cache import TrajectoryCache
-from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from inversion_dpo.checkpoint import Progress
 from inversion_dpo.config import Config
 from inversion_dpo.data.transforms import drops_prompt
+from inversion_dpo.draws import generator_for, integers, normal
+from inversion_dpo.faults import (
+    Terminated,
+    asked_to_stop,
+    is_finite,
+    leave_out,
+    memory_advice,
+    stop_requests,
+)
+from inversion_dpo.keeping import append_row, peak_memory, resume, save_policy, save_session
+from inversion_dpo.keeping import read_rows as read_rows
 from inversion_dpo.models.base import Condition
 from inversion_dpo.models.policy import trainable_copy
 from inversion_dpo.objectives import as_pair_errors, implicit_accuracy, squared_error
+from inversion_dpo.processes import share, total, whole
 from inversion_dpo.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.session import Recipe, Session, set_up
 from inversion_dpo.startup import (
     CHECKED_STEPS,
-    StartupError,
     check_all_moved,
     check_gradient,
     check_is_reference,
@@ -42,6 +50,7 @@ from inversion_dpo.types import LossOutput, PairErrors, TrainingPoints
 
 logger = logging.getLogger(__name__)
 Row = dict[str, float]
+Generators = Sequence[torch.Generator]  # one of each pair
 
 
 # ---------------------------------------------------------------- one step
@@ -72,24 +81,24 @@ def without_prompts(session: Session, batch: list[tuple[int, int]], condition: C
 
 
 def trajectory_points(
-    cache: TrajectoryCache, pairs: list[int], recipe: Recipe, generator: torch.Generator
+    cache: TrajectoryCache, pairs: list[int], recipe: Recipe, generators: Generators
 ) -> TrainingPoints:
     """One uniformly drawn state of each pair's cached trajectories."""
     first, last = cache.positions(recipe.low, recipe.high)
-    drawn = torch.randint(first, last + 1, (len(pairs),), generator=generator).tolist()
+    drawn = integers(first, last, generators).tolist()
     return cache.points(pairs, drawn, recipe.target)
 
 
 def noise_points(
-    session: Session, pairs: list[int], condition: Condition, generator: torch.Generator
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> TrainingPoints:
     """Fresh noise and timestep per pair, the same for both images; reference evaluated here."""
     recipe, schedule = session.recipe, session.model.schedule
     x_0 = session.cache.gather("clean", pairs)
     last = len(schedule) - 1
     low, high = round(recipe.t_min * last), round(recipe.t_max * last)
-    i = torch.randint(low, high + 1, (len(pairs),), generator=generator).repeat(2)
-    eps = torch.randn(x_0[: len(pairs)].shape, generator=generator).repeat(2, *[1] * (x_0.ndim - 1))
+    i = integers(low, high, generators).repeat(2)
+    eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
     x_t = add_noise(x_0, eps, schedule.levels[i])
     target = prediction_of(x_0, eps, schedule.levels[i], schedule.kind)
     scale = error_scale(schedule.levels[i], schedule.kind).float()
@@ -122,7 +131,7 @@ def to_device(points: TrainingPoints, device: torch.device) -> TrainingPoints:
 
 
 def losses(
-    session: Session, batch: list[tuple[int, int]], generator: torch.Generator, drop: bool
+    session: Session, batch: list[tuple[int, int]], generators: Generators, drop: bool
 ) -> tuple[LossOutput, PairErrors, Tensor]:
     """Per-pair losses and errors of (pair, epoch)s, and the drift between policy and reference.
 
@@ -135,11 +144,11 @@ def losses(
         without_prompts(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
     if recipe.objective.source == "trajectory":
-        points = trajectory_points(session.cache, pairs, recipe, generator)
+        points = trajectory_points(session.cache, pairs, recipe, generators)
         if drop:
             points = live_reference(session, points, condition)
     else:
-        points = noise_points(session, pairs, condition, generator)
+        points = noise_points(session, pairs, condition, generators)
     points = to_device(points, device)
     found = predict(session, session.network, points.x_t, points.timesteps, condition)
     policy, reference, moved = (
@@ -168,100 +177,90 @@ def measurements(output: LossOutput, errors: PairErrors, drift: Tensor, compared
     return {k: v.detach().float().mean().item() for k, v in row.items()}
 
 
-def mean_rows(rows: list[Row]) -> Row:
-    """Key-wise mean of measurements of equal-sized parts."""
-    return {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]}
+def weighted_sum(rows: Sequence[tuple[float, Row]]) -> Row:
+    """Key-wise sum of measurements, each times its weight."""
+    return {k: sum(w * r[k] for w, r in rows) for k in rows[0][1]}
 
 
-def train_step(session: Session, step: int) -> Row:
-    """One optimizer step on this process's share of the step's pairs."""
-    accelerator, recipe = session.accelerator, session.recipe
-    world, rank = accelerator.num_processes, accelerator.process_index
-    batch = pairs_of_step(session.train_pairs, recipe.batch_size * world, recipe.seed, step)
-    mine = batch[rank * recipe.batch_size : (rank + 1) * recipe.batch_size]
-    generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 4096 + rank)
-    size = recipe.batch_size // recipe.accumulation
-    rows = []
-    for part in range(recipe.accumulation):
-        last = part == recipe.accumulation - 1
-        with nullcontext() if last else accelerator.no_sync(session.network):
-            here = mine[part * size : (part + 1) * size]
+def train_step(session: Session, step: int) -> tuple[Row, list[int]]:
+    """Backward on this process's share of the step's pairs.
+
+    Returns this process's part of the batch's mean measurements, and its pairs whose loss is not
+    finite. Any number of processes and parts has the same gradient, but for rounding: DDP and FSDP
+    average over processes, and every pair weighs the same.
+    """
+    accelerator, recipe, team = session.accelerator, session.recipe, session.team
+    count, parts = recipe.batch_size, recipe.accumulation
+    batch = pairs_of_step(session.train_pairs, count, recipe.seed, step)
+    mine = share(range(count), team.size, team.rank)
+    rows, blamed = [], []
+    for part in range(parts):
+        with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
+            places = share(mine, parts, part)
+            here = [batch[k] for k in places]
+            generators = [generator_for(0, recipe.seed, step, k) for k in places]
             drop = recipe.prompt_dropout > 0
-            output, errors, drift = losses(session, here, generator, drop)
-            accelerator.backward(output.loss.mean() / recipe.accumulation)
-        rows.append(measurements(output, errors, drift, recipe.objective.preference))
-    return mean_rows(rows)
+            output, errors, drift = losses(session, here, generators, drop)
+            accelerator.backward(output.loss.sum() * (team.size / count))
+        row = measurements(output, errors, drift, recipe.objective.preference)
+        rows.append((len(here) / count, row))
+        finite = output.loss.detach().isfinite().tolist()
+        blamed += [pair for (pair, _), good in zip(here, finite, strict=True) if not good]
+    return weighted_sum(rows), blamed
 
 
 @torch.no_grad()
 def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
-    """Measurements on pairs never trained on, at the same states every time."""
-    pairs = session.heldout_pairs[:limit]
-    size, rows, weights = session.recipe.batch_size, [], []
-    for draw in range(draws):
-        for start in range(0, len(pairs), size):
-            part = pairs[start : start + size]
-            generator = torch.Generator().manual_seed(7_000_003 + draw * 4096 + start)
-            batch = [(pair, 0) for pair in part]
-            row = measurements(*losses(session, batch, generator, False), True)
-            rows.append(row)
-            weights.append(len(part))
-    total = sum(weights)
-    mean = {k: sum(w * r[k] for w, r in zip(weights, rows, strict=True)) / total for k in rows[0]}
+    """Measurements on pairs never trained on, at the same states every time, over all processes."""
+    recipe, team, pairs = session.recipe, session.team, session.heldout_pairs[:limit]
+    items = [(draw, place) for draw in range(draws) for place in range(len(pairs))]
+    size = -(-recipe.batch_size // (team.size * recipe.accumulation))
+    chunks = [items[k : k + size] for k in range(0, len(items), size)]
+    rows = []
+    for first in range(0, len(chunks), team.size):  # as many forwards on every process: FSDP waits
+        number = first + team.rank
+        chunk = chunks[number % len(chunks)]
+        generators = [generator_for(1, *item) for item in chunk]
+        batch = [(pairs[place], 0) for _, place in chunk]
+        row = measurements(*losses(session, batch, generators, False), True)
+        rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
+    mean = total(weighted_sum(rows), session.accelerator.device, team)
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}
 
 
 # ---------------------------------------------------------------- the loop
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Metrics rows of a run, a torn last line left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def update(
+    session: Session, step: int, learning_rate: float, warmup: int, clip: float, limit: int = 0
+) -> Row:
+    """Backward, clip, optimizer step; returns what was measured, averaged over processes.
 
-
-def resume(session: Session, folder: Path) -> Progress:
-    """Load the newest intact checkpoint, drop later metric rows; or start from zero."""
-    identity = session.cache.folder.name
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    progress = Progress(0, 0.0, identity)
-    if checkpoint is not None:
-        inner = getattr(session.optimizer, "optimizer", session.optimizer)
-        progress = load_checkpoint(checkpoint, session.policy.trainable(), inner, identity)
-    if session.accelerator.is_main_process:
-        rows = [r for r in read_rows(folder / "metrics.jsonl") if r["step"] < progress.step]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return progress
-
-
-def update(session: Session, step: int, learning_rate: float, warmup: int, clip: float) -> Row:
-    """Backward, clip, optimizer step; returns what was measured, averaged over processes."""
+    A step whose loss or gradient is not finite is left out; the one after ``limit`` such is a
+    NotFiniteError.
+    """
     accelerator = session.accelerator
     for group in session.optimizer.param_groups:
         group["lr"] = learning_rate * min(1.0, (step + 1) / max(1, warmup))
     session.optimizer.zero_grad()
-    row = train_step(session, step)
+    mine, blamed = train_step(session, step)
     norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), clip)
-    row["grad_norm"] = float(norm)
-    if not math.isfinite(row["grad_norm"]):
-        raise StartupError(f"gradient is {row['grad_norm']} at step {step}: lower "
-                           "training.learning_rate or objective.beta, or use float32")  # fmt: skip
-    session.optimizer.step()
-    if accelerator.num_processes > 1:
-        keys = sorted(row)
-        values = torch.tensor([row[k] for k in keys], device=accelerator.device)
-        row = dict(zip(keys, accelerator.reduce(values, "mean").tolist(), strict=True))
+    row = total(mine, accelerator.device, session.team)
+    row["grad_norm"] = float(whole(norm))
+    if is_finite(row) or accelerator.scaler is not None:
+        session.optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
+    if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
+        recipe = session.recipe
+        batch = pairs_of_step(session.train_pairs, recipe.batch_size, recipe.seed, step)
+        leave_out(session, step, row, blamed, [pair for pair, _ in batch], limit)
     return row
 
 
 def check_step(session: Session, step: int, row: Row, before: dict[str, Tensor] | None) -> None:
     """The start-up checks that belong after this step, if any; ``before`` is the start."""
     recipe, precision = session.recipe, session.accelerator.mixed_precision
+    if not is_finite(row):
+        return
     if step == 0 and recipe.objective.preference:
         exact = precision == "no" and session.model.pipeline.dtype == torch.float32
         check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
@@ -284,53 +283,50 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     """Train to ``training.steps``, from the last checkpoint if there is one; save the policy.
 
     Leaves ``folder/adapter`` (LoRA weights or a pipeline folder), ``metrics.jsonl`` and
-    ``checkpoints/``. Raises StartupError, DataError, ModelError, CacheError, CheckpointError.
+    ``checkpoints/``. Raises StartupError, DataError, ModelError, CacheError, CheckpointError,
+    NotFiniteError, OutOfMemoryError, DiskError; Terminated once SIGTERM came and all is saved.
     """
-    t = config.training
     folder.mkdir(parents=True, exist_ok=True)
-    session = set_up(config, cache_root or folder / "cache")
-    main, policy = session.accelerator.is_main_process, session.policy
+    with memory_advice("inversion"):
+        session = set_up(config, cache_root or folder / "cache")
     progress = resume(session, folder)
-    before = trainable_copy(policy) if progress.step == 0 else None
-    start, seconds = time.time(), progress.seconds
-    with (folder / "metrics.jsonl").open("a") as log:
-        for step, bar in steps_with_bar(progress.step, t.steps, main):
-            measured = heldout(session) if step % t.eval_every == 0 else {}
-            row = update(session, step, t.learning_rate, t.warmup, t.max_grad_norm) | measured
-            check_step(session, step, row, before)
-            seconds = progress.seconds + time.time() - start
-            if main:
-                log.write(json.dumps({"step": step, **row, "seconds": round(seconds, 3)}) + "\n")
-                log.flush()
-                bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
-            if main and ((step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps):
-                done = Progress(step + 1, seconds, session.cache.folder.name)
-                save_session(session, folder, done, t.keep_checkpoints)
-            if main and t.snapshot_every and (step + 1) % t.snapshot_every == 0:
-                policy.save(folder / "snapshots" / f"step-{step + 1:06d}")
-    if main:
+    with memory_advice("training"), stop_requests() as stopping:
+        looked, seconds = run_steps(session, config, folder, progress, stopping)
+        looked = looked or heldout(session)
+    if session.team.main:
         peak = round(peak_memory(session.accelerator.device))
         logger.info("peak memory: %d MB", peak)
-        final = {"step": t.steps, **heldout(session), "seconds": round(seconds, 3)}
+        final = {"step": config.training.steps, **looked, "seconds": round(seconds, 3)}
         final |= {"peak_memory_mb": peak, "pairs": session.cache.pairs}
-        with (folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps(final) + "\n")
-        policy.save(folder / "adapter")
-        if config.policy.merge:
-            policy.merge(folder / "merged")
+        append_row(folder, final)
+    save_policy(session, folder / "adapter")
+    if config.policy.merge and session.team.main:
+        session.policy.merge(folder / "merged")
+    session.team.wait()
     return session
 
 
-def peak_memory(device: torch.device) -> float:
-    """MB: the most that torch held on the device, or the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 1e6 if sys.platform == "darwin" else used / 1e3
-
-
-def save_session(session: Session, folder: Path, progress: Progress, keep: int) -> None:
-    """Checkpoint the policy and its optimizer."""
-    inner = getattr(session.optimizer, "optimizer", session.optimizer)
-    parameters = session.policy.trainable()
-    save_checkpoint(folder / "checkpoints", parameters, inner, progress, keep)
+def run_steps(
+    session: Session, config: Config, folder: Path, start: Progress, stopping: Callable[[], bool]
+) -> tuple[Row, float]:
+    """The steps from where the run stands; held-out measurements of its end, seconds in all."""
+    t, begun, seconds, looked = config.training, time.time(), start.seconds, Row()
+    before = trainable_copy(session.policy) if start.step == 0 else None
+    for step, bar in steps_with_bar(start.step, t.steps, session.team.main):
+        measured = (looked or heldout(session)) if step % t.eval_every == 0 else {}
+        looked = {}
+        row = update(session, step, t.learning_rate, t.warmup, t.max_grad_norm, t.max_skipped)
+        check_step(session, step, row, before)
+        seconds = start.seconds + time.time() - begun
+        if session.team.main:
+            append_row(folder, {"step": step, **row, **measured, "seconds": round(seconds, 3)})
+        bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
+        stop = asked_to_stop(session, stopping)
+        if (step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps or stop:
+            looked = heldout(session)
+            save_session(session, folder, step + 1, seconds, looked, t.keep_checkpoints)
+        if t.snapshot_every and (step + 1) % t.snapshot_every == 0:
+            save_policy(session, folder / "snapshots" / f"step-{step + 1:06d}")
+        if stop:
+            raise Terminated(f"stopped by SIGTERM after step {step + 1} of {t.steps}, all saved")
+    return looked, seconds

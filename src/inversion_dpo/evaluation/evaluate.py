@@ -6,8 +6,9 @@ import hashlib
 import importlib
 import io
 import json
-import os
+import logging
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,20 +17,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from inversion_dpo.cache import atomic_text, sha256_of
 from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
+from inversion_dpo.disk import atomic_table, atomic_text, read_table, sha256_of
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.report import ReportData, write_report
+from inversion_dpo.faults import memory_advice
 from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.processes import current_team
 from inversion_dpo.runs import read_config, read_seconds, stage
 from inversion_dpo.sampling import sample
 from inversion_dpo.session import source_of
 from inversion_dpo.training import read_rows
 
+logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
 Scores = dict[str, NDArray[np.float64]]
 Scorer = Callable[[Sequence[NDArray[np.uint8]], Sequence[str]], Scores]
@@ -61,16 +68,13 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     m = config.model
     full = adapter is not None and (adapter / "model_index.json").exists()
     path = str(adapter) if full else resolve(m.path)
-    import torch
-
     extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
     pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
     if adapter is not None and not full:
         if not (adapter / "pytorch_lora_weights.safetensors").exists():
             raise ConfigError(f"{adapter} holds neither a LoRA nor a pipeline: train first")
         pipeline.load_lora_weights(adapter)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return pipeline.to(device)
+    return pipeline.to(PartialState().device)
 
 
 def model_digest(config: Config, adapter: Path | None) -> str:
@@ -83,6 +87,17 @@ def model_digest(config: Config, adapter: Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
+def _known(path: Path) -> bool:
+    """Whether samples are on disk, of which every process has the same answer; all must ask."""
+    team = current_team()
+    exists = team.main and path.exists()
+    intact = exists and read_table(path) is not None
+    if exists and not intact:
+        logger.warning("%s is damaged: sampled again", path)
+        path.unlink()
+    return any(team.collect([intact]))
+
+
 def sampled(
     config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str
 ) -> tuple[Images, Scores]:
@@ -91,17 +106,43 @@ def sampled(
     asked = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} "
     asked += f"{e.guidance_scale} {e.scorer}"
     path = memo / f"{desc}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.parquet"
-    if path.exists():
+    if _known(path):
         return read_samples(path)
-    pipeline = load_policy_pipeline(config, adapter)
-    seeds = [e.seed + k for k in range(len(prompts))]
+    with memory_advice("sampling"):
+        _sample_parts(path, config, adapter, prompts, desc)
+    return read_samples(path)
+
+
+def _sample_parts(
+    path: Path, config: Config, adapter: Path | None, prompts: list[str], desc: str
+) -> None:
+    """Sample batch by batch, the processes in turn; then put the finished batches together.
+
+    A batch that is on disk already is not sampled again.
+    """
+    team, size = current_team(), config.evaluation.batch_size
+    parts = [path.with_suffix("") / f"{k:05d}.parquet" for k in range(-(-len(prompts) // size))]
+    missing = [k for k in range(team.rank, len(parts), team.size) if read_table(parts[k]) is None]
+    pipeline = load_policy_pipeline(config, adapter) if missing else None
+    for k in tqdm(missing, desc=desc, unit="batch", mininterval=1.0, disable=not team.main):
+        _sample_part(parts[k], config, pipeline, prompts[k * size : (k + 1) * size], k * size)
+    team.wait()
+    if team.main:
+        atomic_table(pa.concat_tables([pq.read_table(p) for p in parts]).combine_chunks(), path)
+        shutil.rmtree(path.with_suffix(""))
+    team.wait()
+
+
+def _sample_part(path: Path, config: Config, pipeline: Any, prompts: list[str], first: int) -> None:
+    """Images and scores of one batch; ``first`` is the place of its first prompt."""
+    e = config.evaluation
+    seeds = [e.seed + first + k for k in range(len(prompts))]
     images = sample(
-        pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size, desc,
+        pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size, None,
         config.model.resolution,
     )  # fmt: skip
     scores = load_scorer(e.scorer)(images, prompts) if e.scorer else {}
     write_samples(path, prompts, seeds, images, scores)
-    return images, scores
 
 
 def write_samples(
@@ -110,9 +151,7 @@ def write_samples(
     """The per-prompt table: prompt, seed, PNG bytes and every score."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"prompt": prompts, "seed": seeds, "image": [png_bytes(i) for i in images]}
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), partial)
-    os.replace(partial, path)
+    atomic_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), path)
 
 
 def read_samples(path: Path) -> tuple[Images, Scores]:
@@ -138,7 +177,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Sample reference and policy of a finished run, score both, write ``metrics.json``.
 
-    ``memo`` keeps samples so that the same reference is sampled once for many runs.
+    ``memo`` keeps samples so that the same reference is sampled once for many runs. Of several
+    processes all must call it.
     """
     config = config or read_config(folder)
     prompts = read_prompts(config.evaluation.prompts, config.evaluation.limit)
@@ -159,7 +199,8 @@ def evaluate(
     last = {k: v for k, v in rows[-1].items() if k != "step"} if rows else {}
     metrics |= {"pairs": last.pop("pairs", 0), "steps": config.training.steps, "training": last}
     metrics |= {"seconds": read_seconds(folder)}
-    atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
+    if current_team().main:
+        atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
     return metrics
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from inversion_dpo.data.images import decode_image
+from inversion_dpo.disk import atomic_table
 from inversion_dpo.scenes.checker import detect, score
 from inversion_dpo.scenes.graph import SceneGraph
 
@@ -135,9 +134,4 @@ def _columns(shown: tuple[Candidate, Candidate], first_preferred: bool) -> dict[
 
 def _write(path: Path, table: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        pq.write_table(table, partial, compression="zstd", use_dictionary=["caption"])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_table(table, path, compression="zstd", use_dictionary=["caption"])
