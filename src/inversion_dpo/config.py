@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
+TRACKERS = ("auto", "tensorboard", "wandb", "trackio", "none")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
 
 
@@ -116,6 +118,8 @@ class TrainingConfig:
     checkpoint_every: int = 50
     keep_checkpoints: int = 2  # the newest; the best by held-out score is kept besides
     max_skipped: int = 10  # steps of non-finite loss or gradient left out before the run stops
+    tracker: str = "auto"  # beside metrics.jsonl: auto (tensorboard if installed), tensorboard,
+    # wandb, trackio, none
     snapshot_every: int | None = None  # steps between copies of the policy, in OUTPUT/snapshots
 
 
@@ -174,19 +178,34 @@ def load_config(preset: str | None, overrides: list[str]) -> Config:
     try:
         if preset is not None:
             source = str(preset_path(preset))
-            merged = OmegaConf.merge(merged, OmegaConf.load(source))
+            merged = OmegaConf.merge(merged, _plain(OmegaConf.load(source)))
         for override in overrides:
             source = f"override {override!r}"
             if "=" not in override:
                 raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200")
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            merged = OmegaConf.merge(merged, _plain(OmegaConf.from_dotlist([override])))
+        config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
-    config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except (YAMLError, OSError, UnicodeError, RecursionError) as error:
+        first = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{source} is no YAML that can be read ({first})") from error
     if config.training.mixed_precision == "False":  # what YAML reads a bare no as
         config.training.mixed_precision = "no"
     validate(config)
     return config
+
+
+def _plain(loaded: Any) -> Any:
+    """Settings as written: of keys and values, without OmegaConf's ``${...}``, which would copy
+    the environment, and with it tokens, into a run's files.
+    """  # noqa: D205
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError("a configuration is keys and values, e.g. training: {steps: 200}")
+    if "${" in str(OmegaConf.to_container(loaded, resolve=False)):
+        raise ConfigError("${...} is not taken in a configuration: write the value itself "
+                          "(interpolation would copy the environment into the run)")  # fmt: skip
+    return loaded
 
 
 def _explain(error: OmegaConfBaseException) -> str:
@@ -220,6 +239,7 @@ def validate(config: Config) -> None:
     _one_of("data.fit", config.data.fit, list(FITS))
     _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
     _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
+    _one_of("training.tracker", training.tracker, list(TRACKERS))
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
     _check_combinations(config)
     if not 0 < config.data.holdout < 1:

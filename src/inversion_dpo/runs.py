@@ -20,7 +20,7 @@ from inversion_dpo.processes import current_team
 # the steps done so far would have been.
 _FREE = (
     "training.steps", "training.checkpoint_every", "training.keep_checkpoints",
-    "training.snapshot_every", "training.max_skipped",
+    "training.snapshot_every", "training.max_skipped", "training.tracker",
 )  # fmt: skip
 
 
@@ -35,8 +35,9 @@ class BusyError(RuntimeError):
 def occupied(folder: Path, run: bool = True) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if need be; BusyError if one is there.
 
-    run: whether the folder is a run's, and ConfigError if it holds anything else. The lock belongs to the first process of a launch and ends with it, however it ends: the file
-    that stays behind holds nobody up.
+    run: whether the folder is a run's, and ConfigError if it holds anything else. The lock belongs
+    to the first process of a launch and ends with it, however it ends: the file that stays behind
+    holds nobody up.
     """
     if not current_team().main:
         yield

@@ -32,6 +32,7 @@ from inversion_dpo.faults import (
     memory_advice,
     stop_requests,
 )
+from inversion_dpo.health import Watch
 from inversion_dpo.keeping import append_row, peak_memory, resume, save_policy, save_session
 from inversion_dpo.keeping import read_rows as read_rows
 from inversion_dpo.models.base import Condition
@@ -46,6 +47,7 @@ from inversion_dpo.startup import (
     check_gradient,
     check_is_reference,
 )
+from inversion_dpo.trackers import begin
 from inversion_dpo.types import LossOutput, PairErrors, TrainingPoints
 
 logger = logging.getLogger(__name__)
@@ -290,6 +292,7 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     with memory_advice("inversion"):
         session = set_up(config, cache_root or folder / "cache")
     progress = resume(session, folder)
+    begin(session.accelerator, config.training.tracker, folder, progress.step)
     with memory_advice("training"), stop_requests() as stopping:
         looked, seconds = run_steps(session, config, folder, progress, stopping)
         looked = looked or heldout(session)
@@ -302,6 +305,8 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     save_policy(session, folder / "adapter")
     if config.policy.merge and session.team.main:
         session.policy.merge(folder / "merged")
+    for tracker in session.accelerator.trackers:  # end_training() would end the processes' group
+        tracker.finish()
     session.team.wait()
     return session
 
@@ -312,6 +317,7 @@ def run_steps(
     """The steps from where the run stands; held-out measurements of its end, seconds in all."""
     t, begun, seconds, looked = config.training, time.time(), start.seconds, Row()
     before = trainable_copy(session.policy) if start.step == 0 else None
+    watch = Watch()
     for step, bar in steps_with_bar(start.step, t.steps, session.team.main):
         measured = (looked or heldout(session)) if step % t.eval_every == 0 else {}
         looked = {}
@@ -319,7 +325,9 @@ def run_steps(
         check_step(session, step, row, before)
         seconds = start.seconds + time.time() - begun
         if session.team.main:
+            watch.see({"step": step, **row, **measured})
             append_row(folder, {"step": step, **row, **measured, "seconds": round(seconds, 3)})
+        session.accelerator.log(row | measured, step=step)
         bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
         stop = asked_to_stop(session, stopping)
         if (step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps or stop:
