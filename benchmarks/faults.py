@@ -139,11 +139,10 @@ class Bench:
     def command(self, stage: str, folder: Path) -> list[object]:
         """The words of a stage on a folder."""
         if stage == "pairs build":
-            preset = self.root / "preset.yaml"
-            lines = "".join(f"  {k}: {v}\n" for k, v in (("path", self.model), ("resolution", 64)))
-            preset.write_text(f"model:\n{lines}evaluation:\n  sample_steps: 2\n")
-            return ["pairs", "build", "-o", folder.with_name(folder.name + "-pairs"), "-c", preset,
-                    "--prompts", 320, "--samples", 2]  # fmt: skip
+            preset = self.root / "preset.yaml"  # the embedded model: noise makes no pairs
+            preset.write_text("evaluation:\n  sample_steps: 4\n  guidance_scale: 1.0\n")
+            target = folder.with_name(folder.name + "-pairs")
+            return ["pairs", "build", "-o", target, "-c", preset, "--prompts", 192, "--samples", 2]
         if stage == "evaluate":
             return ["evaluate", folder]
         return [stage, "-o", folder, *self.settings]

@@ -13,7 +13,7 @@ import torch
 
 from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
 from inversion_dpo.disk import atomic_folder, atomic_text
-from inversion_dpo.processes import whole, whole_tensors
+from inversion_dpo.processes import is_cut, whole_tensors
 from inversion_dpo.session import Session
 
 
@@ -53,8 +53,7 @@ def resume(session: Session, folder: Path) -> Progress:
 def save_policy(session: Session, target: Path) -> None:
     """The policy as users load it, whole or not at all; every process must call it."""
     parameters = session.policy.trainable()
-    cut = any(whole(p) is not p for p in list(parameters.values())[:1])
-    tensors = whole_tensors(parameters) if cut else None
+    tensors = whole_tensors(parameters) if is_cut(parameters) else None
     if session.team.main:
         atomic_folder(target, lambda partial: session.policy.save(partial, tensors))
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
@@ -70,6 +71,18 @@ def cut_like(value: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return value.to(like.device)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def is_cut(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether FSDP has cut any of the tensors."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+
+
+def settle(network: nn.Module) -> None:
+    """Have FSDP put its outermost parameters away, which it keeps whole after a forward alone."""
+    inner = getattr(network, "_orig_mod", network)
+    if isinstance(inner, FSDPModule):
+        inner.reshard()
 
 
 def total(row: Mapping[str, float], device: torch.device, team: Team) -> dict[str, float]:

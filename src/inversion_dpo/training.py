@@ -38,7 +38,7 @@ from inversion_dpo.keeping import read_rows as read_rows
 from inversion_dpo.models.base import Condition
 from inversion_dpo.models.policy import trainable_copy
 from inversion_dpo.objectives import as_pair_errors, implicit_accuracy, squared_error
-from inversion_dpo.processes import share, total, whole
+from inversion_dpo.processes import settle, share, total, whole
 from inversion_dpo.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.session import Recipe, Session, set_up
 from inversion_dpo.startup import (
@@ -226,6 +226,7 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         batch = [(pairs[place], 0) for _, place in chunk]
         row = measurements(*losses(session, batch, generators, False), True)
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
+    settle(session.network)
     mean = total(weighted_sum(rows), session.accelerator.device, team)
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}
 
