@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,16 @@ def pairs_of_step(pairs: list[int], batch: int, seed: int, step: int) -> list[tu
     position = step * batch
     while len(chosen) < batch:
         epoch, offset = divmod(position + len(chosen), len(pairs))
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(pairs), generator=generator).tolist()
-        chosen += [(pairs[i], epoch) for i in order[offset : offset + batch - len(chosen)]]
+        order = epoch_order(len(pairs), seed, epoch)[offset : offset + batch - len(chosen)]
+        chosen += [(pairs[i], epoch) for i in order.tolist()]
     return chosen
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of an epoch; kept, for a million pairs take longer to shuffle than a step."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
 
 
 def without_prompts(session: Session, batch: list[tuple[int, int]], condition: Condition) -> None:

@@ -223,21 +223,23 @@ def _fill(
 ) -> tuple[int, int]:
     """Write this process's share of the missing shards; how many there are, pairs in each."""
     per_shard, stream, first = max(1, key.batch_size // 2), iter(pairs), 0
-    bar = tqdm(total=count, desc="invert", unit="pair", mininterval=1.0, disable=not team.main)
-    for number in itertools.count():
-        chunk = list(itertools.islice(stream, per_shard))
-        if not chunk:
-            break
-        path, digests = shard_path(folder, number), [p.digest for p in chunk]
-        if number % team.size == team.rank and not _intact(path, digests):
-            atomic_save(invert_pairs(model, chunk, first, key, grid, device), path)
-            entry = {"digests": digests, "reconstruction": _pair_errors(path)}
-            entry["sha256"] = sha256_of(path)
-            atomic_text(json.dumps(entry), path.with_suffix(".json"))
-        first += len(chunk)
-        bar.update(len(chunk))
-    bar.close()
+    with tqdm(total=count, desc="invert", unit="pair", mininterval=1.0,
+              disable=not team.main) as bar:  # fmt: skip
+        number = 0
+        while chunk := list(itertools.islice(stream, per_shard)):
+            path, digests = shard_path(folder, number), [p.digest for p in chunk]
+            if number % team.size == team.rank and not _intact(path, digests):
+                write_shard(path, invert_pairs(model, chunk, first, key, grid, device), digests)
+            first, number = first + len(chunk), number + 1
+            bar.update(len(chunk))
     return number, per_shard
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor], digests: list[str]) -> None:
+    """A shard, then its entry: without one it counts as missing."""
+    atomic_save(tensors, path)
+    entry = {"digests": digests, "reconstruction": _pair_errors(path), "sha256": sha256_of(path)}
+    atomic_text(json.dumps(entry), path.with_suffix(".json"))
 
 
 def _intact(path: Path, digests: list[str]) -> bool:

@@ -82,7 +82,7 @@ def model_digest(config: Config, adapter: Path | None) -> str:
     digest = hashlib.sha256(f"{config.model}".encode())
     base = Path(resolve(config.model.path))
     folders = [f for f in (base, adapter) if f is not None and f.is_dir()]
-    for file in sorted(p for f in folders for p in f.rglob("*.safetensors")):
+    for file in (p for f in folders for p in sorted(f.rglob("*.safetensors"))):
         digest.update(sha256_of(file).encode())
     return digest.hexdigest()[:16]
 
