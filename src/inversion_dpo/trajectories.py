@@ -222,7 +222,8 @@ def _fill(
     team: Team,
 ) -> tuple[int, int]:
     """Write this process's share of the missing shards; how many there are, pairs in each."""
-    per_shard, stream, first = max(1, key.batch_size // 2), iter(pairs), 0
+    per_shard, first = max(1, key.batch_size // 2), 0
+    stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
     with tqdm(total=count, desc="invert", unit="pair", mininterval=1.0,
               disable=not team.main) as bar:  # fmt: skip
         number = 0
