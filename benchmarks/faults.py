@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -26,12 +27,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-
-import torch
+os.environ.update(
+    HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
+    ARROW_DEFAULT_MEMORY_POOL="system",  # the server that children are forked from has no threads
+)  # fmt: skip
 
 from inversion_dpo import cli
-from inversion_dpo.models.tiny import write_tiny
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["inversion_dpo.training", "inversion_dpo.evaluation.evaluate", "inversion_dpo.scenes.build"]
+)
+Child = multiprocessing.context.ForkServerProcess
 
 SETTINGS = (
     "data.limit=24", "data.holdout=0.25", "inversion.steps=4", "inversion.batch_size=4",
@@ -41,34 +48,33 @@ SETTINGS = (
     "training.learning_rate=1e-3", "training.tracker=none", "evaluation.limit=12",
     "evaluation.batch_size=2", "evaluation.sample_steps=2",
 )  # fmt: skip
+SHARES = {"pairs build": 0.1, "invert": 0.35, "train": 0.35, "evaluate": 0.2}  # of the kills
 VOLATILE = {"seconds", "peak_memory_mb"}
 Row = tuple[str, int, str]
 
 
-def start(*words: object, quiet: bool = True, log: Path | None = None) -> int:
-    """Fork a child that runs the command; returns its process id."""
-    child = os.fork()
-    if child:
-        return child
-    target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def command(words: list[str], log: str) -> None:
+    """What a child does: the command, its words into a file."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(target, 1)
     os.dup2(target, 2)
-    torch.set_num_threads(1)
-    code = 1
-    try:
-        cli.main([str(w) for w in words])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    cli.main(words)
 
 
-def finish(child: int) -> int:
+def start(*words: object, log: Path | None = None) -> Child:
+    """Begin the command in a process forked from a server that only has imported."""
+    child = CONTEXT.Process(target=command, args=([str(w) for w in words], str(log or os.devnull)))
+    child.start()
+    return child
+
+
+def finish(child: Child, limit: float = 120.0) -> int:
     """Exit code of a child; minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    child.join(limit)
+    if child.exitcode is None:
+        child.kill()
+        raise RuntimeError(f"a command did not end within {limit:g} s")
+    return child.exitcode
 
 
 def run(*words: object, log: Path | None = None) -> int:
@@ -79,12 +85,8 @@ def run(*words: object, log: Path | None = None) -> int:
 def killed(seconds: float, *words: object) -> bool:
     """Start the command and kill it after so long; whether it was still running."""
     child = start(*words)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return False
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
+    child.join(seconds)
+    child.kill()
     return finish(child) == -signal.SIGKILL
 
 
@@ -127,11 +129,13 @@ class Bench:
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.random = root, random.Random(seed)
-        self.model = write_tiny("sd15", root / "model")
+        self.model = root / "model"
+        words = [sys.executable, "-m", "inversion_dpo.models.tiny", "sd15", str(self.model)]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.whole = root / "whole"
         self.settings = [f"model.path={self.model}", *SETTINGS]
         self.seconds: dict[str, float] = {}
-        for stage in ("pairs build", "invert", "train", "evaluate"):
+        for stage in SHARES:
             begun = time.monotonic()
             if code := run(*self.command(stage, self.whole), log=root / "log"):
                 raise SystemExit(f"{stage} failed ({code}):\n{(root / 'log').read_text()[-3000:]}")
@@ -234,10 +238,10 @@ def terminated(bench: Bench, count: int) -> Row:
         for _ in range(3):
             child = start(*bench.command("train", folder), log=log)
             time.sleep(bench.random.uniform(0.2, 0.8) * bench.seconds["train"])
-            if os.waitpid(child, os.WNOHANG)[0]:
+            if child.exitcode is not None:
                 break
             begun = time.monotonic()
-            os.kill(child, signal.SIGTERM)
+            child.terminate()
             code = finish(child)
             slowest, struck = max(slowest, time.monotonic() - begun), struck + 1
             if code:
@@ -323,9 +327,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.seed)
-        each = -(-arguments.kills // 4)
+        kills = {stage: round(share * arguments.kills) for stage, share in SHARES.items()}
         jobs: list[Callable[[], Row]] = [
-            *((lambda s=s: bench.kills(s, each)) for s in bench.seconds),
+            *((lambda s=s: bench.kills(s, kills[s])) for s in SHARES),
             lambda: terminated(bench, 10), lambda: two_runs(bench),
             lambda: disk_full(bench, "invert", None, 60_000),
             lambda: disk_full(bench, "train", "invert", 150_000), lambda: read_only(bench),

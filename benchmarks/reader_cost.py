@@ -62,8 +62,8 @@ def measure(path: Path) -> dict[str, float]:
     order, begun = time.perf_counter() - begun, time.perf_counter()
     for step in range(100):
         pairs_of_step(numbers, 32, 0, step % max(1, count // 32))
-    step_ms = (time.perf_counter() - begun) * 10
-    return {"rows": count, "read_s": read, "mb": peak, "order_ms": order * 1e3, "step_ms": step_ms}
+    step_us = (time.perf_counter() - begun) * 1e4
+    return {"rows": count, "read_s": read, "mb": peak, "order_ms": order * 1e3, "step_us": step_us}
 
 
 def main() -> None:
@@ -76,17 +76,17 @@ def main() -> None:
         print(json.dumps(measure(arguments.file)))
         return
     print("| rows | file, MB | reading, s | per row, ms | memory, MB | order of an epoch, ms | "
-          "batch of a step, ms |\n|---|---|---|---|---|---|---|")  # fmt: skip
+          "batch of a step, µs |\n|---|---|---|---|---|---|---|")  # fmt: skip
     rows = 1000
     while rows <= arguments.most:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pairs.parquet"
             write(path, rows)
             command = [sys.executable, __file__, "--file", str(path)]
-            m = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+            m = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
             print(f"| {rows:,} | {path.stat().st_size / 1e6:.1f} | {m['read_s']:.2f} | "
                   f"{m['read_s'] / rows * 1e3:.3f} | {m['mb']:.0f} | {m['order_ms']:.1f} | "
-                  f"{m['step_ms']:.2f} |", flush=True)  # fmt: skip
+                  f"{m['step_us']:.1f} |", flush=True)  # fmt: skip
         rows *= 10
 
 
