@@ -188,13 +188,16 @@ class Bench:
                 outcome = self._compare(stage, folder)
         return f"SIGKILL during {stage}", struck, f"{outcome} ({runs} runs completed)"
 
-    def _compare(self, stage: str, folder: Path) -> str:
+    def _compare(self, stage: str, folder: Path, stopped: bool = False) -> str:
+        """stopped: a stop saves a checkpoint of its own, which may stay as the best."""
         if stage == "invert":
             return verdict(folder / "cache", self.whole / "cache")
         if stage == "train":
             missing = {"metrics.json"} | {str(p.relative_to(self.whole))
                                           for p in self.whole.rglob("samples/*")}  # fmt: skip
             left = [d for d in differences(folder, self.whole) if d not in missing]
+            if stopped:
+                left = [d for d in left if not d.startswith("checkpoints") or "step-000010" in d]
             return f"LOST: {left[:3]}" if left else "same bytes"
         return verdict(folder, self.whole)
 
@@ -248,7 +251,7 @@ def terminated(bench: Bench, count: int) -> Row:
                 text = f"LOST: exit {code}: {log.read_text()[-300:]}"
                 return "SIGTERM during train", struck, text
         code = run(*bench.command("train", folder), log=log)
-        outcome = bench._compare("train", folder) if not code else f"LOST: exit {code}"
+        outcome = bench._compare("train", folder, True) if not code else f"LOST: exit {code}"
     return "SIGTERM during train", struck, f"{outcome}, exit 0 within {slowest:.1f} s"
 
 
