@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,16 +35,25 @@ class Team:
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.size > 1:
-            PartialState().wait_for_everyone()
+            launch_state().wait_for_everyone()
 
     def collect(self, found: list[Any]) -> list[Any]:
         """What all processes found, the same list in each."""
         return list(gather_object(found)) if self.size > 1 else found
 
 
+def launch_state() -> Any:
+    """Accelerate's view of this launch: device and processes.
+
+    PartialState alone does not look at ACCELERATE_USE_CPU, as Accelerator does: on CPUs every
+    process would take itself for the only one.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def current_team() -> Team:
     """The processes of this launch."""
-    state = PartialState()
+    state = launch_state()
     return Team(state.process_index, state.num_processes)
 
 

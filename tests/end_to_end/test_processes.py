@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from inversion_dpo.checkpoint import latest_checkpoint
-from inversion_dpo.config import to_yaml
+from inversion_dpo.config import load_config, to_yaml
 from inversion_dpo.training import read_rows, train
 
 SCRIPT = Path(__file__).with_name("launched.py")
@@ -48,8 +48,6 @@ def launch(count, *words, timeout=240):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, tiny_pipeline, pair_file):
     """Folders of the same cases in one process and in two."""
-    from inversion_dpo.config import load_config
-
     base = [
         f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
         "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
@@ -151,8 +149,6 @@ def test_a_sharded_policy_is_saved_whole(results, tiny_pipeline, name):
 @pytest.mark.parametrize("name", ["ddp-lora", "fsdp-lora", "fsdp-full"])
 def test_a_run_of_two_processes_goes_on_in_one(results, name, tmp_path):
     """The checkpoint is whole, whatever wrote it; rounding aside the end is the same."""
-    from inversion_dpo.config import load_config
-
     run = results[2] / name
     config = load_config(str(results[1] / f"{name}.yaml"), ["training.steps=6"])
     train(config, run, results[2] / f"cache-{name}")
@@ -162,3 +158,22 @@ def test_a_run_of_two_processes_goes_on_in_one(results, name, tmp_path):
     assert two[-1]["heldout_winner_error"] == pytest.approx(
         one[-1]["heldout_winner_error"], rel=2e-3
     )
+
+
+def test_the_commands_run_on_two_processes_as_on_one(results, tiny_config, tmp_path):
+    """train and evaluate as typed: one policy, one table of samples, nothing written twice."""
+    preset = tmp_path / "run.yaml"
+    preset.write_text(to_yaml(tiny_config(*COMMON, "evaluation.batch_size=1")))
+    for words in (["train", "-c", preset, "-o", tmp_path / "two"], ["evaluate", tmp_path / "two"]):
+        done = launch(2, "-m", "inversion_dpo", *words)
+    assert done.stdout.count("win rate") == 1
+    train(load_config(str(preset), []), tmp_path / "one")
+    adapters = [
+        load_file(tmp_path / run / "adapter/pytorch_lora_weights.safetensors")
+        for run in ("one", "two")
+    ]
+    for key, value in adapters[0].items():
+        torch.testing.assert_close(adapters[1][key], value, rtol=1e-3, atol=2e-4)
+    metrics = json.loads((tmp_path / "two/metrics.json").read_text())
+    assert metrics["n_prompts"] == 4 and len(list((tmp_path / "two/samples").iterdir())) == 2
+    assert [r["step"] for r in read_rows(tmp_path / "two/metrics.jsonl")] == [0, 1, 2, 3, 4]

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -30,7 +29,7 @@ from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.report import ReportData, write_report
 from inversion_dpo.faults import memory_advice
 from inversion_dpo.models.loading import load_pipeline
-from inversion_dpo.processes import current_team
+from inversion_dpo.processes import current_team, launch_state
 from inversion_dpo.runs import read_config, read_seconds, stage
 from inversion_dpo.sampling import sample
 from inversion_dpo.session import source_of
@@ -74,7 +73,7 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
         if not (adapter / "pytorch_lora_weights.safetensors").exists():
             raise ConfigError(f"{adapter} holds neither a LoRA nor a pipeline: train first")
         pipeline.load_lora_weights(adapter)
-    return pipeline.to(PartialState().device)
+    return pipeline.to(launch_state().device)
 
 
 def model_digest(config: Config, adapter: Path | None) -> str:
