@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,15 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from inversion_dpo.disk import atomic_save as atomic_save
+from inversion_dpo.disk import atomic_text as atomic_text
+from inversion_dpo.disk import sha256_of as sha256_of
 from inversion_dpo.models.base import Condition
 from inversion_dpo.objectives import target_prediction
+from inversion_dpo.processes import Team
 from inversion_dpo.schedule import Schedule, error_scale
 from inversion_dpo.types import Grid, TrainingPoints
 
@@ -58,31 +61,16 @@ class CacheKey:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def atomic_save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors beside ``path``, flush to disk, then rename."""
-    partial = path.with_name(path.name + ".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
-    _flush(partial)
-    os.replace(partial, path)
+def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
+    """Files of a finished cache that are missing or have another checksum than its manifest's.
 
-
-def atomic_text(text: str, path: Path) -> None:
-    """Write a text file beside ``path``, flush to disk, then rename."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    _flush(partial)
-    os.replace(partial, path)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    With a team each process reads its share of the files, and all know of all.
+    """
+    team = team or Team()
+    listed = sorted(json.loads((folder / "manifest.json").read_text())["shards"].items())
+    mine = [(folder / name, digest) for name, digest in listed[team.rank :: team.size]]
+    found = [str(p) for p, digest in mine if not p.exists() or sha256_of(p) != digest]
+    return [Path(p) for p in sorted(team.collect(found))]
 
 
 class TrajectoryCache:
@@ -94,24 +82,22 @@ class TrajectoryCache:
     [2P, ...]. ``digest`` and ``reconstruction`` are in the manifest.
     """
 
-    def __init__(self, folder: Path, grid: Grid, kind: str) -> None:
+    def __init__(self, folder: Path, grid: Grid, kind: str, verify: bool = True) -> None:
         self.folder, self.grid, self.kind = folder, grid, kind
         self._swapped: frozenset[int] = frozenset()
         manifest = json.loads((folder / "manifest.json").read_text())
         self.pairs: int = manifest["pairs"]
         self.counts: dict[str, int] = manifest["counts"]  # rows read, and left out by reason
+        self.reference: str = manifest["key"]["model"][:16]  # hash of the reference's weights
         self.digests: list[str] = manifest["digests"]
         self.errors: list[float] = manifest["reconstruction"]  # relative, the worse of a pair
         self.all_steps: bool = manifest["key"]["keep"] is None
         self._per_shard: int = manifest["pairs_per_shard"]
         self._handles: dict[int, Any] = {}
-        for name, digest in manifest["shards"].items():
-            path = folder / name
-            if not path.exists() or sha256_of(path) != digest:
-                raise CacheError(
-                    f"{path} is missing or damaged (checksum differs): delete "
-                    f"{folder / 'manifest.json'} and that shard, then run again to rebuild it"
-                )
+        if verify and (damaged := damaged_files(folder)):
+            raise CacheError(
+                f"{damaged[0]} is missing or damaged (checksum differs): run again to rebuild it"
+            )
 
     def shard(self, number: int) -> Any:
         """An open shard."""
@@ -201,6 +187,8 @@ class TrajectoryCache:
         return torch.where(first.reshape(-1, *[1] * (x_0.ndim - 1)), x_0, lower)
 
 
-def open_cache(folder: Path, schedule: Schedule, steps: int, spacing: str) -> TrajectoryCache:
+def open_cache(
+    folder: Path, schedule: Schedule, steps: int, spacing: str, verify: bool = True
+) -> TrajectoryCache:
     """The finished cache in a folder; CacheError if a shard is damaged."""
-    return TrajectoryCache(folder, schedule.grid(steps, spacing), schedule.kind)
+    return TrajectoryCache(folder, schedule.grid(steps, spacing), schedule.kind, verify)

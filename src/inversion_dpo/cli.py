@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -45,10 +47,12 @@ def run_all(config: Config, output: Path) -> None:
     """Every stage of a run, each skipped or resumed where it was left."""
     from inversion_dpo.evaluation.evaluate import evaluate, report
     from inversion_dpo.evaluation.report import headline
+    from inversion_dpo.runs import occupied
 
-    train_run(config, output)
-    metrics = evaluate(output, config)
-    page = report(output)
+    with occupied(output):
+        train_run(config, output)
+        metrics = evaluate(output, config)
+        page = report(output)
     if "preference" in metrics:
         typer.echo(headline(metrics, config.evaluation.preference, "held-out prompts"))
     typer.echo(f"report:  {page}\nadapter: {output / 'adapter'}")
@@ -56,10 +60,10 @@ def run_all(config: Config, output: Path) -> None:
 
 def train_run(config: Config, output: Path) -> None:
     """Claim the folder, invert and train as two timed stages."""
-    from inversion_dpo.runs import claim, stage
+    from inversion_dpo.runs import claim_together, stage
     from inversion_dpo.training import train
 
-    claim(output, config)
+    claim_together(output, config)
     with stage(output, "invert"):
         invert_run(config, output / "cache")
     with stage(output, "train"):
@@ -68,11 +72,21 @@ def train_run(config: Config, output: Path) -> None:
 
 def invert_run(config: Config, cache: Path) -> Any:
     """Recover the trajectories of all pairs under the frozen reference."""
+    from inversion_dpo.faults import memory_advice
     from inversion_dpo.session import load_model, make_accelerator, prepare_cache
 
     accelerator = make_accelerator(config)
-    model = load_model(config, accelerator.device)
-    return model, prepare_cache(config, accelerator, model, cache), accelerator.device
+    with memory_advice("inversion"):
+        model = load_model(config, accelerator.device)
+        return model, prepare_cache(config, accelerator, model, cache), accelerator.device
+
+
+def say(text: str) -> None:
+    """Print a result; of several processes the first one does."""
+    from inversion_dpo.processes import current_team
+
+    if current_team().main:
+        typer.echo(text)
 
 
 @app.command()
@@ -85,25 +99,29 @@ def invert(
     with inversion.reconstruct=true, which pairs the reference cannot reproduce.
     """
     from inversion_dpo.evaluation.reconstruction import write_reconstruction
-    from inversion_dpo.runs import claim, stage
+    from inversion_dpo.processes import current_team
+    from inversion_dpo.runs import claim_together, occupied, stage
     from inversion_dpo.trajectories import noise_variance, round_trip_error
 
     run = resolved(config, overrides, dry_run)
-    claim(output, run)
-    with stage(output, "invert"):
-        model, cache, device = invert_run(run, output / "cache")
-    typer.echo(f"{cache.pairs} pairs in {cache.folder}")
-    for scale in sorted({1.0, run.inversion.guidance_scale}):
-        error = round_trip_error(model, cache, scale, device)
+    with occupied(output):
+        claim_together(output, run)
+        with stage(output, "invert"):
+            model, cache, device = invert_run(run, output / "cache")
+        if not current_team().main:
+            return
+        typer.echo(f"{cache.pairs} pairs in {cache.folder}")
+        for scale in sorted({1.0, run.inversion.guidance_scale}):
+            error = round_trip_error(model, cache, scale, device)
+            typer.echo(
+                f"relative error of inverting and sampling back, guidance {scale:g}: {error:.4f}"
+            )
         typer.echo(
-            f"relative error of inverting and sampling back, guidance {scale:g}: {error:.4f}"
+            f"variance of the recovered noise (1 is what sampling starts from): "
+            f"{noise_variance(cache):.2f}"
         )
-    typer.echo(
-        f"variance of the recovered noise (1 is what sampling starts from): "
-        f"{noise_variance(cache):.2f}"
-    )
-    if run.inversion.reconstruct:
-        typer.echo(write_reconstruction(output, model, cache))
+        if run.inversion.reconstruct:
+            typer.echo(write_reconstruction(output, model, cache))
 
 
 @app.command()
@@ -114,8 +132,12 @@ def train(
 
     Run it again with the same settings to resume; raise training.steps to go on.
     """
-    train_run(resolved(config, overrides, dry_run), output)
-    typer.echo(f"policy: {output / 'adapter'}\nnext: inversion-dpo evaluate {output}")
+    from inversion_dpo.runs import occupied
+
+    run = resolved(config, overrides, dry_run)
+    with occupied(output):
+        train_run(run, output)
+    say(f"policy: {output / 'adapter'}\nnext: inversion-dpo evaluate {output}")
 
 
 @app.command()
@@ -137,15 +159,17 @@ def evaluate(
     """
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
     from inversion_dpo.evaluation.report import lines
-    from inversion_dpo.runs import claim
+    from inversion_dpo.runs import claim_together, occupied
 
     begun = (run / "config.yaml").is_file()
     if not begun and policy is None:
         _config_of(run)
     settings = load_config(str(_config_of(run)) if begun else config, overrides or [])
-    claim(run, settings)
     models = (reference, policy or str(run)) if policy or reference else None
-    typer.echo("\n".join(lines(evaluate_models(run, settings, models=models))))
+    with occupied(run):
+        claim_together(run, settings)
+        metrics = evaluate_models(run, settings, models=models)
+    say("\n".join(lines(metrics)))
 
 
 def _config_of(run: Path) -> Path:
@@ -294,22 +318,36 @@ def quieten() -> None:
 
     warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("inversion_dpo").setLevel(logging.INFO)
+    main_process = os.environ.get("RANK", "0") == "0"  # of a launch: the others say errors only
+    logging.getLogger("inversion_dpo").setLevel(logging.INFO if main_process else logging.ERROR)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; user errors become one line on standard error and exit code 2."""
+    """Run the command; user errors become one line on standard error and exit code 2.
+
+    SIGTERM ends it with exit code 0, once everything that was finished is saved.
+    """
+    from inversion_dpo.disk import refusal
+    from inversion_dpo.faults import Terminated, raise_terminated
+
     quieten()
+    signal.signal(signal.SIGTERM, raise_terminated)
     try:
         app(list(arguments) if arguments is not None else None)
     except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__module__.startswith("inversion_dpo"):
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-        raise
+        reason, ours = refusal(error), type(error).__module__.startswith("inversion_dpo")
+        if not ours and reason is None:
+            raise
+        path = getattr(error, "filename", None) or "the output"
+        text = str(error) if ours else f"cannot write {path}: {reason}; what was there is intact"
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Terminated as stop:
+        print(f"{stop}; run the same command again to resume", file=sys.stderr)
+        raise SystemExit(0) from None
     except KeyboardInterrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         raise SystemExit(130) from None

@@ -67,18 +67,20 @@ def pairs_build(
     """
     from inversion_dpo.evaluation.evaluate import load_policy_pipeline
     from inversion_dpo.evaluation.label import build_labelled
+    from inversion_dpo.runs import occupied
     from inversion_dpo.scenes.build import build_pairs
 
     run = resolved(config, overrides, dry_run)
     e = run.evaluation
-    if prompts.isdecimal():
-        made = build_pairs(
-            output, load_policy_pipeline(run, None), int(prompts), samples, seed, e.sample_steps,
-            e.guidance_scale, limit,
-        )  # fmt: skip
-    else:
-        voters = [name.strip() for name in by.split(",")] if by else []
-        made = build_labelled(run, output, prompts, samples, seed, scorer, voters, least, limit)
+    voters = [name.strip() for name in by.split(",")] if by else []
+    with occupied(output, run=False):
+        if prompts.isdecimal():
+            made = build_pairs(
+                output, load_policy_pipeline(run, None), int(prompts), samples, seed,
+                e.sample_steps, e.guidance_scale, limit,
+            )  # fmt: skip
+        else:
+            made = build_labelled(run, output, prompts, samples, seed, scorer, voters, least, limit)
     for name, count in made.items():
         typer.echo(f"{count} pairs in {output / name}.parquet")
 

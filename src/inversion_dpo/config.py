@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
+TRACKERS = ("auto", "tensorboard", "wandb", "trackio", "none")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
 
 
@@ -107,7 +109,7 @@ class TrainingConfig:
     """The optimizer's loop."""
 
     steps: int = 100
-    batch_size: int = 32  # pairs per optimizer step and process
+    batch_size: int = 32  # pairs per optimizer step, over all processes
     gradient_accumulation: int = 1  # parts that the batch is computed in
     optimizer: str = "adamw"  # adamw, adamw8bit (needs bitsandbytes and a GPU), adafactor
     learning_rate: float = 1e-4
@@ -120,7 +122,10 @@ class TrainingConfig:
     seed: int = 0
     eval_every: int = 20  # steps between held-out measurements
     checkpoint_every: int = 50
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; the best by held-out score is kept besides
+    max_skipped: int = 10  # steps of non-finite loss or gradient left out before the run stops
+    tracker: str = "auto"  # beside metrics.jsonl: auto (tensorboard if installed), tensorboard,
+    # wandb, trackio, none
     snapshot_every: int | None = None  # steps between copies of the policy, in OUTPUT/snapshots
 
 
@@ -181,19 +186,34 @@ def load_config(preset: str | None, overrides: list[str]) -> Config:
     try:
         if preset is not None:
             source = str(preset_path(preset))
-            merged = OmegaConf.merge(merged, OmegaConf.load(source))
+            merged = OmegaConf.merge(merged, _plain(OmegaConf.load(source)))
         for override in overrides:
             source = f"override {override!r}"
             if "=" not in override:
                 raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200")
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            merged = OmegaConf.merge(merged, _plain(OmegaConf.from_dotlist([override])))
+        config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
-    config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except (YAMLError, OSError, UnicodeError, RecursionError) as error:
+        first = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{source} is no YAML that can be read ({first})") from error
     if config.training.mixed_precision == "False":  # what YAML reads a bare no as
         config.training.mixed_precision = "no"
     validate(config)
     return config
+
+
+def _plain(loaded: Any) -> Any:
+    """Settings as written: of keys and values, without OmegaConf's ``${...}``, which would copy
+    the environment, and with it tokens, into a run's files.
+    """  # noqa: D205
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError("a configuration is keys and values, e.g. training: {steps: 200}")
+    if "${" in str(OmegaConf.to_container(loaded, resolve=False)):
+        raise ConfigError("${...} is not taken in a configuration: write the value itself "
+                          "(interpolation would copy the environment into the run)")  # fmt: skip
+    return loaded
 
 
 def _explain(error: OmegaConfBaseException) -> str:
@@ -230,6 +250,7 @@ def validate(config: Config) -> None:
     _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
     _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
     _check_scorer(config.evaluation.scorer)
+    _one_of("training.tracker", training.tracker, list(TRACKERS))
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
     _check_combinations(config)
     if not 0 < config.data.holdout < 1:
@@ -257,6 +278,8 @@ def validate(config: Config) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise ConfigError(f"{key} must be positive, got {value}")
+    if training.max_skipped < 0:
+        raise ConfigError("training.max_skipped must be 0 (stop at the first) or more")
     if training.batch_size % training.gradient_accumulation:
         raise ConfigError(
             f"training.batch_size={training.batch_size} must be a multiple of "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import drops_prompt
+from inversion_dpo.draws import Generators, integers, normal
 from inversion_dpo.models.base import Condition
 from inversion_dpo.objectives import target_prediction
 from inversion_dpo.schedule import add_noise, error_scale, posterior_std, prediction_of, step
@@ -35,24 +36,24 @@ def without_prompts(session: Session, batch: list[tuple[int, int]], condition: C
 
 
 def trajectory_points(
-    session: Session, pairs: list[int], condition: Condition, generator: torch.Generator
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> TrainingPoints:
     """One uniformly drawn state of each pair's cached trajectories."""
     cache, recipe = session.cache, session.recipe
     first, last = cache.positions(recipe.low, recipe.high)
-    drawn = torch.randint(first, last + 1, (len(pairs),), generator=generator).tolist()
+    drawn = integers(first, last, generators).tolist()
     return cache.points(pairs, drawn, recipe.target)
 
 
 def noise_points(
-    session: Session, pairs: list[int], condition: Condition, generator: torch.Generator
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> TrainingPoints:
     """Fresh noise and timestep per pair, the same for both images; no reference yet."""
     schedule = session.model.schedule
     x_0 = session.cache.gather("clean", pairs)
     low, high = session.recipe.timesteps
-    i = torch.randint(low, high + 1, (len(pairs),), generator=generator).repeat(2)
-    eps = torch.randn(x_0[: len(pairs)].shape, generator=generator).repeat(2, *[1] * (x_0.ndim - 1))
+    i = integers(low, high, generators).repeat(2)
+    eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
     x_t = add_noise(x_0, eps, schedule.levels[i])
     target = prediction_of(x_0, eps, schedule.levels[i], schedule.kind)
     scale = error_scale(schedule.levels[i], schedule.kind).float()
@@ -61,7 +62,7 @@ def noise_points(
 
 @torch.no_grad()
 def policy_points(
-    session: Session, pairs: list[int], condition: Condition, generator: torch.Generator
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> TrainingPoints:
     """A state of each pair's inversion under the policy as it is now; target x0.
 
@@ -72,7 +73,7 @@ def policy_points(
     """
     grid, kind, recipe = session.cache.grid, session.cache.kind, session.recipe
     device, renoise = session.accelerator.device, recipe.objective.source == "renoise"
-    i = torch.randint(recipe.low, recipe.high + 1, (len(pairs),), generator=generator).repeat(2)
+    i = integers(recipe.low, recipe.high, generators).repeat(2)
     x_0 = session.cache.gather("clean", pairs).to(device)
     x, inner = x_0, (-1, *[1] * (x_0.ndim - 1))
     for j in range(int(i.max())):
@@ -86,7 +87,7 @@ def policy_points(
             ) / 2
         there = step(x, prediction, low, high, kind)
         if not renoise:
-            noise = torch.randn(x.shape, generator=generator).to(device)
+            noise = normal(x.shape[1:], [*generators, *generators]).to(device)
             there = there + INPO_ETA * float(posterior_std(low, high)) * noise
         x = torch.where((i > j).to(device).reshape(inner), there, x)
     x_0, x = x_0.cpu(), x.cpu()
@@ -96,7 +97,7 @@ def policy_points(
     return TrainingPoints(i, x, grid.timesteps[i], scale, target, target, spent)
 
 
-Source = Callable[[Session, list[int], Condition, torch.Generator], TrainingPoints]
+Source = Callable[[Session, list[int], Condition, Generators], TrainingPoints]
 SOURCES: dict[str, Source] = {
     "trajectory": trajectory_points,
     "noise": noise_points,

@@ -9,17 +9,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from inversion_dpo.cache import atomic_text
 from inversion_dpo.config import Config, ConfigError, load_config, to_yaml
+from inversion_dpo.processes import current_team
 
 # What may differ when a run is continued: it changes how far or how it is looked at, not what
 # the steps done so far would have been.
 _FREE = (
     "training.steps", "training.checkpoint_every", "training.keep_checkpoints",
-    "training.snapshot_every",
+    "training.snapshot_every", "training.max_skipped", "training.tracker",
 )  # fmt: skip
+
+
+LOCK = ".lock"
+
+
+class BusyError(RuntimeError):
+    """Another run works on the same folder; says what to do."""
+
+
+@contextmanager
+def occupied(folder: Path, run: bool = True) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if need be; BusyError if one is there.
+
+    run: whether the folder is a run's, and ConfigError if it holds anything else. The lock belongs
+    to the first process of a launch and ends with it, however it ends: the file that stays behind
+    holds nobody up.
+    """
+    if not current_team().main:
+        yield
+        return
+    if folder.is_file():
+        raise ConfigError(f"--output {folder} is a file: give a folder")
+    if run:
+        _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, blocking=False):
+            yield
+    except Timeout:
+        raise BusyError(
+            f"{folder} is in use by another run: wait for it, stop it, or choose another --output"
+        ) from None
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -49,13 +83,27 @@ def claim(folder: Path, config: Config) -> None:
                 f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
                 "Choose another --output, or repeat that run's settings to resume it"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_text(to_yaml(config), owner)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """ConfigError if a folder holds files but no run."""
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if names - {LOCK} and "config.yaml" not in names:
         raise ConfigError(
             f"{folder} is not empty and holds no run of ours (no config.yaml): choose another "
             "--output"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_text(to_yaml(config), owner)
+
+
+def claim_together(folder: Path, config: Config) -> None:
+    """:func:`claim` by the first process of a launch; the others wait for it."""
+    team = current_team()
+    if team.main:
+        claim(folder, config)
+    team.wait()
 
 
 def read_config(folder: Path) -> Config:
@@ -77,6 +125,8 @@ def stage(folder: Path, name: str) -> Iterator[None]:
     """Add the time spent inside to the run's ``seconds.json``."""
     start = time.time()
     yield
+    if not current_team().main:
+        return
     seconds = read_seconds(folder)
     seconds[name] = round(seconds.get(name, 0.0) + time.time() - start, 2)
     atomic_text(json.dumps(seconds), folder / "seconds.json")

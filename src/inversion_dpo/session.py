@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from inversion_dpo.cache import CacheKey, TrajectoryCache
-from inversion_dpo.config import Config, resolve
+from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import DataError, PairSource, Reading, open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy
 from inversion_dpo.objectives import OBJECTIVES, Objective, step_weights
+from inversion_dpo.processes import Team, current_team
 from inversion_dpo.schedule import Schedule
 from inversion_dpo.startup import StartupError, check_noise
 from inversion_dpo.trajectories import build_cache, noise_variance
@@ -61,6 +62,9 @@ class Session:
     train_pairs: list[int]
     heldout_pairs: list[int]
     recipe: Recipe
+    team: Team = field(default_factory=Team)
+    coefficients: dict[str, float] = field(default_factory=dict)  # that adapt: kept in checkpoints
+    skipped: int = 0  # steps whose loss or gradient was not finite
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -139,8 +143,8 @@ def prepare_cache(
     """Read the pairs, invert what is not inverted yet."""
     pairs = source_of(config)
     key = cache_key(config, pairs, model)
-    with accelerator.main_process_first(), accelerator.autocast():
-        cache = build_cache(root, model, pairs, key, accelerator.device)
+    with accelerator.autocast():
+        cache = build_cache(root, model, pairs, key, accelerator.device, current_team())
     logger.info(counts_text(cache))
     if cache.pairs < 4:
         raise DataError(f"{pairs.name}: only {cache.pairs} usable pairs; give at least 4")
@@ -239,4 +243,18 @@ def set_up(config: Config, cache_root: Path) -> Session:
     usable = reproducible(cache, config.inversion.max_error)
     train, heldout = split_pairs(usable, config.data.holdout)
     cache.swap(train, config.data.label_noise, t.seed)
-    return Session(accelerator, model, policy, network, optimizer, cache, train, heldout, recipe)
+    team = current_team()
+    _check_batch(recipe, team)
+    return Session(
+        accelerator, model, policy, network, optimizer, cache, train, heldout, recipe, team
+    )
+
+
+def _check_batch(recipe: Recipe, team: Team) -> None:
+    """Every process needs a pair in every part of a batch."""
+    if recipe.batch_size < team.size * recipe.accumulation:
+        raise ConfigError(
+            f"training.batch_size={recipe.batch_size} counts the pairs of a step over all "
+            f"processes; {team.size} processes in training.gradient_accumulation="
+            f"{recipe.accumulation} parts need at least {team.size * recipe.accumulation}"
+        )

@@ -6,14 +6,12 @@ and the reference's prediction come from the cache.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import resource
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inversion_dpo.checkpoint import Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from inversion_dpo.checkpoint import Progress
 from inversion_dpo.config import Config
+from inversion_dpo.draws import Generators, generator_for
+from inversion_dpo.faults import (
+    Terminated,
+    asked_to_stop,
+    is_finite,
+    leave_out,
+    memory_advice,
+    stop_requests,
+)
+from inversion_dpo.health import Watch
+from inversion_dpo.keeping import append_row, peak_memory, resume, save_policy, save_session
+from inversion_dpo.keeping import read_rows as read_rows
 from inversion_dpo.models.policy import trainable_copy
 from inversion_dpo.objectives import (
     as_pair_errors,
@@ -32,14 +42,15 @@ from inversion_dpo.objectives import (
     squared_error,
 )
 from inversion_dpo.points import SOURCES, live_reference, predict, to_device, without_prompts
+from inversion_dpo.processes import settle, share, total, whole
 from inversion_dpo.session import Session, set_up
 from inversion_dpo.startup import (
     CHECKED_STEPS,
-    StartupError,
     check_all_moved,
     check_gradient,
     check_is_reference,
 )
+from inversion_dpo.trackers import begin
 from inversion_dpo.types import LossOutput, PairErrors, TrainingPoints
 
 logger = logging.getLogger(__name__)
@@ -55,16 +66,22 @@ def pairs_of_step(pairs: list[int], batch: int, seed: int, step: int) -> list[tu
     position = step * batch
     while len(chosen) < batch:
         epoch, offset = divmod(position + len(chosen), len(pairs))
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(pairs), generator=generator).tolist()
-        chosen += [(pairs[i], epoch) for i in order[offset : offset + batch - len(chosen)]]
+        order = epoch_order(len(pairs), seed, epoch)[offset : offset + batch - len(chosen)]
+        chosen += [(pairs[i], epoch) for i in order.tolist()]
     return chosen
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of an epoch; kept, for a million pairs take longer to shuffle than a step."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)
 
 
 def losses(
     session: Session,
     batch: list[tuple[int, int]],
-    generator: torch.Generator,
+    generators: Generators,
     drop: bool = False,
     compare: bool = False,
 ) -> tuple[LossOutput, PairErrors, int]:
@@ -79,7 +96,7 @@ def losses(
     if drop:
         without_prompts(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
-    points = SOURCES[objective.source](session, pairs, condition, generator)
+    points = SOURCES[objective.source](session, pairs, condition, generators)
     if drop or (objective.source != "trajectory" and (objective.reference or compare)):
         points = live_reference(session, points, condition)
     points = to_device(points, device)
@@ -128,102 +145,92 @@ def measurements(output: LossOutput, errors: PairErrors, compared: bool) -> Row:
     return {k: v.detach().float().mean().item() for k, v in row.items()}
 
 
-def mean_rows(rows: list[Row]) -> Row:
-    """Key-wise mean of measurements of equal-sized parts."""
-    return {k: sum(r[k] for r in rows) / len(rows) for k in rows[0]}
+def weighted_sum(rows: Sequence[tuple[float, Row]]) -> Row:
+    """Key-wise sum of measurements, each times its weight."""
+    return {k: sum(w * r[k] for w, r in rows) for k in rows[0][1]}
 
 
-def train_step(session: Session, step: int) -> Row:
-    """One optimizer step on this process's share of the step's pairs."""
-    accelerator, recipe = session.accelerator, session.recipe
-    world, rank = accelerator.num_processes, accelerator.process_index
-    batch = pairs_of_step(session.train_pairs, recipe.batch_size * world, recipe.seed, step)
-    mine = batch[rank * recipe.batch_size : (rank + 1) * recipe.batch_size]
-    generator = torch.Generator().manual_seed((recipe.seed * 1_000_003 + step) * 4096 + rank)
-    size = recipe.batch_size // recipe.accumulation
-    rows = []
-    for part in range(recipe.accumulation):
-        last = part == recipe.accumulation - 1
-        with nullcontext() if last else accelerator.no_sync(session.network):
-            here = mine[part * size : (part + 1) * size]
-            here = [pair for pair in here for _ in range(recipe.states)]
-            output, errors, spent = losses(session, here, generator, recipe.prompt_dropout > 0)
-            accelerator.backward(output.loss.mean() / recipe.accumulation)
-        rows.append(measurements(output, errors, recipe.objective.reference))
-        rows[-1]["evaluations"] = 2 * spent * len(here) * recipe.accumulation
-    return mean_rows(rows)
+def train_step(session: Session, step: int) -> tuple[Row, list[int]]:
+    """Backward on this process's share of the step's pairs.
+
+    Returns this process's part of the batch's mean measurements, and its pairs whose loss is not
+    finite. Any number of processes and parts has the same gradient, but for rounding: DDP and FSDP
+    average over processes, and every pair weighs the same.
+    """
+    accelerator, recipe, team = session.accelerator, session.recipe, session.team
+    count, parts = recipe.batch_size, recipe.accumulation
+    batch = pairs_of_step(session.train_pairs, count, recipe.seed, step)
+    mine = share(range(count), team.size, team.rank)
+    rows, blamed = [], []
+    for part in range(parts):
+        with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
+            places = [(k, s) for k in share(mine, parts, part) for s in range(recipe.states)]
+            here = [batch[k] for k, _ in places]
+            generators = [generator_for(0, recipe.seed, step, *place) for place in places]
+            output, errors, spent = losses(session, here, generators, recipe.prompt_dropout > 0)
+            accelerator.backward(output.loss.sum() * (team.size / (count * recipe.states)))
+        row = measurements(output, errors, recipe.objective.reference)
+        row["evaluations"] = 2.0 * spent * count * recipe.states  # parts and processes add up
+        rows.append((len(here) / (count * recipe.states), row))
+        finite = output.loss.detach().isfinite().tolist()
+        blamed += [pair for (pair, _), good in zip(here, finite, strict=True) if not good]
+    return weighted_sum(rows), blamed
 
 
 @torch.no_grad()
 def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
-    """Measurements on pairs never trained on, at the same states every time."""
-    pairs = session.heldout_pairs[:limit]
-    size, rows, weights = session.recipe.batch_size, [], []
-    for draw in range(draws):
-        for start in range(0, len(pairs), size):
-            part = pairs[start : start + size]
-            generator = torch.Generator().manual_seed(7_000_003 + draw * 4096 + start)
-            batch = [(pair, 0) for pair in part]
-            output, errors, _ = losses(session, batch, generator, compare=True)
-            rows.append(measurements(output, errors, True))
-            weights.append(len(part))
-    total = sum(weights)
-    mean = {k: sum(w * r[k] for w, r in zip(weights, rows, strict=True)) / total for k in rows[0]}
+    """Measurements on pairs never trained on, at the same states every time, over all processes."""
+    recipe, team, pairs = session.recipe, session.team, session.heldout_pairs[:limit]
+    items = [(draw, place) for draw in range(draws) for place in range(len(pairs))]
+    size = -(-recipe.batch_size // (team.size * recipe.accumulation))
+    chunks = [items[k : k + size] for k in range(0, len(items), size)]
+    rows = []
+    for first in range(0, len(chunks), team.size):  # as many forwards on every process: FSDP waits
+        number = first + team.rank
+        chunk = chunks[number % len(chunks)]
+        generators = [generator_for(1, *item) for item in chunk]
+        batch = [(pairs[place], 0) for _, place in chunk]
+        output, errors, _ = losses(session, batch, generators, compare=True)
+        row = measurements(output, errors, True)
+        rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
+    settle(session.network)
+    mean = total(weighted_sum(rows), session.accelerator.device, team)
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}
 
 
 # ---------------------------------------------------------------- the loop
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Metrics rows of a run, a torn last line left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def update(
+    session: Session, step: int, learning_rate: float, warmup: int, clip: float, limit: int = 0
+) -> Row:
+    """Backward, clip, optimizer step; returns what was measured, averaged over processes.
 
-
-def resume(session: Session, folder: Path) -> Progress:
-    """Load the newest intact checkpoint, drop later metric rows; or start from zero."""
-    identity = session.cache.folder.name
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    progress = Progress(0, 0.0, identity)
-    if checkpoint is not None:
-        inner = getattr(session.optimizer, "optimizer", session.optimizer)
-        progress = load_checkpoint(checkpoint, session.policy.trainable(), inner, identity)
-    if session.accelerator.is_main_process:
-        rows = [r for r in read_rows(folder / "metrics.jsonl") if r["step"] < progress.step]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return progress
-
-
-def update(session: Session, step: int, learning_rate: float, warmup: int, clip: float) -> Row:
-    """Backward, clip, optimizer step; returns what was measured, averaged over processes."""
+    A step whose loss or gradient is not finite is left out; the one after ``limit`` such is a
+    NotFiniteError.
+    """
     accelerator = session.accelerator
     for group in session.optimizer.param_groups:
         group["lr"] = learning_rate * min(1.0, (step + 1) / max(1, warmup))
     session.optimizer.zero_grad()
-    row = train_step(session, step)
+    mine, blamed = train_step(session, step)
     norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), clip)
-    row["grad_norm"] = float(norm)
-    if not math.isfinite(row["grad_norm"]):
-        raise StartupError(f"gradient is {row['grad_norm']} at step {step}: lower "
-                           "training.learning_rate or objective.beta, or use float32")  # fmt: skip
-    session.optimizer.step()
-    if accelerator.num_processes > 1:
-        keys = sorted(row)
-        values = torch.tensor([row[k] for k in keys], device=accelerator.device)
-        row = dict(zip(keys, accelerator.reduce(values, "mean").tolist(), strict=True))
-        row["evaluations"] *= accelerator.num_processes
+    row = total(mine, accelerator.device, session.team)
+    row["grad_norm"] = float(whole(norm))
+    if is_finite(row) or accelerator.scaler is not None:
+        session.optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
+    if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
+        recipe = session.recipe
+        batch = pairs_of_step(session.train_pairs, recipe.batch_size, recipe.seed, step)
+        leave_out(session, step, row, blamed, [pair for pair, _ in batch], limit)
     return row
 
 
 def check_step(session: Session, step: int, row: Row, before: dict[str, Tensor] | None) -> None:
     """The start-up checks that belong after this step, if any; ``before`` is the start."""
     recipe, precision = session.recipe, session.accelerator.mixed_precision
+    if not is_finite(row):
+        return
     if step == 0 and recipe.objective.reference:
         exact = precision == "no" and session.model.pipeline.dtype == torch.float32
         check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
@@ -246,53 +253,56 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     """Train to ``training.steps``, from the last checkpoint if there is one; save the policy.
 
     Leaves ``folder/adapter`` (LoRA weights or a pipeline folder), ``metrics.jsonl`` and
-    ``checkpoints/``. Raises StartupError, DataError, ModelError, CacheError, CheckpointError.
+    ``checkpoints/``. Raises StartupError, DataError, ModelError, CacheError, CheckpointError,
+    NotFiniteError, OutOfMemoryError, DiskError; Terminated once SIGTERM came and all is saved.
     """
-    t = config.training
     folder.mkdir(parents=True, exist_ok=True)
-    session = set_up(config, cache_root or folder / "cache")
-    main, policy = session.accelerator.is_main_process, session.policy
+    with memory_advice("inversion"):
+        session = set_up(config, cache_root or folder / "cache")
     progress = resume(session, folder)
-    before = trainable_copy(policy) if progress.step == 0 else None
-    start, seconds = time.time(), progress.seconds
-    with (folder / "metrics.jsonl").open("a") as log:
-        for step, bar in steps_with_bar(progress.step, t.steps, main):
-            measured = heldout(session) if step % t.eval_every == 0 else {}
-            row = update(session, step, t.learning_rate, t.warmup, t.max_grad_norm) | measured
-            check_step(session, step, row, before)
-            seconds = progress.seconds + time.time() - start
-            if main:
-                log.write(json.dumps({"step": step, **row, "seconds": round(seconds, 3)}) + "\n")
-                log.flush()
-                bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
-            if main and ((step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps):
-                done = Progress(step + 1, seconds, session.cache.folder.name)
-                save_session(session, folder, done, t.keep_checkpoints)
-            if main and t.snapshot_every and (step + 1) % t.snapshot_every == 0:
-                policy.save(folder / "snapshots" / f"step-{step + 1:06d}")
-    if main:
+    begin(session.accelerator, config.training.tracker, folder, progress.step)
+    with memory_advice("training"), stop_requests() as stopping:
+        looked, seconds = run_steps(session, config, folder, progress, stopping)
+        looked = looked or heldout(session)
+    if session.team.main:
         peak = round(peak_memory(session.accelerator.device))
         logger.info("peak memory: %d MB", peak)
-        final = {"step": t.steps, **heldout(session), "seconds": round(seconds, 3)}
+        final = {"step": config.training.steps, **looked, "seconds": round(seconds, 3)}
         final |= {"peak_memory_mb": peak, "pairs": session.cache.pairs}
-        with (folder / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps(final) + "\n")
-        policy.save(folder / "adapter")
-        if config.policy.merge:
-            policy.merge(folder / "merged")
+        append_row(folder, final)
+    save_policy(session, folder / "adapter")
+    if config.policy.merge and session.team.main:
+        session.policy.merge(folder / "merged")
+    for tracker in session.accelerator.trackers:  # end_training() would end the processes' group
+        tracker.finish()
+    session.team.wait()
     return session
 
 
-def peak_memory(device: torch.device) -> float:
-    """MB: the most that torch held on the device, or the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 1e6 if sys.platform == "darwin" else used / 1e3
-
-
-def save_session(session: Session, folder: Path, progress: Progress, keep: int) -> None:
-    """Checkpoint the policy and its optimizer."""
-    inner = getattr(session.optimizer, "optimizer", session.optimizer)
-    parameters = session.policy.trainable()
-    save_checkpoint(folder / "checkpoints", parameters, inner, progress, keep)
+def run_steps(
+    session: Session, config: Config, folder: Path, start: Progress, stopping: Callable[[], bool]
+) -> tuple[Row, float]:
+    """The steps from where the run stands; held-out measurements of its end, seconds in all."""
+    t, begun, seconds, looked = config.training, time.time(), start.seconds, Row()
+    before = trainable_copy(session.policy) if start.step == 0 else None
+    watch = Watch()
+    for step, bar in steps_with_bar(start.step, t.steps, session.team.main):
+        measured = (looked or heldout(session)) if step % t.eval_every == 0 else {}
+        looked = {}
+        row = update(session, step, t.learning_rate, t.warmup, t.max_grad_norm, t.max_skipped)
+        check_step(session, step, row, before)
+        seconds = start.seconds + time.time() - begun
+        if session.team.main:
+            watch.see({"step": step, **row, **measured})
+            append_row(folder, {"step": step, **row, **measured, "seconds": round(seconds, 3)})
+        session.accelerator.log(row | measured, step=step)
+        bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
+        stop = asked_to_stop(session, stopping)
+        if (step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps or stop:
+            looked = heldout(session)
+            save_session(session, folder, step + 1, seconds, looked, t.keep_checkpoints)
+        if t.snapshot_every and (step + 1) % t.snapshot_every == 0:
+            save_policy(session, folder / "snapshots" / f"step-{step + 1:06d}")
+        if stop:
+            raise Terminated(f"stopped by SIGTERM after step {step + 1} of {t.steps}, all saved")
+    return looked, seconds

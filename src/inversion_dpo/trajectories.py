@@ -1,6 +1,6 @@
 """Fill the trajectory cache: encode every pair, invert it under the frozen reference, write shards.
 
-An interrupted inversion continues with the first missing shard.
+An interrupted inversion continues with the missing shards, on any number of processes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from inversion_dpo.cache import (
     TrajectoryCache,
     atomic_save,
     atomic_text,
+    damaged_files,
     open_cache,
     sha256_of,
 )
@@ -32,6 +33,7 @@ from inversion_dpo.data.pairs import Pair, PairSource
 from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, network_of
+from inversion_dpo.processes import Team
 from inversion_dpo.types import Grid
 
 logger = logging.getLogger(__name__)
@@ -167,20 +169,47 @@ def build_cache(
     pairs: PairSource,
     key: CacheKey,
     device: torch.device,
+    team: Team | None = None,
 ) -> TrajectoryCache:
-    """Invert all pairs, or what is missing, and return the cache; idempotent.
+    """Invert all pairs, or what is missing or damaged, and return the cache; idempotent.
 
     The source is read once, a shard's worth at a time: a stream need not fit in memory or on disk.
+    Several processes share the shards among them; all must call this.
     """
     folder, grid = root / key.name(), model.schedule.grid(key.steps, key.spacing)
-    if not (folder / "manifest.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        count = pairs.expected()
-        announce(model, key, grid, count, str(device))
-        atomic_save({k: v.cpu() for k, v in model.condition([""]).items()},
-                    folder / "empty.safetensors")  # fmt: skip
-        _fill(folder, model, pairs, count, key, grid, device)
-    return open_cache(folder, model.schedule, key.steps, key.spacing)
+    team, manifest = team or Team(), folder / "manifest.json"
+    whole = manifest.exists() and not _forget_damaged(folder, team)
+    team.wait()
+    if not whole:
+        count = pairs.expected() if team.main else None
+        if team.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            announce(model, key, grid, count, str(device))
+            atomic_save({k: v.cpu() for k, v in model.condition([""]).items()},
+                        folder / "empty.safetensors")  # fmt: skip
+        team.wait()
+        shards, per_shard = _fill(folder, model, pairs, count, key, grid, device, team)
+        team.wait()
+        if team.main:
+            _write_manifest(folder, key, per_shard, shards, dict(pairs.counts))
+        team.wait()
+    return open_cache(folder, model.schedule, key.steps, key.spacing, verify=False)
+
+
+def _forget_damaged(folder: Path, team: Team) -> bool:
+    """Name damaged files and delete them and the manifest, so that they are made again."""
+    damaged = damaged_files(folder, team)
+    if damaged and team.main:
+        for path in damaged:
+            logger.warning("%s is missing or damaged (checksum differs): made again", path)
+            path.unlink(missing_ok=True)
+        (folder / "manifest.json").unlink()
+    return bool(damaged)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Of the tensors; beside it, ending in .json, lies the shard's part of the manifest."""
+    return folder / f"shard-{number:05d}.safetensors"
 
 
 def _fill(
@@ -191,31 +220,58 @@ def _fill(
     key: CacheKey,
     grid: Grid,
     device: torch.device,
+    team: Team,
+) -> tuple[int, int]:
+    """Write this process's share of the missing shards; how many there are, pairs in each."""
+    per_shard, first = max(1, key.batch_size // 2), 0
+    stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
+    with tqdm(total=count, desc="invert", unit="pair", mininterval=1.0,
+              disable=not team.main) as bar:  # fmt: skip
+        number = 0
+        while chunk := list(itertools.islice(stream, per_shard)):
+            path, digests = shard_path(folder, number), [p.digest for p in chunk]
+            if number % team.size == team.rank and not _intact(path, digests):
+                write_shard(path, invert_pairs(model, chunk, first, key, grid, device), digests)
+            first, number = first + len(chunk), number + 1
+            bar.update(len(chunk))
+    return number, per_shard
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor], digests: list[str]) -> None:
+    """A shard, then its entry: without one it counts as missing."""
+    atomic_save(tensors, path)
+    entry = {"digests": digests, "reconstruction": _pair_errors(path), "sha256": sha256_of(path)}
+    atomic_text(json.dumps(entry), path.with_suffix(".json"))
+
+
+def _intact(path: Path, digests: list[str]) -> bool:
+    """Whether a shard of these pairs was finished and is still what was written."""
+    try:
+        entry = json.loads(path.with_suffix(".json").read_text())
+        same = entry["digests"] == digests and entry["sha256"] == sha256_of(path)
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    if not same:
+        logger.warning("%s is damaged or of other pairs: made again", path)
+    return same
+
+
+def _write_manifest(
+    folder: Path, key: CacheKey, per_shard: int, shards: int, counts: dict[str, int]
 ) -> None:
-    """Write the missing shards, then the manifest."""
-    per_shard, stream, first = max(1, key.batch_size // 2), iter(pairs), 0
-    digests: list[str] = []
-    bar = tqdm(total=count, desc="invert", unit="pair", mininterval=1.0)
-    for number in itertools.count():
-        chunk = list(itertools.islice(stream, per_shard))
-        if not chunk:
-            break
-        path = folder / f"shard-{number:05d}.safetensors"
-        if not path.exists():
-            atomic_save(invert_pairs(model, chunk, first, key, grid, device), path)
-        digests += [p.digest for p in chunk]
-        first += len(chunk)
-        bar.update(len(chunk))
-    bar.close()
-    shards = sorted(folder.glob("shard-*.safetensors"))
+    """Put the entries of all shards together; whoever wrote them."""
+    paths = [shard_path(folder, number) for number in range(shards)]
+    entries = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+    empty = folder / "empty.safetensors"
+    sums = {p.name: e["sha256"] for p, e in zip(paths, entries, strict=True)}
     manifest = {
         "key": asdict(key),
-        "pairs": first,
+        "pairs": sum(len(e["digests"]) for e in entries),
         "pairs_per_shard": per_shard,
-        "counts": dict(pairs.counts),
-        "digests": digests,
-        "reconstruction": [e for s in shards for e in _pair_errors(s)],
-        "shards": {p.name: sha256_of(p) for p in shards},
+        "counts": counts,
+        "digests": [d for e in entries for d in e["digests"]],
+        "reconstruction": [r for e in entries for r in e["reconstruction"]],
+        "shards": sums | {empty.name: sha256_of(empty)},
     }
     atomic_text(json.dumps(manifest, indent=1), folder / "manifest.json")
 

@@ -32,6 +32,11 @@ SLOW = ("--config taste --output runs/first", "--run runs/first", "runs/first ")
 NOT_HERE = {  # command -> why it is not run
     "make": "a target of the Makefile, looked for there",
     ".venv/bin/python -m pytest": "the tests themselves",
+    "pip install": "needs a network",
+    "accelerate launch": "needs eight GPUs; two processes on CPUs: test_processes.py",
+    "inversion-dpo web": "waits for a browser: tests/browser",
+    "inversion-dpo pairs sample": "test_labelling_commands.py",
+    "inversion-dpo pairs export": "of labels that a person gave: test_labelling_commands.py",
 }
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from inversion_dpo import session as session_parts
 from inversion_dpo import training
 from inversion_dpo.cache import CacheError, TrajectoryCache
-from inversion_dpo.checkpoint import CheckpointError
+from inversion_dpo.checkpoint import CheckpointError, best_checkpoint
 from inversion_dpo.config import to_yaml
 from inversion_dpo.schedule import step
 from inversion_dpo.session import set_up, source_of
@@ -327,10 +327,11 @@ def test_pairs_that_do_not_come_back_are_left_out(tiny_config, tmp_path):
 
 
 def test_full_disk_space_is_not_needed_twice(tiny_config, tmp_path):
-    """Old checkpoints go: no more than keep_checkpoints remain."""
+    """Old checkpoints go: no more than keep_checkpoints remain, and the best."""
+    folder = tmp_path / "checkpoints"
     train(tiny_config("training.checkpoint_every=1", "training.keep_checkpoints=2"), tmp_path)
-    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step-000007", "step-000008"]
+    kept = {p.name for p in folder.iterdir()}
+    assert kept == {"step-000007", "step-000008", best_checkpoint(folder).name}
     shutil.rmtree(tmp_path)
 
 

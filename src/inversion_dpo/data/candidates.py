@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+
+from inversion_dpo.disk import atomic_table
 
 _SCHEMA = pa.schema(
     [
@@ -60,9 +61,7 @@ def encode_image(image: NDArray[np.uint8], quality: int = 90) -> bytes:
 def save_chunk(path: Path, candidates: list[Candidate]) -> None:
     """Write candidates, whole or not at all."""
     rows = [asdict(c) | {"scores": json.dumps(c.scores)} for c in candidates]
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial)
-    partial.replace(path)
+    atomic_table(pa.Table.from_pylist(rows), path)
 
 
 def load_chunk(path: Path) -> list[Candidate]:
@@ -120,9 +119,4 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: Any) -> None:
     """Write rows as one Parquet file, whole or not at all."""
     table = pa.Table.from_pylist(list(rows), schema)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        pq.write_table(table, partial, compression="zstd", use_dictionary=["caption"])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_table(table, path, compression="zstd", use_dictionary=["caption"])

@@ -82,8 +82,11 @@ class Row:
         return "identical" if sound and same and self.images[0] else None
 
 
-def inspect(row: Row) -> tuple[list[Fault], list[tuple[int, int]]]:
-    """What is wrong with a row, with its place, and the sizes (w, h) of its sound images."""
+def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[tuple[int, int]]]:
+    """What is wrong with a row, with its place, and the sizes (w, h) of its sound images.
+
+    Without ``decode`` images are taken for sound, and have no sizes.
+    """
     if row.fault:
         return [Fault(row.fault.kind, f"{row.where}: {row.fault.text}")], []
     faults: list[Fault] = []
@@ -109,6 +112,8 @@ def inspect(row: Row) -> tuple[list[Fault], list[tuple[int, int]]]:
         if not data:
             text = f"{place}: no image; embed the file's bytes or drop the row"
             faults.append(Fault("broken_images", text))
+            continue
+        if not decode:
             continue
         try:
             sizes.append(decode_image(data, place).size)

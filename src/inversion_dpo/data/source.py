@@ -82,6 +82,14 @@ class PairSource:
         return sum(1 for _ in islice(rows, self.limit))
 
     def __iter__(self) -> Iterator[Pair]:
+        return self.read(lambda number: True)
+
+    def read(self, ours: Callable[[int], bool]) -> Iterator[Pair]:
+        """All pairs, of which only those whose number is ``ours`` have their images decoded.
+
+        For several processes that share the work; where bad rows are skipped every image is decoded
+        all the same, since the numbers depend on it.
+        """
         counts = self.counts = Counter()
         bad: list[str] = []
         seen: set[bytes] = set()
@@ -90,7 +98,8 @@ class PairSource:
             if reason := row.left_out:
                 counts[reason] += 1
                 continue
-            faults, _ = inspect(row)
+            decode = self.on_bad_row == "skip" or ours(counts["pairs"])
+            faults, _ = inspect(row, decode)
             if faults and self.on_bad_row == "error":
                 raise DataError(faults[0].text)
             if faults:

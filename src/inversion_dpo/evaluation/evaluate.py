@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
 import shutil
@@ -15,25 +16,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from inversion_dpo.cache import atomic_text, sha256_of
 from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
+from inversion_dpo.disk import atomic_table, atomic_text, read_table, sha256_of
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.prompts import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
 from inversion_dpo.evaluation.scorers.registry import Scores, load_scorers
 from inversion_dpo.evaluation.sides import Side, side
+from inversion_dpo.faults import memory_advice
 from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.processes import current_team, launch_state
 from inversion_dpo.runs import read_config, read_seconds, stage
 from inversion_dpo.sampling import sample
 from inversion_dpo.session import source_of
 from inversion_dpo.training import read_rows
 
+logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
 REPEAT = 1_000_000  # between the seeds of a prompt's images
 
@@ -43,8 +48,6 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     m = config.model
     full = adapter is not None and (adapter / "model_index.json").exists()
     path = str(adapter) if full else resolve(m.path)
-    import torch
-
     extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
     pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
     if adapter is not None and not full:
@@ -52,8 +55,7 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
         if not weights.exists():
             raise ConfigError(f"{adapter} holds neither a LoRA nor a pipeline: train first")
         pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return pipeline.to(device)
+    return pipeline.to(launch_state().device)
 
 
 def model_digest(config: Config, adapter: Path | None) -> str:
@@ -61,10 +63,22 @@ def model_digest(config: Config, adapter: Path | None) -> str:
     digest = hashlib.sha256(f"{config.model}".encode())
     base = Path(resolve(config.model.path))
     places = [p for p in (base, adapter) if p is not None and p.exists()]
-    files = [f for p in places for f in ([p] if p.is_file() else p.rglob("*.safetensors"))]
-    for file in sorted(files):
+    for file in (
+        f for p in places for f in ([p] if p.is_file() else sorted(p.rglob("*.safetensors")))
+    ):
         digest.update(sha256_of(file).encode())
     return digest.hexdigest()[:16]
+
+
+def _known(path: Path) -> bool:
+    """Whether samples are on disk, of which every process has the same answer; all must ask."""
+    team = current_team()
+    exists = team.main and path.exists()
+    intact = exists and read_table(path) is not None
+    if exists and not intact:
+        logger.warning("%s is damaged: sampled again", path)
+        path.unlink()
+    return any(team.collect([intact]))
 
 
 def sampled(
@@ -87,11 +101,16 @@ def sampled_file(
     asked = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} {repeats} "
     asked += f"{e.guidance_scale} {e.scorer} {e.checkpoints} {config.model.resolution}"
     path = memo / f"{desc}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.parquet"
-    if not path.exists():
+    if not _known(path):
         pictured = [p for p in prompts for _ in range(repeats)]
         seeds = [e.seed + k + REPEAT * j for k in range(len(prompts)) for j in range(repeats)]
-        parts = sample_parts(config, adapter, path.with_suffix(""), pictured, seeds, desc)
-        join_parts(parts, path)
+        team = current_team()
+        with memory_advice("sampling"):
+            parts = sample_parts(config, adapter, path.with_suffix(""), pictured, seeds, desc)
+        team.wait()
+        if team.main:
+            join_parts(parts, path)
+        team.wait()
     return path
 
 
@@ -99,26 +118,29 @@ def sample_parts(
     config: Config, adapter: Path | None, folder: Path, prompts: list[str], seeds: list[int],
     desc: str,
 ) -> list[Path]:  # fmt: skip
-    """Sample and score batch by batch into files of ``folder``; files that are there are kept."""
-    e, pipeline = config.evaluation, None
+    """Sample and score batch by batch into files of ``folder``, the processes in turn.
+
+    Intact files that are there are kept. Returns all files, whichever process makes them.
+    """
+    e, team, pipeline = config.evaluation, current_team(), None
     score = None
     if e.scorer:
         kept = folder.parent / "scores.sqlite"
         score = load_scorers(e.scorer, e.checkpoints, e.batch_size, kept)
     starts = range(0, len(prompts), e.batch_size)
     parts = [folder / f"{start:08d}-{e.batch_size}.parquet" for start in starts]
-    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0)
-    for start, part in zip(starts, parts, strict=True):
+    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=not team.main)
+    for start, part in list(zip(starts, parts, strict=True))[team.rank :: team.size]:
         batch = slice(start, start + e.batch_size)
         asked, noise = prompts[batch], seeds[batch]
-        if not part.exists():
+        if read_table(part) is None:
             pipeline = pipeline or load_policy_pipeline(config, adapter)
             images = sample(
                 pipeline, asked, noise, e.sample_steps, e.guidance_scale, e.batch_size, None,
                 config.model.resolution,
             )  # fmt: skip
             write_samples(part, asked, noise, images, score(images, asked) if score else {})
-        bar.update(len(asked))
+        bar.update(len(asked) * team.size)
     bar.close()
     return parts
 
@@ -139,9 +161,7 @@ def write_samples(
     """The per-prompt table: prompt, seed, PNG bytes and every score."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"prompt": prompts, "seed": seeds, "image": [png_bytes(i) for i in images]}
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), partial)
-    os.replace(partial, path)
+    atomic_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), path)
 
 
 def read_samples(path: Path) -> tuple[Images, Scores]:
@@ -194,7 +214,7 @@ def evaluate(
         config: its settings, if they differ from the folder's own.
         memo: keeps samples so that the same reference is sampled once for many runs.
         models: reference and policy as :func:`sides.side` takes them; by default the
-            configuration's model and the run's policy.
+            configuration's model and the run's policy. Of several processes all must call it.
     """
     config = config or read_config(folder)
     asked = read_prompt_set(config.evaluation.prompts, config.evaluation.limit)
@@ -208,10 +228,12 @@ def evaluate(
     metrics: dict[str, Any] = {"n_prompts": len(asked.prompts), "seeds": s}
     metrics |= judged(asked, reference, policy, config) if reference else {}
     if reference:
-        write_table(folder / "per_prompt.parquet", asked, config, reference, policy)
+        if current_team().main:
+            write_table(folder / "per_prompt.parquet", asked, config, reference, policy)
     metrics |= training_facts(folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(named) if models else None}
-    atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
+    if current_team().main:
+        atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
     return metrics
 
 

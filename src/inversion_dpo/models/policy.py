@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from inversion_dpo.disk import steady_header
 from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
 
 
@@ -61,19 +62,26 @@ class LoraPolicy:
     def reference(self, network: Any) -> Iterator[nn.Module]:
         """The given network with its adapters off."""
         self.network.disable_adapters()  # type: ignore[operator]
+        for parameter in self.trainable().values():
+            parameter.requires_grad_(True)  # peft turns it off: DDP and FSDP want it unchanged
         try:
             yield network
         finally:
             self.network.enable_adapters()  # type: ignore[operator]
 
-    def save(self, folder: Path) -> None:
-        """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``."""
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``.
+
+        whole: the trainable tensors, where FSDP has cut those of the network.
+        """
         part = self.model.component
-        weights = {f"{part}_lora_layers": get_peft_model_state_dict(self.network)}
+        layers = get_peft_model_state_dict(self.network, state_dict=whole)
+        weights = {f"{part}_lora_layers": layers}
         settings = {f"{part}_lora_adapter_metadata": self._lora_settings()}
         self.model.pipeline.save_lora_weights(
             save_directory=folder, safe_serialization=True, **weights, **settings
         )
+        steady_header(folder / "pytorch_lora_weights.safetensors")
 
     def merge(self, folder: Path) -> None:
         """Add the adapter to the weights and write the whole pipeline; ends the training."""
@@ -111,9 +119,20 @@ class FullPolicy:
         """The frozen copy, whatever the given network."""
         yield self._frozen
 
-    def save(self, folder: Path) -> None:
-        """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``."""
-        self.model.pipeline.save_pretrained(folder, safe_serialization=True)
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``.
+
+        whole: the trainable tensors, where FSDP has cut those of the network.
+        """
+        pipeline, network = self.model.pipeline, self.network
+        if whole is not None:
+            network = copy.deepcopy(self._frozen)
+            network.load_state_dict(whole, strict=False)
+        try:
+            pipeline.register_modules(**{self.model.component: network})
+            pipeline.save_pretrained(folder, safe_serialization=True)
+        finally:
+            pipeline.register_modules(**{self.model.component: self.network})
 
     def merge(self, folder: Path) -> None:
         """The same: there is no adapter."""

@@ -434,3 +434,30 @@ def test_a_long_strip_is_not_blown_up() -> None:
 
 def test_no_images_give_an_empty_batch() -> None:
     assert to_pixels([], 16).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("on_bad_row", "expected"), [("error", 1), ("skip", 4)])
+def test_images_of_other_processes_are_not_decoded(
+    tmp_path: Path, on_bad_row: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless bad rows are skipped: then the pairs' numbers depend on every image."""
+    from inversion_dpo.data import rows as row_parts
+
+    seen = []
+    real = row_parts.decode_image
+    monkeypatch.setattr(row_parts, "decode_image", lambda d, w: seen.append(w) or real(d, w))
+    table = [
+        {"jpg_0": solid(2 * k), "jpg_1": solid(2 * k + 1), "label_0": 1.0, "caption": f"no. {k}"}
+        for k in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "p.parquet")
+    source = open_pairs(tmp_path / "p.parquet", on_bad_row=on_bad_row)
+    pairs = list(source.read(lambda number: number == 2))
+    assert [p.caption for p in pairs] == [f"no. {k}" for k in range(4)]
+    assert len(seen) == 2 * expected
+
+
+def solid(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (2, 2), shade).save(buffer, "PNG")
+    return buffer.getvalue()

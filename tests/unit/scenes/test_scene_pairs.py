@@ -225,7 +225,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     file = tmp_path / "pairs.parquet"
     write_pairs(file, [(made_up(0), made_up(1))], seed=0)
     before = file.read_bytes()
-    monkeypatch.setattr(pq, "write_table", fail_halfway)
+    monkeypatch.setattr("pyarrow.parquet.write_table", fail_halfway)
     with pytest.raises(OSError, match="disk full"):
         write_pairs(file, [(made_up(1), made_up(0))], seed=0)
     assert file.read_bytes() == before

@@ -1,0 +1,140 @@
+"""Files written whole or not at all, and the same bytes for the same content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+# What the system says of a disk that takes no more, or a folder that must not be written to.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+class DiskError(RuntimeError):
+    """Something could not be written; says where and why. What was written before is intact."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; on success flush it to disk and rename it.
+
+    Raises:
+        DiskError: the disk is full or the folder is read-only; the temporary file is removed.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        _remove(partial)
+        reason = refusal(error)
+        if reason is None:
+            raise
+        raise DiskError(
+            f"cannot write {path}: {reason}. Nothing written before is lost: make room, or the "
+            "folder writable, and run the same command again"
+        ) from error
+
+
+def refusal(error: BaseException) -> str | None:
+    """The system's words for a full or forbidden disk; None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in REFUSALS else None
+    for number in REFUSALS:  # safetensors passes the system's error on as text
+        if f"os error {number})" in str(error):
+            return os.strerror(number)
+    return None
+
+
+def atomic_save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write safetensors, whole or not at all; DiskError if the disk refuses."""
+    with writing(path) as partial:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
+
+
+def atomic_text(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all; DiskError if the disk refuses."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def atomic_table(table: Any, path: Path, **settings: Any) -> None:
+    """Write Parquet with checksums of its pages, whole or not at all; DiskError as above."""
+    with writing(path) as partial:
+        pq.write_table(table, partial, write_page_checksum=True, **settings)
+
+
+def read_table(path: Path) -> Any | None:
+    """A table written by :func:`atomic_table`; None if it is missing, cut short or altered."""
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def atomic_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write into a temporary folder, flush all of it, then give it its name.
+
+    A folder of that name is replaced; DiskError if the disk refuses.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target) as partial:
+        _remove(partial)
+        fill(partial)
+        for path in sorted(partial.rglob("*")):
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+
+
+def steady_header(path: Path) -> None:
+    """Order a safetensors file's metadata, which the library writes in an order of chance.
+
+    The header is eight bytes of its length, then JSON padded with spaces
+    (https://huggingface.co/docs/safetensors); sorting its keys does not change its length.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        metadata = dict(sorted(header.pop("__metadata__", {}).items()))
+        ordered = {"__metadata__": metadata, **header} if metadata else header
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise ValueError(f"{path}: its header grew from {length} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

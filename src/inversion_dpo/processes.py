@@ -1,0 +1,104 @@
+"""The processes of one launch, and what they need of each other.
+
+Started by ``accelerate launch`` or ``torchrun`` there are several, otherwise one. All of them share
+one file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """Which of how many processes this is; the first one writes what is written once."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the first process."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self.size > 1:
+            launch_state().wait_for_everyone()
+
+    def collect(self, found: list[Any]) -> list[Any]:
+        """What all processes found, the same list in each."""
+        return list(gather_object(found)) if self.size > 1 else found
+
+
+def launch_state() -> Any:
+    """Accelerate's view of this launch: device and processes.
+
+    PartialState alone does not look at ACCELERATE_USE_CPU, as Accelerator does: on CPUs every
+    process would take itself for the only one.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def current_team() -> Team:
+    """The processes of this launch."""
+    state = launch_state()
+    return Team(state.process_index, state.num_processes)
+
+
+def share(items: Sequence[T], parts: int, part: int) -> Sequence[T]:
+    """The ``part``-th of ``parts`` runs of consecutive items; their lengths differ by at most 1."""
+    return items[len(items) * part // parts : len(items) * (part + 1) // parts]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP has cut among the processes, put together; any other as it is.
+
+    Every process must call it.
+    """
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached whole tensors on the CPU; every process must call it."""
+    return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
+
+
+def cut_like(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, cut and placed as ``like`` is."""
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def is_cut(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether FSDP has cut any of the tensors."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+
+
+def settle(network: nn.Module) -> None:
+    """Have FSDP put its outermost parameters away, which it keeps whole after a forward alone."""
+    inner = getattr(network, "_orig_mod", network)
+    if isinstance(inner, FSDPModule):
+        inner.reshard()
+
+
+def total(row: Mapping[str, float], device: torch.device, team: Team) -> dict[str, float]:
+    """Key-wise sum over all processes, which must have the same keys."""
+    keys = sorted(row)
+    if team.size == 1:
+        return dict(row)
+    values = torch.tensor([row[k] for k in keys], device=device, dtype=torch.float64)
+    torch.distributed.all_reduce(values)
+    return dict(zip(keys, values.tolist(), strict=True))

@@ -1,0 +1,70 @@
+"""What test_processes.py runs in one process and in two: a step's gradients, and then training.
+
+Usage: torchrun ... launched.py FOLDER; for every FOLDER/NAME.yaml it leaves NAME.safetensors (whole
+gradients), NAME.json (measurements, and the pairs that each process read) and the run NAME.
+A name that begins with fsdp is sharded by FSDP2.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import save_file
+
+from inversion_dpo import session as session_parts
+from inversion_dpo import training
+from inversion_dpo.config import load_config
+from inversion_dpo.processes import current_team, total, whole_tensors
+from inversion_dpo.session import set_up
+from inversion_dpo.training import heldout, losses, train, train_step
+
+make_accelerator = session_parts.make_accelerator
+
+
+def sharded(*arguments):
+    """Accelerate takes FSDP only with GPUs; its FSDP2 code itself runs on CPUs and gloo."""
+    accelerator = make_accelerator(*arguments)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+    )
+    PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+    return accelerator
+
+
+def one_step(name, config, root):
+    """Gradients and measurements of the first step."""
+    seen = []
+
+    def noted(session, batch, *rest):
+        seen.extend(batch)
+        return losses(session, batch, *rest)
+
+    session = set_up(config, root / f"cache-{name}")
+    training.losses = noted
+    row, _ = train_step(session, 0)
+    training.losses = losses
+    gradients = whole_tensors({n: p.grad for n, p in session.policy.trainable().items()})
+    team, device = session.team, session.accelerator.device
+    facts = {"row": total(row, device, team), "heldout": heldout(session),
+             "seen": team.collect([seen]), "type": type(session.network).__name__}  # fmt: skip
+    if team.main:
+        save_file(gradients, root / f"{name}.safetensors")
+        (root / f"{name}.json").write_text(json.dumps(facts))
+
+
+def main(root):
+    torch.set_num_threads(1)
+    for file in sorted(root.glob("*.yaml"), key=lambda f: f.stem.startswith("fsdp")):
+        if file.stem.startswith("fsdp") and current_team().size > 1:
+            session_parts.make_accelerator = sharded
+        config = load_config(str(file), [])
+        one_step(file.stem, config, root)
+        train(config, root / file.stem, root / f"cache-{file.stem}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,307 @@
+"""Broken numbers, full disks, stops and second runs: said in one line, and nothing lost."""
+
+import errno
+import json
+import os
+import signal
+import stat
+import threading
+import time
+
+import pytest
+import torch
+from filelock import FileLock
+
+from inversion_dpo import cli, disk, training
+from inversion_dpo.cache import damaged_files
+from inversion_dpo.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
+from inversion_dpo.config import ConfigError, to_yaml
+from inversion_dpo.disk import DiskError, atomic_folder, atomic_text, steady_header, writing
+from inversion_dpo.faults import (
+    NotFiniteError,
+    OutOfMemoryError,
+    Terminated,
+    memory_advice,
+    stop_requests,
+)
+from inversion_dpo.processes import share
+from inversion_dpo.runs import LOCK, BusyError, occupied
+from inversion_dpo.session import set_up
+from inversion_dpo.trackers import tracker_of
+from inversion_dpo.training import read_rows, train
+
+
+def spoil_pair(monkeypatch, pairs):
+    """The losses of these pairs are not numbers."""
+    real = training.losses
+
+    def spoiled(session, batch, *rest):
+        output, errors, drift = real(session, batch, *rest)
+        factor = torch.tensor([float("nan") if pair in pairs else 1.0 for pair, _ in batch])
+        return type(output)(output.loss * factor, output.margin), errors, drift
+
+    monkeypatch.setattr(training, "losses", spoiled)
+
+
+def test_a_pair_without_a_number_is_left_out_and_named(tiny_config, tmp_path, monkeypatch, caplog):
+    pair = set_up(tiny_config(), tmp_path / "cache").train_pairs[3]
+    spoil_pair(monkeypatch, {pair})
+    session = train(tiny_config("training.eval_every=100"), tmp_path / "run", tmp_path / "cache")
+    rows = read_rows(tmp_path / "run/metrics.jsonl")
+    hit = [r for r in rows[:-1] if r["loss"] != r["loss"]]
+    assert 2 <= len(hit) <= 3  # 32 pairs of 12 were drawn
+    assert [r["skipped"] for r in hit] == list(range(1, len(hit) + 1))
+    assert session.skipped == len(hit)
+    assert f"pairs {pair} ({session.cache.digests[pair][:16]})" in caplog.text
+    for parameter in session.policy.trainable().values():
+        assert parameter.isfinite().all()
+    state = latest_checkpoint(tmp_path / "run/checkpoints") / "state.json"
+    assert json.loads(state.read_text())["skipped"] == len(hit)
+
+
+def test_too_many_broken_steps_stop_the_run(tiny_config, tmp_path, monkeypatch):
+    spoil_pair(monkeypatch, set(range(16)))
+    with pytest.raises(NotFiniteError, match=r"pairs \d+ \([0-9a-f]{16}\).*max_skipped=2"):
+        train(tiny_config("training.max_skipped=2"), tmp_path)
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "stage", "advice"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "training", "gradient_accumulation"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "inversion",
+         "inversion.batch_size"),
+        (MemoryError(), "sampling", "evaluation.batch_size"),
+    ],
+)  # fmt: skip
+def test_out_of_memory_names_the_settings(error, stage, advice):
+    with pytest.raises(OutOfMemoryError, match=advice), memory_advice(stage):
+        raise error
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(RuntimeError, match="shapes"), memory_advice("training"):
+        raise RuntimeError("shapes do not fit")
+
+
+# ---- stopping
+
+
+def test_sigterm_saves_stops_and_resumes_in_the_same_bits(tiny_config, tmp_path, monkeypatch):
+    train(tiny_config(), tmp_path / "whole")
+    real = training.train_step
+
+    def stopped(session, step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(session, step)
+
+    monkeypatch.setattr(training, "train_step", stopped)
+    with pytest.raises(Terminated, match="after step 5 of 8"):
+        train(tiny_config(), tmp_path / "parts")
+    assert latest_checkpoint(tmp_path / "parts/checkpoints").name == "step-000005"
+    monkeypatch.setattr(training, "train_step", real)
+    train(tiny_config(), tmp_path / "parts")
+    name = "adapter/pytorch_lora_weights.safetensors"
+    assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_command_exits_with_zero_on_sigterm(tiny_config, tmp_path, monkeypatch, capsys):
+    preset = tmp_path / "run.yaml"
+    preset.write_text(to_yaml(tiny_config()))
+
+    def killed(*rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr("inversion_dpo.session.load_model", killed)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["invert", "-c", str(preset), "-o", str(tmp_path / "run")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == 0 and "run the same command again" in capsys.readouterr().err
+
+
+def test_stop_requests_puts_the_old_handler_back_and_spares_threads():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_requests() as stopping:
+        assert not stopping()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping()
+    assert signal.getsignal(signal.SIGTERM) is before
+    answers = []
+
+    def elsewhere():
+        with stop_requests() as asked:
+            answers.append(asked())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert answers == [False]
+
+
+# ---- two runs, and disks
+
+
+def test_a_second_run_is_refused_and_a_stale_lock_is_not(tmp_path):
+    with occupied(tmp_path / "run"), pytest.raises(BusyError, match="another --output"):
+        with occupied(tmp_path / "run"):
+            pass
+    (tmp_path / "run" / LOCK).touch()
+    with occupied(tmp_path / "run"):
+        assert FileLock(tmp_path / "run" / LOCK, is_singleton=False).is_locked is False
+
+
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    atomic_text("old", path)
+
+    def full(*rest):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk.os, "fsync", full)
+    with pytest.raises(DiskError, match="cannot write .*file.txt: No space left on device"):
+        atomic_text("new", path)
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_safetensors_words_for_a_full_disk_are_understood(tmp_path):
+    from safetensors import SafetensorError
+
+    with pytest.raises(DiskError, match="No space left"), writing(tmp_path / "x"):
+        raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_one_line(tmp_path, tiny_config, capsys):
+    preset = tmp_path / "run.yaml"
+    preset.write_text(to_yaml(tiny_config()))
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "-c", str(preset), "-o", str(tmp_path / "run")])
+    tmp_path.chmod(stat.S_IRWXU)
+    assert stop.value.code == 2 and "Permission denied" in capsys.readouterr().err
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "adapter"
+    for text in ("one", "two"):
+        atomic_folder(target, lambda f, t=text: (f.mkdir(), (f / "a").write_text(t)))
+        assert (target / "a").read_text() == text
+
+    def fails(folder):
+        folder.mkdir()
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(DiskError):
+        atomic_folder(target, fails)
+    assert (target / "a").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_metadata_is_written_in_a_steady_order(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
+    metadata = {key: "é" + key for key in "zyxwvu"}
+    files = []
+    for k in range(4):
+        save_file(tensors, tmp_path / f"{k}", metadata=metadata)
+        steady_header(tmp_path / f"{k}")
+        files.append((tmp_path / f"{k}").read_bytes())
+    assert len(set(files)) == 1
+    with safe_open(tmp_path / "0", framework="pt") as handle:
+        assert handle.metadata() == metadata
+        assert all(torch.equal(handle.get_tensor(k), v) for k, v in tensors.items())
+
+
+# ---- damage
+
+
+def test_a_damaged_shard_is_named_and_made_again_alone(tiny_config, tmp_path, caplog):
+    folder = set_up(tiny_config(), tmp_path).cache.folder
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in shards}
+    shards[1].write_bytes(before[shards[1]][0][:-9])
+    assert damaged_files(folder) == [shards[1]]
+    set_up(tiny_config(), tmp_path)
+    assert "shard-00001.safetensors is missing or damaged" in caplog.text
+    assert all(p.read_bytes() == before[p][0] for p in shards)
+    untouched = [p for p in shards if p.stat().st_mtime_ns == before[p][1]]
+    assert untouched == [shards[0], *shards[2:]]
+
+
+@pytest.mark.parametrize("file", ["state.json", "policy.safetensors", "optimizer.safetensors"])
+def test_any_flipped_bit_of_a_checkpoint_is_seen(tiny_config, tmp_path, file, caplog):
+    train(tiny_config("training.steps=2", "training.checkpoint_every=1"), tmp_path)
+    newest = tmp_path / "checkpoints/step-000002"
+    data = (newest / file).read_bytes()
+    for place in range(0, len(data), max(1, len(data) // 9)):
+        spoiled = bytearray(data)
+        spoiled[place] ^= 2
+        (newest / file).write_bytes(bytes(spoiled))
+        assert latest_checkpoint(tmp_path / "checkpoints").name == "step-000001"
+    assert "step-000002 is damaged" in caplog.text
+
+
+def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tmp_path):
+    from inversion_dpo.checkpoint import load_checkpoint
+
+    session = train(tiny_config("training.steps=1"), tmp_path)
+    checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+    parameters, identity = session.policy.trainable(), session.cache.folder.name
+    inner = session.optimizer.optimizer
+    load_checkpoint(checkpoint, parameters, inner, identity, session.cache.reference)
+    with pytest.raises(CheckpointError, match="weights hash to"):
+        load_checkpoint(checkpoint, parameters, inner, identity, "0" * 16)
+
+
+def test_the_best_checkpoint_has_the_highest_held_out_accuracy(tiny_config, tmp_path):
+    config = tiny_config("training.checkpoint_every=1", "training.eval_every=1",
+                         "training.learning_rate=5e-3")  # fmt: skip
+    train(config, tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    scores = {r["step"]: r["heldout_accuracy"] for r in rows if r["step"] > 0}
+    best = int(best_checkpoint(tmp_path / "checkpoints").name[5:])
+    assert scores[best] == max(scores.values())
+
+
+# ---- small parts
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 13])
+@pytest.mark.parametrize("parts", [1, 2, 3, 8])
+def test_shares_are_even_and_leave_nothing_out(count, parts):
+    items = list(range(count))
+    shares = [share(items, parts, k) for k in range(parts)]
+    assert [i for s in shares for i in s] == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tmp_path, monkeypatch):
+    from inversion_dpo import session as session_parts
+    from inversion_dpo.processes import Team
+
+    recipe = set_up(tiny_config(), tmp_path).recipe
+    with pytest.raises(ConfigError, match="batch_size=4 counts the pairs of a step over all"):
+        session_parts._check_batch(recipe, Team(0, 8))
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch):
+    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: ["tensorboard"])
+    assert tracker_of("auto") == "tensorboard" and tracker_of("none") is None
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        tracker_of("wandb")
+    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: [])
+    assert tracker_of("auto") is None
+
+
+def test_tensorboard_gets_what_the_log_has(tiny_config, tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(tiny_config("training.tracker=tensorboard"), tmp_path)
+    files = list((tmp_path / "tensorboard").rglob("events.*"))
+    assert files and b"heldout_accuracy" in files[0].read_bytes()

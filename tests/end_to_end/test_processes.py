@@ -1,0 +1,179 @@
+"""Two processes on gloo against one: the same gradients, metrics, caches and policies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from inversion_dpo.checkpoint import latest_checkpoint
+from inversion_dpo.config import load_config, to_yaml
+from inversion_dpo.training import read_rows, train
+
+SCRIPT = Path(__file__).with_name("launched.py")
+LAUNCH = [
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+]  # fmt: skip
+COMMON = ["training.steps=4", "training.batch_size=5", "training.eval_every=2",
+          "training.checkpoint_every=2", "objective.t_min=0.2", "training.warmup=1"]  # fmt: skip
+CASES = {
+    "ddp-lora": ["data.prompt_dropout=0.5"],
+    "ddp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
+    "ddp-full": ["policy.kind=full", "training.learning_rate=1e-4"],
+    "fsdp-lora": ["data.prompt_dropout=0.5"],
+    "fsdp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
+    "fsdp-full": ["policy.kind=full", "training.learning_rate=1e-4"],
+}
+
+
+def launch(count, *words, timeout=240):
+    """Run a script or module in so many processes, as ``accelerate launch`` does with GPUs."""
+    command = [sys.executable, *LAUNCH, "--num_processes", str(count)] if count > 1 else [
+        sys.executable]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*command, *map(str, words)], env=environment, capture_output=True,
+                          text=True, timeout=timeout)  # fmt: skip
+    assert done.returncode == 0, "\n".join(
+        line for line in done.stderr.splitlines() if "[rank" in line or "rror" in line)
+    return done
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, tiny_pipeline, pair_file):
+    """Folders of the same cases in one process and in two."""
+    base = [
+        f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
+        "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
+        "training.learning_rate=1e-3", *COMMON,
+    ]  # fmt: skip
+    folders = {}
+    for count in (1, 2):
+        root = folders[count] = tmp_path_factory.mktemp(f"processes{count}")
+        for name, overrides in CASES.items():
+            config = load_config(None, [*base, *overrides])
+            if config.training.batch_size == 6:  # so that 3 pairs come in parts of 1 and 2
+                config.training.gradient_accumulation = count
+            (root / f"{name}.yaml").write_text(to_yaml(config))
+        launch(count, SCRIPT, root)
+    return folders
+
+
+def facts(results, count, name):
+    return json.loads((results[count] / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_forward_goes_through_the_prepared_model(results, name):
+    expected = "DistributedDataParallel" if name.startswith("ddp") else "FSDPUNet2DConditionModel"
+    assert facts(results, 2, name)["type"] == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_read_different_pairs_uneven_batch_and_all(results, name):
+    one, two = facts(results, 1, name)["seen"][0], facts(results, 2, name)["seen"]
+    assert [len(part) for part in two] == ([3, 3] if "noise" in name else [2, 3])
+    assert two[0] + two[1] == one and len({pair for pair, _ in one}) == len(one)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_have_the_gradients_of_one(results, name):
+    one, two = (load_file(results[k] / f"{name}.safetensors") for k in (1, 2))
+    assert one.keys() == two.keys() and one
+    norm = sum(float(g.square().sum()) for g in one.values()) ** 0.5
+    apart = sum(float((one[k] - two[k]).square().sum()) for k in one) ** 0.5
+    assert norm > 0 and apart < 1e-4 * norm
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_metrics_are_means_over_all_processes(results, name):
+    one, two = facts(results, 1, name), facts(results, 2, name)
+    for part in ("row", "heldout"):
+        assert one[part].keys() == two[part].keys()
+        for key, value in one[part].items():
+            assert two[part][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_the_policy_of_one(results, name):
+    rows = [read_rows(results[k] / name / "metrics.jsonl") for k in (1, 2)]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == [0, 1, 2, 3, 4]
+    for one, two in zip(*rows, strict=True):
+        assert one.keys() == two.keys()
+        for key in {"loss", "grad_norm", "heldout_winner_error"} & one.keys():
+            assert two[key] == pytest.approx(one[key], rel=2e-3), key
+    weights = [load_file(latest_checkpoint(results[k] / name / "checkpoints") /
+                         "policy.safetensors") for k in (1, 2)]  # fmt: skip
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cache_filled_by_two_is_that_of_one(results, name):
+    one, two = (next((results[k] / f"cache-{name}").iterdir()) for k in (1, 2))
+    assert one.name == two.name
+    manifests = [json.loads((f / "manifest.json").read_text()) for f in (one, two)]
+    assert manifests[0]["digests"] == manifests[1]["digests"]
+    for file in sorted(one.glob("shard-*.safetensors")):
+        a, b = load_file(file), load_file(two / file.name)
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fsdp-lora", "fsdp-full"])
+def test_a_sharded_policy_is_saved_whole(results, tiny_pipeline, name):
+    def picture(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        seeded = torch.Generator().manual_seed(3)
+        return pipe("a red star", num_inference_steps=3, generator=seeded, output_type="np").images
+
+    base = picture(DiffusionPipeline.from_pretrained(tiny_pipeline))
+    found = []
+    for count in (1, 2):
+        folder = results[count] / name / "adapter"
+        full = (folder / "model_index.json").exists()
+        pipe = DiffusionPipeline.from_pretrained(folder if full else tiny_pipeline)
+        if not full:
+            pipe.load_lora_weights(folder)
+        found.append(picture(pipe))
+    assert np.abs(found[0] - base).max() > 1e-5
+    np.testing.assert_allclose(found[1], found[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["ddp-lora", "fsdp-lora", "fsdp-full"])
+def test_a_run_of_two_processes_goes_on_in_one(results, name, tmp_path):
+    """The checkpoint is whole, whatever wrote it; rounding aside the end is the same."""
+    run = results[2] / name
+    config = load_config(str(results[1] / f"{name}.yaml"), ["training.steps=6"])
+    train(config, run, results[2] / f"cache-{name}")
+    train(config, tmp_path / "one", results[1] / f"cache-{name}")
+    one, two = (read_rows(f / "metrics.jsonl") for f in (tmp_path / "one", run))
+    assert [r["step"] for r in two] == list(range(7))
+    assert two[-1]["heldout_winner_error"] == pytest.approx(
+        one[-1]["heldout_winner_error"], rel=2e-3
+    )
+
+
+def test_the_commands_run_on_two_processes_as_on_one(results, tiny_config, tmp_path):
+    """train and evaluate as typed: one policy, one table of samples, nothing written twice."""
+    preset = tmp_path / "run.yaml"
+    preset.write_text(to_yaml(tiny_config(*COMMON, "evaluation.batch_size=1")))
+    for words in (["train", "-c", preset, "-o", tmp_path / "two"], ["evaluate", tmp_path / "two"]):
+        done = launch(2, "-m", "inversion_dpo", *words)
+    assert done.stdout.count("win rate") == 1
+    train(load_config(str(preset), []), tmp_path / "one")
+    adapters = [
+        load_file(tmp_path / run / "adapter/pytorch_lora_weights.safetensors")
+        for run in ("one", "two")
+    ]
+    for key, value in adapters[0].items():
+        torch.testing.assert_close(adapters[1][key], value, rtol=1e-3, atol=2e-4)
+    metrics = json.loads((tmp_path / "two/metrics.json").read_text())
+    assert metrics["n_prompts"] == 4 and len(list((tmp_path / "two/samples").iterdir())) == 2
+    assert [r["step"] for r in read_rows(tmp_path / "two/metrics.jsonl")] == [0, 1, 2, 3, 4]

@@ -1,0 +1,68 @@
+"""Each known failure is recognised in made-up metrics, and a sound run is left alone."""
+
+import logging
+import math
+
+import pytest
+
+from inversion_dpo.health import EARLY, WINDOW, Watch, complaints, status
+
+
+def rows(count=WINDOW, first=20, **changes):
+    """A sound run: the loss falls, winners gain, losers stay."""
+    sound = {
+        "loss": 0.6, "winner_error": 0.09, "winner_error_ref": 0.10, "loser_error": 0.10,
+        "loser_error_ref": 0.10, "margin": 0.4, "drift": 0.01, "accuracy": 0.7, "grad_norm": 1.0,
+    }  # fmt: skip
+    return [{"step": first + k, **sound, **changes} for k in range(count)]
+
+
+CASES = {
+    "flat loss": {"loss": math.log(2) + 1e-3, "margin": 0.0},
+    "loser only": {"winner_error": 0.12, "loser_error": 0.2},
+    "drift": {"drift": 0.11},
+}
+
+
+def test_a_sound_run_is_left_alone():
+    assert complaints(rows()) == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_failure_is_said_once_it_lasts(name):
+    assert list(complaints(rows(**CASES[name]))) == [name]
+    assert complaints(rows(WINDOW - 1, **CASES[name])) == {}
+
+
+def test_one_good_step_clears_the_flat_loss():
+    assert complaints(rows(**CASES["flat loss"])[:-1] + rows(1)) == {}
+
+
+def test_accuracy_of_one_is_suspect_only_at_once():
+    assert "perfect at once" in complaints(rows(EARLY + 1, first=0, accuracy=1.0))
+    assert complaints(rows(EARLY + 1, first=50, accuracy=1.0)) == {}
+    early = rows(EARLY + 1, first=0, accuracy=1.0)
+    early[4]["accuracy"] = 0.9
+    assert complaints(early) == {}
+
+
+def test_objectives_without_reference_and_broken_steps_are_passed_over():
+    bare = [{"step": k, "loss": math.log(2), "winner_error": 1.0} for k in range(99)]
+    assert complaints(bare) == {}
+    assert complaints(rows(loss=math.nan, drift=5.0)) == {}
+
+
+def test_watch_complains_once_and_reports_when_measured(caplog):
+    with caplog.at_level(logging.INFO):
+        watch = Watch()
+        for row in rows(3 * WINDOW, drift=0.5):
+            watch.see(row)
+        watch.see({**rows(1)[0], "heldout_accuracy": 0.625})
+    assert caplog.text.count("has drifted") == 1
+    assert caplog.text.count("held-out accuracy 0.625") == 1
+
+
+def test_status_names_what_is_there():
+    assert status({"step": 3, "loss": 0.5, "winner_error": 0.25}) == (
+        "step 3: loss 0.5, winner error 0.25"
+    )
