@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from inversion_dpo.data.pairs import Pair, PairSource
 from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, network_of
+from inversion_dpo.models.prompts import overlong
 from inversion_dpo.types import Grid
 
 logger = logging.getLogger(__name__)
@@ -194,6 +196,7 @@ def _fill(
     """Write the missing shards, then the manifest."""
     per_shard, stream, first = max(1, key.batch_size // 2), iter(pairs), 0
     digests: list[str] = []
+    cut: Counter[str] = Counter()
     bar = tqdm(total=count, desc="invert", unit="pair", mininterval=1.0)
     for number in itertools.count():
         chunk = list(itertools.islice(stream, per_shard))
@@ -203,6 +206,7 @@ def _fill(
         if not path.exists():
             atomic_save(invert_pairs(model, chunk, first, key, grid, device), path)
         digests += [p.digest for p in chunk]
+        cut.update(overlong(model.pipeline, [p.caption for p in chunk], key.prompt_chunks))
         first += len(chunk)
         bar.update(len(chunk))
     bar.close()
@@ -212,6 +216,7 @@ def _fill(
         "pairs": first,
         "pairs_per_shard": per_shard,
         "counts": dict(pairs.counts),
+        "overlong": dict(cut),
         "digests": digests,
         "reconstruction": [e for s in shards for e in _pair_errors(s)],
         "shards": {p.name: sha256_of(p) for p in shards},

@@ -97,7 +97,7 @@ def sampled(
     seeds = [e.seed + k for k in range(len(prompts))]
     images = sample(
         pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size, desc,
-        config.model.resolution,
+        config.model.resolution, config.model.prompt_chunks,
     )  # fmt: skip
     scores = load_scorer(e.scorer)(images, prompts) if e.scorer else {}
     write_samples(path, prompts, seeds, images, scores)
