@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,14 @@ class CacheKey:
     keep: tuple[int, int, int] | None  # states per pair, lowest and highest index; None: all
     reconstruct: bool
     precision: str  # autocast of the network, the policy's own
+    # Younger than the first caches: at its default, a key is what it was without it.
+    prompt_chunks: int = 1
 
     def name(self) -> str:
         """The folder's name: sixteen hex digits."""
-        text = json.dumps(asdict(self) | {"layout": LAYOUT})
+        young = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        told = {k: v for k, v in asdict(self).items() if k not in young or v != young[k]}
+        text = json.dumps(told | {"layout": LAYOUT})
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -89,6 +93,7 @@ class TrajectoryCache:
         self.pairs: int = manifest["pairs"]
         self.counts: dict[str, int] = manifest["counts"]  # rows read, and left out by reason
         self.reference: str = manifest["key"]["model"][:16]  # hash of the reference's weights
+        self.overlong: dict[str, int] = manifest.get("overlong", {})  # captions cut, by tokenizer
         self.digests: list[str] = manifest["digests"]
         self.errors: list[float] = manifest["reconstruction"]  # relative, the worse of a pair
         self.all_steps: bool = manifest["key"]["keep"] is None

@@ -294,7 +294,7 @@ def sample(
     e, seeds = settings.evaluation, [seed + k for k in range(len(prompts))]
     images = draw(
         pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size,
-        resolution=settings.model.resolution,
+        resolution=settings.model.resolution, prompt_chunks=settings.model.prompt_chunks,
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     for s, image in zip(seeds, images, strict=True):

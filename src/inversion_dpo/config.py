@@ -39,6 +39,7 @@ class ModelConfig:
     lora: str | None = None  # an existing LoRA to start from: it becomes part of the reference
     t5: bool = True  # false: Stable Diffusion 3 without its third text encoder
     guidance_embed: float = 1.0  # the guidance that FLUX.1-dev's network is told
+    prompt_chunks: int = 1  # SD1, SD2, SDXL: chunks of 75 tokens that are read of every prompt
 
 
 @dataclass
@@ -259,6 +260,7 @@ def validate(config: Config) -> None:
         if not 0 <= getattr(config.data, name) <= 1:
             raise ConfigError(f"data.{name} must lie between 0 and 1: a share of the pairs")
     positive = {
+        "model.prompt_chunks": config.model.prompt_chunks,
         "training.steps": training.steps, "training.batch_size": training.batch_size,
         "training.gradient_accumulation": training.gradient_accumulation,
         "training.learning_rate": training.learning_rate, "objective.beta": objective.beta,

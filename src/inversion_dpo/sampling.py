@@ -10,6 +10,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from inversion_dpo.models.loading import adapt
+from inversion_dpo.models.prompts import call_arguments
+
 
 def sample(
     pipeline: Any,
@@ -20,11 +23,13 @@ def sample(
     batch_size: int = 16,
     desc: str | None = "sample",
     resolution: int | None = None,
+    prompt_chunks: int = 1,
 ) -> list[NDArray[np.uint8]]:
     """One image [H, W, 3] per (prompt, seed); the noise depends on the seed alone.
 
     The same seed gives the same starting noise for any weights and any batch size. Images are
-    squares of ``resolution`` pixels, or of the pipeline's own size. ``desc``: None shows no bar.
+    squares of ``resolution`` pixels, or of the pipeline's own size. Prompts are read in
+    ``prompt_chunks``, as they are for training. ``desc``: None shows no bar.
     ValueError if there are not as many seeds as prompts.
     """
     if len(prompts) != len(seeds):
@@ -37,7 +42,7 @@ def sample(
         part = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(int(s)) for s in seeds[part]]
         output = pipeline(
-            prompt=list(prompts[part]),
+            **_prompts(pipeline, list(prompts[part]), prompt_chunks),
             generator=generators,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
@@ -49,3 +54,11 @@ def sample(
         bar.update(len(output))
     bar.close()
     return images
+
+
+def _prompts(pipeline: Any, prompts: list[str], chunks: int) -> dict[str, Any]:
+    """What the pipeline is called with: text that it encodes itself, or what it is encoded to."""
+    if chunks == 1:
+        return {"prompt": prompts}
+    model = adapt(pipeline, 2 * pipeline.vae_scale_factor, prompt_chunks=chunks)
+    return dict(call_arguments(model.condition([""]), model.condition(prompts)))

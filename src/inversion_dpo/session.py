@@ -19,6 +19,7 @@ from inversion_dpo.data.pairs import DataError, PairSource, Reading, open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy
+from inversion_dpo.models.prompts import T5_LIMITS, limits
 from inversion_dpo.objectives import OBJECTIVES, Objective, step_weights
 from inversion_dpo.processes import Team, current_team
 from inversion_dpo.schedule import Schedule
@@ -78,7 +79,7 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
     pipeline = load_pipeline(
         resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype), m.vae, m.lora, m.t5
     )
-    model = adapt(pipeline.to(device), m.resolution, m.guidance_embed)
+    model = adapt(pipeline.to(device), m.resolution, m.guidance_embed, m.prompt_chunks)
     if config.policy.kind == "full":
         network_of(model).float()
     return model
@@ -134,6 +135,7 @@ def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> Cache
         keep=None if i.keep is None else (i.keep, *window(config)),
         reconstruct=i.reconstruct,
         precision=f"{config.model.dtype} {config.training.mixed_precision}",
+        prompt_chunks=config.model.prompt_chunks,
     )
 
 
@@ -146,6 +148,8 @@ def prepare_cache(
     with accelerator.autocast():
         cache = build_cache(root, model, pairs, key, accelerator.device, current_team())
     logger.info(counts_text(cache))
+    if any(cache.overlong.values()):
+        logger.warning(overlong_text(cache, model, key.prompt_chunks))
     if cache.pairs < 4:
         raise DataError(f"{pairs.name}: only {cache.pairs} usable pairs; give at least 4")
     return cache
@@ -157,6 +161,16 @@ def counts_text(cache: TrajectoryCache) -> str:
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
     text = f"{cache.pairs} pairs of {rows} rows"
     return f"{text}; left out: {', '.join(left)}" if left else text
+
+
+def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:
+    """How many captions lose their end, and what to do about it."""
+    read = limits(model.pipeline, chunks)
+    cut = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cache.overlong.items() if n]
+    text = f"of {cache.pairs} captions the end is cut: {', '.join(cut)}"
+    if model.pipeline.__class__.__name__ in T5_LIMITS:
+        return text
+    return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"
 
 
 def make_optimizer(name: str, parameters: list[nn.Parameter], rate: float, decay: float) -> Any:

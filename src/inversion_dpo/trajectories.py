@@ -9,6 +9,8 @@ import itertools
 import json
 import logging
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from inversion_dpo.data.pairs import Pair, PairSource
 from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, network_of
+from inversion_dpo.models.prompts import overlong
 from inversion_dpo.processes import Team
 from inversion_dpo.types import Grid
 
@@ -231,16 +234,21 @@ def _fill(
         while chunk := list(itertools.islice(stream, per_shard)):
             path, digests = shard_path(folder, number), [p.digest for p in chunk]
             if number % team.size == team.rank and not _intact(path, digests):
-                write_shard(path, invert_pairs(model, chunk, first, key, grid, device), digests)
+                cut = overlong(model.pipeline, [p.caption for p in chunk], key.prompt_chunks)
+                shard = invert_pairs(model, chunk, first, key, grid, device)
+                write_shard(path, shard, digests, cut)
             first, number = first + len(chunk), number + 1
             bar.update(len(chunk))
     return number, per_shard
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor], digests: list[str]) -> None:
-    """A shard, then its entry: without one it counts as missing."""
+def write_shard(
+    path: Path, tensors: dict[str, Tensor], digests: list[str], cut: Mapping[str, int]
+) -> None:
+    """A shard, then its entry: without one it counts as missing. ``cut``: overlong captions."""
     atomic_save(tensors, path)
     entry = {"digests": digests, "reconstruction": _pair_errors(path), "sha256": sha256_of(path)}
+    entry["overlong"] = dict(cut)
     atomic_text(json.dumps(entry), path.with_suffix(".json"))
 
 
@@ -264,11 +272,15 @@ def _write_manifest(
     entries = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
     empty = folder / "empty.safetensors"
     sums = {p.name: e["sha256"] for p, e in zip(paths, entries, strict=True)}
+    cut: Counter[str] = Counter()
+    for entry in entries:
+        cut.update(entry["overlong"])
     manifest = {
         "key": asdict(key),
         "pairs": sum(len(e["digests"]) for e in entries),
         "pairs_per_shard": per_shard,
         "counts": counts,
+        "overlong": dict(cut),
         "digests": [d for e in entries for d in e["digests"]],
         "reconstruction": [r for e in entries for r in e["reconstruction"]],
         "shards": sums | {empty.name: sha256_of(empty)},

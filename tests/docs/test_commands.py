@@ -36,6 +36,7 @@ NOT_HERE = {  # command -> why it is not run
     "accelerate launch": "needs eight GPUs; two processes on CPUs: test_processes.py",
     "inversion-dpo web": "waits for a browser: tests/browser",
     "inversion-dpo pairs sample": "test_labelling_commands.py",
+    "inversion-dpo train -o runs/mine data.pairs=labelled.parquet": "of such labels: tests/browser",
     "inversion-dpo pairs export": "of labels that a person gave: test_labelling_commands.py",
 }
 

@@ -35,8 +35,8 @@ def spoil_pair(monkeypatch, pairs):
     """The losses of these pairs are not numbers."""
     real = training.losses
 
-    def spoiled(session, batch, *rest):
-        output, errors, drift = real(session, batch, *rest)
+    def spoiled(session, batch, *rest, **more):
+        output, errors, drift = real(session, batch, *rest, **more)
         factor = torch.tensor([float("nan") if pair in pairs else 1.0 for pair, _ in batch])
         return type(output)(output.loss * factor, output.margin), errors, drift
 

@@ -137,7 +137,7 @@ def sample_parts(
             pipeline = pipeline or load_policy_pipeline(config, adapter)
             images = sample(
                 pipeline, asked, noise, e.sample_steps, e.guidance_scale, e.batch_size, None,
-                config.model.resolution,
+                config.model.resolution, config.model.prompt_chunks,
             )  # fmt: skip
             write_samples(part, asked, noise, images, score(images, asked) if score else {})
         bar.update(len(asked) * team.size)

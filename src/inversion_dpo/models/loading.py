@@ -74,26 +74,38 @@ def _local(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
-def adapt(pipeline: Any, resolution: int, guidance_embed: float = 1.0) -> DiffusionModel:
+def adapt(
+    pipeline: Any, resolution: int, guidance_embed: float = 1.0, prompt_chunks: int = 1
+) -> DiffusionModel:
     """Freeze the pipeline and return its family's adapter; ModelError names the families.
 
     Args:
         pipeline: as loaded.
         resolution: side of the images in pixels, which flow models shift their schedule by.
         guidance_embed: the guidance that FLUX.1-dev's network is told.
+        prompt_chunks: of 75 tokens, see :mod:`.prompts`; one where the family has T5.
     """
     freeze(pipeline)
     _check_resolution(pipeline, resolution)
     if isinstance(pipeline, StableDiffusionXLPipeline):
-        return StableDiffusionXL(pipeline)
+        return StableDiffusionXL(pipeline, prompt_chunks)
     if isinstance(pipeline, StableDiffusionPipeline):
-        return StableDiffusion(pipeline)
+        return StableDiffusion(pipeline, prompt_chunks)
+    _check_chunks(pipeline, prompt_chunks)
     if isinstance(pipeline, StableDiffusion3Pipeline):
         return StableDiffusion3(pipeline, resolution)
     if isinstance(pipeline, FluxPipeline):
         return Flux(pipeline, resolution, guidance_embed)
     names = ", ".join(f.__name__ for f in FAMILIES)
     raise ModelError(f"{type(pipeline).__name__} is not supported; supported: {names}")
+
+
+def _check_chunks(pipeline: Any, prompt_chunks: int) -> None:
+    if prompt_chunks > 1:
+        raise ModelError(
+            f"model.prompt_chunks={prompt_chunks} is for Stable Diffusion 1, 2 and XL; "
+            f"{type(pipeline).__name__} reads long prompts with T5: set model.prompt_chunks=1"
+        )
 
 
 def _check_resolution(pipeline: Any, resolution: int) -> None:

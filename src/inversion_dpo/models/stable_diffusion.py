@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import Condition, Framing
+from inversion_dpo.models.prompts import encode_clip, encode_two_clips
 from inversion_dpo.models.schedules import discrete_schedule
 
 
@@ -18,14 +19,20 @@ class StableDiffusion:
     component = "unet"
     unreached: str | None = None
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, prompt_chunks: int = 1) -> None:
         self.pipeline: Any = pipeline
+        self.prompt_chunks = prompt_chunks
         self.schedule = discrete_schedule(pipeline.scheduler)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:
-        """Text embeddings [B, L, D], padded and truncated exactly as the pipeline does."""
+        """Text embeddings [B, L, D], padded and truncated exactly as the pipeline does.
+
+        In several chunks as :mod:`.prompts` says, [B, chunks * L, D].
+        """
         pipe = self.pipeline
+        if self.prompt_chunks > 1:
+            return {"encoder_hidden_states": encode_clip(pipe, prompts, self.prompt_chunks)}
         embeddings, _ = pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, False)
         return {"encoder_hidden_states": embeddings}
 
@@ -49,17 +56,24 @@ class StableDiffusionXL:
     component = "unet"
     unreached: str | None = None
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
+    def __init__(self, pipeline: StableDiffusionXLPipeline, prompt_chunks: int = 1) -> None:
         self.pipeline: Any = pipeline
+        self.prompt_chunks = prompt_chunks
         self.schedule = discrete_schedule(pipeline.scheduler)
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:
-        """Both encoders' embeddings [B, 77, D] and the pooled one [B, E]; zeros for no prompt."""
+        """Both encoders' embeddings [B, 77, D] and the pooled one [B, E]; zeros for no prompt.
+
+        In several chunks as :mod:`.prompts` says, [B, 77 * chunks, D].
+        """
         pipe = self.pipeline
-        hidden, _, pooled, _ = pipe.encode_prompt(
-            prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
-        )
+        if self.prompt_chunks > 1:
+            hidden, pooled = encode_two_clips(pipe, prompts, self.prompt_chunks)
+        else:
+            hidden, _, pooled, _ = pipe.encode_prompt(
+                prompts, device=pipe.text_encoder_2.device, do_classifier_free_guidance=False
+            )
         if pipe.config.force_zeros_for_empty_prompt:
             given = torch.tensor([bool(p) for p in prompts], device=hidden.device)
             hidden, pooled = hidden * given[:, None, None], pooled * given[:, None]

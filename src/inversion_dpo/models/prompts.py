@@ -1,0 +1,107 @@
+"""Prompts longer than a text encoder reads at once: in chunks, and which are cut all the same.
+
+CLIP reads 77 tokens, two of them its marks of beginning and end. With ``chunks`` > 1 a prompt's
+tokens are cut into windows of 75, each between marks of its own, encoded one by one and laid end
+to end: the cross-attention of a UNet takes any length. The number of chunks is the run's, not the
+prompt's: winner and loser, a short caption and the empty prompt all come out equally long, so that
+they stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inversion_dpo.models.base import Condition
+
+# What the pipelines' own encode_prompt reads of T5's tokens, and what these runs do
+T5_LIMITS = {"StableDiffusion3Pipeline": ("tokenizer_3", 256), "FluxPipeline": ("tokenizer_2", 512)}
+
+
+def chunk_ids(tokenizer: Any, prompts: Sequence[str], chunks: int) -> Tensor:
+    """Token ids [B * chunks, L], chunks of one prompt in a row; L is what the encoder reads.
+
+    A first chunk is what the pipelines make of the prompt; one past its end is the empty prompt.
+    What does not fit into the last is cut.
+    """
+    inner = tokenizer.model_max_length - 2
+    rows = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        for start in range(0, inner * chunks, inner):
+            window = ids[start : start + inner]
+            fill = [tokenizer.pad_token_id] * (inner - len(window))
+            rows.append([tokenizer.bos_token_id, *window, tokenizer.eos_token_id, *fill])
+    return torch.tensor(rows)
+
+
+def encode_clip(pipeline: Any, prompts: Sequence[str], chunks: int) -> Tensor:
+    """Stable Diffusion 1 and 2: last hidden states [B, chunks * L, D]."""
+    encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    ids = chunk_ids(tokenizer, prompts, chunks)
+    mask = None
+    if getattr(encoder.config, "use_attention_mask", False):
+        mask = _attended(ids, tokenizer.eos_token_id).to(encoder.device)
+    hidden: Tensor = encoder(ids.to(encoder.device), attention_mask=mask)[0]
+    return hidden.reshape(len(prompts), -1, hidden.shape[-1])
+
+
+def encode_two_clips(pipeline: Any, prompts: Sequence[str], chunks: int) -> tuple[Tensor, Tensor]:
+    """SDXL: both encoders' last hidden states but one [B, chunks * L, D], and the pooled [B, E].
+
+    The pooled one is the second encoder's of the first chunk.
+    """
+    parts = []
+    for part in ("", "_2"):
+        encoder = getattr(pipeline, f"text_encoder{part}")
+        ids = chunk_ids(getattr(pipeline, f"tokenizer{part}"), prompts, chunks)
+        output = encoder(ids.to(encoder.device), output_hidden_states=True)
+        hidden = output.hidden_states[-2]
+        parts.append(hidden.reshape(len(prompts), -1, hidden.shape[-1]))
+    pooled: Tensor = output[0].reshape(len(prompts), chunks, -1)[:, 0]
+    return torch.cat(parts, dim=-1), pooled
+
+
+def _attended(ids: Tensor, end: int) -> Tensor:
+    """1 up to the first mark of the end, 0 after it, as tokenizers have it."""
+    ended = (ids == end).int().cumsum(1)
+    return (ended - (ids == end).int() == 0).long()
+
+
+def call_arguments(empty: Condition, condition: Condition) -> dict[str, Tensor]:
+    """Encoded prompts under the names that a Stable Diffusion pipeline is called with.
+
+    ``empty`` is what guidance leads away from, repeated for each prompt.
+    """
+    names = {"encoder_hidden_states": "prompt_embeds", "text_embeds": "pooled_prompt_embeds"}
+    found = {names[k]: v for k, v in condition.items()}
+    count = len(found["prompt_embeds"])
+    negative = {k: v.expand(count, *v.shape[1:]) for k, v in empty.items()}
+    return found | {f"negative_{names[k]}": v for k, v in negative.items()}
+
+
+def limits(pipeline: Any, chunks: int) -> dict[str, int]:
+    """Tokens that are read of a prompt by each tokenizer of the pipeline, marks not counted."""
+    t5, longest = T5_LIMITS.get(type(pipeline).__name__, ("", 0))
+    found: dict[str, int] = {}
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipeline, name, None)
+        if name == t5 and tokenizer is not None:
+            found[name] = longest - 1  # T5 has no mark of the beginning
+        elif tokenizer is not None:
+            found[name] = (tokenizer.model_max_length - 2) * chunks
+    return found
+
+
+def overlong(pipeline: Any, prompts: Sequence[str], chunks: int) -> dict[str, int]:
+    """How many prompts lose their end, by tokenizer."""
+    return {
+        name: sum(
+            len(getattr(pipeline, name)(p, add_special_tokens=False, verbose=False).input_ids) > n
+            for p in prompts
+        )
+        for name, n in limits(pipeline, chunks).items()
+    }

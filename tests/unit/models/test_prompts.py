@@ -1,0 +1,196 @@
+"""Prompts in chunks: one chunk is what the pipelines do, several are windows laid end to end."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from inversion_dpo.cache import CacheKey
+from inversion_dpo.config import ConfigError, load_config
+from inversion_dpo.inversion import reconstruct
+from inversion_dpo.models.base import Framing, ModelError
+from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.prompts import (
+    call_arguments,
+    chunk_ids,
+    encode_clip,
+    encode_two_clips,
+    overlong,
+)
+from inversion_dpo.sampling import sample
+from inversion_dpo.session import set_up
+from inversion_dpo.training import train
+from inversion_dpo.trajectories import conditional
+
+LONG = "a large blue cross " * 25  # 100 tokens: 75 and 25
+PROMPTS = ["a small red star", "", "a " * 75, "a " * 76, LONG]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2"])
+def test_one_chunk_is_what_the_pipeline_makes(family, tiny):
+    pipe = load_pipeline(str(tiny(family)))
+    theirs, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
+    assert torch.equal(encode_clip(pipe, PROMPTS, 1), theirs)
+
+
+def test_one_chunk_is_what_sdxls_pipeline_makes(tiny):
+    pipe = load_pipeline(str(tiny("sdxl")))
+    theirs = pipe.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
+    hidden, pooled = encode_two_clips(pipe, PROMPTS, 1)
+    assert torch.equal(hidden, theirs[0]) and torch.equal(pooled, theirs[2])
+
+
+def test_one_chunk_under_an_attention_mask(tiny):
+    """Some text encoders of SD2's descendants ask for one (config.use_attention_mask)."""
+    pipe = load_pipeline(str(tiny("sd2")))
+    without = encode_clip(pipe, PROMPTS, 1)
+    pipe.text_encoder.config.use_attention_mask = True
+    theirs, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
+    ours = encode_clip(pipe, PROMPTS, 1)
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, without)
+
+
+def test_windows_by_hand(tiny):
+    """100 tokens: 75 between marks, then 25 between marks and the rest padding."""
+    tokenizer = load_pipeline(str(tiny("sd2"))).tokenizer  # pads with another token than the end
+    words = tokenizer(LONG, add_special_tokens=False).input_ids
+    assert len(words) == 100
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    first, second, third = chunk_ids(tokenizer, [LONG], 3).tolist()
+    assert first == [begin, *words[:75], end]
+    assert second == [begin, *words[75:], end, *[pad] * 50]
+    assert third == tokenizer("", padding="max_length", max_length=77).input_ids
+
+
+def test_chunks_are_encoded_one_by_one(tiny):
+    pipe = load_pipeline(str(tiny("sdxl")))
+    rest = pipe.tokenizer.decode(pipe.tokenizer(LONG, add_special_tokens=False).input_ids[75:])
+    both, pooled = encode_two_clips(pipe, [LONG], 2)
+    for part, text in ((slice(0, 77), LONG), (slice(77, 154), rest)):
+        alone, _ = encode_two_clips(pipe, [text], 1)
+        torch.testing.assert_close(both[:, part], alone)
+    torch.testing.assert_close(pooled, encode_two_clips(pipe, [LONG], 1)[1])  # the first chunk's
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_all_prompts_come_out_equally_long(family, tiny):
+    model = adapt(load_pipeline(str(tiny(family))), 64, prompt_chunks=3)
+    assert model.condition(PROMPTS)["encoder_hidden_states"].shape[:2] == (5, 231)
+    empty = model.condition([""])["encoder_hidden_states"]
+    assert empty.shape[1] == 231 and (not empty.any()) == (family == "sdxl")
+    cut, whole = (
+        adapt(model.pipeline, 64, prompt_chunks=k).condition([LONG, LONG + "red"])
+        for k in (1, 2)
+    )  # fmt: skip
+    assert torch.equal(*cut["encoder_hidden_states"])
+    assert not torch.equal(*whole["encoder_hidden_states"])
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_what_is_trained_is_what_is_sampled(family, guidance, tiny):
+    """The pipeline given the chunks goes where our own sampler goes with the trained condition."""
+    pipe = load_pipeline(str(tiny(family)))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    model = adapt(pipe, 64, prompt_chunks=2)
+    condition, empty = model.condition([LONG]), model.condition([""])
+    framing = model.framing([Framing((64, 64), (0, 0), (64, 64))])
+    x_T = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours, plain = (conditional(model, c | framing) for c in (condition, empty))
+
+    def guided(x, t):
+        return plain(x, t) + guidance * (ours(x, t) - plain(x, t))
+
+    with torch.no_grad():
+        final = reconstruct(x_T, model.schedule.grid(5, "sampler"), guided, model.schedule.kind)
+    theirs = pipe(
+        **call_arguments(empty, condition), latents=x_T, num_inference_steps=5, height=64,
+        width=64, guidance_scale=guidance, output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(final, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_samples_depend_on_the_end_of_the_prompt(tiny):
+    pipe = load_pipeline(str(tiny("sd15")))
+    both = [LONG, LONG + "red star"]
+    cut, whole = (sample(pipe, both, [0, 0], 2, 2.0, 4, "", 64, k) for k in (1, 2))
+    assert (cut[0] == cut[1]).all() and (whole[0] != whole[1]).any()
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_families_with_t5_refuse_chunks(family, tiny):
+    with pytest.raises(ModelError, match="prompt_chunks=2 is for Stable Diffusion 1, 2 and XL"):
+        adapt(load_pipeline(str(tiny(family))), 64, prompt_chunks=2)
+
+
+def test_no_chunks_are_refused():
+    with pytest.raises(ConfigError, match="model.prompt_chunks must be positive"):
+        load_config(None, ["model.prompt_chunks=0"])
+
+
+@pytest.mark.parametrize(
+    ("family", "chunks", "expected"),
+    [
+        ("sd15", 1, {"tokenizer": 2}),
+        ("sdxl", 2, {"tokenizer": 0, "tokenizer_2": 0}),
+        ("sd3", 1, {"tokenizer": 2, "tokenizer_2": 2, "tokenizer_3": 0}),
+        ("flux", 1, {"tokenizer": 2, "tokenizer_2": 0}),
+    ],
+)
+def test_prompts_that_lose_their_end_are_counted(family, chunks, expected, tiny):
+    assert overlong(load_pipeline(str(tiny(family))), PROMPTS, chunks) == expected
+
+
+@pytest.mark.parametrize(("part", "limit", "family"), [("_3", 255, "sd3"), ("_2", 511, "flux")])
+def test_t5_is_counted_by_what_its_pipeline_reads(part, limit, family, tiny):
+    pipe = load_pipeline(str(tiny(family)))
+    name = f"tokenizer{part}"
+    length = len(getattr(pipe, name)("red " * 10, add_special_tokens=False).input_ids)
+    words = "red " * (limit * 10 // length)  # as many as are read, then one more
+    assert overlong(pipe, [words, words + "red"], 1)[name] == 1
+
+
+def test_a_key_of_one_chunk_is_what_it_was():
+    """Caches that were made before there were chunks stay good; others have names of their own."""
+    plain = ["", "", None, "", "", 64, 1.0, 20, "", 1.0, 0, 0.0, 8, None, False, ""]
+    assert CacheKey(*plain).name() == CacheKey(*plain, prompt_chunks=1).name() == "ecf4c38e0066575e"
+    assert CacheKey(*plain, prompt_chunks=2).name() != CacheKey(*plain).name()
+
+
+@pytest.fixture
+def long_captions(pair_file, tmp_path):
+    """The sixteen pairs, three with a caption of 120 words."""
+    rows = pq.read_table(pair_file).to_pylist()
+    for k in (0, 7, 15):
+        rows[k]["caption"] = "a small red star " * 30
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "long.parquet")
+    return f"data.pairs={tmp_path / 'long.parquet'}"
+
+
+def test_a_run_says_how_many_captions_are_cut(tiny_config, long_captions, tmp_path, caplog):
+    for _ in ("made", "found"):  # the cache remembers
+        caplog.clear()
+        session = set_up(tiny_config(long_captions), tmp_path)
+        inner = session.model.pipeline.tokenizer.model_max_length - 2
+        assert f"of 16 captions the end is cut: 3 by tokenizer (reads {inner} tok" in caplog.text
+    assert "model.prompt_chunks=2 reads" in caplog.text
+    caplog.clear()
+    chunks = -(-120 // inner)
+    set_up(tiny_config(long_captions, f"model.prompt_chunks={chunks}"), tmp_path)
+    assert "is cut" not in caplog.text
+
+
+def test_chunks_train_with_dropped_prompts_and_guidance(tiny_config, long_captions, tmp_path):
+    overrides = ["model.prompt_chunks=3", "data.prompt_dropout=0.5", "inversion.guidance_scale=2"]
+    config = tiny_config(long_captions, *overrides)
+    session = train(config, tmp_path / "run")
+    inner = session.model.pipeline.tokenizer.model_max_length
+    condition = session.cache.condition([0, 1])["encoder_hidden_states"]
+    assert condition.shape[:2] == (4, 3 * inner)
+    torch.testing.assert_close(
+        condition[:1], session.model.condition(["a small red star " * 30])["encoder_hidden_states"]
+    )
+    plain = set_up(tiny_config(long_captions), tmp_path / "run" / "cache").cache
+    assert plain.folder != session.cache.folder
