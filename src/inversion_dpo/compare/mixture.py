@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from torch import Tensor, nn
 
 from inversion_dpo.inversion import invert
@@ -60,8 +60,8 @@ class Mixture:
 
     def log_density(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """log p(x)."""
-        parts = stats.norm.pdf(x[:, None], self.means, self.std) * np.array(self.weights)
-        return np.log(parts.sum(1))
+        parts = stats.norm.logpdf(x[:, None], self.means, self.std)
+        return np.asarray(special.logsumexp(parts, axis=1, b=self.weights))
 
     def quantiles(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
         """The inverse of the distribution function, at u in (0, 1)."""

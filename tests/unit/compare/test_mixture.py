@@ -1,0 +1,79 @@
+"""The setting in closed form: its mathematics, and that methods approach the known optimum."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+
+from inversion_dpo.compare.mixture import (
+    METHODS,
+    REFERENCE,
+    SCHEDULE,
+    Budget,
+    least_divergence,
+    outcome,
+    preference_pairs,
+    reference_eps,
+    train_mixture,
+)
+from inversion_dpo.types import Levels
+
+
+def density(mixture):
+    return lambda x: float(np.exp(mixture.log_density(np.array([x])))[0])
+
+
+def test_tilted_mixture_is_the_tilted_density():
+    z, _ = integrate.quad(lambda x: density(REFERENCE)(x) * np.exp(0.7 * x), -9, 9)
+    tilted = REFERENCE.tilted(0.7)
+    for x in (-2.0, 0.1, 1.9):
+        assert density(tilted)(x) == pytest.approx(density(REFERENCE)(x) * np.exp(0.7 * x) / z)
+    mean, _ = integrate.quad(lambda x: x * density(tilted)(x), -9, 9)
+    assert tilted.mean() == pytest.approx(mean)
+
+
+def test_least_divergence_is_that_of_the_tilted_mixture():
+    tilted = REFERENCE.tilted(0.7)
+    kl, _ = integrate.quad(
+        lambda x: density(tilted)(x) * np.log(density(tilted)(x) / density(REFERENCE)(x)), -6, 8
+    )
+    assert least_divergence(tilted.mean()) == pytest.approx(kl, rel=1e-6)
+
+
+def test_noise_is_minus_sigma_times_the_score():
+    level = Levels(torch.tensor([0.8]).double(), torch.tensor([0.6]).double())
+    x = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
+    spread = (0.8 * REFERENCE.std) ** 2 + 0.6**2
+    parts = [w * torch.exp(-((x - 0.8 * m) ** 2) / (2 * spread))
+             for w, m in zip(REFERENCE.weights, REFERENCE.means, strict=True)]  # fmt: skip
+    (score,) = torch.autograd.grad(torch.log(sum(parts)).sum(), x)
+    assert REFERENCE.eps(x, level).item() == pytest.approx(-0.6 * score.item())
+
+
+def test_the_reference_samples_itself_and_the_optimum_nearly():
+    own = outcome(reference_eps)
+    assert abs(own["reward"]) < 1e-9 and own["kl"] < 1e-3
+    best = REFERENCE.tilted(1.0)
+    assert outcome(lambda x, i: best.eps(x, SCHEDULE.levels[i]))["distance"] < 0.05
+
+
+def test_labels_follow_bradley_terry():
+    x, p = preference_pairs(20_000, 0)
+    winner, loser = x.chunk(2)
+    torch.testing.assert_close(p, torch.sigmoid(winner - loser)[:, 0])
+    assert (winner > loser).double().mean() == pytest.approx(
+        torch.sigmoid((winner - loser).abs()).mean().item(), abs=0.01
+    )
+
+
+@pytest.mark.parametrize("name", ["x0", "transition", "diffusion_dpo", "kto"])
+def test_a_method_comes_nearer_to_the_optimum(name):
+    rate, beta = {"transition": (1e-3, 30.0), "diffusion_dpo": (3e-4, 10.0)}.get(name, (3e-3, 10.0))
+    end = outcome(train_mixture(METHODS[name], rate, beta, 0))
+    assert end["distance"] < 0.4 * outcome(reference_eps)["distance"]
+
+
+@pytest.mark.parametrize("name", ["reference", "released"])
+def test_the_figures_form_never_leaves_its_saddle(name):
+    policy = train_mixture(METHODS[name], 1e-2, 10.0, 0, Budget(steps=20))
+    assert outcome(policy) == outcome(reference_eps)

@@ -1,0 +1,64 @@
+"""What a comparison computes from its runs, by hand."""
+
+import math
+
+import pytest
+
+from inversion_dpo.compare.methods import METHODS, TRIALS, parse_methods, parse_vary, variants
+from inversion_dpo.compare.summary import crossing, over_seeds, reach, wins
+from inversion_dpo.config import ConfigError, load_config
+
+
+def test_over_seeds_by_hand():
+    # mean 2, deviation 1, n = 3: half width t(.975, 2) / sqrt(3) = 4.3027 / 1.7321
+    row = over_seeds([1.0, 2.0, 3.0])
+    assert row["mean"] == 2.0
+    assert row["high"] - 2.0 == pytest.approx(4.302653 / 3**0.5)
+    assert math.isnan(over_seeds([1.0])["low"])
+
+
+def test_crossing_interpolates():
+    assert crossing([0, 10, 20], [0.0, 0.2, 0.6], 0.4) == pytest.approx(15.0)
+    assert crossing([5, 10], [0.3, 0.4], 0.2) == 5
+    assert crossing([0, 10], [0.0, 0.1], 0.2) is None
+
+
+def test_wins_count_ties_half_prompt_by_prompt():
+    table = wins({"a": [[1.0, 0.0, 2.0, 3.0]], "b": [[0.0, 0.0, 3.0, 1.0]]})
+    assert table["a"]["b"]["mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert table["b"]["a"]["mean"] == pytest.approx(1 - table["a"]["b"]["mean"])
+
+
+def test_reach_counts_the_inversion():
+    curve = [
+        {"step": s, "score": over_seeds([v, v])} for s, v in ((0, 0.0), (10, 0.5), (20, 1.0))
+    ]
+    summary = {
+        "curve": curve, "step_evaluations": 192.0, "step_seconds": 0.2,
+        "inversion": {"evaluations": 1000.0, "seconds": 3.0},
+    }  # fmt: skip
+    found = reach(summary, "score", 0.75)
+    assert found["steps"] == pytest.approx(15.0)
+    assert found["evaluations_alone"] == pytest.approx(15 * 192)
+    assert found["evaluations"] == pytest.approx(15 * 192 + 1000)
+    assert found["seconds"] == pytest.approx(6.0)
+    assert found["seeds_reaching"] == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_as_many_trials_and_loads(name):
+    trials = METHODS[name].trials()
+    assert len(trials) == TRIALS == len(set(trials))
+    for trial in trials:
+        load_config("composition", [*trial, *METHODS[name].settings])
+
+
+def test_methods_and_varied_keys_are_checked():
+    assert parse_methods("x0, sft,x0") == ["x0", "sft"]
+    with pytest.raises(ConfigError, match="did you mean 'diffusion_dpo'"):
+        parse_methods("difusion_dpo")
+    assert parse_vary("objective.beta=1, 2") == ("objective.beta", ["1", "2"])
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_vary("objective.beta")
+    names = [v.name for v in variants(["x0", "sft"], "objective.beta=1,2")]
+    assert names == ["x0 beta=1", "x0 beta=2", "sft beta=1", "sft beta=2"]
