@@ -78,10 +78,10 @@ def step_weights(levels: Levels, kind: str, name: str) -> Tensor:
         return torch.ones_like(here.alpha)
     if name == "min_snr":
         snr = (here.alpha / here.sigma).square()
-        return snr.clamp(max=5) * (here.sigma.square() if flow else 1 / snr)
+        return snr.clamp(max=5) * here.sigma.square() if flow else (5 / snr).clamp(max=1)
     if name == "transition":
         _, c_p = step_coefficients(here, levels[slice(None, -1)], kind if flow else "epsilon")
-        return c_p.square()
+        return c_p.square().nan_to_num(posinf=0.0)  # where alpha = 0 errors of eps count nothing
     raise ValueError(f"unknown weighting {name!r}; one of {', '.join(WEIGHTS)}")
 
 

@@ -16,7 +16,7 @@ from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.session import load_model, set_up
-from inversion_dpo.training import train
+from inversion_dpo.training import read_rows, train
 from inversion_dpo.trajectories import conditional
 
 DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
@@ -360,3 +360,19 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
     ])  # fmt: skip
     train(config, tmp_path)
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["inpo", "smpo", "dspo", "mapo", "kto"])
+def test_every_objective_on_every_family(family, name, tiny, pair_file, tmp_path):
+    """Two steps: eps, v and flow, fresh noise or the policy's own inversion."""
+    config = config_for(
+        family, tiny, pair_file, f"objective.name={name}", "objective.weighting=min_snr",
+        "training.steps=2", "model.resolution=64",
+    )  # fmt: skip
+    train(config, tmp_path)
+    first = read_rows(tmp_path / "metrics.jsonl")[0]
+    assert first["grad_norm"] > 0
+    start = {"inpo": math.log(2), "smpo": math.log(2), "kto": 0.5}
+    if name in start:
+        assert first["loss"] == pytest.approx(start[name], abs=1e-3)

@@ -268,6 +268,9 @@ def test_weights_by_hand():
     # SNR 9 and 1; errors of x_0 are s^2 times those of the velocity
     wanted = [5 * 0.0625, 1 * 0.25]
     assert step_weights(flow, "flow_prediction", "min_snr").tolist() == pytest.approx(wanted)
+    ended = Levels(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.0, 0.75**0.5, 1.0]))  # no signal
+    assert step_weights(ended, "v_prediction", "min_snr")[1] == 1
+    assert step_weights(ended, "v_prediction", "transition").isfinite().all()
     with pytest.raises(ValueError, match="uniform, min_snr, transition"):
         step_weights(levels, "epsilon", "none")
 
