@@ -48,10 +48,12 @@ def trials(name: str) -> list[tuple[float, float]]:
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
     """A line of the table: means over seeds with 95% t intervals."""
-    bad = sum(not np.isfinite(end["distance"]) for end in found["seeds"])
-    if bad:
-        settings = f"{found['rate']:.2g}, {found['beta']:g}"
-        return [name, settings, f"{bad} seeds diverged", "", "", ""]
+    ends = [end["distance"] for end in found["seeds"]]
+    if not np.isfinite(ends).all():
+        stayed = [e for e in ends if np.isfinite(e)]
+        text = f"{len(ends) - len(stayed)} of {len(ends)} seeds diverged"
+        text += f"; the others {min(stayed):.3f} to {max(stayed):.3f}" if stayed else ""
+        return [name, f"{found['rate']:.2g}, {found['beta']:g}", text, "", "", ""]
     cells = [over_seeds([end[c] for end in found["seeds"]]) for c in COLUMNS]
     texts = [f"{c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells]
     return [name, f"{found['rate']:.2g}, {found['beta']:g}", *texts]
