@@ -50,8 +50,8 @@ def legend(axes: Axes) -> None:
 def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> None:
     """Score against ``evaluations`` or ``seconds`` of training, the inversion included.
 
-    Dashed lines: the reference's best of n samples, on the same prompts as the curves only if
-    the curves were scored on all of them.
+    Dashed lines: the reference's best of n samples, where the curves were scored on the same
+    prompts, which are all.
     """
     page, axes = figure(6.4)
     for k, (name, v) in enumerate(summary["variants"].items()):
@@ -59,7 +59,8 @@ def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> No
             continue
         cost = [v["inversion"][unit] + r["step"] * v[f"step_{unit}"] for r in v["curve"]]
         band(axes, cost, [r[preference] for r in v["curve"]], name, **style(k))
-    for n, scores in summary.get("best_of", {}).items():
+    same = summary["curve_prompts"] == summary["prompts"]
+    for n, scores in summary["best_of"].items() if same else ():
         axes.axhline(scores[preference], color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
         place = (1, scores[preference])
         axes.annotate(
