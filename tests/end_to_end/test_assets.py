@@ -11,7 +11,8 @@ import pytest
 from inversion_dpo.config import load_config, resolve
 from inversion_dpo.data.pairs import check_pairs, decode_image
 from inversion_dpo.evaluation.evaluate import read_prompts
-from inversion_dpo.scenes.graph import SceneGraph, parse_caption
+from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.scenes.graph import parse_caption
 from inversion_dpo.scenes.pairs import LABELLINGS, score_image
 from inversion_dpo.scenes.prompts import split_of
 

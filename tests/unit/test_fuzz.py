@@ -24,7 +24,7 @@ from PIL import Image
 from inversion_dpo.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.pairs import open_pairs
-from inversion_dpo.scenes.graph import SceneGraph
+from inversion_dpo.graphs import SceneGraph
 
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],

@@ -10,9 +10,9 @@ from typing import Any
 from inversion_dpo.data.candidates import Candidate, load_chunk, save_chunk, write_pairs
 from inversion_dpo.disk import read_table
 from inversion_dpo.faults import memory_advice
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.processes import current_team
 from inversion_dpo.sampling import sample
-from inversion_dpo.scenes.graph import SceneGraph
 from inversion_dpo.scenes.pairs import LABELLINGS, best_against_worst, candidate, soft_label
 from inversion_dpo.scenes.prompts import prompts
 

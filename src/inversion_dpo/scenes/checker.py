@@ -7,8 +7,6 @@ LAION-SG defines (Li et al., 2024, https://arxiv.org/abs/2412.08580).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inversion_dpo.scenes.graph import SHAPES, SIZES, Item, Relation, SceneGraph
+from inversion_dpo.graphs import Item, Relation, SceneGraph, agreement
+from inversion_dpo.scenes.graph import SHAPES, SIZES
 from inversion_dpo.scenes.world import (
     IMAGE_SIZE,
     PALETTE,
@@ -153,61 +152,15 @@ def _centroid(shape: str, size: str) -> tuple[float, float]:
     return float((cols * cover).sum() / cover.sum()), float((rows * cover).sum() / cover.sum())
 
 
-def set_iou(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
-    """Intersection over union of two multisets; two empty ones agree fully."""
-    left, right = Counter(a), Counter(b)
-    union = sum((left | right).values())
-    return sum((left & right).values()) / union if union else 1.0
-
-
-def triples(graph: SceneGraph, attributes: bool = True) -> list[tuple[str, str, str]]:
-    """(subject, relation, object) in words; with ``attributes=False`` by label alone."""
-    name = {i.item_id: i.name if attributes else i.label for i in graph.items}
-    return [(name[r.item1], r.relation, name[r.item2]) for r in graph.relations]
-
-
-def _stated(
-    intended: list[tuple[str, str, str]], found: list[tuple[str, str, str]]
-) -> list[tuple[str, str, str]]:
-    """Of the complete found graph, only what the intended graph speaks of.
-
-    For each ordered pair of names as many triples as are intended, agreeing ones first: two
-    circles side by side are both "circle left of circle" and its inverse, and only one is asked.
-    """
-    agreeing = Counter(intended) & Counter(found)
-    room = Counter((a, b) for a, _, b in (Counter(intended) - agreeing).elements())
-    stated = list(agreeing.elements())
-    for a, relation, b in (Counter(found) - agreeing).elements():
-        if room[a, b] > 0:
-            room[a, b] -= 1
-            stated.append((a, relation, b))
-    return stated
-
-
 def score(intended: SceneGraph, detected: Detected) -> SceneScores:
-    """Compare a detected scene with the graph its caption states.
-
-    entity IoU: multisets of full object names. scene-graph IoU: exact triples, attributes
-    included, plus the bare names of isolated objects. relation IoU: triples by label alone.
-    The detected graph holds a relation for every pair of objects; only as many of each pair as
-    the intended graph speaks of are compared. exact: entity and scene-graph IoU are both 1.
-    """
-    found = detected.graph()
-    entity = set_iou((i.name for i in intended.items), (i.name for i in found.items))
-    want, got = triples(intended), triples(found)
-    linked = {i for r in intended.relations for i in (r.item1, r.item2)}
-    isolated = [i.name for i in intended.items if i.item_id not in linked]
-    seen = Counter(i.name for i in found.items)
-    alone = list((Counter(isolated) & seen).elements())
-    sg = set_iou([*want, *isolated], [*_stated(want, got), *alone])
-    want, got = triples(intended, False), triples(found, False)
-    relation = set_iou(want, _stated(want, got))
+    """Compare a detected scene with the graph its caption states."""
+    found = agreement(intended, detected.graph())
     quality = [o.confidence for o in detected.objects]
     return SceneScores(
-        entity_iou=entity,
-        relation_iou=relation,
-        sg_iou=sg,
-        exact=float(entity == 1.0 and sg == 1.0),
+        entity_iou=found.entity_iou,
+        relation_iou=found.relation_iou,
+        sg_iou=found.sg_iou,
+        exact=found.exact,
         shape_quality=float(np.mean(quality)) if quality else 0.0,
         warmth=detected.warmth,
     )

@@ -16,16 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inversion_dpo.scenes.graph import (
-    COLOURS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Item,
-    Relation,
-    SceneGraph,
-    caption_of,
-)
+from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.scenes.graph import COLOURS, RELATIONS, SHAPES, SIZES, caption_of
 from inversion_dpo.scenes.prompts import prompts, split_of
 
 CATEGORIES = (

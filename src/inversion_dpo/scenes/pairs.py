@@ -17,8 +17,8 @@ from inversion_dpo.data.candidates import Candidate as Candidate
 from inversion_dpo.data.candidates import encode_image as encode_image
 from inversion_dpo.data.candidates import write_pairs as write_pairs
 from inversion_dpo.data.images import decode_image
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.scenes.checker import detect, score
-from inversion_dpo.scenes.graph import SceneGraph
 
 LABELLINGS: dict[str, Callable[[Mapping[str, float]], float]] = {
     "taste": lambda scores: scores["warmth"],  # a warm ground, which no caption asks for

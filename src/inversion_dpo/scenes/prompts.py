@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inversion_dpo.scenes.graph import SceneGraph
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.scenes.world import Scene, sample_scene
 
 SPLITS = ("train", "validation", "test")

@@ -12,15 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from inversion_dpo.scenes.graph import (
-    COLOURS,
-    SHAPES,
-    SIZES,
-    Item,
-    Relation,
-    SceneGraph,
-    caption_of,
-)
+from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.scenes.graph import COLOURS, SHAPES, SIZES, caption_of
 
 IMAGE_SIZE = 64
 PALETTE: dict[str, tuple[int, int, int]] = {

@@ -5,15 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from inversion_dpo.scenes.graph import (
-    INVERSE,
-    RELATIONS,
-    Item,
-    Relation,
-    SceneGraph,
-    caption_of,
-    parse_caption,
-)
+from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.scenes.graph import INVERSE, RELATIONS, caption_of, parse_caption
 from inversion_dpo.scenes.world import sample_scene
 
 STAR, CROSS = Item(0, "star", ("small", "red")), Item(1, "cross", ("large", "blue"))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.data.pairs import check_pairs, decode_image, read_pairs
-from inversion_dpo.scenes.graph import SceneGraph
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.scenes.pairs import (
     LABELLINGS,
     Candidate,

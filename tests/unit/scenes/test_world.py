@@ -5,7 +5,8 @@ from itertools import combinations, islice
 import numpy as np
 import pytest
 
-from inversion_dpo.scenes.graph import COLOURS, RELATIONS, SHAPES, SIZES, Item, SceneGraph
+from inversion_dpo.graphs import Item, SceneGraph
+from inversion_dpo.scenes.graph import COLOURS, RELATIONS, SHAPES, SIZES
 from inversion_dpo.scenes.prompts import SPLITS, prompts, scenes, split_of
 from inversion_dpo.scenes.world import (
     COOL_GROUND,
