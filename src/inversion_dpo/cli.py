@@ -218,21 +218,31 @@ def compare(
     curve_prompts: Annotated[
         int, typer.Option(min=0, help="Prompts scored at six points of each run; 0: no curves.")
     ] = 200,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Later ones: sample the policy, label, train on from it.")
+    ] = 1,
+    round_prompts: Annotated[
+        str, typer.Option(help="Of later rounds: how many of the scenes, or a prompt set.")
+    ] = "1000",
+    round_samples: Annotated[
+        int, typer.Option(min=2, help="Samples per prompt: the best against the worst.")
+    ] = 4,
 ) -> None:
     """Train every method on the same pairs with several seeds; writes OUTPUT/report.html.
 
     The same model, pairs, steps, prompts and noise for all; scores, win rates between methods,
     score against compute, diversity, and the reference's best of n. Resumed if begun; methods,
-    seeds and varied values can be added later. Settings found by tuning ship for taste and
+    seeds, varied values and rounds can be added later. Settings found by tuning ship for taste and
     composition; for your own data, use --tune.
     """
     from inversion_dpo.compare.compare import Plan, parse_extra
     from inversion_dpo.compare.compare import compare as run_comparison
     from inversion_dpo.compare.methods import parse_methods
+    from inversion_dpo.compare.rounds import Rounds
 
     plan = Plan(
         config, tuple(parse_methods(methods)), seeds, parse_extra(overrides), vary, tune,
-        curve_prompts,
+        curve_prompts, Rounds(rounds, round_prompts, round_samples),
     )  # fmt: skip
     typer.echo(f"report: {run_comparison(output, plan)}")
 

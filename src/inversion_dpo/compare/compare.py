@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ from typing import Any
 from inversion_dpo.cache import atomic_text
 from inversion_dpo.compare import report
 from inversion_dpo.compare.methods import Variant, check, overrides_of, tuned_settings, variants
-from inversion_dpo.compare.runs import best_of, diversity, run
+from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, round_scores, spent_before
+from inversion_dpo.compare.runs import best_of, diversity, inversion_evaluations, invert
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
 from inversion_dpo.config import Config, ConfigError, load_config
 from inversion_dpo.evaluation.evaluate import read_prompts, versions
-from inversion_dpo.inversion import evaluations_per_image
 from inversion_dpo.objectives import OBJECTIVES
-from inversion_dpo.session import load_model, make_accelerator, prepare_cache
+from inversion_dpo.runs import occupied
 
 logger = logging.getLogger(__name__)
+WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of compare.json
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Plan:
     """What to compare.
 
     config: preset or YAML file; extra: settings for all runs; vary: KEY=V1,V2 or None;
-    curve: prompts scored at every snapshot, 0 for no curves.
+    curve: prompts scored at every snapshot, 0 for no curves; rounds: of training.
     """
 
     config: str
@@ -40,22 +41,29 @@ class Plan:
     vary: str | None = None
     tune: bool = False
     curve: int = 200
+    rounds: Rounds = Rounds()
 
 
 def claim_folder(root: Path, plan: Plan) -> None:
     """Make the folder this comparison's; ConfigError if it is another's.
 
-    Methods, seeds and varied values may be added later; preset and common settings may not change.
+    Methods, seeds, varied values and rounds may be added later; preset, common settings and what
+    the rounds sample may not change.
     """
     owner = root / "compare.json"
-    mine = {"config": plan.config, "extra": list(plan.extra)}
+    mine: dict[str, Any] = {"config": plan.config, "extra": list(plan.extra)}
+    if plan.rounds.count > 1:
+        mine["rounds"] = f"{plan.rounds.prompts} prompts, {plan.rounds.samples} samples each"
     if owner.exists():
-        theirs = json.loads(owner.read_text())
-        if theirs != mine:
-            raise ConfigError(
-                f"{root} holds a comparison with config {theirs['config']} and settings "
-                f"{' '.join(theirs['extra']) or '(none)'}: choose another --output"
-            )
+        theirs = {"rounds": None} | json.loads(owner.read_text())
+        mine = {"rounds": theirs["rounds"]} | mine
+        for key in mine:
+            if theirs[key] not in (mine[key], None):
+                said = " ".join(theirs[key]) if key == "extra" else theirs[key]
+                raise ConfigError(
+                    f"{root} holds a comparison with {WORDS[key]} {said or '(none)'}: choose "
+                    "another --output"
+                )
     elif root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise ConfigError(f"{root} is not empty and holds no comparison: choose another --output")
     root.mkdir(parents=True, exist_ok=True)
@@ -78,22 +86,18 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
 
 
 def inversion_cost(root: Path, config: Config) -> dict[str, float]:
-    """Evaluations and seconds of inverting all pairs before the first step; timed once."""
+    """Evaluations and seconds of inverting the pairs that are trained on; timed once."""
     if OBJECTIVES[config.objective.name].source != "trajectory":
         return {"evaluations": 0.0, "seconds": 0.0}
-    accelerator = make_accelerator(config)
-    model, begun = load_model(config, accelerator.device), time.time()
-    cache = prepare_cache(config, accelerator, model, root / "cache")
-    seconds = time.time() - begun
-    file = root / "inversions.json"
+    begun = time.time()
+    cache = invert(config, root / "cache")
+    taken, file = round(time.time() - begun, 2), root / "inversions.json"
     known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     if cache.folder.name not in known:
-        i = config.inversion
-        each = evaluations_per_image(i.steps, i.fixed_point_iterations, i.guidance_scale != 1.0)
-        count = 2.0 * cache.pairs * each
-        known[cache.folder.name] = {"evaluations": count, "seconds": round(seconds, 2)}
+        known[cache.folder.name] = {"seconds": taken}
         atomic_text(json.dumps(known, indent=1), file)
-    return known[cache.folder.name]
+    seconds = known[cache.folder.name]["seconds"]
+    return {"evaluations": inversion_evaluations(config, cache), "seconds": seconds}
 
 
 def compare(root: Path, plan: Plan) -> Path:
@@ -103,8 +107,15 @@ def compare(root: Path, plan: Plan) -> Path:
     written after every seed. Raises ConfigError before anything is trained if a setting is wrong.
     """
     base = load_config(plan.config, list(plan.extra))
-    preference = base.evaluation.preference
+    check_rounds(plan.rounds, base)
     claim_folder(root, plan)
+    with occupied(root, run=False):
+        return compare_alone(root, plan, base)
+
+
+def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
+    """:func:`compare` in a folder that is this process's."""
+    preference = base.evaluation.preference
     check(plan.config, [o for _, runs in lines(plan, root) for o in runs])
     if plan.tune:
         known = dict(tuned_settings("", root / "tuned.json"))
@@ -115,18 +126,45 @@ def compare(root: Path, plan: Plan) -> Path:
     inversions = {
         v.name: inversion_cost(root, load_config(plan.config, runs[0])) for v, runs in todo
     }
-    results: dict[str, list[dict[str, Any]]] = {v.name: [] for v, _ in todo}
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {v.name: {} for v, _ in todo}
     page = root / "report.html"
     for seed in range(plan.seeds):
         for variant, runs in todo:
             logger.info("seed %d of %d: %s", seed + 1, plan.seeds, variant.name)
-            name = f"{variant.name}-{seed}"
-            results[variant.name].append(run(root, name, plan.config, runs[seed], plan.curve))
-        summary = summarise(results, inversions, preference) | common(root, plan, base, seed + 1)
+            config = load_config(plan.config, runs[seed])
+            in_order = chain(root, variant.name, config, plan.curve, plan.rounds)
+            for round_of, result in in_order.items():
+                results[variant.name].setdefault(round_of, []).append(result)
+        facts = common(root, plan, base, seed + 1)
+        summary = summary_of(results, inversions, facts, preference)
         for variant, runs in todo:
-            summary["variants"][variant.name]["settings"] = runs[0][:-1]
+            for round_of in results[variant.name]:
+                summary["variants"][round_of]["settings"] = runs[0][:-1]
         page = report.write(root, summary, preference)
     return page
+
+
+def summary_of(
+    results: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]],
+    inversions: Mapping[str, Mapping[str, float]],
+    facts: dict[str, Any],
+    preference: str,
+) -> dict[str, Any]:
+    """All of ``results.json``; ``results``: variant -> name of a round -> a result a seed.
+
+    Every round is a line of its own, and what came before it counts as its inversion does.
+    """
+    runs: dict[str, Sequence[dict[str, Any]]] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for variant, rounds in results.items():
+        runs |= rounds
+        costs |= spent_before(rounds, inversions[variant])
+    summary = summarise(runs, costs, preference) | facts
+    if any(len(rounds) > 1 for rounds in results.values()):
+        summary["rounds"] = {
+            v: round_scores(list(r.values()), facts["best_of"]["1"]) for v, r in results.items()
+        }
+    return summary
 
 
 def common(root: Path, plan: Plan, base: Config, seeds: int) -> dict[str, Any]:

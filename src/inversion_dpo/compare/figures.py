@@ -41,10 +41,11 @@ def band(axes: Axes, x: Sequence[float], rows: Sequence[Summary], label: str, **
 
 
 def legend(axes: Axes) -> None:
-    """Outside, on the right: it never hides a curve."""
-    axes.legend(
-        fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
-    )
+    """Outside, on the right: it never hides a curve. None where nothing was drawn."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
+        )
 
 
 def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> None:
@@ -59,16 +60,35 @@ def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> No
             continue
         cost = [v["inversion"][unit] + r["step"] * v[f"step_{unit}"] for r in v["curve"]]
         band(axes, cost, [r[preference] for r in v["curve"]], name, **style(k))
-    same = summary["curve_prompts"] == summary["prompts"]
-    for n, scores in summary["best_of"].items() if same else ():
+    if summary["curve_prompts"] == summary["prompts"]:
+        yardstick(axes, summary, preference)
+    label = {"evaluations": "network evaluations (one image forward = 1)", "seconds": "seconds"}
+    axes.set_xlabel(f"{label[unit]}, inversion included", size=9, color=GREY)
+    axes.set_ylabel(preference, size=9, color=GREY)
+    legend(axes)
+    page.savefig(path)
+
+
+def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
+    """Dashed lines at the reference's best of n samples."""
+    for n, scores in summary["best_of"].items():
         axes.axhline(scores[preference], color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
         place = (1, scores[preference])
         axes.annotate(
             f"best of {n}", place, xycoords=("axes fraction", "data"), size=7, color=GREY,
             ha="right", va="bottom",
         )  # fmt: skip
-    label = {"evaluations": "network evaluations (one image forward = 1)", "seconds": "seconds"}
-    axes.set_xlabel(f"{label[unit]}, inversion included", size=9, color=GREY)
+
+
+def round_curves(summary: Summary, preference: str, path: Path) -> None:
+    """Score by round, one sample a prompt, beside the first reference's best of n."""
+    page, axes = figure(6.4)
+    for k, (name, rows) in enumerate(summary["rounds"].items()):
+        numbers = [r["round"] for r in rows]
+        band(axes, numbers, [r[preference] for r in rows], name, marker="o", ms=5, **style(k))
+    yardstick(axes, summary, preference)
+    axes.set_xticks(range(max(len(rows) for rows in summary["rounds"].values())))
+    axes.set_xlabel("round (0: the reference)", size=9, color=GREY)
     axes.set_ylabel(preference, size=9, color=GREY)
     legend(axes)
     page.savefig(path)

@@ -79,6 +79,21 @@ def best_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     return ["one sample a prompt", *metrics], rows
 
 
+def round_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the score by round, and of the first reference's best of n."""
+    best = summary["best_of"]
+    metrics = list(best["1"])
+    rows = [
+        [f"{name}, round {r['round']}", *(cell(r[m], sign="") for m in metrics)]
+        for name, found in summary["rounds"].items()
+        for r in found[1:]
+    ]
+    rows += [
+        [f"reference, best of {n}", *(f"{s[m]:.3f}" for m in metrics)] for n, s in best.items()
+    ]
+    return ["one sample a prompt", *metrics], rows
+
+
 def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, list[str]]]:
     """(heading, note, (head, rows) or None, names of the pictures)."""
     seeds = summary["seeds"]
@@ -89,11 +104,17 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
          f"Diversity of the reference: {summary['reference_diversity']:.3f}.",
          main_rows(summary), ["gains.png"]),
     ]  # fmt: skip
+    if "rounds" in summary:
+        found.append(("Round by round",
+                      "Each round's policy is sampled and its samples are labelled; merged, it is "
+                      "the reference of the next. Gains and win rates on this page are over the "
+                      "first reference, errors and drift over the round's own.",
+                      round_rows(summary), ["rounds.png"]))  # fmt: skip
     if any(v["curve"] for v in summary["variants"].values()):
         found.append(("Score against compute",
                       f"On the first {summary['curve_prompts']} of the prompts. A forward pass of "
-                      "one image counts 1, a backward pass 2; what the inversion of all pairs "
-                      "costs comes before the first step.",
+                      "one image counts 1, a backward pass 2; what the inversion of the pairs "
+                      "costs, and earlier rounds, come before the first step.",
                       None, ["evaluations.png", "seconds.png"]))  # fmt: skip
     if "reach" in summary:
         found.append((f"To the final score of {summary['reach']['baseline']}",
@@ -132,6 +153,8 @@ def draw(summary: Summary, preference: str, folder: Path) -> None:
     metrics = list(next(iter(summary["variants"].values()))["gains"])
     shown = [preference, *(m for m in metrics if m != preference)][:5]
     figures.gains(summary, shown, folder / "gains.png")
+    if "rounds" in summary:
+        figures.round_curves(summary, preference, folder / "rounds.png")
     for unit in ("evaluations", "seconds"):
         figures.score_curves(summary, preference, unit, folder / f"{unit}.png")
     figures.error_curves(summary, folder / "errors.png")

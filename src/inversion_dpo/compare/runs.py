@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from inversion_dpo.cache import atomic_text
-from inversion_dpo.config import Config, ConfigError, fingerprint, load_config
-from inversion_dpo.evaluation.evaluate import evaluate, read_prompts, sampled
-from inversion_dpo.runs import claim, stage
+from inversion_dpo.cache import TrajectoryCache, atomic_text
+from inversion_dpo.config import Config, ConfigError, fingerprint
+from inversion_dpo.evaluation.evaluate import evaluate, read_prompts, sampled, training_facts
+from inversion_dpo.evaluation.evaluate import judged as score_sides
+from inversion_dpo.evaluation.prompts import read_prompt_set
+from inversion_dpo.inversion import evaluations_per_image
+from inversion_dpo.objectives import OBJECTIVES
+from inversion_dpo.runs import claim, read_seconds, stage
+from inversion_dpo.session import (
+    load_model,
+    make_accelerator,
+    prepare_cache,
+    reproducible,
+    split_pairs,
+)
 from inversion_dpo.training import read_rows, train
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
@@ -31,16 +42,31 @@ def with_snapshots(config: Config) -> Config:
     return replace(config, training=replace(config.training, snapshot_every=every))
 
 
-def run(root: Path, name: str, preset: str, overrides: Sequence[str], curve: int) -> Result:
+@dataclass(frozen=True)
+class Start:
+    """How a round that is not the first begins, and what its policy is measured against.
+
+    origin: the first round's settings, whose model is the reference of the gains. make: makes the
+    run's model and pairs in its folder, unless they are there; the evaluations that they took.
+    """
+
+    origin: Config
+    make: Callable[[Path], float]
+
+
+def folder_of(root: Path, name: str) -> Path:
+    """Where a run of a comparison lies."""
+    return root / "runs" / name.replace(" ", "_").replace("/", "_")
+
+
+def run(root: Path, name: str, config: Config, curve: int, start: Start | None = None) -> Result:
     """Train and judge, unless it is finished; returns what ``result.json`` of the run holds.
 
     ``curve`` is the number of prompts that the policy is scored on at every snapshot; 0: no curve.
     Raises ConfigError if a finished run of that name had other settings.
     """
-    folder = root / "runs" / name.replace(" ", "_").replace("/", "_")
-    config = load_config(preset, list(overrides))
-    if curve:
-        config = with_snapshots(config)
+    folder = folder_of(root, name)
+    config = with_snapshots(config) if curve else config
     asked = f"{fingerprint(config)} {curve}"
     if (folder / "result.json").exists():
         result: Result = json.loads((folder / "result.json").read_text())
@@ -51,20 +77,59 @@ def run(root: Path, name: str, preset: str, overrides: Sequence[str], curve: int
             )
         return result
     claim(folder, config)
+    result = {"asked": asked}
+    if start:
+        result["spent"] = begin(folder, config, start)
     with stage(folder, "train"):
-        train(config, folder, cache_root=root / "cache")
-    result = {"asked": asked, **judged(config, folder, root / "samples", curve)}
+        train(config, folder, cache_root=(folder if start else root) / "cache")
+    origin = start.origin if start else None
+    result |= judged(config, folder, root / "samples", curve, origin)
     atomic_text(json.dumps(result), folder / "result.json")
-    for part in ("checkpoints", "snapshots"):
+    for part in ("checkpoints", "snapshots", "cache"):
         shutil.rmtree(folder / part, ignore_errors=True)
     return result
 
 
-def judged(config: Config, folder: Path, memo: Path, curve: int) -> Result:
+def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
+    """Make a later round's pairs and trajectories; the evaluations and seconds that it took."""
+    with stage(folder, "pairs"):
+        sampling = start.make(folder)
+    with stage(folder, "invert"):
+        cost = inversion_evaluations(config, invert(config, folder / "cache"))
+    seconds = read_seconds(folder)
+    return {
+        "evaluations": sampling + cost,
+        "seconds": seconds["pairs"] + (seconds["invert"] if cost else 0.0),
+    }
+
+
+def invert(config: Config, root: Path) -> TrajectoryCache:
+    """The trajectories of all pairs under the configuration's model, made if they are not there."""
+    accelerator = make_accelerator(config)
+    return prepare_cache(config, accelerator, load_model(config, accelerator.device), root)
+
+
+def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
+    """Network evaluations of inverting the pairs that training visits; 0 if it visits none.
+
+    Pairs beyond steps x batch, and those held out, are inverted too but teach nothing.
+    """
+    if OBJECTIVES[config.objective.name].source != "trajectory":
+        return 0.0
+    i, t = config.inversion, config.training
+    usable = reproducible(cache, i.max_error)
+    visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
+    guided = i.guidance_scale != 1.0
+    return 2.0 * visited * evaluations_per_image(i.steps, i.fixed_point_iterations, guided)
+
+
+def judged(
+    config: Config, folder: Path, memo: Path, curve: int, origin: Config | None = None
+) -> Result:
     """Scores by prompt, gains, curve, diversity and costs of a trained run."""
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
-    metrics = evaluate(folder, config, memo)
+    metrics = against(origin, config, folder, memo) if origin else evaluate(folder, config, memo)
     if "preference" not in metrics:
         raise ConfigError("compare needs evaluation.scorer: module:function (images, prompts)")
     _, scores = sampled(config, folder / "adapter", memo, prompts, "policy")
@@ -77,6 +142,15 @@ def judged(config: Config, folder: Path, memo: Path, curve: int) -> Result:
         "history": [r for r in rows if "loss" in r or "heldout_accuracy" in r],
         "step_seconds": step_seconds(rows),
     }
+
+
+def against(origin: Config, config: Config, folder: Path, memo: Path) -> Result:
+    """The metrics of a policy whose reference is not the model that it was trained from."""
+    e = config.evaluation
+    asked = read_prompt_set(e.prompts, e.limit)
+    _, reference = sampled(origin, None, memo, asked.prompts, "reference", e.seeds)
+    _, policy = sampled(config, folder / "adapter", memo, asked.prompts, "policy", e.seeds)
+    return score_sides(asked, reference, policy, config) | training_facts(folder, config)
 
 
 def curve_of(

@@ -10,6 +10,7 @@ from typing import Any
 from inversion_dpo.cache import atomic_text
 from inversion_dpo.compare.methods import METHODS
 from inversion_dpo.compare.runs import run
+from inversion_dpo.config import load_config
 from inversion_dpo.evaluation.metrics import metric_rows
 
 SEED = 100  # of the trials' training; the comparison's seeds count from 0
@@ -32,9 +33,8 @@ def tune(
         scored = []
         for k, trial in enumerate(METHODS[method].trials()):
             overrides = [*extra, *trial, *METHODS[method].settings, *PROMPTS]
-            result = run(
-                root, f"tune-{method}-{k}", preset, [*overrides, f"training.seed={SEED}"], 0
-            )
+            config = load_config(preset, [*overrides, f"training.seed={SEED}"])
+            result = run(root, f"tune-{method}-{k}", config, 0)
             scored.append((utility(result["metrics"], preference), list(trial)))
             rows.append({"method": method, "settings": list(trial), "utility": scored[-1][0]})
         best[method] = max(scored)[1]

@@ -1,0 +1,177 @@
+"""Rounds of training: sample the policy, label its samples, make it the reference, train again.
+
+The first round is the ordinary run on the configured pairs. Every later one is a run in a folder of
+its own whose model is the policy of the round before, merged, and whose pairs are that policy's own
+samples, chosen by ``evaluation.preference``: its trajectories are inverted under what made them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.cache import atomic_text
+from inversion_dpo.compare.runs import Start, folder_of, run
+from inversion_dpo.compare.summary import over_seeds, step_evaluations
+from inversion_dpo.config import Config, ConfigError, DataConfig
+from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
+from inversion_dpo.evaluation.label import build_labelled
+from inversion_dpo.evaluation.metrics import metric_rows
+from inversion_dpo.objectives import OBJECTIVES
+from inversion_dpo.scenes.prompts import prompts as scene_prompts
+
+Result = dict[str, Any]
+SEED = 1000  # of prompts and samples: this, plus 100 for each training seed, plus the round
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How many, and what the later ones sample.
+
+    prompts: a number of the embedded world's training prompts, others in every round; or a prompt
+    set, sampled from other noise in every round. samples: of each prompt, the best is paired with
+    the worst.
+    """
+
+    count: int = 1
+    prompts: str = "1000"
+    samples: int = 4
+
+
+def check_rounds(rounds: Rounds, config: Config) -> None:
+    """ConfigError if a later round could not label, or would train on what judges it."""
+    e = config.evaluation
+    if rounds.count == 1:
+        return
+    if not e.scorer:
+        raise ConfigError("--rounds needs evaluation.scorer, which labels the samples")
+    if rounds.prompts.isdecimal():
+        if e.scorer != "scenes" or not int(rounds.prompts):
+            raise ConfigError(
+                f"--round-prompts {rounds.prompts}: a number counts training prompts of the "
+                "embedded world, for evaluation.scorer=scenes; else give a file, a prompt a line"
+            )
+        return
+    held = set(read_prompts(e.prompts, e.limit))
+    if shared := [p for p in read_prompts(rounds.prompts, None) if p in held]:
+        raise ConfigError(
+            f"--round-prompts {rounds.prompts}: {len(shared)} of its prompts are in "
+            f"evaluation.prompts ({shared[0]!r}): train on others than those that judge"
+        )
+
+
+def round_name(variant: str, number: int) -> str:
+    """Of a round, counted from 1: ``x0``, ``x0 round 2`` ..."""
+    return variant if number == 1 else f"{variant} round {number}"
+
+
+def chain(
+    root: Path, variant: str, config: Config, curve: int, rounds: Rounds
+) -> dict[str, Result]:
+    """Name -> result of one seed's rounds, each run after the one before unless it is finished.
+
+    Gains are over the first round's reference. ``spent`` holds the evaluations and seconds of a
+    later round's samples and inversion.
+    """
+    seed, before = config.training.seed, config
+    first = last = f"{variant}-{seed}"
+    results = {variant: run(root, first, config, curve)}
+    for number in range(2, rounds.count + 1):
+        name = f"{first}-round{number}"
+        settings = next_round(before, folder_of(root, last), folder_of(root, name))
+        drawn = SEED + 100 * seed + number
+        start = Start(config, partial(make_samples, before, settings, rounds, drawn))
+        results[round_name(variant, number)] = run(root, name, settings, curve, start)
+        before, last = settings, name
+    return results
+
+
+def next_round(before: Config, last: Path, folder: Path) -> Config:
+    """The settings of the round in ``folder`` that follows the finished run in ``last``.
+
+    Methods that draw fresh noise do not look at trajectories: one step of inversion is enough.
+    """
+    merged, pairs = last.resolve() / "merged", folder.resolve() / "pairs" / "pairs.parquet"
+    d, m = before.data, before.model
+    config = replace(
+        before,
+        model=replace(m, path=str(merged), revision=None, variant=None, vae=None, lora=None),
+        data=DataConfig(
+            pairs=str(pairs), fit=d.fit, flip=d.flip, holdout=d.holdout,
+            prompt_dropout=d.prompt_dropout, label_noise=d.label_noise,
+        ),
+    )  # fmt: skip
+    if OBJECTIVES[before.objective.name].source == "noise":
+        config = replace(config, inversion=replace(before.inversion, steps=1, t_start=0.0))
+    return config
+
+
+def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, folder: Path) -> float:
+    """Merge the policy of the round before, sample it, write ``FOLDER/pairs``, unless it is there.
+
+    before, config: of the round before and of this one. Returns the network evaluations of the
+    samples; guidance takes two a step.
+    """
+    merged, pairs = Path(config.model.path), Path(config.data.pairs)
+    merge(before, merged.parent / "adapter", merged)
+    asked, e = rounds.prompts, config.evaluation
+    if asked.isdecimal():
+        graphs, asked = scene_prompts("train", int(asked), seed), str(folder / "prompts.txt")
+        atomic_text("\n".join(g.caption for g in graphs) + "\n", Path(asked))
+    if not pairs.exists():
+        build_labelled(
+            config, pairs.parent, asked, rounds.samples, seed, None, [e.preference], 0.5, None
+        )
+    each = e.sample_steps * (1 if e.guidance_scale == 1.0 else 2)
+    return float(each * rounds.samples * len(read_prompts(asked, None)))
+
+
+def merge(config: Config, adapter: Path, folder: Path) -> None:
+    """Write the pipeline with the adapter added to its weights, whole or not at all."""
+    if folder.exists():
+        return
+    pipeline = load_policy_pipeline(config, adapter)
+    if not (adapter / "model_index.json").exists():
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    unfinished = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    pipeline.save_pretrained(unfinished, safe_serialization=True)
+    os.replace(unfinished, folder)
+
+
+def spent_before(
+    rounds: Mapping[str, Sequence[Result]], inversion: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Name of a round -> evaluations and seconds until its first step, means over seeds.
+
+    ``rounds``: of one variant, in their order, a result a seed. ``inversion``: the first round's.
+    """
+    found: dict[str, dict[str, float]] = {}
+    evaluations, seconds = inversion["evaluations"], inversion["seconds"]
+    for name, runs in rounds.items():
+        own = [r["spent"] for r in runs if "spent" in r]
+        evaluations += sum(s["evaluations"] for s in own) / len(runs)
+        seconds += sum(s["seconds"] for s in own) / len(runs)
+        found[name] = {"evaluations": evaluations, "seconds": seconds}
+        steps = runs[0]["metrics"]["steps"]
+        evaluations += steps * step_evaluations(runs[0]["history"])
+        seconds += steps * sum(r["step_seconds"] for r in runs) / len(runs)
+    return found
+
+
+def round_scores(
+    rounds: Sequence[Sequence[Result]], reference: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The reference, as round 0, and every round's mean scores over seeds, one sample a prompt."""
+    names = metric_rows(rounds[0][0]["metrics"])
+    rows: list[dict[str, Any]] = [{"round": 0, **{n: over_seeds([reference[n]]) for n in names}}]
+    for number, runs in enumerate(rounds, start=1):
+        scores = {n: over_seeds([r["metrics"][n]["policy"] for r in runs]) for n in names}
+        rows.append({"round": number, **scores})
+    return rows

@@ -1,0 +1,186 @@
+"""Rounds of training on a tiny pipeline: whose samples, which reference, what it cost."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo.compare import compare as comparing
+from inversion_dpo.compare import runs as comparing_runs
+from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, merge, spent_before
+from inversion_dpo.compare.runs import inversion_evaluations
+from inversion_dpo.config import ConfigError, load_config
+from inversion_dpo.data.images import decode_image
+from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+from inversion_dpo.runs import BusyError, occupied, read_config
+from inversion_dpo.sampling import sample
+
+SCORER = """
+import numpy as np
+def brightness(images, prompts):
+    return {"brightness": np.array([i.mean() / 255 for i in images])}
+"""
+
+
+@pytest.fixture
+def settings(tiny_config, tmp_path, monkeypatch):
+    (tmp_path / "own_scorer.py").write_text(SCORER)
+    monkeypatch.syspath_prepend(tmp_path)
+    prompts = tmp_path / "own.txt"
+    prompts.write_text("\n".join(f"a red star number {k}" for k in range(6)) + "\n")
+
+    def make(*overrides):
+        return tiny_config(
+            "training.steps=4", "evaluation.scorer=own_scorer:brightness",
+            "evaluation.preference=brightness", "evaluation.sample_steps=2", *overrides,
+        )  # fmt: skip
+
+    return make, Rounds(2, str(prompts), 3)
+
+
+def test_a_round_trains_on_samples_of_the_round_before(settings, tmp_path):
+    make, rounds = settings
+    config, root = make(), tmp_path / "compare"
+    found = chain(root, "x0", config, 0, rounds)
+    assert list(found) == ["x0", "x0 round 2"]
+
+    first, second = root / "runs" / "x0-0", root / "runs" / "x0-0-round2"
+    now = read_config(second)
+    assert now.model.path == str(first / "merged")
+    assert now.data.pairs == str(second / "pairs" / "pairs.parquet")
+    assert now.objective == config.objective and now.training == config.training
+
+    row = pq.read_table(now.data.pairs).to_pylist()[0]
+    pipeline = load_policy_pipeline(config, first / "adapter")
+    e = config.evaluation
+    for k in (0, 1):  # the merged weights sample what the adapter does
+        image = sample(pipeline, [row["caption"]], [row[f"seed_{k}"]], e.sample_steps,
+                       e.guidance_scale, 1, None, config.model.resolution)[0]  # fmt: skip
+        stored = np.asarray(decode_image(row[f"jpg_{k}"], ""), float)
+        assert np.abs(stored - image).mean() < 6  # of 255: what JPEG takes
+    winner, loser = (0, 1) if row["label_0"] == 1 else (1, 0)
+    bright = [json.loads(row[f"scores_{k}"])["brightness"] for k in (0, 1)]
+    assert bright[winner] > bright[loser]
+
+
+def test_gains_are_over_the_first_reference_and_nothing_is_repeated(
+    settings, tmp_path, monkeypatch
+):
+    make, rounds = settings
+    config, root = make(), tmp_path / "compare"
+    found = chain(root, "x0", config, 2, rounds)
+    one, two = (r["metrics"]["preference"] for r in found.values())
+    assert two["reference"] == one["reference"] and two["policy"] != one["policy"]
+    assert two["gain"] == pytest.approx(two["policy"] - two["reference"])
+    start = found["x0 round 2"]["curve"][0]["brightness"]  # of two prompts, as the policy before
+    assert start == pytest.approx(found["x0"]["curve"][-1]["brightness"], abs=2 / 255)
+
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(comparing_runs, "train", never)
+    assert chain(root, "x0", config, 2, rounds) == found
+
+
+def test_a_killed_round_goes_on(settings, tmp_path, monkeypatch):
+    make, rounds = settings
+    config, root = make(), tmp_path / "compare"
+    with monkeypatch.context() as patch:
+        patch.setattr("inversion_dpo.compare.rounds.build_labelled", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            chain(root, "x0", config, 0, rounds)
+    weights = next((root / "runs" / "x0-0" / "merged").rglob("*.safetensors"))
+    before = weights.stat().st_mtime_ns
+    assert list(chain(root, "x0", config, 0, rounds)) == ["x0", "x0 round 2"]
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_spent_by_hand(settings, tmp_path):
+    """6 prompts x 3 samples x 2 steps, two a step under guidance; each trained image 6 times."""
+    make, rounds = settings
+    result = chain(tmp_path, "x0", make("data.holdout=0.25"), 0, rounds)["x0 round 2"]
+    pairs = result["metrics"]["pairs"]
+    trained = pairs - max(1, round(pairs * 0.25))
+    assert result["spent"]["evaluations"] == 6 * 3 * 2 * 2 + 2 * trained * 6
+    plain = chain(tmp_path / "b", "d", make("objective.name=diffusion_dpo"), 0, rounds)
+    assert plain["d round 2"]["spent"]["evaluations"] == 6 * 3 * 2 * 2
+
+
+def test_only_visited_pairs_count(settings, tmp_path):
+    make, _ = settings
+    config = make("training.steps=1", "training.batch_size=2", "inversion.fixed_point_iterations=1")
+    cache = comparing_runs.invert(config, tmp_path)
+    assert cache.pairs == 16 and inversion_evaluations(config, cache) == 2 * 2 * (1 + 5 * 2)
+    many = make("training.steps=100", "inversion.fixed_point_iterations=1")
+    assert inversion_evaluations(many, cache) == 2 * 12 * (1 + 5 * 2)  # 4 of 16 are held out
+
+
+def test_costs_add_up_over_rounds():
+    def result(spent, evaluations, seconds):
+        row = {"metrics": {"steps": 10}, "history": [{"loss": 1.0, "evaluations": evaluations}]}
+        more = {"spent": {"evaluations": spent, "seconds": 5.0}} if spent else {}
+        return row | {"step_seconds": seconds} | more
+
+    rounds = {
+        "a": [result(0, 12.0, 0.5), result(0, 12.0, 1.5)],
+        "a round 2": [result(100, 12.0, 1.0), result(200, 12.0, 1.0)],
+        "a round 3": [result(7, 12.0, 1.0), result(7, 12.0, 1.0)],
+    }
+    found = spent_before(rounds, {"evaluations": 1000.0, "seconds": 2.0})
+    assert found["a"] == {"evaluations": 1000.0, "seconds": 2.0}
+    assert found["a round 2"] == {"evaluations": 1000 + 120 + 150, "seconds": 2 + 10 + 5}
+    assert found["a round 3"] == {"evaluations": 1270 + 120 + 7, "seconds": 17 + 10 + 5}
+
+
+def test_rounds_that_cannot_be_are_refused(settings, tmp_path):
+    make, rounds = settings
+    check_rounds(rounds, make())
+    with pytest.raises(ConfigError, match=r"needs evaluation\.scorer"):
+        check_rounds(rounds, make("evaluation.scorer=null"))
+    with pytest.raises(ConfigError, match="give a file"):
+        check_rounds(Rounds(2, "100"), make())
+    with pytest.raises(ConfigError, match="give a file"):
+        check_rounds(Rounds(2, "0"), load_config("composition", []))
+    held = make().evaluation.prompts
+    with pytest.raises(ConfigError, match=r"4 of its prompts are in evaluation\.prompts"):
+        check_rounds(Rounds(2, held), make())
+
+
+def test_full_weights_need_no_merging(settings, tmp_path):
+    make, rounds = settings
+    config = make("policy.kind=full", "training.steps=2")
+    chain(tmp_path, "full", config, 0, rounds)
+    merged = load_policy_pipeline(read_config(tmp_path / "runs" / "full-0-round2"), None)
+    trained = load_policy_pipeline(config, tmp_path / "runs" / "full-0" / "adapter")
+    for a, b in zip(merged.unet.parameters(), trained.unet.parameters(), strict=True):
+        assert a.equal(b)
+    with pytest.raises(ConfigError, match="train first"):
+        merge(config, tmp_path / "nothing", tmp_path / "merged")
+
+
+def test_the_command_writes_a_page_of_rounds(settings, tmp_path, monkeypatch):
+    from inversion_dpo.config import to_yaml
+
+    make, rounds = settings
+    (tmp_path / "tiny.yaml").write_text(to_yaml(make()))
+    monkeypatch.setattr(comparing_runs, "DIVERSITY_PROMPTS", 2)
+    root = tmp_path / "compare"
+    plan = comparing.Plan(str(tmp_path / "tiny.yaml"), ("x0",), 1, curve=0)
+    comparing.compare(root, plan)
+    again = comparing.Plan(plan.config, ("x0",), 2, curve=0, rounds=rounds)
+    page = comparing.compare(root, again)  # rounds and seeds can be added
+    found = json.loads((root / "results.json").read_text())
+    assert [r["round"] for r in found["rounds"]["x0"]] == [0, 1, 2]
+    last = found["rounds"]["x0"][2]["brightness"]
+    gain = found["variants"]["x0 round 2"]["gains"]["brightness"]["mean"]
+    assert last["mean"] - found["best_of"]["1"]["brightness"] == pytest.approx(gain)
+    assert "Round by round" in page.read_text() and len(last["values"]) == 2
+    spent = found["variants"]["x0 round 2"]["inversion"]["evaluations"]
+    assert spent > found["variants"]["x0"]["inversion"]["evaluations"]
+
+    other = comparing.Plan(plan.config, ("x0",), 2, curve=0, rounds=Rounds(2, rounds.prompts, 5))
+    with pytest.raises(ConfigError, match="rounds of .* 3 samples"):
+        comparing.compare(root, other)
+    with occupied(root, run=False), pytest.raises(BusyError, match="in use"):
+        comparing.compare(root, again)
