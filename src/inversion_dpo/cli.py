@@ -209,8 +209,10 @@ def compare(
     ] = "x0,diffusion_dpo,sft",
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each method.")] = 5,
     vary: Annotated[
-        str | None,
-        typer.Option(metavar="KEY=V1,V2", help="An ablation: each method with every value."),
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2", help="An ablation: each method with every value. Repeatable."
+        ),
     ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First find each method's rate and beta: equal trials.")
@@ -241,8 +243,8 @@ def compare(
     from inversion_dpo.compare.rounds import Rounds
 
     plan = Plan(
-        config, tuple(parse_methods(methods)), seeds, parse_extra(overrides), vary, tune,
-        curve_prompts, Rounds(rounds, round_prompts, round_samples),
+        config, tuple(parse_methods(methods)), seeds, parse_extra(overrides),
+        tuple(vary or ()), tune, curve_prompts, Rounds(rounds, round_prompts, round_samples),
     )  # fmt: skip
     typer.echo(f"report: {run_comparison(output, plan)}")
 

@@ -30,7 +30,7 @@ WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of c
 class Plan:
     """What to compare.
 
-    config: preset or YAML file; extra: settings for all runs; vary: KEY=V1,V2 or None;
+    config: preset or YAML file; extra: settings for all runs; vary: KEY=V1,V2 each;
     curve: prompts scored at every snapshot, 0 for no curves; rounds: of training.
     """
 
@@ -38,7 +38,7 @@ class Plan:
     methods: tuple[str, ...]
     seeds: int
     extra: tuple[str, ...] = ()
-    vary: str | None = None
+    vary: tuple[str, ...] = ()
     tune: bool = False
     curve: int = 200
     rounds: Rounds = Rounds()

@@ -95,16 +95,24 @@ def parse_vary(text: str) -> tuple[str, list[str]]:
     return key.strip(), found
 
 
-def variants(methods: Sequence[str], vary: str | None = None) -> list[Variant]:
-    """The methods, each with every value of ``KEY=V1,V2,...`` if one is varied."""
-    if vary is None:
+def variants(methods: Sequence[str], vary: Sequence[str] = ()) -> list[Variant]:
+    """The methods; if anything is varied, each with every value of every ``KEY=V1,V2,...``.
+
+    One key is varied at a time. ConfigError if two lines would have one name.
+    """
+    if not vary:
         return [Variant(m, m, METHODS[m].settings) for m in methods]
-    key, values = parse_vary(vary)
-    return [
+    found = [
         Variant(f"{m} {key.rpartition('.')[2]}={v}", m, (*METHODS[m].settings, f"{key}={v}"))
+        for key, values in map(parse_vary, vary)
         for m in methods
         for v in values
     ]
+    names = [variant.name for variant in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--vary gives {name!r} twice: give each key and value once")
+    return found
 
 
 def tuned_settings(config: str, file: Path) -> Mapping[str, Sequence[str]]:

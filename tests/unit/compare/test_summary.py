@@ -30,9 +30,7 @@ def test_wins_count_ties_half_prompt_by_prompt():
 
 
 def test_reach_counts_the_inversion():
-    curve = [
-        {"step": s, "score": over_seeds([v, v])} for s, v in ((0, 0.0), (10, 0.5), (20, 1.0))
-    ]
+    curve = [{"step": s, "score": over_seeds([v, v])} for s, v in ((0, 0.0), (10, 0.5), (20, 1.0))]
     summary = {
         "curve": curve, "step_evaluations": 192.0, "step_seconds": 0.2,
         "inversion": {"evaluations": 1000.0, "seconds": 3.0},
@@ -60,5 +58,14 @@ def test_methods_and_varied_keys_are_checked():
     assert parse_vary("objective.beta=1, 2") == ("objective.beta", ["1", "2"])
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         parse_vary("objective.beta")
-    names = [v.name for v in variants(["x0", "sft"], "objective.beta=1,2")]
-    assert names == ["x0 beta=1", "x0 beta=2", "sft beta=1", "sft beta=2"]
+
+
+def test_each_key_is_varied_alone():
+    found = variants(["x0", "sft"], ["objective.beta=1,2", "policy.rank=4"])
+    assert [v.name for v in found] == [
+        "x0 beta=1", "x0 beta=2", "sft beta=1", "sft beta=2", "x0 rank=4", "sft rank=4",
+    ]  # fmt: skip
+    assert found[-1].settings[-1] == "policy.rank=4"
+    assert not any("beta" in s for s in found[-1].settings)
+    with pytest.raises(ConfigError, match="'x0 steps=5' twice"):
+        variants(["x0"], ["inversion.steps=5", "training.steps=5,6"])
