@@ -37,6 +37,9 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo web": "waits for a browser: tests/browser",
     "inversion-dpo pairs sample": "test_labelling_commands.py",
     "inversion-dpo train -o runs/mine data.pairs=labelled.parquet": "of such labels: tests/browser",
+    "inversion-dpo train -o runs/round": "of such labels, too",
+    "inversion-dpo evaluate runs/both --policy runs/round2": "of that run",
+    "inversion-dpo compare": "minutes, hours: tests/unit/compare",
     "inversion-dpo pairs export": "of labels that a person gave: test_labelling_commands.py",
 }
 

@@ -33,6 +33,8 @@ def test_sampled_pairs_wait_for_labels(capsys, tiny_config, tmp_path):
     assert all(row["label_0"] is None and row["jpg_0"] != row["jpg_1"] for row in rows)
     code, text, _ = run(capsys, "pairs", "check", out)
     assert code == 1 and "label_0 is null" in text
+    code, _, err = run(capsys, *arguments, "model.path=nowhere/merged")
+    assert code == 2 and "nowhere/merged" in err  # of another model: the policy of a round before
     assert run(capsys, *arguments)[0] == 0
     assert pq.read_table(out)["caption"].to_pylist() != ["a small red star", "a large blue circle"]
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from inversion_dpo.cli_options import Overrides
 from inversion_dpo.config import Config, ConfigError, load_config, resolve
 
 LoadPipeline = Callable[[Config, Path | None], Any]  # (configuration, adapter) -> pipeline
@@ -121,6 +122,7 @@ def register_sample(pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None
     @pairs_app.command("sample")
     def pairs_sample(
         output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
+        overrides: Overrides = None,
         config: Annotated[
             str, typer.Option("--config", "-c", help="Preset or YAML file: model and sampling.")
         ] = "taste",
@@ -131,7 +133,7 @@ def register_sample(pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None
         seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
     ) -> None:
         """Sample two images of each prompt for people to label; sampling is evaluation.*."""
-        settings = load_config(config, [])
+        settings = load_config(config, overrides or [])
         captions = captions_of(prompts, count)
         sample_pairs(output, settings, load_pipeline(settings, None), captions, seed)
         typer.echo(f"{len(captions)} pairs in {output}\nnext: inversion-dpo web {output}")
