@@ -227,7 +227,7 @@ def compare(
         str, typer.Option(help="Of later rounds: how many of the scenes, or a prompt set.")
     ] = "1000",
     round_samples: Annotated[
-        int, typer.Option(min=2, help="Samples per prompt: the best against the worst.")
+        int, typer.Option(min=2, help="Samples per prompt, paired from both ends of their ranking.")
     ] = 4,
 ) -> None:
     """Train every method on the same pairs with several seeds; writes OUTPUT/report.html.

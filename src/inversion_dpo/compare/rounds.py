@@ -34,8 +34,8 @@ class Rounds:
     """How many, and what the later ones sample.
 
     prompts: a number of the embedded world's training prompts, others in every round; or a prompt
-    set, sampled from other noise in every round. samples: of each prompt, the best is paired with
-    the worst.
+    set, sampled from other noise in every round. samples: of each prompt; the best is paired with
+    the worst, the second best with the second worst, and so on.
     """
 
     count: int = 1
@@ -125,8 +125,9 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         atomic_text("\n".join(g.caption for g in graphs) + "\n", Path(asked))
     if not pairs.exists():
         build_labelled(
-            config, pairs.parent, asked, rounds.samples, seed, None, [e.preference], 0.5, None
-        )
+            config, pairs.parent, asked, rounds.samples, seed, None, [e.preference], 0.5, None,
+            each=rounds.samples // 2,
+        )  # fmt: skip
     each = e.sample_steps * (1 if e.guidance_scale == 1.0 else 2)
     return float(each * rounds.samples * len(read_prompts(asked, None)))
 

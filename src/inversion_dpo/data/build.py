@@ -46,7 +46,7 @@ class Labelled:
 
 def build_scored_pairs(
     output: Path, draw: Draw, score: Score, prompts: Sequence[str], samples: int, seed: int,
-    voters: Sequence[str] = (), least: float = 0.5, limit: int | None = None,
+    voters: Sequence[str] = (), least: float = 0.5, limit: int | None = None, each: int = 1,
 ) -> int:  # fmt: skip
     """Write ``OUTPUT/pairs.parquet``, one pair a prompt; returns how many. Resumed if begun.
 
@@ -60,6 +60,7 @@ def build_scored_pairs(
         voters: names of the scores that vote; all, if none is named.
         least: the least probability of a pair's winner, at least one half.
         limit: the most pairs.
+        each: the most pairs of a prompt, without a sample in two of them; see :func:`elect`.
 
     Raises:
         DataError: another build lies in the folder, no such score, or no pair came out.
@@ -67,18 +68,17 @@ def build_scored_pairs(
     claim(output, {"prompts": list(prompts), "samples": samples, "seed": seed})
     pairs: list[Labelled] = []
     for group in candidates(output / "candidates", draw, score, prompts, samples, seed):
-        found = elect(group, voters or tuple(group[0].scores))
-        if found and found.preference > max(least, 0.5) - 1e-12 and found.preference > 0.5:
-            pairs.append(found)
-        if len(pairs) == limit:
+        found = elect(group, voters or tuple(group[0].scores), each)
+        pairs += [p for p in found if p.preference > max(least, 0.5) - 1e-12]
+        if limit is not None and len(pairs) >= limit:
             break
     if not pairs:
         raise DataError(f"{output}: no prompt gave a pair; take more samples, or lower --least")
     write_pairs(
-        output / "pairs.parquet", [(p.winner, p.loser) for p in pairs], seed,
-        [p.preference for p in pairs],
+        output / "pairs.parquet", [(p.winner, p.loser) for p in pairs[:limit]], seed,
+        [p.preference for p in pairs[:limit]],
     )  # fmt: skip
-    return len(pairs)
+    return len(pairs[:limit])
 
 
 def claim(output: Path, settings: Mapping[str, object]) -> None:
@@ -143,20 +143,23 @@ def preference(first: Candidate, second: Candidate, voters: Sequence[str]) -> fl
     return sum(votes) / len(votes)
 
 
-def elect(group: Sequence[Candidate], voters: Sequence[str]) -> Labelled | None:
-    """The candidate preferred most over all others, against the one preferred least; None at a tie.
+def elect(
+    group: Sequence[Candidate], voters: Sequence[str], most: int = 1
+) -> list[Labelled]:
+    """The candidate preferred most over all others, against the one preferred least.
 
-    With one voter these are the highest and the lowest score. Equal candidates are decided by the
-    lower seed.
+    With ``most`` > 1 then the second of each end, and so on, so that no candidate is in two pairs;
+    ties are no pairs. With one voter the ends are the highest and the lowest score. Equal
+    candidates are decided by the lower seed.
     """
     strength = [
         sum(preference(a, b, voters) for b in group if b is not a) / max(1, len(group) - 1)
         for a in group
     ]
     order = sorted(range(len(group)), key=lambda k: (-strength[k], group[k].seed))
-    winner, loser = group[order[0]], group[order[-1]]
-    found = preference(winner, loser, voters)
-    return Labelled(winner, loser, found) if winner is not loser and found > 0.5 else None
+    ends = [(group[order[k]], group[order[-1 - k]]) for k in range(min(most, len(group) // 2))]
+    pairs = [Labelled(a, b, preference(a, b, voters)) for a, b in ends]
+    return [pair for pair in pairs if pair.preference > 0.5]
 
 
 def _sigmoid(x: float) -> float:

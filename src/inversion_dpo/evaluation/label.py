@@ -16,7 +16,7 @@ from inversion_dpo.sampling import sample
 
 def build_labelled(
     config: Config, output: Path, prompts: str, samples: int, seed: int, scorer: str | None,
-    voters: Sequence[str], least: float, limit: int | None,
+    voters: Sequence[str], least: float, limit: int | None, each: int = 1,
 ) -> dict[str, int]:  # fmt: skip
     """Sample the prompts with the configuration's model and let the scorers choose.
 
@@ -38,6 +38,6 @@ def build_labelled(
 
     asked = list(dict.fromkeys(read_prompts(prompts, None)))
     made = build_scored_pairs(
-        output, draw, score, asked, samples, seed, voters, least, limit
+        output, draw, score, asked, samples, seed, voters, least, limit, each
     )  # fmt: skip
     return {"pairs": made}

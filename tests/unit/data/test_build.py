@@ -43,20 +43,28 @@ def test_large_differences_do_not_overflow():
 
 def test_one_voter_pairs_highest_and_lowest():
     group = [made(k, s=v) for k, v in enumerate([3.0, 9.0, 1.0, 5.0])]
-    found = elect(group, ["s"])
+    (found,) = elect(group, ["s"])
     assert (found.winner.seed, found.loser.seed, found.preference) == (1, 2, 1.0)
 
 
 def test_the_majority_wins_over_one_loud_voter():
     group = [made(0, a=1.0, b=1.0, c=0.0), made(1, a=0.0, b=0.0, c=1000.0)]
-    found = elect(group, ["a", "b", "c"])
+    (found,) = elect(group, ["a", "b", "c"])
     assert found == Labelled(group[0], group[1], 2 / 3)
 
 
 def test_ties_are_no_pair():
-    assert elect([made(0, s=1.0), made(1, s=1.0)], ["s"]) is None
-    assert elect([made(0, a=1.0, b=0.0), made(1, a=0.0, b=1.0)], ["a", "b"]) is None
-    assert elect([made(0, s=1.0)], ["s"]) is None
+    assert elect([made(0, s=1.0), made(1, s=1.0)], ["s"]) == []
+    assert elect([made(0, a=1.0, b=0.0), made(1, a=0.0, b=1.0)], ["a", "b"]) == []
+    assert elect([made(0, s=1.0)], ["s"]) == []
+
+
+def test_several_pairs_come_from_both_ends():
+    group = [made(k, s=v) for k, v in enumerate([3.0, 9.0, 1.0, 5.0, 4.0])]
+    found = [(p.winner.seed, p.loser.seed) for p in elect(group, ["s"], 9)]
+    assert found == [(1, 2), (3, 0)]  # the middle one has no partner
+    tied = [made(k, s=v) for k, v in enumerate([9.0, 5.0, 5.0, 1.0])]
+    assert [(p.winner.seed, p.loser.seed) for p in elect(tied, ["s"], 2)] == [(0, 3)]
 
 
 def test_an_absent_voter_is_named():
@@ -95,6 +103,9 @@ def test_least_agreement_and_limit(tmp_path):
         build_scored_pairs(tmp_path, draw, score, PROMPTS, 3, 0, least=0.7)
     assert build_scored_pairs(tmp_path, draw, score, PROMPTS, 3, 0, least=0.7, limit=5,
                               voters=["light", "light_too"]) == 5  # fmt: skip
+    four = (tmp_path / "b", draw, score, PROMPTS[:4], 4, 0, ["light"])
+    assert build_scored_pairs(*four, each=2) == 8
+    assert build_scored_pairs(*four, limit=3, each=2) == 3
 
 
 def test_a_kill_loses_one_chunk_and_changes_nothing(tmp_path):
