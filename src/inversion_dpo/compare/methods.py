@@ -125,8 +125,10 @@ def tuned_settings(config: str, file: Path) -> Mapping[str, Sequence[str]]:
 def overrides_of(
     variant: Variant, tuned: Mapping[str, Sequence[str]], extra: Sequence[str], seed: int
 ) -> list[str]:
-    """Everything that makes one run of a variant; what is varied comes after what was tuned."""
-    return [*extra, *tuned.get(variant.method, ()), *variant.settings, f"training.seed={seed}"]
+    """Everything that makes one run of a variant: tuned values, then the user's own, which win over
+    them, then the method's and what is varied.
+    """  # noqa: D205
+    return [*tuned.get(variant.method, ()), *extra, *variant.settings, f"training.seed={seed}"]
 
 
 def check(config: str, plans: Sequence[Sequence[str]]) -> None:

@@ -171,7 +171,8 @@ def round_scores(
 ) -> list[dict[str, Any]]:
     """The reference, as round 0, and every round's mean scores over seeds, one sample a prompt."""
     names = metric_rows(rounds[0][0]["metrics"])
-    rows: list[dict[str, Any]] = [{"round": 0, **{n: over_seeds([reference[n]]) for n in names}}]
+    first = {n: over_seeds([reference[n]] * len(rounds[0])) for n in names}  # the same for all
+    rows: list[dict[str, Any]] = [{"round": 0, **first}]
     for number, runs in enumerate(rounds, start=1):
         scores = {n: over_seeds([r["metrics"][n]["policy"] for r in runs]) for n in names}
         rows.append({"round": number, **scores})

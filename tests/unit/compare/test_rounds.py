@@ -8,7 +8,14 @@ import pytest
 
 from inversion_dpo.compare import compare as comparing
 from inversion_dpo.compare import runs as comparing_runs
-from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, merge, spent_before
+from inversion_dpo.compare.rounds import (
+    Rounds,
+    chain,
+    check_rounds,
+    merge,
+    round_scores,
+    spent_before,
+)
 from inversion_dpo.compare.runs import inversion_evaluations
 from inversion_dpo.config import ConfigError, load_config
 from inversion_dpo.data.candidates import encode_image
@@ -130,6 +137,16 @@ def test_costs_add_up_over_rounds():
     assert found["a"] == {"evaluations": 1000.0, "seconds": 2.0}
     assert found["a round 2"] == {"evaluations": 1000 + 120 + 150, "seconds": 2 + 10 + 5}
     assert found["a round 3"] == {"evaluations": 1270 + 120 + 7, "seconds": 17 + 10 + 5}
+
+
+def test_scores_by_round_have_intervals_and_the_reference_none():
+    def result(score):
+        return {"metrics": {"s": {"policy": score, "gain": 0.0, "gain_low": 0.0}}}
+
+    rows = round_scores([[result(1.0), result(3.0)]], {"s": 0.5})
+    assert [(r["round"], r["s"]["mean"]) for r in rows] == [(0, 0.5), (1, 2.0)]
+    assert rows[0]["s"]["low"] == rows[0]["s"]["high"] == 0.5
+    assert rows[1]["s"]["high"] == pytest.approx(2 + 12.7062 * 2**0.5 / 2**0.5)  # t(.975, 1)
 
 
 def test_rounds_that_cannot_be_are_refused(settings, tmp_path):

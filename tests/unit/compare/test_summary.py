@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from inversion_dpo.compare.methods import METHODS, TRIALS, parse_methods, parse_vary, variants
+from inversion_dpo.compare.methods import (
+    METHODS,
+    TRIALS,
+    overrides_of,
+    parse_methods,
+    parse_vary,
+    variants,
+)
 from inversion_dpo.compare.summary import crossing, over_seeds, reach, wins
 from inversion_dpo.config import ConfigError, load_config
 
@@ -69,3 +76,13 @@ def test_each_key_is_varied_alone():
     assert not any("beta" in s for s in found[-1].settings)
     with pytest.raises(ConfigError, match="'x0 steps=5' twice"):
         variants(["x0"], ["inversion.steps=5", "training.steps=5,6"])
+
+
+def test_what_the_user_gives_wins_over_what_was_tuned():
+    tuned = {"x0": ["objective.beta=300", "training.learning_rate=1e-5"]}
+    (plain,), (varied,) = variants(["x0"]), variants(["x0"], ["objective.beta=7"])
+    given = ["objective.beta=50"]
+    config = load_config("composition", overrides_of(plain, tuned, given, 3))
+    assert (config.objective.beta, config.training.learning_rate) == (50, 1e-5)
+    assert config.training.seed == 3
+    assert load_config("composition", overrides_of(varied, tuned, given, 3)).objective.beta == 7
