@@ -177,7 +177,9 @@ def sampling_of(config: Config, output: Path) -> Sampling:
     models = {"reference": None, **{Path(m).name: Path(m) for m in b.models}}
     if len(models) < 1 + len(b.models):
         raise ConfigError("build.models: two have the same name; rename a folder")
-    sources = {f"{name}, guidance {s:g}": (path, s) for name, path in models.items() for s in scales}
+    sources = {
+        f"{name}, guidance {s:g}": (path, s) for name, path in models.items() for s in scales
+    }
     return Sampling(
         drawing(config, sources), judge_of(config, output), b.samples, tuple(sources), b.quality
     )

@@ -37,5 +37,6 @@ def graphs_of(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
     rng = np.random.default_rng([seed, SPLITS.index(split), objects, least])
     while True:
         graph = sample_scene(rng, objects).graph
-        if split_of(graph.caption) == split and len(full := with_entailed(graph).relations) >= least:
-            yield SceneGraph(graph.items, full, graph.caption)
+        full = with_entailed(graph)
+        if split_of(graph.caption) == split and len(full.relations) >= least:
+            yield full
