@@ -24,9 +24,17 @@ def pairs_check(
         Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
     ] = None,
 ) -> None:
-    """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used."""
+    """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used.
+
+    Also takes scene-graph annotations (LAION-SG's JSON), alone or in a folder with their images.
+    """
+    from inversion_dpo.data.annotations import check_annotations, is_annotated
     from inversion_dpo.data.pairs import Reading, check_pairs, format_report, tokens_of
 
+    if is_annotated(data):
+        lines, sound = check_annotations(data)
+        typer.echo("\n".join(lines))
+        raise typer.Exit(0 if sound else 1)
     d = load_config(None, overrides or []).data
     reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
     measure = tokens_of(tokenizer) if tokenizer else None

@@ -35,13 +35,13 @@ def write_dataset(
     def write(folder: Path) -> None:
         shards = {split: rows_of_split(pairs, config.build.seed) for split, pairs in splits.items()}
         for split, rows in shards.items():
-            made.update(write_shards(folder / "data", split, rows))
+            made.update(write_shards(folder / split, split, rows))
         atomic_text(to_yaml(config), folder / "config.yaml")
         write_card(folder, config, shards)
         write_checksums(folder)
 
     atomic_folder(output / "dataset", write)
-    return {f"dataset/data/{name}": count for name, count in made.items()}
+    return {f"dataset/{name}": count for name, count in made.items()}
 
 
 def rows_of_split(pairs: Sequence[Labelled], seed: int) -> list[dict[str, Any]]:
@@ -50,13 +50,16 @@ def rows_of_split(pairs: Sequence[Labelled], seed: int) -> list[dict[str, Any]]:
 
 
 def write_shards(folder: Path, split: str, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """``SPLIT-00000-of-00003.parquet`` and so on, as the hub names them; rows by file."""
+    """``SPLIT-00000-of-00003.parquet`` and so on, as the hub names them; rows by file.
+
+    A split has a folder of its own, so that it can be given as ``data.pairs``.
+    """
     parts = [rows[k : k + SHARD] for k in range(0, len(rows), SHARD)]
     made = {}
     for k, part in enumerate(parts):
         name = f"{split}-{k:05d}-of-{len(parts):05d}"
         write_rows(folder / f"{name}.parquet", part, schema_of(rows))
-        made[name] = len(part)
+        made[f"{split}/{name}"] = len(part)
     return made
 
 

@@ -42,7 +42,7 @@ def card(
     from huggingface_hub import DatasetCard, DatasetCardData
 
     b, total = config.build, sum(map(len, splits.values()))
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+    files = [{"split": split, "path": f"{split}/*.parquet"} for split in splits]
     about = DatasetCardData(
         license=b.licence,
         language=["en"],
@@ -152,6 +152,7 @@ def side_by_side(jpgs: Sequence[bytes]) -> np.ndarray[Any, Any]:
 
 def _bars(axes: Axes, counts: Mapping[str, int], title: str) -> None:
     names = sorted(counts)
+    axes.set_axisbelow(True)
     axes.bar(names, [counts[name] for name in names], color=WINNER, width=0.6)
     axes.set_title(title, fontsize=9, color=INK)
     axes.tick_params(axis="x", labelsize=6 if any("\n" in n for n in names) else 8)

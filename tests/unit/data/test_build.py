@@ -1,5 +1,6 @@
 """From prompts to pairs: chunks, duplicates, quotas, and what a kill leaves."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -93,24 +94,32 @@ def test_a_damaged_chunk_is_made_again(tmp_path):
     assert shown(made(tmp_path)["pairs"]) == whole
 
 
+class InTurn(Exception):
+    """Raised where a process would wait for the others."""
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_several_processes_make_the_same_groups(tmp_path, monkeypatch, size):
-    alone = [[c.seed for c in group] for group in groups(Cell("c", PROMPTS), tmp_path / "1", GREY)]
-    together = tmp_path / str(size)
-    for rank in [*range(size), 0]:  # each in turn, until what the others should have made is missing
-        monkeypatch.setattr("inversion_dpo.data.build.current_team", lambda r=rank: Team(r, size))
-        monkeypatch.setattr(Team, "wait", lambda self: None)
-        try:
-            found = [[c.seed for c in g] for g in groups(Cell("c", PROMPTS), together, GREY)]
-        except FileNotFoundError:
-            for first in range(0, 3, size):
-                part = PROMPTS[16 * (first + rank) :][:16]
-                path = together / f"c-{first + rank:06d}.parquet"
-                if part and not path.exists():
-                    raise AssertionError("a process did not make its own chunk") from None
-                break
-            continue
-    assert found == alone
+def test_several_processes_share_the_chunks_and_see_the_same(tmp_path, monkeypatch, size):
+    """Rank after rank makes its chunk of a round and stops where it would wait; then all read."""
+    def seeds(folder, rank, of):
+        monkeypatch.setattr("inversion_dpo.data.build.current_team", lambda: Team(rank, of))
+        return [[c.seed for c in group] for group in groups(Cell("c", PROMPTS), folder, GREY)]
+
+    def stop(team):
+        made_by.append(len(list(folder.iterdir())))
+        if len(made_by) % size:
+            raise InTurn
+
+    alone = seeds(tmp_path / "alone", 0, 1)
+    folder, made_by = tmp_path / "together", []
+    monkeypatch.setattr(Team, "wait", stop)
+    for _ in range(3):
+        for rank in range(size):
+            with contextlib.suppress(InTurn, FileNotFoundError):
+                seeds(folder, rank, size)
+    assert made_by[0] == 1 and made_by[1] == 2  # one chunk a process, not all by each
+    monkeypatch.setattr(Team, "wait", lambda team: None)
+    assert [seeds(folder, rank, size) for rank in range(size)] == [alone] * size
 
 
 def test_sources_take_turns_and_are_told(tmp_path):
