@@ -131,7 +131,8 @@ def prepared(command, tiny):
     words = [known.get(w, w) for w in words]
     if "--config" in words and "--dry-run" not in words:
         at = words.index("--config") + 1
-        if words[at] in ("sd15", "taste", "composition") and words[1] in ("evaluate", "train", "invert", "pairs"):
+        small = words[at] in ("sd15", "taste", "composition")
+        if small and words[1] in ("evaluate", "train", "invert", "pairs"):
             words[at] = "tiny.yaml"
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
         words += ["training.steps=2"] if "training.steps=5" in words else []
