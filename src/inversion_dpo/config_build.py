@@ -19,7 +19,7 @@ class BuildConfig:
     splits: dict[str, int] = field(default_factory=dict)  # split: pairs; {}: one file, no splits
     samples: int = 4  # of each prompt
     guidance_scales: list[float] = field(default_factory=list)  # in turn; []: evaluation's
-    models: list[str] = field(default_factory=list)  # LoRAs, runs, pipelines beside the reference
+    models: list[str] = field(default_factory=list)  # beside the reference: runs, LoRAs, pipelines
     by: list[str] = field(default_factory=list)  # scores that decide; []: all of the scorer
     mining: str = "majority"  # best_worst, margin, pareto, majority, all
     least: float = 0.0  # difference of a pair's scores; of majority: share of votes

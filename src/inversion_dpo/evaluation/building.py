@@ -32,6 +32,7 @@ from inversion_dpo.data.splits import key_of, split_by_hash
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline
 from inversion_dpo.evaluation.prompts import read_prompts
 from inversion_dpo.evaluation.scorers.registry import load_scorers
+from inversion_dpo.evaluation.sides import Side, side
 from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.processes import current_team
 from inversion_dpo.sampling import sample
@@ -172,29 +173,31 @@ def _not_elsewhere(
 
 def sampling_of(config: Config, output: Path) -> Sampling:
     """Models, guidances and scorers of the configuration; a model is loaded when it is needed."""
-    b, e = config.build, config.evaluation
-    scales = b.guidance_scales or [e.guidance_scale]
-    models = {"reference": None, **{Path(m).name: Path(m) for m in b.models}}
-    if len(models) < 1 + len(b.models):
-        raise ConfigError("build.models: two have the same name; rename a folder")
-    sources = {
-        f"{name}, guidance {s:g}": (path, s) for name, path in models.items() for s in scales
-    }
+    b = config.build
+    scales = b.guidance_scales or [config.evaluation.guidance_scale]
+    models = {"reference": side(config, None)}
+    for model in b.models:
+        name = model.rstrip("/").rpartition("/")[2]
+        if name in models:
+            raise ConfigError(f"build.models: {model}: another one is called {name}; rename it")
+        models[name] = side(config, model)
+    sources = {f"{name}, guidance {s:g}": (m, s) for name, m in models.items() for s in scales}
     return Sampling(
         drawing(config, sources), judge_of(config, output), b.samples, tuple(sources), b.quality
     )
 
 
-def drawing(config: Config, sources: Mapping[str, tuple[Path | None, float]]) -> Draw:
+def drawing(config: Config, sources: Mapping[str, tuple[Side, float]]) -> Draw:
     """Samples by (captions, seeds, source)."""
-    e, loaded = config.evaluation, dict[Path | None, Any]()
+    e, loaded = config.evaluation, dict[str, Any]()
 
     def draw(captions: Sequence[str], seeds: Sequence[int], source: str) -> list[Pixels]:
         model, scale = sources[source]
-        if model not in loaded:
-            loaded[model] = load_policy_pipeline(config, model)
+        name = f"{model.config.model} {model.adapter}"
+        if name not in loaded:
+            loaded[name] = load_policy_pipeline(model.config, model.adapter)
         return sample(
-            loaded[model], captions, seeds, e.sample_steps, scale, e.batch_size, "samples",
+            loaded[name], captions, seeds, e.sample_steps, scale, e.batch_size, "samples",
             config.model.resolution,
         )  # fmt: skip
 

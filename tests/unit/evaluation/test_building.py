@@ -101,6 +101,23 @@ def test_what_does_not_come_out_is_said(tmp_path):
         build(settings("build.by=[beauty]"), tmp_path / "c")
 
 
+def test_models_take_turns_with_the_reference(tmp_path):
+    from inversion_dpo.evaluation.building import sampling_of
+
+    for name in ("a", "b"):
+        (tmp_path / name / "run").mkdir(parents=True)
+        (tmp_path / name / "run" / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    first, second = f"{tmp_path}/a/run/", f"{tmp_path}/b/run"
+    sampling = sampling_of(settings(f"build.models=[{first}]"), tmp_path)
+    assert sampling.sources == (
+        "reference, guidance 1", "reference, guidance 2", "run, guidance 1", "run, guidance 2",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="another one is called run; rename it"):
+        sampling_of(settings(f"build.models=[{first},{second}]"), tmp_path)
+    with pytest.raises(ConfigError, match="is no model"):
+        sampling_of(settings(f"build.models=[{tmp_path}]"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
