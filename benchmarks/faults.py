@@ -36,7 +36,7 @@ from inversion_dpo import cli
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["inversion_dpo.training", "inversion_dpo.evaluation.evaluate", "inversion_dpo.scenes.build"]
+    ["inversion_dpo.training", "inversion_dpo.evaluation.building"]
 )
 Child = multiprocessing.context.ForkServerProcess
 

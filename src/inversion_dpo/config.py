@@ -16,14 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from inversion_dpo.config_build import BuildConfig, check_build
+from inversion_dpo.config_build import ConfigError as ConfigError
+
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
 TRACKERS = ("auto", "tensorboard", "wandb", "trackio", "none")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the key and the remedy."""
 
 
 @dataclass
@@ -157,6 +156,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
 
 
 def resolve(path: str) -> str:
@@ -254,6 +254,7 @@ def validate(config: Config) -> None:
     _one_of("training.tracker", training.tracker, list(TRACKERS))
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
     _check_combinations(config)
+    check_build(config.build)
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
     for name in ("label_noise", "prompt_dropout"):

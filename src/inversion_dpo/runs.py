@@ -74,7 +74,8 @@ def claim(folder: Path, config: Config) -> None:
         theirs, ours = flat(read_config(folder)), flat(config)
         changed = [
             k for k in ours
-            if ours[k] != theirs[k] and k not in _FREE and not k.startswith("evaluation.")
+            if ours[k] != theirs[k] and k not in _FREE
+            and not k.startswith(("evaluation.", "build."))
         ]  # fmt: skip
         if changed and (folder / "checkpoints").exists():
             k = changed[0]

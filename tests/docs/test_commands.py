@@ -36,6 +36,8 @@ NOT_HERE = {  # command -> why it is not run
     "accelerate launch": "needs eight GPUs; two processes on CPUs: test_processes.py",
     "inversion-dpo web": "waits for a browser: tests/browser",
     "inversion-dpo pairs sample": "test_labelling_commands.py",
+    "inversion-dpo pairs build --config scenes-pairs": "test_building.py; what it made: "
+    "test_scenes_pairs.py",
     "inversion-dpo train -o runs/mine data.pairs=labelled.parquet": "of such labels: tests/browser",
     "inversion-dpo train -o runs/round": "of such labels, too",
     "inversion-dpo evaluate runs/both --policy runs/round2": "of that run",
@@ -98,6 +100,10 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
         (folder / f"{k}.png").write_bytes(pair.winner)
         (folder / "real_images" / f"{k}.png").write_bytes(pair.loser)
     (folder / "votes.csv").write_text("prompt,left,right,choice\na star,0.png,1.png,left\n")
+    (folder / "my_folder").mkdir()
+    for name in ("annotations.jsonl", "my_folder/annotations.jsonl"):
+        (folder / name).write_text('{"name": "a.png", "items": [{"item_id": 0, "label": "cat"}]}')
+    (folder / "my_folder" / "a.png").write_bytes(pairs[0].winner)
     row = {"prompt": "a star", "path_a": "0.png", "path_b": "1.png", "vote": "b"}
     (folder / "votes.jsonl").write_text(json.dumps(row))
     checkpoints = [f"evaluation.checkpoints.{n}={folder}/my_{n}" for n in WRITERS]
@@ -123,11 +129,13 @@ def prepared(command, tiny):
         "MODEL_FOLDER": str(tiny("sd15")), "OWNER/NAME": "me/mine",
         "src/inversion_dpo/assets/taste.parquet": resolve("asset:taste.parquet"),
         "data.columns.caption=text": "data.columns.caption=caption",
+        "data.pairs=datasets/scenes-pairs/train": "data.pairs=my_pairs.parquet",
     }  # fmt: skip
     words = [known.get(w, w) for w in words]
     if "--config" in words and "--dry-run" not in words:
         at = words.index("--config") + 1
-        if words[at] in ("sd15", "taste") and words[1] in ("evaluate", "train", "invert", "pairs"):
+        small = words[at] in ("sd15", "taste", "composition")
+        if small and words[1] in ("evaluate", "train", "invert", "pairs"):
             words[at] = "tiny.yaml"
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
         words += ["training.steps=2"] if "training.steps=5" in words else []
