@@ -23,6 +23,7 @@ from inversion_dpo import training
 from inversion_dpo.cache import CacheError, TrajectoryCache
 from inversion_dpo.checkpoint import CheckpointError, best_checkpoint
 from inversion_dpo.config import to_yaml
+from inversion_dpo.objectives import OBJECTIVES
 from inversion_dpo.schedule import step
 from inversion_dpo.session import set_up, source_of
 from inversion_dpo.startup import StartupError, check_noise
@@ -134,6 +135,25 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeyp
     free = {"seconds", "peak_memory_mb"}
     drop = lambda rows: [{k: v for k, v in r.items() if k not in free} for r in rows]  # noqa: E731
     assert drop(rows_of(tmp_path / "whole")) == drop(rows_of(tmp_path / "parts"))
+
+
+OTHERS = [*OBJECTIVES.keys() - {"inversion_dpo", "diffusion_dpo"}, "adafactor"]  # than above
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_every_objective_resumes_in_the_same_bits(tiny_config, tmp_path, name):
+    """None keeps a state of its own; what moves is the policy and the optimizer's moments."""
+    words = [f"training.optimizer={name}" if name == "adafactor" else f"objective.name={name}"]
+    words += ["objective.target=reference"] * (name == "inversion_dpo_released")
+    words += ["training.checkpoint_every=2", "inversion.steps=3", "data.limit=8"]
+    train(tiny_config(*words, "training.steps=4"), tmp_path / "whole", tmp_path / "cache")
+    for steps in (2, 4):
+        config = tiny_config(*words, f"training.steps={steps}")
+        session = train(config, tmp_path / "parts", tmp_path / "cache")
+    assert session.coefficients == {}
+    whole, parts = (tmp_path / run / "checkpoints/step-000004" for run in ("whole", "parts"))
+    for file in ("policy.safetensors", "optimizer.safetensors"):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes()
 
 
 @pytest.mark.slow
