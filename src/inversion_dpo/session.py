@@ -78,7 +78,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.policy.merge and accelerator.distributed_type == DistributedType.FSDP:
         raise ConfigError(
             "policy.merge=true does not work under FSDP, where no process holds the whole network: "
-            "train with policy.merge=false, then merge OUTPUT/adapter in one process (docs/scaling.md)"
+            "train with policy.merge=false and merge OUTPUT/adapter afterwards (docs/scaling.md)"
         )
     return accelerator
 

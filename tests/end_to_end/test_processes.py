@@ -112,6 +112,12 @@ def test_metrics_are_means_over_all_processes(results, name):
             assert two[part][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
+def test_the_baseline_of_kto_is_a_mean_over_all_images(results):
+    """Shares of two and of three pairs: the mean of their means would be another."""
+    (one,), (two,) = (facts(results, k, "ddp-kto")["baselines"] for k in (1, 2))
+    assert abs(one) > 1e-5 and two == pytest.approx(one, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_the_policy_of_one(results, name):
     rows = [read_rows(results[k] / name / "metrics.jsonl") for k in (1, 2)]
