@@ -28,6 +28,7 @@ from inversion_dpo.schedule import step
 from inversion_dpo.session import set_up, source_of
 from inversion_dpo.startup import StartupError, check_noise
 from inversion_dpo.training import train
+from inversion_dpo.trajectories import round_trip_error
 
 
 def rows_of(folder):
@@ -311,6 +312,26 @@ def test_points_hold_the_three_targets(tiny_config, tmp_path):
     torch.testing.assert_close(landed, below, rtol=1e-3, atol=1e-4)
     reference = cache.points(pairs, positions, "reference")
     assert torch.equal(reference.target, reference.reference)
+
+
+def test_round_trip_on_a_numbered_device(tiny_config, tmp_path):
+    """A launch on CPUs calls its device cpu:0, which safetensors cannot read to."""
+    session = set_up(tiny_config(), tmp_path)
+    errors = [round_trip_error(session.model, session.cache, 1.0, torch.device(name))
+              for name in ("cpu", "cpu:0")]  # fmt: skip
+    assert errors[0] == errors[1] > 0
+
+
+def test_shards_are_closed_again(tiny_config, tmp_path, monkeypatch):
+    """A million pairs lie in more shards than a process may map."""
+    cache = set_up(tiny_config(), tmp_path).cache
+    pairs = [0, 15, 3, 8, 5, 12, 0]
+    whole = cache.gather("states", pairs, [1] * 7)
+    assert len(cache._handles) == 4
+    monkeypatch.setattr("inversion_dpo.cache.OPEN", 2)
+    cache._handles.clear()
+    assert torch.equal(cache.gather("states", pairs, [1] * 7), whole)
+    assert len(cache._handles) == 2
 
 
 def test_kept_states_are_those_of_the_whole_trajectory(tiny_config, tmp_path):
