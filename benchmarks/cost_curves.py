@@ -3,7 +3,8 @@
 ``python benchmarks/cost_curves.py`` measures, with one thing varied at a time, the number of pairs,
 the number of inversion steps N and the number of processes on the embedded model, and the
 resolution on a tiny random pipeline of Stable Diffusion's classes. Each point is measured in
-processes of its own, inversion and training apart, so that peak memory is theirs. Points go to
+processes of its own, of one thread, inversion and training apart, so that peak memory is theirs
+(above what imports and model take; of two processes the first one's). Points go to
 --results as they come, and those that are there are not measured again. Prints tables, and draws
 --picture. What the data cost to read is in reader_cost.py.
 """
@@ -29,17 +30,17 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["inversion_dpo.training"])
 WARM, STEPS = 3, 12  # steps before those that are timed; all steps
 
-EMBEDDED = ("evaluation.limit=1", "training.batch_size=16")
+EMBEDDED = ("inversion.t_start=0", "training.batch_size=16")
 TINY = (
     "data.limit=16", "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4",
     "training.batch_size=4",
 )  # fmt: skip
-Point = tuple[str, int, int, int]  # what is varied, its value, processes, threads of each
+Point = tuple[str, int]  # what is varied, and its value
 POINTS: list[Point] = [
-    *(("pairs", n, 1, 2) for n in (50, 100, 200, 400, 800)),
-    *(("N", n, 1, 2) for n in (5, 10, 20, 40, 80)),
-    *(("resolution", n, 1, 2) for n in (64, 128, 256, 384)),
-    ("processes", 1, 1, 1), ("processes", 2, 2, 1),
+    *(("resolution", n) for n in (64, 128, 256, 384)),
+    *(("N", n) for n in (5, 10, 20, 40, 80)),
+    *(("pairs", n) for n in (50, 100, 200, 400)),
+    ("processes", 1), ("processes", 2),
 ]  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def settings(kind: str, value: int, model: str) -> list[str]:
     """The overrides of a point."""
     if kind == "resolution":
         return [f"model.path={model}", f"model.resolution={value}", *TINY]
-    pairs, steps = (value if kind == "pairs" else 100), (value if kind == "N" else 20)
+    pairs, steps = (value if kind == "pairs" else 50), (value if kind == "N" else 20)
     return [*EMBEDDED, f"data.limit={pairs}", f"inversion.steps={steps}"]
 
 
@@ -85,14 +86,19 @@ def train(preset: str | None, overrides: list[str], cache: Path) -> dict[str, fl
     return {"step_ms": statistics.median(times[WARM:]) * 1e3, "train_mb": memory() - before}
 
 
+def processes(point: Point) -> int:
+    """How many a point has."""
+    return point[1] if point[0] == "processes" else 1
+
+
 def child(
     work: Any, arguments: tuple[Any, ...], rank: int, point: Point, port: int, out: Any
 ) -> None:
     """One process of a point; the first one sends what it measured."""
     import torch
 
-    _, _, size, threads = point
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+    size = processes(point)
     if size > 1:  # what a launcher sets
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
@@ -111,21 +117,25 @@ def in_processes(work: Any, arguments: tuple[Any, ...], point: Point) -> dict[st
     here, there = CONTEXT.Pipe(False)
     members = [
         CONTEXT.Process(target=child, args=(work, arguments, rank, point, port, there))
-        for rank in range(point[2])
+        for rank in range(processes(point))
     ]
     for member in members:
         member.start()
-    found: dict[str, float] = here.recv() if here.poll(300) else {}
+    there.close()
+    try:
+        found: dict[str, float] = here.recv()
+    except EOFError:  # nobody is left who could send
+        raise SystemExit(f"{point}: failed") from None
     for member in members:
         member.join(60)
-    if not found or any(member.exitcode for member in members):
+    if any(member.exitcode for member in members):
         raise SystemExit(f"{point}: failed")
     return found
 
 
 def measure(point: Point, model: str) -> dict[str, Any]:
     """Invert, then train, each in processes of its own."""
-    kind, value, _, _ = point
+    kind, value = point
     preset = None if kind == "resolution" else "taste"
     with tempfile.TemporaryDirectory() as folder:
         arguments = (preset, settings(kind, value, model), Path(folder))
