@@ -167,10 +167,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for key, label in (("invert_mb", "inversion"), ("train_mb", "training")):
             column[1].plot(x, [r[key] for r in found], "o-", label=f"memory of {label}, MB")
         for axis in column:
-            axis.set(xscale="log", yscale="log", xlabel=kind)
+            axis.set(xscale="log", xlabel=kind)
             axis.set_xticks(x, map(str, x))
-            axis.minorticks_off()
+            axis.xaxis.minorticks_off()
             axis.legend(fontsize=8)
+        column[0].set_yscale("log")
+        column[1].set_ylim(bottom=0)
     figure.savefig(path, dpi=110)
 
 

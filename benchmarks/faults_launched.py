@@ -5,7 +5,7 @@ At random moments of the work one of its processes, the launcher, or all of them
 SIGKILL; the launcher gets SIGTERM. Then the same launch is made again, and what it leaves must be,
 byte for byte, what an undisturbed launch of two processes left (measured seconds and memory aside).
 Prints a table as in docs/reliability.md; exits with 1 if anything was lost. A launch spends some
-ten seconds on imports: --stage and --repeats cut the work into pieces.
+ten seconds on imports: --stage, --who and --repeats cut the work into pieces.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -34,6 +33,7 @@ MORE = ("data.limit=64", "inversion.steps=40", "training.steps=80")
 BEGUN = {"invert": "cache/*/shard-00001.json", "train": "metrics.jsonl"}
 DONE = {"invert": "variance of the recovered", "train": "policy: "}  # said at the end
 VICTIMS = ("process 0", "process 1", "launcher", "all three")
+STOP = "stop"  # SIGTERM to the launcher
 GRACE = 40.0  # seconds that a launch may take to end; torch's own patience is 30
 
 
@@ -72,7 +72,7 @@ class Launch:
 class Bench:
     """The undisturbed launch, and its copies to be broken."""
 
-    def __init__(self, root: Path, seed: int) -> None:
+    def __init__(self, root: Path, seed: int, last: str) -> None:
         self.root, self.random, self.whole = root, random.Random(seed), root / "whole"
         model = root / "model"
         words = [sys.executable, "-m", "inversion_dpo.models.tiny", "sd15", str(model)]
@@ -87,6 +87,8 @@ class Bench:
                 raise SystemExit(f"{stage} failed:\n{launch.log.read_text()[-3000:]}")
             self.work[stage] = time.monotonic() - begun
             shutil.copytree(self.whole, root / f"after-{stage}")
+            if stage == last:
+                break
 
     def start(self, stage: str, folder: Path) -> Launch:
         """Launch a stage on a folder."""
@@ -165,19 +167,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=1, help="of each row")
     parser.add_argument("--stage", choices=list(BEGUN), action="append", help="default: both")
+    parser.add_argument("--who", choices=[*VICTIMS, STOP], action="append", help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    lost = False
+    lost, stages, n = False, arguments.stage or list(BEGUN), arguments.repeats
     with tempfile.TemporaryDirectory() as folder:
-        bench, n = Bench(Path(folder), arguments.seed), arguments.repeats
+        bench = Bench(Path(folder), arguments.seed, stages[-1])
         print("| fault | times | what happened |\n|---|---|---|", flush=True)
-        for stage in arguments.stage or BEGUN:
-            jobs: list[Callable[[], tuple[str, str]]] = [
-                *((lambda w=who, s=stage: killed(bench, s, w, n)) for who in VICTIMS),
-                lambda s=stage: terminated(bench, s, n),
-            ]
-            for job in jobs:
-                what, outcome = job()
+        for stage in stages:
+            for who in arguments.who or [*VICTIMS, STOP]:
+                stopped = who == STOP
+                what, outcome = (
+                    terminated(bench, stage, n) if stopped else killed(bench, stage, who, n)
+                )
                 print(f"| {what} | {n} | {outcome} |", flush=True)
                 lost |= "LOST" in outcome
     raise SystemExit(int(lost))
