@@ -78,7 +78,7 @@ def split_table(graphs: Mapping[str, Sequence[SceneGraph]]) -> list[list[object]
     """Of each split: name, pairs, different scenes, and pairs by number of objects."""
     counts = {split: Counter(len(g.items) for g in part) for split, part in graphs.items()}
     sizes = sorted({n for count in counts.values() for n in count})
-    head: list[object] = ["split", "pairs", "scenes", *(f"{n} objects" for n in sizes)]
+    head: list[object] = ["split", "pairs", "scenes", *(f"{n} object{'s' * (n > 1)}" for n in sizes)]
     return [head] + [
         [split, len(part), len({key_of(g) for g in part}), *(counts[split][n] for n in sizes)]
         for split, part in graphs.items()
@@ -128,15 +128,14 @@ def draw_distributions(
 def draw_sheet(path: Path, rows: Rows, by: Sequence[str], seed: int) -> None:
     """Pairs drawn at random, winner left, with the scores that decided."""
     pick = np.random.default_rng(seed).permutation(len(rows))[:SHOWN]
-    page = Figure((13, 17), dpi=100, facecolor=PAPER, layout="constrained")
-    panels = page.subplots(8, 5).flatten()
-    for axes in panels:
+    page = Figure((13, 17), dpi=100, facecolor=PAPER)
+    for place, k in enumerate(pick):
+        row, (line, column) = rows[k], divmod(place, 5)
+        axes = page.add_axes((0.005 + column / 5, 1 - (line + 0.97) / 8, 0.19, 0.09))
         axes.axis("off")
-    for axes, k in zip(panels, pick, strict=False):
-        row = rows[k]
-        winner, loser = decisive(row, by)
         axes.imshow(side_by_side([row[f"jpg_{n}"] for n in _order(row)]), interpolation="nearest")
         words = row["caption"].replace(" which", "\nwhich")
+        winner, loser = decisive(row, by)
         axes.set_title(f"{words}\n{winner:.2f} > {loser:.2f}", fontsize=6.5, color=INK,
                        parse_math=False)  # fmt: skip
     page.savefig(path)

@@ -1,12 +1,14 @@
 """`pairs build` from the configuration to the dataset, with a painter in the model's place."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.config import ConfigError, load_config
+from inversion_dpo.config_build import BuildConfig
 from inversion_dpo.data.annotations import write_annotations
 from inversion_dpo.data.build import Labelled
 from inversion_dpo.data.candidates import Candidate
@@ -20,10 +22,11 @@ from inversion_dpo.scenes.graph import parse_caption
 from inversion_dpo.scenes.prompts import split_of
 from inversion_dpo.scenes.world import ground_colour
 
-SMALL = [
-    "build.mix={1/0: 1, 2/1: 1}", "build.splits={train: 20, test: 8}", "build.by=[warmth]",
-    "build.near=-1", "build.least=0.02", "build.samples=4",
-]  # fmt: skip
+SMALL = BuildConfig(
+    prompts="scenes", mix={"1/0": 1, "2/1": 1}, splits={"train": 20, "test": 8}, samples=4,
+    guidance_scales=[1.0, 2.0], by=["warmth"], mining="margin", least=0.02, once=True,
+    name="small", licence="apache-2.0",
+)  # fmt: skip
 painted = []
 
 
@@ -47,8 +50,8 @@ def painter(monkeypatch):
     monkeypatch.setattr("inversion_dpo.evaluation.building.drawing", drawing)
 
 
-def settings(*overrides):
-    return load_config("scenes-pairs", [*SMALL, *overrides])
+def settings(**changes):
+    return replace(load_config("scenes-pairs", []), build=replace(SMALL, **changes))
 
 
 def rows_of(folder):
@@ -69,13 +72,15 @@ def test_a_dataset_in_splits(tmp_path):
             assert r["label_0"] == float(first > second) and abs(first - second) >= 0.02
             assert r["source_0"].startswith("reference, guidance ")
     card = (tmp_path / "dataset" / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n") and "| train | 20 |" in card
+    assert card.startswith("---\n") and "\nlicense: apache-2.0\n" in card
+    assert "| train | 20 |" in card and "| 1 object | 2 objects |" in card
     assert "path: train/*.parquet" in card and str(tmp_path) not in card
     for name in ("pairs.png", "distributions.png", "config.yaml", "SHA256SUMS"):
         assert (tmp_path / "dataset" / name).stat().st_size > 100
 
 
 def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr("inversion_dpo.evaluation.dataset_card.write_card", lambda *told: None)
     build(settings(), tmp_path / "whole")
     sums = (tmp_path / "whole" / "dataset" / "SHA256SUMS").read_text()
     painted.clear()
@@ -87,18 +92,18 @@ def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
     build(settings(), tmp_path / "whole")
     assert (tmp_path / "whole" / "dataset" / "SHA256SUMS").read_text() == sums and painted
     with pytest.raises(DataError, match="another --output"):
-        build(settings("build.seed=1"), tmp_path / "whole")
-    build(settings("build.seed=1"), tmp_path / "other")
+        build(settings(seed=1), tmp_path / "whole")
+    build(settings(seed=1), tmp_path / "other")
     assert (tmp_path / "other" / "dataset" / "SHA256SUMS").read_text() != sums
 
 
 def test_what_does_not_come_out_is_said(tmp_path):
     with pytest.raises(DataError, match="test-1-0: only 0 of 4 pairs came out"):
-        build(settings("build.least=5"), tmp_path / "a")
+        build(settings(least=5), tmp_path / "a")
     with pytest.raises(ConfigError, match="build.splits.dev: the scenes have train"):
-        build(settings("build.splits={dev: 3}"), tmp_path / "b")
+        build(settings(splits={"dev": 3}), tmp_path / "b")
     with pytest.raises(DataError, match="no score 'beauty'"):
-        build(settings("build.by=[beauty]"), tmp_path / "c")
+        build(settings(by=["beauty"]), tmp_path / "c")
 
 
 def test_models_take_turns_with_the_reference(tmp_path):
@@ -108,14 +113,14 @@ def test_models_take_turns_with_the_reference(tmp_path):
         (tmp_path / name / "run").mkdir(parents=True)
         (tmp_path / name / "run" / "pytorch_lora_weights.safetensors").write_bytes(b"")
     first, second = f"{tmp_path}/a/run/", f"{tmp_path}/b/run"
-    sampling = sampling_of(settings(f"build.models=[{first}]"), tmp_path)
+    sampling = sampling_of(settings(models=[first]), tmp_path)
     assert sampling.sources == (
         "reference, guidance 1", "reference, guidance 2", "run, guidance 1", "run, guidance 2",
     )  # fmt: skip
     with pytest.raises(ConfigError, match="another one is called run; rename it"):
-        sampling_of(settings(f"build.models=[{first},{second}]"), tmp_path)
+        sampling_of(settings(models=[first, second]), tmp_path)
     with pytest.raises(ConfigError, match="is no model"):
-        sampling_of(settings(f"build.models=[{tmp_path}]"), tmp_path)
+        sampling_of(settings(models=[str(tmp_path)]), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_models_take_turns_with_the_reference(tmp_path):
 )
 def test_settings_that_cannot_be(override, message):
     with pytest.raises(ConfigError, match=message):
-        settings(override)
+        load_config("scenes-pairs", [override])
 
 
 def graph(label, relation="above", caption=None):
@@ -144,20 +149,20 @@ def test_scene_graphs_from_a_file_in_splits(tmp_path):
                 for c in ("red", "blue", "pink", "green", "black", "orange")]  # fmt: skip
     graphs = [parse_caption(c) for c in captions]
     write_annotations(graphs, tmp_path / "graphs.jsonl")
-    how = [f"build.prompts={tmp_path}/graphs.jsonl", "build.splits={train: 6, dev: 4}"]
-    build(settings(*how), tmp_path / "out")
+    how = {"prompts": f"{tmp_path}/graphs.jsonl", "near": -1}
+    build(settings(**how, splits={"train": 6, "dev": 4}), tmp_path / "out")
     asked = {s: [SceneGraph.from_json(r["scene_graph"]) for r in rows_of(tmp_path / "out" /
              "dataset" / s)] for s in ("train", "dev")}  # fmt: skip
     assert leaks(asked) == [] and {s: len(g) for s, g in asked.items()} == {"train": 6, "dev": 4}
     assert {g.caption for part in asked.values() for g in part} <= set(captions)
-    build(settings(how[0], "build.splits={}"), tmp_path / "flat")
+    build(settings(**how, splits={}), tmp_path / "flat")
     assert len({r["caption"] for r in rows_of(tmp_path / "flat")}) == 18
     write_annotations([SceneGraph(graphs[0].items)], tmp_path / "graphs.jsonl")
     with pytest.raises(DataError, match="have no caption_ori"):
-        build(settings(how[0], "build.splits={}"), tmp_path / "silent")
+        build(settings(**how, splits={}), tmp_path / "silent")
     (tmp_path / "graphs.jsonl").write_text('{"items": 5}\n')
     with pytest.raises(DataError, match="graphs.jsonl, row 0: items is 5"):
-        build(settings(how[0], "build.splits={}"), tmp_path / "bad")
+        build(settings(**how, splits={}), tmp_path / "bad")
 
 
 def test_numbers_of_prompts_give_the_shipped_labellings(tmp_path):
