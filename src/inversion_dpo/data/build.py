@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from inversion_dpo.data.images import DataError, decode_image
 Pixels = NDArray[np.uint8]
 Draw = Callable[[Sequence[str], Sequence[int]], list[Pixels]]
 Score = Callable[[Sequence[Pixels], Sequence[str]], Mapping[str, NDArray[np.float64]]]
+READ = "parsed"  # the score that says whether a sample could be read at all
 CHUNK = 16  # prompts sampled and scored between two saves
 
 # Scores that were trained as log-odds: sigmoid(slope x difference) is the scorer's own probability.
@@ -47,6 +48,7 @@ class Labelled:
 def build_scored_pairs(
     output: Path, draw: Draw, score: Score, prompts: Sequence[str], samples: int, seed: int,
     voters: Sequence[str] = (), least: float = 0.5, limit: int | None = None,
+    graphs: Mapping[str, str] | None = None,
 ) -> int:  # fmt: skip
     """Write ``OUTPUT/pairs.parquet``, one pair a prompt; returns how many. Resumed if begun.
 
@@ -60,6 +62,9 @@ def build_scored_pairs(
         voters: names of the scores that vote; all, if none is named.
         least: the least probability of a pair's winner, at least one half.
         limit: the most pairs.
+        graphs: prompt -> its scene graph as JSON, which the pairs carry.
+
+    Samples that a scorer could not read (``parsed`` is 0) are in no pair.
 
     Raises:
         DataError: another build lies in the folder, no such score, or no pair came out.
@@ -67,16 +72,23 @@ def build_scored_pairs(
     claim(output, {"prompts": list(prompts), "samples": samples, "seed": seed})
     pairs: list[Labelled] = []
     for group in candidates(output / "candidates", draw, score, prompts, samples, seed):
-        found = elect(group, voters or tuple(group[0].scores))
+        names = voters or tuple(n for n in group[0].scores if n != READ)
+        read = [c for c in group if c.scores.get(READ, 1.0)]
+        found = elect(read, names) if len(read) > 1 else None
         if found and found.preference > max(least, 0.5) - 1e-12 and found.preference > 0.5:
             pairs.append(found)
         if len(pairs) == limit:
             break
     if not pairs:
         raise DataError(f"{output}: no prompt gave a pair; take more samples, or lower --least")
+    said = graphs or {}
     write_pairs(
-        output / "pairs.parquet", [(p.winner, p.loser) for p in pairs], seed,
-        [p.preference for p in pairs],
+        output / "pairs.parquet",
+        [
+            (replace(p.winner, scene_graph=g), replace(p.loser, scene_graph=g))
+            for p in pairs for g in [said.get(p.winner.caption, "")]
+        ],
+        seed, [p.preference for p in pairs],
     )  # fmt: skip
     return len(pairs)
 

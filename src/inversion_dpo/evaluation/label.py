@@ -9,8 +9,8 @@ from typing import Any
 from inversion_dpo.config import Config, ConfigError
 from inversion_dpo.data.build import Pixels, build_scored_pairs
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-from inversion_dpo.evaluation.prompts import read_prompts
-from inversion_dpo.evaluation.scorers.registry import load_scorers
+from inversion_dpo.evaluation.judges import intended_graphs, scorers_of
+from inversion_dpo.evaluation.prompts import read_prompt_set
 from inversion_dpo.sampling import sample
 
 
@@ -26,7 +26,7 @@ def build_labelled(
     e = config.evaluation
     if not (scorer or e.scorer):
         raise ConfigError("pairs build --prompts SET needs --scorer, which says who labels")
-    score = load_scorers(scorer or e.scorer, e.checkpoints, e.batch_size, output / "scores.sqlite")
+    score = scorers_of(config, scorer or e.scorer, output / "scores.sqlite", prompts, None)
     loaded: list[Any] = []  # the pipeline, once a chunk is not on disk
 
     def draw(captions: Sequence[str], seeds: Sequence[int]) -> list[Pixels]:
@@ -36,8 +36,11 @@ def build_labelled(
             config.model.resolution,
         )  # fmt: skip
 
-    asked = list(dict.fromkeys(read_prompts(prompts, None)))
+    given = read_prompt_set(prompts, None)
+    graphs = {prompt: graph.to_json() for prompt, graph in intended_graphs(given).items()}
     made = build_scored_pairs(
-        output, draw, score, asked, samples, seed, voters, least, limit
+        output, draw, score, list(dict.fromkeys(given.prompts)), samples, seed, voters, least,
+        limit, graphs,
     )  # fmt: skip
+    score.conclude()
     return {"pairs": made}
