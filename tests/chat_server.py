@@ -20,7 +20,8 @@ class Script:
     """What the server does: ``answer`` of every request, called with its JSON.
 
     It returns a text, the answer; a dictionary, the response's JSON; or (status, headers, bytes,
-    seconds to wait). ``seen``: the requests' JSON and headers. ``most``: requests at once.
+    seconds to wait); bytes in a list drip. ``seen``: the requests' JSON and headers. ``most``:
+    requests at once.
     """
 
     def __init__(self, answer):
@@ -65,7 +66,10 @@ def serving(answer):
                 if "Content-Length" not in headers:
                     self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                for piece in content if isinstance(content, list) else [content]:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    sleep(0.05 if isinstance(content, list) else 0)
             except OSError:
                 pass  # the client has gone
             self.close_connection = True

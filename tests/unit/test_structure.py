@@ -1,4 +1,4 @@
-"""Errors of objects, attributes and relations, worked out by hand; and the IoUs where words repeat."""
+"""Errors of objects, attributes and relations, worked out by hand; IoUs where words repeat."""
 
 import pytest
 
@@ -83,7 +83,7 @@ def test_two_red_circles():
 
 
 def test_relations_in_both_directions():
-    """One arrow asked; an answer that says both contradicts itself, and only what is asked counts."""
+    """One arrow asked; of an answer that says both only what is asked counts."""
     asked = graph("cat, dog", (0, "chases", 1))
     both = graph("cat, dog", (0, "chases", 1), (1, "chases", 0))
     assert agreement(asked, both).exact == 1 and departures(asked, both).relations == 0

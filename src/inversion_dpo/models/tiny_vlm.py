@@ -1,7 +1,7 @@
 """A tiny random vision-language model of the genuine LLaVA classes, which needs no torchvision.
 
-Nothing is downloaded: ``python -m inversion_dpo.models.tiny_vlm FOLDER``. What it says is noise, but
-it depends on the image and the words.
+Nothing is downloaded: ``python -m inversion_dpo.models.tiny_vlm FOLDER``. What it says is noise,
+but it depends on the image and the words.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def test_by_hand():
     assert found["left_out"] == 0 and found["all"]["n_prompts"] == 4
     # reference: sg_iou 0, 0, 0 (the green cat's triple is another one), 1
     assert found["all"]["sg_iou"]["reference"] == 0.25 and found["all"]["sg_iou"]["gain"] == 0.75
-    assert [found["all"][k]["reference"] for k in
-            ("entity_errors", "attribute_errors", "relation_errors")] == [0.25, 0.25, 0.25]  # fmt: skip
+    kinds = ("entity_errors", "attribute_errors", "relation_errors")
+    assert [found["all"][k]["reference"] for k in kinds] == [0.25, 0.25, 0.25]
     assert found["all"]["relation_errors"]["gain"] == -0.25
     assert list(found["objects"]) == ["1", "2"]
     assert found["objects"]["1"]["exact"]["reference"] == 0.5

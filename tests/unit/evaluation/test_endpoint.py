@@ -100,12 +100,13 @@ def test_no_endless_loop():
 
 
 def test_a_timeout_is_of_the_whole_answer():
-    def drip(_):
-        return 200, {"Content-Length": "100000"}, b" " * 50, 0.4
-
-    with chat.serving([drip(0), "fine"]) as (url, _):
+    silent = (200, {}, b"{}", 0.4)
+    dripping = (200, {"Content-Length": "100"}, [b" "] * 100, 0)  # 5 seconds, never silent
+    with chat.serving([silent, dripping, "fine"]) as (url, _):
+        began = time.monotonic()
         reply, _ = ask(url, timeout=0.2)
-        assert reply.text == "fine" and reply.requests == 2
+        assert reply.text == "fine" and reply.requests == 3
+        assert time.monotonic() - began < 2
 
 
 def test_a_huge_response_is_not_read_to_its_end(monkeypatch):

@@ -38,9 +38,9 @@ def image(seed):
 
 def said(*items, relations=()):
     """An answer's JSON of "red cat" and the like, and of (item1, relation, item2)."""
-    parts = [i.split() for i in items]
+    parts = enumerate(i.split() for i in items)
     return json.dumps({
-        "items": [{"item_id": k, "label": p[-1], "attributes": p[:-1]} for k, p in enumerate(parts)],
+        "items": [{"item_id": k, "label": p[-1], "attributes": p[:-1]} for k, p in parts],
         "relations": [{"item1": a, "relation": r, "item2": b} for a, r, b in relations],
     })  # fmt: skip
 
@@ -246,7 +246,8 @@ def test_a_local_model_sees_the_image_and_says_what_it_generates(folder, monkeyp
     model = LocalModel(Checkpoint("scene-graph", str(folder)), max_tokens=500)
     turns = [Turn("user", "what?"), Turn("assistant", "{"), Turn("user", "again")]
     given = model.inputs(image(0), "be exact", turns)
-    text = "<s>system: be exact</s>user: <image>\nwhat?</s>assistant: {</s>user: again</s>assistant: "
+    text = "<s>system: be exact</s>user: <image>\nwhat?</s>assistant: {</s>user: again</s>"
+    text += "assistant: "
     by_hand = model.processor(images=Image.fromarray(image(0)), text=text, return_tensors="pt")
     assert torch.equal(given["input_ids"], by_hand["input_ids"])
     assert torch.equal(given["pixel_values"], by_hand["pixel_values"])
