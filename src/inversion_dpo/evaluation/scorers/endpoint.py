@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from PIL import Image
 
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
@@ -99,7 +100,7 @@ class Endpoint:
             asked = None
             try:
                 status, headers, content = self._post(payload)
-            except requests.RequestException as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = type(error).__name__
             else:
                 body, asked = _json(content), retry_after(headers)
@@ -125,12 +126,13 @@ class Endpoint:
             allow_redirects=False, timeout=(min(CONNECT_SECONDS, self.timeout), self.timeout),
         ) as response:  # fmt: skip
             content = b""
-            for part in response.iter_content(1 << 14):
+            # what is there, not as much as asked for: a server that drips must not hold us up
+            while part := response.raw.read1(1 << 16, decode_content=True):
                 content += part
                 if len(content) > MOST_BYTES:
                     raise ScorerError(self.complaint(f"a response above {MOST_BYTES} bytes"))
                 if time.monotonic() > end:
-                    raise requests.Timeout
+                    raise requests.Timeout("it drips")
             return response.status_code, response.headers, content
 
     def _authorised(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
