@@ -52,6 +52,8 @@ SAME = graph("red square, blue star, red circle", (2, "left of", 1), (1, "above"
         # the blue circle is matched with the blue one, not in the order of the graphs
         (graph("red circle, blue circle"), graph("blue circle, green circle"), 0, 0, 1, 0),
         (graph("red circle"), graph("blue circle, red circle"), 0, 1, 0, 0),
+        # equal ones first: all four pairs share "red" alone
+        (graph("red circle, big red circle"), graph("old red circle, red circle"), 0, 0, 1, 0),
         # order of attributes says nothing
         (graph("small red circle"), graph("red small circle"), 0, 0, 0, 0),
     ],

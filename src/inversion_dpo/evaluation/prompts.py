@@ -98,7 +98,7 @@ def _graph(given: Any, where: str) -> SceneGraph | None:
         return None
     try:
         return SceneGraph.from_dict(json.loads(given) if isinstance(given, str) else given)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f'evaluation.prompts: {where}, "scene_graph": {error}') from error
 
 
