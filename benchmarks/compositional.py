@@ -40,7 +40,7 @@ def by_objects(measure: str) -> Callable[[Structure], Rows]:
     """A measure by number of intended objects, then of all prompts."""
 
     def rows(structure: Structure) -> Rows:
-        parts = {f"{name} objects": part[measure] for name, part in structure["objects"].items()}
+        parts = {name: part[measure] for name, part in structure["objects"].items()}
         return parts | {"all": structure["all"][measure]}
 
     return rows

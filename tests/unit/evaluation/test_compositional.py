@@ -38,7 +38,7 @@ def test_means_over_seeds_with_t_intervals(tmp_path, monkeypatch, capsys):
     at = lines.index("### Scene-graph IoU by number of objects")
     # one object is right in every run; of two A has 1 and 0: mean .5, t(1) .975 = 12.706,
     # sd .7071, so half a width of 6.353; the mean of all is .75 with half of that
-    assert lines[at + 2] == "|  | 1 objects | 2 objects | all |"
+    assert lines[at + 2] == "|  | 1 | 2 | all |"
     assert lines[at + 4] == "| reference of A | 1.000 | 0.000 | 0.500 |"
     assert lines[at + 6] == (
         "| A (2 seeds) | 1.000 [1.000, 1.000] | 0.500 [-5.853, 6.853] | 0.750 [-2.427, 3.927] |"
