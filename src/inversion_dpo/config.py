@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +131,22 @@ class TrainingConfig:
 
 
 @dataclass
+class ParserConfig:
+    """Of the scorer scene-graph: which vision-language model reads images (docs/scorers.md)."""
+
+    url: str | None = None  # an OpenAI-compatible server's, up to /v1; its key: see the page
+    model: str | None = None  # the server's name for it
+    vocabulary: str | None = None  # JSON file of words; null: those of the prompts' graphs
+    distractors: int = 30  # words of other prompts offered beside a prompt's own, of each kind
+    max_tokens: int = 1500  # of an answer
+    timeout: float = 120.0  # seconds for a request
+    retries: int = 5  # of a request, after 429, 5xx and timeouts
+    parallel: int = 4  # requests at once
+    prompt_price: float | None = None  # of a million tokens
+    completion_price: float | None = None
+
+
+@dataclass
 class EvaluationConfig:
     """Held-out prompts; policy and reference start from the same noise."""
 
@@ -138,6 +155,7 @@ class EvaluationConfig:
     seeds: int = 1  # images of each prompt
     scorer: Any = "scenes"  # names, comma-separated or a list, or module:function; null: none
     checkpoints: dict[str, str] = field(default_factory=dict)  # of scorers: name: PATH@REVISION
+    parser: ParserConfig = field(default_factory=ParserConfig)  # of the scorer scene-graph
     preference: str = "warmth"  # the score that the pairs were labelled by
     sample_steps: int = 20
     guidance_scale: float = 4.0
@@ -251,6 +269,7 @@ def validate(config: Config) -> None:
     _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
     _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
     _check_scorer(config.evaluation.scorer)
+    _check_parser(config.evaluation.parser)
     _one_of("training.tracker", training.tracker, list(TRACKERS))
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
     _check_combinations(config)
@@ -336,6 +355,16 @@ def _check_scorer(scorer: Any) -> None:
         raise ConfigError(
             f"evaluation.scorer={scorer!r}: write names, comma-separated or a list; docs/scorers.md"
         )
+
+
+def _check_parser(parser: ParserConfig) -> None:
+    least = {
+        "distractors": 0, "retries": 0, "parallel": 1, "max_tokens": 1, "timeout": 1,
+        "prompt_price": 0, "completion_price": 0,
+    }  # fmt: skip
+    for name, low in least.items():
+        if (value := getattr(parser, name)) is not None and not low <= value < math.inf:
+            raise ConfigError(f"evaluation.parser.{name}={value} must be {low} or more")
 
 
 def _one_of(key: str, value: str, allowed: list[str]) -> None:

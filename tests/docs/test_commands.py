@@ -5,6 +5,7 @@ names (a preset's model, the reader's own files) is replaced by the table here, 
 the same kind; a command that nothing here treats fails.
 """
 
+import importlib.util
 import json
 import re
 import runpy
@@ -28,6 +29,7 @@ TINY_RUN = [
     "training.steps=2", "training.batch_size=4", "training.gradient_accumulation=1",
     "evaluation.sample_steps=2", "evaluation.limit=3", "evaluation.batch_size=3",
 ]  # fmt: skip
+SERVED = "http://localhost:8000/v1"  # in its place stands a server of the tests
 SLOW = ("--config taste --output runs/first", "--run runs/first", "runs/first ")
 NOT_HERE = {  # command -> why it is not run
     "make": "a target of the Makefile, looked for there",
@@ -93,6 +95,9 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     for name in ("pairs.parquet", "my_pairs.parquet"):
         shutil.copy(pair_file, folder / name)
     (folder / "my_prompts.txt").write_text("\n".join(p.caption for p in pairs[:3]))
+    graph = {"items": [{"item_id": 0, "label": "star"}]}
+    row = {"prompt": "a star", "scene_graph": graph}
+    (folder / "my_graphs.jsonl").write_text(json.dumps(row))
     for name in WRITERS:
         write_tiny_scorer(name, folder / f"my_{name}")
     (folder / "real_images").mkdir()
@@ -164,6 +169,23 @@ def cases(kind):
 
 
 @pytest.fixture
+def served():
+    """The address of a server whose answers say that nothing is there."""
+    path = ROOT / "tests" / "chat_server.py"
+    spec = importlib.util.spec_from_file_location("chat_server", path)
+    chat = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(chat)
+    said = iter(range(10**6))
+
+    def answer(request):  # now the star of the prompt, now nothing, so that there is a winner
+        star = {"item_id": 0, "label": "star", "attributes": []}
+        return json.dumps({"items": [star] if next(said) % 2 else [], "relations": []})
+
+    with chat.serving(answer) as (url, _):
+        yield url
+
+
+@pytest.fixture
 def reader(place, tmp_path, monkeypatch):
     """The test stands in a copy of the reader's folder."""
     folder = shutil.copytree(place, tmp_path / "reader")
@@ -180,8 +202,8 @@ def needed_first(words, capsys, tiny, reader):
 
 
 @pytest.mark.parametrize("command", cases("run"))
-def test_a_command_does_what_it_says(command, reader, capsys, tiny):
-    words = prepared(command, tiny)
+def test_a_command_does_what_it_says(command, reader, capsys, tiny, served):
+    words = [w.replace(SERVED, served) for w in prepared(command, tiny)]
     needed_first(words, capsys, tiny, reader)
     code, printed = run(words, capsys)
     upload = "--push-to-hub" in words and "--dry-run" not in words

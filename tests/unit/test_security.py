@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from PIL import Image
 
+from datasets import Dataset
 from inversion_dpo.cli import main
 from inversion_dpo.config import PACKAGE, ConfigError, load_config, to_yaml
 from inversion_dpo.data.images import DataError

@@ -29,10 +29,11 @@ from inversion_dpo.processes import current_team
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # prompts sampled and scored between two saves
+READ = "parsed"  # the score that says whether an image could be read at all
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[[Sequence[str], Sequence[int], str], list[Pixels]]
-Verdict = tuple[Mapping[str, NDArray[np.float64]], Sequence[SceneGraph] | None]
+Verdict = tuple[Mapping[str, NDArray[np.float64]], Sequence[SceneGraph | None] | None]
 Judge = Callable[[Sequence[Pixels], Sequence[SceneGraph]], Verdict]
 
 
@@ -107,10 +108,12 @@ def fill(
 
 
 def pairs_of(group: Sequence[Candidate], how: Labelling) -> list[Labelled]:
-    """The pairs of one prompt's samples."""
-    mined = MINERS[how.mining]([c.scores for c in group], how.by, how.least)
+    """The pairs of one prompt's samples; one that a scorer could not read is in none."""
+    read = [c for c in group if c.scores.get(READ, 1.0)]
+    scores = [{name: s for name, s in c.scores.items() if name != READ} for c in read]
+    mined = MINERS[how.mining](scores, how.by, how.least)
     chosen = disjoint(mined) if how.once else mined
-    return [Labelled(group[p.winner], group[p.loser], p.preference) for p in chosen]
+    return [Labelled(read[p.winner], read[p.loser], p.preference) for p in chosen]
 
 
 def groups(cell: Cell, folder: Path, sampling: Sampling) -> Iterator[list[Candidate]]:
@@ -162,6 +165,7 @@ def scored_samples(
             jpgs[k] = encode_image(image, sampling.quality)
     stored = [np.asarray(decode_image(j, f"seed {s}")) for j, s in zip(jpgs, seeds, strict=True)]
     scores, detected = sampling.judge(stored, asked)
+    found = [g.to_json() if g else "" for g in detected or [None] * len(asked)]
     return [
         Candidate(
             graph.caption,
@@ -169,7 +173,7 @@ def scored_samples(
             seeds[k],
             jpgs[k],
             {name: float(values[k]) for name, values in scores.items()},
-            detected[k].to_json() if detected else "",
+            found[k],
             sources[k],
         )
         for k, graph in enumerate(asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from inversion_dpo.data.duplicates import Duplicates
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.splits import key_of, split_by_hash
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-from inversion_dpo.evaluation.prompts import read_prompts
-from inversion_dpo.evaluation.scorers.registry import load_scorers
+from inversion_dpo.evaluation.judges import intended_graphs, scene_graph_scorer
+from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
+from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, ScorerGroup, load_scorers
+from inversion_dpo.evaluation.scorers.scene_graph import SceneGraphScorer
 from inversion_dpo.evaluation.sides import Side, side
 from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.processes import current_team
@@ -63,13 +65,17 @@ def build(config: Config, output: Path) -> dict[str, int]:
     if current_team().main:
         claim(output, _sampled_by(config))
     current_team().wait()
-    sampling, folder = sampling_of(config, output), output / "candidates"
+    exact, others = scorers_of(config, output)
+    sampling, folder = sampling_of(config, judge_of(exact, others)), output / "candidates"
     if b.splits:
         found = fill_splits(config, folder, sampling)
-        return write_dataset(config, output, found) if current_team().main else {}
-    cell = Cell("candidates", single_graphs(config), b.limit, b.seed * 10 * SEEDS)
-    labelled = fill(cell, folder, sampling, labellings(config), Duplicates(b.near))
-    return write_labelled(output, labelled, b.seed) if current_team().main else {}
+    else:
+        cell = Cell("candidates", single_graphs(config), b.limit, b.seed * 10 * SEEDS)
+        found = fill(cell, folder, sampling, labellings(config), Duplicates(b.near))
+    if others:
+        others.conclude()
+    write = write_dataset if b.splits else write_labelled
+    return write(config, output, found) if current_team().main else {}
 
 
 def labellings(config: Config) -> dict[str, Labelling]:
@@ -81,7 +87,7 @@ def labellings(config: Config) -> dict[str, Labelling]:
 
 
 def write_labelled(
-    output: Path, labelled: Mapping[str, Sequence[Labelled]], seed: int
+    config: Config, output: Path, labelled: Mapping[str, Sequence[Labelled]]
 ) -> dict[str, int]:
     """One Parquet file for each labelling; DataError if one has no pairs."""
     for name, pairs in labelled.items():
@@ -89,7 +95,9 @@ def write_labelled(
             raise DataError(f"{output}: no prompt gave a pair of {name}; take more samples, or "
                             "lower --least")  # fmt: skip
         both = [(p.winner, p.loser) for p in pairs]
-        write_pairs(output / f"{name}.parquet", both, seed, [p.preference for p in pairs])
+        write_pairs(
+            output / f"{name}.parquet", both, config.build.seed, [p.preference for p in pairs]
+        )
     return {name: len(pairs) for name, pairs in labelled.items()}
 
 
@@ -106,8 +114,10 @@ def single_graphs(config: Config) -> list[SceneGraph]:
         if silent := [g for g in graphs if not g.caption.strip()]:
             raise DataError(f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by")
         return graphs
-    captions = dict.fromkeys(read_prompts(b.prompts, None))
-    return [SceneGraph((), (), caption) for caption in captions]
+    asked = read_prompt_set(b.prompts, None)
+    known = intended_graphs(asked)
+    captions = dict.fromkeys(asked.prompts)
+    return [replace(known.get(c, SceneGraph((), (), c)), caption=c) for c in captions]
 
 
 def fill_splits(config: Config, folder: Path, sampling: Sampling) -> dict[str, list[Labelled]]:
@@ -171,8 +181,8 @@ def _not_elsewhere(
             yield graph
 
 
-def sampling_of(config: Config, output: Path) -> Sampling:
-    """Models, guidances and scorers of the configuration; a model is loaded when it is needed."""
+def sampling_of(config: Config, judge: Judge) -> Sampling:
+    """Models and guidances of the configuration; a model is loaded when it is needed."""
     b = config.build
     scales = b.guidance_scales or [config.evaluation.guidance_scale]
     models = {"reference": side(config, None)}
@@ -183,7 +193,7 @@ def sampling_of(config: Config, output: Path) -> Sampling:
         models[name] = side(config, model)
     sources = {f"{name}, guidance {s:g}": (m, s) for name, m in models.items() for s in scales}
     return Sampling(
-        drawing(config, sources), judge_of(config, output), b.samples, tuple(sources), b.quality
+        drawing(config, sources), judge, b.samples, tuple(sources), b.quality
     )
 
 
@@ -204,26 +214,42 @@ def drawing(config: Config, sources: Mapping[str, tuple[Side, float]]) -> Draw:
     return draw
 
 
-def judge_of(config: Config, output: Path) -> Judge:
-    """Scores of all scorers; of ``scenes``, which knows the graph, also what it found."""
-    e = config.evaluation
+def scorers_of(config: Config, output: Path) -> tuple[bool, ScorerGroup | None]:
+    """Whether the exact checker ``scenes`` judges, and all other scorers, if there are any."""
+    e, store = config.evaluation, output / "scores.sqlite"
     if not e.scorer:
         raise ConfigError("pairs build needs --scorer or evaluation.scorer, which says who labels")
     names = e.scorer if isinstance(e.scorer, list) else e.scorer.split(",")
     others = [name.strip() for name in names if name.strip() != "scenes"]
-    exact = len(others) < len(names)
-    group = load_scorers(others, e.checkpoints, e.batch_size, output / "scores.sqlite") \
-        if others else None  # fmt: skip
+
+    def scene_graphs() -> SceneGraphScorer:
+        if config.build.prompts == "scenes":
+            raise ConfigError(f"build.prompts=scenes is judged by scenes, not by {SCENE_GRAPH}")
+        graphs = single_graphs(config)
+        said = [g if g.items else None for g in graphs]
+        asked = PromptSet([g.caption for g in graphs], [""] * len(graphs), said)
+        return scene_graph_scorer(e.parser, e.checkpoints.get(SCENE_GRAPH), asked, store)
+
+    made = {SCENE_GRAPH: scene_graphs}
+    group = load_scorers(others, e.checkpoints, e.batch_size, store, made) if others else None
+    return len(others) < len(names), group
+
+
+def judge_of(exact: bool, others: ScorerGroup | None) -> Judge:
+    """Scores of all scorers, and the graphs that one of them finds."""
 
     def judge(images: Sequence[Pixels], graphs: Sequence[SceneGraph]) -> Verdict:
-        asked = [g if g.items else parse_caption(g.caption) for g in graphs] if exact else graphs
-        scores, found = judge_scenes(images, asked) if exact else ({}, None)
-        if group is None:
+        scores: Mapping[str, Any] = {}
+        found: Sequence[SceneGraph | None] | None = None
+        if exact:
+            asked = [g if g.items else parse_caption(g.caption) for g in graphs]
+            scores, found = judge_scenes(images, asked)
+        if others is None:
             return scores, found
-        more = group(images, [g.caption for g in graphs])
+        more, seen = others.judge(images, [g.caption for g in graphs])
         if both := sorted(set(scores) & set(more)):
             raise ConfigError(f"two scorers give a score called {both[0]!r}: drop one")
-        return {**scores, **more}, found
+        return {**scores, **more}, found or seen
 
     return judge
 
