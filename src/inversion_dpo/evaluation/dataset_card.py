@@ -78,7 +78,8 @@ def split_table(graphs: Mapping[str, Sequence[SceneGraph]]) -> list[list[object]
     """Of each split: name, pairs, different scenes, and pairs by number of objects."""
     counts = {split: Counter(len(g.items) for g in part) for split, part in graphs.items()}
     sizes = sorted({n for count in counts.values() for n in count})
-    head: list[object] = ["split", "pairs", "scenes", *(f"{n} object{'s' * (n > 1)}" for n in sizes)]
+    names = [f"{n} object{'s' * (n != 1)}" for n in sizes]
+    head: list[object] = ["split", "pairs", "scenes", *names]
     return [head] + [
         [split, len(part), len({key_of(g) for g in part}), *(counts[split][n] for n in sizes)]
         for split, part in graphs.items()
