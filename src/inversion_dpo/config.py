@@ -39,6 +39,7 @@ class ModelConfig:
     lora: str | None = None  # an existing LoRA to start from: it becomes part of the reference
     t5: bool = True  # false: Stable Diffusion 3 without its third text encoder
     guidance_embed: float = 1.0  # the guidance that FLUX.1-dev's network is told
+    scene_graph: str | None = None  # folder of an encoder: prompts and scene graphs condition
     prompt_chunks: int = 1  # SD1, SD2, SDXL: chunks of 75 tokens that are read of every prompt
 
 
@@ -58,6 +59,7 @@ class DataConfig:
     flip: bool = False  # mirror half of the pairs, both images; never if left or right is said
     holdout: float = 0.1  # share of pairs never trained on, for held-out implicit accuracy
     prompt_dropout: float = 0.0  # share of pairs shown without their prompt in an epoch
+    graph_dropout: float = 0.0  # share of pairs shown without their scene graph in an epoch
     label_noise: float = 0.0  # share of training pairs whose labels are swapped, for controls
 
 
@@ -95,14 +97,19 @@ class ObjectiveConfig:
 
 @dataclass
 class PolicyConfig:
-    """What is trained: a LoRA (reference = adapter off) or all weights (reference = a copy)."""
+    """What is trained: a LoRA (reference = adapter off), all weights (reference = a copy), or an
+    encoder of scene graphs (reference = the model without one; docs/compositional.md).
+    """  # noqa: D205
 
-    kind: str = "lora"  # lora, full
+    kind: str = "lora"  # lora, full, scene_graph
     rank: int = 16
     alpha: float = 16.0
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     dora: bool = False
     merge: bool = False  # also write the pipeline with the LoRA added, to OUTPUT/merged
+    graph_tokens: int = 32  # of a new scene-graph encoder: most items and triples of a graph,
+    graph_width: int = 128  # width and
+    graph_layers: int = 3  # layers of its message passing
 
 
 @dataclass
@@ -242,7 +249,7 @@ def validate(config: Config) -> None:
     _one_of("objective.target", objective.target, list(TARGETS))
     _one_of("objective.link", objective.link, list(LINKS))
     _one_of("objective.weighting", objective.weighting, list(WEIGHTS))
-    _one_of("policy.kind", config.policy.kind, ["lora", "full"])
+    _one_of("policy.kind", config.policy.kind, ["lora", "full", "scene_graph"])
     _one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     _one_of("data.format", config.data.format, list(FORMATS))
     _one_of("data.ranking", config.data.ranking, list(SCHEMES))
@@ -256,7 +263,7 @@ def validate(config: Config) -> None:
     _check_combinations(config)
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
-    for name in ("label_noise", "prompt_dropout"):
+    for name in ("label_noise", "prompt_dropout", "graph_dropout"):
         if not 0 <= getattr(config.data, name) <= 1:
             raise ConfigError(f"data.{name} must lie between 0 and 1: a share of the pairs")
     positive = {
@@ -268,6 +275,9 @@ def validate(config: Config) -> None:
         "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
         "inversion.batch_size": config.inversion.batch_size,
         "inversion.keep": 1 if config.inversion.keep is None else config.inversion.keep,
+        "policy.graph_tokens": config.policy.graph_tokens,
+        "policy.graph_width": config.policy.graph_width,
+        "policy.graph_layers": config.policy.graph_layers,
         "evaluation.batch_size": config.evaluation.batch_size,
         "evaluation.sample_steps": config.evaluation.sample_steps,
         "evaluation.seeds": config.evaluation.seeds,
@@ -294,6 +304,8 @@ def _check_combinations(config: Config) -> None:
     from inversion_dpo.objectives import OBJECTIVES
 
     objective = config.objective
+    if config.policy.kind == "scene_graph" and config.policy.merge:
+        raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
     if objective.target == "transition" and config.inversion.fixed_point_iterations:
         raise ConfigError(
             "objective.target=transition vanishes under exact inversion: its signal is the "

@@ -194,6 +194,15 @@ def sft(errors: PairErrors, s: LossSettings) -> LossOutput:
     return LossOutput(errors.weight * errors.winner, torch.zeros_like(errors.winner).detach())
 
 
+def denoising(errors: PairErrors, s: LossSettings) -> LossOutput:
+    """Denoising loss on both images of a pair, whose preference has no part in it.
+
+    :func:`sft` takes the winners alone; this is for pairs that are two pictures of one caption.
+    """
+    loss = errors.weight * (errors.winner + errors.loser) / 2
+    return LossOutput(loss, torch.zeros_like(loss).detach())
+
+
 def safeguarded(errors: PairErrors, mu: float = 0.0) -> PairErrors:
     """The same errors, the loser's gradient scaled so that the winner's error does not rise.
 
@@ -235,6 +244,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mapo": Objective(mapo, "noise", reference=False),
     "kto": Objective(kto, "noise"),
     "sft": Objective(sft, "noise", reference=False),
+    "denoising": Objective(denoising, "noise", reference=False),
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from inversion_dpo.data.formats import HUB, Reading, fingerprint, open_rows
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Row, inspect, rows_of
+from inversion_dpo.graphs import SceneGraph
 
 ON_BAD_ROW = ("error", "skip")
 _LISTED = 5  # rows that the warning about skipped ones spells out
@@ -42,6 +43,19 @@ class Pair:
         """SHA-256 of the SHA-256 of caption, winner and loser: the pair, wherever it stands."""
         parts = (self.caption.encode(), self.winner, self.loser)
         return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()
+
+
+def graph_of(pair: Pair) -> SceneGraph | None:
+    """The pair's scene graph, if it has one; DataError names the row of one that cannot be read."""
+    if pair.scene_graph is None:
+        return None
+    try:
+        return SceneGraph.from_json(pair.scene_graph)
+    except (ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{pair.where}: scene_graph: {reason}; write LAION-SG's items and relations, or nothing"
+        ) from error
 
 
 class PairSource:

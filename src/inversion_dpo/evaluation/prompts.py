@@ -1,4 +1,7 @@
-"""Prompt sets: a text file, JSON lines with categories as GenEval's, or a column on the hub."""
+"""Prompt sets: a text file, JSON lines with categories as GenEval's, Parquet, a column on the hub.
+
+JSON lines and Parquet may hold each prompt's scene graph, in LAION-SG's layout.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.config import ConfigError, resolve
+from inversion_dpo.graphs import SceneGraph
 
 HUB = "hf:"
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt with its category and its scene graph, if the set has any."""
+
+    prompt: str
+    category: str = ""
+    graph: SceneGraph | None = None
 
 
 @dataclass(frozen=True)
@@ -36,14 +49,15 @@ def read_prompt_set(source: str, limit: int | None) -> PromptSet:
 
     Args:
         source: a text file with a prompt a line; a .jsonl file with ``prompt`` and, if it has any,
-            ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl); or a dataset's column on
+            ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and ``scene_graph``; a
+            .parquet file of the same columns; or a dataset's column on
             the hub, ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
         limit: None: all.
     """
-    rows = list(islice(_rows(source), limit))
+    rows = list(islice(prompt_rows(source), limit))
     if not rows:
         raise ConfigError(f"evaluation.prompts: {source} holds no prompts; write one a line")
-    return PromptSet([prompt for prompt, _ in rows], [category for _, category in rows])
+    return PromptSet([row.prompt for row in rows], [row.category for row in rows])
 
 
 def read_prompts(source: str, limit: int | None) -> list[str]:
@@ -51,7 +65,25 @@ def read_prompts(source: str, limit: int | None) -> list[str]:
     return read_prompt_set(source, limit).prompts
 
 
-def _rows(source: str) -> Iterator[tuple[str, str]]:
+def graphs_by_prompt(source: str, prompts: set[str]) -> dict[str, SceneGraph]:
+    """The scene graphs that a set gives to these prompts; a prompt without one is not among them.
+
+    ConfigError if the set gives one prompt two graphs.
+    """
+    found: dict[str, SceneGraph] = {}
+    for row in prompt_rows(source):
+        if row.graph is None or row.prompt not in prompts:
+            continue
+        if found.setdefault(row.prompt, row.graph) != row.graph:
+            raise ConfigError(
+                f"evaluation.prompts: {source} gives {row.prompt[:60]!r} two different scene "
+                "graphs; word the two prompts differently"
+            )
+    return found
+
+
+def prompt_rows(source: str) -> Iterator[PromptRow]:
+    """The rows of a set as :func:`read_prompt_set` takes them; ConfigError names file and line."""
     if source.startswith(HUB):
         yield from _hub_rows(source)
         return
@@ -61,28 +93,63 @@ def _rows(source: str) -> Iterator[tuple[str, str]]:
             f"evaluation.prompts: no file {file}; give a text file, a prompt a line, or "
             "hf:OWNER/NAME:COLUMN"
         )
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file)
+        return
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"evaluation.prompts: {file} is not UTF-8 text ({error})") from error
+    except OSError as error:
+        raise ConfigError(f"evaluation.prompts: {file} cannot be read ({error})") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{file}, line {number}"
-            yield _json_row(line, where) if file.suffix == ".jsonl" else (line.strip(), "")
+            yield _json_row(line, where) if file.suffix == ".jsonl" else PromptRow(line.strip())
 
 
-def _json_row(line: str, where: str) -> tuple[str, str]:
+def _parquet_rows(file: Path) -> Iterator[PromptRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    known = ("prompt", "caption", "category", "tag", "scene_graph")
+    try:
+        names = pq.read_schema(file).names
+        rows = pq.read_table(file, columns=[n for n in known if n in names]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"evaluation.prompts: {file} cannot be read ({reason})") from error
+    for number, row in enumerate(rows):
+        yield _row(row, f"{file}, row {number}")
+
+
+def _json_row(line: str, where: str) -> PromptRow:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"evaluation.prompts: {where} is not JSON ({error})") from error
-    prompt = row.get("prompt") if isinstance(row, dict) else None
+    return _row(row, where)
+
+
+def _row(row: Any, where: str) -> PromptRow:
+    given = row if isinstance(row, dict) else {}
+    prompt = given.get("prompt", given.get("caption"))
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError(f'evaluation.prompts: {where} has no text under "prompt"')
-    return prompt.strip(), str(row.get("category", row.get("tag", "")))
+    graph = given.get("scene_graph")
+    category = given.get("category", given.get("tag"))
+    return PromptRow(prompt.strip(), str(category or ""), graph and _graph(graph, where))
 
 
-def _hub_rows(source: str) -> Iterator[tuple[str, str]]:
+def _graph(value: Any, where: str) -> SceneGraph:
+    try:
+        return SceneGraph.from_json(value) if isinstance(value, str) else SceneGraph.from_dict(value)
+    except (ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"evaluation.prompts: {where}, scene_graph: {reason}") from error
+
+
+def _hub_rows(source: str) -> Iterator[PromptRow]:
     name, column, split, *more = [*source.removeprefix(HUB).split(":"), "", ""][:4]
     if not name or not column or any(more):
         raise ConfigError(f"evaluation.prompts={source}: write hf:OWNER/NAME:COLUMN[:SPLIT]")
@@ -94,7 +161,7 @@ def _hub_rows(source: str) -> Iterator[tuple[str, str]]:
             if column not in row:
                 raise KeyError(f"no column {column}; it has {', '.join(row)}")
             if str(row[column] or "").strip():
-                yield str(row[column]).strip(), ""
+                yield PromptRow(str(row[column]).strip())
     except Exception as error:  # unknown names and splits, and the network, each have their own
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
