@@ -89,7 +89,7 @@ class ObjectiveConfig:
     label_smoothing: float = 0.0  # share of labels taken to be wrong (conservative DPO)
     soft_labels: bool = False  # weigh pairs by how likely the winner is the better, if data say
     safeguard: bool = False  # hold back the loser where it would raise the winner's error
-    weighting: str = "uniform"  # of noise levels: uniform, min_snr, transition
+    weighting: str = "uniform"  # of noise levels: uniform, min_snr, transition, velocity
     states: int = 1  # states of each pair per step
     t_min: float = 0.0  # train on noise levels in this part of the schedule,
     t_max: float = 1.0  # 0 clean to 1 pure noise

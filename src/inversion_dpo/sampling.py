@@ -69,7 +69,7 @@ def sample(
 def graphs_of(
     pipeline: Any, prompts: Sequence[str], graphs: Sequence[SceneGraph | None] | None
 ) -> list[SceneGraph | None] | None:
-    """The graph of each prompt, where the pipeline has an encoder of them; None where it has not."""
+    """The graph of each prompt if the pipeline has an encoder of them, else None."""
     if getattr(pipeline, "scene_graph", None) is None:
         return None
     given = graphs or [None] * len(prompts)

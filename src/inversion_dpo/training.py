@@ -87,8 +87,9 @@ def losses(
 ) -> tuple[LossOutput, PairErrors, int]:
     """Per-pair losses and errors of (pair, epoch)s, and the network evaluations per image.
 
-    With ``drop``, some prompts and scene graphs are dropped; the cached predictions of the reference, which knew
-    them, are then replaced. With ``compare``, the reference is evaluated whatever the objective.
+    With ``drop``, some prompts or scene graphs are dropped; the cached predictions of the
+    reference, which knew them, are then replaced. With ``compare``, the reference is evaluated
+    whatever the objective.
     """
     recipe, device, pairs = session.recipe, session.accelerator.device, [p for p, _ in batch]
     objective = recipe.objective

@@ -63,7 +63,9 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     if adapter is not None and not full and encoder != str(adapter):
         weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
         if not weights.exists():
-            raise ConfigError(f"{adapter} holds neither a LoRA nor a pipeline nor a scene-graph encoder: train first")
+            raise ConfigError(
+                f"{adapter} holds no LoRA, pipeline or scene-graph encoder: train first"
+            )
         pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
     return pipeline.to(launch_state().device)
 

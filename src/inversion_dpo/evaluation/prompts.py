@@ -143,7 +143,7 @@ def _row(row: Any, where: str) -> PromptRow:
 
 def _graph(value: Any, where: str) -> SceneGraph:
     try:
-        return SceneGraph.from_json(value) if isinstance(value, str) else SceneGraph.from_dict(value)
+        return SceneGraph.from_dict(json.loads(value) if isinstance(value, str) else value)
     except (ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"evaluation.prompts: {where}, scene_graph: {reason}") from error

@@ -45,7 +45,7 @@ def rows_of(graph: SceneGraph | None) -> tuple[list[str], list[tuple[int, int]]]
 
 @torch.no_grad()
 def embed_texts(model: DiffusionModel, texts: Sequence[str]) -> Tensor:
-    """One embedding [N, D] a text: the mean of the text encoder's outputs over the text's tokens."""
+    """One embedding [N, D] a text: the mean of the text encoder's outputs over its tokens."""
     tokenizer, parts = model.pipeline.tokenizer, []
     for start in range(0, len(texts), TEXTS):
         part = list(texts[start : start + TEXTS])
@@ -134,7 +134,8 @@ def save_encoder(
     about = {"kind": KIND, "base_model": base, **encoder.described()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
-    weights = {k: v.detach().cpu().contiguous() for k, v in (tensors or encoder.state_dict()).items()}
+    whole = encoder.state_dict() if tensors is None else tensors
+    weights = {k: v.detach().cpu().contiguous() for k, v in whole.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -161,5 +162,5 @@ def load_encoder(path: str) -> SceneGraphEncoder:
         encoder.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"model.scene_graph={path} is damaged ({reason}): train it again") from error
+        raise ModelError(f"model.scene_graph={path} is damaged ({reason}); train again") from error
     return encoder.requires_grad_(False).eval()

@@ -79,8 +79,8 @@ def mlp(inputs: int, width: int) -> nn.Sequential:
 class MessagePassing(nn.Module):
     """One exchange between triples and the items that they speak of, in both directions.
 
-    A triple hears its subject and its object; an item hears the mean of the triples that it is the
-    subject of, and the mean of those that it is the object of. Nothing depends on the order of rows.
+    A triple hears its subject and its object; an item hears the mean of the triples that it is
+    subject of, and the mean of those that it is object of. Nothing depends on the rows' order.
     """
 
     def __init__(self, width: int) -> None:
