@@ -1,13 +1,16 @@
 """Scene graphs in the field's schema, and how far one agrees with another.
 
-The JSON layout is that of LAION-SG (Li et al., 2024, https://arxiv.org/abs/2412.08580):
-``items[{item_id, label, attributes}]`` and ``relations[{triple_id, item1, relation, item2}]``
-with the caption in ``caption_ori``. The metrics are its set IoUs of exact triples.
+The JSON layout is that of LAION-SG (Li et al., 2024, https://arxiv.org/abs/2412.08580, data at
+https://huggingface.co/datasets/mengcy/LAION-SG): ``name`` (the image's file), ``img_id``,
+``caption_ori``, ``items[{item_id, label, attributes, global_item_id}]`` and
+``relations[{triple_id, item1, relation, item2, global_relation_id}]``. The metrics are its set IoUs
+of exact triples.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -16,11 +19,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Item:
-    """One object: ``label`` is its shape, ``attributes`` are (size, colour)."""
+    """One object: ``label`` is what it is, ``attributes`` say how, e.g. size and colour.
+
+    item_id: its number in this image. global_item_id: its number in the whole data, if it has one.
+    """
 
     item_id: int
     label: str
     attributes: tuple[str, ...] = ()
+    global_item_id: int | None = None
 
     @property
     def name(self) -> str:
@@ -35,15 +42,21 @@ class Relation:
     item1: int
     relation: str
     item2: int
+    global_relation_id: int | None = None
 
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """What a caption asks for, or what a checker found."""
+    """What a caption asks for, or what a checker found.
+
+    name, img_id: the image that an annotation speaks of: its file's name and its number, as text.
+    """
 
     items: tuple[Item, ...]
     relations: tuple[Relation, ...] = ()
     caption: str = ""
+    name: str = ""
+    img_id: str = ""
 
     def item(self, item_id: int) -> Item:
         """The item with this id; KeyError if there is none."""
@@ -53,15 +66,19 @@ class SceneGraph:
         raise KeyError(f"scene graph has no item {item_id}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The LAION-SG layout as plain JSON types."""
+        """The LAION-SG layout as plain JSON types; what is optional and not set is left out."""
+        image = {"name": self.name, "img_id": self.img_id}
         return {
+            **{key: value for key, value in image.items() if value},
             "caption_ori": self.caption,
             "items": [
                 {"item_id": i.item_id, "label": i.label, "attributes": list(i.attributes)}
+                | _if_set("global_item_id", i.global_item_id)
                 for i in self.items
             ],
             "relations": [
                 {"triple_id": k, "item1": r.item1, "relation": r.relation, "item2": r.item2}
+                | _if_set("global_relation_id", r.global_relation_id)
                 for k, r in enumerate(self.relations)
             ],
         }
@@ -71,34 +88,116 @@ class SceneGraph:
         return json.dumps(self.to_dict())
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> SceneGraph:
+    def from_dict(data: Any) -> SceneGraph:
         """Read the LAION-SG layout.
 
-        ValueError on a missing field, an item_id used twice or a dangling relation.
+        Needed are ``items``, of each ``item_id`` and ``label``, and of each relation ``item1``,
+        ``relation`` and ``item2``. ``attributes`` may also be one text, with commas between them.
+
+        Raises:
+            ValueError: in one line: a field missing, empty or of another type, an item_id used
+                twice, a relation of an item to itself or to one that is not there.
         """
-        try:
-            items = tuple(
-                Item(int(i["item_id"]), str(i["label"]), tuple(map(str, i.get("attributes", ()))))
-                for i in data["items"]
-            )
-            relations = tuple(
-                Relation(int(r["item1"]), str(r["relation"]), int(r["item2"]))
-                for r in data.get("relations", ())
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a scene graph in LAION-SG's layout: {error!r}") from error
-        known = {i.item_id for i in items}
-        if len(known) < len(items):
-            raise ValueError(f"item_ids are not unique: {[i.item_id for i in items]}")
-        for r in relations:
-            if {r.item1, r.item2} - known:
-                raise ValueError(f"relation {r} names an item_id that is not among {sorted(known)}")
-        return SceneGraph(items, relations, str(data.get("caption_ori", "")))
+        if not isinstance(data, dict):
+            raise ValueError(f"a scene graph is an object {{...}}, not {_shown(data)}")
+        items = tuple(_item(f"items[{k}]", v) for k, v in enumerate(_list(data, "items")))
+        rows = _list(data, "relations") if "relations" in data else []
+        relations = tuple(_relation(f"relations[{k}]", v) for k, v in enumerate(rows))
+        ids = [i.item_id for i in items]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"item_ids are not unique: {ids}")
+        for k, r in enumerate(relations):
+            if absent := {r.item1, r.item2} - set(ids):
+                raise ValueError(
+                    f"relations[{k}] names item_id {min(absent)}, which is not among {sorted(ids)}"
+                )
+            if r.item1 == r.item2:
+                raise ValueError(f"relations[{k}] relates item_id {r.item1} to itself")
+        caption, name = _optional(data, "caption_ori"), _optional(data, "name")
+        return SceneGraph(items, relations, caption, name, _optional(data, "img_id"))
 
     @staticmethod
     def from_json(text: str) -> SceneGraph:
         """Inverse of :meth:`to_json`; ValueError on malformed text."""
-        return SceneGraph.from_dict(json.loads(text))
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"a scene graph that is not JSON ({error})") from error
+        return SceneGraph.from_dict(data)
+
+
+def _if_set(key: str, value: int | None) -> dict[str, int]:
+    return {} if value is None else {key: value}
+
+
+def _item(where: str, data: Any) -> Item:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is {_shown(data)}, not an object {{...}}")
+    attributes = data.get("attributes", [])
+    if isinstance(attributes, str):
+        attributes = [part.strip() for part in attributes.split(",") if part.strip()]
+    if not isinstance(attributes, list):
+        raise ValueError(f"{where}.attributes is {_shown(attributes)}, not a list of texts")
+    return Item(
+        _integer(where, data, "item_id"),
+        _text(f"{where}.label", data.get("label")),
+        tuple(_text(f"{where}.attributes[{k}]", a) for k, a in enumerate(attributes)),
+        _number(where, data, "global_item_id"),
+    )
+
+
+def _relation(where: str, data: Any) -> Relation:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is {_shown(data)}, not an object {{...}}")
+    return Relation(
+        _integer(where, data, "item1"),
+        _text(f"{where}.relation", data.get("relation")),
+        _integer(where, data, "item2"),
+        _number(where, data, "global_relation_id"),
+    )
+
+
+def _list(data: dict[str, Any], key: str) -> list[Any]:
+    if key not in data:
+        raise ValueError(f"{key} is missing, the list that LAION-SG's layout needs")
+    if not isinstance(data[key], list):
+        raise ValueError(f"{key} is {_shown(data[key])}, not a list")
+    return data[key]
+
+
+def _integer(where: str, data: dict[str, Any], key: str) -> int:
+    """An integer, also written as text."""
+    value = data.get(key)
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"{where}.{key} is {_shown(value)}, not an integer")
+
+
+def _number(where: str, data: dict[str, Any], key: str) -> int | None:
+    return None if data.get(key) is None else _integer(where, data, key)
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} is {_shown(value)}, not a text")
+    if not value.strip():
+        raise ValueError(f"{where} is empty")
+    return value
+
+
+def _optional(data: dict[str, Any], key: str) -> str:
+    value = data.get(key)
+    if isinstance(value, int) and not isinstance(value, bool) and key == "img_id":
+        return str(value)
+    if not isinstance(value, str | None):
+        raise ValueError(f"{key} is {_shown(value)}, not a text")
+    return value or ""
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else repr(value)[:60]
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,29 @@ def test_fields_that_may_be_missing() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "Expecting property name"),
-        ("[]", "LAION-SG"),
-        ("{}", "KeyError\\('items'\\)"),
-        ('{"items": null}', "LAION-SG"),
-        ('{"items": ["cat"]}', "LAION-SG"),
-        ('{"items": [{"item_id": 0}]}', "KeyError\\('label'\\)"),
-        ('{"items": [{"item_id": "x", "label": "cat"}]}', "invalid literal"),
-        ('{"items": [{"item_id": 0, "label": "cat", "attributes": null}]}', "LAION-SG"),
+        ("{", "not JSON \\(Expecting property name"),
+        ("[" * 100_000, "not JSON \\("),
+        ("[]", "an object {...}, not \\[\\]"),
+        ("{}", "items is missing"),
+        ('{"items": null}', "items is missing, not a list"),
+        ('{"items": {"0": "cat"}}', "items is {'0': 'cat'}, not a list"),
+        ('{"items": ["cat"]}', "items\\[0\\] is 'cat', not an object"),
+        ('{"items": [{"item_id": 0}]}', "items\\[0\\].label is missing"),
+        ('{"items": [{"item_id": 0, "label": " "}]}', "items\\[0\\].label is empty"),
+        ('{"items": [{"item_id": 0, "label": 7}]}', "items\\[0\\].label is 7, not a text"),
+        ('{"items": [{"label": "cat"}]}', "items\\[0\\].item_id is missing"),
+        ('{"items": [{"item_id": "x", "label": "cat"}]}', "item_id is 'x', not an integer"),
+        ('{"items": [{"item_id": "--1", "label": "cat"}]}', "item_id is '--1', not an integer"),
+        ('{"items": [{"item_id": 1.5, "label": "cat"}]}', "item_id is 1.5, not an integer"),
+        ('{"items": [{"item_id": true, "label": "cat"}]}', "item_id is True, not an integer"),
+        ('{"items": [{"item_id": "²", "label": "cat"}]}', "item_id is '²', not an integer"),
+        ('{"items": [{"item_id": 0, "label": "cat", "attributes": null}]}', "not a list of texts"),
+        ('{"items": [{"item_id": 0, "label": "cat", "attributes": [3]}]}', "\\[0\\] is 3, not a"),
+        ('{"items": [{"item_id": 0, "label": "c", "global_item_id": "x"}]}', "global_item_id is"),
+        ('{"items": [], "relations": {}}', "relations is {}, not a list"),
+        ('{"items": [], "relations": [7]}', "relations\\[0\\] is 7, not an object"),
+        ('{"items": [], "caption_ori": ["a"]}', "caption_ori is \\['a'\\], not a text"),
+        ('{"items": [], "name": 5}', "name is 5, not a text"),
         (
             '{"items": [{"item_id": 3, "label": "a"}, {"item_id": 3, "label": "b"}]}',
             "item_ids are not unique: \\[3, 3\\]",
@@ -58,7 +73,17 @@ def test_fields_that_may_be_missing() -> None:
         (
             '{"items": [{"item_id": 0, "label": "cat"}],'
             ' "relations": [{"item1": 0, "relation": "above", "item2": 1}]}',
-            "item_id that is not among \\[0\\]",
+            "relations\\[0\\] names item_id 1, which is not among \\[0\\]",
+        ),
+        (
+            '{"items": [{"item_id": 0, "label": "cat"}],'
+            ' "relations": [{"item1": 0, "relation": "above", "item2": 0}]}',
+            "relations\\[0\\] relates item_id 0 to itself",
+        ),
+        (
+            '{"items": [{"item_id": 0, "label": "cat"}, {"item_id": 1, "label": "dog"}],'
+            ' "relations": [{"item1": 0, "relation": "", "item2": 1}]}',
+            "relations\\[0\\].relation is empty",
         ),
     ],
 )

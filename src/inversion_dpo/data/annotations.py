@@ -1,0 +1,161 @@
+"""Scene-graph annotations as LAION-SG has them: files of many graphs, alone or beside their images.
+
+A file is JSON, a list of annotations or an object of them by ``img_id``, or JSON Lines. Reading
+gives what is sound and, apart from it, one line for each row that is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.data.columns import Layout
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rows import Fault, Table, find_inside
+from inversion_dpo.data.tables import parse_object
+from inversion_dpo.disk import atomic_text
+from inversion_dpo.graphs import SceneGraph
+
+NAMES = ("annotations.json", "annotations.jsonl")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # tried after img_id where there is no name
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """An image file and what its annotation says of it. where: file and row, for messages."""
+
+    path: Path
+    caption: str
+    graph: SceneGraph
+    where: str
+
+
+def read_annotations(path: str | Path) -> tuple[list[SceneGraph], list[str]]:
+    """The sound scene graphs of an annotation file, and a line for each row that is not sound.
+
+    Args:
+        path: the file, or a folder that holds one of NAMES.
+
+    Raises:
+        DataError: no such file, or it is as a whole neither JSON nor JSON Lines.
+    """
+    rows = list(_checked(annotation_file(path)))
+    graphs = [graph for _, graph in rows if isinstance(graph, SceneGraph)]
+    return graphs, [fault.text for _, fault in rows if isinstance(fault, Fault)]
+
+
+def read_annotated(folder: str | Path) -> tuple[list[AnnotatedImage], list[str]]:
+    """The images that an annotation file names, and a line for each row that is not sound.
+
+    An image is looked for under ``name``, or else under ``img_id`` with .jpg, .jpeg, .png or .webp,
+    in the annotation file's folder and nowhere outside of it. Images are not decoded.
+
+    Args:
+        folder: with one of NAMES and the images; or the annotation file itself.
+
+    Raises:
+        DataError: as :func:`read_annotations`.
+    """
+    file = annotation_file(folder)
+    images: list[AnnotatedImage] = []
+    problems: list[str] = []
+    for where, graph in _checked(file):
+        found = graph if isinstance(graph, Fault) else _image_of(graph, file.parent, where)
+        if isinstance(found, Fault):
+            problems.append(found.text)
+        else:
+            images.append(found)
+    return images, problems
+
+
+def write_annotations(graphs: Iterable[SceneGraph], path: Path) -> None:
+    """Write graphs to a .jsonl file, one a line, or else as a JSON list; whole or not at all."""
+    lines = [graph.to_json() for graph in graphs]
+    as_lines = path.suffix == ".jsonl"
+    text = "".join(f"{line}\n" for line in lines)
+    atomic_text(text if as_lines else "[\n" + ",\n".join(lines) + "\n]\n", path)
+
+
+def annotation_file(path: str | Path) -> Path:
+    """The file itself, or the one of NAMES in the folder; DataError unless there is just one."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    found = [path / name for name in NAMES if (path / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{path} holds both {' and '.join(NAMES)}; give one as the path")
+    if not found:
+        raise DataError(f"{path} is no annotation file and holds no {' or '.join(NAMES)}")
+    return found[0]
+
+
+def is_annotated(data: str | Path) -> bool:
+    """Whether this is an annotation file, or a folder with one of NAMES: any row has ``items``."""
+    path = Path(data)
+    if path.is_dir():
+        return any((path / name).is_file() for name in NAMES)
+    if path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return False
+    return any(isinstance(row, dict) and "items" in row for row in _rows(path))
+
+
+def _checked(file: Path) -> Iterator[tuple[str, SceneGraph | Fault]]:
+    for number, row in enumerate(_rows(file)):
+        where = f"{file.name}, row {number}"
+        yield where, _graph(row, where)
+
+
+def _graph(row: Any, where: str) -> SceneGraph | Fault:
+    if isinstance(row, Fault):
+        return Fault(row.kind, f"{where}: {row.text}")
+    try:
+        graph = SceneGraph.from_dict(row)
+    except ValueError as error:
+        return Fault("bad_rows", f"{where}: {error}")
+    return graph if graph.items else Fault("bad_rows", f"{where}: items is empty; name an object")
+
+
+def _rows(file: Path) -> Iterator[Any]:
+    """What stands in each row, not yet looked at; a Fault for a line that is not JSON."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}); export it as UTF-8 JSON") from error
+    if file.suffix != ".jsonl":
+        try:
+            yield from _document(json.loads(text), file)
+            return
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
+            first = parse_object(text.lstrip().partition("\n")[0])
+            if isinstance(first, Fault):
+                raise DataError(f"{file} is not JSON ({error}); export it again") from error
+    yield from (parse_object(line) for line in text.split("\n") if line.strip())
+
+
+def _document(data: Any, file: Path) -> Iterator[Any]:
+    if isinstance(data, list):
+        yield from data
+    elif isinstance(data, dict) and "items" in data:
+        yield data
+    elif isinstance(data, dict):
+        for key, row in data.items():
+            yield {"img_id": key, **row} if isinstance(row, dict) else row
+    else:
+        raise DataError(f"{file} is no list of annotations and no object of them by img_id")
+
+
+def _image_of(graph: SceneGraph, folder: Path, where: str) -> AnnotatedImage | Fault:
+    names = [graph.name] if graph.name else [graph.img_id + s for s in _SUFFIXES if graph.img_id]
+    if not names:
+        return Fault("bad_rows", f"{where}: neither name nor img_id says which image it is of")
+    table = Table(Layout("labelled", {}), folder)
+    found = [find_inside(table, name) for name in names]
+    best = next((path for path in found if isinstance(path, Path)), found[0])
+    if isinstance(best, Fault):
+        return replace(best, text=f"{where}: {best.text}")
+    return AnnotatedImage(best, graph.caption, graph, where)
