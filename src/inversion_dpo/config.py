@@ -48,7 +48,7 @@ class DataConfig:
     """Which preference pairs, and how they are read (docs/data.md)."""
 
     pairs: str = "asset:taste.parquet"  # file, folder, or hf:OWNER/NAME, which is streamed
-    format: str = "auto"  # auto, parquet, table (csv, json, jsonl), webdataset, dataset
+    format: str = "auto"  # auto, parquet, table (csv, json, jsonl), webdataset, dataset, annotated
     split: str = "train"  # of a Hugging Face dataset
     revision: str | None = None  # of a dataset on the hub
     columns: dict[str, str] = field(default_factory=dict)  # ours: theirs, e.g. caption: text

@@ -12,13 +12,18 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from inversion_dpo import training
-from inversion_dpo.config import ConfigError, load_config
+from inversion_dpo.cli import main
+from inversion_dpo.config import ConfigError, load_config, to_yaml
+from inversion_dpo.data.annotations import write_annotations
 from inversion_dpo.data.pairs import DataError, read_pairs
 from inversion_dpo.evaluation.evaluate import evaluate, load_policy_pipeline, sampled
 from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.models.graph_model import load_encoder
+from inversion_dpo.publishing import export
+from inversion_dpo.runs import claim
 from inversion_dpo.scenes.checker import detect, score
 from inversion_dpo.scenes.renders import rows
+from inversion_dpo.startup import StartupError
 from inversion_dpo.training import train
 from inversion_dpo.types import LossSettings, PairErrors
 
@@ -158,6 +163,78 @@ def test_a_broken_graph_is_named_by_its_row(pair_file, tiny_config_of_module, en
     )
     with pytest.raises(DataError, match=r"row 3: scene_graph"):
         training.set_up(config, tmp_path)
+
+
+def test_a_folder_of_annotated_images_trains_an_encoder(
+    tiny_config_of_module, tmp_path, pair_file
+):
+    folder = annotated(tmp_path / "data", pair_file)
+    config = tiny_config_of_module(*ENCODER, f"data.pairs={folder}", "training.steps=1")
+    assert train(config, tmp_path / "run").cache.pairs == 6
+    worse = tiny_config_of_module(f"data.pairs={folder}", "objective.name=diffusion_dpo")
+    with pytest.raises(StartupError, match="images differ"):
+        train(worse, tmp_path / "other")
+
+
+def annotated(folder, pair_file):
+    """Six winners as LAION-SG has them; returns the folder."""
+    folder.mkdir()
+    graphs = []
+    for k, pair in enumerate(read_pairs(pair_file, 6).pairs):
+        (folder / f"{k}.png").write_bytes(pair.winner)
+        graphs.append(replace(SceneGraph.from_json(pair.scene_graph), name=f"{k}.png"))
+    write_annotations(graphs, folder / "annotations.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graph_run(encoder, tiny_config_of_module):
+    """The encoder's folder as a run, as the command leaves it."""
+    claim(encoder[0], tiny_config_of_module(*ENCODER))
+    return encoder[0]
+
+
+def command(capsys, *words):
+    """Exit code and what was printed."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(w) for w in words])
+    return int(stop.value.code or 0), capsys.readouterr()
+
+
+def test_pictures_of_a_file_of_graphs(graph_run, tmp_path, pair_file, capsys):
+    file = annotated(tmp_path / "data", pair_file) / "annotations.json"
+    out = tmp_path / "png"
+    code, printed = command(
+        capsys, "sample", "--run", graph_run, "--scene-graph", file, "--output", out
+    )
+    assert code == 0 and len(list(out.glob("*.png"))) == 6, printed.err
+    code, printed = command(
+        capsys, "sample", "a star", "--run", graph_run, "--scene-graph", file, "--output", out
+    )
+    assert code == 2 and "1 prompts and 6 scene graphs" in printed.err
+    rows_ = json.loads(file.read_text())
+    rows_[2]["items"][0].pop("label")
+    file.write_text(json.dumps(rows_))
+    code, printed = command(
+        capsys, "sample", "--run", graph_run, "--scene-graph", file, "--output", out
+    )
+    assert code == 2 and "annotations.json, row 2: items[0].label is missing" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_a_graph_needs_a_model_that_takes_it(tmp_path, pair_file, capsys, tiny_config_of_module):
+    file = annotated(tmp_path / "data", pair_file) / "annotations.json"
+    (tmp_path / "c.yaml").write_text(to_yaml(tiny_config_of_module()))
+    code, printed = command(
+        capsys, "sample", "--config", tmp_path / "c.yaml", "--scene-graph", file, "-o", tmp_path
+    )
+    assert code == 2 and "model.scene_graph" in printed.err
+
+
+def test_an_encoder_is_exported_with_its_card(graph_run):
+    folder = export(graph_run)
+    assert (folder / "model.safetensors").exists() and (folder / "config.json").exists()
+    assert "scene-graph encoder" in (folder / "README.md").read_text()
 
 
 def test_an_encoder_is_not_merged():

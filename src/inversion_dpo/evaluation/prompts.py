@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.config import ConfigError, resolve
+from inversion_dpo.data.annotations import read_annotations
 from inversion_dpo.graphs import SceneGraph
 
 HUB = "hf:"
@@ -167,3 +168,32 @@ def _hub_rows(source: str) -> Iterator[PromptRow]:
         raise ConfigError(
             f"evaluation.prompts={source} cannot be read ({reason}); check name, column and split"
         ) from error
+
+
+def asked_for(
+    prompts: list[str], file: Path | None
+) -> tuple[list[str], list[SceneGraph | None] | None]:
+    """Prompts and scene graphs of a sampling by hand: prompts, a file of graphs, or both.
+
+    Without prompts the graphs' captions are taken. ConfigError names the row of the file that
+    cannot be used.
+    """
+    if file is None:
+        if not prompts:
+            raise ConfigError("give at least one prompt, or --scene-graph FILE")
+        return prompts, None
+    graphs, problems = read_annotations(file)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"--scene-graph {file.parent}: {problems[0]}{more}; correct the file")
+    if prompts and len(prompts) != len(graphs):
+        raise ConfigError(
+            f"{len(prompts)} prompts and {len(graphs)} scene graphs in {file}: give a prompt for "
+            "each graph, or none"
+        )
+    bare = [k for k, graph in enumerate(graphs) if not graph.caption.strip()]
+    if bare and not prompts:
+        raise ConfigError(
+            f"{file}, row {bare[0]} has no caption_ori: write one, or give a prompt for each graph"
+        )
+    return prompts or [graph.caption for graph in graphs], list(graphs)
