@@ -275,9 +275,6 @@ def validate(config: Config) -> None:
         "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
         "inversion.batch_size": config.inversion.batch_size,
         "inversion.keep": 1 if config.inversion.keep is None else config.inversion.keep,
-        "policy.graph_tokens": config.policy.graph_tokens,
-        "policy.graph_width": config.policy.graph_width,
-        "policy.graph_layers": config.policy.graph_layers,
         "evaluation.batch_size": config.evaluation.batch_size,
         "evaluation.sample_steps": config.evaluation.sample_steps,
         "evaluation.seeds": config.evaluation.seeds,
@@ -304,8 +301,7 @@ def _check_combinations(config: Config) -> None:
     from inversion_dpo.objectives import OBJECTIVES
 
     objective = config.objective
-    if config.policy.kind == "scene_graph" and config.policy.merge:
-        raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
+    _check_graph_policy(config.policy)
     if objective.target == "transition" and config.inversion.fixed_point_iterations:
         raise ConfigError(
             "objective.target=transition vanishes under exact inversion: its signal is the "
@@ -339,6 +335,14 @@ def _check_combinations(config: Config) -> None:
             f"inversion.t_start={start} must be 0, to invert from the clean image, or between "
             f"{1 / steps:g} (one of inversion.steps={steps}) and 0.5"
         )
+
+
+def _check_graph_policy(policy: PolicyConfig) -> None:
+    for name in ("graph_tokens", "graph_width", "graph_layers"):
+        if getattr(policy, name) < 1:
+            raise ConfigError(f"policy.{name} must be positive, got {getattr(policy, name)}")
+    if policy.kind == "scene_graph" and policy.merge:
+        raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
 
 
 def _check_scorer(scorer: Any) -> None:

@@ -26,11 +26,11 @@ from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
 from inversion_dpo.disk import atomic_table, atomic_text, read_table, sha256_of
 from inversion_dpo.evaluation.metrics import compare
-from inversion_dpo.evaluation.prompts import PromptSet, graphs_by_prompt, read_prompt_set
+from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.prompts import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
 from inversion_dpo.evaluation.scorers.registry import Scores, load_scorers
-from inversion_dpo.evaluation.sides import Side, side
+from inversion_dpo.evaluation.sides import Side, graphs_for, side
 from inversion_dpo.faults import memory_advice
 from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder, load_encoder
@@ -129,15 +129,6 @@ def sampled_file(
             join_parts(parts, path)
         team.wait()
     return path
-
-
-def graphs_for(
-    config: Config, adapter: Path | None, prompts: list[str]
-) -> dict[str, SceneGraph]:  # fmt: skip
-    """The scene graphs that the prompt set gives to these prompts, where a model takes any."""
-    if not config.model.scene_graph and not (adapter is not None and is_encoder(adapter)):
-        return {}
-    return graphs_by_prompt(config.evaluation.prompts, set(prompts))
 
 
 def sample_parts(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inversion_dpo.config import Config, ConfigError
+from inversion_dpo.evaluation.prompts import graphs_by_prompt
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.runs import read_config
 
@@ -53,3 +55,10 @@ def side(config: Config, model: str | None) -> Side:
         ),
         None,
     )
+
+
+def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict[str, SceneGraph]:
+    """The scene graphs that the prompt set gives to these prompts, where a model takes any."""
+    if not config.model.scene_graph and not (adapter is not None and is_encoder(adapter)):
+        return {}
+    return graphs_by_prompt(config.evaluation.prompts, set(prompts))
