@@ -186,7 +186,7 @@ def prepare_cache(
 
 def counts_text(cache: TrajectoryCache) -> str:
     """How many rows became pairs, and what was left out."""
-    rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "skipped")
+    rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "single", "skipped")
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
     text = f"{cache.pairs} pairs of {rows} rows"
     return f"{text}; left out: {', '.join(left)}" if left else text
@@ -283,6 +283,9 @@ def set_up(config: Config, cache_root: Path) -> Session:
     recipe = make_recipe(config, model.schedule, cache.grid)
     if recipe.objective.source == "trajectory":
         check_noise(noise_variance(cache))
+    if cache.counts.get("single") and config.objective.name not in ("sft", "denoising"):
+        raise DataError(f"{config.data.pairs}: no preference among single annotated images: set "
+                        "objective.name=denoising, or give pairs")  # fmt: skip
     if recipe.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
         raise DataError("objective.soft_labels=true, but no pair has a preference_0 (docs/data.md)")
     usable = reproducible(cache, config.inversion.max_error)

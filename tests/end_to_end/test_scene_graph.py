@@ -23,7 +23,6 @@ from inversion_dpo.publishing import export
 from inversion_dpo.runs import claim
 from inversion_dpo.scenes.checker import detect, score
 from inversion_dpo.scenes.renders import rows
-from inversion_dpo.startup import StartupError
 from inversion_dpo.training import train
 from inversion_dpo.types import LossSettings, PairErrors
 
@@ -35,11 +34,11 @@ ENCODER = (
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory, request):
-    """An encoder trained for a few steps; its folder."""
+    """A run that trained an encoder for a few steps: its folder and what was alive."""
     make = request.getfixturevalue("tiny_config_of_module")
     folder = tmp_path_factory.mktemp("encoder")
-    session = train(make(*ENCODER), folder)
-    return folder, session
+    claim(folder, make(*ENCODER))
+    return folder, train(make(*ENCODER), folder)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +171,7 @@ def test_a_folder_of_annotated_images_trains_an_encoder(
     config = tiny_config_of_module(*ENCODER, f"data.pairs={folder}", "training.steps=1")
     assert train(config, tmp_path / "run").cache.pairs == 6
     worse = tiny_config_of_module(f"data.pairs={folder}", "objective.name=diffusion_dpo")
-    with pytest.raises(StartupError, match="images differ"):
+    with pytest.raises(DataError, match="no preference among"):
         train(worse, tmp_path / "other")
 
 
@@ -187,13 +186,6 @@ def annotated(folder, pair_file):
     return folder
 
 
-@pytest.fixture(scope="module")
-def graph_run(encoder, tiny_config_of_module):
-    """The encoder's folder as a run, as the command leaves it."""
-    claim(encoder[0], tiny_config_of_module(*ENCODER))
-    return encoder[0]
-
-
 def command(capsys, *words):
     """Exit code and what was printed."""
     with pytest.raises(SystemExit) as stop:
@@ -201,22 +193,22 @@ def command(capsys, *words):
     return int(stop.value.code or 0), capsys.readouterr()
 
 
-def test_pictures_of_a_file_of_graphs(graph_run, tmp_path, pair_file, capsys):
+def test_pictures_of_a_file_of_graphs(encoder, tmp_path, pair_file, capsys):
     file = annotated(tmp_path / "data", pair_file) / "annotations.json"
     out = tmp_path / "png"
     code, printed = command(
-        capsys, "sample", "--run", graph_run, "--scene-graph", file, "--output", out
+        capsys, "sample", "--run", encoder[0], "--scene-graph", file, "--output", out
     )
     assert code == 0 and len(list(out.glob("*.png"))) == 6, printed.err
     code, printed = command(
-        capsys, "sample", "a star", "--run", graph_run, "--scene-graph", file, "--output", out
+        capsys, "sample", "a star", "--run", encoder[0], "--scene-graph", file, "--output", out
     )
     assert code == 2 and "1 prompts and 6 scene graphs" in printed.err
     rows_ = json.loads(file.read_text())
     rows_[2]["items"][0].pop("label")
     file.write_text(json.dumps(rows_))
     code, printed = command(
-        capsys, "sample", "--run", graph_run, "--scene-graph", file, "--output", out
+        capsys, "sample", "--run", encoder[0], "--scene-graph", file, "--output", out
     )
     assert code == 2 and "annotations.json, row 2: items[0].label is missing" in printed.err
     assert printed.err.count("\n") == 1
@@ -231,8 +223,8 @@ def test_a_graph_needs_a_model_that_takes_it(tmp_path, pair_file, capsys, tiny_c
     assert code == 2 and "model.scene_graph" in printed.err
 
 
-def test_an_encoder_is_exported_with_its_card(graph_run):
-    folder = export(graph_run)
+def test_an_encoder_is_exported_with_its_card(encoder):
+    folder = export(encoder[0])
     assert (folder / "model.safetensors").exists() and (folder / "config.json").exists()
     assert "scene-graph encoder" in (folder / "README.md").read_text()
 

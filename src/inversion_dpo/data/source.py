@@ -63,7 +63,8 @@ class PairSource:
 
     name: the data as it was given. fingerprint: SHA-256 of the source and of all that changes
     which pairs come out. counts, of the iteration begun last: rows, pairs; left out: ties,
-    identical (one image twice), unpaired (a ranking of one image); duplicates (kept); and of rows
+    identical (one image twice), unpaired (a ranking of one image); duplicates and single (one
+    image, annotated; both kept); and of rows
     skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
     bad_paths, bad_rows.
 
@@ -123,6 +124,8 @@ class PairSource:
             pair = _pair(index, row)
             key = content(row)
             counts.update(pairs=1, duplicates=int(key in seen))
+            if row.single:
+                counts["single"] += 1
             seen.add(key)
             yield pair
             if counts["pairs"] == self.limit:
