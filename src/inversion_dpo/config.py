@@ -60,6 +60,7 @@ class DataConfig:
     holdout: float = 0.1  # share of pairs never trained on, for held-out implicit accuracy
     prompt_dropout: float = 0.0  # share of pairs shown without their prompt in an epoch
     graph_dropout: float = 0.0  # share of pairs shown without their scene graph in an epoch
+    caption_dropout: float = 0.0  # share of pairs shown with their scene graph alone
     label_noise: float = 0.0  # share of training pairs whose labels are swapped, for controls
 
 
@@ -263,7 +264,7 @@ def validate(config: Config) -> None:
     _check_combinations(config)
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
-    for name in ("label_noise", "prompt_dropout", "graph_dropout"):
+    for name in ("label_noise", "prompt_dropout", "graph_dropout", "caption_dropout"):
         if not 0 <= getattr(config.data, name) <= 1:
             raise ConfigError(f"data.{name} must lie between 0 and 1: a share of the pairs")
     positive = {

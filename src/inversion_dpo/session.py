@@ -51,11 +51,12 @@ class Recipe:
     seed: int
     prompt_dropout: float
     graph_dropout: float = 0.0
+    caption_dropout: float = 0.0
 
     @property
     def drops(self) -> bool:
-        """Whether some pairs are shown without their prompt, or without their scene graph."""
-        return self.prompt_dropout > 0 or self.graph_dropout > 0
+        """Whether some pairs are shown without their prompt, their scene graph or caption."""
+        return max(self.prompt_dropout, self.graph_dropout, self.caption_dropout) > 0
 
 
 @dataclass
@@ -124,7 +125,7 @@ def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
         OBJECTIVES[o.name], LossSettings(o.beta, o.link, o.label_smoothing), o.target, low, high,
         timesteps, weights, o.states, o.safeguard, o.soft_labels,
         t.batch_size, t.gradient_accumulation, t.seed, config.data.prompt_dropout,
-        config.data.graph_dropout,
+        config.data.graph_dropout, config.data.caption_dropout,
     )  # fmt: skip
 
 

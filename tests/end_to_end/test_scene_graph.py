@@ -124,6 +124,17 @@ def test_graph_dropout_leaves_the_prompt(encoder, tiny_config_of_module, tmp_pat
     assert torch.equal(condition["encoder_hidden_states"], text)
 
 
+def test_caption_dropout_leaves_the_graph(encoder, tiny_config_of_module, tmp_path):
+    config = tiny_config_of_module(*ENCODER, "data.caption_dropout=1.0", "training.steps=1")
+    session = training.set_up(config, tmp_path)
+    condition = session.cache.condition([0, 1])
+    links = condition["graph_links"].clone()
+    training.with_dropout(session, [(0, 0), (1, 0)], condition)
+    empty = session.cache.empty_condition()["encoder_hidden_states"]
+    assert torch.equal(condition["encoder_hidden_states"], empty.expand(4, -1, -1))
+    assert torch.equal(condition["graph_links"], links) and (links >= 0).any()
+
+
 def test_a_run_of_an_encoder_is_evaluated_against_captions_alone(
     encoder, tiny_config_of_module, tmp_path
 ):
