@@ -36,7 +36,7 @@ from inversion_dpo import cli
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["inversion_dpo.training", "inversion_dpo.evaluation.evaluate", "inversion_dpo.scenes.build"]
+    ["inversion_dpo.training", "inversion_dpo.evaluation.building"]
 )
 Child = multiprocessing.context.ForkServerProcess
 
@@ -159,7 +159,8 @@ class Bench:
         if until:
             shutil.copytree(self.whole, target)
             shutil.rmtree(target / "samples", ignore_errors=True)
-            (target / "metrics.json").unlink(missing_ok=True)
+            for name_ in ("metrics.json", "per_prompt.parquet"):
+                (target / name_).unlink(missing_ok=True)
             if until == "invert":
                 for name_ in ("checkpoints", "adapter"):
                     shutil.rmtree(target / name_)
@@ -193,7 +194,7 @@ class Bench:
         if stage == "invert":
             return verdict(folder / "cache", self.whole / "cache")
         if stage == "train":
-            missing = {"metrics.json"} | {str(p.relative_to(self.whole))
+            missing = {"metrics.json", "per_prompt.parquet"} | {str(p.relative_to(self.whole))
                                           for p in self.whole.rglob("samples/*")}  # fmt: skip
             left = [d for d in differences(folder, self.whole) if d not in missing]
             if stopped:

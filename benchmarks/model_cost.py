@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,6 +57,23 @@ def model_of(miniature: bool, device: torch.device, kind: str) -> StableDiffusio
     pipeline.unet.to(device, torch.bfloat16 if half else torch.float32)
     freeze(pipeline)
     return StableDiffusionXL(pipeline)
+
+
+def count() -> None:
+    """Print the work of SDXL's UNet and encoder on one image of 1024 pixels; runs nothing."""
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet2DConditionModel(**SDXL)
+        down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+        vae = AutoencoderKL(3, 3, down, up, (128, 256, 512, 512), layers_per_block=2)
+        extra = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+        with FlopCounterMode(display=False) as first:
+            unet(torch.zeros(1, 4, 128, 128), torch.zeros(1), torch.zeros(1, 77, 2048),
+                 added_cond_kwargs=extra)  # fmt: skip
+        with FlopCounterMode(display=False) as second:
+            vae.encode(torch.zeros(1, 3, 1024, 1024))
+    weights = sum(p.numel() for p in unet.parameters())
+    print(f"UNet: {weights / 1e9:.3f} billion weights, {first.get_total_flops() / 1e12:.2f} TFLOP "
+          f"forward; encoder: {second.get_total_flops() / 1e12:.2f} TFLOP")  # fmt: skip
 
 
 def inputs(model: StableDiffusionXL, pairs: int, device: torch.device) -> tuple[Tensor, Condition]:
@@ -137,9 +154,12 @@ def main() -> None:
     """One row for LoRA, one for all weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--miniature", action="store_true")
+    parser.add_argument("--count", action="store_true", help="only count a forward's operations")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
+    if args.count:
+        return count()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     miniature = args.miniature or device.type == "cpu"
     print(f"{'miniature, ' if miniature else ''}{device.type}\n")

@@ -25,14 +25,15 @@ from PIL import Image
 
 
 def write(path: Path, rows: int, group: int = 1000) -> None:
-    """Rows in groups, so that the file is written in little memory."""
+    """Rows in groups, so that the file is written in little memory; the groups' images recur."""
     rng = np.random.default_rng(0)
+    images = [_jpeg(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(2 * group)]
     writer = None
     for start in range(0, rows, group):
         count = min(group, rows - start)
-        images = [_jpeg(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(2 * count)]
         table = pa.table({
-            "jpg_0": images[::2], "jpg_1": images[1::2], "label_0": [1.0] * count,
+            "jpg_0": images[: 2 * count : 2], "jpg_1": images[1 : 2 * count : 2],
+            "label_0": [1.0] * count,
             "caption": [f"picture {start + k}" for k in range(count)],
         })  # fmt: skip
         writer = writer or pq.ParquetWriter(path, table.schema)
@@ -69,6 +70,7 @@ def measure(path: Path) -> dict[str, float]:
 def main() -> None:
     """Print one row of a table per size."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--least", type=int, default=1000, help="smallest number of rows")
     parser.add_argument("--most", type=int, default=100_000, help="largest number of rows")
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -77,7 +79,7 @@ def main() -> None:
         return
     print("| rows | file, MB | reading, s | per row, ms | memory, MB | order of an epoch, ms | "
           "batch of a step, µs |\n|---|---|---|---|---|---|---|")  # fmt: skip
-    rows = 1000
+    rows = arguments.least
     while rows <= arguments.most:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pairs.parquet"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.config import load_config
-from inversion_dpo.runs import claim, read_config
+from inversion_dpo.runs import claim, occupied, read_config
 
 
 def align(preset: str, output: str | Path, *overrides: str) -> Path:
@@ -31,11 +31,13 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
     Raises:
         ConfigError: a setting that cannot work, or a folder of another run.
         DataError: pairs that cannot be used, with file, row and remedy.
+        BusyError: another run works on the folder.
     """
     from inversion_dpo.cli import train_run
 
     folder = Path(output)
-    train_run(load_config(preset, list(overrides)), folder)
+    with occupied(folder):
+        train_run(load_config(preset, list(overrides)), folder)
     return folder
 
 
@@ -58,9 +60,10 @@ def evaluate(
 
     folder = Path(run)
     config = load_config(str(folder / "config.yaml"), list(overrides))
-    claim(folder, config)
     named = (reference, policy or str(folder)) if policy or reference else None
-    return evaluate_run(folder, config, models=named)
+    with occupied(folder):
+        claim(folder, config)
+        return evaluate_run(folder, config, models=named)
 
 
 def report(run: str | Path) -> Path:

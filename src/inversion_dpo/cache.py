@@ -28,6 +28,7 @@ from inversion_dpo.schedule import Schedule, error_scale
 from inversion_dpo.types import Grid, TrainingPoints
 
 LAYOUT = 3  # of the files; part of the key
+OPEN = 1024  # shards held open: each is a mapping, of which Linux gives a process 65,530
 
 
 class CacheError(RuntimeError):
@@ -106,8 +107,10 @@ class TrajectoryCache:
             )
 
     def shard(self, number: int) -> Any:
-        """An open shard."""
+        """An open shard; of more than OPEN the one that was opened first is closed."""
         if number not in self._handles:
+            if len(self._handles) >= OPEN:
+                del self._handles[next(iter(self._handles))]
             path = self.folder / f"shard-{number:05d}.safetensors"
             self._handles[number] = safe_open(path, framework="pt")
         return self._handles[number]

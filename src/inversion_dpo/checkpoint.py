@@ -37,7 +37,7 @@ class Progress:
 
     identity: of the cache, and so of reference, pairs and inversion; reference: hash of the
     reference's weights. skipped: steps left out. score: held-out, higher is better.
-    coefficients: whatever an objective adapts as it goes.
+    coefficients: whatever adapts as it goes: today the loss scaler of fp16, and no objective.
     """
 
     step: int

@@ -61,8 +61,10 @@ def run_all(config: Config, output: Path) -> None:
 def train_run(config: Config, output: Path) -> None:
     """Claim the folder, invert and train as two timed stages."""
     from inversion_dpo.runs import claim_together, stage
+    from inversion_dpo.trackers import tracker_of
     from inversion_dpo.training import train
 
+    tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
     claim_together(output, config)
     with stage(output, "invert"):
         invert_run(config, output / "cache")

@@ -24,9 +24,17 @@ def pairs_check(
         Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
     ] = None,
 ) -> None:
-    """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used."""
+    """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used.
+
+    Also takes scene-graph annotations (LAION-SG's JSON), alone or in a folder with their images.
+    """
+    from inversion_dpo.data.annotations import check_annotations, is_annotated
     from inversion_dpo.data.pairs import Reading, check_pairs, format_report, tokens_of
 
+    if is_annotated(data):
+        lines, sound = check_annotations(data)
+        typer.echo("\n".join(lines))
+        raise typer.Exit(0 if sound else 1)
     d = load_config(None, overrides or []).data
     reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
     measure = tokens_of(tokenizer) if tokenizer else None
@@ -42,45 +50,41 @@ def pairs_build(
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     prompts: Annotated[
-        str, typer.Option(help="How many prompts of the scenes; or a prompt set, docs/evaluate.md.")
-    ] = "3000",
-    samples: Annotated[int, typer.Option(min=2, help="Samples per prompt.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the prompts and the samples.")] = 0,
+        str | None, typer.Option(help="build.prompts: how many prompts of the scenes; or a set.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="build.samples, of a prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(help="build.seed, of prompts and samples.")] = None,
     scorer: Annotated[
-        str | None, typer.Option(help="Of a prompt set: who labels, comma-separated; they vote.")
+        str | None, typer.Option(help="evaluation.scorer: who labels, comma-separated; they vote.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="The scores that vote, if the scorers give others too.")
+        str | None, typer.Option(help="build.by: the scores that decide, comma-separated.")
     ] = None,
     least: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Least agreement on a pair's winner.")
-    ] = 0.5,
-    limit: Annotated[int | None, typer.Option(help="Most pairs per labelling.")] = None,
+        float | None, typer.Option(min=0.0, help="build.least: agreement on a pair's winner.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="build.limit: most pairs.")] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Sample the reference, let scorers judge, and pair the best against the worst.
+    """Sample prompts, let scorers judge, and make pairs of the better and the worse.
 
-    With a number of prompts: the embedded world's, labelled by the exact checker; writes
-    OUTPUT/taste.parquet and OUTPUT/composition.parquet. With a prompt set and --scorer: writes
-    OUTPUT/pairs.parquet, with the scorers' agreement as preference_0. Sampling settings are the
-    configuration's evaluation.*.
+    Settings are the configuration's build.*, which the options below stand for, and sampling is
+    evaluation.*. A number of prompts: captions of the embedded world, labelled by the exact
+    checker, to OUTPUT/taste.parquet and OUTPUT/composition.parquet. A prompt set or scene graphs:
+    OUTPUT/pairs.parquet. With build.splits: a dataset with its card, in OUTPUT/dataset.
     """
-    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-    from inversion_dpo.evaluation.label import build_labelled
+    from inversion_dpo.evaluation.building import build
     from inversion_dpo.runs import occupied
-    from inversion_dpo.scenes.build import build_pairs
 
-    run = resolved(config, overrides, dry_run)
-    e = run.evaluation
-    voters = [name.strip() for name in by.split(",")] if by else []
+    given = {
+        "build.prompts": prompts, "build.samples": samples, "build.seed": seed,
+        "evaluation.scorer": scorer, "build.by": f"[{by}]" if by else None,
+        "build.least": least, "build.limit": limit,
+    }  # fmt: skip
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
+    run = resolved(config, [*(overrides or []), *options], dry_run)
     with occupied(output, run=False):
-        if prompts.isdecimal():
-            made = build_pairs(
-                output, load_policy_pipeline(run, None), int(prompts), samples, seed,
-                e.sample_steps, e.guidance_scale, limit,
-            )  # fmt: skip
-        else:
-            made = build_labelled(run, output, prompts, samples, seed, scorer, voters, least, limit)
+        made = build(run, output)
     for name, count in made.items():
         typer.echo(f"{count} pairs in {output / name}.parquet")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from inversion_dpo.config_build import BuildConfig, check_build
+from inversion_dpo.config_build import ConfigError as ConfigError
+
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
 TRACKERS = ("auto", "tensorboard", "wandb", "trackio", "none")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the key and the remedy."""
 
 
 @dataclass
@@ -98,9 +98,7 @@ class ObjectiveConfig:
 
 @dataclass
 class PolicyConfig:
-    """What is trained: a LoRA (reference = adapter off), all weights (reference = a copy), or an
-    encoder of scene graphs (reference = the model without one; docs/compositional.md).
-    """  # noqa: D205
+    """What is trained; the reference is it switched off, or a copy where all weights are."""
 
     kind: str = "lora"  # lora, full, scene_graph
     rank: int = 16
@@ -139,6 +137,22 @@ class TrainingConfig:
 
 
 @dataclass
+class ParserConfig:
+    """Of the scorer scene-graph: which vision-language model reads images (docs/scorers.md)."""
+
+    url: str | None = None  # an OpenAI-compatible server's, up to /v1; its key: see the page
+    model: str | None = None  # the server's name for it
+    vocabulary: str | None = None  # JSON file of words; null: those of the prompts' graphs
+    distractors: int = 30  # words of other prompts offered beside a prompt's own, of each kind
+    max_tokens: int = 1500  # of an answer
+    timeout: float = 120.0  # seconds for a request
+    retries: int = 5  # of a request, after 429, 5xx and timeouts
+    parallel: int = 4  # requests at once
+    prompt_price: float | None = None  # of a million tokens
+    completion_price: float | None = None
+
+
+@dataclass
 class EvaluationConfig:
     """Held-out prompts; policy and reference start from the same noise."""
 
@@ -147,6 +161,7 @@ class EvaluationConfig:
     seeds: int = 1  # images of each prompt
     scorer: Any = "scenes"  # names, comma-separated or a list, or module:function; null: none
     checkpoints: dict[str, str] = field(default_factory=dict)  # of scorers: name: PATH@REVISION
+    parser: ParserConfig = field(default_factory=ParserConfig)  # of the scorer scene-graph
     preference: str = "warmth"  # the score that the pairs were labelled by
     sample_steps: int = 20
     guidance_scale: float = 4.0
@@ -165,6 +180,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
 
 
 def resolve(path: str) -> str:
@@ -259,9 +275,11 @@ def validate(config: Config) -> None:
     _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
     _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
     _check_scorer(config.evaluation.scorer)
+    _check_parser(config.evaluation.parser)
     _one_of("training.tracker", training.tracker, list(TRACKERS))
     _one_of("training.mixed_precision", training.mixed_precision, ["no", "bf16", "fp16"])
     _check_combinations(config)
+    check_build(config.build)
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
     for name in ("label_noise", "prompt_dropout", "graph_dropout", "caption_dropout"):
@@ -352,6 +370,16 @@ def _check_scorer(scorer: Any) -> None:
         raise ConfigError(
             f"evaluation.scorer={scorer!r}: write names, comma-separated or a list; docs/scorers.md"
         )
+
+
+def _check_parser(parser: ParserConfig) -> None:
+    least = {
+        "distractors": 0, "retries": 0, "parallel": 1, "max_tokens": 1, "timeout": 1,
+        "prompt_price": 0, "completion_price": 0,
+    }  # fmt: skip
+    for name, low in least.items():
+        if (value := getattr(parser, name)) is not None and not low <= value < math.inf:
+            raise ConfigError(f"evaluation.parser.{name}={value} must be {low} or more")
 
 
 def _one_of(key: str, value: str, allowed: list[str]) -> None:

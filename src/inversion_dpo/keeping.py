@@ -44,10 +44,18 @@ def resume(session: Session, folder: Path) -> Progress:
         parameters = session.policy.trainable()
         progress = load_checkpoint(checkpoint, parameters, inner, identity, reference)
     session.skipped, session.coefficients = progress.skipped, dict(progress.coefficients)
+    scale = {k[7:]: v for k, v in session.coefficients.items() if k.startswith("scaler.")}
+    if scale and session.accelerator.scaler is not None:
+        session.accelerator.scaler.load_state_dict(scale)
     if session.team.main:
         rows = [r for r in read_rows(folder / "metrics.jsonl") if r["step"] < progress.step]
         atomic_text("".join(json.dumps(r) + "\n" for r in rows), folder / "metrics.jsonl")
     return progress
+
+
+def scaler_state(scaler: Any) -> dict[str, float]:
+    """What the loss scaler of fp16 has adapted to, under names of its own; without one nothing."""
+    return {} if scaler is None else {f"scaler.{k}": v for k, v in scaler.state_dict().items()}
 
 
 def save_policy(session: Session, target: Path) -> None:
@@ -79,7 +87,7 @@ def save_session(
     score = score_of(looked, session.recipe.objective.reference)
     progress = Progress(
         step, seconds, session.cache.folder.name, session.cache.reference, session.skipped, score,
-        dict(session.coefficients),
+        session.coefficients | scaler_state(session.accelerator.scaler),
     )  # fmt: skip
     inner = getattr(session.optimizer, "optimizer", session.optimizer)
     parameters = session.policy.trainable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from inversion_dpo.cache import atomic_text
@@ -25,6 +26,7 @@ _FREE = (
 
 
 LOCK = ".lock"
+UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock
 
 
 class BusyError(RuntimeError):
@@ -47,13 +49,30 @@ def occupied(folder: Path, run: bool = True) -> Iterator[None]:
     if run:
         _refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder)
     try:
-        with FileLock(folder / LOCK, blocking=False):
-            yield
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(folder: Path) -> BaseFileLock:
+    """The folder's lock, taken; BusyError if that is not possible."""
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
     except Timeout:
         raise BusyError(
             f"{folder} is in use by another run: wait for it, stop it, or choose another --output"
         ) from None
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in UNLOCKABLE:
+            raise
+        raise BusyError(
+            f"{folder} cannot be locked ({error}), so that nothing would keep a second run out: "
+            "choose an --output on a file system with flock"
+        ) from error
+    return lock
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -74,7 +93,8 @@ def claim(folder: Path, config: Config) -> None:
         theirs, ours = flat(read_config(folder)), flat(config)
         changed = [
             k for k in ours
-            if ours[k] != theirs[k] and k not in _FREE and not k.startswith("evaluation.")
+            if ours[k] != theirs[k] and k not in _FREE
+            and not k.startswith(("evaluation.", "build."))
         ]  # fmt: skip
         if changed and (folder / "checkpoints").exists():
             k = changed[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from inversion_dpo.cache import CacheKey, TrajectoryCache
@@ -78,8 +79,17 @@ class Session:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """One accelerate engine; gradients are accumulated by the step itself."""
-    return Accelerator(mixed_precision=config.training.mixed_precision)
+    """One accelerate engine; gradients are accumulated by the step itself.
+
+    ConfigError for a policy that could not be merged after hours of training.
+    """
+    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
+    if config.policy.merge and accelerator.distributed_type == DistributedType.FSDP:
+        raise ConfigError(
+            "policy.merge=true does not work under FSDP, where no process holds the whole network: "
+            "train with policy.merge=false and merge OUTPUT/adapter afterwards (docs/scaling.md)"
+        )
+    return accelerator
 
 
 def load_model(config: Config, device: torch.device) -> DiffusionModel:

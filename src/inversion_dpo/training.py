@@ -125,9 +125,12 @@ def pair_errors(
     preference = torch.ones_like(policy[:count])
     if recipe.soft_labels:
         preference = session.cache.preference(pairs).to(preference)
-    baseline = (reference - policy).detach().mean()
-    if session.accelerator.num_processes > 1:
-        baseline = session.accelerator.reduce(baseline, "mean")
+    gain = (reference - policy).detach()
+    baseline = gain.mean()
+    if session.accelerator.num_processes > 1:  # shares may be uneven: the mean of means is not it
+        sums = torch.stack([gain.sum(), gain.new_tensor(len(gain))])
+        summed = session.accelerator.reduce(sums, "sum")
+        baseline = summed[0] / summed[1]
     overlap = points.scale[:count] * residual_overlap(points.target, found.detach())
     return as_pair_errors(policy, reference, moved, overlap, weight, preference, baseline)
 

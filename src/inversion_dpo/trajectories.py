@@ -310,7 +310,8 @@ def round_trip_error(
 
     Both ways naive, under one guidance: what guidance above 1 costs is seen beside 1.
     """
-    tensors = load_file(cache.folder / "shard-00000.safetensors", device=str(device))
+    tensors = load_file(cache.folder / "shard-00000.safetensors")
+    tensors = {k: v.to(device) for k, v in tensors.items()}  # a launch's cpu:0 cannot be read to
     framing = {k[8:]: v for k, v in tensors.items() if k.startswith("framing.")}
     condition = {k[10:]: v for k, v in tensors.items() if k.startswith("condition.")}
     x_0 = tensors["clean"]

@@ -70,7 +70,8 @@ class PairErrors:
     overlap: inner product of the policy's residuals on winner and loser, without gradient.
     weight: k, what the level of noise counts for.
     preference: probability that the winner is the better one; 1 for a hard label.
-    baseline: mean of ``*_ref`` less the policy's error over all images of the step, no gradient.
+    baseline: mean of ``*_ref`` less the policy's error over all images that
+        are computed at once, on all processes; no gradient.
     """
 
     winner: Tensor

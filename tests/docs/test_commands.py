@@ -5,6 +5,7 @@ names (a preset's model, the reader's own files) is replaced by the table here, 
 the same kind; a command that nothing here treats fails.
 """
 
+import importlib.util
 import json
 import re
 import runpy
@@ -28,6 +29,7 @@ TINY_RUN = [
     "training.steps=2", "training.batch_size=4", "training.gradient_accumulation=1",
     "evaluation.sample_steps=2", "evaluation.limit=3", "evaluation.batch_size=3",
 ]  # fmt: skip
+SERVED = "http://localhost:8000/v1"  # in its place stands a server of the tests
 SLOW = ("--config taste --output runs/first", "--run runs/first", "runs/first ")
 NOT_HERE = {  # command -> why it is not run
     "make": "a target of the Makefile, looked for there",
@@ -36,12 +38,14 @@ NOT_HERE = {  # command -> why it is not run
     "accelerate launch": "needs eight GPUs; two processes on CPUs: test_processes.py",
     "inversion-dpo web": "waits for a browser: tests/browser",
     "inversion-dpo pairs sample": "test_labelling_commands.py",
+    "inversion-dpo pairs build --config scenes-pairs": "test_building.py; what it made: "
+    "test_scenes_pairs.py",
     "inversion-dpo train -o runs/mine data.pairs=labelled.parquet": "of such labels: tests/browser",
     "inversion-dpo train -o runs/round": "of such labels, too",
     "inversion-dpo evaluate runs/both --policy runs/round2": "of that run",
     "inversion-dpo compare": "minutes, hours: tests/unit/compare",
-    "python -m inversion_dpo.scenes.renders": "test_scene_graph.py",
-    "inversion-dpo train --config scene-graph": "on tiny stand-ins: test_scene_graph.py",
+    "python -m inversion_dpo.scenes.renders": "test_scene_graph_condition.py",
+    "inversion-dpo train --config scene-graph": "on tiny stand-ins: test_scene_graph_condition.py",
     "inversion-dpo train --config composition --output runs/on-graph": "the same",
     "inversion-dpo evaluate runs/on-graph": "the same",
     "inversion-dpo evaluate runs/graph": "the same",
@@ -97,6 +101,9 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     for name in ("pairs.parquet", "my_pairs.parquet"):
         shutil.copy(pair_file, folder / name)
     (folder / "my_prompts.txt").write_text("\n".join(p.caption for p in pairs[:3]))
+    graph = {"items": [{"item_id": 0, "label": "star"}]}
+    row = {"prompt": "a star", "scene_graph": graph}
+    (folder / "my_graphs.jsonl").write_text(json.dumps(row))
     for name in WRITERS:
         write_tiny_scorer(name, folder / f"my_{name}")
     (folder / "real_images").mkdir()
@@ -104,6 +111,10 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
         (folder / f"{k}.png").write_bytes(pair.winner)
         (folder / "real_images" / f"{k}.png").write_bytes(pair.loser)
     (folder / "votes.csv").write_text("prompt,left,right,choice\na star,0.png,1.png,left\n")
+    (folder / "my_folder").mkdir()
+    for name in ("annotations.jsonl", "my_folder/annotations.jsonl"):
+        (folder / name).write_text('{"name": "a.png", "items": [{"item_id": 0, "label": "cat"}]}')
+    (folder / "my_folder" / "a.png").write_bytes(pairs[0].winner)
     row = {"prompt": "a star", "path_a": "0.png", "path_b": "1.png", "vote": "b"}
     (folder / "votes.jsonl").write_text(json.dumps(row))
     checkpoints = [f"evaluation.checkpoints.{n}={folder}/my_{n}" for n in WRITERS]
@@ -129,11 +140,13 @@ def prepared(command, tiny):
         "MODEL_FOLDER": str(tiny("sd15")), "OWNER/NAME": "me/mine",
         "src/inversion_dpo/assets/taste.parquet": resolve("asset:taste.parquet"),
         "data.columns.caption=text": "data.columns.caption=caption",
+        "data.pairs=datasets/scenes-pairs/train": "data.pairs=my_pairs.parquet",
     }  # fmt: skip
     words = [known.get(w, w) for w in words]
     if "--config" in words and "--dry-run" not in words:
         at = words.index("--config") + 1
-        if words[at] in ("sd15", "taste") and words[1] in ("evaluate", "train", "invert", "pairs"):
+        small = words[at] in ("sd15", "taste", "composition")
+        if small and words[1] in ("evaluate", "train", "invert", "pairs"):
             words[at] = "tiny.yaml"
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
         words += ["training.steps=2"] if "training.steps=5" in words else []
@@ -162,6 +175,23 @@ def cases(kind):
 
 
 @pytest.fixture
+def served():
+    """The address of a server whose answers say that nothing is there."""
+    path = ROOT / "tests" / "chat_server.py"
+    spec = importlib.util.spec_from_file_location("chat_server", path)
+    chat = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(chat)
+    said = iter(range(10**6))
+
+    def answer(request):  # now the star of the prompt, now nothing, so that there is a winner
+        star = {"item_id": 0, "label": "star", "attributes": []}
+        return json.dumps({"items": [star] if next(said) % 2 else [], "relations": []})
+
+    with chat.serving(answer) as (url, _):
+        yield url
+
+
+@pytest.fixture
 def reader(place, tmp_path, monkeypatch):
     """The test stands in a copy of the reader's folder."""
     folder = shutil.copytree(place, tmp_path / "reader")
@@ -178,8 +208,8 @@ def needed_first(words, capsys, tiny, reader):
 
 
 @pytest.mark.parametrize("command", cases("run"))
-def test_a_command_does_what_it_says(command, reader, capsys, tiny):
-    words = prepared(command, tiny)
+def test_a_command_does_what_it_says(command, reader, capsys, tiny, served):
+    words = [w.replace(SERVED, served) for w in prepared(command, tiny)]
     needed_first(words, capsys, tiny, reader)
     code, printed = run(words, capsys)
     upload = "--push-to-hub" in words and "--dry-run" not in words

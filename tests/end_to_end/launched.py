@@ -37,20 +37,26 @@ def sharded(*arguments):
 
 def one_step(name, config, root):
     """Gradients and measurements of the first step."""
-    seen = []
+    seen, baselines = [], []
 
     def noted(session, batch, *rest):
+        found = losses(session, batch, *rest)
         seen.extend(batch)
-        return losses(session, batch, *rest)
+        baselines.append(float(found[1].baseline))
+        return found
 
     session = set_up(config, root / f"cache-{name}")
+    if config.objective.name == "kto":  # at the reference its baseline is zero
+        for parameter in session.policy.trainable().values():
+            parameter.data += 0.1
     training.losses = noted
     row, _ = train_step(session, 0)
     training.losses = losses
     gradients = whole_tensors({n: p.grad for n, p in session.policy.trainable().items()})
     team, device = session.team, session.accelerator.device
     facts = {"row": total(row, device, team), "heldout": heldout(session),
-             "seen": team.collect([seen]), "type": type(session.network).__name__}  # fmt: skip
+             "seen": team.collect([seen]),
+             "baselines": baselines, "type": type(session.network).__name__}  # fmt: skip
     if team.main:
         save_file(gradients, root / f"{name}.safetensors")
         (root / f"{name}.json").write_text(json.dumps(facts))

@@ -47,7 +47,8 @@ def test_pairs_are_labelled_by_their_own_scores(name):
     path = resolve(f"asset:{name}.parquet")
     assert check_pairs(path).ok
     for row in pq.read_table(path).slice(0, 60).to_pylist():
-        value = [LABELLINGS[name](json.loads(row[f"scores_{k}"])) for k in (0, 1)]
+        (score,) = LABELLINGS[name].by
+        value = [json.loads(row[f"scores_{k}"])[score] for k in (0, 1)]
         assert row["label_0"] == float(value[0] > value[1]) and value[0] != value[1]
         graph = SceneGraph.from_json(row["scene_graph"])
         assert graph == parse_caption(row["caption"]) and split_of(row["caption"]) == "train"

@@ -7,14 +7,16 @@ import signal
 import stat
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from filelock import FileLock
 
-from inversion_dpo import cli, disk, training
+from inversion_dpo import api, cli, disk, training
 from inversion_dpo.cache import damaged_files
 from inversion_dpo.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
+from inversion_dpo.compare.compare import Plan, claim_folder
 from inversion_dpo.config import ConfigError, to_yaml
 from inversion_dpo.disk import DiskError, atomic_folder, atomic_text, steady_header, writing
 from inversion_dpo.faults import (
@@ -24,10 +26,10 @@ from inversion_dpo.faults import (
     memory_advice,
     stop_requests,
 )
+from inversion_dpo.keeping import resume, save_session
 from inversion_dpo.processes import share
 from inversion_dpo.runs import LOCK, BusyError, occupied
 from inversion_dpo.session import set_up
-from inversion_dpo.trackers import tracker_of
 from inversion_dpo.training import read_rows, train
 
 
@@ -154,6 +156,28 @@ def test_a_second_run_is_refused_and_a_stale_lock_is_not(tmp_path):
     (tmp_path / "run" / LOCK).touch()
     with occupied(tmp_path / "run"):
         assert FileLock(tmp_path / "run" / LOCK, is_singleton=False).is_locked is False
+
+
+def test_a_second_comparison_or_call_from_python_is_refused_too(tmp_path, capsys):
+    claim_folder(tmp_path, Plan("taste", ("sft",), 1))
+    with occupied(tmp_path, run=False):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["compare", "-o", str(tmp_path), "--seeds", "1", "--methods", "sft"])
+        assert stop.value.code == 2 and "in use by another run" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    with occupied(tmp_path / "run"), pytest.raises(BusyError, match="in use by another run"):
+        api.align("taste", tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, number):
+    def none(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(BusyError, match="cannot be locked .*choose an --output on"):
+        with occupied(tmp_path / "run"):
+            pass
 
 
 def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path, monkeypatch):
@@ -291,17 +315,31 @@ def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tmp_path, mo
         session_parts._check_batch(recipe, Team(0, 8))
 
 
-def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch):
-    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: ["tensorboard"])
-    assert tracker_of("auto") == "tensorboard" and tracker_of("none") is None
-    with pytest.raises(ConfigError, match="pip install wandb"):
-        tracker_of("wandb")
-    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: [])
-    assert tracker_of("auto") is None
+def test_merging_under_fsdp_is_refused_before_anything_is_inverted(tiny_config, monkeypatch):
+    from accelerate.utils import DistributedType
+
+    from inversion_dpo import session as session_parts
+
+    engine = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(session_parts, "Accelerator", lambda **settings: engine)
+    assert session_parts.make_accelerator(tiny_config()) is engine
+    with pytest.raises(ConfigError, match="policy.merge=true does not work under FSDP"):
+        session_parts.make_accelerator(tiny_config("policy.merge=true"))
 
 
-def test_tensorboard_gets_what_the_log_has(tiny_config, tmp_path):
-    pytest.importorskip("tensorboardX")
-    train(tiny_config("training.tracker=tensorboard"), tmp_path)
-    files = list((tmp_path / "tensorboard").rglob("events.*"))
-    assert files and b"heldout_accuracy" in files[0].read_bytes()
+def test_the_scale_of_fp16_goes_on_where_it_was(tiny_config, tmp_path):
+    """A scaler that begins anew would skip other steps than the run that was not interrupted."""
+    first, second = (set_up(tiny_config(), tmp_path / "cache") for _ in range(2))
+    scaler = first.accelerator.scaler = torch.amp.GradScaler("cpu", 1024.0, growth_interval=3)
+    loss = first.policy.trainable().values().__iter__().__next__().sum()
+    scaler.scale(loss).backward()
+    for scale in (float("inf"), 1.0):  # one step is skipped and halves the scale, one is counted
+        for parameter in first.policy.trainable().values():
+            parameter.grad = torch.full_like(parameter, scale)
+        scaler.step(first.optimizer.optimizer)
+        scaler.update()
+    save_session(first, tmp_path, 2, 0.0, {"heldout_accuracy": 0.5}, 2)
+    second.accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+    assert resume(second, tmp_path).step == 2
+    assert second.accelerator.scaler.state_dict() == scaler.state_dict()
+    assert scaler.get_scale() == 512.0 and scaler.state_dict()["_growth_tracker"] == 1

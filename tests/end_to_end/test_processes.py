@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from inversion_dpo.checkpoint import latest_checkpoint
+from inversion_dpo.cli import train_run
 from inversion_dpo.config import load_config, to_yaml
 from inversion_dpo.training import read_rows, train
 
@@ -26,6 +27,7 @@ COMMON = ["training.steps=4", "training.batch_size=5", "training.eval_every=2",
 CASES = {
     "ddp-lora": ["data.prompt_dropout=0.5"],
     "ddp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
+    "ddp-kto": ["objective.name=kto"],  # its baseline is a mean over both processes' images
     "ddp-full": ["policy.kind=full", "training.learning_rate=1e-4"],
     "fsdp-lora": ["data.prompt_dropout=0.5"],
     "fsdp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
@@ -65,6 +67,16 @@ def results(tmp_path_factory, tiny_pipeline, pair_file):
     return folders
 
 
+def same_numbers(a, b):
+    """Whether two files of a cache hold the same, to rounding: processes have other threads."""
+    if a.suffix == ".json":
+        one, two = (json.loads(p.read_text()) for p in (a, b))
+        return all(one[k] == two[k] for k in one if k != "shards")
+    one, two = load_file(a), load_file(b)
+    return one.keys() == two.keys() and all(
+        torch.allclose(one[k], two[k], rtol=1e-4, atol=1e-5) for k in one)
+
+
 def facts(results, count, name):
     return json.loads((results[count] / f"{name}.json").read_text())
 
@@ -98,6 +110,12 @@ def test_metrics_are_means_over_all_processes(results, name):
         assert one[part].keys() == two[part].keys()
         for key, value in one[part].items():
             assert two[part][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+def test_the_baseline_of_kto_is_a_mean_over_all_images(results):
+    """Shares of two and of three pairs: the mean of their means would be another."""
+    (one,), (two,) = (facts(results, k, "ddp-kto")["baselines"] for k in (1, 2))
+    assert abs(one) > 1e-5 and two == pytest.approx(one, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -161,13 +179,27 @@ def test_a_run_of_two_processes_goes_on_in_one(results, name, tmp_path):
 
 
 def test_the_commands_run_on_two_processes_as_on_one(results, tiny_config, tmp_path):
-    """train and evaluate as typed: one policy, one table of samples, nothing written twice."""
+    """train and evaluate as typed: one policy, one table of samples, nothing written twice.
+
+    The run was begun by one process, with half of the cache, and is taken up by two.
+    """
     preset = tmp_path / "run.yaml"
     preset.write_text(to_yaml(tiny_config(*COMMON, "evaluation.batch_size=1")))
+    train_run(load_config(str(preset), ["training.steps=2"]), tmp_path / "two")
+    (cache,) = (tmp_path / "two/cache").iterdir()
+    shards = sorted(cache.glob("shard-*.safetensors"))
+    assert len(shards) == 4
+    for path in (cache / "manifest.json", shards[1], shards[2], shards[2].with_suffix(".json")):
+        path.unlink()
+    before = {p: p.stat().st_mtime_ns for p in (shards[0], shards[3])}
     for words in (["train", "-c", preset, "-o", tmp_path / "two"], ["evaluate", tmp_path / "two"]):
         done = launch(2, "-m", "inversion_dpo", *words)
     assert done.stdout.count("win rate") == 1
+    assert {p: p.stat().st_mtime_ns for p in before} == before  # whole ones were left alone
     train(load_config(str(preset), []), tmp_path / "one")
+    (one,) = (tmp_path / "one/cache").iterdir()
+    for path in [cache / "manifest.json", *shards]:
+        assert same_numbers(path, one / path.name), path.name
     adapters = [
         load_file(tmp_path / run / "adapter/pytorch_lora_weights.safetensors")
         for run in ("one", "two")

@@ -23,10 +23,12 @@ from inversion_dpo import training
 from inversion_dpo.cache import CacheError, TrajectoryCache
 from inversion_dpo.checkpoint import CheckpointError, best_checkpoint
 from inversion_dpo.config import to_yaml
+from inversion_dpo.objectives import OBJECTIVES
 from inversion_dpo.schedule import step
 from inversion_dpo.session import set_up, source_of
 from inversion_dpo.startup import StartupError, check_noise
 from inversion_dpo.training import train
+from inversion_dpo.trajectories import round_trip_error
 
 
 def rows_of(folder):
@@ -134,6 +136,25 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeyp
     free = {"seconds", "peak_memory_mb"}
     drop = lambda rows: [{k: v for k, v in r.items() if k not in free} for r in rows]  # noqa: E731
     assert drop(rows_of(tmp_path / "whole")) == drop(rows_of(tmp_path / "parts"))
+
+
+OTHERS = [*OBJECTIVES.keys() - {"inversion_dpo", "diffusion_dpo"}, "adafactor"]  # than above
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_every_objective_resumes_in_the_same_bits(tiny_config, tmp_path, name):
+    """None keeps a state of its own; what moves is the policy and the optimizer's moments."""
+    words = [f"training.optimizer={name}" if name == "adafactor" else f"objective.name={name}"]
+    words += ["objective.target=reference"] * (name == "inversion_dpo_released")
+    words += ["training.checkpoint_every=2", "inversion.steps=3", "data.limit=8"]
+    train(tiny_config(*words, "training.steps=4"), tmp_path / "whole", tmp_path / "cache")
+    for steps in (2, 4):
+        config = tiny_config(*words, f"training.steps={steps}")
+        session = train(config, tmp_path / "parts", tmp_path / "cache")
+    assert session.coefficients == {}
+    whole, parts = (tmp_path / run / "checkpoints/step-000004" for run in ("whole", "parts"))
+    for file in ("policy.safetensors", "optimizer.safetensors"):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes()
 
 
 @pytest.mark.slow
@@ -291,6 +312,26 @@ def test_points_hold_the_three_targets(tiny_config, tmp_path):
     torch.testing.assert_close(landed, below, rtol=1e-3, atol=1e-4)
     reference = cache.points(pairs, positions, "reference")
     assert torch.equal(reference.target, reference.reference)
+
+
+def test_round_trip_on_a_numbered_device(tiny_config, tmp_path):
+    """A launch on CPUs calls its device cpu:0, which safetensors cannot read to."""
+    session = set_up(tiny_config(), tmp_path)
+    errors = [round_trip_error(session.model, session.cache, 1.0, torch.device(name))
+              for name in ("cpu", "cpu:0")]  # fmt: skip
+    assert errors[0] == errors[1] > 0
+
+
+def test_shards_are_closed_again(tiny_config, tmp_path, monkeypatch):
+    """A million pairs lie in more shards than a process may map."""
+    cache = set_up(tiny_config(), tmp_path).cache
+    pairs = [0, 15, 3, 8, 5, 12, 0]
+    whole = cache.gather("states", pairs, [1] * 7)
+    assert len(cache._handles) == 4
+    monkeypatch.setattr("inversion_dpo.cache.OPEN", 2)
+    cache._handles.clear()
+    assert torch.equal(cache.gather("states", pairs, [1] * 7), whole)
+    assert len(cache._handles) == 2
 
 
 def test_kept_states_are_those_of_the_whole_trajectory(tiny_config, tmp_path):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import logging
 import pickle
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from datasets import Dataset
 from inversion_dpo.cli import main
-from inversion_dpo.config import ConfigError, load_config, to_yaml
+from inversion_dpo.config import PACKAGE, ConfigError, load_config, to_yaml
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.pairs import open_pairs
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import load_pipeline
 
@@ -85,3 +93,104 @@ def test_a_configuration_cannot_read_the_environment(
         load_config(str(preset), [])
     with pytest.raises(ConfigError, match="interpolation"):
         load_config(None, ["model.path=${oc.env:HF_TOKEN}"])
+
+
+# ---- archives and links
+
+
+def png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar_of(path: Path, prefix: str, **odd: Any) -> Path:
+    """A shard of one pair whose members' names begin so; ``odd``: the loser is no plain file."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in {"txt": b"a", "winner.png": png(9), "loser.png": png(5)}.items():
+            info = tarfile.TarInfo(f"{prefix}1.{name}")
+            info.size = len(content)
+            if odd and name == "loser.png":
+                info.size = 0
+                for key, value in odd.items():
+                    setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["../", "../../", "/tmp/", "a/../../", "C:\\"])
+def test_names_in_a_tar_lead_nowhere(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members are read into memory: a name is a key and nothing else, and no file is made."""
+    folder = tmp_path / "a" / "b" / "c"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    shard = tar_of(folder / "a.tar", prefix)
+    written: list[Any] = []
+    for name in ("extract", "extractall", "makefile", "makelink"):
+        monkeypatch.setattr(tarfile.TarFile, name, lambda *a, **k: written.append(a))
+    before = {p for p in tmp_path.rglob("*")}
+    (pair,) = open_pairs(shard)
+    assert (pair.caption, pair.winner, pair.loser) == ("a", png(9), png(5))
+    assert not written and {p for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"type": tarfile.SYMTYPE, "linkname": "/etc/hostname"},
+        {"type": tarfile.SYMTYPE, "linkname": "../../secret.png"},
+        {"type": tarfile.SYMTYPE, "linkname": "1.winner.png"},
+        {"type": tarfile.LNKTYPE, "linkname": "../secret.png"},
+        {"type": tarfile.LNKTYPE, "linkname": "1.winner.png"},
+        {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5},
+        {"type": tarfile.BLKTYPE, "devmajor": 8, "devminor": 0},
+        {"type": tarfile.FIFOTYPE},
+    ],
+)
+def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, odd: dict[str, Any]) -> None:
+    (tmp_path / "secret.png").write_bytes(png(1))
+    (tmp_path / "data").mkdir()
+    shard = tar_of(tmp_path / "data" / "a.tar", "", **odd)
+    with pytest.raises(DataError, match="a.tar, row 0, loser: is a link or a device"):
+        list(open_pairs(shard))
+    with pytest.raises(DataError, match="1 skipped"):
+        list(open_pairs(shard, on_bad_row="skip"))
+
+
+def test_nothing_unpacks_an_archive() -> None:
+    """Neither tar nor zip: there is nothing that could leave its folder."""
+    names = {"extract", "extractall", "unpack_archive", "ZipFile", "zipfile"}
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            words = {getattr(node, key, None) for key in ("attr", "id", "name")}
+            assert not words & names, f"{file}: {words & names}"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "csv", "dataset"])
+def test_files_that_are_links_out_of_the_data_are_refused(tmp_path: Path, kind: str) -> None:
+    folder, outside = tmp_path / "data", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    row = {"jpg_0": [png(1)], "jpg_1": [png(2)], "label_0": [1.0], "caption": ["a"]}
+    name = {"parquet": "a.parquet", "tar": "a.tar", "csv": "metadata.csv"}.get(kind)
+    if kind == "parquet":
+        Dataset.from_dict(row).to_parquet(outside / "a.parquet")
+    elif kind == "tar":
+        tar_of(outside / "a.tar", "")
+    elif kind == "csv":
+        (outside / "metadata.csv").write_text("file_name_winner,file_name_loser,caption\n")
+    else:
+        Dataset.from_dict(row).save_to_disk(folder)
+        name = next(folder.glob("*.arrow")).name
+        shutil.move(folder / name, outside / name)
+    assert name
+    (folder / name).symlink_to(outside / name)
+    with pytest.raises(DataError, match="is a link out of"):
+        list(open_pairs(folder))
+    (folder / name).unlink()
+    shutil.move(outside / name, folder / name)
+    (tmp_path / "again").symlink_to(folder)  # the folder itself may be named by a link
+    if kind != "csv":
+        assert len(list(open_pairs(tmp_path / "again"))) == 1

@@ -19,8 +19,9 @@ from inversion_dpo.cache import atomic_text
 from inversion_dpo.compare.runs import Start, folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.config import Config, ConfigError, DataConfig
+from inversion_dpo.config_build import BuildConfig
+from inversion_dpo.evaluation.building import build
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
-from inversion_dpo.evaluation.label import build_labelled
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.objectives import OBJECTIVES
 from inversion_dpo.scenes.prompts import prompts as scene_prompts
@@ -124,10 +125,11 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         graphs, asked = scene_prompts("train", int(asked), seed), str(folder / "prompts.txt")
         atomic_text("\n".join(g.caption for g in graphs) + "\n", Path(asked))
     if not pairs.exists():
-        build_labelled(
-            config, pairs.parent, asked, rounds.samples, seed, None, [e.preference], 0.5, None,
-            each=rounds.samples // 2,
+        how = BuildConfig(
+            prompts=asked, samples=rounds.samples, seed=seed, by=[e.preference], mining="margin",
+            once=True,
         )  # fmt: skip
+        build(replace(config, build=how), pairs.parent)
     each = e.sample_steps * (1 if e.guidance_scale == 1.0 else 2)
     return float(each * rounds.samples * len(read_prompts(asked, None)))
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.columns import Layout
-from inversion_dpo.data.images import DataError
+from inversion_dpo.data.graph_statistics import format_statistics, statistics_of
+from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rows import Fault, Table, find_inside
 from inversion_dpo.data.tables import parse_object
 from inversion_dpo.disk import atomic_text
 from inversion_dpo.graphs import SceneGraph
 
+MAX_LISTED = 50  # problems a report spells out
 NAMES = ("annotations.json", "annotations.jsonl")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # tried after img_id where there is no name
 
@@ -159,3 +161,32 @@ def _image_of(graph: SceneGraph, folder: Path, where: str) -> AnnotatedImage | F
     if isinstance(best, Fault):
         return replace(best, text=f"{where}: {best.text}")
     return AnnotatedImage(best, graph.caption, graph, where)
+
+
+def check_annotations(data: str | Path) -> tuple[list[str], bool]:
+    """Lines of a report on an annotation file, of a folder also on its images; whether all is well.
+
+    Images are decoded one at a time. DataError as :func:`read_annotations`.
+    """
+    if Path(data).is_dir():
+        images, problems = read_annotated(data)
+        graphs, what = [image.graph for image in images], "images with their scene graphs"
+        problems += filter(None, map(_broken, images))
+    else:
+        (graphs, problems), what = read_annotations(data), "scene graphs"
+    lines = [f"{data}: {len(graphs)} {what}", *format_statistics(statistics_of(graphs))]
+    if not graphs and not problems:
+        problems = [f"{data} holds no annotations"]
+    if not problems:
+        return [*lines, "  no problems"], True
+    listed = [f"    {text}" for text in problems[:MAX_LISTED]]
+    more = [f"    ... and {n} more"] if (n := len(problems) - MAX_LISTED) > 0 else []
+    return [*lines, f"  problems: {len(problems)}; rows count from 0", *listed, *more], False
+
+
+def _broken(image: AnnotatedImage) -> str | None:
+    try:
+        decode_image(image.path.read_bytes(), image.where)
+    except DataError as error:
+        return str(error)
+    return None

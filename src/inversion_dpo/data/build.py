@@ -1,38 +1,83 @@
-"""Preference pairs labelled by scorers: sample each prompt a few times, let them vote.
+"""From prompts to preference pairs: sample each a few times, score, mine, keep what is new.
 
-For people without human labels. What a pair's scorers think of it is kept: ``preference_0`` is the
+Samples are made in chunks that are kept on disk, the processes in turn; everything after them is
+computed from the chunks, the same in every process, so that a build that was killed goes on where
+it was and gives the same pairs. What the scores think of a pair is kept: ``preference_0`` is the
 probability, between 0 and 1, that image 0 is preferred.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inversion_dpo.data.candidates import (
-    Candidate,
-    encode_image,
-    load_chunk,
-    save_chunk,
-    write_pairs,
-)
+from inversion_dpo.data.candidates import Candidate, encode_image, load_chunk, save_chunk
+from inversion_dpo.data.duplicates import Duplicates
 from inversion_dpo.data.images import DataError, decode_image
+from inversion_dpo.data.mining import MINERS, disjoint
+from inversion_dpo.disk import read_table
+from inversion_dpo.faults import memory_advice
+from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.processes import current_team
+
+logger = logging.getLogger(__name__)
+CHUNK = 16  # prompts sampled and scored between two saves
+READ = "parsed"  # the score that says whether an image could be read at all
 
 Pixels = NDArray[np.uint8]
-Draw = Callable[[Sequence[str], Sequence[int]], list[Pixels]]
-Score = Callable[[Sequence[Pixels], Sequence[str]], Mapping[str, NDArray[np.float64]]]
-CHUNK = 16  # prompts sampled and scored between two saves
+Draw = Callable[[Sequence[str], Sequence[int], str], list[Pixels]]
+Verdict = tuple[Mapping[str, NDArray[np.float64]], Sequence[SceneGraph | None] | None]
+Judge = Callable[[Sequence[Pixels], Sequence[SceneGraph]], Verdict]
 
-# Scores that were trained as log-odds: sigmoid(slope x difference) is the scorer's own probability.
-# PickScore: softmax of its scores. ImageReward: Bradley-Terry on the reward before it is divided by
-# 1.0333. HPSv2: softmax of 100 x cosine. Others only say which is higher.
-SLOPES = {"pickscore": 1.0, "imagereward": 1.0333394966054072, "hpsv2": 100.0, "hpsv21": 100.0}
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images come about.
+
+    draw: (captions, seeds, source) -> uint8 images [H, W, 3]. judge: (images, graphs) -> scores [B]
+    by name, higher is better, and the graph found in each image, if the judge finds any. sources:
+    models and guidances in words, taken in turn by a prompt's ``samples``. quality: of the JPEGs.
+    """
+
+    draw: Draw
+    judge: Judge
+    samples: int
+    sources: tuple[str, ...] = ("",)
+    quality: int = 95
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How pairs are chosen: the scores to go by (all, if none is named) and one of MINERS.
+
+    least: see the miner. once: each image in one pair at most.
+    """
+
+    by: tuple[str, ...] = ()
+    mining: str = "majority"
+    least: float = 0.0
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A stretch of prompts with its own chunks and its own goal.
+
+    graphs: of each the caption is sampled; one without items is a caption alone. quota: the most
+    pairs of any labelling; None: what all graphs give. first_seed: of the samples.
+    """
+
+    name: str
+    graphs: Iterable[SceneGraph]
+    quota: int | None = None
+    first_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,41 +89,95 @@ class Labelled:
     preference: float
 
 
-def build_scored_pairs(
-    output: Path, draw: Draw, score: Score, prompts: Sequence[str], samples: int, seed: int,
-    voters: Sequence[str] = (), least: float = 0.5, limit: int | None = None, each: int = 1,
-) -> int:  # fmt: skip
-    """Write ``OUTPUT/pairs.parquet``, one pair a prompt; returns how many. Resumed if begun.
+def fill(
+    cell: Cell, folder: Path, sampling: Sampling, labellings: Mapping[str, Labelling],
+    duplicates: Duplicates,
+) -> dict[str, list[Labelled]]:  # fmt: skip
+    """Sample a cell's prompts until its quota is reached or they end; its pairs by labelling.
 
-    Args:
-        output: a folder; samples and scores lie in ``OUTPUT/candidates``.
-        draw: (prompts, seeds) -> uint8 images [H, W, 3].
-        score: (images, prompts) -> scores [B] by name, higher is better.
-        prompts: distinct; each is sampled ``samples`` times.
-        samples: of each prompt, at least 2.
-        seed: of the samples, and of which image stands first.
-        voters: names of the scores that vote; all, if none is named.
-        least: the least probability of a pair's winner, at least one half.
-        limit: the most pairs.
-        each: the most pairs of a prompt, without a sample in two of them; see :func:`elect`.
-
-    Raises:
-        DataError: another build lies in the folder, no such score, or no pair came out.
+    Of several processes all must call it. DataError if a labelling goes by a score that is absent.
     """
-    claim(output, {"prompts": list(prompts), "samples": samples, "seed": seed})
-    pairs: list[Labelled] = []
-    for group in candidates(output / "candidates", draw, score, prompts, samples, seed):
-        found = elect(group, voters or tuple(group[0].scores), each)
-        pairs += [p for p in found if p.preference > max(least, 0.5) - 1e-12]
-        if limit is not None and len(pairs) >= limit:
+    found: dict[str, list[Labelled]] = {name: [] for name in labellings}
+    for group in groups(cell, folder, sampling):
+        fresh = duplicates.fresh(group)
+        for name, how in labellings.items():
+            found[name] += pairs_of(fresh, how)
+        if cell.quota is not None and all(len(pairs) >= cell.quota for pairs in found.values()):
             break
-    if not pairs:
-        raise DataError(f"{output}: no prompt gave a pair; take more samples, or lower --least")
-    write_pairs(
-        output / "pairs.parquet", [(p.winner, p.loser) for p in pairs[:limit]], seed,
-        [p.preference for p in pairs[:limit]],
-    )  # fmt: skip
-    return len(pairs[:limit])
+    return {name: pairs[: cell.quota] for name, pairs in found.items()}
+
+
+def pairs_of(group: Sequence[Candidate], how: Labelling) -> list[Labelled]:
+    """The pairs of one prompt's samples; one that a scorer could not read is in none."""
+    read = [c for c in group if c.scores.get(READ, 1.0)]
+    scores = [{name: s for name, s in c.scores.items() if name != READ} for c in read]
+    mined = MINERS[how.mining](scores, how.by, how.least)
+    chosen = disjoint(mined) if how.once else mined
+    return [Labelled(read[p.winner], read[p.loser], p.preference) for p in chosen]
+
+
+def groups(cell: Cell, folder: Path, sampling: Sampling) -> Iterator[list[Candidate]]:
+    """Each prompt's samples, in the prompts' order; the processes make a chunk each in turn."""
+    team, graphs = current_team(), iter(cell.graphs)
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in count(0, team.size):
+        parts = [list(islice(graphs, CHUNK)) for _ in range(team.size)]
+        paths = [folder / f"{cell.name}-{first + k:06d}.parquet" for k in range(team.size)]
+        if ours := parts[team.rank]:
+            seed = cell.first_seed + (first + team.rank) * CHUNK * sampling.samples
+            make_chunk(paths[team.rank], ours, seed, sampling)
+        team.wait()
+        for part, path in zip(parts, paths, strict=True):
+            chunk, k = load_chunk(path) if part else [], sampling.samples
+            yield from (chunk[i : i + k] for i in range(0, len(chunk), k))
+        if len(parts[-1]) < CHUNK:
+            return
+
+
+def make_chunk(
+    path: Path, graphs: Sequence[SceneGraph], first_seed: int, sampling: Sampling
+) -> None:
+    """Sample and score graphs, unless the chunk is on disk and intact."""
+    if path.exists() and read_table(path) is None:
+        logger.warning("%s is damaged: made again", path)
+        path.unlink()
+    if not path.exists():
+        with memory_advice("sampling"):
+            save_chunk(path, scored_samples(graphs, first_seed, sampling))
+
+
+def scored_samples(
+    graphs: Sequence[SceneGraph], first_seed: int, sampling: Sampling
+) -> list[Candidate]:
+    """The samples of each graph, seeds counted on from the first, prompt by prompt.
+
+    Scores are of the JPEG that is stored, so that a label fits what training sees.
+    """
+    asked = [graph for graph in graphs for _ in range(sampling.samples)]
+    seeds = [first_seed + k for k in range(len(asked))]
+    sources = [sampling.sources[k % sampling.samples % len(sampling.sources)]
+               for k in range(len(asked))]  # fmt: skip
+    jpgs: list[bytes] = [b""] * len(asked)
+    for source in dict.fromkeys(sources):
+        ours = [k for k, name in enumerate(sources) if name == source]
+        images = sampling.draw([asked[k].caption for k in ours], [seeds[k] for k in ours], source)
+        for k, image in zip(ours, images, strict=True):
+            jpgs[k] = encode_image(image, sampling.quality)
+    stored = [np.asarray(decode_image(j, f"seed {s}")) for j, s in zip(jpgs, seeds, strict=True)]
+    scores, detected = sampling.judge(stored, asked)
+    found = [g.to_json() if g else "" for g in detected or [None] * len(asked)]
+    return [
+        Candidate(
+            graph.caption,
+            graph.to_json() if graph.items else "",
+            seeds[k],
+            jpgs[k],
+            {name: float(values[k]) for name, values in scores.items()},
+            found[k],
+            sources[k],
+        )
+        for k, graph in enumerate(asked)
+    ]
 
 
 def claim(output: Path, settings: Mapping[str, object]) -> None:
@@ -87,80 +186,6 @@ def claim(output: Path, settings: Mapping[str, object]) -> None:
     owner, text = output / "build.json", json.dumps(settings, sort_keys=True)
     if owner.exists() and owner.read_text(encoding="utf-8") != text:
         raise DataError(
-            f"{output} holds samples of other prompts or seeds: choose another --output"
+            f"{output} holds samples of other prompts, models or seeds: choose another --output"
         )
     owner.write_text(text, encoding="utf-8")
-
-
-def candidates(
-    folder: Path, draw: Draw, score: Score, prompts: Sequence[str], samples: int, seed: int
-) -> Iterator[list[Candidate]]:
-    """Each prompt's samples with their scores, in the prompts' order; chunks on disk are kept.
-
-    Scores are of the JPEG that is stored, so that a label fits what training sees.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(prompts), CHUNK):
-        path = folder / f"candidates-{start:06d}.parquet"
-        if not path.exists():
-            captions = [p for p in prompts[start : start + CHUNK] for _ in range(samples)]
-            first = seed * 10_000_000 + start * samples
-            save_chunk(path, scored_samples(draw, score, captions, first))
-        chunk = load_chunk(path)
-        yield from (chunk[k : k + samples] for k in range(0, len(chunk), samples))
-
-
-def scored_samples(
-    draw: Draw, score: Score, captions: list[str], first_seed: int
-) -> list[Candidate]:
-    """One sample a caption, seeds counted on from the first."""
-    seeds = [first_seed + k for k in range(len(captions))]
-    encoded = [encode_image(image, quality=95) for image in draw(captions, seeds)]
-    stored = [
-        np.asarray(decode_image(jpg, f"seed {s}")) for jpg, s in zip(encoded, seeds, strict=True)
-    ]
-    columns = score(stored, captions)
-    rows = [{name: float(v[k]) for name, v in columns.items()} for k in range(len(captions))]
-    return [
-        Candidate(c, "", s, jpg, row)
-        for c, s, jpg, row in zip(captions, seeds, encoded, rows, strict=True)
-    ]
-
-
-def preference(first: Candidate, second: Candidate, voters: Sequence[str]) -> float:
-    """The mean over the voters of the probability that the first is preferred, in [0, 1].
-
-    Without a slope in SLOPES a voter says 1, 0, or one half at equal scores: then it is the share
-    of votes. DataError if a voter gave no score.
-    """
-    votes = []
-    for name in voters:
-        if name not in first.scores:
-            raise DataError(f"no score {name!r} to vote by; there are {', '.join(first.scores)}")
-        gap = first.scores[name] - second.scores[name]
-        slope = SLOPES.get(name)
-        votes.append(float(np.sign(gap) + 1) / 2 if slope is None else _sigmoid(slope * gap))
-    return sum(votes) / len(votes)
-
-
-def elect(
-    group: Sequence[Candidate], voters: Sequence[str], most: int = 1
-) -> list[Labelled]:
-    """The candidate preferred most over all others, against the one preferred least.
-
-    With ``most`` > 1 then the second of each end, and so on, so that no candidate is in two pairs;
-    ties are no pairs. With one voter the ends are the highest and the lowest score. Equal
-    candidates are decided by the lower seed.
-    """
-    strength = [
-        sum(preference(a, b, voters) for b in group if b is not a) / max(1, len(group) - 1)
-        for a in group
-    ]
-    order = sorted(range(len(group)), key=lambda k: (-strength[k], group[k].seed))
-    ends = [(group[order[k]], group[order[-1 - k]]) for k in range(min(most, len(group) // 2))]
-    pairs = [Labelled(a, b, preference(a, b, voters)) for a, b in ends]
-    return [pair for pair in pairs if pair.preference > 0.5]
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))

@@ -33,19 +33,30 @@ _SCHEMA = pa.schema(
         ("scores_1", pa.string()),
         ("seed_0", pa.int64()),
         ("seed_1", pa.int64()),
+        ("detected_0", pa.string()),
+        ("detected_1", pa.string()),
+        ("source_0", pa.string()),
+        ("source_1", pa.string()),
     ]
 )
+_IF_ANY = ("preference_0", "detected_0", "detected_1", "source_0", "source_1")
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One sample of a prompt as it is stored: a JPEG, and the scores of that very JPEG."""
+    """One sample of a prompt as it is stored: a JPEG, and the scores of that very JPEG.
+
+    scene_graph, detected: LAION-SG JSON of what is asked for and of what was found in the image;
+    empty without. source: which model made it, and how, in words.
+    """
 
     caption: str
     scene_graph: str
     seed: int
     jpg: bytes
     scores: dict[str, float]
+    detected: str = ""
+    source: str = ""
 
 
 def encode_image(image: NDArray[np.uint8], quality: int = 90) -> bytes:
@@ -78,7 +89,20 @@ def write_pairs(
     seed: int,
     preferences: Sequence[float] | None = None,
 ) -> None:
-    """Write (winner, loser) pairs as Parquet; an old file is replaced only once all is written.
+    """Write :func:`pair_rows` as Parquet; an old file is replaced only once all is written.
+
+    Columns that no row has anything in are left out.
+    """
+    rows = pair_rows(pairs, seed, preferences)
+    write_rows(path, rows, schema_of(rows))
+
+
+def pair_rows(
+    pairs: Sequence[tuple[Candidate, Candidate]],
+    seed: int,
+    preferences: Sequence[float] | None = None,
+) -> list[dict[str, Any]]:
+    """(winner, loser) pairs as rows in Pick-a-Pic's columns.
 
     ``seed`` decides which half of the rows has the winner first. ``preferences``: of each pair the
     probability that the winner is preferred; it is stored as ``preference_0``, of image 0.
@@ -98,10 +122,13 @@ def write_pairs(
     ]
     for row, sure in zip(rows, preferences or (), strict=bool(preferences)):
         row["preference_0"] = sure if row["label_0"] == 1.0 else 1 - sure
-    schema = _SCHEMA
-    if preferences is None:
-        schema = schema.remove(schema.get_field_index("preference_0"))
-    write_rows(path, rows, schema)
+    return rows
+
+
+def schema_of(rows: Sequence[dict[str, Any]]) -> Any:
+    """The Arrow schema of a pair file, without the optional columns that are empty."""
+    empty = {name for name in _IF_ANY if not any(row.get(name) not in (None, "") for row in rows)}
+    return pa.schema([column for column in _SCHEMA if column.name not in empty])
 
 
 def _columns(shown: tuple[Candidate, Candidate], first_preferred: bool) -> dict[str, Any]:
@@ -112,6 +139,7 @@ def _columns(shown: tuple[Candidate, Candidate], first_preferred: bool) -> dict[
     }
     for k, c in enumerate(shown):
         row |= {f"jpg_{k}": c.jpg, f"scores_{k}": json.dumps(c.scores), f"seed_{k}": c.seed}
+        row |= {f"detected_{k}": c.detected, f"source_{k}": c.source}
     return row
 
 

@@ -10,13 +10,17 @@ from itertools import islice
 from pathlib import Path
 
 from inversion_dpo.data.formats import Reading, open_rows
+from inversion_dpo.data.graph_statistics import GraphStatistics, format_statistics, statistics_of
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import inspect, rows_of
+from inversion_dpo.data.rows import Fault, Row, inspect, rows_of
 from inversion_dpo.data.source import content, no_pairs
+from inversion_dpo.graphs import SceneGraph
 
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
 MAX_LISTED = 50  # problems a report spells out
-_PROBLEMS = ("bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows")
+_PROBLEMS = (
+    "bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows", "bad_graphs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,13 @@ class PairReport:
 
     Counts of rows: ties, identical (same bytes twice), unpaired (a ranking of one image),
     empty_captions, bad_labels, bad_rows (not readable as a row); of images: broken_images
-    (missing or unreadable), bad_paths (outside the data's folder). What follows speaks of the
+    (missing or unreadable), bad_paths (outside the data's folder); bad_graphs (a scene graph that
+    is none; such a row can be trained on, without it). What follows speaks of the
     usable ``pairs``: duplicates (caption and images seen before, in either order), mixed_sizes
     (the two images differ in size), image_sizes {(width, height): images}, captions (least,
     median, most in ``measure``'s unit), long_captions (longer than its longest), first_preferred
-    (share of labelled rows with label_0 = 1). ``problems`` spells out the first 50 of
-    ``problems_total``.
+    (share of labelled rows with label_0 = 1), graphs (statistics of the scene graphs). ``problems``
+    spells out the first 50 of ``problems_total``.
     """
 
     path: str | Path
@@ -55,17 +60,19 @@ class PairReport:
     empty_captions: int
     bad_labels: int
     bad_rows: int
+    bad_graphs: int
     image_sizes: Counter[tuple[int, int]]
     captions: tuple[int, float, int] | None
     measure: Measure
     long_captions: int
     first_preferred: float | None
+    graphs: GraphStatistics
     problems: tuple[str, ...]
     problems_total: int
 
     @property
     def ok(self) -> bool:
-        """Whether :func:`open_pairs` takes this data with ``on_bad_row=error``."""
+        """Whether :func:`open_pairs` takes this data, scene graphs included, row by row."""
         return self.problems_total == 0
 
 
@@ -86,6 +93,7 @@ def check_pairs(
     sizes: Counter[tuple[int, int]] = Counter()
     lengths: list[int] = []
     problems: list[str] = []
+    graphs: list[SceneGraph] = []
     seen: set[bytes] = set()
     for row in islice(rows_of(open_rows(data, how).rows(), how.ranking), limit):
         counts["rows"] += 1
@@ -93,10 +101,13 @@ def check_pairs(
             counts[reason] += 1
             continue
         found, row_sizes = inspect(row)
-        counts.update(fault.kind for fault in found)
-        problems += [fault.text for fault in found][: MAX_LISTED - len(problems)]
+        graph = _graph(row)
+        faults = [*found, graph] if isinstance(graph, Fault) else found
+        counts.update(fault.kind for fault in faults)
+        problems += [fault.text for fault in faults][: MAX_LISTED - len(problems)]
         if found:
             continue
+        graphs += [graph] if isinstance(graph, SceneGraph) else []
         key = content(row)
         counts.update(pairs=1, duplicates=int(key in seen))
         counts.update(mixed_sizes=int(len(set(row_sizes)) > 1), labelled=int(row.labelled))
@@ -104,7 +115,18 @@ def check_pairs(
         seen.add(key)
         sizes.update(row_sizes)
         lengths.append(measure.length(row.caption or ""))
-    return _report(data, counts, sizes, lengths, measure, problems)
+    return _report(data, counts, sizes, lengths, measure, problems, graphs)
+
+
+def _graph(row: Row) -> SceneGraph | Fault | None:
+    """A row's scene graph, or why it is none; None if it has none, or is unusable anyway."""
+    if row.fault or not row.scene_graph:
+        return None
+    try:
+        return SceneGraph.from_json(row.scene_graph)
+    except ValueError as error:
+        text = f"{row.where}: scene_graph: {error}; write LAION-SG's JSON or leave it empty"
+        return Fault("bad_graphs", text)
 
 
 def tokens_of(folder: str | Path) -> Measure:
@@ -157,12 +179,13 @@ def format_report(report: PairReport) -> str:
         )
     if report.first_preferred is not None:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
+    lines += format_statistics(report.graphs)
     if report.ok:
         return "\n".join([*lines, "  no problems"])
     lines.append(
         f"  problems: {report.problems_total} ({report.bad_labels} labels, "
         f"{report.empty_captions} captions, {report.broken_images} images, {report.bad_paths} "
-        f"paths, {report.bad_rows} rows); rows count from 0"
+        f"paths, {report.bad_rows} rows, {report.bad_graphs} scene graphs); rows count from 0"
     )
     lines += [f"    {text}" for text in report.problems]
     if (rest := report.problems_total - len(report.problems)) > 0:
@@ -177,6 +200,7 @@ def _report(
     lengths: list[int],
     measure: Measure,
     problems: list[str],
+    graphs: list[SceneGraph],
 ) -> PairReport:
     total = sum(counts[kind] for kind in _PROBLEMS)
     if not counts["pairs"] and not total:
@@ -192,6 +216,7 @@ def _report(
         measure=measure,
         long_captions=sum(n > measure.longest for n in lengths),
         first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
+        graphs=statistics_of(graphs),
         problems=tuple(problems),
         problems_total=total,
     )

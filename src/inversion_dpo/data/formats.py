@@ -83,7 +83,7 @@ def open_rows(data: str | Path, reading: Reading) -> Opened:
         return _open_annotated(path)
     if kind == "dataset":
         return _open_saved(path, reading)
-    files = _files(path, kind)
+    files = _inside(path, _files(path, kind))
     read = _READERS[kind]
 
     def rows() -> Iterator[Raw]:
@@ -134,6 +134,16 @@ def _files(path: Path, kind: str) -> list[Path]:
     return files
 
 
+def _inside(path: Path, files: list[Path]) -> list[Path]:
+    """The files; DataError for a link that leads out of the folder ``path``."""
+    for file in files if path.is_dir() else ():
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise DataError(
+                f"{file} is a link out of {path}; put the file itself there, or give it as the path"
+            )
+    return files
+
+
 def _matching(path: Path, pattern: str) -> list[Path]:
     return sorted(f for f in path.glob(pattern) if not f.name.startswith("."))
 
@@ -179,6 +189,7 @@ def _open_saved(path: Path, reading: Reading) -> Opened:
     import datasets
 
     name = path.name
+    _inside(path, list(path.rglob("*")))
     try:
         dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets lets any error of a damaged file through

@@ -25,11 +25,12 @@ from tqdm import tqdm
 from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
 from inversion_dpo.disk import atomic_table, atomic_text, read_table, sha256_of
+from inversion_dpo.evaluation.judges import scorers_of, structure
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.prompts import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
-from inversion_dpo.evaluation.scorers.registry import Scores, load_scorers
+from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Scores
 from inversion_dpo.evaluation.sides import Side, graphs_for, side
 from inversion_dpo.faults import memory_advice
 from inversion_dpo.graphs import SceneGraph
@@ -115,6 +116,7 @@ def sampled_file(
     asked += f"{e.guidance_scale} {e.scorer} {e.checkpoints} {config.model.resolution}"
     graphs = graphs_for(config, adapter, prompts)
     asked += "".join(g.to_json() for g in graphs.values())
+    asked += f" {e.parser} {e.prompts}" if SCENE_GRAPH in str(e.scorer) else ""
     path = memo / f"{desc}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.parquet"
     if not _known(path):
         pictured = [p for p in prompts for _ in range(repeats)]
@@ -143,7 +145,7 @@ def sample_parts(
     score = None
     if e.scorer:
         kept = folder.parent / "scores.sqlite"
-        score = load_scorers(e.scorer, e.checkpoints, e.batch_size, kept)
+        score = scorers_of(config, e.scorer, kept, e.prompts, e.limit)
     starts = range(0, len(prompts), e.batch_size)
     parts = [folder / f"{start:08d}-{e.batch_size}.parquet" for start in starts]
     bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=not team.main)
@@ -157,9 +159,12 @@ def sample_parts(
                 config.model.resolution, config.model.prompt_chunks,
                 [graphs.get(p) for p in asked],
             )  # fmt: skip
-            write_samples(part, asked, noise, images, score(images, asked) if score else {})
+            judged = score.judge(images, asked) if score else ({}, None)
+            write_samples(part, asked, noise, images, *judged)
         bar.update(len(asked) * team.size)
     bar.close()
+    if score:
+        score.conclude()
     return parts
 
 
@@ -174,11 +179,16 @@ def join_parts(parts: list[Path], path: Path) -> None:
 
 
 def write_samples(
-    path: Path, prompts: list[str], seeds: list[int], images: Images, scores: Scores
-) -> None:
-    """The per-prompt table: prompt, seed, PNG bytes and every score."""
+    path: Path, prompts: list[str], seeds: list[int], images: Images, scores: Scores,
+    graphs: Graphs | None = None,
+) -> None:  # fmt: skip
+    """The per-prompt table: prompt, seed, PNG bytes, every score and the graph found, if any."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {"prompt": prompts, "seed": seeds, "image": [png_bytes(i) for i in images]}
+    columns: dict[str, Any] = {
+        "prompt": prompts, "seed": seeds, "image": [png_bytes(i) for i in images]
+    }  # fmt: skip
+    if graphs is not None:
+        columns["graph"] = pa.array([g and g.to_json() for g in graphs], pa.string())
     atomic_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), path)
 
 
@@ -238,13 +248,15 @@ def evaluate(
     asked = read_prompt_set(config.evaluation.prompts, config.evaluation.limit)
     named = models or (None, str(folder))
     sides = [side(config, name) for name in named]
-    reference, policy = (
-        read_scores(staged(folder, word, model, memo, asked))
+    files = [
+        staged(folder, word, model, memo, asked)
         for word, model in zip(("reference", "policy"), sides, strict=True)
-    )
+    ]
+    reference, policy = (read_scores(file) for file in files)
     s = config.evaluation.seeds
     metrics: dict[str, Any] = {"n_prompts": len(asked.prompts), "seeds": s}
     metrics |= judged(asked, reference, policy, config) if reference else {}
+    metrics |= structure(asked, files, config)
     if reference:
         if current_team().main:
             write_table(folder / "per_prompt.parquet", asked, config, reference, policy)

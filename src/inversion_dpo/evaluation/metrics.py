@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 RESERVED = (
     "preference", "win_rate", "win_rate_low", "win_rate_high", "n_prompts", "categories", "seeds",
-    "models", "pairs", "steps", "training", "seconds",
+    "models", "pairs", "steps", "training", "seconds", "structure", "scoring",
 )  # fmt: skip
 _CHUNK = 1 << 20  # resampled indices held at once
 
@@ -96,7 +96,7 @@ def compare(
     lengths = {name: np.shape(scores) for name, scores in reference.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"metrics cover different numbers of prompts: {lengths}")
-    rows = {name: _row(name, reference[name], policy[name]) for name in reference}
+    rows = {name: gain_row(name, reference[name], policy[name]) for name in reference}
     wins = win_rate(reference[preference], policy[preference])
     return {
         **rows,
@@ -148,7 +148,11 @@ def decimals(uncertainty: float) -> int:
     return min(6, max(0, (uncertainty / 10.0**exponent < 3.55) - exponent))
 
 
-def _row(name: str, reference: NDArray[Any], policy: NDArray[Any]) -> dict[str, float]:
+def gain_row(name: str, reference: NDArray[Any], policy: NDArray[Any]) -> dict[str, float]:
+    """Means of both sides, the gain and its interval, as :func:`compare` has them of a metric.
+
+    ValueError, which says the name, as in :func:`paired_bootstrap`.
+    """
     try:
         gain = paired_bootstrap(reference, policy)
     except ValueError as error:

@@ -1,7 +1,4 @@
-"""Prompt sets: a text file, JSON lines with categories as GenEval's, Parquet, a column on the hub.
-
-JSON lines and Parquet may hold each prompt's scene graph, in LAION-SG's layout.
-"""
+"""Prompt sets: text, JSON lines with categories as GenEval's, Parquet, a column on the hub."""
 
 from __future__ import annotations
 
@@ -20,20 +17,15 @@ HUB = "hf:"
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """A prompt with its category and its scene graph, if the set has any."""
-
-    prompt: str
-    category: str = ""
-    graph: SceneGraph | None = None
-
-
-@dataclass(frozen=True)
 class PromptSet:
-    """Prompts, and the category of each where the set has any (else all are empty)."""
+    """Prompts, the category of each where the set has any, and the scene graph that it asks for.
+
+    Without categories all are empty, without graphs all are None; one for each prompt.
+    """
 
     prompts: list[str]
     categories: list[str]
+    graphs: list[SceneGraph | None]
 
     @property
     def by_category(self) -> dict[str, list[int]]:
@@ -50,15 +42,15 @@ def read_prompt_set(source: str, limit: int | None) -> PromptSet:
 
     Args:
         source: a text file with a prompt a line; a .jsonl file with ``prompt`` and, if it has any,
-            ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and ``scene_graph``; a
-            .parquet file of the same columns; or a dataset's column on
-            the hub, ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
+            ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and ``scene_graph`` in
+            LAION-SG's layout; a .parquet file of the same columns; or a dataset's column on the
+            hub, ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
         limit: None: all.
     """
-    rows = list(islice(prompt_rows(source), limit))
+    rows = list(islice(_rows(source), limit))
     if not rows:
         raise ConfigError(f"evaluation.prompts: {source} holds no prompts; write one a line")
-    return PromptSet([row.prompt for row in rows], [row.category for row in rows])
+    return PromptSet(*(list(column) for column in zip(*rows, strict=True)))
 
 
 def read_prompts(source: str, limit: int | None) -> list[str]:
@@ -72,19 +64,21 @@ def graphs_by_prompt(source: str, prompts: set[str]) -> dict[str, SceneGraph]:
     ConfigError if the set gives one prompt two graphs.
     """
     found: dict[str, SceneGraph] = {}
-    for row in prompt_rows(source):
-        if row.graph is None or row.prompt not in prompts:
+    for prompt, _, graph in _rows(source):
+        if graph is None or prompt not in prompts:
             continue
-        if found.setdefault(row.prompt, row.graph) != row.graph:
+        if found.setdefault(prompt, graph) != graph:
             raise ConfigError(
-                f"evaluation.prompts: {source} gives {row.prompt[:60]!r} two different scene "
-                "graphs; word the two prompts differently"
+                f"evaluation.prompts: {source} gives {prompt[:60]!r} two different scene graphs; "
+                "word the two prompts differently"
             )
     return found
 
 
-def prompt_rows(source: str) -> Iterator[PromptRow]:
-    """The rows of a set as :func:`read_prompt_set` takes them; ConfigError names file and line."""
+_Row = tuple[str, str, SceneGraph | None]  # prompt, category, graph
+
+
+def _rows(source: str) -> Iterator[_Row]:
     if source.startswith(HUB):
         yield from _hub_rows(source)
         return
@@ -101,56 +95,53 @@ def prompt_rows(source: str) -> Iterator[PromptRow]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"evaluation.prompts: {file} is not UTF-8 text ({error})") from error
-    except OSError as error:
-        raise ConfigError(f"evaluation.prompts: {file} cannot be read ({error})") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{file}, line {number}"
-            yield _json_row(line, where) if file.suffix == ".jsonl" else PromptRow(line.strip())
+            yield _json_row(line, where) if file.suffix == ".jsonl" else (line.strip(), "", None)
 
 
-def _parquet_rows(file: Path) -> Iterator[PromptRow]:
+def _json_row(line: str, where: str) -> _Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.prompts: {where} is not JSON ({error})") from error
+    return _row(row if isinstance(row, dict) else {}, where)
+
+
+def _parquet_rows(file: Path) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    known = ("prompt", "caption", "category", "tag", "scene_graph")
+    known = ("prompt", "category", "tag", "scene_graph")
     try:
         names = pq.read_schema(file).names
         rows = pq.read_table(file, columns=[n for n in known if n in names]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"evaluation.prompts: {file} cannot be read ({reason})") from error
-    for number, row in enumerate(rows):
-        yield _row(row, f"{file}, row {number}")
+    yield from (_row(row, f"{file}, row {number}") for number, row in enumerate(rows))
 
 
-def _json_row(line: str, where: str) -> PromptRow:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"evaluation.prompts: {where} is not JSON ({error})") from error
-    return _row(row, where)
-
-
-def _row(row: Any, where: str) -> PromptRow:
-    given = row if isinstance(row, dict) else {}
-    prompt = given.get("prompt", given.get("caption"))
+def _row(row: dict[str, Any], where: str) -> _Row:
+    prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError(f'evaluation.prompts: {where} has no text under "prompt"')
-    graph = given.get("scene_graph")
-    category = given.get("category", given.get("tag"))
-    return PromptRow(prompt.strip(), str(category or ""), graph and _graph(graph, where))
+    graph = _graph(row.get("scene_graph"), where)
+    return prompt.strip(), str(row.get("category", row.get("tag")) or ""), graph
 
 
-def _graph(value: Any, where: str) -> SceneGraph:
+def _graph(given: Any, where: str) -> SceneGraph | None:
+    """LAION-SG's layout, as an object or as its text."""
+    if given is None or given == "":
+        return None
     try:
-        return SceneGraph.from_dict(json.loads(value) if isinstance(value, str) else value)
-    except (ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"evaluation.prompts: {where}, scene_graph: {reason}") from error
+        return SceneGraph.from_dict(json.loads(given) if isinstance(given, str) else given)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f'evaluation.prompts: {where}, "scene_graph": {error}') from error
 
 
-def _hub_rows(source: str) -> Iterator[PromptRow]:
+def _hub_rows(source: str) -> Iterator[_Row]:
     name, column, split, *more = [*source.removeprefix(HUB).split(":"), "", ""][:4]
     if not name or not column or any(more):
         raise ConfigError(f"evaluation.prompts={source}: write hf:OWNER/NAME:COLUMN[:SPLIT]")
@@ -162,7 +153,7 @@ def _hub_rows(source: str) -> Iterator[PromptRow]:
             if column not in row:
                 raise KeyError(f"no column {column}; it has {', '.join(row)}")
             if str(row[column] or "").strip():
-                yield PromptRow(str(row[column]).strip())
+                yield str(row[column]).strip(), "", _graph(row.get("scene_graph"), name)
     except Exception as error:  # unknown names and splits, and the network, each have their own
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from inversion_dpo.evaluation import exports, figures
+from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.metrics import decimals, interval_text, metric_rows, verdict
 
@@ -99,6 +100,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         rows=_table(data.metrics, data.preference),
         cards=cards,
         categories=_categories(data.metrics),
+        structure=_structure(data.metrics),
         gains=folder / "gains.png",
         panels=[(p.title, p.note, data_uri(figures.panel_png(p, data.history))) for p in panels],
         pairs=[(caption, inlined(win), inlined(lose)) for caption, win, lose in data.pairs],
@@ -293,6 +295,18 @@ def _categories(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         | {"prompts": part["n_prompts"], "wins": _share_text(part)}
         for name, part in metrics.get("categories", {}).items()
     ]
+
+
+def _structure(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a number of objects, a relation and a kind of error, which is better if lower."""
+    rows = []
+    for name, prompts, measure, row in table_rows(metrics.get("structure") or {}):
+        shown = _table_row(name, row, False) | {"prompts": prompts, "measure": measure}
+        if name in ERRORS.values():
+            kind = verdict(-row["gain_high"], -row["gain_low"])
+            shown |= {"verdict": kind, "words": VERDICT_WORDS[kind]}
+        rows.append(shown)
+    return rows
 
 
 def _table_row(name: str, row: Mapping[str, float], preferred: bool) -> dict[str, Any]:

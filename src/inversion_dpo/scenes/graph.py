@@ -6,14 +6,15 @@ An item's ``label`` is its shape and its ``attributes`` are (size, colour).
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
+from inversion_dpo.canonical import INVERSE as INVERSE
 from inversion_dpo.graphs import Item, Relation, SceneGraph
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def caption_of(items: tuple[Item, ...], relations: tuple[Relation, ...]) -> str:
@@ -48,3 +49,18 @@ def _parse_item(item_id: int, text: str, caption: str) -> Item:
     if not (len(words) == 3 and words[0] in SIZES and words[1] in COLOURS and words[2] in SHAPES):
         raise ValueError(f"{text!r} is not '<size> <colour> <shape>' in caption {caption!r}")
     return Item(item_id, words[2], words[:2])
+
+
+def with_entailed(graph: SceneGraph) -> SceneGraph:
+    """A chain with the relations that it entails: a left of b left of c puts a left of c.
+
+    A relation is the axis on which two objects differ most. Where both steps are along the same
+    axis and way, so is their sum; of any other two steps nothing follows.
+    """
+    added = [
+        Relation(j, graph.relations[j].relation, k + 1)
+        for j in range(len(graph.relations))
+        for k in range(j + 1, len(graph.relations))
+        if len({r.relation for r in graph.relations[j : k + 1]}) == 1
+    ]
+    return replace(graph, relations=(*graph.relations, *added))

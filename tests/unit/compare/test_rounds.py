@@ -104,7 +104,7 @@ def test_a_killed_round_goes_on(settings, tmp_path, monkeypatch):
     make, rounds = settings
     config, root = make(), tmp_path / "compare"
     with monkeypatch.context() as patch:
-        patch.setattr("inversion_dpo.compare.rounds.build_labelled", lambda *_, **__: 1 / 0)
+        patch.setattr("inversion_dpo.compare.rounds.build", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             chain(root, "x0", config, 0, rounds)
     weights = next((root / "runs" / "x0-0" / "merged").rglob("*.safetensors"))

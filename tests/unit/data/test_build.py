@@ -1,132 +1,193 @@
-"""Pairs by vote of scorers: who wins, how sure, and what a kill leaves."""
+"""From prompts to pairs: chunks, duplicates, quotas, and what a kill leaves."""
 
+import contextlib
 import json
-import math
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.build import Labelled, build_scored_pairs, elect, preference
-from inversion_dpo.data.candidates import Candidate
-from inversion_dpo.data.images import DataError
-from inversion_dpo.data.pairs import read_pairs
+from inversion_dpo.data.build import (
+    Cell,
+    Labelling,
+    Sampling,
+    claim,
+    fill,
+    groups,
+    scored_samples,
+)
+from inversion_dpo.data.candidates import Candidate, encode_image
+from inversion_dpo.data.duplicates import Duplicates, dhash
+from inversion_dpo.data.images import DataError, decode_image
+from inversion_dpo.graphs import Item, SceneGraph
+from inversion_dpo.processes import Team
+
+PROMPTS = [SceneGraph((), (), f"prompt {k}") for k in range(40)]
 
 
-def made(seed, **scores):
-    return Candidate("a", "", seed, b"jpg%d" % seed, scores)
+def draw(captions, seeds, source):
+    """Grey images that brighten with the seed; no two are the same."""
+    images = [np.full((16, 16, 3), 20 + s % 230, np.uint8) for s in seeds]
+    for image, seed in zip(images, seeds, strict=True):
+        image[:8] += np.uint8(seed // 230)
+    return images
 
 
-def test_preference_by_hand():
-    a, b = made(0, pickscore=21.5, clip=30.0, aesthetic=5.0), made(1, pickscore=21.0, clip=31.0,
-                                                                   aesthetic=5.0)  # fmt: skip
-    assert preference(a, b, ["clip"]) == 0 and preference(b, a, ["clip"]) == 1
-    assert preference(a, b, ["aesthetic"]) == 0.5
-    softmax = math.exp(21.5) / (math.exp(21.5) + math.exp(21.0))
-    assert preference(a, b, ["pickscore"]) == pytest.approx(softmax)
-    votes = preference(a, b, ["pickscore", "clip", "aesthetic"])
-    assert votes == pytest.approx((softmax + 0 + 0.5) / 3)
-    assert preference(b, a, ["pickscore", "clip", "aesthetic"]) == pytest.approx(1 - votes)
-
-
-def test_hpsv2_and_imagereward_are_their_own_probabilities():
-    a, b = made(0, hpsv2=0.28, imagereward=1.0), made(1, hpsv2=0.27, imagereward=0.0)
-    assert preference(a, b, ["hpsv2"]) == pytest.approx(math.e / (1 + math.e))
-    reward = 1.0333394966054072  # before normalisation
-    assert preference(a, b, ["imagereward"]) == pytest.approx(1 / (1 + math.exp(-reward)))
-
-
-def test_large_differences_do_not_overflow():
-    a, b = made(0, pickscore=5000.0), made(1, pickscore=-5000.0)
-    assert preference(a, b, ["pickscore"]) == 1 and preference(b, a, ["pickscore"]) == 0
-
-
-def test_one_voter_pairs_highest_and_lowest():
-    group = [made(k, s=v) for k, v in enumerate([3.0, 9.0, 1.0, 5.0])]
-    (found,) = elect(group, ["s"])
-    assert (found.winner.seed, found.loser.seed, found.preference) == (1, 2, 1.0)
-
-
-def test_the_majority_wins_over_one_loud_voter():
-    group = [made(0, a=1.0, b=1.0, c=0.0), made(1, a=0.0, b=0.0, c=1000.0)]
-    (found,) = elect(group, ["a", "b", "c"])
-    assert found == Labelled(group[0], group[1], 2 / 3)
-
-
-def test_ties_are_no_pair():
-    assert elect([made(0, s=1.0), made(1, s=1.0)], ["s"]) == []
-    assert elect([made(0, a=1.0, b=0.0), made(1, a=0.0, b=1.0)], ["a", "b"]) == []
-    assert elect([made(0, s=1.0)], ["s"]) == []
-
-
-def test_several_pairs_come_from_both_ends():
-    group = [made(k, s=v) for k, v in enumerate([3.0, 9.0, 1.0, 5.0, 4.0])]
-    found = [(p.winner.seed, p.loser.seed) for p in elect(group, ["s"], 9)]
-    assert found == [(1, 2), (3, 0)]  # the middle one has no partner
-    tied = [made(k, s=v) for k, v in enumerate([9.0, 5.0, 5.0, 1.0])]
-    assert [(p.winner.seed, p.loser.seed) for p in elect(tied, ["s"], 2)] == [(0, 3)]
-
-
-def test_an_absent_voter_is_named():
-    with pytest.raises(DataError, match="no score 'beauty' to vote by; there are s"):
-        elect([made(0, s=1.0), made(1, s=2.0)], ["beauty"])
-
-
-def draw(prompts, seeds):
-    """Grey images that brighten with the seed."""
-    return [np.full((16, 16, 3), 20 + 9 * (s % 25), np.uint8) for s in seeds]
-
-
-def score(images, prompts):
+def judge(images, graphs):
     light = np.array([i.mean() for i in images])
-    return {"light": light, "dark": -light, "light_too": light}
+    return {"light": light, "dark": -light, "light_too": light}, None
 
 
-PROMPTS = [f"prompt {k}" for k in range(40)]
+GREY = Sampling(draw, judge, 3)
+VOTE = {"pairs": Labelling()}
 
 
-def test_the_file_is_read_as_pairs_and_keeps_the_soft_labels(tmp_path):
-    count = build_scored_pairs(tmp_path, draw, score, PROMPTS, 3, 0)
+def made(folder, sampling=GREY, labellings=VOTE, **cell):
+    return fill(Cell("c", PROMPTS, **cell), folder, sampling, labellings, Duplicates(-1))
+
+
+def shown(found):
+    return [(p.winner.seed, p.loser.seed, p.preference) for p in found]
+
+
+def test_every_prompt_gives_a_pair_of_its_own_samples(tmp_path):
+    found = made(tmp_path)["pairs"]
+    assert [p.winner.caption for p in found] == [g.caption for g in PROMPTS]
+    for k, pair in enumerate(found):
+        assert {pair.winner.seed, pair.loser.seed} <= {3 * k, 3 * k + 1, 3 * k + 2}
+        assert pair.winner.scores["light"] > pair.loser.scores["light"]
+        assert pair.preference == pytest.approx(2 / 3)
+        assert pair.winner.scene_graph == pair.winner.detected == ""
+
+
+def test_several_labellings_of_the_same_samples(tmp_path):
+    both = {"light": Labelling(("light",), "best_worst"), "dark": Labelling(("dark",), "margin")}
+    found = made(tmp_path, labellings=both, quota=5)
+    assert [len(pairs) for pairs in found.values()] == [5, 5]
+    assert found["light"][0].winner.seed == found["dark"][0].loser.seed
+
+
+def test_a_cell_stops_at_its_quota(tmp_path):
+    assert shown(made(tmp_path, quota=20)["pairs"]) == shown(made(tmp_path)["pairs"])[:20]
+    made(tmp_path / "few", quota=5)
+    assert len(list((tmp_path / "few").iterdir())) == 1
+    first = made(tmp_path / "moved", first_seed=1000, quota=1)["pairs"][0]
+    assert first.winner.seed >= 1000
+
+
+def test_a_kill_loses_one_chunk_and_changes_nothing(tmp_path):
+    whole, asked = shown(made(tmp_path / "whole")["pairs"]), []
+
+    def dying(captions, seeds, source):
+        asked.append(len(captions))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return draw(captions, seeds, source)
+
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "killed", Sampling(dying, judge, 3))
+    assert shown(made(tmp_path / "killed", Sampling(dying, judge, 3))["pairs"]) == whole
+    assert asked == [48, 48, 48, 24]
+
+
+def test_a_damaged_chunk_is_made_again(tmp_path):
+    whole = shown(made(tmp_path)["pairs"])
+    chunk = tmp_path / "c-000001.parquet"
+    chunk.write_bytes(chunk.read_bytes()[:-50])
+    assert shown(made(tmp_path)["pairs"]) == whole
+
+
+class InTurn(Exception):
+    """Raised where a process would wait for the others."""
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_several_processes_share_the_chunks_and_see_the_same(tmp_path, monkeypatch, size):
+    """Rank after rank makes its chunk of a round and stops where it would wait; then all read."""
+    def seeds(folder, rank, of):
+        monkeypatch.setattr("inversion_dpo.data.build.current_team", lambda: Team(rank, of))
+        return [[c.seed for c in group] for group in groups(Cell("c", PROMPTS), folder, GREY)]
+
+    def stop(team):
+        made_by.append(len(list(folder.iterdir())))
+        if len(made_by) % size:
+            raise InTurn
+
+    alone = seeds(tmp_path / "alone", 0, 1)
+    folder, made_by = tmp_path / "together", []
+    monkeypatch.setattr(Team, "wait", stop)
+    for _ in range(3):
+        for rank in range(size):
+            with contextlib.suppress(InTurn, FileNotFoundError):
+                seeds(folder, rank, size)
+    assert made_by[0] == 1 and made_by[1] == 2  # one chunk a process, not all by each
+    monkeypatch.setattr(Team, "wait", lambda team: None)
+    assert [seeds(folder, rank, size) for rank in range(size)] == [alone] * size
+
+
+def test_sources_take_turns_and_are_told(tmp_path):
+    told = []
+
+    def noted(captions, seeds, source):
+        told.append((source, list(seeds)))
+        return draw(captions, seeds, source)
+
+    graph = SceneGraph((Item(0, "cat"),), (), "a cat")
+    sampling = Sampling(noted, lambda i, g: (judge(i, g)[0], list(g)), 3, ("one", "two"))
+    found = scored_samples([graph, graph], 10, sampling)
+    assert told == [("one", [10, 12, 13, 15]), ("two", [11, 14])]
+    assert [c.source for c in found] == ["one", "two", "one"] * 2
+    assert [c.seed for c in found] == list(range(10, 16))
+    assert {c.scene_graph for c in found} == {c.detected for c in found} == {graph.to_json()}
+    for c in found:  # scored as stored
+        assert c.scores["light"] == np.asarray(decode_image(c.jpg, "here")).mean()
+
+
+def test_another_build_in_the_folder_is_refused(tmp_path):
+    claim(tmp_path, {"seed": 0})
+    claim(tmp_path, {"seed": 0})
+    with pytest.raises(DataError, match="another --output"):
+        claim(tmp_path, {"seed": 1})
+
+
+def image(seed, caption="a", shift=0, colour=0):
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[8:24, 8 + shift : 24 + shift, colour] = 200
+    return Candidate(caption, "", seed, encode_image(pixels), {})
+
+
+def test_duplicates_by_bytes_and_by_looks():
+    seen = Duplicates(0)
+    assert [c.seed for c in seen.fresh([image(0), image(1), image(2, shift=20)])] == [0, 2]
+    assert seen.fresh([image(3, shift=20)]) == [] and seen.dropped == 2
+    assert len(seen.fresh([image(4, "b", colour=1)])) == 1  # another caption, another object
+    assert seen.fresh([image(5, "b")]) == []  # the very bytes of the first
+    by_bytes = Duplicates(-1)
+    assert len(by_bytes.fresh([image(0), image(1, colour=1), image(2)])) == 2
+
+
+def test_a_hash_by_hand():
+    from PIL import Image
+
+    grey = np.zeros((8, 9), np.uint8)
+    grey[:, 4] = 255  # its left neighbour is darker than it: a bit; its right one is not
+    grey[7] = 0
+    expected = int("00010000" * 7 + "00000000", 2)
+    assert dhash(Image.fromarray(grey)) == expected
+    assert dhash(Image.fromarray(grey // 2)) == expected
+
+
+def test_what_is_built_is_written_and_read(tmp_path):
+    from inversion_dpo.data.pairs import read_pairs
+    from inversion_dpo.evaluation.building import write_labelled
+
+    assert write_labelled(tmp_path, made(tmp_path / "c"), 0) == {"pairs": 40}
     rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
-    assert count == len(rows) == 40 and {r["label_0"] for r in rows} == {0.0, 1.0}
+    assert {r["label_0"] for r in rows} == {0.0, 1.0} and "detected_0" not in rows[0]
     for row in rows:
         assert row["preference_0"] == pytest.approx(2 / 3 if row["label_0"] else 1 / 3)
         first, second = (json.loads(row[f"scores_{k}"])["light"] for k in (0, 1))
         assert (first > second) == bool(row["label_0"])
-    found = read_pairs(tmp_path / "pairs.parquet")
-    assert len(found.pairs) == 40 and [p.caption for p in found.pairs] == PROMPTS
-    assert found.pairs[0].scene_graph is None
-
-
-def test_least_agreement_and_limit(tmp_path):
+    assert read_pairs(tmp_path / "pairs.parquet").pairs[0].scene_graph is None
     with pytest.raises(DataError, match="--least"):
-        build_scored_pairs(tmp_path, draw, score, PROMPTS, 3, 0, least=0.7)
-    assert build_scored_pairs(tmp_path, draw, score, PROMPTS, 3, 0, least=0.7, limit=5,
-                              voters=["light", "light_too"]) == 5  # fmt: skip
-    four = (tmp_path / "b", draw, score, PROMPTS[:4], 4, 0, ["light"])
-    assert build_scored_pairs(*four, each=2) == 8
-    assert build_scored_pairs(*four, limit=3, each=2) == 3
-
-
-def test_a_kill_loses_one_chunk_and_changes_nothing(tmp_path):
-    build_scored_pairs(tmp_path / "whole", draw, score, PROMPTS, 3, 7)
-    asked = []
-
-    def dying(prompts, seeds):
-        asked.append(len(prompts))
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return draw(prompts, seeds)
-
-    with pytest.raises(KeyboardInterrupt):
-        build_scored_pairs(tmp_path / "killed", dying, score, PROMPTS, 3, 7)
-    build_scored_pairs(tmp_path / "killed", dying, score, PROMPTS, 3, 7)
-    assert asked == [48, 48, 48, 24]
-    whole, killed = (pq.read_table(tmp_path / n / "pairs.parquet") for n in ("whole", "killed"))
-    assert whole.equals(killed)
-
-
-def test_another_build_in_the_folder_is_refused(tmp_path):
-    build_scored_pairs(tmp_path, draw, score, PROMPTS, 3, 0)
-    with pytest.raises(DataError, match="another --output"):
-        build_scored_pairs(tmp_path, draw, score, PROMPTS, 3, 1)
+        write_labelled(tmp_path, {"pairs": []}, 0)

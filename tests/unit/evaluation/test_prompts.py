@@ -89,3 +89,20 @@ def test_the_shipped_set_is_what_the_script_writes():
     assert list(zip(found.categories, found.prompts, strict=True)) == compositional_prompts(50)
     assert set(found.by_category) == set(CATEGORIES) and len(set(found.prompts)) == 224
     assert {split_of(p) for p in found.prompts} == {"test"}
+
+
+def test_a_scene_graph_stands_beside_its_prompt(tmp_path):
+    from inversion_dpo.graphs import Item, SceneGraph
+
+    graph = {"items": [{"item_id": 0, "label": "cat"}], "relations": []}
+    path = tmp_path / "graphs.jsonl"
+    rows = [{"prompt": "a", "scene_graph": graph}, {"prompt": "b"},
+            {"prompt": "c", "scene_graph": json.dumps(graph)}]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    cat = SceneGraph((Item(0, "cat"),))
+    assert read_prompt_set(str(path), None).graphs == [cat, None, cat]
+    for bad in ("{", 7, [], {"items": 3}):
+        path.write_text(json.dumps({"prompt": "a", "scene_graph": bad}))
+        with pytest.raises(ConfigError, match='line 1, "scene_graph"') as refusal:
+            read_prompt_set(str(path), None)
+        assert "\n" not in str(refusal.value)

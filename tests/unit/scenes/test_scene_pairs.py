@@ -8,17 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from inversion_dpo.data.build import Labelling, Sampling, pairs_of, scored_samples
+from inversion_dpo.data.candidates import Candidate, encode_image, write_pairs
 from inversion_dpo.data.pairs import check_pairs, decode_image, read_pairs
 from inversion_dpo.graphs import SceneGraph
-from inversion_dpo.scenes.pairs import (
-    LABELLINGS,
-    Candidate,
-    best_against_worst,
-    candidate,
-    encode_image,
-    score_image,
-    write_pairs,
-)
+from inversion_dpo.scenes.graph import parse_caption
+from inversion_dpo.scenes.pairs import LABELLINGS, judge_scenes, score_image
 from inversion_dpo.scenes.world import Scene, render, sample_scene
 
 VERDICT = ("entity_iou", "relation_iou", "sg_iou", "exact", "composition")
@@ -29,12 +24,10 @@ def made_up(seed: int, scores: dict[str, float] | None = None, caption: str = "a
     return Candidate(caption, "{}", seed, jpg, scores or {"warmth": 0.0, "composition": 0.0})
 
 
-def candidates(key: str, *values: float) -> list[Candidate]:
-    return [made_up(seed, {key: value}) for seed, value in enumerate(values)]
-
-
-def seeds(pair: tuple[Candidate, Candidate] | None) -> tuple[int, int] | None:
-    return pair and (pair[0].seed, pair[1].seed)
+def candidate(graph: SceneGraph, seed: int, image: np.ndarray[Any, Any]) -> Candidate:
+    """A sample as a build makes it."""
+    sampling = Sampling(lambda *asked: [image], judge_scenes, 1, quality=90)
+    return scored_samples([graph], seed, sampling)[0]
 
 
 def warm_and_cool(count: int) -> list[tuple[Candidate, Candidate]]:
@@ -70,36 +63,26 @@ def test_scores_of_an_image() -> None:
 @pytest.mark.parametrize(("key", "score"), [("taste", "warmth"), ("composition", "composition")])
 def test_the_best_meets_the_worst(key: str, score: str) -> None:
     assert set(LABELLINGS) == {"taste", "composition"}
-    both = [
+    group = [
         Candidate("a", "{}", seed, b"", {"warmth": w, "composition": c})
         for seed, w, c in ((0, 0.5, 0.2), (1, 0.9, 0.5), (2, 0.1, 0.9))
     ]
-    values = [c.scores[score] for c in both]
-    pair = best_against_worst(both, key, 0.1)
-    assert seeds(pair) == (int(np.argmax(values)), int(np.argmin(values)))
+    values = [c.scores[score] for c in group]
+    (pair,) = pairs_of(group, LABELLINGS[key])
+    assert (pair.winner.seed, pair.loser.seed) == (np.argmax(values), np.argmin(values))
+    gap = max(values) - min(values)
+    assert pair.preference == pytest.approx(1 / (1 + np.exp(-gap)))
+    close = Labelling((score,), "best_worst", gap + 0.01)
+    assert pairs_of(group, close) == []
 
 
-@pytest.mark.parametrize(
-    ("values", "margin", "expected"),
-    [
-        ((0.0, 0.5), 0.5, (1, 0)),
-        ((0.0, 0.5), 0.51, None),
-        ((0.5, 0.5), 0.0, None),
-        ((0.25, 0.5), 0.0, (1, 0)),
-        ((0.5,), 0.0, None),
-        ((), 0.0, None),
-    ],
-)
-def test_the_margin_must_be_reached(
-    values: tuple[float, ...], margin: float, expected: tuple[int, int] | None
-) -> None:
-    assert seeds(best_against_worst(candidates("warmth", *values), "taste", margin)) == expected
-
-
-def test_equal_scores_are_decided_by_the_lowest_seed() -> None:
-    tied = candidates("composition", 0.0, 1.0, 0.5, 1.0, 0.0)
-    for order in (tied, tied[::-1], [tied[k] for k in (2, 4, 3, 0, 1)]):
-        assert seeds(best_against_worst(order, "composition", 0.1)) == (1, 0)
+def test_the_judge_says_what_it_found() -> None:
+    scene = sample_scene(np.random.default_rng(2), 3)
+    asked = [scene.graph, parse_caption("a small red star")]
+    scores, found = judge_scenes([render(scene)] * 2, asked)
+    assert [len(graph.items) for graph in found] == [3, 3]
+    assert scores["exact"].tolist() == [1.0, 0.0]
+    assert {name: v[0] for name, v in scores.items()} == score_image(scene.graph, render(scene))
 
 
 def test_a_candidate_is_scored_as_it_is_stored() -> None:
@@ -110,14 +93,6 @@ def test_a_candidate_is_scored_as_it_is_stored() -> None:
     stored = np.asarray(decode_image(made.jpg, "here"))
     assert made.scores == score_image(scene.graph, stored) != score_image(scene.graph, image)
     assert (made.caption, made.seed) == (scene.graph.caption, 7)
-
-
-def test_pairs_across_prompts_or_by_unknown_names_are_refused() -> None:
-    mixed = [made_up(0, caption="a"), made_up(1, caption="b")]
-    with pytest.raises(ValueError, match="share their caption"):
-        best_against_worst(mixed, "taste", 0.0)
-    with pytest.raises(ValueError, match="unknown labelling 'beauty'; one of taste, composition"):
-        best_against_worst([], "beauty", 0.0)
 
 
 def test_what_is_written_is_read_with_winners_and_losers_right(tmp_path: Path) -> None:

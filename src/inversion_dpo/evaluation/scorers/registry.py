@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.store import ScoreStore, score_key
+from inversion_dpo.graphs import SceneGraph
 
 Scores = dict[str, NDArray[np.float64]]
+Graphs = list[SceneGraph | None]  # found in images; None where one could not be read
 Scorer = Callable[[Sequence[Pixels], Sequence[str]], Any]  # scores [B], or scores [B] by name
-SCENES = "inversion_dpo.scenes.scorer:score"
+SCENES = "inversion_dpo.scenes.scorer:judge"
+GRAPH = "graph"  # not a score: the graphs that a scorer found
 VERSION = 1  # of the scorers' code; part of every kept score's key
 
 # name -> hub repository and revision. What is there was looked up on the hub's pages; nothing was
@@ -34,21 +37,27 @@ CHECKPOINTS = {
     "imagereward": "RE-N-Y/ImageReward",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
+SCENE_GRAPH = "scene-graph"
+OFFERED = (*CHECKPOINTS, "scenes", SCENE_GRAPH)
 
 
 @dataclass(frozen=True)
 class Named:
     """A scorer of the registry or a user's own, loaded when it is first called.
 
-    spec: its name or ``module:function``. checkpoint: of its weights; None without any.
+    spec: its name or ``module:function``. checkpoint: of its weights; None without any. make:
+    makes it, if more than a checkpoint is needed.
     """
 
     spec: str
     checkpoint: Checkpoint | None
+    make: Callable[[], Scorer] | None = None
 
     @cached_property
     def call(self) -> Scorer:
         """The callable; ScorerError if it cannot be loaded."""
+        if self.make is not None:
+            return self.make()
         if self.checkpoint is None:
             return imported(SCENES if self.spec == "scenes" else self.spec)
         return built(self.spec, self.checkpoint)
@@ -74,24 +83,44 @@ class ScorerGroup:
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
         """Score every image for the prompt at its place."""
+        return self.judge(images, prompts)[0]
+
+    def judge(
+        self, images: Sequence[Pixels], prompts: Sequence[str]
+    ) -> tuple[Scores, Graphs | None]:
+        """The scores, and the graphs found [B], if one of the scorers finds any."""
         if len(images) != len(prompts) or not images:
             raise ScorerError(f"{len(images)} images and {len(prompts)} prompts: give one each")
         scores: Scores = {}
+        graphs: Graphs | None = None
         for member in self.members:
-            for name, values in self._scored(member, images, prompts).items():
+            given, found = self._scored(member, images, prompts)
+            for name, values in given.items():
                 if name in scores:
                     raise ScorerError(f"two scorers give a score called {name!r}: drop one")
                 scores[name] = values
-        return scores
+            graphs = graphs or found or None
+        return scores, graphs
 
-    def _scored(self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
+    def conclude(self) -> None:
+        """Let the scorers that were used say what they have to, such as what it cost."""
+        for member in self.members:
+            if "call" in member.__dict__ and hasattr(member.call, "conclude"):
+                member.call.conclude()
+
+    def _scored(
+        self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]
+    ) -> tuple[Scores, Graphs]:
         parts = [
             self._batch(member, images[k : k + self.batch_size], prompts[k : k + self.batch_size])
             for k in range(0, len(images), self.batch_size)
         ]
-        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        scores = {name: np.concatenate([p[name] for p, _ in parts]) for name in parts[0][0]}
+        return scores, [graph for _, graphs in parts for graph in graphs]
 
-    def _batch(self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
+    def _batch(
+        self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]
+    ) -> tuple[Scores, Graphs]:
         if self.store is None or member.identity is None:
             return checked(member.spec, member.call(images, prompts), len(images))
         keys = [score_key(member.identity, i, p) for i, p in zip(images, prompts, strict=True)]
@@ -99,10 +128,10 @@ class ScorerGroup:
         new = [k for k, key in enumerate(keys) if key not in known]
         if new:
             given = member.call([images[k] for k in new], [prompts[k] for k in new])
-            (fresh,) = checked(member.spec, given, len(new)).values()
+            (fresh,) = checked(member.spec, given, len(new))[0].values()
             known |= {keys[k]: float(v) for k, v in zip(new, fresh, strict=True)}
             self.store.put([keys[k] for k in new], fresh.tolist())
-        return {member.spec: np.array([known[key] for key in keys])}
+        return {member.spec: np.array([known[key] for key in keys])}, []
 
 
 def load_scorers(
@@ -110,15 +139,18 @@ def load_scorers(
     checkpoints: Mapping[str, str] | None = None,
     batch_size: int = 16,
     store: Path | None = None,
+    made: Mapping[str, Callable[[], Scorer]] | None = None,
 ) -> ScorerGroup:
     """The scorers that ``evaluation.scorer`` names, as one; nothing is loaded yet.
 
     Args:
         spec: names, comma-separated or a list: clip, pickscore, hpsv2, hpsv21, imagereward,
-            aesthetic, scenes, or ``module:function``.
+            aesthetic, scenes, scene-graph, or ``module:function``.
         checkpoints: name -> folder or ``OWNER/NAME``, with an optional ``@REVISION``.
         batch_size: images at once.
         store: a file that keeps scores; None: none are kept.
+        made: name -> what makes the scorer, of those that need more than a checkpoint
+            (:func:`judges.scorers_of`).
 
     Raises:
         ScorerError: an unknown name, a checkpoint of no scorer, or no scorer at all.
@@ -127,20 +159,26 @@ def load_scorers(
     if not names or not all(names):
         raise ScorerError(f"evaluation.scorer={spec!r} names no scorer; {_offer()}")
     given = dict(checkpoints or {})
-    if unknown := sorted(set(given) - set(CHECKPOINTS)):
+    if unknown := sorted(set(given) - {*CHECKPOINTS, SCENE_GRAPH}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
-    members = [_named(name, given) for name in dict.fromkeys(names)]
+    members = [_named(name, given, made or {}) for name in dict.fromkeys(names)]
     return ScorerGroup(members, batch_size, ScoreStore(store) if store else None)
 
 
-def _named(name: str, given: Mapping[str, str]) -> Named:
+def _named(
+    name: str, given: Mapping[str, str], made: Mapping[str, Callable[[], Scorer]]
+) -> Named:
+    if name in made:
+        return Named(name, None, made[name])
+    if name == SCENE_GRAPH:
+        raise ScorerError(f"{name} needs the prompts' graphs: load it by judges.scorers_of")
     if name in CHECKPOINTS:
         path, _, revision = given.get(name, CHECKPOINTS[name]).partition("@")
         return Named(name, Checkpoint(name, path, revision or None))
     if name == "scenes":
         return Named(name, None)
     if ":" not in name:
-        near = difflib.get_close_matches(name, [*CHECKPOINTS, "scenes"], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, OFFERED, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ScorerError(f"evaluation.scorer={name!r}: {hint}{_offer()}")
     return Named(name, None)
@@ -174,29 +212,39 @@ def imported(name: str) -> Scorer:
     return scorer
 
 
-def checked(spec: str, given: Any, count: int) -> Scores:
-    """A scorer's answer as float64 [count] by name; ScorerError if it is not that."""
+def checked(spec: str, given: Any, count: int) -> tuple[Scores, Graphs]:
+    """A scorer's answer as float64 [count] by name, and its graphs; ScorerError if it is not that.
+
+    Under ``graph`` stand no scores: SceneGraphs, or None where an image could not be read.
+    """
     own = spec.rpartition(":")[2]
     scores = dict(given) if isinstance(given, Mapping) else {own: given}
-    out: Scores = {}
-    for name, values in scores.items():
-        try:
-            plain = values.detach().cpu() if hasattr(values, "detach") else values
-            array = np.asarray(plain, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
-        if array.shape != (count,):
-            raise ScorerError(
-                f"scorer {spec}: {name} has shape {list(array.shape)} for {count} images; return "
-                "one number for each image"
-            )
-        if bad := np.flatnonzero(~np.isfinite(array)).tolist():
-            raise ScorerError(f"scorer {spec}: {name} of image {bad[0]} is {array[bad[0]]}")
-        out[name] = array
+    graphs = list(scores.pop(GRAPH, ())) if isinstance(given, Mapping) else []
+    if graphs and not (
+        len(graphs) == count and all(isinstance(g, SceneGraph | None) for g in graphs)
+    ):
+        raise ScorerError(f"scorer {spec}: {GRAPH} must be a SceneGraph or None for each image")
+    out = {name: _numbers(spec, name, values, count) for name, values in scores.items()}
     if not out:
         raise ScorerError(f"scorer {spec} returned no score; return one number for each image")
-    return out
+    return out, graphs
+
+
+def _numbers(spec: str, name: str, values: Any, count: int) -> NDArray[np.float64]:
+    try:
+        plain = values.detach().cpu() if hasattr(values, "detach") else values
+        array = np.asarray(plain, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
+    if array.shape != (count,):
+        raise ScorerError(
+            f"scorer {spec}: {name} has shape {list(array.shape)} for {count} images; return "
+            "one number for each image"
+        )
+    if bad := np.flatnonzero(~np.isfinite(array)).tolist():
+        raise ScorerError(f"scorer {spec}: {name} of image {bad[0]} is {array[bad[0]]}")
+    return array
 
 
 def _offer() -> str:
-    return f"one of {', '.join([*CHECKPOINTS, 'scenes'])}, or module:function"
+    return f"one of {', '.join(OFFERED)}, or module:function"

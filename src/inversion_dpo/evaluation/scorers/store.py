@@ -7,13 +7,12 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
-
-SCHEMA = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL)"
 
 
 def score_key(scorer: str, image: NDArray[np.uint8], prompt: str) -> bytes:
@@ -22,36 +21,59 @@ def score_key(scorer: str, image: NDArray[np.uint8], prompt: str) -> bytes:
     return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).digest()
 
 
-class ScoreStore:
-    """One SQLite file; several processes may use it at once.
+class Store:
+    """One table of an SQLite file; several processes and threads may use it at once.
 
     ScorerError if the file is damaged.
     """
+
+    table, column = "", ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        """The scores that are there."""
-        found: dict[bytes, float] = {}
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
+        """The values that are there."""
+        found: dict[bytes, Any] = {}
+        asked = f"SELECT * FROM {self.table} WHERE key = ?"
         with closing(self._open()) as base:
             for key in keys:
-                row = base.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-                found |= {key: row[0]} if row else {}
+                row = base.execute(asked, (key,)).fetchone()
+                found |= {key: row[1]} if row else {}
         return found
 
-    def put(self, keys: Sequence[bytes], scores: Sequence[float]) -> None:
-        """Keep scores, all or none of them."""
+    def put(self, keys: Sequence[bytes], values: Sequence[Any]) -> None:
+        """Keep values, all or none of them."""
         with closing(self._open()) as base, base:
-            rows = [(k, float(s)) for k, s in zip(keys, scores, strict=True)]
-            base.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)
+            rows = list(zip(keys, values, strict=True))
+            base.executemany(f"INSERT OR REPLACE INTO {self.table} VALUES (?, ?)", rows)
+
+    def values(self) -> list[Any]:
+        """Everything that is kept."""
+        with closing(self._open()) as base:
+            return [row[1] for row in base.execute(f"SELECT * FROM {self.table}")]
 
     def _open(self) -> sqlite3.Connection:
         base = sqlite3.connect(self.path, timeout=60)
         try:
-            base.execute(SCHEMA)
+            base.execute(
+                f"CREATE TABLE IF NOT EXISTS {self.table} "
+                f"(key BLOB PRIMARY KEY, {self.column} NOT NULL)"
+            )
         except sqlite3.DatabaseError as error:
             base.close()
             raise ScorerError(f"{self.path} is damaged ({error}): delete it") from error
         return base
+
+
+class ScoreStore(Store):
+    """Scores, one number a key of :func:`score_key`."""
+
+    table, column = "scores", "score REAL"
+
+
+class AnswerStore(Store):
+    """What a vision-language model answered, as JSON, with what it cost."""
+
+    table, column = "answers", "answer TEXT"

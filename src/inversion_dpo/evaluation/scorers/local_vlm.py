@@ -1,0 +1,73 @@
+"""A vision-language model of transformers, from a folder or the hub, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded
+from inversion_dpo.evaluation.scorers.endpoint import Reply, Turn
+from inversion_dpo.evaluation.scorers.preprocess import Pixels
+
+
+class LocalModel:
+    """Answers greedily, one image at a time; lazily loaded, safetensors only, no remote code.
+
+    What the tokens may be is not restricted: a model that does not keep to the schema is told so
+    once, like one behind a server. The processor needs a chat template.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, max_tokens: int = 1000, device: torch.device | str = "cpu"
+    ) -> None:
+        self.checkpoint, self.max_tokens, self.device = checkpoint, max_tokens, device
+
+    @cached_property
+    def identity(self) -> str:
+        """What its answers depend on besides image and question."""
+        return f"{self.checkpoint.identity()} {self.max_tokens}"
+
+    def answer(
+        self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
+    ) -> Reply:
+        """The model's reply to an image uint8 [H, W, 3]; ``schema`` is not used."""
+        given = self.inputs(image, system, turns)
+        length = given["input_ids"].shape[1]
+        with torch.no_grad():
+            tokens = self.model.generate(
+                **given, max_new_tokens=self.max_tokens, do_sample=False, num_beams=1
+            )[0, length:]
+        text = self.processor.decode(tokens, skip_special_tokens=True)
+        cut = len(tokens) >= self.max_tokens
+        return Reply(text, length, len(tokens), fault="cut" if cut else "")
+
+    def inputs(self, image: Pixels, system: str, turns: Sequence[Turn]) -> Any:
+        """Tokens and pixels as the processor's chat template makes them, batch of 1."""
+        messages: list[dict[str, Any]] = [
+            {"role": t.role, "content": [{"type": "text", "text": t.text}]}
+            for t in (Turn("system", system), *turns)
+        ]
+        messages[1]["content"].insert(0, {"type": "image", "image": Image.fromarray(image)})
+        try:
+            return self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True,
+                return_tensors="pt",
+            ).to(self.device)  # fmt: skip
+        except (ValueError, TypeError, AttributeError, ImportError) as error:
+            reason = f"its processor cannot read an image in a chat ({error})"
+            raise ScorerError(self.checkpoint.complaint(" ".join(reason.split())[:300])) from error
+
+    @cached_property
+    def model(self) -> Any:
+        """The network."""
+        return loaded(AutoModelForImageTextToText, self.checkpoint).to(self.device)
+
+    @cached_property
+    def processor(self) -> Any:
+        """Tokenizer, image processor and chat template."""
+        return loaded(AutoProcessor, self.checkpoint, complete=False)

@@ -1,0 +1,223 @@
+"""The scorer ``scene-graph``: a vision-language model reads graphs, :mod:`graphs` compares them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from inversion_dpo.evaluation.scorers.answers import (
+    FAULTS,
+    PROMPT_VERSION,
+    SYSTEM,
+    AnswerError,
+    Vocabulary,
+    read_answer,
+)
+from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
+from inversion_dpo.evaluation.scorers.endpoint import Reply, Turn
+from inversion_dpo.evaluation.scorers.preprocess import Pixels
+from inversion_dpo.evaluation.scorers.store import AnswerStore, score_key
+from inversion_dpo.graphs import SceneGraph, agreement
+from inversion_dpo.structure import plain
+
+NAME = "scene-graph"
+SCORES = ("sg_iou", "entity_iou", "relation_iou", "exact")
+TOLD_BACK = 4000  # characters of a refused answer that the model is shown again
+
+logger = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """A model that answers a question about an image; ``identity`` says which."""
+
+    @property
+    def identity(self) -> str:
+        """What its answers depend on besides image and question."""
+
+    def answer(
+        self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
+    ) -> Reply:
+        """The reply to a conversation about the image."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one image came to: the graph as JSON, or the name of the fault, and the cost."""
+
+    graph: str | None
+    fault: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Money for a million tokens, in whatever currency; None: not known."""
+
+    prompt: float | None = None
+    completion: float | None = None
+
+
+class SceneGraphScorer:
+    """(images, prompts) -> sg_iou, entity_iou, relation_iou, exact and parsed, each [B], and graph.
+
+    An answer that cannot be read is asked for once more, with the reason; if that cannot be read
+    either, the image scores 0, ``parsed`` is 0 and the fault is counted by name. What was answered
+    is kept, faults too, and is never asked for again.
+
+    Args:
+        backend: the model.
+        intended: prompt -> the graph that it asks for, or None.
+        words: the plain intended graph -> the vocabulary that is offered.
+        parallel: images that are asked about at once.
+        store: keeps the answers; None: none are kept.
+        prices: of tokens.
+
+    Raises:
+        ScorerError: a prompt without a graph, by name; what the backend raises.
+    """
+
+    def __init__(
+        self, backend: Backend, intended: Callable[[str], SceneGraph | None],
+        words: Callable[[SceneGraph], Vocabulary], parallel: int = 1,
+        store: AnswerStore | None = None, prices: Prices = Prices(),  # noqa: B008
+    ) -> None:  # fmt: skip
+        self.backend, self.intended, self.words = backend, intended, words
+        self.parallel, self.store, self.prices = parallel, store, prices
+        self.asked: list[Answer] = []  # by this object
+        self.known = 0  # answers that were kept before
+
+    def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> dict[str, Any]:
+        """Score uint8 images [H, W, 3]."""
+        graphs = [self._graph_of(prompt) for prompt in prompts]
+        offers = [self.words(graph) for graph in graphs]
+        wanted = [
+            plain(graph, offer.synonyms) for graph, offer in zip(graphs, offers, strict=True)
+        ]
+        found = [
+            SceneGraph.from_json(a.graph) if a.graph is not None else None
+            for a in self._answers(images, offers)
+        ]
+        fits = [agreement(w, f) if f else None for w, f in zip(wanted, found, strict=True)]
+        scores: dict[str, Any] = {
+            name: np.array([getattr(fit, name) if fit else 0.0 for fit in fits]) for name in SCORES
+        }
+        return scores | {"parsed": np.array([float(f is not None) for f in found]), "graph": found}
+
+    def _graph_of(self, prompt: str) -> SceneGraph:
+        graph = self.intended(prompt)
+        if graph is None:
+            raise ScorerError(
+                f"{NAME}: no scene graph is known of the prompt {prompt!r}; give the prompts as "
+                '.jsonl with "prompt" and "scene_graph" (docs/scorers.md)'
+            )
+        return graph
+
+    def _answers(self, images: Sequence[Pixels], offers: Sequence[Vocabulary]) -> list[Answer]:
+        """Of every image the answer, kept or new; several are asked for at once."""
+        keys = [self.key(i, o) for i, o in zip(images, offers, strict=True)]
+        known = self.store.get(keys) if self.store else {}
+        self.known += len(known)
+        jobs = {
+            key: (image, offer)
+            for key, image, offer in zip(keys, images, offers, strict=True) if key not in known
+        }  # fmt: skip
+        fresh = in_parallel(lambda job: self._asked(job[0], *job[1]), jobs.items(), self.parallel)
+        answers = {key: Answer(**json.loads(text)) for key, text in known.items()}
+        answers |= dict(zip(jobs, fresh, strict=True))
+        return [answers[key] for key in keys]
+
+    def key(self, image: Pixels, offer: Vocabulary) -> bytes:
+        """What an answer depends on: image, model, the question's version, the words offered."""
+        asked = f"{NAME} {PROMPT_VERSION} {self.backend.identity} {offer.digest()}"
+        return score_key(asked, image, "")
+
+    def _asked(self, key: bytes, image: Pixels, offer: Vocabulary) -> Answer:
+        """Ask, and once more if need be; kept as soon as it is there."""
+        answer = ask(self.backend, image, offer)
+        if self.store:
+            self.store.put([key], [json.dumps(asdict(answer))])
+        self.asked.append(answer)
+        return answer
+
+    def conclude(self) -> None:
+        """Log what was asked, what it cost and what could not be read."""
+        if self.asked or self.known:
+            logger.info("%s: %d answers were there; %s", NAME, self.known,
+                        spent_text(spent(self.asked, self.prices)))  # fmt: skip
+
+
+def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
+    """One image's graph; an answer that cannot be used is told what is wrong with it, once."""
+    turns, replies, fault = [Turn("user", offer.question())], [], ""
+    graph: SceneGraph | None = None
+    for _ in range(2):
+        reply = backend.answer(image, SYSTEM, turns, offer.schema())
+        replies.append(reply)
+        try:
+            if reply.fault:
+                raise AnswerError(reply.fault, FAULTS[reply.fault])
+            graph, fault = read_answer(reply.text, offer), ""
+            break
+        except AnswerError as error:
+            fault = error.fault
+            told = f"Your answer cannot be used: {error}. Answer again with the JSON object only."
+            turns = [*turns, Turn("assistant", reply.text[:TOLD_BACK]), Turn("user", told)]
+    return Answer(
+        graph.to_json() if graph is not None else None,
+        fault,
+        sum(r.requests for r in replies),
+        sum(r.prompt_tokens for r in replies),
+        sum(r.completion_tokens for r in replies),
+    )
+
+
+def in_parallel(call: Callable[[Any], Any], jobs: Iterable[Any], most: int) -> list[Any]:
+    """Results in the jobs' order; after an error what was not begun is dropped, the rest ends."""
+    with ThreadPoolExecutor(max_workers=most) as pool:
+        futures = [pool.submit(call, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def stored_answers(path: Path) -> list[Answer]:
+    """All answers of a file; none if there is no such file."""
+    texts = AnswerStore(path).values() if path.is_file() else []
+    return [Answer(**json.loads(text)) for text in texts]
+
+
+def spent(answers: Sequence[Answer], prices: Prices) -> dict[str, Any]:
+    """Totals of answers, ready for JSON; ``cost`` is None without both prices."""
+    sums = {
+        name: sum(getattr(a, name) for a in answers)
+        for name in ("requests", "prompt_tokens", "completion_tokens")
+    }
+    cost = None
+    if prices.prompt is not None and prices.completion is not None:
+        cost = sums["prompt_tokens"] * prices.prompt + sums["completion_tokens"] * prices.completion
+        cost /= 1e6
+    faults = Counter(a.fault for a in answers if a.fault)
+    return {"answers": len(answers), **sums, "cost": cost, "faults": dict(sorted(faults.items()))}
+
+
+def spent_text(total: Mapping[str, Any]) -> str:
+    """One line of :func:`spent`."""
+    cost = "" if total["cost"] is None else f", cost {total['cost']:.4f}"
+    faults = ", ".join(f"{n} {name} ({FAULTS[name]})" for name, n in total["faults"].items())
+    unread = f"; could not be read and scored 0: {faults}" if faults else "; all could be read"
+    return (
+        f"{total['answers']} new from {total['requests']} requests, {total['prompt_tokens']} + "
+        f"{total['completion_tokens']} tokens{cost}{unread}"
+    )

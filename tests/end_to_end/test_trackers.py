@@ -1,0 +1,79 @@
+"""Trackers get what the log has, and nothing secret; a missing one is said before the work."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import accelerate.tracking
+import pytest
+
+from inversion_dpo import cli
+from inversion_dpo.config import ConfigError, to_yaml
+from inversion_dpo.trackers import tracker_of
+from inversion_dpo.training import read_rows, train
+
+SECRETS = {"HF_TOKEN": "hf_SECRETSECRETSECRET", "WANDB_API_KEY": "wandb5ecret5ecret5ecret"}
+
+
+class Recorder(SimpleNamespace):
+    """Stands for wandb or trackio: notes what it is called with."""
+
+    def __init__(self):
+        super().__init__(calls=[])
+
+    def init(self, **settings):
+        self.calls.append(["init", settings])
+        return self
+
+    def log(self, values, step=None, **more):
+        self.calls.append(["log", values | {"step": step} | more])
+
+    def finish(self):
+        self.calls.append(["finish", {}])
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch):
+    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: ["tensorboard"])
+    assert tracker_of("auto") == "tensorboard" and tracker_of("none") is None
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        tracker_of("wandb")
+    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: [])
+    assert tracker_of("auto") is None
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_that_it_is_missing_is_said_before_the_inversion(
+    tiny_config, tmp_path, monkeypatch, capsys, name
+):
+    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: [])
+    preset = tmp_path / "run.yaml"
+    preset.write_text(to_yaml(tiny_config(f"training.tracker={name}")))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "-c", str(preset), "-o", str(tmp_path / "run")])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and f"error: training.tracker={name} needs `pip install" in lines[0]
+    assert len(lines) == 1 and not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_what_it_gets_is_the_log_and_no_secret(tiny_config, tmp_path, monkeypatch, name):
+    """As accelerate calls it; the module itself is a stand-in."""
+    for key, value in SECRETS.items():
+        monkeypatch.setenv(key, value)
+    stub = Recorder()
+    monkeypatch.setitem(sys.modules, name, stub)
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [name])
+    train(tiny_config(f"training.tracker={name}", "training.steps=4"), tmp_path / "mine")
+    assert stub.calls[0] == ["init", {"project": "inversion-dpo", "name": "mine"}]
+    assert stub.calls[-1] == ["finish", {}]
+    logged = [values for what, values in stub.calls if what == "log"]
+    rows = read_rows(tmp_path / "mine/metrics.jsonl")[:-1]
+    assert logged == [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert not any(value in json.dumps(stub.calls) for value in SECRETS.values())
+
+
+def test_tensorboard_gets_what_the_log_has(tiny_config, tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(tiny_config("training.tracker=tensorboard"), tmp_path)
+    files = list((tmp_path / "tensorboard").rglob("events.*"))
+    assert files and b"heldout_accuracy" in files[0].read_bytes()

@@ -1,0 +1,58 @@
+"""Graphs by how much they ask for, and what a chain entails."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from inversion_dpo.scenes.checker import detect
+from inversion_dpo.scenes.complexity import graphs_of, parse_kind
+from inversion_dpo.scenes.graph import parse_caption, with_entailed
+from inversion_dpo.scenes.pairs import score_image
+from inversion_dpo.scenes.prompts import split_of
+from inversion_dpo.scenes.world import render, sample_scene
+
+
+@pytest.mark.parametrize("kind", ["1/0", "2/1", "3/2", "3/3", "4/3"])
+def test_a_kind_is_kept_and_the_caption_stays_the_chain(kind):
+    objects, least = parse_kind(kind)
+    for graph in islice(graphs_of("validation", kind, 0), 5):
+        assert len(graph.items) == objects and len(graph.relations) >= least
+        assert split_of(graph.caption) == "validation"
+        assert with_entailed(parse_caption(graph.caption)) == graph
+    again = list(islice(graphs_of("train", kind, 0), 5))
+    assert list(islice(graphs_of("train", kind, 0), 5)) == again
+    assert list(islice(graphs_of("train", kind, 1), 5)) != again
+
+
+@pytest.mark.parametrize("kind", ["", "5/1", "0/0", "1/1", "2/2", "4/7", "3", "3/-1", "3/x", "x/1"])
+def test_kinds_that_cannot_be_are_refused(kind):
+    with pytest.raises(ValueError, match="OBJECTS/RELATIONS"):
+        parse_kind(kind)
+
+
+def test_what_follows_from_a_chain():
+    def added(*steps):
+        words = "".join(f"{' which is' if k else ''} {s} a small red star"
+                        for k, s in enumerate(steps))  # fmt: skip
+        graph = with_entailed(parse_caption("a small red star" + words))
+        return [(r.item1, r.relation, r.item2) for r in graph.relations[len(steps) :]]
+
+    assert added() == added("above") == added("above", "left of") == []
+    assert added("above", "above") == [(0, "above", 2)]
+    assert added("left of", "above", "above") == [(1, "above", 3)]
+    assert added("above", "above", "above") == [(0, "above", 2), (0, "above", 3), (1, "above", 3)]
+    assert added("above", "below", "above") == []
+
+
+def test_what_is_entailed_is_there_whenever_the_caption_is_met():
+    """Of every scene: the checker finds the entailed relations where it finds the stated ones."""
+    rng, straight = np.random.default_rng(0), 0
+    for _ in range(400):
+        scene = sample_scene(rng, 4)
+        full = with_entailed(scene.graph)
+        straight += len(full.relations) > len(scene.graph.relations)
+        found = {(r.item1, r.relation, r.item2) for r in detect(render(scene)).graph().relations}
+        assert found and score_image(scene.graph, render(scene))["exact"] == 1.0
+        assert score_image(full, render(scene))["exact"] == 1.0
+    assert straight > 5
