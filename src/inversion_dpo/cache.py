@@ -57,6 +57,7 @@ class CacheKey:
     precision: str  # autocast of the network, the policy's own
     # Younger than the first caches: at its default, a key is what it was without it.
     prompt_chunks: int = 1
+    scene_graph: str | None = None  # identity of the encoder, if there is one
 
     def name(self) -> str:
         """The folder's name: sixteen hex digits."""

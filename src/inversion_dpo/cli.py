@@ -289,8 +289,12 @@ def export_run(
 
 @app.command()
 def sample(
-    prompts: Annotated[list[str], typer.Argument(help="Prompts, one image each.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNG files.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, one image each.")] = None,
+    scene_graph: Annotated[
+        Path | None,
+        typer.Option(help="LAION-SG's JSON, a graph for each image; prompts: its captions."),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Use this run's policy; without it, the reference.")
     ] = None,
@@ -301,14 +305,22 @@ def sample(
     from PIL import Image
 
     from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+    from inversion_dpo.evaluation.prompts import asked_for
     from inversion_dpo.sampling import sample as draw
 
+    asked, graphs = asked_for(prompts or [], scene_graph)
     settings = load_config(str(_config_of(run)) if run else config, [])
     pipeline = load_policy_pipeline(settings, run / "adapter" if run else None)
-    e, seeds = settings.evaluation, [seed + k for k in range(len(prompts))]
+    if graphs and getattr(pipeline, "scene_graph", None) is None:
+        raise ConfigError(
+            "--scene-graph needs a model that takes scene graphs: --run of a training with "
+            "policy.kind=scene_graph, or --config of a file that sets model.scene_graph"
+        )
+    e, seeds = settings.evaluation, [seed + k for k in range(len(asked))]
     images = draw(
-        pipeline, prompts, seeds, e.sample_steps, e.guidance_scale, e.batch_size,
+        pipeline, asked, seeds, e.sample_steps, e.guidance_scale, e.batch_size,
         resolution=settings.model.resolution, prompt_chunks=settings.model.prompt_chunks,
+        graphs=graphs,
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     for s, image in zip(seeds, images, strict=True):

@@ -39,6 +39,7 @@ class ModelConfig:
     lora: str | None = None  # an existing LoRA to start from: it becomes part of the reference
     t5: bool = True  # false: Stable Diffusion 3 without its third text encoder
     guidance_embed: float = 1.0  # the guidance that FLUX.1-dev's network is told
+    scene_graph: str | None = None  # folder of an encoder: prompts and scene graphs condition
     prompt_chunks: int = 1  # SD1, SD2, SDXL: chunks of 75 tokens that are read of every prompt
 
 
@@ -47,7 +48,7 @@ class DataConfig:
     """Which preference pairs, and how they are read (docs/data.md)."""
 
     pairs: str = "asset:taste.parquet"  # file, folder, or hf:OWNER/NAME, which is streamed
-    format: str = "auto"  # auto, parquet, table (csv, json, jsonl), webdataset, dataset
+    format: str = "auto"  # auto, parquet, table (csv, json, jsonl), webdataset, dataset, annotated
     split: str = "train"  # of a Hugging Face dataset
     revision: str | None = None  # of a dataset on the hub
     columns: dict[str, str] = field(default_factory=dict)  # ours: theirs, e.g. caption: text
@@ -58,6 +59,8 @@ class DataConfig:
     flip: bool = False  # mirror half of the pairs, both images; never if left or right is said
     holdout: float = 0.1  # share of pairs never trained on, for held-out implicit accuracy
     prompt_dropout: float = 0.0  # share of pairs shown without their prompt in an epoch
+    graph_dropout: float = 0.0  # share of pairs shown without their scene graph in an epoch
+    caption_dropout: float = 0.0  # share of pairs shown with their scene graph alone
     label_noise: float = 0.0  # share of training pairs whose labels are swapped, for controls
 
 
@@ -87,7 +90,7 @@ class ObjectiveConfig:
     label_smoothing: float = 0.0  # share of labels taken to be wrong (conservative DPO)
     soft_labels: bool = False  # weigh pairs by how likely the winner is the better, if data say
     safeguard: bool = False  # hold back the loser where it would raise the winner's error
-    weighting: str = "uniform"  # of noise levels: uniform, min_snr, transition
+    weighting: str = "uniform"  # of noise levels: uniform, min_snr, transition, velocity
     states: int = 1  # states of each pair per step
     t_min: float = 0.0  # train on noise levels in this part of the schedule,
     t_max: float = 1.0  # 0 clean to 1 pure noise
@@ -95,14 +98,17 @@ class ObjectiveConfig:
 
 @dataclass
 class PolicyConfig:
-    """What is trained: a LoRA (reference = adapter off) or all weights (reference = a copy)."""
+    """What is trained; the reference is it switched off, or a copy where all weights are."""
 
-    kind: str = "lora"  # lora, full
+    kind: str = "lora"  # lora, full, scene_graph
     rank: int = 16
     alpha: float = 16.0
     target_modules: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     dora: bool = False
     merge: bool = False  # also write the pipeline with the LoRA added, to OUTPUT/merged
+    graph_tokens: int = 32  # of a new scene-graph encoder: most items and triples of a graph,
+    graph_width: int = 128  # width and
+    graph_layers: int = 3  # layers of its message passing
 
 
 @dataclass
@@ -260,7 +266,7 @@ def validate(config: Config) -> None:
     _one_of("objective.target", objective.target, list(TARGETS))
     _one_of("objective.link", objective.link, list(LINKS))
     _one_of("objective.weighting", objective.weighting, list(WEIGHTS))
-    _one_of("policy.kind", config.policy.kind, ["lora", "full"])
+    _one_of("policy.kind", config.policy.kind, ["lora", "full", "scene_graph"])
     _one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     _one_of("data.format", config.data.format, list(FORMATS))
     _one_of("data.ranking", config.data.ranking, list(SCHEMES))
@@ -276,7 +282,7 @@ def validate(config: Config) -> None:
     check_build(config.build)
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout must lie between 0 and 1: held-out pairs are always kept")
-    for name in ("label_noise", "prompt_dropout"):
+    for name in ("label_noise", "prompt_dropout", "graph_dropout", "caption_dropout"):
         if not 0 <= getattr(config.data, name) <= 1:
             raise ConfigError(f"data.{name} must lie between 0 and 1: a share of the pairs")
     positive = {
@@ -314,6 +320,7 @@ def _check_combinations(config: Config) -> None:
     from inversion_dpo.objectives import OBJECTIVES
 
     objective = config.objective
+    _check_graph_policy(config.policy)
     if objective.target == "transition" and config.inversion.fixed_point_iterations:
         raise ConfigError(
             "objective.target=transition vanishes under exact inversion: its signal is the "
@@ -347,6 +354,14 @@ def _check_combinations(config: Config) -> None:
             f"inversion.t_start={start} must be 0, to invert from the clean image, or between "
             f"{1 / steps:g} (one of inversion.steps={steps}) and 0.5"
         )
+
+
+def _check_graph_policy(policy: PolicyConfig) -> None:
+    for name in ("graph_tokens", "graph_width", "graph_layers"):
+        if getattr(policy, name) < 1:
+            raise ConfigError(f"policy.{name} must be positive, got {getattr(policy, name)}")
+    if policy.kind == "scene_graph" and policy.merge:
+        raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
 
 
 def _check_scorer(scorer: Any) -> None:

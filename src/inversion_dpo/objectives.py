@@ -21,7 +21,7 @@ from inversion_dpo.types import Levels, LossOutput, LossSettings, PairErrors
 
 TARGETS = ("transition", "x0", "reference")
 LINKS = ("sigmoid", "hinge", "ipo")
-WEIGHTS = ("uniform", "min_snr", "transition")
+WEIGHTS = ("uniform", "min_snr", "transition", "velocity")
 
 
 def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
@@ -70,6 +70,9 @@ def step_weights(levels: Levels, kind: str, name: str) -> Tensor:
 
     uniform: 1.
     min_snr: min(SNR, 5) on errors of x_0 (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
+    velocity: 1 / alpha^2, which makes errors of eps errors of v: the high noise where the layout
+        of a picture is decided counts in full (Salimans & Ho, 2022,
+        https://arxiv.org/abs/2202.00512).
     transition: how far an error of the prediction moves the state one step below, squared: the
         exact k of Gaussian transitions that all have one variance.
     """
@@ -79,6 +82,8 @@ def step_weights(levels: Levels, kind: str, name: str) -> Tensor:
     if name == "min_snr":
         snr = (here.alpha / here.sigma).square()
         return snr.clamp(max=5) * here.sigma.square() if flow else (5 / snr).clamp(max=1)
+    if name == "velocity":
+        return torch.ones_like(here.alpha) if flow else here.alpha.pow(-2).nan_to_num(posinf=0.0)
     if name == "transition":
         _, c_p = step_coefficients(here, levels[slice(None, -1)], kind if flow else "epsilon")
         return c_p.square().nan_to_num(posinf=0.0)  # where alpha = 0 errors of eps count nothing
@@ -194,6 +199,15 @@ def sft(errors: PairErrors, s: LossSettings) -> LossOutput:
     return LossOutput(errors.weight * errors.winner, torch.zeros_like(errors.winner).detach())
 
 
+def denoising(errors: PairErrors, s: LossSettings) -> LossOutput:
+    """Denoising loss on both images of a pair, whose preference has no part in it.
+
+    :func:`sft` takes the winners alone; this is for pairs that are two pictures of one caption.
+    """
+    loss = errors.weight * (errors.winner + errors.loser) / 2
+    return LossOutput(loss, torch.zeros_like(loss).detach())
+
+
 def safeguarded(errors: PairErrors, mu: float = 0.0) -> PairErrors:
     """The same errors, the loser's gradient scaled so that the winner's error does not rise.
 
@@ -235,6 +249,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mapo": Objective(mapo, "noise", reference=False),
     "kto": Objective(kto, "noise"),
     "sft": Objective(sft, "noise", reference=False),
+    "denoising": Objective(denoising, "noise", reference=False),
 }
 
 

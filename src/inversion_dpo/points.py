@@ -12,9 +12,9 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
-from inversion_dpo.data.transforms import drops_prompt
+from inversion_dpo.data.transforms import drops_caption, drops_graph, drops_prompt
 from inversion_dpo.draws import Generators, integers, normal
-from inversion_dpo.models.base import Condition
+from inversion_dpo.models.base import GRAPH_KEYS, Condition
 from inversion_dpo.objectives import target_prediction
 from inversion_dpo.schedule import add_noise, error_scale, posterior_std, prediction_of, step
 from inversion_dpo.session import Session
@@ -23,16 +23,22 @@ from inversion_dpo.types import TrainingPoints
 INPO_ETA = 0.1  # DDIM-InPO's noise beside the inversion, in standard deviations of the posterior
 
 
-def without_prompts(session: Session, batch: list[tuple[int, int]], condition: Condition) -> None:
-    """Replace the prompts of dropped pairs by the empty one, for winner and loser alike."""
-    recipe, cache = session.recipe, session.cache
-    dropped = [
-        drops_prompt(recipe.seed, cache.digests[p], epoch, recipe.prompt_dropout)
-        for p, epoch in batch
-    ]
-    rows = torch.tensor([*dropped, *dropped])
-    for name, empty in cache.empty_condition().items():
-        condition[name][rows] = empty.to(condition[name])
+def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Condition) -> None:
+    """Replace the condition of dropped pairs by the empty one, for winner and loser alike.
+
+    Without its prompt a pair has no scene graph either; without its graph it keeps the prompt, and
+    without its caption the graph.
+    """
+    recipe, empty = session.recipe, session.cache.empty_condition()
+    seen = [(recipe.seed, session.cache.digests[p], epoch) for p, epoch in batch]
+    prompts = [drops_prompt(*pair, recipe.prompt_dropout) for pair in seen]
+    graphs = [drops_graph(*pair, recipe.graph_dropout) for pair in seen]
+    captions = [drops_caption(*pair, recipe.caption_dropout) for pair in seen]
+    every, graph = set(empty), set(empty) & set(GRAPH_KEYS)
+    for dropped, names in ((prompts, every), (graphs, graph), (captions, every - graph)):
+        rows = torch.tensor([*dropped, *dropped])
+        for name in names:
+            condition[name][rows] = empty[name].to(condition[name])
 
 
 def trajectory_points(

@@ -13,6 +13,7 @@ from inversion_dpo.config import Config, resolve
 from inversion_dpo.runs import flat, read_config
 
 FORMATS = ("diffusers", "kohya")
+KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TOLD = (
     "objective.target", "objective.beta", "objective.t_min", "objective.t_max", "inversion.steps",
@@ -73,7 +74,7 @@ def card(run: Path, config: Config) -> str:
         about,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         name=plain(run.resolve().name),
-        kind="LoRA" if lora else "full fine-tuning",
+        kind=KINDS[config.policy.kind],
         base=f"`{base}`" if base else f"`{plain(Path(resolve(config.model.path)).name)}` (local)",
         objective=config.objective.name,
         load=loading(base) if lora and base else "",

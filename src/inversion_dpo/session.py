@@ -18,9 +18,11 @@ from inversion_dpo.cache import CacheKey, TrajectoryCache
 from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import DataError, PairSource, Reading, open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
-from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy
+from inversion_dpo.models.graph_model import load_encoder
+from inversion_dpo.models.loading import adapt, base_name, load_pipeline
+from inversion_dpo.models.policy import FullPolicy, LoraPolicy, Policy, SceneGraphPolicy
 from inversion_dpo.models.prompts import T5_LIMITS, limits
+from inversion_dpo.models.scene_graph import SceneGraphEncoder, install, shape_for
 from inversion_dpo.objectives import OBJECTIVES, Objective, step_weights
 from inversion_dpo.processes import Team, current_team
 from inversion_dpo.schedule import Schedule
@@ -49,6 +51,13 @@ class Recipe:
     accumulation: int
     seed: int
     prompt_dropout: float
+    graph_dropout: float = 0.0
+    caption_dropout: float = 0.0
+
+    @property
+    def drops(self) -> bool:
+        """Whether some pairs are shown without their prompt, their scene graph or caption."""
+        return max(self.prompt_dropout, self.graph_dropout, self.caption_dropout) > 0
 
 
 @dataclass
@@ -89,10 +98,21 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
     pipeline = load_pipeline(
         resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype), m.vae, m.lora, m.t5
     )
-    model = adapt(pipeline.to(device), m.resolution, m.guidance_embed, m.prompt_chunks)
+    add_scene_graph(pipeline.to(device), config)
+    model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
     if config.policy.kind == "full":
         network_of(model).float()
     return model
+
+
+def add_scene_graph(pipeline: Any, config: Config) -> None:
+    """Install the configured scene-graph encoder, or the new one that is to be trained."""
+    m, p = config.model, config.policy
+    if m.scene_graph:
+        install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)
+    elif p.kind == "scene_graph":
+        shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
+        install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
 
 
 def window(config: Config) -> tuple[int, int]:
@@ -115,6 +135,7 @@ def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
         OBJECTIVES[o.name], LossSettings(o.beta, o.link, o.label_smoothing), o.target, low, high,
         timesteps, weights, o.states, o.safeguard, o.soft_labels,
         t.batch_size, t.gradient_accumulation, t.seed, config.data.prompt_dropout,
+        config.data.graph_dropout, config.data.caption_dropout,
     )  # fmt: skip
 
 
@@ -146,7 +167,16 @@ def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> Cache
         reconstruct=i.reconstruct,
         precision=f"{config.model.dtype} {config.training.mixed_precision}",
         prompt_chunks=config.model.prompt_chunks,
+        scene_graph=graph_identity(config, model),
     )
+
+
+def graph_identity(config: Config, model: DiffusionModel) -> str | None:
+    """What trajectories depend on beside the UNet: the encoder, or of a new one its tokens only."""
+    encoder = getattr(model.pipeline, "scene_graph", None)
+    if encoder is None:
+        return None
+    return identity([encoder]) if config.model.scene_graph else f"new {encoder.shape.tokens}"
 
 
 def prepare_cache(
@@ -167,7 +197,7 @@ def prepare_cache(
 
 def counts_text(cache: TrajectoryCache) -> str:
     """How many rows became pairs, and what was left out."""
-    rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "skipped")
+    rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "single", "skipped")
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
     text = f"{cache.pairs} pairs of {rows} rows"
     return f"{text}; left out: {', '.join(left)}" if left else text
@@ -217,6 +247,8 @@ def make_policy(config: Config, model: DiffusionModel) -> Policy:
     p = config.policy
     if p.kind == "full":
         return FullPolicy(model)
+    if p.kind == "scene_graph":
+        return SceneGraphPolicy(model, base_name(config.model.path))
     return LoraPolicy(model, p.rank, p.alpha, p.target_modules, config.training.seed, p.dora)
 
 
@@ -262,6 +294,9 @@ def set_up(config: Config, cache_root: Path) -> Session:
     recipe = make_recipe(config, model.schedule, cache.grid)
     if recipe.objective.source == "trajectory":
         check_noise(noise_variance(cache))
+    if cache.counts.get("single") and config.objective.name not in ("sft", "denoising"):
+        raise DataError(f"{config.data.pairs}: no preference among single annotated images: set "
+                        "objective.name=denoising, or give pairs")  # fmt: skip
     if recipe.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
         raise DataError("objective.soft_labels=true, but no pair has a preference_0 (docs/data.md)")
     usable = reproducible(cache, config.inversion.max_error)

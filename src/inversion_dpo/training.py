@@ -41,7 +41,7 @@ from inversion_dpo.objectives import (
     safeguarded,
     squared_error,
 )
-from inversion_dpo.points import SOURCES, live_reference, predict, to_device, without_prompts
+from inversion_dpo.points import SOURCES, live_reference, predict, to_device, with_dropout
 from inversion_dpo.processes import settle, share, total, whole
 from inversion_dpo.session import Session, set_up
 from inversion_dpo.startup import (
@@ -87,17 +87,18 @@ def losses(
 ) -> tuple[LossOutput, PairErrors, int]:
     """Per-pair losses and errors of (pair, epoch)s, and the network evaluations per image.
 
-    With ``drop``, some prompts are dropped; the cached predictions of the reference, which knew
-    them, are then replaced. With ``compare``, the reference is evaluated whatever the objective.
+    With ``drop``, some prompts or scene graphs are dropped; the cached predictions of the
+    reference, which knew them, are then replaced. With ``compare``, the reference is evaluated
+    whatever the objective.
     """
     recipe, device, pairs = session.recipe, session.accelerator.device, [p for p, _ in batch]
     objective = recipe.objective
     condition = session.cache.condition(pairs)
     if drop:
-        without_prompts(session, batch, condition)
+        with_dropout(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
     points = SOURCES[objective.source](session, pairs, condition, generators)
-    if drop or (objective.source != "trajectory" and (objective.reference or compare)):
+    if (objective.reference or compare) and (drop or objective.source != "trajectory"):
         points = live_reference(session, points, condition)
     points = to_device(points, device)
     found = predict(session, session.network, points.x_t, points.timesteps, condition)
@@ -170,7 +171,7 @@ def train_step(session: Session, step: int) -> tuple[Row, list[int]]:
             places = [(k, s) for k in share(mine, parts, part) for s in range(recipe.states)]
             here = [batch[k] for k, _ in places]
             generators = [generator_for(0, recipe.seed, step, *place) for place in places]
-            output, errors, spent = losses(session, here, generators, recipe.prompt_dropout > 0)
+            output, errors, spent = losses(session, here, generators, recipe.drops)
             accelerator.backward(output.loss.sum() * (team.size / (count * recipe.states)))
         row = measurements(output, errors, recipe.objective.reference)
         row["evaluations"] = 2.0 * spent * count * recipe.states  # parts and processes add up

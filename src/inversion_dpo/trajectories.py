@@ -31,7 +31,7 @@ from inversion_dpo.cache import (
     sha256_of,
 )
 from inversion_dpo.data.images import decode_image, stack_pixels
-from inversion_dpo.data.pairs import Pair, PairSource
+from inversion_dpo.data.pairs import Pair, PairSource, graph_of
 from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, network_of
@@ -99,7 +99,8 @@ def encode_pairs(
         fitted += [fit(image, size, key.fit) for image in both]
     x_0 = encode(model.pipeline.vae, stack_pixels([f.image for f in fitted]))
     framing = model.framing([f.framing for f in fitted])
-    return x_0, model.condition([p.caption for p in pairs]), framing
+    captions, graphs = [p.caption for p in pairs], [graph_of(p) for p in pairs]
+    return x_0, model.condition(captions, graphs), framing
 
 
 def invert_pairs(

@@ -44,6 +44,12 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo train -o runs/round": "of such labels, too",
     "inversion-dpo evaluate runs/both --policy runs/round2": "of that run",
     "inversion-dpo compare": "minutes, hours: tests/unit/compare",
+    "python -m inversion_dpo.scenes.renders": "test_scene_graph_condition.py",
+    "inversion-dpo train --config scene-graph": "on tiny stand-ins: test_scene_graph_condition.py",
+    "inversion-dpo train --config composition --output runs/on-graph": "the same",
+    "inversion-dpo evaluate runs/on-graph": "the same",
+    "inversion-dpo evaluate runs/graph": "the same",
+    "inversion-dpo sample --run runs/on-graph": "the same",
     "inversion-dpo pairs export": "of labels that a person gave: test_labelling_commands.py",
 }
 

@@ -384,7 +384,7 @@ def test_prompt_dropout_replaces_prompt_and_reference(tiny_config, tmp_path):
     config = tiny_config("data.prompt_dropout=1.0")
     session = set_up(config, tmp_path)
     condition = session.cache.condition([0, 1])
-    training.without_prompts(session, [(0, 0), (1, 0)], condition)
+    training.with_dropout(session, [(0, 0), (1, 0)], condition)
     empty = session.model.condition([""])
     for name, value in condition.items():
         torch.testing.assert_close(value, empty[name].expand_as(value))

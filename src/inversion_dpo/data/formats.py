@@ -11,14 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.data.columns import KNOWN
+from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotated
+from inversion_dpo.data.columns import KNOWN, Layout
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rankings import SCHEMES
-from inversion_dpo.data.rows import Raw, image_paths
+from inversion_dpo.data.rows import Fault, Raw, Table, image_paths
 from inversion_dpo.data.shards import read_shard
 from inversion_dpo.data.tables import read_dataset, read_parquet, read_text
 
-FORMATS = ("auto", "parquet", "table", "webdataset", "dataset")
+FORMATS = ("auto", "parquet", "table", "webdataset", "dataset", "annotated")
 HUB = "hf:"
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SAVED = ("state.json", "dataset_dict.json")
@@ -78,6 +79,8 @@ def open_rows(data: str | Path, reading: Reading) -> Opened:
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file, a folder or hf:OWNER/NAME")
     kind = _detect(path) if reading.format == "auto" else reading.format
+    if kind == "annotated":
+        return _open_annotated(path)
     if kind == "dataset":
         return _open_saved(path, reading)
     files = _inside(path, _files(path, kind))
@@ -101,6 +104,7 @@ def _detect(path: Path) -> str:
         return kinds.get(path.suffix, "parquet")
     found = {
         "dataset": any((path / name).is_file() for name in _SAVED),
+        "annotated": any((path / name).is_file() for name in NAMES),
         "table": any((path / name).is_file() for name in _METADATA),
         "parquet": bool(_matching(path, "*.parquet")),
         "webdataset": bool(_matching(path, "*.tar")),
@@ -110,8 +114,8 @@ def _detect(path: Path) -> str:
         raise DataError(f"{path} holds several formats; choose data.format={' or '.join(there)}")
     if not there:
         raise DataError(
-            f"{path} holds no *.parquet files, no *.tar shards, no metadata.csv or metadata.jsonl "
-            "and no saved dataset; give the folder that does"
+            f"{path} holds no *.parquet files, no *.tar shards, no metadata.csv or metadata.jsonl, "
+            "no annotations.json and no saved dataset; give the folder that does"
         )
     return there[0]
 
@@ -160,6 +164,25 @@ def _digest(files: Iterable[Path]) -> str:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
+
+
+def _open_annotated(path: Path) -> Opened:
+    """Images with scene graphs (LAION-SG's): pairs of an image and itself, neither better."""
+    file = annotation_file(path)
+
+    def rows() -> Iterator[Raw]:
+        table = Table(Layout("single", {"winner": "image", "loser": "image"}), file.parent)
+        images, problems = read_annotated(file)
+        for image in images:
+            name = str(image.path.relative_to(file.parent))
+            said = {"caption": image.caption, "scene_graph": image.graph.to_json()}
+            yield Raw(image.where, table, {"winner": name, "loser": name, **said})
+        yield from (Raw(file.name, table, {}, Fault("bad_rows", text)) for text in problems)
+
+    def identity() -> str:
+        return _digest([file, *(image.path for image in read_annotated(file)[0])])
+
+    return Opened(rows, identity)
 
 
 def _open_saved(path: Path, reading: Reading) -> Opened:

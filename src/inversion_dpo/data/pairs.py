@@ -19,6 +19,7 @@ from inversion_dpo.data.images import decode_image as decode_image
 from inversion_dpo.data.images import to_pixels as to_pixels
 from inversion_dpo.data.source import Pair as Pair
 from inversion_dpo.data.source import PairSource as PairSource
+from inversion_dpo.data.source import graph_of as graph_of
 from inversion_dpo.data.source import open_pairs as open_pairs
 
 

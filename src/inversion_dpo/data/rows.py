@@ -57,7 +57,8 @@ class Row:
     preference: probability that the first is the better one, if the data say.
 
     names: what the images are called in errors. labelled: whether the label was in the data,
-    rather than in the order of the images. fault: why the row as a whole cannot be used.
+    rather than in the order of the images. single: one image, given twice. fault: why the row as
+    a whole cannot be used.
     """
 
     where: str
@@ -68,6 +69,7 @@ class Row:
     preference: float | str | None = None
     scene_graph: str | None = None
     labelled: bool = False
+    single: bool = False
     fault: Fault | None = None
 
     @property
@@ -79,7 +81,7 @@ class Row:
             return "ties"
         sound = self.label in (0.0, 1.0)
         same = self.images[0] == self.images[1] and isinstance(self.images[0], bytes)
-        return "identical" if sound and same and self.images[0] else None
+        return "identical" if sound and same and self.images[0] and not self.single else None
 
 
 def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[tuple[int, int]]]:
@@ -199,6 +201,7 @@ def _row(raw: Raw) -> Row:
         preference=number(values.get("preference_0")),
         scene_graph=_graph(values.get("scene_graph")),
         labelled=labelled,
+        single=raw.table.layout.kind == "single",
     )
 
 

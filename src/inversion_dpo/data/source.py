@@ -14,6 +14,7 @@ from pathlib import Path
 from inversion_dpo.data.formats import HUB, Reading, fingerprint, open_rows
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Row, inspect, rows_of
+from inversion_dpo.graphs import SceneGraph
 
 ON_BAD_ROW = ("error", "skip")
 _LISTED = 5  # rows that the warning about skipped ones spells out
@@ -44,12 +45,26 @@ class Pair:
         return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()
 
 
+def graph_of(pair: Pair) -> SceneGraph | None:
+    """The pair's scene graph, if it has one; DataError names the row of one that cannot be read."""
+    if pair.scene_graph is None:
+        return None
+    try:
+        return SceneGraph.from_json(pair.scene_graph)
+    except (ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{pair.where}: scene_graph: {reason}; write LAION-SG's items and relations, or nothing"
+        ) from error
+
+
 class PairSource:
     """Pairs to be iterated as often as one likes; a few rows are in memory at a time.
 
     name: the data as it was given. fingerprint: SHA-256 of the source and of all that changes
     which pairs come out. counts, of the iteration begun last: rows, pairs; left out: ties,
-    identical (one image twice), unpaired (a ranking of one image); duplicates (kept); and of rows
+    identical (one image twice), unpaired (a ranking of one image); duplicates and single (one
+    image, annotated; both kept); and of rows
     skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
     bad_paths, bad_rows.
 
@@ -109,6 +124,8 @@ class PairSource:
             pair = _pair(index, row)
             key = content(row)
             counts.update(pairs=1, duplicates=int(key in seen))
+            if row.single:
+                counts["single"] += 1
             seen.add(key)
             yield pair
             if counts["pairs"] == self.limit:

@@ -62,6 +62,16 @@ def drops_prompt(seed: int, digest: str, epoch: int, share: float) -> bool:
     return _chance("prompt", seed, digest, epoch) < share
 
 
+def drops_graph(seed: int, digest: str, epoch: int, share: float) -> bool:
+    """Whether a pair is shown without its scene graph in this epoch; apart from its prompt."""
+    return _chance("graph", seed, digest, epoch) < share
+
+
+def drops_caption(seed: int, digest: str, epoch: int, share: float) -> bool:
+    """Whether a pair is shown with its scene graph alone in this epoch; apart from the others."""
+    return _chance("caption", seed, digest, epoch) < share
+
+
 def _chance(what: str, seed: int, digest: str, epoch: int) -> float:
     """Uniform in [0, 1), the same for the same arguments everywhere."""
     name = f"{what} {seed} {epoch} {digest}"

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.prompts import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
 from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Scores
-from inversion_dpo.evaluation.sides import Side, side
+from inversion_dpo.evaluation.sides import Side, graphs_for, side
 from inversion_dpo.faults import memory_advice
+from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.models.graph_model import is_encoder, load_encoder
 from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.scene_graph import install
 from inversion_dpo.processes import current_team, launch_state
 from inversion_dpo.runs import read_config, read_seconds, stage
 from inversion_dpo.sampling import sample
@@ -45,16 +49,24 @@ REPEAT = 1_000_000  # between the seeds of a prompt's images
 
 
 def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
-    """The pipeline as users load it: the base, plus a LoRA, or a full pipeline folder."""
+    """The pipeline as users load it: the base, plus a LoRA, or a full pipeline folder.
+
+    Conditioned on scene graphs where ``adapter`` or the configuration names an encoder of them.
+    """
     m = config.model
     full = adapter is not None and (adapter / "model_index.json").exists()
+    encoder = str(adapter) if adapter is not None and is_encoder(adapter) else m.scene_graph
     path = str(adapter) if full else resolve(m.path)
     extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
     pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
-    if adapter is not None and not full:
+    if encoder is not None:
+        install(pipeline, load_encoder(encoder), m.prompt_chunks)
+    if adapter is not None and not full and encoder != str(adapter):
         weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
         if not weights.exists():
-            raise ConfigError(f"{adapter} holds neither a LoRA nor a pipeline: train first")
+            raise ConfigError(
+                f"{adapter} holds no LoRA, pipeline or scene-graph encoder: train first"
+            )
         pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
     return pipeline.to(launch_state().device)
 
@@ -63,7 +75,8 @@ def model_digest(config: Config, adapter: Path | None) -> str:
     """A short hash of what would be sampled: the model's name and every weight file."""
     digest = hashlib.sha256(f"{config.model}".encode())
     base = Path(resolve(config.model.path))
-    places = [p for p in (base, adapter) if p is not None and p.exists()]
+    encoder = Path(config.model.scene_graph).expanduser() if config.model.scene_graph else None
+    places = [p for p in (base, encoder, adapter) if p is not None and p.exists()]
     for file in (
         f for p in places for f in ([p] if p.is_file() else sorted(p.rglob("*.safetensors")))
     ):
@@ -101,6 +114,8 @@ def sampled_file(
     e = config.evaluation
     asked = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} {repeats} "
     asked += f"{e.guidance_scale} {e.scorer} {e.checkpoints} {config.model.resolution}"
+    graphs = graphs_for(config, adapter, prompts)
+    asked += "".join(g.to_json() for g in graphs.values())
     asked += f" {e.parser} {e.prompts}" if SCENE_GRAPH in str(e.scorer) else ""
     path = memo / f"{desc}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.parquet"
     if not _known(path):
@@ -108,7 +123,9 @@ def sampled_file(
         seeds = [e.seed + k + REPEAT * j for k in range(len(prompts)) for j in range(repeats)]
         team = current_team()
         with memory_advice("sampling"):
-            parts = sample_parts(config, adapter, path.with_suffix(""), pictured, seeds, desc)
+            parts = sample_parts(
+                config, adapter, path.with_suffix(""), pictured, seeds, desc, graphs
+            )
         team.wait()
         if team.main:
             join_parts(parts, path)
@@ -118,7 +135,7 @@ def sampled_file(
 
 def sample_parts(
     config: Config, adapter: Path | None, folder: Path, prompts: list[str], seeds: list[int],
-    desc: str,
+    desc: str, graphs: Mapping[str, SceneGraph],
 ) -> list[Path]:  # fmt: skip
     """Sample and score batch by batch into files of ``folder``, the processes in turn.
 
@@ -140,6 +157,7 @@ def sample_parts(
             images = sample(
                 pipeline, asked, noise, e.sample_steps, e.guidance_scale, e.batch_size, None,
                 config.model.resolution, config.model.prompt_chunks,
+                [graphs.get(p) for p in asked],
             )  # fmt: skip
             judged = score.judge(images, asked) if score else ({}, None)
             write_samples(part, asked, noise, images, *judged)

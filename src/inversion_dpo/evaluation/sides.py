@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inversion_dpo.config import Config, ConfigError
+from inversion_dpo.evaluation.prompts import graphs_by_prompt
+from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.runs import read_config
 
 
@@ -13,8 +16,8 @@ from inversion_dpo.runs import read_config
 class Side:
     """A model: what is loaded, and what is put on it.
 
-    adapter: a LoRA (folder or .safetensors file) or a whole pipeline's folder; None: the model of
-    the configuration as it is.
+    adapter: a LoRA (folder or .safetensors file), a scene-graph encoder's folder or a whole
+    pipeline's; None: the model of the configuration as it is.
     """
 
     config: Config
@@ -37,6 +40,8 @@ def side(config: Config, model: str | None) -> Side:
             raise ConfigError(f"{path} is a run without a policy: train it first")
         return Side(replace(config, model=read_config(path).model), path / "adapter")
     weights = (path / "pytorch_lora_weights.safetensors", path / "model_index.json")
+    if is_encoder(path):
+        return Side(config, path)
     if any(file.is_file() for file in weights) or (path.suffix == ".safetensors" and path.exists()):
         return Side(config, path)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
@@ -50,3 +55,10 @@ def side(config: Config, model: str | None) -> Side:
         ),
         None,
     )
+
+
+def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict[str, SceneGraph]:
+    """The scene graphs that the prompt set gives to these prompts, where a model takes any."""
+    if not config.model.scene_graph and not (adapter is not None and is_encoder(adapter)):
+        return {}
+    return graphs_by_prompt(config.evaluation.prompts, set(prompts))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.schedule import Schedule
 from inversion_dpo.types import Framing as Framing
 
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis
+GRAPH_KEYS = ("graph_rows", "graph_links")  # of a condition: the scene graph's
 
 
 class ModelError(ValueError):
@@ -30,8 +32,13 @@ class DiffusionModel(Protocol):
     component: str  # the name in the pipeline of the network that is trained: unet, transformer
     unreached: str | None  # pattern of module names that the output does not depend on
 
-    def condition(self, prompts: list[str]) -> Condition:
-        """Prompts -> what the network is conditioned on, [B, ...] each."""
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
+        """Prompts -> what the network is conditioned on, [B, ...] each.
+
+        Scene graphs, None for the empty one, count where an encoder of them is installed.
+        """
 
     def framing(self, framings: list[Framing]) -> Condition:
         """What the network is told of the images themselves, [B, ...] each; often nothing."""

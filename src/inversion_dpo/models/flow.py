@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.models.base import Condition, Framing
 from inversion_dpo.models.schedules import flow_schedule
 
@@ -49,7 +51,9 @@ class StableDiffusion3:
         self.schedule = flow_schedule(pipeline.scheduler, mu)
 
     @torch.no_grad()
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
         """Joint embeddings [B, L, D] and the pooled one [B, E], as the pipeline makes them."""
         pipe = self.pipeline
         hidden, _, pooled, _ = pipe.encode_prompt(
@@ -88,7 +92,9 @@ class Flux:
         self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
 
     @torch.no_grad()
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
         """T5's embeddings [B, L, D] and CLIP's pooled one [B, E], as the pipeline makes them."""
         pipe = self.pipeline
         hidden, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe.text_encoder.device)

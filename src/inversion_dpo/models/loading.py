@@ -17,6 +17,7 @@ from diffusers import (
 
 from inversion_dpo.models.base import DiffusionModel, ModelError, freeze
 from inversion_dpo.models.flow import Flux, StableDiffusion3
+from inversion_dpo.models.graph_model import SceneGraphModel
 from inversion_dpo.models.stable_diffusion import StableDiffusion, StableDiffusionXL
 
 FAMILIES = (
@@ -74,10 +75,17 @@ def _local(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
+def base_name(path: str) -> str:
+    """What a file that is given away may say of its model: the hub's or asset's name, no path."""
+    return Path(path).name if Path(path).expanduser().exists() else path
+
+
 def adapt(
     pipeline: Any, resolution: int, guidance_embed: float = 1.0, prompt_chunks: int = 1
 ) -> DiffusionModel:
     """Freeze the pipeline and return its family's adapter; ModelError names the families.
+
+    With a scene-graph encoder installed (:mod:`.scene_graph`), its condition takes graphs too.
 
     Args:
         pipeline: as loaded.
@@ -87,6 +95,14 @@ def adapt(
     """
     freeze(pipeline)
     _check_resolution(pipeline, resolution)
+    model = _of_family(pipeline, resolution, guidance_embed, prompt_chunks)
+    encoder = getattr(pipeline, "scene_graph", None)
+    return model if encoder is None else SceneGraphModel(model, encoder)
+
+
+def _of_family(
+    pipeline: Any, resolution: int, guidance_embed: float, prompt_chunks: int
+) -> DiffusionModel:
     if isinstance(pipeline, StableDiffusionXLPipeline):
         return StableDiffusionXL(pipeline, prompt_chunks)
     if isinstance(pipeline, StableDiffusionPipeline):

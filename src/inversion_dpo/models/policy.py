@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from inversion_dpo.disk import steady_header
 from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
+from inversion_dpo.models.graph_model import save_encoder
+from inversion_dpo.models.scene_graph import SceneGraphEncoder
 
 
 class LoraPolicy:
@@ -139,7 +141,53 @@ class FullPolicy:
         self.save(folder)
 
 
-Policy = LoraPolicy | FullPolicy
+class WithEncoder(nn.Module):
+    """A UNet and the scene-graph encoder that it attends to; called as the UNet is."""
+
+    def __init__(self, unet: nn.Module, encoder: SceneGraphEncoder) -> None:
+        super().__init__()
+        self.unet, self.encoder = unet, encoder
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The UNet's own."""
+        return self.unet(*args, **kwargs)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """The UNet's own."""
+        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+class SceneGraphPolicy:
+    """The encoder of scene graphs alone; the reference is the same UNet without any graph."""
+
+    def __init__(self, model: DiffusionModel, base: str) -> None:
+        self.model, self.base = model, base
+        self.encoder: SceneGraphEncoder = model.pipeline.scene_graph.requires_grad_(True)
+        self.network = WithEncoder(network_of(model), self.encoder)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return dict(self.encoder.named_parameters())
+
+    @contextmanager
+    def reference(self, network: Any) -> Iterator[nn.Module]:
+        """The given network, which sees no graph as long as the context lasts."""
+        with self.encoder.off():
+            yield network
+
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which ``model.scene_graph`` takes.
+
+        whole: the trainable tensors, where FSDP has cut those of the network.
+        """
+        save_encoder(self.encoder, folder, self.base, whole)
+
+    def merge(self, folder: Path) -> None:
+        """There is nothing to be merged."""
+        raise ModelError("a scene-graph encoder cannot be merged: set policy.merge=false")
+
+
+Policy = LoraPolicy | FullPolicy | SceneGraphPolicy
 
 
 def trainable_copy(policy: Policy) -> dict[str, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.models.base import Condition, Framing
 from inversion_dpo.models.prompts import encode_clip, encode_two_clips
 from inversion_dpo.models.schedules import discrete_schedule
@@ -25,7 +27,9 @@ class StableDiffusion:
         self.schedule = discrete_schedule(pipeline.scheduler)
 
     @torch.no_grad()
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
         """Text embeddings [B, L, D], padded and truncated exactly as the pipeline does.
 
         In several chunks as :mod:`.prompts` says, [B, chunks * L, D].
@@ -62,7 +66,9 @@ class StableDiffusionXL:
         self.schedule = discrete_schedule(pipeline.scheduler)
 
     @torch.no_grad()
-    def condition(self, prompts: list[str]) -> Condition:
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
         """Both encoders' embeddings [B, 77, D] and the pooled one [B, E]; zeros for no prompt.
 
         In several chunks as :mod:`.prompts` says, [B, 77 * chunks, D].

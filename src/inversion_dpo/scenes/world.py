@@ -160,6 +160,18 @@ def sample_scene(rng: np.random.Generator, n_objects: int | None = None) -> Scen
     return Scene(graph, positions, float(rng.uniform()))
 
 
+def lay_out(rng: np.random.Generator, graph: SceneGraph) -> tuple[tuple[float, float], ...]:
+    """Draw positions under which every relation of a graph is clear, by trying; see ``_CLEAR``."""
+    place = {item.item_id: k for k, item in enumerate(graph.items)}
+    while True:
+        found = _try_layout(rng, [RADIUS[i.attributes[0]] for i in graph.items])
+        if found and all(
+            dominant_relation(found[place[r.item1]], found[place[r.item2]], _CLEAR) == r.relation
+            for r in graph.relations
+        ):
+            return found
+
+
 def _item(item_id: int, kind: int) -> Item:
     size, rest = divmod(kind, len(COLOURS) * len(SHAPES))
     colour, shape = divmod(rest, len(SHAPES))
