@@ -8,7 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from inversion_dpo.config import TRACKERS, ConfigError
+from inversion_dpo.config import ConfigError
+from inversion_dpo.config_checks import TRACKERS
 
 PROJECT = "inversion-dpo"
 
