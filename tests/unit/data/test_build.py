@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from inversion_dpo.config import load_config
 from inversion_dpo.data.build import (
     Cell,
     Labelling,
@@ -181,7 +182,8 @@ def test_what_is_built_is_written_and_read(tmp_path):
     from inversion_dpo.data.pairs import read_pairs
     from inversion_dpo.evaluation.building import write_labelled
 
-    assert write_labelled(tmp_path, made(tmp_path / "c"), 0) == {"pairs": 40}
+    config = load_config(None, [])
+    assert write_labelled(config, tmp_path, made(tmp_path / "c")) == {"pairs": 40}
     rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
     assert {r["label_0"] for r in rows} == {0.0, 1.0} and "detected_0" not in rows[0]
     for row in rows:
@@ -190,4 +192,4 @@ def test_what_is_built_is_written_and_read(tmp_path):
         assert (first > second) == bool(row["label_0"])
     assert read_pairs(tmp_path / "pairs.parquet").pairs[0].scene_graph is None
     with pytest.raises(DataError, match="--least"):
-        write_labelled(tmp_path, {"pairs": []}, 0)
+        write_labelled(config, tmp_path, {"pairs": []})
