@@ -22,6 +22,10 @@ FORMATS = ("auto", "parquet", "table", "webdataset", "dataset")
 HUB = "hf:"
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SAVED = ("state.json", "dataset_dict.json")
+_SUFFIXES = {
+    ".parquet": "parquet", ".csv": "table", ".json": "table", ".jsonl": "table",
+    ".tar": "webdataset",
+}  # fmt: skip
 Reader = Callable[[Path, Mapping[str, str]], Iterator[Raw]]
 _READERS: dict[str, Reader] = {
     "parquet": read_parquet, "table": read_text, "webdataset": read_shard,
@@ -97,13 +101,12 @@ def open_rows(data: str | Path, reading: Reading) -> Opened:
 def _detect(path: Path) -> str:
     """The format by the file's suffix, or by what the folder holds."""
     if path.is_file():
-        kinds = {".csv": "table", ".json": "table", ".jsonl": "table", ".tar": "webdataset"}
-        return kinds.get(path.suffix, "parquet")
+        return _detect_file(path)
     found = {
         "dataset": any((path / name).is_file() for name in _SAVED),
         "table": any((path / name).is_file() for name in _METADATA),
-        "parquet": bool(_matching(path, "*.parquet")),
-        "webdataset": bool(_matching(path, "*.tar")),
+        "parquet": bool(_matching(path, ".parquet")),
+        "webdataset": bool(_matching(path, ".tar")),
     }
     there = [kind for kind, seen in found.items() if seen]
     if len(there) > 1:
@@ -111,9 +114,22 @@ def _detect(path: Path) -> str:
     if not there:
         raise DataError(
             f"{path} holds no *.parquet files, no *.tar shards, no metadata.csv or metadata.jsonl "
-            "and no saved dataset; give the folder that does"
+            "(another table: give the file itself) and no saved dataset; give the folder that does"
         )
     return there[0]
+
+
+def _detect_file(path: Path) -> str:
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        with path.open("rb") as stream:
+            kind = "parquet" if stream.read(4) == b"PAR1" else None
+    if kind is None:
+        raise DataError(
+            f"{path} is none of {', '.join(_SUFFIXES)}; export it as one of them, unpack an "
+            "archive, or say what it is (data.format)"
+        )
+    return kind
 
 
 def _files(path: Path, kind: str) -> list[Path]:
@@ -124,7 +140,7 @@ def _files(path: Path, kind: str) -> list[Path]:
         if len(files) > 1:
             raise DataError(f"{path} holds both {' and '.join(_METADATA)}; give one as the path")
     else:
-        files = _matching(path, "*.parquet" if kind == "parquet" else "*.tar")
+        files = _matching(path, ".parquet" if kind == "parquet" else ".tar")
     if not files:
         raise DataError(f"{path} holds nothing of data.format={kind}; give the folder that does")
     return files
@@ -140,8 +156,10 @@ def _inside(path: Path, files: list[Path]) -> list[Path]:
     return files
 
 
-def _matching(path: Path, pattern: str) -> list[Path]:
-    return sorted(f for f in path.glob(pattern) if not f.name.startswith("."))
+def _matching(path: Path, suffix: str) -> list[Path]:
+    return sorted(
+        f for f in path.iterdir() if f.suffix.lower() == suffix and not f.name.startswith(".")
+    )
 
 
 def _named(files: list[Path], read: Reader, columns: Mapping[str, str]) -> Iterator[Path]:
