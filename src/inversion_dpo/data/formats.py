@@ -203,16 +203,39 @@ def _open_saved(path: Path, reading: Reading) -> Opened:
 
 
 def _open_hub(data: str, reading: Reading) -> Opened:
-    """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit."""
+    """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit.
+
+    Offline (HF_HUB_OFFLINE=1) from the hub's cache, where the whole repository must lie.
+    """
+    from huggingface_hub import constants
+
     name, _, configuration = data.removeprefix(HUB).partition(":")
-    revision = _commit(name, reading.revision)
+    cached = _cached(name, reading.revision) if constants.HF_HUB_OFFLINE else None
+    revision = cached.name if cached else _commit(name, reading.revision)
 
     def rows() -> Iterator[Raw]:
-        dataset = _hub_stream(name, configuration or None, reading.split, revision)
+        if cached:  # this folder is the commit
+            dataset = _hub_stream(str(cached), configuration or None, reading.split, None)
+        else:
+            dataset = _hub_stream(name, configuration or None, reading.split, revision)
         yield from read_dataset(dataset, data, reading.columns)
 
     source = json.dumps([name, configuration, reading.split, revision])
     return Opened(rows, lambda: hashlib.sha256(source.encode()).hexdigest())
+
+
+def _cached(name: str, revision: str | None) -> Path:
+    """The folder of a dataset's commit in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision))
+    except Exception as error:  # one for a missing repository, others for a bad name
+        raise DataError(
+            f"{HUB}{name} at {revision or 'main'} is not in the hub's cache (HF_HOME), and "
+            "HF_HUB_OFFLINE=1 keeps it from being streamed: download it first "
+            f"(hf download --repo-type dataset {name}), or give data.revision as it is there"
+        ) from error
 
 
 def _commit(name: str, revision: str | None) -> str:
@@ -232,7 +255,7 @@ def _commit(name: str, revision: str | None) -> str:
     return str(sha)
 
 
-def _hub_stream(name: str, configuration: str | None, split: str, revision: str) -> Any:
+def _hub_stream(name: str, configuration: str | None, split: str, revision: str | None) -> Any:
     import datasets
 
     try:
