@@ -67,6 +67,30 @@ def tiny(tmp_path_factory):
     return make
 
 
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Call with kind, name, folder (and revision, commit): it then lies in an offline hub cache."""
+    from hashlib import sha256
+
+    from huggingface_hub import constants
+
+    root = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+
+    def put(kind, name, folder, revision="main", commit="a" * 40):
+        repository = root / f"{kind}--{name.replace('/', '--')}"
+        for file in (f for f in folder.rglob("*") if f.is_file()):
+            blob = repository / "blobs" / sha256(file.read_bytes()).hexdigest()
+            link = repository / "snapshots" / commit / file.relative_to(folder)
+            for path in (blob, link, repository / "refs" / revision):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(file.read_bytes())
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        (repository / "refs" / revision).write_text(commit)
+
+    return put
+
+
 def encode_png(image):
     """uint8 image -> PNG bytes."""
     from PIL import Image

@@ -27,7 +27,7 @@ from inversion_dpo.processes import Team
 from inversion_dpo.schedule import Schedule, error_scale
 from inversion_dpo.types import Grid, TrainingPoints
 
-LAYOUT = 3  # of the files; part of the key
+LAYOUT = 4  # of the files; part of the key
 OPEN = 1024  # shards held open: each is a mapping, of which Linux gives a process 65,530
 
 

@@ -126,6 +126,12 @@ def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
     """The plain values of a configuration that a step needs."""
     o, t, (low, high) = config.objective, config.training, window(config)
     last, fresh = len(schedule) - 1, OBJECTIVES[o.name].source == "noise"
+    if not fresh and grid.levels.sigma[low] <= grid.levels.sigma[0]:
+        raise ConfigError(
+            "this scheduler's first noisy state is as noisy as its clean end (timestep 0, "
+            f"set_alpha_to_one false): set objective.t_min={1.5 / grid.steps:g}, or "
+            "inversion.spacing=even"
+        )
     timesteps = round(o.t_min * last), round(o.t_max * last)
     levels, (first, final) = (schedule.levels, timesteps) if fresh else (grid.levels, (low, high))
     weights = step_weights(levels, schedule.kind, o.weighting)

@@ -7,14 +7,20 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+)
 
 from inversion_dpo import training
-from inversion_dpo.config import load_config
+from inversion_dpo.config import ConfigError, load_config
 from inversion_dpo.evaluation.evaluate import sampled
 from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.tiny import SD_BETAS
 from inversion_dpo.session import load_model, set_up
 from inversion_dpo.training import read_rows, train
 from inversion_dpo.trajectories import conditional
@@ -103,6 +109,56 @@ def test_inversion_then_sampling_equals_the_pipeline(family, tiny):
     assert len(theirs) == len(seen) == 10
     for ours, their in zip([*seen[1:], final], theirs, strict=True):
         torch.testing.assert_close(ours, their, rtol=1e-4, atol=1e-4)
+
+
+SCHEDULERS = {
+    "leading": (DDIMScheduler, {"timestep_spacing": "leading"}),
+    "trailing": (DDIMScheduler, {"timestep_spacing": "trailing", "set_alpha_to_one": True}),
+    "linspace": (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}),
+    "linear betas": (DDIMScheduler, {"beta_schedule": "linear", "steps_offset": 0}),
+    "zero SNR": (DDIMScheduler, {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
+                                 "prediction_type": "v_prediction"}),
+    "cosine betas": (DDIMScheduler, {"beta_schedule": "squaredcos_cap_v2",
+                                     "prediction_type": "v_prediction"}),
+    "DPM++ of first order": (DPMSolverMultistepScheduler, {"solver_order": 1,
+                                                           "timestep_spacing": "trailing"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_folder_of_another_scheduler(name, tiny, tmp_path):
+    """The pipeline, loaded plainly from a folder that names this scheduler, goes our way."""
+    kind, settings = SCHEDULERS[name]
+    pipe = DiffusionPipeline.from_pretrained(tiny("sd15"))
+    settings = SD_BETAS | settings | ({"clip_sample": False} if kind is DDIMScheduler else {})
+    pipe.scheduler = kind(**settings)
+    pipe.save_pretrained(tmp_path)
+    model = adapt(load_pipeline(str(tmp_path)), 64)
+    x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen = []
+    with torch.no_grad():
+        predict = recorded(conditional(model, model.condition(PROMPTS)), seen)
+        grid = model.schedule.grid(10, "sampler")
+        # under linspace Euler starts from pure noise, without its share of the image
+        start = x_T * grid.levels.sigma[-1].float() if name == "linspace" else x_T
+        final = reconstruct(start, grid, predict, model.schedule.kind)
+    theirs = pipeline_states(plain(tmp_path, "sd15"), x_T, 10, guidance_scale=1.0)
+    torch.testing.assert_close(final, theirs[-1], rtol=1e-4, atol=1e-4)
+    if kind is DDIMScheduler:  # the others' states are scaled otherwise on the way
+        for ours, their in zip(seen[1:], theirs, strict=False):
+            torch.testing.assert_close(ours, their, rtol=1e-4, atol=1e-4)
+
+
+def test_a_first_state_without_noise_is_refused(tiny, pair_file, tmp_path):
+    """Timestep 0 is as noisy as the clean end of a scheduler whose alpha is not set to one."""
+    pipe = DiffusionPipeline.from_pretrained(tiny("sd2"))
+    linspace = {"timestep_spacing": "linspace"}  # begins at timestep 0
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **linspace)
+    pipe.save_pretrained(tmp_path / "model")
+    folder = f"model.path={tmp_path / 'model'}"
+    with pytest.raises(ConfigError, match="as noisy as its clean end.*objective.t_min=0.3, or"):
+        set_up(config_for("sd2", tiny, pair_file, folder), tmp_path)
+    train(config_for("sd2", tiny, pair_file, folder, "objective.t_min=0.3"), tmp_path / "run")
 
 
 def test_sdxl_with_its_own_euler_sampler(tiny):

@@ -98,6 +98,13 @@ def _incomplete(where: str, there: list[str], names: dict[str, str], kinds: list
     )
 
 
+def check_once(where: str, names: list[str]) -> None:
+    """DataError if a column's name is there twice: which one is meant cannot be known."""
+    for name in names:
+        if name and names.count(name) > 1:
+            raise DataError(f"{where} has two columns named {name}; rename or drop one")
+
+
 def check_types(where: str, schema: Any, layout: Layout) -> None:
     """Refuse an Arrow table whose columns cannot be what the layout takes them for.
 

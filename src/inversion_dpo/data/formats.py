@@ -23,6 +23,10 @@ FORMATS = ("auto", "parquet", "table", "webdataset", "dataset", "annotated")
 HUB = "hf:"
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SAVED = ("state.json", "dataset_dict.json")
+_SUFFIXES = {
+    ".parquet": "parquet", ".csv": "table", ".json": "table", ".jsonl": "table",
+    ".tar": "webdataset",
+}  # fmt: skip
 Reader = Callable[[Path, Mapping[str, str]], Iterator[Raw]]
 _READERS: dict[str, Reader] = {
     "parquet": read_parquet, "table": read_text, "webdataset": read_shard,
@@ -100,24 +104,37 @@ def open_rows(data: str | Path, reading: Reading) -> Opened:
 def _detect(path: Path) -> str:
     """The format by the file's suffix, or by what the folder holds."""
     if path.is_file():
-        kinds = {".csv": "table", ".json": "table", ".jsonl": "table", ".tar": "webdataset"}
-        return kinds.get(path.suffix, "parquet")
+        return _detect_file(path)
     found = {
         "dataset": any((path / name).is_file() for name in _SAVED),
         "annotated": any((path / name).is_file() for name in NAMES),
         "table": any((path / name).is_file() for name in _METADATA),
-        "parquet": bool(_matching(path, "*.parquet")),
-        "webdataset": bool(_matching(path, "*.tar")),
+        "parquet": bool(_matching(path, ".parquet")),
+        "webdataset": bool(_matching(path, ".tar")),
     }
     there = [kind for kind, seen in found.items() if seen]
     if len(there) > 1:
         raise DataError(f"{path} holds several formats; choose data.format={' or '.join(there)}")
     if not there:
         raise DataError(
-            f"{path} holds no *.parquet files, no *.tar shards, no metadata.csv or metadata.jsonl, "
-            "no annotations.json and no saved dataset; give the folder that does"
+            f"{path} holds no *.parquet files, no *.tar shards, no metadata.csv or metadata.jsonl "
+            "(another table: give the file itself), no annotations.json and no saved dataset; "
+            "give the folder that does"
         )
     return there[0]
+
+
+def _detect_file(path: Path) -> str:
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        with path.open("rb") as stream:
+            kind = "parquet" if stream.read(4) == b"PAR1" else None
+    if kind is None:
+        raise DataError(
+            f"{path} is none of {', '.join(_SUFFIXES)}; export it as one of them, unpack an "
+            "archive, or say what it is (data.format)"
+        )
+    return kind
 
 
 def _files(path: Path, kind: str) -> list[Path]:
@@ -128,7 +145,7 @@ def _files(path: Path, kind: str) -> list[Path]:
         if len(files) > 1:
             raise DataError(f"{path} holds both {' and '.join(_METADATA)}; give one as the path")
     else:
-        files = _matching(path, "*.parquet" if kind == "parquet" else "*.tar")
+        files = _matching(path, ".parquet" if kind == "parquet" else ".tar")
     if not files:
         raise DataError(f"{path} holds nothing of data.format={kind}; give the folder that does")
     return files
@@ -144,8 +161,10 @@ def _inside(path: Path, files: list[Path]) -> list[Path]:
     return files
 
 
-def _matching(path: Path, pattern: str) -> list[Path]:
-    return sorted(f for f in path.glob(pattern) if not f.name.startswith("."))
+def _matching(path: Path, suffix: str) -> list[Path]:
+    return sorted(
+        f for f in path.iterdir() if f.suffix.lower() == suffix and not f.name.startswith(".")
+    )
 
 
 def _named(files: list[Path], read: Reader, columns: Mapping[str, str]) -> Iterator[Path]:
@@ -208,16 +227,39 @@ def _open_saved(path: Path, reading: Reading) -> Opened:
 
 
 def _open_hub(data: str, reading: Reading) -> Opened:
-    """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit."""
+    """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit.
+
+    Offline (HF_HUB_OFFLINE=1) from the hub's cache, where the whole repository must lie.
+    """
+    from huggingface_hub import constants
+
     name, _, configuration = data.removeprefix(HUB).partition(":")
-    revision = _commit(name, reading.revision)
+    cached = _cached(name, reading.revision) if constants.HF_HUB_OFFLINE else None
+    revision = cached.name if cached else _commit(name, reading.revision)
 
     def rows() -> Iterator[Raw]:
-        dataset = _hub_stream(name, configuration or None, reading.split, revision)
+        if cached:  # this folder is the commit
+            dataset = _hub_stream(str(cached), configuration or None, reading.split, None)
+        else:
+            dataset = _hub_stream(name, configuration or None, reading.split, revision)
         yield from read_dataset(dataset, data, reading.columns)
 
     source = json.dumps([name, configuration, reading.split, revision])
     return Opened(rows, lambda: hashlib.sha256(source.encode()).hexdigest())
+
+
+def _cached(name: str, revision: str | None) -> Path:
+    """The folder of a dataset's commit in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision))
+    except Exception as error:  # one for a missing repository, others for a bad name
+        raise DataError(
+            f"{HUB}{name} at {revision or 'main'} is not in the hub's cache (HF_HOME), and "
+            "HF_HUB_OFFLINE=1 keeps it from being streamed: download it first "
+            f"(hf download --repo-type dataset {name}), or give data.revision as it is there"
+        ) from error
 
 
 def _commit(name: str, revision: str | None) -> str:
@@ -237,7 +279,7 @@ def _commit(name: str, revision: str | None) -> str:
     return str(sha)
 
 
-def _hub_stream(name: str, configuration: str | None, split: str, revision: str) -> Any:
+def _hub_stream(name: str, configuration: str | None, split: str, revision: str | None) -> Any:
     import datasets
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -104,15 +105,16 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[tuple[int,
         remedy = "write the probability that image 0 is better, 0 to 1, or leave it empty"
         faults.append(Fault("bad_labels", f"{text}; {remedy}"))
     if not (row.caption or "").strip():
+        text = f"{row.where}: caption is empty or no text"
         remedy = "write the prompt that both images were made for, or drop the row"
-        faults.append(Fault("empty_captions", f"{row.where}: caption is empty; {remedy}"))
+        faults.append(Fault("empty_captions", f"{text}; {remedy}"))
     for name, data in zip(row.names, row.images, strict=True):
         place = f"{row.where}, {name}"
         if isinstance(data, Fault):
             faults.append(Fault(data.kind, f"{place}: {data.text}"))
             continue
         if not data:
-            text = f"{place}: no image; embed the file's bytes or drop the row"
+            text = f"{place}: no image; embed the file's bytes, name the file, or drop the row"
             faults.append(Fault("broken_images", text))
             continue
         if not decode:
@@ -163,9 +165,11 @@ def find_inside(table: Table, name: str) -> Path | Fault:
     folder, parts = table.folder or Path(), PurePosixPath(name)
     outside = parts.is_absolute() or PureWindowsPath(name).anchor or ".." in name.split("/")
     if outside or "\0" in name or "\\" in name:
-        text = f"{name!r} leads out of {folder}; move the image there and write its path from there"
-        return Fault("bad_paths", text)
-    places = [folder / name]
+        remedy = "move the image there and write its path from there"
+        return Fault("bad_paths", f"{_shown(name)} leads out of {folder}; {remedy}")
+    # macOS spells an accented letter as two characters, others as one
+    spellings = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    places = [folder / spelling for spelling in dict.fromkeys(spellings)]
     if table.layout.kind in ("ranking", "choice"):
         places += [folder / table.stem / name, folder / parts.name]
     try:
@@ -173,9 +177,9 @@ def find_inside(table: Table, name: str) -> Path | Fault:
     except OSError:  # such as a name that is too long
         found = None
     if found is None:
-        return Fault("broken_images", f"there is no file {name!r} in {folder}; put it there")
+        return Fault("broken_images", f"there is no file {_shown(name)} in {folder}; put it there")
     if not found.resolve().is_relative_to(folder.resolve()):
-        return Fault("bad_paths", f"{name!r} is a link out of {folder}; copy the image there")
+        return Fault("bad_paths", f"{_shown(name)} is a link out of {folder}; copy the image there")
     return found
 
 
@@ -224,7 +228,10 @@ class _Group:
             yield from self.close(scheme)
         remedy = None
         if not isinstance(key, str | int):
-            remedy = "prompt_id is missing; write which rows belong together (data.columns.group)"
+            remedy = (
+                f"prompt_id is {_shown(key)}; write a text or a whole number that says which rows "
+                "belong together (data.columns.group)"
+            )
         elif key in self.seen:
             remedy = f"prompt_id {key} was seen before other rows; sort the rows by it"
         if remedy:
@@ -251,7 +258,7 @@ def _ranked(where: str, raws: list[Raw], scheme: str) -> Iterator[Row]:
     whole = isinstance(first["images"], list)
     images = first["images"] if whole else [raw.values["images"] for raw in raws]
     ranks = first[by] if whole else [raw.values[by] for raw in raws]
-    fault = _ranking_fault(images, ranks, {raw.values["caption"] for raw in raws})
+    fault = _ranking_fault(images, ranks, {_shown(raw.values["caption"]) for raw in raws})
     if fault:
         yield Row(where, None, fault=fault)
         return
@@ -290,8 +297,8 @@ def encoded_image(value: Any, table: Table) -> Encoded:
     """Encoded image of a cell; of a {bytes, path} struct the bytes only: no path is followed."""
     if isinstance(value, dict):
         value = value.get("bytes")
-    if value is None or isinstance(value, bytes | Fault):
-        return value
+    if value is None or value == "" or isinstance(value, bytes | Fault):
+        return value or None
     if not isinstance(value, str) or table.folder is None:
         return Fault("broken_images", f"holds {_shown(value)}, not an image; embed its bytes")
     path = find_inside(table, value)
@@ -311,12 +318,14 @@ def number(value: Any) -> float | str | None:
         return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(value)
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    """Text that UTF-8 can hold (JSON can spell half of a surrogate pair), else None."""
+    whole = isinstance(value, str) and value == value.encode(errors="ignore").decode()
+    return value if whole else None
 
 
 def _graph(value: Any) -> str | None:

@@ -59,13 +59,19 @@ class _Sample:
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
+        self.seen: set[str] = set()
         self.fault: Fault | None = None
 
     def add(self, field: str, content: bytes | Fault) -> None:
         """Take a member; one whose name is not understood becomes a field nobody asks for."""
         name, dot, suffix = field.rpartition(".")
+        key = name if dot + suffix in _IMAGES else field
+        if key in self.seen:
+            text = f"{key} is there twice under one key; give every sample a key of its own"
+            self.fault = Fault("bad_rows", text)
+        self.seen.add(key)
         if isinstance(content, Fault):
-            self.fields[name if dot + suffix in _IMAGES else field] = content
+            self.fields[key] = content
         elif field == "json":
             entries = parse_object(content)
             if isinstance(entries, Fault):
@@ -74,13 +80,11 @@ class _Sample:
                 self.fields = entries | self.fields
         elif suffix == "txt":
             try:
-                self.fields[name or "caption"] = content.decode("utf-8")
+                self.fields[name or "caption"] = content.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:
                 self.fault = Fault("bad_rows", f"{field} is no UTF-8 ({error}); write it as UTF-8")
-        elif dot + suffix in _IMAGES:
-            self.fields[name] = content
         else:
-            self.fields[field] = content
+            self.fields[key] = content
 
     def result(self) -> dict[str, Any] | Fault:
         """The fields, or why they cannot be used."""

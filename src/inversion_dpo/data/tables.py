@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inversion_dpo.data.columns import Layout, check_types, find_layout
+from inversion_dpo.data.columns import Layout, check_once, check_types, find_layout
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw, Table
 
@@ -33,6 +33,7 @@ def read_parquet(file: Path, columns: Columns) -> Iterator[Raw]:
     try:
         with pq.ParquetFile(file) as parquet:
             schema = parquet.schema_arrow
+            check_once(str(file), schema.names)
             layout = find_layout(str(file), schema.names, columns)
             check_types(str(file), schema, layout)
             ranked = layout.kind in ("ranking", "choice")  # these may name files
@@ -68,14 +69,17 @@ def read_objects(file: Path) -> Iterator[dict[str, Any] | Fault]:
         DataError: not such a file, not there, or not UTF-8.
     """
     readers = {".csv": _csv, ".json": _json, ".jsonl": _json_lines}
-    if file.suffix not in readers:
+    suffix = file.suffix.lower()
+    if suffix not in readers:
         raise DataError(f"{file} is none of {', '.join(readers)}; rename or export it as one")
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     try:
-        yield from readers[file.suffix](file)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        remedy = f"export it again as UTF-8 {file.suffix[1:].upper()}"
+        yield from readers[suffix](file)
+    except DataError:
+        raise
+    except (ValueError, RecursionError, OSError) as error:
+        remedy = f"export it again as UTF-8 {suffix[1:].upper()}"
         raise DataError(f"{file} cannot be read ({error}); {remedy}") from error
 
 
@@ -137,16 +141,31 @@ def records(
 
 def _csv(file: Path) -> Iterator[dict[str, Any] | Fault]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
-        header = next(reader, [])
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                text = f"{len(cells)} cells under {len(header)} columns; quote text with commas"
-                yield Fault("bad_rows", text)
-            else:
-                yield dict(zip(header, cells, strict=True))
+        rows = filter(None, csv.reader(stream, strict=True, skipinitialspace=True))
+        header: list[str] = []
+        count = -1  # rows count from 0, after the header
+        try:
+            for count, cells in enumerate(rows, start=-1):
+                if count < 0:
+                    header = _header(file, cells)
+                elif len(cells) == len(header):
+                    yield dict(zip(header, cells, strict=True))
+                else:
+                    text = f"{len(cells)} cells under {len(header)} columns; quote text with commas"
+                    yield Fault("bad_rows", text)
+        except csv.Error as error:
+            raise DataError(f"{file}, row {count + 1} cannot be read ({error}); look at its "
+                            "quotation marks: each must be closed, and doubled inside a text"
+                            ) from error  # fmt: skip
+
+
+def _header(file: Path, cells: list[str]) -> list[str]:
+    """The names of a CSV's columns, without spaces around them."""
+    names = [cell.strip() for cell in cells]
+    if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
+        raise DataError(f"{file}: cells are separated by {other!r}; export it with commas")
+    check_once(str(file), names)
+    return names
 
 
 def _json(file: Path) -> Iterator[dict[str, Any] | Fault]:

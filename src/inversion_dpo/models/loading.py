@@ -14,6 +14,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError
 
 from inversion_dpo.models.base import DiffusionModel, ModelError, freeze
 from inversion_dpo.models.flow import Flux, StableDiffusion3
@@ -48,8 +50,7 @@ def load_pipeline(
         lora: folder or hub id of a LoRA to add to the weights.
         t5: whether Stable Diffusion 3 loads its third and largest text encoder.
     """
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise ModelError(f"no diffusers folder at {path}: set model.path to a folder or a hub id")
+    _check_path(path)
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype}
     try:
         extra = {"vae": AutoencoderKL.from_pretrained(_local(vae), **settings)} if vae else {}
@@ -58,17 +59,53 @@ def load_pipeline(
             _local(path), revision=revision, variant=variant, **settings, **extra
         )
         if lora:
-            pipeline.load_lora_weights(_local(lora), use_safetensors=True)
-            pipeline.fuse_lora()
-            pipeline.unload_lora_weights()
-    except (OSError, ValueError) as error:
+            _add_lora(pipeline, _local(lora))
+    except Exception as error:  # damaged files and wrong names end in nearly any error
         extras = "".join(f", {n} {v!r}" for n, v in (("vae", vae), ("lora", lora)) if v)
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ModelError(
-            f"cannot load a diffusers pipeline from {path!r}{extras}: {error}. The folder needs "
-            "model_index.json and safetensors weights"
+            f"cannot load a diffusers pipeline from {path!r}{extras}: {reason}. {_remedy(error)}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _check_path(path: str) -> None:
+    if Path(path).suffix in (".safetensors", ".ckpt", ".bin", ".gguf"):
+        raise ModelError(
+            f"{path} is a single file, not a diffusers folder: make one with diffusers, e.g. "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise ModelError(f"no diffusers folder at {path}: set model.path to a folder or a hub id")
+
+
+def _add_lora(pipeline: Any, lora: str) -> None:
+    """Add a LoRA to the weights; of a hub id offline, the name of its file must be known."""
+    cached = constants.HF_HUB_OFFLINE and not Path(lora).exists()
+    named = {"weight_name": "pytorch_lora_weights.safetensors"} if cached else {}
+    pipeline.load_lora_weights(lora, use_safetensors=True, **named)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+
+
+def _remedy(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, GatedRepoError):
+        return "Accept its licence on the hub and log in (hf auth login)"
+    if "not fully cached" in text or "outgoing traffic" in text or "connect" in text.lower():
+        return (
+            "Check the name and model.revision; it is neither a folder here nor in the hub's cache "
+            "(HF_HOME), and the hub is not reached: download it first (hf download OWNER/NAME)"
+        )
+    if "variant=" in text:
+        return "Set model.variant to one that is there, or to null"
+    if "no file named" in text and ".safetensors" in text:
+        return (
+            "Set model.variant if its files carry one, e.g. fp16; weights in .bin are not opened: "
+            "convert them to safetensors"
+        )
+    return "The folder needs model_index.json and safetensors weights"
 
 
 def _local(path: str) -> str:

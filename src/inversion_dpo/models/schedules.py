@@ -17,13 +17,16 @@ def discrete_schedule(scheduler: Any) -> Schedule:
     """The schedule of a diffusion model, eps- or v-prediction, whatever its sampler is.
 
     The sampler grid is that of DDIM with the same configuration: same timesteps (leading, trailing
-    or linspace spacing), betas (also rescaled to zero terminal SNR) and final level.
+    or linspace spacing), betas (also rescaled to zero terminal SNR) and final level. A step leads
+    from one timestep to the next; diffusers' own DDIM steps by T // N, which is not where it looks
+    next under linspace, nor under trailing where N does not divide T.
 
     Raises:
-        ModelError: another prediction type, or eps-prediction with zero terminal SNR, where the
-            prediction says nothing about the image.
+        ModelError: a scheduler without betas or of betas that DDIM does not know, another
+            prediction type, or eps-prediction with zero terminal SNR, where the prediction says
+            nothing about the image.
     """
-    ddim: Any = DDIMScheduler.from_config(scheduler.config)
+    ddim = _ddim(scheduler)
     kind = ddim.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(
@@ -32,23 +35,32 @@ def discrete_schedule(scheduler: Any) -> Schedule:
     alpha_bar = ddim.alphas_cumprod.double()
     if kind == "epsilon" and alpha_bar[-1] < 1e-6:
         raise ModelError(
-            "the scheduler rescales betas to zero terminal SNR with prediction_type epsilon, which "
-            "cannot be sampled from its last timestep: set rescale_betas_zero_snr=false"
+            "at the scheduler's last timestep nothing is left of the image (zero terminal SNR, by "
+            "rescale_betas_zero_snr or by the betas), from where prediction_type epsilon cannot be "
+            "sampled: set rescale_betas_zero_snr=false if the model was trained without it"
         )
     levels = _levels(alpha_bar)
-    timesteps = torch.arange(len(alpha_bar))
-    even = Schedule(kind, timesteps, levels, lambda steps: even.grid(steps))
 
     def sampler(steps: int) -> Grid:
-        if ddim.config.timestep_spacing == "linspace":  # from timestep 0 to the last
-            return even.grid(steps)
         ddim.set_timesteps(steps)
         chosen = ddim.timesteps.flip(0).long()
         final = torch.as_tensor(ddim.final_alpha_cumprod, dtype=torch.float64).reshape(1)
         alpha_bar_chosen = torch.cat([final, alpha_bar[chosen]])
         return Grid(torch.cat([torch.zeros(1).long(), chosen]), _levels(alpha_bar_chosen))
 
-    return Schedule(kind, timesteps, levels, sampler)
+    return Schedule(kind, torch.arange(len(alpha_bar)), levels, sampler)
+
+
+def _ddim(scheduler: Any) -> Any:
+    """DDIM with the configuration of another scheduler of the same betas."""
+    name = type(scheduler).__name__
+    remedy = "give the pipeline a DDIMScheduler with the betas that the model was trained with"
+    if "beta_schedule" not in scheduler.config:
+        raise ModelError(f"{name} has no betas, so that its noise levels are not known; {remedy}")
+    try:
+        return DDIMScheduler.from_config(scheduler.config)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ModelError(f"the betas of {name} are not known ({error}); {remedy}") from error
 
 
 def _levels(alpha_bar: torch.Tensor) -> Levels:
@@ -64,7 +76,7 @@ def flow_schedule(scheduler: Any, mu: float | None = None, flux_sigmas: bool = F
         flux_sigmas: start from linspace(1, 1/N, N) as FLUX's pipeline does.
 
     Raises:
-        ModelError: another scheduler.
+        ModelError: another scheduler, or noise that does not rise from data to noise.
     """
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ModelError(
@@ -85,4 +97,6 @@ def flow_schedule(scheduler: Any, mu: float | None = None, flux_sigmas: bool = F
         return Grid(sigma * total, Levels(1 - sigma, sigma))
 
     table = sigmas(total)[1:]
+    if not (0 < table[0] and (table.diff() > 0).all()):
+        raise ModelError("the scheduler's noise levels do not rise: set invert_sigmas=false")
     return Schedule("flow_prediction", table * total, Levels(1 - table, table), sampler)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi, constants
 from PIL import Image
 
 from inversion_dpo.data import formats
@@ -203,6 +204,7 @@ class Endless:
 
 def test_a_hub_dataset_is_streamed_as_far_as_it_is_needed(monkeypatch: Any) -> None:
     stream, asked = Endless(), []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(formats, "_hub_stream", lambda *a: asked.append(a) or stream)
     commit = "0123456789abcdef0123456789abcdef01234567"
     source = open_pairs("hf:owner/name", Reading(revision=commit), limit=70)
@@ -213,9 +215,36 @@ def test_a_hub_dataset_is_streamed_as_far_as_it_is_needed(monkeypatch: Any) -> N
     assert other.fingerprint != source.fingerprint
 
 
-def test_a_hub_id_without_network_says_so() -> None:
+def unreachable(*_: Any, **__: Any) -> None:
+    raise ConnectionError("no network")
+
+
+def test_a_hub_id_without_network_says_so(monkeypatch: Any) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
     with pytest.raises(DataError, match="hf:owner/name: the hub does not say which commit main is"):
         open_pairs("hf:owner/name")
+
+
+def test_offline_a_hub_dataset_is_read_from_the_hubs_cache(tmp_path: Path, hub_cache: Any) -> None:
+    (tmp_path / "d/data").mkdir(parents=True)
+    row = {"jpg_0": RED, "jpg_1": BLUE, "label_0": 1.0, "text": "a"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "d/data/train-00000-of-00001.parquet")
+    hub_cache("datasets", "owner/pairs", tmp_path / "d", commit="c" * 40)
+    hub_cache("datasets", "owner/pairs", tmp_path / "d", "v2", commit="d" * 40)
+    columns = {"caption": "text"}
+    assert triples("hf:owner/pairs", columns=columns) == [("a", RED, BLUE)]
+    assert triples("hf:owner/pairs", columns=columns, revision="v2") == [("a", RED, BLUE)]
+    one, two = (
+        open_pairs("hf:owner/pairs", Reading(columns=columns, revision=r)) for r in (None, "v2")
+    )
+    assert one.fingerprint != two.fingerprint
+    with pytest.raises(DataError, match="hf:owner/pairs at v3 is not in the hub's cache.*download"):
+        open_pairs("hf:owner/pairs", Reading(revision="v3"))
+    with pytest.raises(DataError, match="hf:owner/none at main.*hf download --repo-type dataset"):
+        open_pairs("hf:owner/none")
+    with pytest.raises(DataError, match="cannot be streamed"):
+        triples("hf:owner/pairs", split="validation")
 
 
 # ---- WebDataset

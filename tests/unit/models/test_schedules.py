@@ -1,13 +1,26 @@
 """diffusers' scheduler configurations, read as schedules."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 from inversion_dpo.models.base import ModelError
@@ -17,42 +30,74 @@ from inversion_dpo.schedule import step
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def ours_and_theirs(schedule, scheduler, steps):
-    """One descent of our sampler grid and of diffusers' DDIM, under the same wild predictions."""
-    grid = schedule.grid(steps, "sampler")
-    scheduler.set_timesteps(steps)
-    assert grid.timesteps.flip(0)[:-1].tolist() == scheduler.timesteps.tolist()
-    x = theirs = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    for k, t in enumerate(scheduler.timesteps):
-        i = grid.steps - k
-        output = torch.tanh(x * 3) + 0.1 * k
+SPACINGS, KINDS = ["leading", "trailing", "linspace"], ["epsilon", "v_prediction"]
+BETAS = ["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+def wild(x, t):
+    """Some network: bounded, and other at every state and timestep."""
+    return torch.tanh(3 * x) + torch.sin(torch.as_tensor(t) / 100).float()
+
+
+def ours(schedule, x, steps):
+    """Every state of a descent of the sampler grid."""
+    grid, states = schedule.grid(steps, "sampler"), []
+    for i in range(grid.steps, 0, -1):
+        output = wild(x, grid.timesteps[i])
         x = step(x, output, grid.levels[i], grid.levels[i - 1], schedule.kind)
-        theirs = scheduler.step(torch.tanh(theirs * 3) + 0.1 * k, t, theirs).prev_sample
-    return x, theirs
+        states.append(x)
+    return states
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("set_alpha_to_one", [True, False])
-@pytest.mark.parametrize("offset", [0, 1])
-def test_sampler_grid_is_ddims(spacing, kind, set_alpha_to_one, offset):
-    config = {"timestep_spacing": spacing, "prediction_type": kind, "clip_sample": False}
-    scheduler = DDIMScheduler(
-        **SD, **config, set_alpha_to_one=set_alpha_to_one, steps_offset=offset
+def to_the_next(scheduler, t, after):
+    """Make DDIM, which steps by T // N, arrive at the timestep where it looks next."""
+    scheduler.num_inference_steps = 1
+    scheduler.register_to_config(num_train_timesteps=int(t) - int(after))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_the_sampler_grid_is_ddims_step_for_step(spacing, kind, betas, zero_snr):
+    config = {**SD, "beta_schedule": betas, "rescale_betas_zero_snr": zero_snr,
+              "timestep_spacing": spacing, "prediction_type": kind,
+              "clip_sample": False}  # fmt: skip
+    for to_one, offset, steps in itertools.product((True, False), (0, 1), (7, 20)):
+        scheduler = DDIMScheduler(**config, set_alpha_to_one=to_one, steps_offset=offset)
+        if scheduler.alphas_cumprod[-1] < 1e-6 and kind == "epsilon":
+            with pytest.raises(ModelError, match="zero terminal SNR"):
+                discrete_schedule(scheduler)
+            continue
+        schedule = discrete_schedule(scheduler)
+        x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        found = ours(schedule, x, steps)
+        scheduler.set_timesteps(steps)
+        told = scheduler.timesteps.tolist()
+        assert schedule.grid(steps, "sampler").timesteps.flip(0)[:-1].tolist() == told
+        for state, t, after in zip(found, told, [*told[1:], -1], strict=True):
+            if spacing == "linspace" or (spacing == "trailing" and 1000 % steps):
+                to_the_next(scheduler, t, after)
+            x = scheduler.step(wild(x, t), t, x).prev_sample
+            torch.testing.assert_close(state, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_euler_goes_the_same_way_in_its_own_coordinates(spacing, kind):
+    """EulerDiscrete's linspace leads from each timestep to the next; its x is sqrt(1 + s^2) x_t."""
+    euler = EulerDiscreteScheduler(
+        **SD, timestep_spacing=spacing, prediction_type=kind, steps_offset=int(spacing == "leading")
     )
-    x, theirs = ours_and_theirs(discrete_schedule(scheduler), scheduler, 20)
-    torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_zero_terminal_snr_with_v_prediction():
-    scheduler = DDIMScheduler(
-        **SD, rescale_betas_zero_snr=True, timestep_spacing="trailing",
-        prediction_type="v_prediction", clip_sample=False,
-    )  # fmt: skip
-    schedule = discrete_schedule(scheduler)
-    assert schedule.levels.alpha[-1] < 1e-3
-    x, theirs = ours_and_theirs(schedule, scheduler, 10)
-    torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
+    schedule = discrete_schedule(euler)
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = ours(schedule, x, 10)  # 999 / 9: Euler's timesteps are whole numbers as well
+    euler.set_timesteps(10)
+    scale = (1 + euler.sigmas**2) ** 0.5
+    y = x * scale[0]
+    for k, t in enumerate(euler.timesteps):
+        y = euler.step(wild(y / scale[k], t), t, y).prev_sample
+        torch.testing.assert_close(found[k], y / scale[k + 1], rtol=1e-4, atol=1e-4)
 
 
 def test_zero_terminal_snr_with_eps_prediction_is_refused():
@@ -65,16 +110,15 @@ def test_sample_prediction_is_refused():
         discrete_schedule(DDIMScheduler(**SD, prediction_type="sample"))
 
 
-def test_linspace_spacing_is_the_even_grid():
-    schedule = discrete_schedule(DDIMScheduler(**SD, timestep_spacing="linspace"))
-    sampler, even = schedule.grid(10, "sampler"), schedule.grid(10, "even")
-    assert torch.equal(sampler.timesteps, even.timesteps)
-    assert torch.equal(sampler.levels.alpha, even.levels.alpha)
-
-
-@pytest.mark.parametrize("sampler", [PNDMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize(
+    "sampler",
+    [PNDMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DDPMScheduler,
+     UniPCMultistepScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler,
+     HeunDiscreteScheduler, LMSDiscreteScheduler, KDPM2DiscreteScheduler, DEISMultistepScheduler,
+     LCMScheduler],
+)  # fmt: skip
 def test_any_samplers_configuration_gives_its_betas(sampler):
-    theirs = sampler(**SD, steps_offset=1)
+    theirs = sampler(**SD)
     alpha = discrete_schedule(theirs).levels.alpha
     torch.testing.assert_close(alpha.float() ** 2, theirs.alphas_cumprod, rtol=1e-6, atol=0)
 
@@ -110,6 +154,52 @@ def test_a_flow_table_is_ascending_and_shifted():
     assert len(schedule) == 1000 and (schedule.levels.sigma.diff() > 0).all()
     grid = schedule.grid(10, "even")
     assert grid.levels.sigma[0] == 0 and grid.levels.sigma[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (EDMEulerScheduler(), "EDMEulerScheduler has no betas.*give the pipeline a DDIMScheduler"),
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler has no betas"),
+        (DDPMScheduler(beta_schedule="sigmoid"), "the betas of DDPMScheduler are not known"),
+        (DPMSolverMultistepScheduler(**SD, prediction_type="flow_prediction", use_flow_sigmas=True),
+         "'flow_prediction'; supported: epsilon, v_prediction"),
+    ],
+)  # fmt: skip
+def test_a_scheduler_that_says_nothing_of_the_noise_is_refused(scheduler, message):
+    with pytest.raises(ModelError, match=message):
+        discrete_schedule(scheduler)
+
+
+FLOWS = [
+    {"shift": 1.0}, {"shift": 3.0}, {"shift": 3.0, "use_karras_sigmas": True},
+    {"use_dynamic_shifting": True}, {"use_dynamic_shifting": True, "shift_terminal": 0.02},
+    {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", FLOWS, ids=str)
+@pytest.mark.parametrize("flux_sigmas", [False, True])
+@pytest.mark.parametrize("steps", [4, 28])
+def test_a_flow_grid_is_eulers_step_for_step(settings, flux_sigmas, steps):
+    """Down as FlowMatchEuler goes, and up again through the same levels."""
+    scheduler = FlowMatchEulerDiscreteScheduler(**settings)
+    mu = 0.8 if settings.get("use_dynamic_shifting") else None
+    schedule = flow_schedule(scheduler, mu, flux_sigmas)
+    x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = ours(schedule, x, steps)
+    start = np.linspace(1.0, 1 / steps, steps) if flux_sigmas else None
+    scheduler.set_timesteps(None if flux_sigmas else steps, sigmas=start, mu=mu)
+    told = schedule.grid(steps, "sampler").timesteps.flip(0)[:-1].float()
+    torch.testing.assert_close(told, scheduler.timesteps)
+    for state, t in zip(found, scheduler.timesteps, strict=True):
+        x = scheduler.step(wild(x, t), t, x).prev_sample
+        torch.testing.assert_close(state, x, rtol=1e-4, atol=1e-4)
+
+
+def test_levels_that_fall_are_refused():
+    with pytest.raises(ModelError, match="invert_sigmas=false"):
+        flow_schedule(FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
 
 
 def test_flow_needs_its_scheduler():
