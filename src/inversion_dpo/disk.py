@@ -73,17 +73,76 @@ def atomic_text(text: str, path: Path) -> None:
 
 
 def atomic_table(table: Any, path: Path, **settings: Any) -> None:
-    """Write Parquet with checksums of its pages, whole or not at all; DiskError as above."""
+    """Write Parquet with its own checksum inside, whole or not at all; DiskError as above."""
     with writing(path) as partial:
-        pq.write_table(table, partial, write_page_checksum=True, **settings)
+        with pq.ParquetWriter(partial, table.schema, **settings) as writer:
+            writer.write_table(table)
+            unsealed(writer)
+        seal(partial)
 
 
 def read_table(path: Path) -> Any | None:
-    """A table written by :func:`atomic_table`; None if it is missing, cut short or altered."""
+    """A table whose file was sealed; None if it is missing, cut short or altered in any byte."""
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        return pq.read_table(path) if is_sealed(path) else None
     except (OSError, pa.ArrowException):
         return None
+
+
+# A sealed Parquet file holds the SHA-256 of its own bytes, with zeros in the digest's place, among
+# its footer's metadata. Every other tool reads it as what it is.
+_MARK, _ZEROS = b"inversion_dpo sha256:", b"0" * 64
+
+
+def unsealed(writer: pq.ParquetWriter) -> None:
+    """Leave room for the digest; to be called before the writer is closed."""
+    writer.add_key_value_metadata({"checksum": (_MARK + _ZEROS).decode()})
+
+
+def seal(path: Path) -> None:
+    """Write the digest into its place; only then may the file get its name."""
+    place = _place_of_digest(path)
+    digest = _digest_without(path, place)
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(digest)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a Parquet file holds the digest of its own bytes."""
+    place = _place_of_digest(path)
+    if place < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.read(len(_ZEROS)) == _digest_without(path, place)
+
+
+def _place_of_digest(path: Path) -> int:
+    """Offset in the file; -1 if the footer, whose length the last bytes tell, has no mark."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        start = size - 8 - int.from_bytes(file.read(4), "little")
+        if not 0 <= start < size:
+            return -1
+        file.seek(start)
+        found = file.read().rfind(_MARK)
+    return start + found + len(_MARK) if found >= 0 else -1
+
+
+def _digest_without(path: Path, place: int) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        left = place
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+        digest.update(_ZEROS)
+        file.seek(place + len(_ZEROS))
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest().encode()
 
 
 def atomic_folder(target: Path, fill: Callable[[Path], None]) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
-from inversion_dpo.disk import atomic_table, atomic_text, read_table, sha256_of
+from inversion_dpo.disk import atomic_table, atomic_text, read_table, seal, sha256_of, unsealed
 from inversion_dpo.evaluation.judges import scorers_of, structure
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
@@ -174,6 +174,8 @@ def join_parts(parts: list[Path], path: Path) -> None:
     with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
         for part in parts:
             writer.write_table(pq.read_table(part))
+        unsealed(writer)
+    seal(partial)
     os.replace(partial, path)
     shutil.rmtree(parts[0].parent)
 
