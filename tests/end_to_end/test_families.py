@@ -256,9 +256,43 @@ def test_every_objective(family, overrides, tiny, pair_file, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
-def test_half_precision_policy_is_exactly_the_reference(family, tiny, pair_file, tmp_path):
+def test_checkpointing_changes_no_gradient(family, tiny, pair_file, tmp_path):
+    gradients = []
+    for checkpointing in ("false", "true"):
+        setting = f"training.gradient_checkpointing={checkpointing}"
+        session = set_up(config_for(family, tiny, pair_file, setting), tmp_path)
+        assert any(getattr(m, "gradient_checkpointing", False) for m in session.network.modules()
+                   ) == (checkpointing == "true")  # fmt: skip
+        training.train_step(session, 0)
+        gradients.append({n: p.grad for n, p in session.policy.trainable().items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-8)
+    assert any(gradient.any() for gradient in gradients[0].values())
+
+
+def test_only_the_network_stays_on_the_device(tiny, pair_file, tmp_path, monkeypatch):
+    """Once all outputs are cached, autoencoder and text encoders go; `to` is watched."""
+    left = []
+    to = torch.nn.Module.to
+
+    def watched(module, *args, **kwargs):
+        if args == ("cpu",):
+            left.append(module)
+        return to(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "to", watched)
+    model = set_up(config_for("sdxl", tiny, pair_file), tmp_path).model
+    p = model.pipeline
+    assert all(any(m is part for m in left) for part in (p.vae, p.text_encoder, p.text_encoder_2))
+    assert not any(m is network_of(model) for m in left)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+def test_half_precision_policy_is_exactly_the_reference(family, kind, tiny, pair_file, tmp_path):
     """Same kernels, same batch: not a bit of difference, in the frozen weights' bfloat16."""
-    config = config_for(family, tiny, pair_file, "model.dtype=bfloat16")
+    settings = ["model.dtype=bfloat16", f"policy.kind={kind}", "training.learning_rate=1e-3"]
+    config = config_for(family, tiny, pair_file, *settings)
     session = set_up(config, tmp_path)
     pairs = session.train_pairs[:4]
     condition = session.cache.condition(pairs)
@@ -269,7 +303,8 @@ def test_half_precision_policy_is_exactly_the_reference(family, tiny, pair_file,
         policy = training.predict(session, session.network, points.x_t, points.timesteps, condition)
     reference = training.live_reference(session, points, condition).reference
     assert policy.dtype == torch.float32 and torch.equal(policy, reference)
-    train(config, tmp_path / "run")
+    if kind == "lora":  # all weights of a tiny UNet hold an attention of one token: an idle query
+        train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])

@@ -208,14 +208,22 @@ def test_resume_against_another_reference_is_refused(tiny_config, tmp_path):
 
 
 def test_accumulation_equals_one_batch(tiny_config, tmp_path):
-    """1 x 4 and 2 x 2 see the same pairs; SFT-free check on the mean of per-pair gradients."""
-    for parts in (1, 2):
+    """1 x 4, 2 x 2 and 4 x 1 see the same pairs at the same states."""
+    for parts in (1, 2, 4):
         train(tiny_config(f"training.gradient_accumulation={parts}", "training.steps=1"),
               tmp_path / str(parts))  # fmt: skip
-    first = [rows_of(tmp_path / str(p))[0] for p in (1, 2)]
-    # both draw their states from one generator in the same order
-    assert first[0]["winner_error"] == pytest.approx(first[1]["winner_error"], rel=1e-4)
-    assert first[0]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-3)
+    whole, *split = [rows_of(tmp_path / str(p))[0] for p in (1, 2, 4)]
+    for row in split:
+        assert row["winner_error"] == pytest.approx(whole["winner_error"], rel=1e-4)
+        assert row["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-3)
+
+
+def test_guidance_in_inversion_is_warned_of_with_both_figures(tiny_config, tmp_path, caplog):
+    session = set_up(tiny_config("inversion.guidance_scale=3.0"), tmp_path)
+    model, cache, device = session.model, session.cache, torch.device("cpu")
+    errors = [round_trip_error(model, cache, scale, device) for scale in (3.0, 1.0)]
+    (text,) = [r.getMessage() for r in caplog.records if "guidance_scale=3" in r.getMessage()]
+    assert all(f"{error:.4f}" in text for error in errors) and errors[0] != errors[1]
 
 
 def test_batch_order_covers_every_pair_once_an_epoch():
