@@ -39,6 +39,11 @@ def check_build(build: BuildConfig) -> None:
 
     if build.mining not in MINERS:
         raise ConfigError(f"build.mining={build.mining!r} is not one of {', '.join(MINERS)}")
+    if build.splits and not build.once and build.mining not in ("best_worst", "majority"):
+        raise ConfigError(
+            f"build.mining={build.mining} may put an image into several pairs; in a dataset each "
+            "stands in one: set build.once=true"
+        )
     if build.samples < 2:
         raise ConfigError("build.samples must be at least 2: a pair needs two images")
     if not 1 <= build.quality <= 100 or build.near > 64 or build.least < 0:

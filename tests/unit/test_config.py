@@ -30,3 +30,11 @@ def test_columns_are_renamed_one_by_one():
 def test_what_cannot_work_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
+
+
+def test_a_dataset_whose_images_could_stand_in_two_pairs_is_refused_before_it_is_sampled():
+    splits = ["build.splits={train: 4}", "build.mining=pareto"]
+    with pytest.raises(ConfigError, match="build.once=true"):
+        load_config("taste", splits)
+    load_config("taste", [*splits, "build.once=true"])
+    load_config("taste", [splits[0], "build.mining=best_worst"])
