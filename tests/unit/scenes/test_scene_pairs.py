@@ -193,14 +193,14 @@ def test_pairs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_halfway(table: Any, where: Path, **options: Any) -> None:
-        Path(where).write_bytes(b"PAR1 and no more")
+    def fail_halfway(writer: Any, table: Any) -> None:
+        writer.where.write_bytes(b"PAR1 and no more")
         raise OSError("disk full")
 
     file = tmp_path / "pairs.parquet"
     write_pairs(file, [(made_up(0), made_up(1))], seed=0)
     before = file.read_bytes()
-    monkeypatch.setattr("pyarrow.parquet.write_table", fail_halfway)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", fail_halfway)
     with pytest.raises(OSError, match="disk full"):
         write_pairs(file, [(made_up(1), made_up(0))], seed=0)
     assert file.read_bytes() == before
