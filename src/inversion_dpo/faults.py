@@ -31,8 +31,12 @@ _SETTINGS = {
 }
 
 
-class Terminated(Exception):
-    """The run was asked to stop, as schedulers do with SIGTERM, and everything is saved."""
+class Terminated(BaseException):
+    """The run was asked to stop, as schedulers do with SIGTERM, and everything is saved.
+
+    As KeyboardInterrupt it is no Exception: whoever takes any error of a decoder or a download for
+    damage must not take this one.
+    """
 
 
 class NotFiniteError(RuntimeError):

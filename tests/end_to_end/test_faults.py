@@ -18,6 +18,7 @@ from inversion_dpo.cache import damaged_files
 from inversion_dpo.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
 from inversion_dpo.compare.compare import Plan, claim_folder
 from inversion_dpo.config import ConfigError, to_yaml
+from inversion_dpo.data.images import decode_image
 from inversion_dpo.disk import DiskError, atomic_folder, atomic_text, steady_header, writing
 from inversion_dpo.faults import (
     NotFiniteError,
@@ -27,6 +28,7 @@ from inversion_dpo.faults import (
     stop_requests,
 )
 from inversion_dpo.keeping import resume, save_session
+from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.processes import share
 from inversion_dpo.runs import LOCK, BusyError, occupied
 from inversion_dpo.session import set_up
@@ -343,3 +345,16 @@ def test_the_scale_of_fp16_goes_on_where_it_was(tiny_config, tmp_path):
     assert resume(second, tmp_path).step == 2
     assert second.accelerator.scaler.state_dict() == scaler.state_dict()
     assert scaler.get_scale() == 512.0 and scaler.state_dict()["_growth_tracker"] == 1
+
+
+def test_a_stop_is_not_taken_for_a_damaged_image_or_folder(monkeypatch, tmp_path):
+    def stopped(*_, **__):
+        raise Terminated("stopped by SIGTERM")
+
+    monkeypatch.setattr("PIL.Image.open", stopped)
+    with pytest.raises(Terminated):
+        decode_image(b"any", "row 0")
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", stopped)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(Terminated):
+        load_pipeline(str(tmp_path))
