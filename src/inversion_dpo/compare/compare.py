@@ -139,7 +139,9 @@ def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
         summary = summary_of(results, inversions, facts, preference)
         for variant, runs in todo:
             for round_of in results[variant.name]:
-                summary["variants"][round_of]["settings"] = runs[0][:-1]
+                summary["variants"][round_of] |= {
+                    "settings": runs[0][:-1], "method": variant.method, "varied": variant.varied,
+                }  # fmt: skip
         page = report.write(root, summary, preference)
     return page
 

@@ -15,6 +15,7 @@ from inversion_dpo.evaluation.figures import GREY, INK, PAPER, bare
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)))
 DPI = 160
+MOST_LINES = 12  # in one plot, where varied settings are among them
 Summary = Mapping[str, Any]
 
 
@@ -48,6 +49,12 @@ def legend(axes: Axes) -> None:
         )
 
 
+def drawn(summary: Summary) -> list[tuple[str, Summary]]:
+    """The variants whose curves are drawn: all, or where they are many the methods as they are."""
+    found = list(summary["variants"].items())
+    return [(n, v) for n, v in found if len(found) <= MOST_LINES or not v["varied"]]
+
+
 def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> None:
     """Score against ``evaluations`` or ``seconds`` of training, the inversion included.
 
@@ -55,7 +62,7 @@ def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> No
     prompts, which are all.
     """
     page, axes = figure(6.4)
-    for k, (name, v) in enumerate(summary["variants"].items()):
+    for k, (name, v) in enumerate(drawn(summary)):
         if not v["curve"]:
             continue
         cost = [v["inversion"][unit] + r["step"] * v[f"step_{unit}"] for r in v["curve"]]
@@ -102,7 +109,7 @@ def error_curves(summary: Summary, path: Path) -> None:
     for axes, side in ((left, "winner"), (right, "loser")):
         bare(axes)
         axes.axhline(0, color=GREY, lw=0.8, ls=(0, (4, 3)))
-        for k, (name, v) in enumerate(summary["variants"].items()):
+        for k, (name, v) in enumerate(drawn(summary)):
             key, ref = f"heldout_{side}_error", f"heldout_{side}_error_ref"
             rows = [r for r in v["history"] if key in r and ref in r]
             steps = [r["step"] for r in rows]
@@ -118,7 +125,7 @@ def error_curves(summary: Summary, path: Path) -> None:
 def drift_curves(summary: Summary, path: Path) -> None:
     """Held-out drift from the reference by step."""
     page, axes = figure(6.4, 3.2)
-    for k, (name, v) in enumerate(summary["variants"].items()):
+    for k, (name, v) in enumerate(drawn(summary)):
         rows = [r for r in v["history"] if "heldout_drift" in r]
         if rows:
             band(axes, [r["step"] for r in rows], [r["heldout_drift"] for r in rows], name,
@@ -127,6 +134,55 @@ def drift_curves(summary: Summary, path: Path) -> None:
     axes.set_ylabel("drift", size=9, color=GREY)
     legend(axes)
     page.savefig(path)
+
+
+def ablations(summary: Summary, preference: str, path: Path) -> None:
+    """One panel a varied setting: the preference's gain by value, one colour a method.
+
+    Dashed: the method as it is. Bars: 95% intervals over seeds, where there are several.
+    """
+    keys = varied_keys(summary)
+    columns = min(4, len(keys))
+    lines = -(-len(keys) // columns)
+    page = Figure((0.6 + 2.4 * columns, 2.3 * lines), dpi=DPI, facecolor=PAPER,
+                  layout="constrained")  # fmt: skip
+    plain = {v["method"]: v for v in summary["variants"].values() if not v["varied"]}
+    first = None
+    for place, (key, values) in enumerate(keys.items()):
+        axes = page.add_subplot(lines, columns, place + 1, sharey=first)
+        first = first or axes
+        bare(axes)
+        for k, method in enumerate(plain):
+            colour, shift = COLOURS[k % len(COLOURS)], 0.16 * (k - (len(plain) - 1) / 2)
+            axes.axhline(plain[method]["gains"][preference]["mean"], color=colour, lw=1.0,
+                         ls=(0, (4, 3)), label=method if not place else None)  # fmt: skip
+            for at, value in enumerate(values):
+                g = next(
+                    v["gains"][preference] for v in summary["variants"].values()
+                    if v["method"] == method and tuple(v["varied"] or ()) == (key, value)
+                )  # fmt: skip
+                if np.isfinite(g["low"]):
+                    axes.plot([at + shift] * 2, [g["low"], g["high"]], color=colour, lw=2.0)
+                axes.plot(at + shift, g["mean"], "o", color=colour, ms=5.5, mec=PAPER)
+        axes.set_xticks(range(len(values)), values, size=8)
+        axes.set_xlim(-0.6, len(values) - 0.4)
+        axes.set_title(key, size=9, color=INK, loc="left")
+        if place % columns:
+            axes.tick_params(labelleft=False)
+        else:
+            axes.set_ylabel(f"{preference} gain", size=8.5, color=GREY)
+    if len(plain) > 1:
+        page.legend(fontsize=8, frameon=False, labelcolor=INK, loc="outside lower center", ncols=4)
+    page.savefig(path)
+
+
+def varied_keys(summary: Summary) -> dict[str, list[str]]:
+    """Each varied key with its values, in their order."""
+    found: dict[str, dict[str, None]] = {}
+    for v in summary["variants"].values():
+        if v["varied"]:
+            found.setdefault(v["varied"][0], {})[v["varied"][1]] = None
+    return {key: list(values) for key, values in found.items()}
 
 
 def gains(summary: Summary, metrics: Sequence[str], path: Path) -> None:

@@ -63,12 +63,14 @@ METHODS: dict[str, Method] = {
 class Variant:
     """One line of the comparison: a method, or a method with one setting varied.
 
-    ``settings`` are those of the method and the varied one; tuned values come between.
+    ``settings`` are those of the method and the varied one; tuned values come between. ``varied``
+    is the key and the value of an ablation, None of the method as it is.
     """
 
     name: str
     method: str
     settings: tuple[str, ...]
+    varied: tuple[str, str] | None = None
 
 
 def parse_methods(text: str) -> list[str]:
@@ -96,14 +98,15 @@ def parse_vary(text: str) -> tuple[str, list[str]]:
 
 
 def variants(methods: Sequence[str], vary: Sequence[str] = ()) -> list[Variant]:
-    """The methods; if anything is varied, each with every value of every ``KEY=V1,V2,...``.
+    """The methods, then each with every value of every ``KEY=V1,V2,...``.
 
     One key is varied at a time. ConfigError if two lines would have one name.
     """
-    if not vary:
-        return [Variant(m, m, METHODS[m].settings) for m in methods]
-    found = [
-        Variant(f"{m} {key.rpartition('.')[2]}={v}", m, (*METHODS[m].settings, f"{key}={v}"))
+    found = [Variant(m, m, METHODS[m].settings) for m in methods]
+    found += [
+        Variant(
+            f"{m} {key.rpartition('.')[2]}={v}", m, (*METHODS[m].settings, f"{key}={v}"), (key, v)
+        )
         for key, values in map(parse_vary, vary)
         for m in methods
         for v in values

@@ -41,8 +41,8 @@ def main_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 
 def win_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the win rates between variants: row against column."""
-    names = list(summary["wins"])
+    """Head and rows of the win rates between methods as they are: row against column."""
+    names = [n for n in summary["wins"] if not summary["variants"][n]["varied"]]
     rows = [
         [a, *("" if a == b else cell(summary["wins"][a][b], 2, "") for b in names)] for a in names
     ]
@@ -104,6 +104,15 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
          f"Diversity of the reference: {summary['reference_diversity']:.3f}.",
          main_rows(summary), ["gains.png"]),
     ]  # fmt: skip
+    if figures.varied_keys(summary):
+        found.append(
+            (
+                "One setting at a time",
+                f"Gain of {preference} by value, bars over seeds; dashed: as it is.",
+                None,
+                ["ablations.png"],
+            )
+        )
     if "rounds" in summary:
         found.append(("Round by round",
                       "Each round's policy is sampled and its samples are labelled; merged, it is "
@@ -120,7 +129,7 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
         found.append((f"To the final score of {summary['reach']['baseline']}",
                       "By the mean curve; share is of the baseline's own evaluations.",
                       reach_rows(summary), []))  # fmt: skip
-    if len(summary["variants"]) > 1:
+    if len(win_rows(summary)[1]) > 1:
         found.append(("One against another",
                       f"Share of prompts on which the row's image has the higher {preference}.",
                       win_rows(summary), []))  # fmt: skip
@@ -155,15 +164,27 @@ def draw(summary: Summary, preference: str, folder: Path) -> None:
     figures.gains(summary, shown, folder / "gains.png")
     if "rounds" in summary:
         figures.round_curves(summary, preference, folder / "rounds.png")
+    if figures.varied_keys(summary):
+        figures.ablations(summary, preference, folder / "ablations.png")
     for unit in ("evaluations", "seconds"):
         figures.score_curves(summary, preference, unit, folder / f"{unit}.png")
     figures.error_curves(summary, folder / "errors.png")
     figures.drift_curves(summary, folder / "drift.png")
 
 
+def strict(value: Any) -> Any:
+    """The same for JSON, which knows no NaN and no infinity: null stands for them."""
+    if isinstance(value, Mapping):
+        return {k: strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write(root: Path, summary: Summary, preference: str) -> Path:
     """``results.json``, ``results.md``, ``figures/*.png`` and ``report.html``; returns the page."""
-    atomic_text(json.dumps(summary, indent=1), root / "results.json")
+    text = json.dumps(strict(summary), indent=1, allow_nan=False)
+    atomic_text(text, root / "results.json")
     atomic_text(markdown(summary, preference), root / "results.md")
     draw(summary, preference, root / "figures")
     pictures = {p.name: data_uri(p.read_bytes()) for p in (root / "figures").glob("*.png")}

@@ -19,7 +19,6 @@ from inversion_dpo.cache import atomic_text
 from inversion_dpo.compare.runs import Start, folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.config import Config, ConfigError, DataConfig
-from inversion_dpo.config_build import BuildConfig
 from inversion_dpo.evaluation.building import build
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
@@ -115,6 +114,7 @@ def next_round(before: Config, last: Path, folder: Path) -> Config:
 def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, folder: Path) -> float:
     """Merge the policy of the round before, sample it, write ``FOLDER/pairs``, unless it is there.
 
+    How it samples and what it keeps are ``build.*``, as for ``pairs build``, beside ``rounds``.
     before, config: of the round before and of this one. Returns the network evaluations of the
     samples; guidance takes two a step.
     """
@@ -125,13 +125,14 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         graphs, asked = scene_prompts("train", int(asked), seed), str(folder / "prompts.txt")
         atomic_text("\n".join(g.caption for g in graphs) + "\n", Path(asked))
     if not pairs.exists():
-        how = BuildConfig(
-            prompts=asked, samples=rounds.samples, seed=seed, by=[e.preference], mining="margin",
-            once=True,
+        how = replace(
+            config.build, prompts=asked, samples=rounds.samples, seed=seed, by=[e.preference],
+            mining="margin", once=True, splits={},
         )  # fmt: skip
         build(replace(config, build=how), pairs.parent)
-    each = e.sample_steps * (1 if e.guidance_scale == 1.0 else 2)
-    return float(each * rounds.samples * len(read_prompts(asked, None)))
+    scales = config.build.guidance_scales or [e.guidance_scale]
+    taken = [1 if scales[k % len(scales)] == 1.0 else 2 for k in range(rounds.samples)]
+    return float(e.sample_steps * sum(taken) * len(read_prompts(asked, None)))
 
 
 def merge(config: Config, adapter: Path, folder: Path) -> None:

@@ -200,3 +200,36 @@ def test_the_command_writes_a_page_of_rounds(settings, tmp_path):
         comparing.compare(root, other)
     with occupied(root, run=False), pytest.raises(BusyError, match="in use"):
         comparing.compare(root, again)
+
+
+def test_later_rounds_sample_as_build_says(settings, tmp_path):
+    make, rounds = settings
+    config = make("build.guidance_scales=[1,2]", "objective.name=diffusion_dpo")
+    found = chain(tmp_path, "guided", config, 0, rounds)
+    rows = pq.read_table(tmp_path / "runs" / "guided-0-round2" / "pairs" / "pairs.parquet")
+    made_by = {s for k in (0, 1) for s in rows[f"source_{k}"].to_pylist()}
+    assert made_by == {"reference, guidance 1", "reference, guidance 2"}
+    # 6 prompts x 2 steps x samples at guidance 1, 2 and 1, of which the second costs double
+    assert found["guided round 2"]["spent"]["evaluations"] == 6 * 2 * (1 + 2 + 1)
+
+
+def test_an_ablation_has_its_picture_and_strict_json(settings, tmp_path):
+    from inversion_dpo.config import to_yaml
+
+    make, _ = settings
+    (tmp_path / "tiny.yaml").write_text(to_yaml(make()))
+    root, vary = tmp_path / "compare", ("objective.beta=1,2", "policy.rank=2")
+    plan = comparing.Plan(str(tmp_path / "tiny.yaml"), ("x0",), 1, vary=vary, curve=0)
+    page = comparing.compare(root, plan).read_text()
+    assert "One setting at a time" in page and "One against another" not in page
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads((root / "results.json").read_text(), parse_constant=refuse)
+    varied = {n: v["varied"] for n, v in found["variants"].items()}
+    assert varied == {
+        "x0": None, "x0 beta=1": ["objective.beta", "1"], "x0 beta=2": ["objective.beta", "2"],
+        "x0 rank=2": ["policy.rank", "2"],
+    }  # fmt: skip
+    assert found["variants"]["x0"]["gains"]["brightness"]["low"] is None  # of one seed

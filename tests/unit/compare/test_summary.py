@@ -70,7 +70,8 @@ def test_methods_and_varied_keys_are_checked():
 def test_each_key_is_varied_alone():
     found = variants(["x0", "sft"], ["objective.beta=1,2", "policy.rank=4"])
     assert [v.name for v in found] == [
-        "x0 beta=1", "x0 beta=2", "sft beta=1", "sft beta=2", "x0 rank=4", "sft rank=4",
+        "x0", "sft", "x0 beta=1", "x0 beta=2", "sft beta=1", "sft beta=2",
+        "x0 rank=4", "sft rank=4",
     ]  # fmt: skip
     assert found[-1].settings[-1] == "policy.rank=4"
     assert not any("beta" in s for s in found[-1].settings)
@@ -80,7 +81,8 @@ def test_each_key_is_varied_alone():
 
 def test_what_the_user_gives_wins_over_what_was_tuned():
     tuned = {"x0": ["objective.beta=300", "training.learning_rate=1e-5"]}
-    (plain,), (varied,) = variants(["x0"]), variants(["x0"], ["objective.beta=7"])
+    plain, varied = variants(["x0"], ["objective.beta=7"])
+    assert plain.varied is None and varied.varied == ("objective.beta", "7")
     given = ["objective.beta=50"]
     config = load_config("composition", overrides_of(plain, tuned, given, 3))
     assert (config.objective.beta, config.training.learning_rate) == (50, 1e-5)
