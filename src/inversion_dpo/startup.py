@@ -55,7 +55,8 @@ def check_all_moved(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> 
         raise StartupError(
             f"{len(still)} trainable tensors did not move in {CHECKED_STEPS} steps, e.g. "
             f"{still[0]}: they are not reached by the loss. Take them out of "
-            "policy.target_modules, or raise training.learning_rate if it is tiny"
+            "policy.target_modules, raise training.learning_rate if it is tiny, or raise "
+            "model.resolution if an attention is left with one place"
         )
 
 
