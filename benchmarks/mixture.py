@@ -2,7 +2,9 @@
 
 See ``inversion_dpo/compare/mixture.py``. Every method gets the same number of trials of learning
 rate x beta (seed 100, chosen by the distance to the optimum) and then the same seeds. Prints a
-table; ``--curves FILE`` draws what target ``reference`` and the released sign do, seed by seed.
+table; ``--curves FILE`` draws what target ``reference`` and the released sign do, seed by seed;
+``--reach FILE --goal DISTANCE`` draws the distance against network evaluations and prints what each
+method takes until it is that near for good, with the rate and beta of its trials that are fastest.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from inversion_dpo.compare.figures import figure, legend, style
 from inversion_dpo.compare.mixture import (
     METHODS,
     REFERENCE,
@@ -30,6 +33,7 @@ from inversion_dpo.compare.mixture import (
 )
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.evaluation.figures import GREY, PAPER, bare
+from inversion_dpo.objectives import OBJECTIVES
 
 RATES = (3e-4, 1e-3, 3e-3)
 BETAS = {"dspo": (0.01, 0.1, 0.3, 1.0, 3.0), "mapo": (0.1, 0.3, 1.0, 10.0, 100.0)}
@@ -107,6 +111,67 @@ def curves(path: Path, seeds: int = 8, rate: float = 1e-3, beta: float = 10.0) -
     page.savefig(path)
 
 
+def distance_curve(name: str, rate: float, beta: float, seed: int) -> list[dict[str, float]]:
+    """The distance to the optimum, every tenth step and at the end."""
+    budget, rows = Budget(), []
+
+    def watch(step: int, policy: MixturePolicy) -> None:
+        if step % 10 == 0:
+            rows.append({"step": step, "distance": outcome(policy)["distance"]})
+
+    watch(budget.steps, train_mixture(METHODS[name], rate, beta, seed, budget, watch))
+    return rows
+
+
+def spent(name: str) -> tuple[int, int]:
+    """Network evaluations before the first step, and of a step; a forward pass of one image is 1.
+
+    For methods on trajectories and on fresh noise.
+    """
+    budget, source = Budget(), OBJECTIVES[METHODS[name].objective].source
+    if source not in ("trajectory", "noise"):
+        raise ValueError(f"{name} inverts under the policy: its steps differ in cost")
+    if source == "trajectory":
+        return 2 * budget.pairs * (budget.grid + 1), 3 * 2 * budget.batch
+    return 0, 4 * 2 * budget.batch
+
+
+def settled(rows: Sequence[dict[str, float]], goal: float) -> float:
+    """The step from which on the distance is never above the goal; infinite if it ends above."""
+    step = float("inf")
+    for row in reversed(rows):
+        if not row["distance"] <= goal:
+            break
+        step = row["step"]
+    return step
+
+
+def reached(path: Path, goal: float, methods: Sequence[str], seeds: int) -> None:
+    """Each method with the rate and beta of its trials that settle first: a table and a picture."""
+    page, axes = figure(6.4)
+    print("| method | rate, beta | steps, by seed | evaluations, inversion included, sorted |")
+    print("| --- | --- | --- | --- |")
+    for k, name in enumerate(methods):
+        first, each = spent(name)
+        fastest = min(trials(name), key=lambda t: settled(distance_curve(name, *t, 100), goal))
+        runs = [distance_curve(name, *fastest, seed) for seed in range(seeds)]
+        steps = [settled(rows, goal) for rows in runs]
+        cells = [name, f"{fastest[0]:.2g}, {fastest[1]:g}"]
+        cells.append(", ".join(f"{s:.0f}" for s in steps))
+        cells.append(", ".join(f"{first + each * s:,.0f}" for s in sorted(steps)))
+        print("|", " | ".join(cells), "|", flush=True)
+        for seed, rows in enumerate(runs):
+            cost = [first + each * r["step"] for r in rows]
+            axes.plot(cost, [r["distance"] for r in rows], lw=0.9, alpha=0.8,
+                      label=None if seed else name, **style(k))  # fmt: skip
+    axes.axhline(goal, color=GREY, lw=0.8, ls=(0, (4, 3)))
+    axes.set_ylim(0, 1.7)
+    axes.set_xlabel("network evaluations, inversion included", size=9, color=GREY)
+    axes.set_ylabel("distance to the optimum", size=9, color=GREY)
+    legend(axes)
+    page.savefig(path)
+
+
 def main() -> None:
     """Print the table, or draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -114,7 +179,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="also write the numbers here, as JSON")
     parser.add_argument("--curves", type=Path, help="draw this PNG instead")
+    parser.add_argument("--reach", type=Path, help="draw this PNG of distance by evaluations")
+    parser.add_argument("--goal", type=float, default=0.312, help="of --reach: a distance")
     args = parser.parse_args()
+    if args.reach:
+        return reached(args.reach, args.goal, args.methods, args.seeds)
     if args.curves:
         return curves(args.curves)
     begun = time.time()
