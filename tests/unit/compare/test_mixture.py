@@ -1,5 +1,8 @@
 """The setting in closed form: its mathematics, and that methods approach the known optimum."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +80,15 @@ def test_a_method_comes_nearer_to_the_optimum(name):
 def test_the_figures_form_never_leaves_its_saddle(name):
     policy = train_mixture(METHODS[name], 1e-2, 10.0, 0, Budget(steps=20))
     assert outcome(policy) == outcome(reference_eps)
+
+
+def test_what_settles_for_good_and_what_its_steps_cost():
+    script = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "mixture.py"))
+    settled, spent = script["settled"], script["spent"]
+    rows = [{"step": s, "distance": d} for s, d in ((0, 1.6), (10, 0.2), (20, 0.4), (30, 0.3))]
+    assert settled(rows, 0.3) == 30  # 0.2 at step 10 did not last
+    assert settled(rows, 0.4) == 10
+    assert settled(rows, 0.1) == settled([*rows, {"step": 40, "distance": np.nan}], 1) == np.inf
+    # 2,048 pairs of two images, N + 1 = 21 evaluations each; 256 pairs a step
+    assert spent("x0") == (2 * 2048 * 21, 2 * 256 * 3)
+    assert spent("diffusion_dpo") == (0, 2 * 256 * 4)
