@@ -23,10 +23,15 @@ def cell(x: Mapping[str, float], digits: int = 3, sign: str = "+") -> str:
     return f"{x['mean']:{spec}} [{x['low']:{spec}}, {x['high']:{spec}}]"
 
 
-def main_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+def preferred_first(summary: Summary, preference: str) -> list[str]:
+    """The metrics' names, that of the preference first."""
+    metrics = next(iter(summary["variants"].values()))["gains"]
+    return [preference, *(m for m in metrics if m != preference)]
+
+
+def main_rows(summary: Summary, preference: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of gains."""
-    first = next(iter(summary["variants"].values()))
-    metrics = list(first["gains"])
+    metrics = preferred_first(summary, preference)
     head = ["method", "win rate", *(f"{m} gain" for m in metrics), "diversity", "drift", "s / step",
             "evaluations / step"]  # fmt: skip
     rows = []
@@ -102,7 +107,7 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
          f"Means over {seeds} training seeds and 95% t intervals, on {summary['prompts']} held-out "
          f"prompts with the same noise. The pairs prefer {preference}; the win rate is by it. "
          f"Diversity of the reference: {summary['reference_diversity']:.3f}.",
-         main_rows(summary), ["gains.png"]),
+         main_rows(summary, preference), ["gains.png"]),
     ]  # fmt: skip
     if figures.varied_keys(summary):
         found.append(
@@ -159,9 +164,7 @@ def markdown(summary: Summary, preference: str) -> str:
 def draw(summary: Summary, preference: str, folder: Path) -> None:
     """Every picture that the sections name."""
     folder.mkdir(exist_ok=True)
-    metrics = list(next(iter(summary["variants"].values()))["gains"])
-    shown = [preference, *(m for m in metrics if m != preference)][:5]
-    figures.gains(summary, shown, folder / "gains.png")
+    figures.gains(summary, preferred_first(summary, preference)[:5], folder / "gains.png")
     if "rounds" in summary:
         figures.round_curves(summary, preference, folder / "rounds.png")
     if figures.varied_keys(summary):
