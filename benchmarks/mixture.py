@@ -130,7 +130,7 @@ def spent(name: str) -> tuple[int, int]:
     """
     budget, source = Budget(), OBJECTIVES[METHODS[name].objective].source
     if source not in ("trajectory", "noise"):
-        raise ValueError(f"{name} inverts under the policy: its steps differ in cost")
+        raise SystemExit(f"--reach: {name} inverts under the policy: its steps differ in cost")
     if source == "trajectory":
         return 2 * budget.pairs * (budget.grid + 1), 3 * 2 * budget.batch
     return 0, 4 * 2 * budget.batch
@@ -148,11 +148,12 @@ def settled(rows: Sequence[dict[str, float]], goal: float) -> float:
 
 def reached(path: Path, goal: float, methods: Sequence[str], seeds: int) -> None:
     """Each method with the rate and beta of its trials that settle first: a table and a picture."""
+    costs = {name: spent(name) for name in methods}
     page, axes = figure(6.4)
     print("| method | rate, beta | steps, by seed | evaluations, inversion included, sorted |")
     print("| --- | --- | --- | --- |")
     for k, name in enumerate(methods):
-        first, each = spent(name)
+        first, each = costs[name]
         fastest = min(trials(name), key=lambda t: settled(distance_curve(name, *t, 100), goal))
         runs = [distance_curve(name, *fastest, seed) for seed in range(seeds)]
         steps = [settled(rows, goal) for rows in runs]

@@ -146,34 +146,38 @@ def ablations(summary: Summary, preference: str, path: Path) -> None:
     lines = -(-len(keys) // columns)
     page = Figure((0.6 + 2.4 * columns, 2.3 * lines), dpi=DPI, facecolor=PAPER,
                   layout="constrained")  # fmt: skip
-    plain = {v["method"]: v for v in summary["variants"].values() if not v["varied"]}
+    methods = [v["method"] for v in summary["variants"].values() if not v["varied"]]
     first = None
     for place, (key, values) in enumerate(keys.items()):
         axes = page.add_subplot(lines, columns, place + 1, sharey=first)
         first = first or axes
         bare(axes)
-        for k, method in enumerate(plain):
-            colour, shift = COLOURS[k % len(COLOURS)], 0.16 * (k - (len(plain) - 1) / 2)
-            axes.axhline(plain[method]["gains"][preference]["mean"], color=colour, lw=1.0,
-                         ls=(0, (4, 3)), label=method if not place else None)  # fmt: skip
-            for at, value in enumerate(values):
-                g = next(
-                    v["gains"][preference] for v in summary["variants"].values()
-                    if v["method"] == method and tuple(v["varied"] or ()) == (key, value)
-                )  # fmt: skip
-                if np.isfinite(g["low"]):
-                    axes.plot([at + shift] * 2, [g["low"], g["high"]], color=colour, lw=2.0)
-                axes.plot(at + shift, g["mean"], "o", color=colour, ms=5.5, mec=PAPER)
+        for k, method in enumerate(methods):
+            shift = 0.16 * (k - (len(methods) - 1) / 2)
+            one_setting(axes, summary, method, key, preference, shift, COLOURS[k % len(COLOURS)])
         axes.set_xticks(range(len(values)), values, size=8)
         axes.set_xlim(-0.6, len(values) - 0.4)
         axes.set_title(key, size=9, color=INK, loc="left")
-        if place % columns:
-            axes.tick_params(labelleft=False)
-        else:
-            axes.set_ylabel(f"{preference} gain", size=8.5, color=GREY)
-    if len(plain) > 1:
-        page.legend(fontsize=8, frameon=False, labelcolor=INK, loc="outside lower center", ncols=4)
+        axes.tick_params(labelleft=place % columns == 0)
+    page.supylabel(f"{preference} gain", size=8.5, color=GREY)
+    if first and len(methods) > 1:
+        page.legend(*first.get_legend_handles_labels(), fontsize=8, frameon=False, labelcolor=INK,
+                    loc="outside lower center", ncols=4)  # fmt: skip
     page.savefig(path)
+
+
+def one_setting(
+    axes: Axes, summary: Summary, method: str, key: str, preference: str, shift: float, colour: str
+) -> None:
+    """One method's gains by the values of one setting, ``shift`` to the right of their ticks."""
+    found = [v for v in summary["variants"].values() if v["method"] == method]
+    plain = next(v for v in found if not v["varied"])["gains"][preference]["mean"]
+    axes.axhline(plain, color=colour, lw=1.0, ls=(0, (4, 3)), label=method)
+    gains = [v["gains"][preference] for v in found if v["varied"] and v["varied"][0] == key]
+    for at, g in enumerate(gains):
+        if np.isfinite(g["low"]):
+            axes.plot([at + shift] * 2, [g["low"], g["high"]], color=colour, lw=2.0)
+        axes.plot(at + shift, g["mean"], "o", color=colour, ms=5.5, mec=PAPER)
 
 
 def varied_keys(summary: Summary) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from inversion_dpo.cache import atomic_text
 from inversion_dpo.compare import figures
+from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.evaluation.report import data_uri, environment
 
 Summary = Mapping[str, Any]
@@ -43,6 +44,24 @@ def main_rows(summary: Summary, preference: str) -> tuple[list[str], list[list[s
             f"{v['step_seconds']:.2f}", f"{v['step_evaluations']:.0f}",
         ])  # fmt: skip
     return head, rows
+
+
+def ablation_rows(summary: Summary, preference: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the varied settings, each beside its method as it is."""
+    found = summary["variants"].values()
+    plain = {v["method"]: v["gains"][preference]["values"] for v in found if not v["varied"]}
+    rows = []
+    for v in found:
+        key, value = v["varied"] or ("", "")
+        gain, drift = v["gains"][preference], v["training"].get("heldout_drift")
+        away = [a - b for a, b in zip(gain["values"], plain[v["method"]], strict=True)]
+        rows.append([
+            v["method"], key, value, cell(gain), cell(over_seeds(away)) if key else "",
+            f"{drift['mean']:.4f}" if drift else "-", f"{v['step_evaluations']:.0f}",
+            f"{v['inversion']['evaluations']:,.0f}",
+        ])  # fmt: skip
+    return ["method", "setting", "value", f"{preference} gain", "difference", "drift",
+            "evaluations / step", "inversion, evaluations"], rows  # fmt: skip
 
 
 def win_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
@@ -110,14 +129,10 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
          main_rows(summary, preference), ["gains.png"]),
     ]  # fmt: skip
     if figures.varied_keys(summary):
-        found.append(
-            (
-                "One setting at a time",
-                f"Gain of {preference} by value, bars over seeds; dashed: as it is.",
-                None,
-                ["ablations.png"],
-            )
-        )
+        found.append(("One setting at a time",
+                      f"Gain of {preference}; beside it the difference to the method as it is (in "
+                      "the picture dashed), seed by seed.",
+                      ablation_rows(summary, preference), ["ablations.png"]))  # fmt: skip
     if "rounds" in summary:
         found.append(("Round by round",
                       "Each round's policy is sampled and its samples are labelled; merged, it is "

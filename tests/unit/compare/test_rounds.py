@@ -233,3 +233,7 @@ def test_an_ablation_has_its_picture_and_strict_json(settings, tmp_path):
         "x0 rank=2": ["policy.rank", "2"],
     }  # fmt: skip
     assert found["variants"]["x0"]["gains"]["brightness"]["low"] is None  # of one seed
+    gains = {n: v["gains"]["brightness"]["mean"] for n, v in found["variants"].items()}
+    row = next(r for r in (root / "results.md").read_text().splitlines() if "| policy.rank |" in r)
+    gain, less = gains["x0 rank=2"], gains["x0 rank=2"] - gains["x0"]
+    assert row.split(" | ")[1:5] == ["policy.rank", "2", f"{gain:+.3f}", f"{less:+.3f}"]
