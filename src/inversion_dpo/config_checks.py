@@ -17,6 +17,7 @@ from inversion_dpo.schedule import SPACINGS
 
 TRACKERS = ("auto", "tensorboard", "wandb", "trackio", "none")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor")
+LR_SCHEDULERS = ("constant", "linear", "cosine")
 
 
 def validate(config: Config) -> None:
@@ -34,6 +35,7 @@ def validate(config: Config) -> None:
     _one_of("data.fit", config.data.fit, list(FITS))
     _one_of("inversion.spacing", config.inversion.spacing, list(SPACINGS))
     _one_of("training.optimizer", training.optimizer, list(OPTIMIZERS))
+    _one_of("training.lr_scheduler", training.lr_scheduler, list(LR_SCHEDULERS))
     _check_scorer(config.evaluation.scorer)
     _check_parser(config.evaluation.parser)
     _one_of("training.tracker", training.tracker, list(TRACKERS))

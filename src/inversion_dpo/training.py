@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inversion_dpo.checkpoint import Progress
-from inversion_dpo.config import Config
+from inversion_dpo.config import Config, TrainingConfig
 from inversion_dpo.draws import Generators, generator_for
 from inversion_dpo.faults import (
     Terminated,
@@ -205,9 +205,19 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
 # ---------------------------------------------------------------- the loop
 
 
-def update(
-    session: Session, step: int, learning_rate: float, warmup: int, clip: float, limit: int = 0
-) -> Row:
+def rate_at(step: int, t: TrainingConfig) -> float:
+    """The learning rate of a step: linear warm-up, then ``training.lr_scheduler``'s decay.
+
+    The factors are those of diffusers' ``get_scheduler``, but depend on the step alone, so that
+    nothing of them need be stored; the first step of a warm-up is not 0.
+    """
+    warm = min(1.0, (step + 1) / max(1, t.warmup))
+    done = max(0, step - t.warmup) / max(1, t.steps - t.warmup)
+    left = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
+    return t.learning_rate * warm * left[t.lr_scheduler]
+
+
+def update(session: Session, step: int, learning_rate: float, clip: float, limit: int = 0) -> Row:
     """Backward, clip, optimizer step; returns what was measured, averaged over processes.
 
     A step whose loss or gradient is not finite is left out; the one after ``limit`` such is a
@@ -215,7 +225,7 @@ def update(
     """
     accelerator = session.accelerator
     for group in session.optimizer.param_groups:
-        group["lr"] = learning_rate * min(1.0, (step + 1) / max(1, warmup))
+        group["lr"] = learning_rate
     session.optimizer.zero_grad()
     mine, blamed = train_step(session, step)
     norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), clip)
@@ -293,7 +303,7 @@ def run_steps(
     for step, bar in steps_with_bar(start.step, t.steps, session.team.main):
         measured = (looked or heldout(session)) if step % t.eval_every == 0 else {}
         looked = {}
-        row = update(session, step, t.learning_rate, t.warmup, t.max_grad_norm, t.max_skipped)
+        row = update(session, step, rate_at(step, t), t.max_grad_norm, t.max_skipped)
         check_step(session, step, row, before)
         seconds = start.seconds + time.time() - begun
         if session.team.main:
