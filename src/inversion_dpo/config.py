@@ -118,7 +118,7 @@ class TrainingConfig:
     optimizer: str = "adamw"  # adamw, adamw8bit (needs bitsandbytes and a GPU), adafactor
     learning_rate: float = 1e-4
     warmup: int = 10  # steps in which the rate rises to learning_rate
-    lr_scheduler: str = "constant"  # then; linear or cosine: falls to 0 at training.steps
+    lr_scheduler: str = "constant"  # after it; linear or cosine: falls to 0 at training.steps
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"  # no, bf16, fp16

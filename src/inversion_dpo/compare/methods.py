@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inversion_dpo.config import PRESETS, ConfigError, load_config
 
-TUNED = PRESETS / "tuned.json"  # preset -> method -> settings, found by `compare --tune`
+TUNED = PRESETS / "tuned.json"  # preset -> method -> settings; how found: docs/results.md
 TRIALS = 6  # that tuning spends on every method
 
 
