@@ -58,6 +58,8 @@ class CacheKey:
     # Younger than the first caches: at its default, a key is what it was without it.
     prompt_chunks: int = 1
     scene_graph: str | None = None  # identity of the encoder, if there is one
+    first: int = 1  # index of the lowest state with a prediction
+    last: int | None = None  # of the highest state; None: N
 
     def name(self) -> str:
         """The folder's name: sixteen hex digits."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inversion_dpo.schedule import add_noise, step, step_back
+from inversion_dpo.schedule import add_noise, like, step, step_back
 from inversion_dpo.types import Grid, Trajectory
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # prediction = predict(x_t (B, *), timesteps [B])
@@ -33,8 +33,10 @@ def invert(
     reference: Predict | None = None,
     noise: Tensor | None = None,
     start: int = 0,
+    first: int = 1,
+    last: int | None = None,
 ) -> Trajectory:
-    """Run x_0 (B, *) up the grid under ``predict``; N+1 evaluations (plus iterations).
+    """Run x_0 (B, *) up the grid under ``predict``; :func:`evaluations_per_image` counts the cost.
 
     ``kind`` is what ``predict`` predicts, one of ``schedule.KINDS``.
 
@@ -50,17 +52,22 @@ def invert(
     which inversion would have to recover the noise; without it x_T is much too small
     (docs/results.md).
 
+    Wanted are the states ``first`` to ``last`` (None: N). None above is made, and none below is
+    evaluated that the path does not need: its prediction is NaN.
+
     ValueError if ``start`` is not within the grid, or positive without ``noise``.
     """
+    last = grid.steps if last is None else last
     if not 0 <= start < grid.steps or (start and noise is None):
         raise ValueError(f"start={start} needs noise, and must be in 0..{grid.steps - 1}")
-    levels = grid.levels
-    states, predictions = [x_0], [_at(predict, x_0, grid, 0)]
-    for i in range(grid.steps):
+    levels, unknown = grid.levels, torch.full_like(x_0, torch.nan)
+    states, predictions = [x_0], [unknown if start else _at(predict, x_0, grid, 0)]
+    for i in range(last):
         x, low, high = states[-1], levels[i], levels[i + 1]
         if noise is not None and i < start:
             x_next = add_noise(x_0, noise, high)
-            prediction = _at(predict, x_next, grid, i + 1)
+            needed = i + 1 >= min(start, first)
+            prediction = _at(predict, x_next, grid, i + 1) if needed else unknown
         else:
             x_next = step(x, predictions[-1], low, high, kind)
             prediction = _at(predict, x_next, grid, i + 1)
@@ -70,18 +77,26 @@ def invert(
         states.append(x_next)
         predictions.append(prediction)
     if reference is not None:
-        predictions = [_at(reference, x, grid, i) for i, x in enumerate(states)]
+        wanted = [_at(reference, states[i], grid, i) for i in range(first, last + 1)]
+        predictions = [unknown] * first + wanted
     return Trajectory(grid, torch.stack(states), torch.stack(predictions))
 
 
-def evaluations_per_image(steps: int, iterations: int, guided: bool) -> int:
+def recovered_noise(trajectory: Trajectory) -> Tensor:
+    """The noise (B, *) in the highest state: what leads there from x_0 in a straight line."""
+    x_0, x_t = trajectory.states[0], trajectory.states[-1]
+    level = trajectory.grid.levels[len(trajectory.states) - 1]
+    return like(1 / level.sigma, x_0) * (x_t - like(level.alpha, x_0) * x_0)
+
+
+def evaluations_per_image(start: int, first: int, last: int, iterations: int, guided: bool) -> int:
     """Network evaluations that :func:`invert` spends on one image.
 
-    N+1 states, refined ``iterations`` times each but the first; under guidance two predictions
-    each, and the reference's plain one beside.
+    One for each state up to ``last`` from where it is needed, and ``iterations`` for each
+    inverted one; under guidance two predictions each, and the reference's plain one beside.
     """
-    path = 1 + steps * (1 + iterations)
-    return 2 * path + steps + 1 if guided else path
+    path = last + 1 - min(start, first) + iterations * max(0, last - start)
+    return 2 * path + last + 1 - first if guided else path
 
 
 @torch.no_grad()

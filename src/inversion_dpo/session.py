@@ -122,6 +122,12 @@ def window(config: Config) -> tuple[int, int]:
     return low, max(low, math.floor(o.t_max * n))
 
 
+def needed_states(config: Config) -> tuple[int, int]:
+    """Lowest and highest index that must be inverted: what is trained on, or sampled back from."""
+    low, high = window(config)
+    return low, config.inversion.steps if config.inversion.reconstruct else high
+
+
 def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
     """The plain values of a configuration that a step needs."""
     o, t, (low, high) = config.objective, config.training, window(config)
@@ -155,6 +161,7 @@ def source_of(config: Config, limit: int | None = None) -> PairSource:
 def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
     """What the run's trajectories depend on."""
     i, d, parts = config.inversion, config.data, frozen_parts(model.pipeline)
+    first, last = needed_states(config)
     return CacheKey(
         pairs=pairs.fingerprint,
         fit=d.fit,
@@ -168,6 +175,8 @@ def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> Cache
         guidance_scale=i.guidance_scale,
         fixed_point_iterations=i.fixed_point_iterations,
         t_start=i.t_start,
+        first=first,
+        last=None if last == i.steps else last,
         batch_size=i.batch_size,
         keep=None if i.keep is None else (i.keep, *window(config)),
         reconstruct=i.reconstruct,

@@ -33,7 +33,14 @@ from inversion_dpo.cache import (
 from inversion_dpo.data.images import decode_image, stack_pixels
 from inversion_dpo.data.pairs import Pair, PairSource, graph_of
 from inversion_dpo.data.transforms import fit, flip, flips
-from inversion_dpo.inversion import Predict, invert, reconstruct, reconstruction_error
+from inversion_dpo.inversion import (
+    Predict,
+    evaluations_per_image,
+    invert,
+    reconstruct,
+    reconstruction_error,
+    recovered_noise,
+)
 from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, network_of
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.processes import Team
@@ -122,15 +129,16 @@ def invert_pairs(
     trajectory = invert(
         x_0, grid, predict, kind, key.fixed_point_iterations,
         None if predict is plain else plain,
-        pair_noise(first, x_0.shape).to(x_0), round(key.t_start * grid.steps),
+        pair_noise(first, x_0.shape).to(x_0), round(key.t_start * grid.steps), key.first, key.last,
     )  # fmt: skip
-    steps = kept_steps(first, len(pairs), key.keep, grid.steps)
+    steps = kept_steps(first, len(pairs), key.keep, key.last or grid.steps)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
     shard = {"clean": x_0.cpu(), "steps": steps}
     shard["preference"] = torch.tensor([p.preference for p in pairs])
     shard["states"] = trajectory.states.transpose(0, 1).cpu()[rows, columns]
     shard["reference"] = trajectory.reference.transpose(0, 1).cpu()[rows, columns]
-    shard["x_T_variance"] = trajectory.states[-1].flatten(1).double().square().mean(1).cpu()
+    noise = recovered_noise(trajectory)
+    shard["x_T_variance"] = noise.flatten(1).double().square().mean(1).cpu()
     if key.reconstruct:
         again = reconstruct(trajectory.states[-1], grid, predict, kind)
         shard["reconstructed"] = again.cpu()
@@ -158,8 +166,10 @@ def announce(
         conditional(model, many)(
             x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
         )
-    passes = grid.steps * (1 + key.fixed_point_iterations + key.reconstruct) + 1
-    passes *= 1 if key.guidance_scale == 1.0 else 3
+    passes = evaluations_per_image(
+        round(key.t_start * grid.steps), key.first, key.last or grid.steps,
+        key.fixed_point_iterations, key.guidance_scale != 1.0,
+    ) + grid.steps * key.reconstruct  # fmt: skip
     minutes = (time.time() - begun) * passes * -(-2 * count // batch) / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min", grid.steps, per,

@@ -4,9 +4,20 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from inversion_dpo.inversion import invert, reconstruct, reconstruction_error
+from inversion_dpo.inversion import (
+    evaluations_per_image,
+    invert,
+    reconstruct,
+    reconstruction_error,
+    recovered_noise,
+)
 from inversion_dpo.models.schedules import discrete_schedule
-from inversion_dpo.schedule import KINDS, add_noise, prediction_between, step
+from inversion_dpo.schedule import (
+    KINDS,
+    add_noise,
+    prediction_between,
+    step,
+)
 from inversion_dpo.types import Grid, Levels
 
 SD = {
@@ -233,3 +244,33 @@ def test_start_restores_the_variance_that_an_over_smooth_start_loses():
     lost = invert(smooth, grid, predict, "epsilon").states[-1].var()
     mended = invert(smooth, grid, predict, "epsilon", noise=torch.randn(4000, 1).double(), start=20)
     assert lost < 0.3 and abs(mended.states[-1].var() - 1) < 0.1
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, None), (1, 7), (2, 2), (4, 9)])
+@pytest.mark.parametrize("start", [0, 3, 5])
+@pytest.mark.parametrize("iterations", [0, 2])
+@pytest.mark.parametrize("guided", [False, True])
+def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guided):
+    """Calls are those that are counted; what is wanted is what a whole inversion has there."""
+    x_0, noise, grid, calls = *torch.randn(2, 4, 3).double(), SCHEDULE.grid(10), []
+
+    def predict(x, t, cost=2 if guided else 1):
+        calls.extend([int(t[0])] * cost)
+        return gaussian()(x, t)
+
+    reference = (lambda x, t: predict(x, t, 1)) if guided else None
+    asked = (grid, predict, "epsilon", iterations, reference, noise, start)
+    lean = invert(x_0, *asked, first, last)
+    top = 10 if last is None else last
+    assert len(calls) == evaluations_per_image(start, first, top, iterations, guided)
+    assert max(calls) == int(grid.timesteps[top])
+    whole, wanted = invert(x_0, *asked), slice(first, top + 1)
+    assert torch.equal(lean.states, whole.states[: top + 1])
+    assert torch.equal(lean.reference[wanted], whole.reference[wanted])
+
+
+def test_recovered_noise_is_the_noise_that_was_added():
+    x_0, noise, grid = *torch.randn(2, 4, 3).double(), SCHEDULE.grid(10)
+    tr = invert(x_0, grid, gaussian(), "epsilon", noise=noise, start=4, last=4)
+    torch.testing.assert_close(recovered_noise(tr), noise)
+    assert len(tr.states) == 5

@@ -25,6 +25,7 @@ from inversion_dpo.runs import claim, read_seconds, stage
 from inversion_dpo.session import (
     load_model,
     make_accelerator,
+    needed_states,
     prepare_cache,
     reproducible,
     split_pairs,
@@ -119,8 +120,11 @@ def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
     i, t = config.inversion, config.training
     usable = reproducible(cache, i.max_error)
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
-    guided = i.guidance_scale != 1.0
-    return 2.0 * visited * evaluations_per_image(i.steps, i.fixed_point_iterations, guided)
+    each = evaluations_per_image(
+        round(i.t_start * i.steps), *needed_states(config), i.fixed_point_iterations,
+        i.guidance_scale != 1.0,
+    )  # fmt: skip
+    return 2.0 * visited * each
 
 
 def judged(

@@ -20,7 +20,7 @@ from inversion_dpo.config import Config
 from inversion_dpo.data.images import decode_image, stack_pixels
 from inversion_dpo.data.transforms import fit
 from inversion_dpo.data.unlabelled import png
-from inversion_dpo.inversion import invert, reconstruct, reconstruction_error
+from inversion_dpo.inversion import invert, reconstruct, reconstruction_error, recovered_noise
 from inversion_dpo.models.base import DiffusionModel, decode, encode
 from inversion_dpo.models.loading import adapt
 from inversion_dpo.sampling import sample
@@ -108,7 +108,7 @@ def strip(model: DiffusionModel, data: bytes, caption: str, grid: Grid, config: 
         reconstruction=shown(after)[0],
         psnr=float(10 * torch.log10(4 / (before - after).square().mean().clamp_min(1e-12))),
         error=float(reconstruction_error(x_0, again)),
-        variance=float(path.states[-1].double().square().mean()),
+        variance=float(recovered_noise(path).double().square().mean()),
     )
 
 
