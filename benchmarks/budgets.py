@@ -1,0 +1,121 @@
+"""Who is ahead for the same network evaluations? ``python benchmarks/budgets.py OUTPUT``.
+
+Trains Inversion-DPO (target ``x0``) and Diffusion-DPO on the shipped ``composition`` pairs, each
+with three budgets of network evaluations, inversion included: a forward pass of one image counts
+1, its backward pass 2. The rate falls to 0 at the end of every budget, so each line is a training
+of its own and not a point on the way of a longer one. How Inversion-DPO shares a budget between
+inversion and steps (one fixed-point iteration, as many pairs as stand here) and every setting of
+both was chosen on validation prompts, seed 0 (docs/DIARY.md). Prints the gain in composition over
+the reference on the 500 test prompts with 95% t intervals over seeds, and writes
+OUTPUT/budgets.png. Resumable: a finished run is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from inversion_dpo.compare.methods import METHODS
+from inversion_dpo.compare.runs import inversion_evaluations, invert, run
+from inversion_dpo.compare.summary import over_seeds, step_evaluations
+from inversion_dpo.config import Config, load_config
+from inversion_dpo.objectives import OBJECTIVES
+
+COMMON = (
+    "training.batch_size=16", "training.learning_rate=3e-4", "training.lr_scheduler=linear",
+    "objective.beta=1000",
+)  # fmt: skip
+LEAN = ("inversion.fixed_point_iterations=1", "objective.t_min=0.4")
+FRESH = ("inversion.steps=1", "inversion.t_start=0")  # trajectories that nothing looks at
+# method -> its own settings, and (pairs with those held out, steps) for each budget
+ARMS: Mapping[str, tuple[Sequence[str], Sequence[tuple[int, int]]]] = {
+    "x0": (LEAN, [(389, 116), (777, 230), (2000, 322)]),
+    "diffusion_dpo": (FRESH, [(2000, 180), (2000, 360), (2000, 720)]),
+}
+
+
+def settings(method: str, pairs: int, steps: int, seed: int) -> Config:
+    """The configuration of one run."""
+    own = (*ARMS[method][0], f"data.limit={pairs}", f"training.steps={steps}")
+    chosen = (*COMMON, *METHODS[method].settings, *own, f"training.seed={seed}")
+    return load_config("composition", list(chosen))
+
+
+def spent(root: Path, config: Config, result: Mapping[str, Any]) -> tuple[float, float]:
+    """Evaluations of a run: of its inversion and of its training."""
+    inverting = 0.0
+    if OBJECTIVES[config.objective.name].source == "trajectory":
+        inverting = inversion_evaluations(config, invert(config, root / "cache"))
+    return inverting, config.training.steps * step_evaluations(result["history"])
+
+
+def lines(root: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Train what is not yet trained; a line for each method and budget."""
+    runs: dict[tuple[str, int, int], list[Any]] = {}
+    for seed in seeds:
+        for method, (_, budgets) in ARMS.items():
+            for pairs, steps in budgets:
+                config = settings(method, pairs, steps, seed)
+                name = f"{method}-{pairs}-{steps}-{seed}"
+                runs.setdefault((method, pairs, steps), []).append(run(root, name, config, 0))
+    found = []
+    for (method, pairs, steps), results in runs.items():
+        inverting, training = spent(root, settings(method, pairs, steps, 0), results[0])
+        gains = {
+            n: over_seeds([r["metrics"][n]["gain"] for r in results])
+            for n in ("composition", "sg_iou", "exact")
+        }
+        found.append({"method": method, "pairs": pairs, "steps": steps, "inversion": inverting,
+                      "all": inverting + training, **gains})  # fmt: skip
+    return found
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each method and budget."""
+    rows = ["| method | pairs | steps | evaluations | of these inversion | composition gain "
+            "| sg_iou gain | exact gain |", "|" + " --- |" * 8]  # fmt: skip
+    for line in found:
+        cells = [
+            f"{line[n]['mean']:+.3f} [{line[n]['low']:+.3f}, {line[n]['high']:+.3f}]"
+            for n in ("composition", "sg_iou", "exact")
+        ]
+        counts = " | ".join(f"{line[n]:,.0f}" for n in ("pairs", "steps", "all", "inversion"))
+        rows.append(f"| {line['method']} | {counts} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Gain against evaluations, a line a method, intervals as bars."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    for method in ARMS:
+        own = [line for line in found if line["method"] == method]
+        gains = [line["composition"] for line in own]
+        sides = [[g["mean"] - g["low"] for g in gains], [g["high"] - g["mean"] for g in gains]]
+        axes.errorbar([line["all"] for line in own], [g["mean"] for g in gains], sides,
+                      marker="o", capsize=3, label=method)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("network evaluations, inversion included")
+    axes.set_ylabel("gain in composition")
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Train, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    found = lines(args.output, args.seeds)
+    print(table(found))
+    draw(found, args.output / "budgets.png")
+
+
+if __name__ == "__main__":
+    main()
