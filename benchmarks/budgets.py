@@ -1,4 +1,4 @@
-"""Who is ahead for the same network evaluations? ``python benchmarks/budgets.py OUTPUT``.
+"""Who is ahead for the same network evaluations? ``python benchmarks/budgets.py [OUTPUT]``.
 
 Trains Inversion-DPO (target ``x0``) and Diffusion-DPO on the shipped ``composition`` pairs, each
 with three budgets of network evaluations, inversion included: a forward pass of one image counts
@@ -108,7 +108,7 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main() -> None:
     """Train, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path)
+    parser.add_argument("output", type=Path, nargs="?", default=Path("runs/budgets"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
