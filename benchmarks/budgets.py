@@ -30,6 +30,7 @@ COMMON = (
     "objective.beta=1000",
 )  # fmt: skip
 LEAN = ("inversion.fixed_point_iterations=1", "objective.t_min=0.4")
+NAMES = {"x0": "Inversion-DPO (x0)", "diffusion_dpo": "Diffusion-DPO"}
 FRESH = ("inversion.steps=1", "inversion.t_start=0")  # trajectories that nothing looks at
 # method -> its own settings, and (pairs with those held out, steps) for each budget
 ARMS: Mapping[str, tuple[Sequence[str], Sequence[tuple[int, int]]]] = {
@@ -96,8 +97,11 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
         gains = [line["composition"] for line in own]
         sides = [[g["mean"] - g["low"] for g in gains], [g["high"] - g["mean"] for g in gains]]
         axes.errorbar([line["all"] for line in own], [g["mean"] for g in gains], sides,
-                      marker="o", capsize=3, label=method)  # fmt: skip
+                      marker="o", capsize=3, label=NAMES[method])  # fmt: skip
     axes.set_xscale("log")
+    axes.minorticks_off()
+    ticks = sorted({round(line["all"], -3) for line in found})
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.set_xlabel("network evaluations, inversion included")
     axes.set_ylabel("gain in composition")
     axes.legend(frameon=False)
