@@ -23,6 +23,19 @@ def _at(predict: Predict, x: Tensor, grid: Grid, i: int) -> Tensor:
     return predict(x, grid.timesteps[i].to(x.device).expand(x.shape[0]))
 
 
+def _climb(
+    x: Tensor, prediction: Tensor, i: int, grid: Grid, predict: Predict, kind: str, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """State i and the prediction at it, from those at i-1, refined ``iterations`` times."""
+    low, high = grid.levels[i - 1], grid.levels[i]
+    x_next = step(x, prediction, low, high, kind)
+    prediction = _at(predict, x_next, grid, i)
+    for _ in range(iterations):
+        x_next = step_back(x, prediction, high, low, kind)
+        prediction = _at(predict, x_next, grid, i)
+    return x_next, prediction
+
+
 @torch.no_grad()
 def invert(
     x_0: Tensor,
@@ -60,21 +73,16 @@ def invert(
     last = grid.steps if last is None else last
     if not 0 <= start < grid.steps or (start and noise is None):
         raise ValueError(f"start={start} needs noise, and must be in 0..{grid.steps - 1}")
-    levels, unknown = grid.levels, torch.full_like(x_0, torch.nan)
+    unknown = torch.full_like(x_0, torch.nan)
     states, predictions = [x_0], [unknown if start else _at(predict, x_0, grid, 0)]
-    for i in range(last):
-        x, low, high = states[-1], levels[i], levels[i + 1]
-        if noise is not None and i < start:
-            x_next = add_noise(x_0, noise, high)
-            needed = i + 1 >= min(start, first)
-            prediction = _at(predict, x_next, grid, i + 1) if needed else unknown
+    for i in range(1, last + 1):
+        if noise is not None and i <= start:
+            x = add_noise(x_0, noise, grid.levels[i])
+            prediction = _at(predict, x, grid, i) if i >= min(start, first) else unknown
         else:
-            x_next = step(x, predictions[-1], low, high, kind)
-            prediction = _at(predict, x_next, grid, i + 1)
-            for _ in range(fixed_point_iterations):
-                x_next = step_back(x, prediction, high, low, kind)
-                prediction = _at(predict, x_next, grid, i + 1)
-        states.append(x_next)
+            below = states[-1], predictions[-1]
+            x, prediction = _climb(*below, i, grid, predict, kind, fixed_point_iterations)
+        states.append(x)
         predictions.append(prediction)
     if reference is not None:
         wanted = [_at(reference, states[i], grid, i) for i in range(first, last + 1)]

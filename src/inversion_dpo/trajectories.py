@@ -166,10 +166,11 @@ def announce(
         conditional(model, many)(
             x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
         )
+    guided = key.guidance_scale != 1.0
     passes = evaluations_per_image(
         round(key.t_start * grid.steps), key.first, key.last or grid.steps,
-        key.fixed_point_iterations, key.guidance_scale != 1.0,
-    ) + grid.steps * key.reconstruct  # fmt: skip
+        key.fixed_point_iterations, guided,
+    ) + grid.steps * key.reconstruct * (2 if guided else 1)  # fmt: skip
     minutes = (time.time() - begun) * passes * -(-2 * count // batch) / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min", grid.steps, per,

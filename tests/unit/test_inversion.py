@@ -12,12 +12,7 @@ from inversion_dpo.inversion import (
     recovered_noise,
 )
 from inversion_dpo.models.schedules import discrete_schedule
-from inversion_dpo.schedule import (
-    KINDS,
-    add_noise,
-    prediction_between,
-    step,
-)
+from inversion_dpo.schedule import KINDS, add_noise, prediction_between, step
 from inversion_dpo.types import Grid, Levels
 
 SD = {
