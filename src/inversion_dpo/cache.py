@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class CacheKey:
     scene_graph: str | None = None  # identity of the encoder, if there is one
     first: int = 1  # index of the lowest state with a prediction
     last: int | None = None  # of the highest state; None: N
+    reference_guidance: float = 1.0  # of the reference's stored predictions
 
     def name(self) -> str:
         """The folder's name: sixteen hex digits."""
@@ -164,7 +166,8 @@ class TrajectoryCache:
                 found[key] = self.gather(name, pairs)
         return found
 
-    def empty_condition(self) -> Condition:
+    @cached_property
+    def empty(self) -> Condition:
         """The condition of the empty prompt, [1, ...] each."""
         return load_file(self.folder / "empty.safetensors")
 

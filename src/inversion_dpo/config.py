@@ -89,6 +89,7 @@ class ObjectiveConfig:
     safeguard: bool = False  # hold back the loser where it would raise the winner's error
     weighting: str = "uniform"  # of noise levels: uniform, min_snr, transition, velocity
     states: int = 1  # states of each pair per step
+    guidance_scale: float = 1.0  # train the prediction under this guidance, as it will be sampled
     t_min: float = 0.0  # train on noise levels in this part of the schedule,
     t_max: float = 1.0  # 0 clean to 1 pure noise
 

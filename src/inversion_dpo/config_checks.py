@@ -115,6 +115,9 @@ def _check_combinations(config: Config) -> None:
             f"objective.link and objective.label_smoothing have no part in {objective.name}: leave "
             f"them out, or choose one of {', '.join(n for n, o in OBJECTIVES.items() if o.linked)}"
         )
+    for name in ("objective", "inversion"):
+        if not 0 < (scale := getattr(config, name).guidance_scale) < math.inf:
+            raise ConfigError(f"{name}.guidance_scale={scale} must be positive; 1 is no guidance")
     if not 0 <= objective.t_min < objective.t_max <= 1:
         raise ConfigError("need 0 <= objective.t_min < objective.t_max <= 1")
     start, steps = config.inversion.t_start, config.inversion.steps

@@ -53,8 +53,8 @@ def invert(
 
     ``kind`` is what ``predict`` predicts, one of ``schedule.KINDS``.
 
-    ``reference``, where given, is evaluated at every state beside ``predict``: under guidance the
-    path follows guided predictions while training compares with the plain conditional one.
+    ``reference``, where given, is evaluated at every state beside ``predict``: the path may follow
+    one guidance while training compares under another.
 
     With ``fixed_point_iterations`` = 0 (naive) the transition i -> i+1 follows the prediction at
     its clean end, predict(x_i, t_i). With k > 0 each x_{i+1} is refined k times towards the state
@@ -97,14 +97,23 @@ def recovered_noise(trajectory: Trajectory) -> Tensor:
     return like(1 / level.sigma, x_0) * (x_t - like(level.alpha, x_0) * x_0)
 
 
-def evaluations_per_image(start: int, first: int, last: int, iterations: int, guided: bool) -> int:
+def evaluations_per_image(
+    start: int, first: int, last: int, iterations: int, guidance: float, reference: float
+) -> int:
     """Network evaluations that :func:`invert` spends on one image.
 
     One for each state up to ``last`` from where it is needed, and ``iterations`` for each
-    inverted one; under guidance two predictions each, and the reference's plain one beside.
+    inverted one; if the ``reference`` has another guidance than the path, one more for each state
+    from ``first`` on. Under guidance each is two.
     """
     path = last + 1 - min(start, first) + iterations * max(0, last - start)
-    return 2 * path + last + 1 - first if guided else path
+    beside = 0 if guidance == reference else last + 1 - first
+    return passes(guidance) * path + passes(reference) * beside
+
+
+def passes(guidance_scale: float) -> int:
+    """Network evaluations of one prediction: two under guidance."""
+    return 1 if guidance_scale == 1 else 2
 
 
 @torch.no_grad()

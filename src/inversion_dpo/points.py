@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import drops_caption, drops_graph, drops_prompt
 from inversion_dpo.draws import Generators, integers, normal
-from inversion_dpo.models.base import GRAPH_KEYS, Condition
+from inversion_dpo.models.base import GRAPH_KEYS, Condition, guided
 from inversion_dpo.objectives import target_prediction
 from inversion_dpo.schedule import add_noise, error_scale, posterior_std, prediction_of, step
 from inversion_dpo.session import Session
@@ -29,7 +29,7 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
     Without its prompt a pair has no scene graph either; without its graph it keeps the prompt, and
     without its caption the graph.
     """
-    recipe, empty = session.recipe, session.cache.empty_condition()
+    recipe, empty = session.recipe, session.cache.empty
     seen = [(recipe.seed, session.cache.digests[p], epoch) for p, epoch in batch]
     prompts = [drops_prompt(*pair, recipe.prompt_dropout) for pair in seen]
     graphs = [drops_graph(*pair, recipe.graph_dropout) for pair in seen]
@@ -126,9 +126,16 @@ def live_reference(
 def predict(
     session: Session, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition
 ) -> Tensor:
-    """The network's prediction in the run's own precision, for policy and reference alike."""
+    """The network's prediction in the run's own precision, for policy and reference alike.
+
+    Under ``objective.guidance_scale`` it is the guided one: what a sampler with that guidance
+    follows is what is trained, and compared.
+    """
+    model, scale = session.model, session.recipe.guidance_scale
     with session.accelerator.autocast():
-        return session.model.predict(network, x_t, t, condition)
+        if scale == 1:
+            return model.predict(network, x_t, t, condition)
+        return guided(model, network, x_t, t, condition, session.cache.empty, scale)
 
 
 def to_device(points: TrainingPoints, device: torch.device) -> TrainingPoints:

@@ -53,6 +53,7 @@ class Recipe:
     prompt_dropout: float
     graph_dropout: float = 0.0
     caption_dropout: float = 0.0
+    guidance_scale: float = 1.0  # of policy and reference alike
 
     @property
     def drops(self) -> bool:
@@ -147,7 +148,7 @@ def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
         OBJECTIVES[o.name], LossSettings(o.beta, o.link, o.label_smoothing), o.target, low, high,
         timesteps, weights, o.states, o.safeguard, o.soft_labels,
         t.batch_size, t.gradient_accumulation, t.seed, config.data.prompt_dropout,
-        config.data.graph_dropout, config.data.caption_dropout,
+        config.data.graph_dropout, config.data.caption_dropout, o.guidance_scale,
     )  # fmt: skip
 
 
@@ -177,6 +178,7 @@ def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> Cache
         t_start=i.t_start,
         first=first,
         last=None if last == i.steps else last,
+        reference_guidance=config.objective.guidance_scale,
         batch_size=i.batch_size,
         keep=None if i.keep is None else (i.keep, *window(config)),
         reconstruct=i.reconstruct,

@@ -31,6 +31,7 @@ from inversion_dpo.faults import (
     stop_requests,
 )
 from inversion_dpo.health import Watch
+from inversion_dpo.inversion import passes
 from inversion_dpo.keeping import append_row, peak_memory, resume, save_policy, save_session
 from inversion_dpo.keeping import read_rows as read_rows
 from inversion_dpo.models.policy import trainable_copy
@@ -105,7 +106,8 @@ def losses(
     errors = pair_errors(session, points, found, pairs)
     if recipe.safeguard:
         errors = safeguarded(errors)
-    return objective.loss(errors, recipe.settings), errors, points.spent + 3
+    spent = passes(recipe.guidance_scale) * (points.spent + 3)
+    return objective.loss(errors, recipe.settings), errors, spent
 
 
 def pair_errors(

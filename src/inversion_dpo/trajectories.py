@@ -37,11 +37,12 @@ from inversion_dpo.inversion import (
     Predict,
     evaluations_per_image,
     invert,
+    passes,
     reconstruct,
     reconstruction_error,
     recovered_noise,
 )
-from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, network_of
+from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, guided, network_of
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.processes import Team
 from inversion_dpo.types import Grid
@@ -54,15 +55,13 @@ def conditional(model: DiffusionModel, condition: Condition) -> Predict:
     return lambda x, t: model.predict(network_of(model), x, t, condition)
 
 
-def guided(model: DiffusionModel, condition: Condition, empty: Condition, scale: float) -> Predict:
-    """Classifier-free guidance: p_u + scale (p_c - p_u) (Ho & Salimans, 2022)."""
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        p_c = model.predict(network_of(model), x, t, condition)
-        p_u = model.predict(network_of(model), x, t, empty)
-        return p_u + scale * (p_c - p_u)
-
-    return predict
+def under_guidance(
+    model: DiffusionModel, condition: Condition, empty: Condition, scale: float
+) -> Predict:
+    """:func:`conditional`, or away from the empty prompt where the guidance is not 1."""
+    if scale == 1:
+        return conditional(model, condition)
+    return lambda x, t: guided(model, network_of(model), x, t, condition, empty, scale)
 
 
 def _repeat(condition: Condition, times: int) -> Condition:
@@ -122,13 +121,11 @@ def invert_pairs(
     x_0, condition, framing = encode_pairs(model, pairs, key)
     x_0, kind = x_0.to(device), model.schedule.kind
     per_image = _repeat(condition, 2) | framing
-    predict = plain = conditional(model, per_image)
-    if key.guidance_scale != 1.0:
-        empty = _repeat(model.condition([""]), len(x_0)) | framing
-        predict = guided(model, per_image, empty, key.guidance_scale)
+    empty, scales = model.condition([""]), (key.guidance_scale, key.reference_guidance)
+    predict, reference = (under_guidance(model, per_image, empty, s) for s in scales)
     trajectory = invert(
         x_0, grid, predict, kind, key.fixed_point_iterations,
-        None if predict is plain else plain,
+        None if scales[0] == scales[1] else reference,
         pair_noise(first, x_0.shape).to(x_0), round(key.t_start * grid.steps), key.first, key.last,
     )  # fmt: skip
     steps = kept_steps(first, len(pairs), key.keep, key.last or grid.steps)
@@ -166,12 +163,11 @@ def announce(
         conditional(model, many)(
             x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
         )
-    guided = key.guidance_scale != 1.0
-    passes = evaluations_per_image(
+    each = evaluations_per_image(
         round(key.t_start * grid.steps), key.first, key.last or grid.steps,
-        key.fixed_point_iterations, guided,
-    ) + grid.steps * key.reconstruct * (2 if guided else 1)  # fmt: skip
-    minutes = (time.time() - begun) * passes * -(-2 * count // batch) / 60
+        key.fixed_point_iterations, key.guidance_scale, key.reference_guidance,
+    ) + grid.steps * key.reconstruct * passes(key.guidance_scale)  # fmt: skip
+    minutes = (time.time() - begun) * each * -(-2 * count // batch) / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min", grid.steps, per,
         size / 1e6, minutes,
@@ -327,10 +323,7 @@ def round_trip_error(
     condition = {k[10:]: v for k, v in tensors.items() if k.startswith("condition.")}
     x_0 = tensors["clean"]
     per_image = _repeat(condition, 2) | framing
-    predict = conditional(model, per_image)
-    if guidance_scale != 1.0:
-        empty = _repeat({k: v.to(device) for k, v in cache.empty_condition().items()}, len(x_0))
-        predict = guided(model, per_image, empty | framing, guidance_scale)
+    predict = under_guidance(model, per_image, cache.empty, guidance_scale)
     x_T = invert(x_0, cache.grid, predict, cache.kind).states[-1]
     again = reconstruct(x_T, cache.grid, predict, cache.kind)
     return float(reconstruction_error(x_0, again).mean())

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,17 +14,20 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
 )
+from safetensors.torch import load_file
 
 from inversion_dpo import training
 from inversion_dpo.config import ConfigError, load_config
+from inversion_dpo.draws import generator_for
 from inversion_dpo.evaluation.evaluate import sampled
 from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.tiny import SD_BETAS
+from inversion_dpo.points import SOURCES
 from inversion_dpo.session import load_model, set_up
 from inversion_dpo.training import read_rows, train
-from inversion_dpo.trajectories import conditional
+from inversion_dpo.trajectories import _repeat, conditional, under_guidance
 
 DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
 FLOW = ["sd3", "sd3-no-t5", "flux", "flux-schnell"]
@@ -109,6 +113,59 @@ def test_inversion_then_sampling_equals_the_pipeline(family, tiny):
     assert len(theirs) == len(seen) == 10
     for ours, their in zip([*seen[1:], final], theirs, strict=True):
         torch.testing.assert_close(ours, their, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2-zsnr", "sdxl", "sd3"])
+def test_sampling_under_guidance_equals_the_pipeline(family, tiny):
+    """SDXL's base takes zeros for the empty prompt, and its framing is the images' own."""
+    model, condition = model_of(family, tiny)
+    grid, kind = model.schedule.grid(10, "sampler"), model.schedule.kind
+    channels = 16 if family in FLOW else 4
+    x_T = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    predict = under_guidance(model, condition, model.condition([""]), 4.5)
+    with torch.no_grad():
+        ours = reconstruct(x_T, grid, predict, kind)
+    pipe = plain(tiny(family), family)
+    if family in DIFFUSION:
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    theirs = pipeline_states(pipe, x_T, 10, guidance_scale=4.5)[-1]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inverted", [1.0, 2.0])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_what_is_trained_is_the_guided_prediction(family, inverted, tiny, pair_file, tmp_path):
+    """Errors, reference and cost of a step, each worked out by hand from plain predictions."""
+    config = config_for(
+        family, tiny, pair_file, "objective.guidance_scale=3",
+        f"inversion.guidance_scale={inverted}",
+    )  # fmt: skip
+    session = set_up(config, tmp_path)
+    model, pairs = session.model, session.train_pairs[:2]
+    condition = session.cache.condition(pairs)
+    for parameter in session.policy.trainable().values():  # no longer the reference
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    generators = [generator_for(0, 0, 0, k) for k in range(2)]
+    _, errors, spent = training.losses(session, [(p, 0) for p in pairs], generators)
+    generators = [generator_for(0, 0, 0, k) for k in range(2)]
+    points = SOURCES["trajectory"](session, pairs, condition, generators)
+    empty = _repeat(model.condition([""]), 4) | {
+        k: v for k, v in condition.items() if k not in session.cache.empty
+    }
+
+    def by_hand(network):
+        c, u = (model.predict(network, points.x_t, points.timesteps, d) for d in (condition, empty))
+        return u + 3 * (c - u)
+
+    with torch.no_grad():
+        policy = by_hand(session.network)
+        with session.policy.reference(session.network) as network:
+            torch.testing.assert_close(points.reference, by_hand(network), rtol=1e-4, atol=1e-4)
+    error = points.scale * (points.target - policy).square().flatten(1).mean(1)
+    found = torch.cat([errors.winner, errors.loser])
+    torch.testing.assert_close(found, error, rtol=1e-3, atol=1e-5)
+    assert (errors.winner - errors.winner_ref).abs().min() > 1e-5
+    assert spent == 6
 
 
 SCHEDULERS = {
@@ -253,6 +310,27 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
 def test_every_objective(family, overrides, tiny, pair_file, tmp_path):
     train(config_for(family, tiny, pair_file, *overrides), tmp_path)
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatch):
+    """Traced as torch.compile does it, run without a compiler; the adapter has its plain names."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    ran, names = {}, {}
+    for compiled in ("false", "true"):
+        folder = tmp_path / compiled
+        session = train(
+            config_for("sd15", tiny, pair_file, f"policy.kind={kind}", "model.resolution=128",
+                       f"training.compile={compiled}"), folder, tmp_path / "cache",
+        )  # fmt: skip
+        assert hasattr(session.network, "_orig_mod") == (compiled == "true")
+        ran[compiled] = [json.loads(r) for r in (folder / "metrics.jsonl").open()]
+        saved = sorted((folder / "adapter").rglob("*.safetensors"))
+        names[compiled] = [sorted(load_file(file)) for file in saved]
+    for plain_row, row in zip(ran["false"], ran["true"], strict=True):
+        for name in {"loss", "heldout_margin", "drift", "grad_norm"} & set(plain_row):
+            assert row[name] == pytest.approx(plain_row[name], rel=1e-3, abs=1e-6)
+    assert names["true"] == names["false"] != []
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])

@@ -130,7 +130,7 @@ def test_caption_dropout_leaves_the_graph(encoder, tiny_config_of_module, tmp_pa
     condition = session.cache.condition([0, 1])
     links = condition["graph_links"].clone()
     training.with_dropout(session, [(0, 0), (1, 0)], condition)
-    empty = session.cache.empty_condition()["encoder_hidden_states"]
+    empty = session.cache.empty["encoder_hidden_states"]
     assert torch.equal(condition["encoder_hidden_states"], empty.expand(4, -1, -1))
     assert torch.equal(condition["graph_links"], links) and (links >= 0).any()
 

@@ -244,20 +244,21 @@ def test_start_restores_the_variance_that_an_over_smooth_start_loses():
 @pytest.mark.parametrize(("first", "last"), [(1, None), (1, 7), (2, 2), (4, 9)])
 @pytest.mark.parametrize("start", [0, 3, 5])
 @pytest.mark.parametrize("iterations", [0, 2])
-@pytest.mark.parametrize("guided", [False, True])
-def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guided):
+@pytest.mark.parametrize("guidance", [1, 2])
+@pytest.mark.parametrize("compared", [1, 2])
+def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guidance, compared):
     """Calls are those that are counted; what is wanted is what a whole inversion has there."""
     x_0, noise, grid, calls = *torch.randn(2, 4, 3).double(), SCHEDULE.grid(10), []
 
-    def predict(x, t, cost=2 if guided else 1):
+    def predict(x, t, cost=guidance):
         calls.extend([int(t[0])] * cost)
         return gaussian()(x, t)
 
-    reference = (lambda x, t: predict(x, t, 1)) if guided else None
+    reference = None if guidance == compared else (lambda x, t: predict(x, t, compared))
     asked = (grid, predict, "epsilon", iterations, reference, noise, start)
     lean = invert(x_0, *asked, first, last)
     top = 10 if last is None else last
-    assert len(calls) == evaluations_per_image(start, first, top, iterations, guided)
+    assert len(calls) == evaluations_per_image(start, first, top, iterations, guidance, compared)
     assert max(calls) == int(grid.timesteps[top])
     whole, wanted = invert(x_0, *asked), slice(first, top + 1)
     assert torch.equal(lean.states, whole.states[: top + 1])

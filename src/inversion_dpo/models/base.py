@@ -49,6 +49,22 @@ class DiffusionModel(Protocol):
         """The prediction (B, *) at x_t (B, *) and timesteps [B], float32; see schedule.kind."""
 
 
+def guided(
+    model: DiffusionModel, network: nn.Module, x_t: Tensor, timesteps: Tensor,
+    condition: Condition, empty: Condition, scale: float,
+) -> Tensor:  # fmt: skip
+    """Classifier-free guidance, p_u + scale (p_c - p_u), (B, *), in one pass of twice the batch.
+
+    ``empty``: of the empty prompt, [1, ...]; what it does not have, the images' framing, is the
+    condition's own. Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598.
+    """
+    alone = {k: empty[k].to(v).expand_as(v) if k in empty else v for k, v in condition.items()}
+    both = {k: torch.cat([alone[k], v]) for k, v in condition.items()}
+    p = model.predict(network, torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
+    p_u, p_c = p.chunk(2)
+    return p_u + scale * (p_c - p_u)
+
+
 def network_of(model: DiffusionModel) -> nn.Module:
     """The network that is trained."""
     network: nn.Module = getattr(model.pipeline, model.component)

@@ -159,13 +159,13 @@ def test_t5_is_counted_by_what_its_pipeline_reads(part, limit, family, tiny):
 def test_a_key_of_one_chunk_is_what_it_was():
     """Caches that were made before there were chunks stay good; others have names of their own."""
     plain = ["", "", None, "", "", 64, 1.0, 20, "", 1.0, 0, 0.0, 8, None, False, ""]
-    later = ("prompt_chunks", "scene_graph", "first", "last")
+    later = ("prompt_chunks", "scene_graph", "first", "last", "reference_guidance")
     names = [f.name for f in fields(CacheKey) if f.name not in later]
     before = dict(zip(names, plain, strict=True)) | {"layout": LAYOUT}
     name = hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
     assert CacheKey(*plain).name() == CacheKey(*plain, prompt_chunks=1).name() == name
-    others = [{"prompt_chunks": 2}, {"first": 2}, {"last": 9}]
-    assert len({CacheKey(*plain, **other).name() for other in [{}, *others]}) == 4
+    others = [{"prompt_chunks": 2}, {"first": 2}, {"last": 9}, {"reference_guidance": 2.0}]
+    assert len({CacheKey(*plain, **other).name() for other in [{}, *others]}) == 5
 
 
 @pytest.fixture
