@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 
+from inversion_dpo.compare.compare import inversion_cost
 from inversion_dpo.compare.methods import METHODS
-from inversion_dpo.compare.runs import inversion_evaluations, invert, run
+from inversion_dpo.compare.runs import run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.config import Config, load_config
-from inversion_dpo.objectives import OBJECTIVES
 
 COMMON = (
     "training.batch_size=16", "training.learning_rate=3e-4", "training.lr_scheduler=linear",
@@ -46,45 +47,47 @@ def settings(method: str, pairs: int, steps: int, seed: int) -> Config:
     return load_config("composition", list(chosen))
 
 
-def spent(root: Path, config: Config, result: Mapping[str, Any]) -> tuple[float, float]:
-    """Evaluations of a run: of its inversion and of its training."""
-    inverting = 0.0
-    if OBJECTIVES[config.objective.name].source == "trajectory":
-        inverting = inversion_evaluations(config, invert(config, root / "cache"))
-    return inverting, config.training.steps * step_evaluations(result["history"])
-
-
 def lines(root: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Train what is not yet trained; a line for each method and budget."""
+    """Train what is not yet trained; a line for each method and budget.
+
+    Seconds are the median step's, times the steps, and those of the inversion, timed when its
+    cache is made.
+    """
+    arms = [(m, *budget) for m, (_, budgets) in ARMS.items() for budget in budgets]
+    costs = {arm: inversion_cost(root, settings(*arm, 0)) for arm in arms}
     runs: dict[tuple[str, int, int], list[Any]] = {}
     for seed in seeds:
-        for method, (_, budgets) in ARMS.items():
-            for pairs, steps in budgets:
-                config = settings(method, pairs, steps, seed)
-                name = f"{method}-{pairs}-{steps}-{seed}"
-                runs.setdefault((method, pairs, steps), []).append(run(root, name, config, 0))
+        for arm in arms:
+            name = "-".join(map(str, (*arm, seed)))
+            runs.setdefault(arm, []).append(run(root, name, settings(*arm, seed), 0))
     found = []
     for (method, pairs, steps), results in runs.items():
-        inverting, training = spent(root, settings(method, pairs, steps, 0), results[0])
+        cost = costs[method, pairs, steps]
+        step = float(np.median([r["step_seconds"] for r in results]))
+        training = steps * step_evaluations(results[0]["history"])
         gains = {
             n: over_seeds([r["metrics"][n]["gain"] for r in results])
             for n in ("composition", "sg_iou", "exact")
         }
-        found.append({"method": method, "pairs": pairs, "steps": steps, "inversion": inverting,
-                      "all": inverting + training, **gains})  # fmt: skip
+        found.append(
+            {"method": method, "pairs": pairs, "steps": steps, "inversion": cost["evaluations"],
+             "all": cost["evaluations"] + training, "seconds": cost["seconds"] + steps * step,
+             **gains}
+        )  # fmt: skip
     return found
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row for each method and budget."""
-    rows = ["| method | pairs | steps | evaluations | of these inversion | composition gain "
-            "| sg_iou gain | exact gain |", "|" + " --- |" * 8]  # fmt: skip
+    rows = ["| method | pairs | steps | evaluations | of these inversion | seconds "
+            "| composition gain | sg_iou gain | exact gain |", "|" + " --- |" * 9]  # fmt: skip
     for line in found:
         cells = [
             f"{line[n]['mean']:+.3f} [{line[n]['low']:+.3f}, {line[n]['high']:+.3f}]"
             for n in ("composition", "sg_iou", "exact")
         ]
-        counts = " | ".join(f"{line[n]:,.0f}" for n in ("pairs", "steps", "all", "inversion"))
+        counted = ("pairs", "steps", "all", "inversion", "seconds")
+        counts = " | ".join(f"{line[n]:,.0f}" for n in counted)
         rows.append(f"| {line['method']} | {counts} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

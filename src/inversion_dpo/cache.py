@@ -63,6 +63,11 @@ class CacheKey:
     last: int | None = None  # of the highest state; None: N
     reference_guidance: float = 1.0  # of the reference's stored predictions
 
+    @property
+    def start(self) -> int:
+        """As :attr:`config.InversionConfig.start`."""
+        return round(self.t_start * self.steps)
+
     def name(self) -> str:
         """The folder's name: sixteen hex digits."""
         young = {f.name: f.default for f in fields(self) if f.default is not MISSING}

@@ -75,6 +75,11 @@ class InversionConfig:
     max_error: float | None = None  # leave out pairs whose relative error is above; reconstruct
     batch_size: int = 64  # images
 
+    @property
+    def start(self) -> int:
+        """Index on the grid of the highest state that is x_0 with noise added; 0: none is."""
+        return round(self.t_start * self.steps)
+
 
 @dataclass
 class ObjectiveConfig:

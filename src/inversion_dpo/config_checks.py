@@ -121,7 +121,7 @@ def _check_combinations(config: Config) -> None:
     if not 0 <= objective.t_min < objective.t_max <= 1:
         raise ConfigError("need 0 <= objective.t_min < objective.t_max <= 1")
     start, steps = config.inversion.t_start, config.inversion.steps
-    if not 0 <= start <= 0.5 or (start and not round(start * steps)):
+    if not 0 <= start <= 0.5 or (start and not config.inversion.start):
         raise ConfigError(
             f"inversion.t_start={start} must be 0, to invert from the clean image, or between "
             f"{1 / steps:g} (one of inversion.steps={steps}) and 0.5"

@@ -225,6 +225,15 @@ def guidance_text(scale: float, plain: float, guided: float) -> str:
     )
 
 
+def unlike_text(config: Config) -> str:
+    """That the policy will be sampled under another guidance than it is trained for."""
+    trained, sampled = config.objective.guidance_scale, config.evaluation.guidance_scale
+    return (
+        f"objective.guidance_scale={trained:g} trains what is sampled under guidance {trained:g}, "
+        f"but evaluation.guidance_scale={sampled:g}: set both alike"
+    )
+
+
 def counts_text(cache: TrajectoryCache) -> str:
     """How many rows became pairs, and what was left out."""
     rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "single", "skipped")
@@ -316,6 +325,8 @@ def set_up(config: Config, cache_root: Path) -> Session:
     if t.gradient_checkpointing:
         policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
         policy.network.train()
+    if 1 != config.objective.guidance_scale != config.evaluation.guidance_scale:
+        logger.warning(unlike_text(config))
     parameters = list(policy.trainable().values())
     optimizer = make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay)
     network, optimizer = accelerator.prepare(policy.network, optimizer)

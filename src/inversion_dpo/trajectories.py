@@ -121,12 +121,13 @@ def invert_pairs(
     x_0, condition, framing = encode_pairs(model, pairs, key)
     x_0, kind = x_0.to(device), model.schedule.kind
     per_image = _repeat(condition, 2) | framing
-    empty, scales = model.condition([""]), (key.guidance_scale, key.reference_guidance)
+    scales = key.guidance_scale, key.reference_guidance
+    empty = {} if scales == (1.0, 1.0) else model.condition([""])
     predict, reference = (under_guidance(model, per_image, empty, s) for s in scales)
     trajectory = invert(
         x_0, grid, predict, kind, key.fixed_point_iterations,
         None if scales[0] == scales[1] else reference,
-        pair_noise(first, x_0.shape).to(x_0), round(key.t_start * grid.steps), key.first, key.last,
+        pair_noise(first, x_0.shape).to(x_0), key.start, key.first, key.last,
     )  # fmt: skip
     steps = kept_steps(first, len(pairs), key.keep, key.last or grid.steps)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
@@ -164,7 +165,7 @@ def announce(
             x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
         )
     each = evaluations_per_image(
-        round(key.t_start * grid.steps), key.first, key.last or grid.steps,
+        key.start, key.first, key.last or grid.steps,
         key.fixed_point_iterations, key.guidance_scale, key.reference_guidance,
     ) + grid.steps * key.reconstruct * passes(key.guidance_scale)  # fmt: skip
     minutes = (time.time() - begun) * each * -(-2 * count // batch) / 60

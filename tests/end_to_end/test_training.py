@@ -226,6 +226,14 @@ def test_guidance_in_inversion_is_warned_of_with_both_figures(tiny_config, tmp_p
     assert all(f"{error:.4f}" in text for error in errors) and errors[0] != errors[1]
 
 
+def test_sampling_under_another_guidance_than_trained_is_warned_of(tiny_config, tmp_path, caplog):
+    for trained, sampled, warned in ((1, 2, False), (2, 2, False), (2, 1, True)):
+        caplog.clear()
+        set_up(tiny_config(f"objective.guidance_scale={trained}",
+                           f"evaluation.guidance_scale={sampled}"), tmp_path)  # fmt: skip
+        assert ("set both alike" in caplog.text) == warned
+
+
 def test_batch_order_covers_every_pair_once_an_epoch():
     pairs = list(range(10, 20))
     drawn = [p for step in range(5) for p in training.pairs_of_step(pairs, 4, 0, step)]

@@ -25,6 +25,8 @@ def test_columns_are_renamed_one_by_one():
         (["inversion.keep=2", "objective.target=transition"], "needs the neighbour"),
         (["inversion.max_error=0.1"], "inversion.reconstruct=true"),
         (["inversion.keep=0"], "inversion.keep must be positive"),
+        (["objective.guidance_scale=0"], "objective.guidance_scale=0.0 must be positive"),
+        (["inversion.guidance_scale=nan"], "inversion.guidance_scale=nan must be positive"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, message):

@@ -121,7 +121,7 @@ def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
     usable = reproducible(cache, i.max_error)
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
     each = evaluations_per_image(
-        round(i.t_start * i.steps), *needed_states(config), i.fixed_point_iterations,
+        i.start, *needed_states(config), i.fixed_point_iterations,
         i.guidance_scale, config.objective.guidance_scale,
     )  # fmt: skip
     return 2.0 * visited * each

@@ -95,9 +95,9 @@ def strip(model: DiffusionModel, data: bytes, caption: str, grid: Grid, config: 
     pixels = stack_pixels([fitted.image])
     x_0 = encode(vae, pixels)
     predict = conditional(model, model.condition([caption]) | model.framing([fitted.framing]))
-    noise, start = pair_noise(0, x_0.shape).to(x_0), round(i.t_start * grid.steps)
+    noise = pair_noise(0, x_0.shape).to(x_0)
     path = invert(x_0, grid, predict, model.schedule.kind, i.fixed_point_iterations, None, noise,
-                  start)  # fmt: skip
+                  i.start)  # fmt: skip
     again = reconstruct(path.states[-1], grid, predict, model.schedule.kind)
     where = spread(grid.steps + 1, MOST_FRAMES)
     before, after = decode(vae, x_0), decode(vae, again)
