@@ -163,6 +163,7 @@ def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> Cache
     """What the run's trajectories depend on."""
     i, d, parts = config.inversion, config.data, frozen_parts(model.pipeline)
     first, last = needed_states(config)
+    looked_at = OBJECTIVES[config.objective.name].source == "trajectory"
     return CacheKey(
         pairs=pairs.fingerprint,
         fit=d.fit,
@@ -178,7 +179,7 @@ def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> Cache
         t_start=i.t_start,
         first=first,
         last=None if last == i.steps else last,
-        reference_guidance=config.objective.guidance_scale,
+        reference_guidance=config.objective.guidance_scale if looked_at else 1.0,
         batch_size=i.batch_size,
         keep=None if i.keep is None else (i.keep, *window(config)),
         reconstruct=i.reconstruct,

@@ -226,6 +226,16 @@ def test_guidance_in_inversion_is_warned_of_with_both_figures(tiny_config, tmp_p
     assert all(f"{error:.4f}" in text for error in errors) and errors[0] != errors[1]
 
 
+def test_fresh_noise_needs_no_other_cache_under_guidance(tiny_config, tmp_path):
+    """Its reference is evaluated in each step, so nothing cached depends on the guidance."""
+    for name, folders in (("diffusion_dpo", 1), ("inversion_dpo", 2)):
+        found = {
+            set_up(tiny_config(f"objective.name={name}", f"objective.guidance_scale={scale}"),
+                   tmp_path / name).cache.folder for scale in (1, 2)
+        }  # fmt: skip
+        assert len(found) == folders
+
+
 def test_sampling_under_another_guidance_than_trained_is_warned_of(tiny_config, tmp_path, caplog):
     for trained, sampled, warned in ((1, 2, False), (2, 2, False), (2, 1, True)):
         caplog.clear()
