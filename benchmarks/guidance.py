@@ -17,7 +17,7 @@ from inversion_dpo.compare.runs import run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.config import Config, load_config
 
-SAMPLED = 2  # the guidance at which the reference does best of 1, 1.5, 2, 3 and 5
+SAMPLED = 2
 COMMON = (
     "training.batch_size=16", "training.steps=360", "training.learning_rate=3e-4",
     "training.lr_scheduler=linear", "objective.beta=1000",

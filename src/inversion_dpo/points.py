@@ -133,8 +133,6 @@ def predict(
     """
     model, scale = session.model, session.recipe.guidance_scale
     with session.accelerator.autocast():
-        if scale == 1:
-            return model.predict(network, x_t, t, condition)
         return guided(model, network, x_t, t, condition, session.cache.empty, scale)
 
 

@@ -58,9 +58,7 @@ def conditional(model: DiffusionModel, condition: Condition) -> Predict:
 def under_guidance(
     model: DiffusionModel, condition: Condition, empty: Condition, scale: float
 ) -> Predict:
-    """:func:`conditional`, or away from the empty prompt where the guidance is not 1."""
-    if scale == 1:
-        return conditional(model, condition)
+    """:func:`models.base.guided` of the model's network under a fixed condition."""
     return lambda x, t: guided(model, network_of(model), x, t, condition, empty, scale)
 
 

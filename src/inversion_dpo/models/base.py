@@ -55,9 +55,12 @@ def guided(
 ) -> Tensor:  # fmt: skip
     """Classifier-free guidance, p_u + scale (p_c - p_u), (B, *), in one pass of twice the batch.
 
+    At scale 1 it is p_c alone, in a pass of the batch, and ``empty`` is not looked at.
     ``empty``: of the empty prompt, [1, ...]; what it does not have, the images' framing, is the
     condition's own. Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598.
     """
+    if scale == 1:
+        return model.predict(network, x_t, timesteps, condition)
     alone = {k: empty[k].to(v).expand_as(v) if k in empty else v for k, v in condition.items()}
     both = {k: torch.cat([alone[k], v]) for k, v in condition.items()}
     p = model.predict(network, torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
