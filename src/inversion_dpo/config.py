@@ -6,7 +6,6 @@ Configuration objects stop at the set-up functions; what they call takes plain v
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -261,9 +260,3 @@ def _explain(error: OmegaConfBaseException) -> str:
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def fingerprint(config: Config) -> str:
-    """Sixteen hex digits that change with anything that changes the run's result."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    return hashlib.sha256(repr(plain).encode()).hexdigest()[:16]

@@ -81,6 +81,17 @@ def flat(config: Config) -> dict[str, Any]:
     return {f"{group}.{key}": v for group, part in tree.items() for key, v in part.items()}
 
 
+def differences(folder: Path, config: Config) -> dict[str, str]:
+    """Keys whose value in the run of ``folder`` is another, each with both values, in words.
+
+    A key that is younger than the run has its default there.
+    """
+    theirs, ours = flat(read_config(folder)), flat(config)
+    return {
+        k: f"{k} is {theirs[k]!r} there and {v!r} here" for k, v in ours.items() if v != theirs[k]
+    }
+
+
 def claim(folder: Path, config: Config) -> None:
     """Make ``folder`` this run's; ConfigError if it holds another run or other files.
 
@@ -90,16 +101,13 @@ def claim(folder: Path, config: Config) -> None:
     if folder.is_file():
         raise ConfigError(f"--output {folder} is a file: give a folder")
     if owner.exists():
-        theirs, ours = flat(read_config(folder)), flat(config)
         changed = [
-            k for k in ours
-            if ours[k] != theirs[k] and k not in _FREE
-            and not k.startswith(("evaluation.", "build."))
+            said for k, said in differences(folder, config).items()
+            if k not in _FREE and not k.startswith(("evaluation.", "build."))
         ]  # fmt: skip
         if changed and (folder / "checkpoints").exists():
-            k = changed[0]
             raise ConfigError(
-                f"{folder} holds another run: {k} is {theirs[k]!r} there and {ours[k]!r} here"
+                f"{folder} holds another run: {changed[0]}"
                 f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
                 "Choose another --output, or repeat that run's settings to resume it"
             )

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inversion_dpo.cache import TrajectoryCache, atomic_text
-from inversion_dpo.config import Config, ConfigError, fingerprint
+from inversion_dpo.config import Config, ConfigError
 from inversion_dpo.evaluation.evaluate import evaluate, read_prompts, sampled, training_facts
 from inversion_dpo.evaluation.evaluate import judged as score_sides
 from inversion_dpo.evaluation.prompts import read_prompt_set
 from inversion_dpo.inversion import evaluations_per_image
 from inversion_dpo.objectives import OBJECTIVES
-from inversion_dpo.runs import claim, read_seconds, stage
+from inversion_dpo.runs import claim, differences, read_seconds, stage
 from inversion_dpo.session import (
     load_model,
     make_accelerator,
@@ -68,17 +68,19 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
     """
     folder = folder_of(root, name)
     config = with_snapshots(config) if curve else config
-    asked = f"{fingerprint(config)} {curve}"
     if (folder / "result.json").exists():
         result: Result = json.loads((folder / "result.json").read_text())
-        if result["asked"] != asked:
+        other = list(differences(folder, config).values())
+        if result["curve_prompts"] != curve:
+            other.append(f"its curve has {result['curve_prompts']} prompts, asked are {curve}")
+        if other:
             raise ConfigError(
-                f"{folder} holds a finished run with other settings: choose another --output, or "
-                "delete that folder to run it again"
+                f"{folder} holds a finished run with other settings ({other[0]}): choose another "
+                "--output, or delete that folder to run it again"
             )
         return result
     claim(folder, config)
-    result = {"asked": asked}
+    result = {"curve_prompts": curve}
     if start:
         result["spent"] = begin(folder, config, start)
     with stage(folder, "train"):

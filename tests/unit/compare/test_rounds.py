@@ -99,6 +99,15 @@ def test_gains_are_over_the_first_reference_and_nothing_is_repeated(
     monkeypatch.setattr(comparing_runs, "train", never)
     assert chain(root, "x0", config, 2, rounds) == found
 
+    owner = root / "runs" / "x0-0" / "config.yaml"  # a run from before a key was there
+    lines = owner.read_text().splitlines(keepends=True)
+    owner.write_text("".join(line for line in lines if "prompt_dropout" not in line))
+    assert chain(root, "x0", config, 2, rounds) == found
+    with pytest.raises(ConfigError, match=r"x0-0 .*data.prompt_dropout is 0.0 there and 0.1 here"):
+        chain(root, "x0", make("data.prompt_dropout=0.1"), 2, rounds)
+    with pytest.raises(ConfigError, match="its curve has 2 prompts, asked are 1"):
+        chain(root, "x0", config, 1, rounds)
+
 
 def test_a_killed_round_goes_on(settings, tmp_path, monkeypatch):
     make, rounds = settings
