@@ -17,10 +17,11 @@ from inversion_dpo.schedule import add_noise, like, step, step_back
 from inversion_dpo.types import Grid, Trajectory
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # prediction = predict(x_t (B, *), timesteps [B])
+Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # from x_t, timesteps and the path's own one
 
 
-def _at(predict: Predict, x: Tensor, grid: Grid, i: int) -> Tensor:
-    return predict(x, grid.timesteps[i].to(x.device).expand(x.shape[0]))
+def _at(predict: Callable[..., Tensor], x: Tensor, grid: Grid, i: int, *known: Tensor) -> Tensor:
+    return predict(x, grid.timesteps[i].to(x.device).expand(x.shape[0]), *known)
 
 
 def _climb(
@@ -43,7 +44,7 @@ def invert(
     predict: Predict,
     kind: str,
     fixed_point_iterations: int = 0,
-    reference: Predict | None = None,
+    reference: Compare | None = None,
     noise: Tensor | None = None,
     start: int = 0,
     first: int = 1,
@@ -53,8 +54,8 @@ def invert(
 
     ``kind`` is what ``predict`` predicts, one of ``schedule.KINDS``.
 
-    ``reference``, where given, is evaluated at every state beside ``predict``: the path may follow
-    one guidance while training compares under another.
+    ``reference``, where given, is asked at every wanted state for what the trajectory then holds:
+    the path may follow one guidance while training compares under another.
 
     With ``fixed_point_iterations`` = 0 (naive) the transition i -> i+1 follows the prediction at
     its clean end, predict(x_i, t_i). With k > 0 each x_{i+1} is refined k times towards the state
@@ -85,7 +86,8 @@ def invert(
         states.append(x)
         predictions.append(prediction)
     if reference is not None:
-        wanted = [_at(reference, states[i], grid, i) for i in range(first, last + 1)]
+        asked = range(first, last + 1)
+        wanted = [_at(reference, states[i], grid, i, predictions[i]) for i in asked]
         predictions = [unknown] * first + wanted
     return Trajectory(grid, torch.stack(states), torch.stack(predictions))
 
@@ -103,12 +105,11 @@ def evaluations_per_image(
     """Network evaluations that :func:`invert` spends on one image.
 
     One for each state up to ``last`` from where it is needed, and ``iterations`` for each
-    inverted one; if the ``reference`` has another guidance than the path, one more for each state
-    from ``first`` on. Under guidance each is two.
+    inverted one, each of which is two under guidance; if the ``reference`` has another guidance
+    than the path, one more for each state from ``first`` on.
     """
     path = last + 1 - min(start, first) + iterations * max(0, last - start)
-    beside = 0 if guidance == reference else last + 1 - first
-    return passes(guidance) * path + passes(reference) * beside
+    return passes(guidance) * path + (guidance != reference) * (last + 1 - first)
 
 
 def passes(guidance_scale: float) -> int:

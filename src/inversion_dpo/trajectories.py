@@ -34,6 +34,7 @@ from inversion_dpo.data.images import decode_image, stack_pixels
 from inversion_dpo.data.pairs import Pair, PairSource, graph_of
 from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.inversion import (
+    Compare,
     Predict,
     evaluations_per_image,
     invert,
@@ -42,7 +43,15 @@ from inversion_dpo.inversion import (
     reconstruction_error,
     recovered_noise,
 )
-from inversion_dpo.models.base import Condition, DiffusionModel, Framing, encode, guided, network_of
+from inversion_dpo.models.base import (
+    Condition,
+    DiffusionModel,
+    Framing,
+    encode,
+    guided,
+    network_of,
+    without_prompt,
+)
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.processes import Team
 from inversion_dpo.types import Grid
@@ -60,6 +69,25 @@ def under_guidance(
 ) -> Predict:
     """:func:`models.base.guided` of the model's network under a fixed condition."""
     return lambda x, t: guided(model, network_of(model), x, t, condition, empty, scale)
+
+
+def under_another(
+    model: DiffusionModel, condition: Condition, empty: Condition, path: float, wanted: float
+) -> Compare:
+    """The prediction under guidance ``wanted``, from that of a path under guidance ``path``.
+
+    One evaluation, not two: p_s = p_u + s (p_c - p_u), so p_w = p_u + w / s (p_s - p_u).
+    """
+    plain = conditional(model, condition)
+    if wanted == 1:
+        return lambda x, t, _: plain(x, t)
+    alone = conditional(model, without_prompt(condition, empty))
+
+    def compare(x: Tensor, t: Tensor, along: Tensor) -> Tensor:
+        p_u = alone(x, t)
+        return p_u + wanted / path * (along - p_u)
+
+    return compare
 
 
 def _repeat(condition: Condition, times: int) -> Condition:
@@ -121,7 +149,8 @@ def invert_pairs(
     per_image = _repeat(condition, 2) | framing
     scales = key.guidance_scale, key.reference_guidance
     empty = {} if scales == (1.0, 1.0) else model.condition([""])
-    predict, reference = (under_guidance(model, per_image, empty, s) for s in scales)
+    predict = under_guidance(model, per_image, empty, scales[0])
+    reference = under_another(model, per_image, empty, *scales)
     trajectory = invert(
         x_0, grid, predict, kind, key.fixed_point_iterations,
         None if scales[0] == scales[1] else reference,

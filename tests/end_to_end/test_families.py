@@ -27,7 +27,7 @@ from inversion_dpo.models.tiny import SD_BETAS
 from inversion_dpo.points import SOURCES
 from inversion_dpo.session import load_model, set_up
 from inversion_dpo.training import read_rows, train
-from inversion_dpo.trajectories import _repeat, conditional, under_guidance
+from inversion_dpo.trajectories import _repeat, conditional, under_another, under_guidance
 
 DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
 FLOW = ["sd3", "sd3-no-t5", "flux", "flux-schnell"]
@@ -130,6 +130,22 @@ def test_sampling_under_guidance_equals_the_pipeline(family, tiny):
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     theirs = pipeline_states(pipe, x_T, 10, guidance_scale=4.5)[-1]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("path", "wanted"), [(1.0, 4.5), (2.0, 4.5), (3.0, 1.0)])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_one_guidance_gives_another(family, path, wanted, tiny):
+    model, condition = model_of(family, tiny)
+    empty = model.condition([""])
+    shape = 2, 16 if family in FLOW else 4, 8, 8
+    x, t = torch.randn(shape), model.schedule.timesteps[500].expand(2)
+    with torch.no_grad():
+        along, expected = (
+            under_guidance(model, condition, empty, s)(x, t) for s in (path, wanted)
+        )
+        found = under_another(model, condition, empty, path, wanted)(x, t, along)
+    assert not torch.allclose(along, expected, rtol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("inverted", [1.0, 2.0])

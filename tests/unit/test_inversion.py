@@ -176,14 +176,18 @@ def test_the_observed_transition_is_the_prediction_below():
         torch.testing.assert_close(observed, tr.reference[i - 1])
 
 
-def test_separate_reference_is_evaluated_at_every_state():
-    x_0, grid = torch.randn(3, 4).double(), SCHEDULE.grid(5)
-    tr = invert(x_0, grid, gaussian(0.2), "epsilon", reference=gaussian(0.9))
+def test_a_separate_reference_is_asked_at_every_state_and_knows_the_paths_prediction():
+    x_0, grid, other = torch.randn(3, 4).double(), SCHEDULE.grid(5), gaussian(0.9)
+
+    def reference(x, t, along):
+        return other(x, t) + 2 * along
+
+    tr = invert(x_0, grid, gaussian(0.2), "epsilon", reference=reference)
     plain = invert(x_0, grid, gaussian(0.2), "epsilon")
-    torch.testing.assert_close(tr.states, plain.states)
-    torch.testing.assert_close(
-        tr.reference[2], gaussian(0.9)(tr.states[2], grid.timesteps[2].expand(3))
-    )
+    assert torch.equal(tr.states, plain.states)
+    for i in range(1, 6):
+        expected = other(tr.states[i], grid.timesteps[i].expand(3)) + 2 * plain.reference[i]
+        torch.testing.assert_close(tr.reference[i], expected)
 
 
 def test_batch_of_two_is_two_batches_of_one():
@@ -254,7 +258,7 @@ def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guidance, 
         calls.extend([int(t[0])] * cost)
         return gaussian()(x, t)
 
-    reference = None if guidance == compared else (lambda x, t: predict(x, t, compared))
+    reference = None if guidance == compared else (lambda x, t, _: predict(x, t, 1))
     asked = (grid, predict, "epsilon", iterations, reference, noise, start)
     lean = invert(x_0, *asked, first, last)
     top = 10 if last is None else last

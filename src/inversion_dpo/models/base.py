@@ -56,16 +56,23 @@ def guided(
     """Classifier-free guidance, p_u + scale (p_c - p_u), (B, *), in one pass of twice the batch.
 
     At scale 1 it is p_c alone, in a pass of the batch, and ``empty`` is not looked at.
-    ``empty``: of the empty prompt, [1, ...]; what it does not have, the images' framing, is the
-    condition's own. Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598.
+    ``empty``: as for :func:`without_prompt`. Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598.
     """
     if scale == 1:
         return model.predict(network, x_t, timesteps, condition)
-    alone = {k: empty[k].to(v).expand_as(v) if k in empty else v for k, v in condition.items()}
+    alone = without_prompt(condition, empty)
     both = {k: torch.cat([alone[k], v]) for k, v in condition.items()}
     p = model.predict(network, torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
     p_u, p_c = p.chunk(2)
     return p_u + scale * (p_c - p_u)
+
+
+def without_prompt(condition: Condition, empty: Condition) -> Condition:
+    """The condition [B, ...] with the empty prompt's, [1, ...], in place of its own.
+
+    What ``empty`` does not have, the images' framing, stays.
+    """
+    return {k: empty[k].to(v).expand_as(v) if k in empty else v for k, v in condition.items()}
 
 
 def network_of(model: DiffusionModel) -> nn.Module:
