@@ -17,7 +17,7 @@ from inversion_dpo.schedule import add_noise, like, step, step_back
 from inversion_dpo.types import Grid, Trajectory
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # prediction = predict(x_t (B, *), timesteps [B])
-Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # from x_t, timesteps and the path's own one
+Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same, told the path's own prediction too
 
 
 def _at(predict: Callable[..., Tensor], x: Tensor, grid: Grid, i: int, *known: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
     if (folder / "result.json").exists():
         result: Result = json.loads((folder / "result.json").read_text())
         other = list(differences(folder, config).values())
-        if result["curve_prompts"] != curve:
-            other.append(f"its curve has {result['curve_prompts']} prompts, asked are {curve}")
+        if (known := result.get("curve_prompts")) != curve:
+            other.append(f"its curve has {known} prompts, asked are {curve}")
         if other:
             raise ConfigError(
                 f"{folder} holds a finished run with other settings ({other[0]}): choose another "
