@@ -17,12 +17,13 @@ from scipy import ndimage
 from inversion_dpo.graphs import Item, Relation, SceneGraph, agreement
 from inversion_dpo.scenes.graph import SHAPES, SIZES
 from inversion_dpo.scenes.world import (
+    CROP,
     IMAGE_SIZE,
     PALETTE,
     coverage,
     dominant_relation,
-    draw,
     ground_colour,
+    quantise,
 )
 
 MIN_CONFIDENCE = 0.7  # a component matching no template this well is a "blob"
@@ -113,6 +114,8 @@ def _ground(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _components(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    if mask.sum() < _MIN_AREA:  # most colours are not there at all
+        return []
     labels, count = ndimage.label(mask)
     core = ndimage.binary_erosion(mask, np.ones((3, 3)))
     parts = (labels == k for k in range(1, count + 1))
@@ -131,18 +134,33 @@ def _recognise(
     alpha = np.clip((pixels - ground) @ axis / max(float(axis @ axis), 1.0), 0, 1)
     near = ndimage.binary_dilation(component, iterations=2) & ~others
     alpha = np.where(near, alpha, 0.0)
-    rows, cols = np.indices(alpha.shape)
-    cx, cy = (cols * alpha).sum() / alpha.sum(), (rows * alpha).sum() / alpha.sum()
+    area, along = alpha.sum(), np.arange(IMAGE_SIZE)
+    cx, cy = alpha.sum(0) @ along / area, alpha.sum(1) @ along / area
     best = ("blob", "small", cx, cy, 0.0)
     for shape in SHAPES:
         for size in SIZES:
             ox, oy = _centroid(shape, size)
-            template = draw(shape, size, cx - ox, cy - oy)
-            iou = float(np.minimum(alpha, template).sum() / np.maximum(alpha, template).sum())
+            iou = _soft_iou(alpha, area, shape, size, cx - ox, cy - oy)
             if iou > best[4]:
                 best = (shape, size, cx - ox, cy - oy, iou)
     label = best[0] if best[4] >= MIN_CONFIDENCE else "blob"
     return Detection(label, best[1], colour, float(best[2]), float(best[3]), best[4])
+
+
+def _soft_iou(
+    alpha: NDArray[np.float64], area: float, shape: str, size: str, x: float, y: float
+) -> float:
+    """Sum of minima over sum of maxima of alpha, whose sum is ``area``, and the drawn template.
+
+    Only where the template is: the maxima's sum is both areas less the minima's.
+    """
+    (col, phase_x), (row, phase_y) = quantise(x), quantise(y)
+    top, left = row - CROP // 2, col - CROP // 2
+    seen = alpha[max(0, top) : top + CROP, max(0, left) : left + CROP]
+    cover = coverage(shape, size, phase_x, phase_y)[max(0, -top) :, max(0, -left) :]
+    cover = cover[: seen.shape[0], : seen.shape[1]]
+    shared = np.minimum(seen, cover).sum()
+    return float(shared / (area + cover.sum() - shared))
 
 
 @lru_cache(maxsize=64)
