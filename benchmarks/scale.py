@@ -1,0 +1,420 @@
+"""What do more pairs in every round bring? ``python benchmarks/scale.py [OUTPUT]``, for a GPU.
+
+Rounds on the embedded model, as ``inversion-dpo compare --rounds`` runs them, with everything on
+the device and the exact checker on every core: that model is so small that files and launches
+would take most of the time. A round samples the policy on new training prompts, half of the samples
+of each under guidance 2, pairs the best with the worst, inverts the pairs under that policy
+(``x0``) or draws fresh noise (``diffusion_dpo``), trains an adapter and merges it. Prints what one
+sample scores on the held-out prompts after every round, with 95% t intervals over seeds. A finished
+seed is not repeated; what every round has reached stands in OUTPUT/seed-N/result.json.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: there is a checker on every core
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inversion_dpo.cache import atomic_text
+from inversion_dpo.compare.summary import over_seeds
+from inversion_dpo.config import TrainingConfig, load_config, resolve
+from inversion_dpo.data.candidates import encode_image
+from inversion_dpo.data.images import decode_image
+from inversion_dpo.data.mining import disjoint, margin
+from inversion_dpo.evaluation.evaluate import read_prompts
+from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.inversion import invert, reconstruct
+from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
+from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.policy import LoraPolicy
+from inversion_dpo.objectives import as_pair_errors, dpo, squared_error, target_prediction
+from inversion_dpo.scenes.graph import parse_caption
+from inversion_dpo.scenes.pairs import judge_scenes
+from inversion_dpo.scenes.prompts import scenes
+from inversion_dpo.schedule import add_noise, error_scale, prediction_of
+from inversion_dpo.training import pairs_of_step, rate_at
+from inversion_dpo.trajectories import conditional, under_guidance
+from inversion_dpo.types import LossSettings
+
+CONFIG = load_config("composition", [])
+VALIDATION = "asset:prompts-validation.txt"
+CHUNK = 1024  # images in one pass of the network
+GUIDANCES = (1.0, 2.0)  # of a prompt's samples, in turn
+Scores = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of every round; ``hard``: share of prompts with three and four objects."""
+
+    method: str = "x0"
+    rounds: int = 3
+    prompts: int = 10_000
+    samples: int = 8
+    hard: float = 0.5
+    least: float = 0.2  # difference in composition of winner and loser
+    iterations: int = 1  # of the inversion's fixed point
+    t_min: float = 0.1
+    steps: int = 600
+    batch: int = 128
+    rate: float = 3e-4  # falls to 0
+    beta: float = 1000.0
+    rank: int = 16
+    watch: int = 100  # steps between looks at validation prompts, the best policy stays; 0: none
+
+
+# ---------------------------------------------------------------- samples and their scores
+
+
+def look(images: NDArray[np.uint8], graphs: list[SceneGraph], stored: bool) -> tuple[Any, Scores]:
+    """The images, as a JPEG gives them back if they are to be ``stored``, and their scores."""
+    if stored:
+        images = np.stack([np.asarray(decode_image(encode_image(i, 95), "sample")) for i in images])
+    return images, judge_scenes(list(images), graphs)[0]
+
+
+@dataclass(frozen=True)
+class World:
+    """The model on its device, and the checkers."""
+
+    model: DiffusionModel
+    device: torch.device
+    checkers: ProcessPoolExecutor
+
+    def hidden(self, captions: Sequence[str]) -> Tensor:
+        """Text embeddings [P, 32, 128]."""
+        parts = [list(captions[k : k + CHUNK]) for k in range(0, len(captions), CHUNK)]
+        return torch.cat([self.model.condition(p)["encoder_hidden_states"] for p in parts])
+
+    def draw(
+        self, graphs: Sequence[SceneGraph], noise: Tensor, guidance: float, stored: bool
+    ) -> tuple[NDArray[np.uint8], Scores]:
+        """An image [64, 64, 3] of each graph's caption from its noise, and its scores."""
+        model = self.model
+        grid = model.schedule.grid(CONFIG.evaluation.sample_steps, "sampler")
+        empty, hidden, waiting = model.condition([""]), self.hidden([g.caption for g in graphs]), []
+        for k in range(0, len(graphs), CHUNK):
+            part = slice(k, k + CHUNK)
+            predict = under_guidance(
+                model, {"encoder_hidden_states": hidden[part]}, empty, guidance
+            )
+            x_0 = reconstruct(noise[part].to(self.device), grid, predict, model.schedule.kind)
+            pixels = (decode(model.pipeline.vae, x_0) + 1) * 127.5
+            images = pixels.round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+            for j in range(0, len(images), 64):
+                some = images[j : j + 64], list(graphs[part][j : j + 64])
+                waiting.append(self.checkers.submit(look, *some, stored))
+        found = [w.result() for w in waiting]
+        scores = {n: np.concatenate([s[n] for _, s in found]) for n in found[0][1]}
+        return np.concatenate([i for i, _ in found]), scores
+
+
+def make_world(workers: int) -> World:
+    """The checkers first: they must not inherit a GPU."""
+    checkers = ProcessPoolExecutor(workers, get_context("fork"))
+    list(checkers.map(abs, range(workers)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    pipeline = load_pipeline(resolve(CONFIG.model.path)).to(device)
+    return World(adapt(pipeline, CONFIG.model.resolution), device, checkers)
+
+
+def normal(count: int, seed: int) -> Tensor:
+    """Noise [count, 8, 8, 8], the same on every machine."""
+    return torch.randn(count, 8, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def held_out(world: World, prompts: str) -> dict[str, float]:
+    """Mean scores on held-out prompts, from the noise that ``inversion-dpo evaluate`` uses."""
+    e = CONFIG.evaluation
+    graphs = [parse_caption(p) for p in read_prompts(prompts, e.limit)]
+    noise = torch.cat([normal(1, e.seed + k) for k in range(len(graphs))])
+    scores = world.draw(graphs, noise, e.guidance_scale, stored=False)[1]
+    return {name: float(values.mean()) for name, values in scores.items()}
+
+
+def asked(count: int, hard: float, seed: int) -> list[SceneGraph]:
+    """Distinct training prompts of two objects and more, a share ``hard`` of three and four."""
+    wanted = {True: round(count * hard), False: count - round(count * hard)}
+    found: dict[str, SceneGraph] = {}
+    for scene in scenes("train", seed):
+        graph, kind = scene.graph, len(scene.graph.items) > 2
+        if len(graph.items) > 1 and wanted[kind] and graph.caption not in found:
+            wanted[kind] -= 1
+            found[graph.caption] = graph
+        if not any(wanted.values()):
+            break
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Latents [2, P, *], winners first; embeddings of the prompts, and each pair's prompt [P]."""
+
+    x_0: Tensor
+    hidden: Tensor
+    prompt: Tensor
+
+
+def make_pairs(world: World, s: Settings, seed: int) -> tuple[Pairs, dict[str, float]]:
+    """Sample, score, mine and encode; with the samples' mean composition by guidance."""
+    graphs = asked(s.prompts, s.hard, seed)
+    images, values = [], []
+    for k in range(s.samples):
+        noise = normal(len(graphs), seed * 100 + k)
+        drawn, scores = world.draw(graphs, noise, GUIDANCES[k % 2], stored=True)
+        images.append(drawn)
+        values.append(scores["composition"])
+    rows = []
+    for prompt in range(len(graphs)):
+        group = [{"composition": float(v[prompt])} for v in values]
+        mined = disjoint(margin(group, ["composition"], s.least))
+        rows += [(prompt, m.winner, m.loser) for m in mined]
+    chosen = np.stack([images[row[side]][row[0]] for side in (1, 2) for row in rows])
+    pixels = torch.from_numpy(chosen).permute(0, 3, 1, 2)
+    vae, device = world.model.pipeline.vae, world.device
+    x_0 = torch.cat([encode(vae, p.to(device) / 127.5 - 1) for p in pixels.split(CHUNK)])
+    pairs = Pairs(
+        x_0.unflatten(0, (2, -1)),
+        world.hidden([g.caption for g in graphs]),
+        torch.tensor([row[0] for row in rows], device=device),
+    )
+    told = {f"guidance {g:g}": float(np.mean(values[k::2])) for k, g in enumerate(GUIDANCES)}
+    return pairs, told | {"pairs": len(rows)}
+
+
+# ---------------------------------------------------------------- one round of training
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where training looks. ``at``: (levels [B], pairs [B]) -> x_t, timesteps, target, what an
+    error of it counts for, and the reference's error, [2B, ...] each, winners first.
+    """  # noqa: D205
+
+    at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    low: int
+    high: int
+
+
+@torch.no_grad()
+def trajectory_points(world: World, s: Settings, pairs: Pairs, seed: int) -> Points:
+    """The states of all pairs' inversions, target ``x0``."""
+    schedule, n, device = world.model.schedule, CONFIG.inversion.steps, world.device
+    grid, kind = schedule.grid(n), schedule.kind
+    low, high = round(s.t_min * n), round(CONFIG.objective.t_max * n)
+    start, levels = round(CONFIG.inversion.t_start * n), grid.levels.to(device)
+    scale, timesteps = error_scale(levels, kind).float(), grid.timesteps.to(device)
+    count = pairs.x_0.shape[1]
+    states = pairs.x_0.new_empty(high + 1 - low, *pairs.x_0.shape)
+    target, error = torch.empty_like(states), states.new_empty(high + 1 - low, 2, count)
+    noise = normal(count, seed).to(device)
+    for k in range(0, count, CHUNK):
+        part = slice(k, k + CHUNK)
+        hidden = {"encoder_hidden_states": pairs.hidden[pairs.prompt[part]]}
+        predict = conditional(world.model, hidden)
+        for side in range(2):
+            x_0 = pairs.x_0[side, part]
+            path = invert(
+                x_0, grid, predict, kind, s.iterations, None, noise[part], start, low, high
+            )
+            for j in range(low, high + 1):
+                x_t, i = path.states[j], torch.full((len(x_0),), j, device=device)
+                wanted = target_prediction("x0", i, (x_0, x_0, x_t), x_t, levels, kind)
+                here = j - low, side, part
+                states[here], target[here] = x_t, wanted
+                error[here] = scale[j] * squared_error(wanted, path.reference[j])
+
+    def at(level: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        x_t, wanted, e_ref = (
+            x[level - low, :, pair].transpose(0, 1).flatten(0, 1) for x in (states, target, error)
+        )
+        both = level.repeat(2)
+        return x_t, timesteps[both], wanted, scale[both], e_ref
+
+    return Points(at, low, high)
+
+
+def noise_points(world: World, s: Settings, pairs: Pairs) -> Points:
+    """Fresh noise, one for both images of a pair: Diffusion-DPO."""
+    schedule, device = world.model.schedule, world.device
+    levels, timesteps = schedule.levels.to(device), schedule.timesteps.to(device)
+    low, high = (round(t * (len(schedule) - 1)) for t in (s.t_min, CONFIG.objective.t_max))
+    scale = error_scale(levels, schedule.kind).float()
+    reference = copy.deepcopy(network_of(world.model))
+
+    @torch.no_grad()
+    def at(level: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        x_0, both = pairs.x_0[:, pair].flatten(0, 1), level.repeat(2)
+        eps = torch.randn_like(x_0[: len(pair)]).repeat(2, 1, 1, 1)
+        x_t = add_noise(x_0, eps, levels[both])
+        wanted = prediction_of(x_0, eps, levels[both], schedule.kind)
+        condition = {"encoder_hidden_states": pairs.hidden[pairs.prompt[pair]].repeat(2, 1, 1)}
+        found = world.model.predict(reference, x_t, timesteps[both], condition)
+        e_ref = scale[both] * squared_error(wanted, found)
+        return x_t, timesteps[both], wanted, scale[both], e_ref
+
+    return Points(at, low, high)
+
+
+def train(
+    world: World, s: Settings, pairs: Pairs, policy: LoraPolicy, points: Points, seed: int,
+    judge: Callable[[], float],
+) -> list[float]:  # fmt: skip
+    """All steps; what ``judge`` thought of the policy on the way. The best one is what remains."""
+    torch.manual_seed(seed)
+    device, trainable = world.device, policy.trainable()
+    pair = torch.zeros(s.batch, dtype=torch.long, device=device)
+    level, rate = torch.full_like(pair, points.low), torch.zeros((), device=device)
+    optimizer = torch.optim.AdamW(
+        trainable.values(), rate, weight_decay=0.0, fused=True, capturable=device.type == "cuda"
+    )
+
+    def step() -> None:
+        x_t, t, target, scale, e_ref = points.at(level, pair)
+        condition = {"encoder_hidden_states": pairs.hidden[pairs.prompt[pair]].repeat(2, 1, 1)}
+        found = world.model.predict(policy.network, x_t, t, condition)
+        errors = as_pair_errors(scale * squared_error(target, found), e_ref)
+        optimizer.zero_grad()
+        dpo(errors, LossSettings(s.beta)).loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(trainable.values(), CONFIG.training.max_grad_norm)
+        optimizer.step()
+
+    run = captured(step, optimizer) if device.type == "cuda" else step
+    plan = TrainingConfig(steps=s.steps, learning_rate=s.rate, lr_scheduler="linear")
+    drawn = torch.randint(
+        points.low, points.high + 1, (s.steps, s.batch),
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    everyone, best = list(range(pairs.x_0.shape[1])), dict[str, Tensor]()
+    thought: list[float] = []
+    for k in range(s.steps):
+        pair.copy_(torch.tensor([p for p, _ in pairs_of_step(everyone, s.batch, seed, k)]))
+        level.copy_(drawn[k])
+        rate.fill_(rate_at(k, plan))
+        run()
+        if s.watch and (k + 1) % s.watch == 0:
+            thought.append(judge())
+            if thought[-1] == max(thought):
+                best = {n: p.detach().clone() for n, p in trainable.items()}
+    with torch.no_grad():
+        for name, value in best.items():
+            trainable[name].copy_(value)
+    return thought
+
+
+def captured(step: Callable[[], None], optimizer: Any) -> Callable[[], None]:
+    """The step as one CUDA graph. It is warmed up at rate 0, and the optimizer then forgets it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    optimizer.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()
+    return graph.replay
+
+
+# ---------------------------------------------------------------- rounds and seeds
+
+
+def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """All rounds of a seed, and what each has reached; a finished seed is only read."""
+    file = folder / "result.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if known.get("settings", asdict(s)) != asdict(s):
+        raise SystemExit(f"{folder} holds other settings: choose another OUTPUT")
+    rows: list[dict[str, Any]] = known.get("rows", [])
+    if len(rows) == s.rounds:
+        return rows
+    rows, network = [], network_of(world.model)
+    untrained = copy.deepcopy(network.state_dict())
+    for number in range(1, s.rounds + 1):
+        drawn, clock = 1000 + 100 * seed + number, [time.time()]
+        pairs, told = make_pairs(world, s, drawn)
+        clock.append(time.time())
+        points = (
+            noise_points(world, s, pairs) if s.method == "diffusion_dpo"
+            else trajectory_points(world, s, pairs, drawn)
+        )  # fmt: skip
+        clock.append(time.time())
+        targets = list(CONFIG.policy.target_modules)
+        policy = LoraPolicy(world.model, s.rank, s.rank, targets, seed)
+        thought = train(
+            world, s, pairs, policy, points, drawn,
+            lambda: held_out(world, VALIDATION)["composition"],
+        )  # fmt: skip
+        clock.append(time.time())
+        policy.save(folder / f"round-{number}")
+        network.fuse_lora()  # type: ignore[operator]
+        network.unload_lora()  # type: ignore[operator]
+        scores = {p: held_out(world, p) for p in (VALIDATION, CONFIG.evaluation.prompts)}
+        seconds = dict(zip(("samples", "inversion", "training"), np.diff(clock), strict=True))
+        rows.append({"round": number, **told, "watched": thought, "seconds": seconds, **scores})
+        print(json.dumps({"seed": seed, **rows[-1]}), flush=True)
+        atomic_text(json.dumps({"settings": asdict(s), "rows": rows}, indent=1), file)
+    network.load_state_dict(untrained)
+    return rows
+
+
+def table(seeds: Sequence[Sequence[dict[str, Any]]], prompts: str) -> str:
+    """Markdown: a row for each round, over seeds."""
+    shown = ("composition", "sg_iou", "exact", "warmth")
+    lines = [f"| round | pairs | {' | '.join(shown)} |", "|" + " --- |" * (2 + len(shown))]
+    for rounds in zip(*seeds, strict=True):
+        cells = []
+        for name in shown:
+            values = [r[prompts][name] for r in rounds]
+            v = over_seeds(values)
+            interval = f" [{v['low']:.3f}, {v['high']:.3f}]" if len(values) > 1 else ""
+            cells.append(f"{v['mean']:.3f}{interval}")
+        pairs = np.mean([r["pairs"] for r in rounds])
+        lines.append(f"| {rounds[0]['round']} | {pairs:,.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the seeds, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("output", type=Path, nargs="?", default=Path("runs/scale"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="checkers")
+    for field in fields(Settings):
+        name, choices = field.name.replace("_", "-"), None
+        choices = ("x0", "diffusion_dpo") if name == "method" else None
+        parser.add_argument(
+            f"--{name}", type=type(field.default), default=field.default, choices=choices, help=" "
+        )
+    args = parser.parse_args()
+    s = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
+    world = make_world(args.workers)
+    found = [run_seed(world, s, seed, args.output / f"seed-{seed}") for seed in args.seeds]
+    print(table(found, CONFIG.evaluation.prompts))
+
+
+if __name__ == "__main__":
+    main()
