@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from inversion_dpo.data.graph_statistics import GraphStatistics, format_statisti
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Row, inspect, rows_of
 from inversion_dpo.data.source import content, no_pairs
+from inversion_dpo.data.traits import Share, Tally, format_shares, traits
 from inversion_dpo.graphs import SceneGraph
 
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
@@ -43,8 +44,8 @@ class PairReport:
     usable ``pairs``: duplicates (caption and images seen before, in either order), mixed_sizes
     (the two images differ in size), image_sizes {(width, height): images}, captions (least,
     median, most in ``measure``'s unit), long_captions (longer than its longest), first_preferred
-    (share of labelled rows with label_0 = 1), graphs (statistics of the scene graphs). ``problems``
-    spells out the first 50 of ``problems_total``.
+    (share of labelled rows with label_0 = 1), traits (what else winners have more of), graphs
+    (statistics of the scene graphs). ``problems`` spells out the first 50 of ``problems_total``.
     """
 
     path: str | Path
@@ -66,6 +67,7 @@ class PairReport:
     measure: Measure
     long_captions: int
     first_preferred: float | None
+    traits: Mapping[str, Share]
     graphs: GraphStatistics
     problems: tuple[str, ...]
     problems_total: int
@@ -94,13 +96,14 @@ def check_pairs(
     lengths: list[int] = []
     problems: list[str] = []
     graphs: list[SceneGraph] = []
+    tally = Tally()
     seen: set[bytes] = set()
     for row in islice(rows_of(open_rows(data, how).rows(), how.ranking), limit):
         counts["rows"] += 1
         if reason := row.left_out:
             counts[reason] += 1
             continue
-        found, row_sizes = inspect(row)
+        found, images = inspect(row)
         graph = _graph(row)
         faults = [*found, graph] if isinstance(graph, Fault) else found
         counts.update(fault.kind for fault in faults)
@@ -108,14 +111,16 @@ def check_pairs(
         if found:
             continue
         graphs += [graph] if isinstance(graph, SceneGraph) else []
-        key = content(row)
+        key, row_sizes = content(row), [image.size for image in images]
         counts.update(pairs=1, duplicates=int(key in seen))
         counts.update(mixed_sizes=int(len(set(row_sizes)) > 1), labelled=int(row.labelled))
         counts.update(first=int(row.labelled and row.label == 1.0))
         seen.add(key)
         sizes.update(row_sizes)
         lengths.append(measure.length(row.caption or ""))
-    return _report(data, counts, sizes, lengths, measure, problems, graphs)
+        if not row.single:
+            tally.add(*map(traits, images if row.label else images[::-1]))
+    return _report(data, counts, sizes, lengths, measure, problems, graphs, tally.shares())
 
 
 def _graph(row: Row) -> SceneGraph | Fault | None:
@@ -179,7 +184,7 @@ def format_report(report: PairReport) -> str:
         )
     if report.first_preferred is not None:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
-    lines += format_statistics(report.graphs)
+    lines += format_shares(report.traits) + format_statistics(report.graphs)
     if report.ok:
         return "\n".join([*lines, "  no problems"])
     lines.append(
@@ -201,6 +206,7 @@ def _report(
     measure: Measure,
     problems: list[str],
     graphs: list[SceneGraph],
+    winners: Mapping[str, Share],
 ) -> PairReport:
     total = sum(counts[kind] for kind in _PROBLEMS)
     if not counts["pairs"] and not total:
@@ -216,6 +222,7 @@ def _report(
         measure=measure,
         long_captions=sum(n > measure.longest for n in lengths),
         first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
+        traits=winners,
         graphs=statistics_of(graphs),
         problems=tuple(problems),
         problems_total=total,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from PIL import Image
+
 from inversion_dpo.data.columns import Layout
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rankings import order
@@ -85,15 +87,15 @@ class Row:
         return "identical" if sound and same and self.images[0] and not self.single else None
 
 
-def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[tuple[int, int]]]:
-    """What is wrong with a row, with its place, and the sizes (w, h) of its sound images.
+def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Image]]:
+    """What is wrong with a row, with its place, and its sound images.
 
-    Without ``decode`` images are taken for sound, and have no sizes.
+    Without ``decode`` images are taken for sound, and there are none.
     """
     if row.fault:
         return [Fault(row.fault.kind, f"{row.where}: {row.fault.text}")], []
     faults: list[Fault] = []
-    sizes: list[tuple[int, int]] = []
+    images: list[Image.Image] = []
     if row.label not in (0.0, 1.0):
         text = f"{row.where}: label_0 is {_shown(row.label)}"
         remedy = "write 1 (image 0 preferred), 0 (image 1) or 0.5 (tie), or drop the row"
@@ -120,10 +122,10 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[tuple[int,
         if not decode:
             continue
         try:
-            sizes.append(decode_image(data, place).size)
+            images.append(decode_image(data, place))
         except DataError as error:
             faults.append(Fault("broken_images", str(error)))
-    return faults, sizes
+    return faults, images
 
 
 def rows_of(raws: Iterable[Raw], scheme: str) -> Iterator[Row]:

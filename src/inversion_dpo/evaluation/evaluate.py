@@ -25,6 +25,7 @@ from tqdm import tqdm
 from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
 from inversion_dpo.disk import atomic_table, atomic_text, read_table, seal, sha256_of, unsealed
+from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.judges import scorers_of, structure
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
@@ -258,7 +259,7 @@ def evaluate(
     s = config.evaluation.seeds
     metrics: dict[str, Any] = {"n_prompts": len(asked.prompts), "seeds": s}
     metrics |= judged(asked, reference, policy, config) if reference else {}
-    metrics |= structure(asked, files, config)
+    metrics |= structure(asked, files, config) | changes(*files)
     if reference:
         if current_team().main:
             write_table(folder / "per_prompt.parquet", asked, config, reference, policy)

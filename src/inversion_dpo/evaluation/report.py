@@ -16,6 +16,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from inversion_dpo.data.traits import Share, shares_text
 from inversion_dpo.evaluation import exports, figures
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
 from inversion_dpo.evaluation.figures import Pixels
@@ -101,6 +102,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         cards=cards,
         categories=_categories(data.metrics),
         structure=_structure(data.metrics),
+        traits=_traits(data.metrics),
         gains=folder / "gains.png",
         panels=[(p.title, p.note, data_uri(figures.panel_png(p, data.history))) for p in panels],
         pairs=[(caption, inlined(win), inlined(lose)) for caption, win, lose in data.pairs],
@@ -159,7 +161,10 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
         gain = interval_text(row["gain"], row["gain_low"], row["gain_high"])
         out.append(f"  {name}: gain {gain}, win rate {part['win_rate']:.3f}, "
                    f"{part['n_prompts']} prompts")  # fmt: skip
-    return out or [f"{metrics['n_prompts']} prompts were sampled but not scored"]
+    out = out or [f"{metrics['n_prompts']} prompts were sampled but not scored"]
+    if found := _shares(metrics):
+        out.append(f"  its images are, against the reference's: {shares_text(found)}")
+    return out
 
 
 def _statement(name: str, row: Mapping[str, float]) -> str:
@@ -307,6 +312,24 @@ def _structure(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             shown |= {"verdict": kind, "words": VERDICT_WORDS[kind]}
         rows.append(shown)
     return rows
+
+
+def _shares(metrics: Mapping[str, Any]) -> dict[str, Share]:
+    return {name: Share(**row) for name, row in (metrics.get("traits") or {}).items()}
+
+
+def _traits(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row a trait: in which share of the images the policy's has more of it."""
+    words = {"gain": "more", "loss": "less", "none": "no measurable change"}
+    return [
+        {
+            "name": name,
+            "share": f"{s.share:.1%}",
+            "interval": f"[{100 * s.low:.1f}, {100 * s.high:.1f}]",
+            "words": words[verdict(s.low, s.high, null=0.5)],
+        }
+        for name, s in _shares(metrics).items()
+    ]
 
 
 def _table_row(name: str, row: Mapping[str, float], preferred: bool) -> dict[str, Any]:

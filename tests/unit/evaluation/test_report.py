@@ -19,6 +19,7 @@ from inversion_dpo.evaluation.report import (
     duration,
     headline,
     inline_text,
+    lines,
     statements,
     write_report,
 )
@@ -57,7 +58,14 @@ def history(steps: int = 60) -> list[dict[str, Any]]:
 def data() -> ReportData:
     return ReportData(
         title="A run & its result",
-        metrics=scores(0.3) | {"seconds": {"training": 83.0}, "steps": 60},
+        metrics=scores(0.3)
+        | {"seconds": {"training": 83.0}, "steps": 60}
+        | {
+            "traits": {
+                "warmer": {"share": 0.9, "low": 0.86, "high": 0.94},
+                "sharper": {"share": 0.49, "low": 0.42, "high": 0.56},
+            }
+        },
         preference="warmth",
         captions=CAPTIONS,
         reference_images=[picture(k) for k in range(4)],
@@ -244,3 +252,24 @@ def test_running_mean_by_hand() -> None:
     values = np.array([0.0, 3.0, 6.0, 0.0])
     assert figures.running_mean(values, 3) == pytest.approx([1.5, 3.0, 3.0, 3.0])
     assert figures.running_mean(values, 1) == pytest.approx(values)
+
+
+def test_what_else_changed_is_read_for_the_reader(page: str) -> None:
+    table = page[page.index("What else changed") :]
+    row = r"<td>{}</td><td class=\"n\">{}</td><td class=\"n\">.*{}.*</td><td>{}</td>"
+    assert re.search(row.format("warmer", "90.0%", r"\[86.0, 94.0\]", "more"), table)
+    same = row.format("sharper", "49.0%", r"\[42.0, 56.0\]", "no measurable change")
+    assert re.search(same, table)
+
+
+def test_what_else_changed_is_said_in_the_terminal_and_left_out_if_unknown(
+    data: ReportData, tmp_path: Path
+) -> None:
+    told = lines(data.metrics)[-1]
+    assert told == (
+        "  its images are, against the reference's: warmer 90% [86%, 94%] !, sharper 49% [42%, 56%]"
+    )
+    older = {k: v for k, v in data.metrics.items() if k != "traits"}
+    assert "its images" not in "".join(lines(older))
+    page = write_report(tmp_path, replace(data, metrics=older)).read_text(encoding="utf-8")
+    assert "What else changed" not in page

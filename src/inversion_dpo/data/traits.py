@@ -1,0 +1,96 @@
+"""What tells winners from losers beside what they were chosen for: plain traits of pictures.
+
+Training follows whatever the pairs have in common. Where winners are also, say, more colourful,
+a policy may become so too, whatever the labels were meant to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+SIDE = 256  # pixels; larger images are looked at in this size, so that sharpness can be compared
+LEAST_PAIRS = 30  # of fewer nothing is said: the interval would be no good
+LUMA = (0.299, 0.587, 0.114)
+Z = 2.576  # of the normal distribution's central 99%: five traits are looked at together
+TRAITS = ("brighter", "more contrasty", "more colourful", "warmer", "sharper")
+Traits = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share of pairs whose winner has more of a trait, equal ones counting half; 99% interval."""
+
+    share: float
+    low: float
+    high: float
+
+    @property
+    def chance(self) -> bool:
+        """Whether winners may as well be like losers in this."""
+        return self.low <= 0.5 <= self.high
+
+
+def traits(image: Image.Image) -> Traits:
+    """How bright, contrasty, colourful, warm (red less blue) and sharp an RGB image is."""
+    small = image.copy()
+    small.thumbnail((SIDE, SIDE))
+    rgb = np.asarray(small, np.float32) / 255
+    luma = rgb @ np.array(LUMA, np.float32)
+    edges = [np.abs(np.diff(luma, axis=k)).mean() if luma.shape[k] > 1 else 0.0 for k in (0, 1)]
+    found = (
+        luma.mean(), luma.std(), np.ptp(rgb, axis=2).mean(),
+        (rgb[..., 0] - rgb[..., 2]).mean(), sum(edges),
+    )  # fmt: skip
+    return dict(zip(TRAITS, map(float, found), strict=True))
+
+
+class Tally:
+    """Counts pairs by which of the two has more of each trait; a million takes no memory."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self.more: Counter[str] = Counter()
+        self.less: Counter[str] = Counter()
+
+    def add(self, winner: Traits, loser: Traits) -> None:
+        """Count one pair."""
+        self.pairs += 1
+        self.more.update(name for name in winner if winner[name] > loser[name])
+        self.less.update(name for name in winner if winner[name] < loser[name])
+
+    def shares(self) -> dict[str, Share]:
+        """By trait; none of fewer than ``LEAST_PAIRS`` pairs, nor of traits that never differ."""
+        found: dict[str, Share] = {}
+        for name in TRAITS if self.pairs >= LEAST_PAIRS else ():
+            more, less = self.more[name] / self.pairs, self.less[name] / self.pairs
+            if more or less:
+                share = 0.5 + (more - less) / 2
+                half = Z * math.sqrt((more + less - (more - less) ** 2) / self.pairs) / 2
+                found[name] = Share(share, share - half, share + half)
+        return found
+
+
+def shares_text(found: Mapping[str, Share]) -> str:
+    """Every share with its interval; what is no chance is marked."""
+    return ", ".join(
+        f"{name} {s.share:.0%} [{s.low:.0%}, {s.high:.0%}]{'' if s.chance else ' !'}"
+        for name, s in found.items()
+    )
+
+
+def format_shares(found: Mapping[str, Share]) -> list[str]:
+    """What winners have more of, as indented lines of a report; none if nothing is known."""
+    if not found:
+        return []
+    lines = [f"  winners are, in the share of pairs [99% interval]: {shares_text(found)}"]
+    if not all(s.chance for s in found.values()):
+        lines.append(
+            "    ! is no chance: a policy may learn this too; `evaluate` says whether it did"
+        )
+    return lines

@@ -1,0 +1,39 @@
+"""What else changed: traits of the policy's images against the reference's, in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inversion_dpo.evaluation.changes import changes
+from inversion_dpo.evaluation.evaluate import write_samples
+
+
+def written(path: Path, shades: list[tuple[int, int, int]]) -> Path:
+    images = [np.full((8, 8, 3), shade, np.uint8) for shade in shades]
+    write_samples(path, [f"p{k}" for k in range(len(shades))], list(range(len(shades))), images, {})
+    return path
+
+
+def test_policy_against_reference_image_by_image(tmp_path: Path) -> None:
+    """Of 100 images 75 become warmer, 25 colder; none differs in contrast or sharpness."""
+    grey, warm, cold = (90, 90, 90), (120, 90, 90), (90, 90, 120)
+    reference = written(tmp_path / "r.parquet", [grey] * 100)
+    policy = written(tmp_path / "p.parquet", ([warm] * 3 + [cold]) * 25)
+    found = changes(reference, policy)["traits"]
+    assert list(found) == ["brighter", "more colourful", "warmer"]
+    assert found["warmer"]["share"] == 0.75
+    assert found["brighter"]["share"] == 1.0
+    half = 2.576 * 2 * (0.75 * 0.25) ** 0.5 / 2 / 100**0.5
+    assert found["warmer"]["high"] == pytest.approx(0.75 + half)
+    back = changes(policy, reference)["traits"]
+    assert back["warmer"]["share"] == 0.25
+
+
+def test_the_same_images_and_few_images_say_nothing(tmp_path: Path) -> None:
+    many = written(tmp_path / "a.parquet", [(k, 0, 0) for k in range(40)])
+    few = written(tmp_path / "b.parquet", [(9, 9, 9)] * 5)
+    assert changes(many, many) == {"traits": {}}
+    assert changes(few, written(tmp_path / "c.parquet", [(0, 0, 0)] * 5)) == {"traits": {}}
