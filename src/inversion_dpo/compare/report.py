@@ -11,6 +11,7 @@ from typing import Any
 from inversion_dpo.cache import atomic_text
 from inversion_dpo.compare import figures
 from inversion_dpo.compare.summary import over_seeds
+from inversion_dpo.data.traits import TRAITS
 from inversion_dpo.evaluation.report import data_uri, environment
 
 Summary = Mapping[str, Any]
@@ -118,6 +119,16 @@ def round_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     return ["one sample a prompt", *metrics], rows
 
 
+def trait_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of what the policies' images have more or less of."""
+    rows = [
+        [name, *(cell(v["traits"][t], sign="") for t in TRAITS)]
+        for name, v in summary["variants"].items()
+        if v["traits"]
+    ]
+    return ["the policy's image is", *TRAITS], rows
+
+
 def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, list[str]]]:
     """(heading, note, (head, rows) or None, names of the pictures)."""
     seeds = summary["seeds"]
@@ -156,6 +167,12 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
     found.append(("Best of n", "Of n samples of the reference the one with the highest "
                   f"{preference}, against one sample of each policy.",
                   best_rows(summary), []))  # fmt: skip
+    if trait_rows(summary)[1]:
+        found.append(("What else changed",
+                      "Share of images in which the policy's has more of a trait than the first "
+                      "reference's from the same noise; 0.5 is no change. `inversion-dpo pairs "
+                      "check` says the same of the winners.",
+                      trait_rows(summary), []))  # fmt: skip
     found.append(
         ("Errors and drift",
          "On held-out pairs. A winner's error that rises says that the margin comes from losers "

@@ -16,7 +16,15 @@ from PIL import Image
 
 from inversion_dpo.cache import TrajectoryCache, atomic_text
 from inversion_dpo.config import Config, ConfigError
-from inversion_dpo.evaluation.evaluate import evaluate, read_prompts, sampled, training_facts
+from inversion_dpo.evaluation.changes import changes
+from inversion_dpo.evaluation.evaluate import (
+    evaluate,
+    read_prompts,
+    read_scores,
+    sampled,
+    sampled_file,
+    training_facts,
+)
 from inversion_dpo.evaluation.evaluate import judged as score_sides
 from inversion_dpo.evaluation.prompts import read_prompt_set
 from inversion_dpo.inversion import evaluations_per_image
@@ -154,9 +162,11 @@ def against(origin: Config, config: Config, folder: Path, memo: Path) -> Result:
     """The metrics of a policy whose reference is not the model that it was trained from."""
     e = config.evaluation
     asked = read_prompt_set(e.prompts, e.limit)
-    _, reference = sampled(origin, None, memo, asked.prompts, "reference", e.seeds)
-    _, policy = sampled(config, folder / "adapter", memo, asked.prompts, "policy", e.seeds)
-    return score_sides(asked, reference, policy, config) | training_facts(folder, config)
+    sides = (origin, None, "reference"), (config, folder / "adapter", "policy")
+    files = [sampled_file(c, a, memo, asked.prompts, word, e.seeds) for c, a, word in sides]
+    reference, policy = map(read_scores, files)
+    scores = score_sides(asked, reference, policy, config)
+    return scores | changes(*files) | training_facts(folder, config)
 
 
 def curve_of(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from inversion_dpo.data.traits import TRAITS
 from inversion_dpo.evaluation.metrics import metric_rows
 
 Result = dict[str, Any]
@@ -42,6 +43,7 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
         "preference": over_seeds([m["preference"]["gain"] for m in metrics]),
         "win_rate": over_seeds([m["win_rate"] for m in metrics]),
         "diversity": over_seeds([r["diversity"] for r in results]),
+        "traits": traits_over_seeds(metrics),
         "training": {
             k: over_seeds([row[k] for row in last])
             for k in last[0] if k.startswith("heldout_") and all(k in row for row in last)
@@ -52,6 +54,18 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
         "curve": curve_over_seeds([r["curve"] for r in results]),
         "history": history_over_seeds([r["history"] for r in results]),
     }  # fmt: skip
+
+
+def traits_over_seeds(metrics: Sequence[Result]) -> Result:
+    """Share of images in which the policy's has more of a trait.
+
+    Empty if a run does not tell: it is of an older version, has too few images, or no image of it
+    differs in anything. A single trait that never differs is as good as even.
+    """
+    if not all(m.get("traits") for m in metrics):
+        return {}
+    even = {"share": 0.5}
+    return {n: over_seeds([m["traits"].get(n, even)["share"] for m in metrics]) for n in TRAITS}
 
 
 def step_evaluations(history: Sequence[Mapping[str, float]]) -> float:

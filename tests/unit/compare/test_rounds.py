@@ -189,9 +189,11 @@ def test_full_weights_need_no_merging_and_fresh_noise_no_inversion(settings, tmp
         merge(config, tmp_path / "nothing", tmp_path / "merged")
 
 
-def test_the_command_writes_a_page_of_rounds(settings, tmp_path):
+def test_the_command_writes_a_page_of_rounds(settings, tmp_path, monkeypatch):
     from inversion_dpo.config import to_yaml
+    from inversion_dpo.data import traits
 
+    monkeypatch.setattr(traits, "LEAST_PAIRS", 1)
     make, rounds = settings
     (tmp_path / "tiny.yaml").write_text(to_yaml(make()))
     root = tmp_path / "compare"
@@ -205,6 +207,8 @@ def test_the_command_writes_a_page_of_rounds(settings, tmp_path):
     gain = found["variants"]["x0 round 2"]["gains"]["brightness"]["mean"]
     assert last["mean"] - found["best_of"]["1"]["brightness"] == pytest.approx(gain)
     assert "Round by round" in page.read_text() and len(last["values"]) == 2
+    assert "What else changed" in page.read_text()
+    assert all(found["variants"][n]["traits"]["brighter"] for n in ("x0", "x0 round 2"))
     spent = found["variants"]["x0 round 2"]["inversion"]["evaluations"]
     assert spent > found["variants"]["x0"]["inversion"]["evaluations"]
 

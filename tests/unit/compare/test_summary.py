@@ -12,7 +12,7 @@ from inversion_dpo.compare.methods import (
     parse_vary,
     variants,
 )
-from inversion_dpo.compare.summary import crossing, over_seeds, reach, wins
+from inversion_dpo.compare.summary import crossing, over_seeds, reach, traits_over_seeds, wins
 from inversion_dpo.config import ConfigError, load_config
 
 
@@ -34,6 +34,16 @@ def test_wins_count_ties_half_prompt_by_prompt():
     table = wins({"a": [[1.0, 0.0, 2.0, 3.0]], "b": [[0.0, 0.0, 3.0, 1.0]]})
     assert table["a"]["b"]["mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
     assert table["b"]["a"]["mean"] == pytest.approx(1 - table["a"]["b"]["mean"])
+
+
+def test_traits_over_seeds_by_hand():
+    one = {"traits": {"warmer": {"share": 0.8}, "sharper": {"share": 0.4}}}
+    two = {"traits": {"warmer": {"share": 0.6}}}  # as sharp as the reference, image by image
+    found = traits_over_seeds([one, two])
+    assert found["warmer"]["mean"] == pytest.approx(0.7)
+    assert found["sharper"]["mean"] == pytest.approx(0.45)
+    assert found["brighter"]["mean"] == 0.5
+    assert traits_over_seeds([one, {"traits": {}}]) == traits_over_seeds([one, {}]) == {}
 
 
 def test_reach_counts_the_inversion():
