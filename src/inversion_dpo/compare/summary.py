@@ -65,7 +65,10 @@ def traits_over_seeds(metrics: Sequence[Result]) -> Result:
     if not all(m.get("traits") for m in metrics):
         return {}
     even = {"share": 0.5}
-    return {n: over_seeds([m["traits"].get(n, even)["share"] for m in metrics]) for n in TRAITS}
+    found = {n: over_seeds([m["traits"].get(n, even)["share"] for m in metrics]) for n in TRAITS}
+    for row in found.values():  # a share ends at 0 and 1; NaN, of one seed, stays
+        row["low"], row["high"] = np.clip([row["low"], row["high"]], 0.0, 1.0).tolist()
+    return found
 
 
 def step_evaluations(history: Sequence[Mapping[str, float]]) -> float:

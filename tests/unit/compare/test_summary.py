@@ -43,6 +43,8 @@ def test_traits_over_seeds_by_hand():
     assert found["warmer"]["mean"] == pytest.approx(0.7)
     assert found["sharper"]["mean"] == pytest.approx(0.45)
     assert found["brighter"]["mean"] == 0.5
+    assert (found["warmer"]["low"], found["warmer"]["high"]) == (0.0, 1.0)  # of shares
+    assert math.isnan(traits_over_seeds([one])["warmer"]["low"])
     assert traits_over_seeds([one, {"traits": {}}]) == traits_over_seeds([one, {}]) == {}
 
 
