@@ -219,15 +219,12 @@ def prepare_caches(
         logger.warning(overlong_text(cache, model, key.prompt_chunks))
     if cache.pairs < 4:
         raise DataError(f"{pairs.name}: only {cache.pairs} usable pairs; give at least 4")
-    caches, wanted = [cache], trajectories_of(config, cache)
-    for draw in range(1, wanted):
-        logger.info("trajectory %d of %d of every image", draw + 1, wanted)
-        with accelerator.autocast():
-            another = replace(key, draw=draw)
-            caches.append(
-                build_cache(root, model, pairs, another, accelerator.device, current_team())
-            )
-    return caches
+    device, team = accelerator.device, current_team()
+    with accelerator.autocast():
+        return [cache] + [
+            build_cache(root, model, pairs, replace(key, draw=draw), device, team)
+            for draw in range(1, trajectories_of(config, cache))
+        ]
 
 
 def trajectories_of(config: Config, cache: TrajectoryCache) -> int:
