@@ -60,12 +60,12 @@ def memory() -> float:
 def invert(preset: str | None, overrides: list[str], cache: Path) -> dict[str, float]:
     """Seconds and memory of inverting all pairs, and the bytes that they leave."""
     from inversion_dpo.config import load_config
-    from inversion_dpo.session import load_model, make_accelerator, prepare_caches
+    from inversion_dpo.session import load_model, make_accelerator, prepare_cache
 
     config = load_config(preset, overrides)
     accelerator = make_accelerator(config)
     model, before, begun = load_model(config, accelerator.device), memory(), time.perf_counter()
-    prepare_caches(config, accelerator, model, cache)
+    prepare_cache(config, accelerator, model, cache)
     seconds = time.perf_counter() - begun
     size = sum(p.stat().st_size for p in cache.rglob("*.safetensors"))
     return {"invert_s": seconds, "invert_mb": memory() - before, "cache_mb": size / 1e6}

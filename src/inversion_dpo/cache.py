@@ -62,7 +62,6 @@ class CacheKey:
     first: int = 1  # index of the lowest state with a prediction
     last: int | None = None  # of the highest state; None: N
     reference_guidance: float = 1.0  # of the reference's stored predictions
-    draw: int = 0  # of the noise below t_start, where an image has several trajectories
 
     @property
     def start(self) -> int:

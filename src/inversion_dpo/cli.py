@@ -75,12 +75,12 @@ def train_run(config: Config, output: Path) -> None:
 def invert_run(config: Config, cache: Path) -> Any:
     """Recover the trajectories of all pairs under the frozen reference."""
     from inversion_dpo.faults import memory_advice
-    from inversion_dpo.session import load_model, make_accelerator, prepare_caches
+    from inversion_dpo.session import load_model, make_accelerator, prepare_cache
 
     accelerator = make_accelerator(config)
     with memory_advice("inversion"):
         model = load_model(config, accelerator.device)
-        return model, prepare_caches(config, accelerator, model, cache), accelerator.device
+        return model, prepare_cache(config, accelerator, model, cache), accelerator.device
 
 
 def say(text: str) -> None:
@@ -109,12 +109,10 @@ def invert(
     with occupied(output):
         claim_together(output, run)
         with stage(output, "invert"):
-            model, caches, device = invert_run(run, output / "cache")
+            model, cache, device = invert_run(run, output / "cache")
         if not current_team().main:
             return
-        for cache in caches:
-            typer.echo(f"{cache.pairs} pairs in {cache.folder}")
-        cache = caches[0]
+        typer.echo(f"{cache.pairs} pairs in {cache.folder}")
         for scale in sorted({1.0, run.inversion.guidance_scale}):
             error = round_trip_error(model, cache, scale, device)
             typer.echo(

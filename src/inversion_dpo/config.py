@@ -69,7 +69,6 @@ class InversionConfig:
     guidance_scale: float = 1.0
     fixed_point_iterations: int = 0  # 0: naive DDIM inversion
     t_start: float = 0.0  # below this part of the schedule add noise, above it invert
-    trajectories: int = 1  # of each image, from other noise below t_start: epochs take them in turn
     keep: int | None = None  # states kept per pair, drawn in t_min..t_max; null: all N
     reconstruct: bool = False  # also sample back, to see what the reference cannot reproduce
     max_error: float | None = None  # leave out pairs whose relative error is above; reconstruct

@@ -71,7 +71,6 @@ def _check_positive(config: Config) -> None:
         "objective.states": config.objective.states,
         "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
         "inversion.batch_size": config.inversion.batch_size,
-        "inversion.trajectories": config.inversion.trajectories,
         "inversion.keep": 1 if config.inversion.keep is None else config.inversion.keep,
         "evaluation.batch_size": config.evaluation.batch_size,
         "evaluation.sample_steps": config.evaluation.sample_steps,
@@ -126,11 +125,6 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError(
             f"inversion.t_start={start} must be 0, to invert from the clean image, or between "
             f"{1 / steps:g} (one of inversion.steps={steps}) and 0.5"
-        )
-    if config.inversion.trajectories > 1 and not start:
-        raise ConfigError(
-            f"inversion.trajectories={config.inversion.trajectories} of an image are all the same "
-            "without noise at their start: set inversion.t_start, or leave it at 1"
         )
 
 

@@ -6,7 +6,7 @@ the policy as it is now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import torch
@@ -20,11 +20,10 @@ from inversion_dpo.schedule import add_noise, error_scale, posterior_std, predic
 from inversion_dpo.session import Session
 from inversion_dpo.types import TrainingPoints
 
-Batch = list[tuple[int, int]]  # (pair, epoch)
 INPO_ETA = 0.1  # DDIM-InPO's noise beside the inversion, in standard deviations of the posterior
 
 
-def with_dropout(session: Session, batch: Batch, condition: Condition) -> None:
+def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Condition) -> None:
     """Replace the condition of dropped pairs by the empty one, for winner and loser alike.
 
     Without its prompt a pair has no scene graph either; without its graph it keeps the prompt, and
@@ -43,46 +42,21 @@ def with_dropout(session: Session, batch: Batch, condition: Condition) -> None:
 
 
 def trajectory_points(
-    session: Session, batch: Batch, condition: Condition, generators: Generators
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> TrainingPoints:
-    """One uniformly drawn state of each pair's trajectories; every epoch takes the next ones."""
-    caches, recipe = session.caches, session.recipe
-    first, last = caches[0].positions(recipe.low, recipe.high)
+    """One uniformly drawn state of each pair's cached trajectories."""
+    cache, recipe = session.cache, session.recipe
+    first, last = cache.positions(recipe.low, recipe.high)
     drawn = integers(first, last, generators).tolist()
-    parts, places = [], list[int]()
-    for number, cache in enumerate(caches):
-        mine = [k for k, (_, epoch) in enumerate(batch) if epoch % len(caches) == number]
-        if mine:
-            pairs, positions = [batch[k][0] for k in mine], [drawn[k] for k in mine]
-            parts.append(cache.points(pairs, positions, recipe.target))
-            places += mine
-    return parts[0] if len(parts) == 1 else in_order(parts, places)
-
-
-def in_order(parts: list[TrainingPoints], places: list[int]) -> TrainingPoints:
-    """Points of parts of a batch as points of the batch; ``places`` in it of the parts' pairs."""
-    order = torch.tensor(places).argsort()
-
-    def joined(values: Iterable[Tensor]) -> Tensor:
-        winners, losers = zip(*(torch.chunk(value, 2) for value in values), strict=True)
-        return torch.cat([torch.cat(winners)[order], torch.cat(losers)[order]])
-
-    return TrainingPoints(
-        joined(p.i for p in parts),
-        joined(p.x_t for p in parts),
-        joined(p.timesteps for p in parts),
-        joined(p.scale for p in parts),
-        joined(p.target for p in parts),
-        joined(p.reference for p in parts),
-    )
+    return cache.points(pairs, drawn, recipe.target)
 
 
 def noise_points(
-    session: Session, batch: Batch, condition: Condition, generators: Generators
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> TrainingPoints:
     """Fresh noise and timestep per pair, the same for both images; no reference yet."""
     schedule = session.model.schedule
-    x_0 = session.cache.gather("clean", [pair for pair, _ in batch])
+    x_0 = session.cache.gather("clean", pairs)
     low, high = session.recipe.timesteps
     i = integers(low, high, generators).repeat(2)
     eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
@@ -94,7 +68,7 @@ def noise_points(
 
 @torch.no_grad()
 def policy_points(
-    session: Session, batch: Batch, condition: Condition, generators: Generators
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> TrainingPoints:
     """A state of each pair's inversion under the policy as it is now; target x0.
 
@@ -106,7 +80,7 @@ def policy_points(
     grid, kind, recipe = session.cache.grid, session.cache.kind, session.recipe
     device, renoise = session.accelerator.device, recipe.objective.source == "renoise"
     i = integers(recipe.low, recipe.high, generators).repeat(2)
-    x_0 = session.cache.gather("clean", [pair for pair, _ in batch]).to(device)
+    x_0 = session.cache.gather("clean", pairs).to(device)
     x, inner = x_0, (-1, *[1] * (x_0.ndim - 1))
     for j in range(int(i.max())):
         low, high = grid.levels[j], grid.levels[j + 1]
@@ -129,7 +103,7 @@ def policy_points(
     return TrainingPoints(i, x, grid.timesteps[i], scale, target, target, spent)
 
 
-Source = Callable[[Session, Batch, Condition, Generators], TrainingPoints]
+Source = Callable[[Session, list[int], Condition, Generators], TrainingPoints]
 SOURCES: dict[str, Source] = {
     "trajectory": trajectory_points,
     "noise": noise_points,

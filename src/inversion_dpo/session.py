@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +70,13 @@ class Session:
     policy: Policy
     network: nn.Module  # the prepared policy network: every forward goes through it
     optimizer: Any
-    caches: list[TrajectoryCache]  # one for each trajectory of an image; else they are alike
+    cache: TrajectoryCache
     train_pairs: list[int]
     heldout_pairs: list[int]
     recipe: Recipe
     team: Team = field(default_factory=Team)
     coefficients: dict[str, float] = field(default_factory=dict)  # that adapt: kept in checkpoints
     skipped: int = 0  # steps whose loss or gradient was not finite
-
-    @property
-    def cache(self) -> TrajectoryCache:
-        """The first, for all that trajectories of an image have in common."""
-        return self.caches[0]
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -202,10 +197,10 @@ def graph_identity(config: Config, model: DiffusionModel) -> str | None:
     return identity([encoder]) if config.model.scene_graph else f"new {encoder.shape.tokens}"
 
 
-def prepare_caches(
+def prepare_cache(
     config: Config, accelerator: Accelerator, model: DiffusionModel, root: Path
-) -> list[TrajectoryCache]:
-    """Read the pairs, invert what is not inverted yet; a cache for each trajectory of an image."""
+) -> TrajectoryCache:
+    """Read the pairs, invert what is not inverted yet."""
     pairs = source_of(config)
     key = cache_key(config, pairs, model)
     with accelerator.autocast():
@@ -219,21 +214,7 @@ def prepare_caches(
         logger.warning(overlong_text(cache, model, key.prompt_chunks))
     if cache.pairs < 4:
         raise DataError(f"{pairs.name}: only {cache.pairs} usable pairs; give at least 4")
-    device, team = accelerator.device, current_team()
-    with accelerator.autocast():
-        return [cache] + [
-            build_cache(root, model, pairs, replace(key, draw=draw), device, team)
-            for draw in range(1, trajectories_of(config, cache))
-        ]
-
-
-def trajectories_of(config: Config, cache: TrajectoryCache) -> int:
-    """How many of each image training comes to see: one an epoch, of ``inversion.trajectories``."""
-    if OBJECTIVES[config.objective.name].source != "trajectory":
-        return 1
-    t = config.training
-    train, _ = split_pairs(list(range(cache.pairs)), config.data.holdout)
-    return min(config.inversion.trajectories, math.ceil(t.steps * t.batch_size / len(train)))
+    return cache
 
 
 def guidance_text(scale: float, plain: float, guided: float) -> str:
@@ -338,8 +319,7 @@ def set_up(config: Config, cache_root: Path) -> Session:
     """Load the model, invert the pairs under it, then attach the policy to be trained."""
     accelerator = make_accelerator(config)
     model = load_model(config, accelerator.device)
-    caches = prepare_caches(config, accelerator, model, cache_root)
-    cache = caches[0]
+    cache = prepare_cache(config, accelerator, model, cache_root)
     only_network_stays(model)
     policy = make_policy(config, model)
     t = config.training
@@ -363,12 +343,11 @@ def set_up(config: Config, cache_root: Path) -> Session:
         raise DataError("objective.soft_labels=true, but no pair has a preference_0 (docs/data.md)")
     usable = reproducible(cache, config.inversion.max_error)
     train, heldout = split_pairs(usable, config.data.holdout)
-    for each in caches:
-        each.swap(train, config.data.label_noise, t.seed)
+    cache.swap(train, config.data.label_noise, t.seed)
     team = current_team()
     _check_batch(recipe, team)
     return Session(
-        accelerator, model, policy, network, optimizer, caches, train, heldout, recipe, team
+        accelerator, model, policy, network, optimizer, cache, train, heldout, recipe, team
     )
 
 

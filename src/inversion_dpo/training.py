@@ -98,7 +98,7 @@ def losses(
     if drop:
         with_dropout(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
-    points = SOURCES[objective.source](session, batch, condition, generators)
+    points = SOURCES[objective.source](session, pairs, condition, generators)
     if (objective.reference or compare) and (drop or objective.source != "trajectory"):
         points = live_reference(session, points, condition)
     points = to_device(points, device)

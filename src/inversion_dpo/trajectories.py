@@ -57,7 +57,6 @@ from inversion_dpo.processes import Team
 from inversion_dpo.types import Grid
 
 logger = logging.getLogger(__name__)
-DRAWS_APART = 2**27  # between seeds of an image's trajectories; of a seed torch takes 32 bits
 
 
 def conditional(model: DiffusionModel, condition: Condition) -> Predict:
@@ -152,13 +151,12 @@ def invert_pairs(
     empty = {} if scales == (1.0, 1.0) else model.condition([""])
     predict = under_guidance(model, per_image, empty, scales[0])
     reference = under_another(model, per_image, empty, *scales)
-    seed = first + key.draw * DRAWS_APART
     trajectory = invert(
         x_0, grid, predict, kind, key.fixed_point_iterations,
         None if scales[0] == scales[1] else reference,
-        pair_noise(seed, x_0.shape).to(x_0), key.start, key.first, key.last,
+        pair_noise(first, x_0.shape).to(x_0), key.start, key.first, key.last,
     )  # fmt: skip
-    steps = kept_steps(seed, len(pairs), key.keep, key.last or grid.steps)
+    steps = kept_steps(first, len(pairs), key.keep, key.last or grid.steps)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
     shard = {"clean": x_0.cpu(), "steps": steps}
     shard["preference"] = torch.tensor([p.preference for p in pairs])

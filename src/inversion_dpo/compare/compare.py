@@ -90,15 +90,14 @@ def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     if OBJECTIVES[config.objective.name].source != "trajectory":
         return {"evaluations": 0.0, "seconds": 0.0}
     begun = time.time()
-    caches = invert(config, root / "cache")
-    name = " ".join(cache.folder.name for cache in caches)
+    cache = invert(config, root / "cache")
     taken, file = round(time.time() - begun, 2), root / "inversions.json"
     known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    if name not in known:
-        known[name] = {"seconds": taken}
+    if cache.folder.name not in known:
+        known[cache.folder.name] = {"seconds": taken}
         atomic_text(json.dumps(known, indent=1), file)
-    seconds = known[name]["seconds"]
-    return {"evaluations": inversion_evaluations(config, caches), "seconds": seconds}
+    seconds = known[cache.folder.name]["seconds"]
+    return {"evaluations": inversion_evaluations(config, cache), "seconds": seconds}
 
 
 def compare(root: Path, plan: Plan) -> Path:

@@ -107,8 +107,7 @@ def next_round(before: Config, last: Path, folder: Path) -> Config:
         ),
     )  # fmt: skip
     if OBJECTIVES[before.objective.name].source == "noise":
-        unseen = replace(before.inversion, steps=1, t_start=0.0, trajectories=1)
-        config = replace(config, inversion=unseen)
+        config = replace(config, inversion=replace(before.inversion, steps=1, t_start=0.0))
     return config
 
 

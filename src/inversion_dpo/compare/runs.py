@@ -34,7 +34,7 @@ from inversion_dpo.session import (
     load_model,
     make_accelerator,
     needed_states,
-    prepare_caches,
+    prepare_cache,
     reproducible,
     split_pairs,
 )
@@ -114,13 +114,13 @@ def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
     }
 
 
-def invert(config: Config, root: Path) -> list[TrajectoryCache]:
+def invert(config: Config, root: Path) -> TrajectoryCache:
     """The trajectories of all pairs under the configuration's model, made if they are not there."""
     accelerator = make_accelerator(config)
-    return prepare_caches(config, accelerator, load_model(config, accelerator.device), root)
+    return prepare_cache(config, accelerator, load_model(config, accelerator.device), root)
 
 
-def inversion_evaluations(config: Config, caches: Sequence[TrajectoryCache]) -> float:
+def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
     """Network evaluations of inverting the pairs that training visits; 0 if it visits none.
 
     Pairs beyond steps x batch, and those held out, are inverted too but teach nothing.
@@ -128,9 +128,8 @@ def inversion_evaluations(config: Config, caches: Sequence[TrajectoryCache]) -> 
     if OBJECTIVES[config.objective.name].source != "trajectory":
         return 0.0
     i, t = config.inversion, config.training
-    usable = reproducible(caches[0], i.max_error)
-    train, _ = split_pairs(usable, config.data.holdout)
-    visited = min(len(train) * len(caches), t.steps * t.batch_size)  # an epoch, a trajectory
+    usable = reproducible(cache, i.max_error)
+    visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
     each = evaluations_per_image(
         i.start, *needed_states(config), i.fixed_point_iterations,
         i.guidance_scale, config.objective.guidance_scale,
