@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+# Without it MKL's sums depend, on Xeons with AMX, on where in memory a tensor happens to lie.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import torch
 
