@@ -72,7 +72,7 @@ class Tally:
             if more or less:
                 share = 0.5 + (more - less) / 2
                 half = Z * math.sqrt((more + less - (more - less) ** 2) / self.pairs) / 2
-                found[name] = Share(share, share - half, share + half)
+                found[name] = Share(share, max(0.0, share - half), min(1.0, share + half))
         return found
 
 

@@ -64,6 +64,7 @@ def test_shares_and_their_interval_by_hand() -> None:
     assert ties.high - ties.share == pytest.approx(2.576 * signs.std() / 2 / 40**0.5)
     assert not ties.chance
     assert tally(*[won] * 29).shares() == {}
+    assert tally(*[won] * 29, lost).shares()["warmer"].high == 1.0  # a share goes no further
 
 
 def test_chance_has_no_mark_and_no_warning() -> None:
