@@ -4,6 +4,9 @@ Source: Song et al., "Denoising Diffusion Implicit Models", 2020,
 https://arxiv.org/abs/2010.02502 (section 4.3); as the carrier of preference optimization:
 "Inversion-DPO", 2025, https://arxiv.org/abs/2507.11554. For flow models the same is Euler's method
 on the velocity, run from data to noise.
+
+An encoded image lacks the faint residual that a sampled latent has and from which inversion would
+have to recover the noise: without noise added at the start x_T is much too small (docs/results.md).
 """
 
 from __future__ import annotations
@@ -27,7 +30,12 @@ def _at(predict: Callable[..., Tensor], x: Tensor, grid: Grid, i: int, *known: T
 def _climb(
     x: Tensor, prediction: Tensor, i: int, grid: Grid, predict: Predict, kind: str, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """State i and the prediction at it, from those at i-1, refined ``iterations`` times."""
+    """State i and the prediction at it, from those at i-1, refined ``iterations`` times.
+
+    Unrefined (naive) the transition follows the prediction at its clean end, predict(x_{i-1},
+    t_{i-1}). Each refinement goes towards the state from which sampling, with predict(x_i, t_i),
+    retraces to x_{i-1} exactly.
+    """
     low, high = grid.levels[i - 1], grid.levels[i]
     x_next = step(x, prediction, low, high, kind)
     prediction = _at(predict, x_next, grid, i)
@@ -50,25 +58,12 @@ def invert(
     first: int = 1,
     last: int | None = None,
 ) -> Trajectory:
-    """Run x_0 (B, *) up the grid under ``predict``; :func:`evaluations_per_image` counts the cost.
+    """Run x_0 (B, *) up the grid under ``predict``, whose kind is one of ``schedule.KINDS``.
 
-    ``kind`` is what ``predict`` predicts, one of ``schedule.KINDS``.
-
-    ``reference``, where given, is asked at every wanted state for what the trajectory then holds:
-    the path may follow one guidance while training compares under another.
-
-    With ``fixed_point_iterations`` = 0 (naive) the transition i -> i+1 follows the prediction at
-    its clean end, predict(x_i, t_i). With k > 0 each x_{i+1} is refined k times towards the state
-    from which sampling, with predict(x_{i+1}, t_{i+1}), retraces to x_i exactly.
-
-    The first ``start`` states are x_0 with ``noise`` (B, *), standard normal, added; above them is
-    inversion. An encoded image lacks the faint residual that a sampled latent has and from
-    which inversion would have to recover the noise; without it x_T is much too small
-    (docs/results.md).
-
-    Wanted are the states ``first`` to ``last`` (None: N). None above is made, and none below is
-    evaluated that the path does not need: its prediction is NaN.
-
+    Wanted are the states ``first`` to ``last`` (None: N). None above is made; none below is
+    evaluated that the path does not need, and its prediction is NaN. The first ``start`` are x_0
+    with ``noise`` (B, *), standard normal, added. ``reference``, where given, says what the
+    trajectory holds for the wanted states: path and training may have different guidances.
     ValueError if ``start`` is not within the grid, or positive without ``noise``.
     """
     last = grid.steps if last is None else last
