@@ -91,6 +91,6 @@ def format_shares(found: Mapping[str, Share]) -> list[str]:
     lines = [f"  winners are, in the share of pairs [99% interval]: {shares_text(found)}"]
     if not all(s.chance for s in found.values()):
         lines.append(
-            "    ! is no chance: a policy may learn it too; `evaluate` says how its images changed"
+            "    ! is no chance: a policy may learn this too; `evaluate` says if its images changed"
         )
     return lines
