@@ -60,13 +60,18 @@ class CacheKey:
     prompt_chunks: int = 1
     scene_graph: str | None = None  # identity of the encoder, if there is one
     first: int = 1  # index of the lowest state with a prediction
-    last: int | None = None  # of the highest state; None: N
+    last: int | None = None  # of the highest state; None: N; 0: no path is made, none is looked at
     reference_guidance: float = 1.0  # of the reference's stored predictions
 
     @property
     def start(self) -> int:
         """As :attr:`config.InversionConfig.start`."""
         return round(self.t_start * self.steps)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether there are trajectories, and not latents and conditions alone."""
+        return self.last != 0
 
     def name(self) -> str:
         """The folder's name: sixteen hex digits."""
@@ -92,9 +97,10 @@ class TrajectoryCache:
     """Random access to the trajectories of numbered pairs.
 
     A shard holds, images in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
-    ``states`` and ``reference`` [2P, K, *] at the grid indices ``steps`` [P, K], ``preference`` [P]
-    (how probably the winner is the better one), ``condition.*`` [P, ...] and ``framing.*``
-    [2P, ...]. ``digest`` and ``reconstruction`` are in the manifest.
+    ``preference`` [P] (how probably the winner is the better one), ``condition.*`` [P, ...] and
+    ``framing.*`` [2P, ...]; of trajectories, where there are any, ``states`` and ``reference``
+    [2P, K, *] at the grid indices ``steps`` [P, K]. ``digest`` and ``reconstruction`` are in the
+    manifest.
     """
 
     def __init__(self, folder: Path, grid: Grid, kind: str, verify: bool = True) -> None:

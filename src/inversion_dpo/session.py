@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from inversion_dpo.cache import CacheKey, TrajectoryCache
-from inversion_dpo.config import Config, ConfigError, resolve
+from inversion_dpo.config import Config, ConfigError, InversionConfig, resolve
 from inversion_dpo.data.pairs import DataError, PairSource, Reading, open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
 from inversion_dpo.models.graph_model import load_encoder
@@ -124,9 +124,19 @@ def window(config: Config) -> tuple[int, int]:
 
 
 def needed_states(config: Config) -> tuple[int, int]:
-    """Lowest and highest index that must be inverted: what is trained on, or sampled back from."""
+    """Lowest and highest index that must be inverted: what is trained on, or sampled back from.
+
+    (1, 0), none, where the objective looks at no trajectories.
+    """
     low, high = window(config)
-    return low, config.inversion.steps if config.inversion.reconstruct else high
+    if config.inversion.reconstruct:
+        return low, config.inversion.steps
+    return (low, high) if looks_at_trajectories(config) else (1, 0)
+
+
+def looks_at_trajectories(config: Config) -> bool:
+    """Whether training looks at the reference's inverted paths, and not at noise of its own."""
+    return OBJECTIVES[config.objective.name].source == "trajectory"
 
 
 def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
@@ -162,8 +172,9 @@ def source_of(config: Config, limit: int | None = None) -> PairSource:
 def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
     """What the run's trajectories depend on."""
     i, d, parts = config.inversion, config.data, frozen_parts(model.pipeline)
-    first, last = needed_states(config)
-    looked_at = OBJECTIVES[config.objective.name].source == "trajectory"
+    looked_at, (first, last) = looks_at_trajectories(config), needed_states(config)
+    if not last:  # how paths would be made makes no difference then
+        i = InversionConfig(steps=i.steps, spacing=i.spacing, batch_size=i.batch_size)
     return CacheKey(
         pairs=pairs.fingerprint,
         fit=d.fit,

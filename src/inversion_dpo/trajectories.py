@@ -1,5 +1,6 @@
-"""Fill the trajectory cache: encode every pair, invert it under the frozen reference, write shards.
+"""Fill the cache: encode every pair, invert it under the frozen reference, write shards.
 
+Where the objective looks at no trajectories, pairs are encoded and that is all.
 An interrupted inversion continues with the missing shards, on any number of processes.
 """
 
@@ -145,8 +146,25 @@ def invert_pairs(
 ) -> dict[str, Tensor]:
     """One shard, see :class:`TrajectoryCache`; ``first`` is the number of the first pair."""
     x_0, condition, framing = encode_pairs(model, pairs, key)
-    x_0, kind = x_0.to(device), model.schedule.kind
-    per_image = _repeat(condition, 2) | framing
+    shard = {"clean": x_0.cpu()}
+    shard["preference"] = torch.tensor([p.preference for p in pairs])
+    if key.inverts:
+        shard |= paths(model, x_0.to(device), condition, framing, first, key, grid)
+    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
+    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+
+
+def paths(
+    model: DiffusionModel,
+    x_0: Tensor,
+    condition: Condition,
+    framing: Condition,
+    first: int,
+    key: CacheKey,
+    grid: Grid,
+) -> dict[str, Tensor]:
+    """What a shard holds of the inversion of its latents x_0 [2P, *]."""
+    per_image, kind = _repeat(condition, 2) | framing, model.schedule.kind
     scales = key.guidance_scale, key.reference_guidance
     empty = {} if scales == (1.0, 1.0) else model.condition([""])
     predict = under_guidance(model, per_image, empty, scales[0])
@@ -156,20 +174,20 @@ def invert_pairs(
         None if scales[0] == scales[1] else reference,
         pair_noise(first, x_0.shape).to(x_0), key.start, key.first, key.last,
     )  # fmt: skip
-    steps = kept_steps(first, len(pairs), key.keep, key.last or grid.steps)
+    steps = kept_steps(first, len(x_0) // 2, key.keep, key.last or grid.steps)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
-    shard = {"clean": x_0.cpu(), "steps": steps}
-    shard["preference"] = torch.tensor([p.preference for p in pairs])
-    shard["states"] = trajectory.states.transpose(0, 1).cpu()[rows, columns]
-    shard["reference"] = trajectory.reference.transpose(0, 1).cpu()[rows, columns]
     noise = recovered_noise(trajectory)
-    shard["x_T_variance"] = noise.flatten(1).double().square().mean(1).cpu()
+    found = {
+        "steps": steps,
+        "states": trajectory.states.transpose(0, 1).cpu()[rows, columns],
+        "reference": trajectory.reference.transpose(0, 1).cpu()[rows, columns],
+        "x_T_variance": noise.flatten(1).double().square().mean(1).cpu(),
+    }
     if key.reconstruct:
         again = reconstruct(trajectory.states[-1], grid, predict, kind)
-        shard["reconstructed"] = again.cpu()
-        shard["reconstruction"] = reconstruction_error(x_0, again).cpu()
-    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
-    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+        found["reconstructed"] = again.cpu()
+        found["reconstruction"] = reconstruction_error(x_0, again).cpu()
+    return found
 
 
 def announce(
@@ -181,9 +199,12 @@ def announce(
     x_0 = encode(model.pipeline.vae, blank).to(device)
     framing = Framing((key.resolution, key.resolution), (0, 0), (key.resolution, key.resolution))
     condition = model.condition(["a picture"])
-    states = key.keep[0] if key.keep else grid.steps
+    states = (key.keep[0] if key.keep else grid.steps) * key.inverts
     text = sum(v.nbytes for v in condition.values())
-    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text)
+    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text) / 1e6
+    if not key.inverts:
+        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size)
+        return
     batch = min(key.batch_size, 2 * count)
     many = _repeat(condition | model.framing([framing]), batch)
     begun = time.time()
@@ -197,8 +218,8 @@ def announce(
     ) + grid.steps * key.reconstruct * passes(key.guidance_scale)  # fmt: skip
     minutes = (time.time() - begun) * each * -(-2 * count // batch) / 60
     logger.info(
-        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min", grid.steps, per,
-        size / 1e6, minutes,
+        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
+        grid.steps, per, size, minutes,
     )  # fmt: skip
 
 
@@ -264,7 +285,8 @@ def _fill(
     """Write this process's share of the missing shards; how many there are, pairs in each."""
     per_shard, first = max(1, key.batch_size // 2), 0
     stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
-    with tqdm(total=count, desc="invert", unit="pair", mininterval=1.0,
+    doing = "invert" if key.inverts else "encode"
+    with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0,
               disable=not team.main) as bar:  # fmt: skip
         number = 0
         while chunk := list(itertools.islice(stream, per_shard)):

@@ -73,6 +73,13 @@ def test_invert_reports_the_reconstruction_error(capsys, settings, tmp_path):
     assert 0 < float(text.rsplit(":", 1)[1]) < math.inf
 
 
+def test_invert_says_when_nothing_is_to_be_inverted(capsys, settings, tmp_path):
+    code, text, _ = run(
+        capsys, "invert", "-c", settings, "-o", tmp_path / "run", "objective.name=diffusion_dpo"
+    )
+    assert code == 0 and "not inverted: objective.name=diffusion_dpo" in text
+
+
 def test_dry_run_prints_the_settings_and_writes_nothing(capsys, settings, tmp_path):
     for command in ("train", "invert"):
         code, text, _ = run(

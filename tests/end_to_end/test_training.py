@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from inversion_dpo import session as session_parts
-from inversion_dpo import training
+from inversion_dpo import training, trajectories
 from inversion_dpo.cache import CacheError, TrajectoryCache
 from inversion_dpo.checkpoint import CheckpointError, best_checkpoint
 from inversion_dpo.config import to_yaml
@@ -234,6 +234,29 @@ def test_fresh_noise_needs_no_other_cache_under_guidance(tiny_config, tmp_path):
                    tmp_path / name).cache.folder for scale in (1, 2)
         }  # fmt: skip
         assert len(found) == folders
+
+
+@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.source != "trajectory"])
+def test_no_path_is_made_that_nobody_looks_at(tiny_config, tmp_path, monkeypatch, name):
+    """And the training is the same as where the paths are there, for another reason."""
+    settings = [f"objective.name={name}", "training.steps=2"]
+    train(tiny_config(*settings, "inversion.reconstruct=true"), tmp_path / "inverted")
+
+    def refuse(*args):
+        raise AssertionError("inverted")
+
+    monkeypatch.setattr(trajectories, "invert", refuse)
+    session = train(tiny_config(*settings, "inversion.t_start=0.34"), tmp_path / "encoded")
+    held = set(session.cache.shard(0).keys())
+    assert "clean" in held and not held & {"states", "reference", "x_T_variance"}
+    with pytest.raises(AssertionError, match="inverted"):
+        set_up(tiny_config("training.steps=2"), tmp_path / "other")
+    first, second = (rows_of(tmp_path / folder) for folder in ("inverted", "encoded"))
+    free = {"seconds", "peak_memory_mb"}
+    for a, b in zip(first, second, strict=True):
+        assert {k: v for k, v in a.items() if k not in free} == {
+            k: v for k, v in b.items() if k not in free
+        }
 
 
 def test_sampling_under_another_guidance_than_trained_is_warned_of(tiny_config, tmp_path, caplog):

@@ -19,8 +19,8 @@ from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
 from inversion_dpo.config import Config, ConfigError, load_config
 from inversion_dpo.evaluation.evaluate import read_prompts, versions
-from inversion_dpo.objectives import OBJECTIVES
 from inversion_dpo.runs import occupied
+from inversion_dpo.session import looks_at_trajectories
 
 logger = logging.getLogger(__name__)
 WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of compare.json
@@ -87,7 +87,7 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
 
 def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     """Evaluations and seconds of inverting the pairs that are trained on; timed once."""
-    if OBJECTIVES[config.objective.name].source != "trajectory":
+    if not looks_at_trajectories(config):
         return {"evaluations": 0.0, "seconds": 0.0}
     begun = time.time()
     cache = invert(config, root / "cache")

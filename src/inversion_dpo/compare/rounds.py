@@ -22,7 +22,6 @@ from inversion_dpo.config import Config, ConfigError, DataConfig
 from inversion_dpo.evaluation.building import build
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
-from inversion_dpo.objectives import OBJECTIVES
 from inversion_dpo.scenes.prompts import prompts as scene_prompts
 
 Result = dict[str, Any]
@@ -92,13 +91,10 @@ def chain(
 
 
 def next_round(before: Config, last: Path, folder: Path) -> Config:
-    """The settings of the round in ``folder`` that follows the finished run in ``last``.
-
-    Methods that draw fresh noise do not look at trajectories: one step of inversion is enough.
-    """
+    """The settings of the round in ``folder`` that follows the finished run in ``last``."""
     merged, pairs = last.resolve() / "merged", folder.resolve() / "pairs" / "pairs.parquet"
     d, m = before.data, before.model
-    config = replace(
+    return replace(
         before,
         model=replace(m, path=str(merged), revision=None, variant=None, vae=None, lora=None),
         data=DataConfig(
@@ -106,9 +102,6 @@ def next_round(before: Config, last: Path, folder: Path) -> Config:
             prompt_dropout=d.prompt_dropout, label_noise=d.label_noise,
         ),
     )  # fmt: skip
-    if OBJECTIVES[before.objective.name].source == "noise":
-        config = replace(config, inversion=replace(before.inversion, steps=1, t_start=0.0))
-    return config
 
 
 def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, folder: Path) -> float:

@@ -28,10 +28,10 @@ from inversion_dpo.evaluation.evaluate import (
 from inversion_dpo.evaluation.evaluate import judged as score_sides
 from inversion_dpo.evaluation.prompts import read_prompt_set
 from inversion_dpo.inversion import evaluations_per_image
-from inversion_dpo.objectives import OBJECTIVES
 from inversion_dpo.runs import claim, differences, read_seconds, stage
 from inversion_dpo.session import (
     load_model,
+    looks_at_trajectories,
     make_accelerator,
     needed_states,
     prepare_cache,
@@ -125,7 +125,7 @@ def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
 
     Pairs beyond steps x batch, and those held out, are inverted too but teach nothing.
     """
-    if OBJECTIVES[config.objective.name].source != "trajectory":
+    if not looks_at_trajectories(config):
         return 0.0
     i, t = config.inversion, config.training
     usable = reproducible(cache, i.max_error)
