@@ -199,7 +199,8 @@ def announce(
     x_0 = encode(model.pipeline.vae, blank).to(device)
     framing = Framing((key.resolution, key.resolution), (0, 0), (key.resolution, key.resolution))
     condition = model.condition(["a picture"])
-    states = (key.keep[0] if key.keep else grid.steps) * key.inverts
+    last = grid.steps if key.last is None else key.last
+    states = key.keep[0] if key.keep else last
     text = sum(v.nbytes for v in condition.values())
     size = count * (2 * x_0.nbytes * (1 + 2 * states) + text) / 1e6
     if not key.inverts:
@@ -213,7 +214,7 @@ def announce(
             x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
         )
     each = evaluations_per_image(
-        key.start, key.first, key.last or grid.steps,
+        key.start, key.first, last,
         key.fixed_point_iterations, key.guidance_scale, key.reference_guidance,
     ) + grid.steps * key.reconstruct * passes(key.guidance_scale)  # fmt: skip
     minutes = (time.time() - begun) * each * -(-2 * count // batch) / 60
