@@ -114,6 +114,7 @@ class TrajectoryCache:
         self.digests: list[str] = manifest["digests"]
         self.errors: list[float] = manifest["reconstruction"]  # relative, the worse of a pair
         self.all_steps: bool = manifest["key"]["keep"] is None
+        self.inverted: bool = manifest["key"].get("last") != 0  # or only encoded
         self._per_shard: int = manifest["pairs_per_shard"]
         self._handles: dict[int, Any] = {}
         if verify and (damaged := damaged_files(folder)):

@@ -103,7 +103,6 @@ def invert(
     from inversion_dpo.evaluation.reconstruction import write_reconstruction
     from inversion_dpo.processes import current_team
     from inversion_dpo.runs import claim_together, occupied, stage
-    from inversion_dpo.session import needed_states
     from inversion_dpo.trajectories import noise_variance, round_trip_error
 
     run = resolved(config, overrides, dry_run)
@@ -114,7 +113,7 @@ def invert(
         if not current_team().main:
             return
         typer.echo(f"{cache.pairs} pairs in {cache.folder}")
-        if not needed_states(run)[1]:
+        if not cache.inverted:
             name = run.objective.name
             typer.echo(f"encoded, not inverted: objective.name={name} looks at no trajectories")
             return
