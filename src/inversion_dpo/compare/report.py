@@ -216,6 +216,15 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def title(summary: Summary) -> str:
+    """Of the page: how many methods, and rounds of them."""
+    rounds: Mapping[str, Any] = summary.get("rounds", {})
+    count = len(rounds or summary["variants"])
+    words = f"{count} {'method' if count == 1 else 'methods'} on {summary['config']}"
+    last = max((len(rows) for rows in rounds.values()), default=2) - 1  # the first is the reference
+    return words if last == 1 else f"{words}, {last} rounds"
+
+
 def write(root: Path, summary: Summary, preference: str) -> Path:
     """``results.json``, ``results.md``, ``figures/*.png`` and ``report.html``; returns the page."""
     text = json.dumps(strict(summary), indent=1, allow_nan=False)
@@ -224,7 +233,7 @@ def write(root: Path, summary: Summary, preference: str) -> Path:
     draw(summary, preference, root / "figures")
     pictures = {p.name: data_uri(p.read_bytes()) for p in (root / "figures").glob("*.png")}
     page = environment("inversion_dpo.compare").get_template("compare.html.jinja").render(
-        title=f"{len(summary['variants'])} methods on {summary['config']}",
+        title=title(summary),
         sections=sections(summary, preference),
         pictures=pictures,
         settings=[(n, ", ".join(v["settings"])) for n, v in summary["variants"].items()],

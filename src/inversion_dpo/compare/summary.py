@@ -30,6 +30,13 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": x.tolist()}
 
 
+def share_over_seeds(shares: Sequence[float]) -> dict[str, Any]:
+    """:func:`over_seeds` of shares, whose interval ends at 0 and 1."""
+    row = over_seeds(shares)
+    ends = np.clip([row["low"], row["high"]], 0.0, 1.0).tolist()  # NaN, of one seed, stays
+    return row | {"low": ends[0], "high": ends[1]}
+
+
 def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -> Result:
     """One variant's runs, a seed each, as means over seeds.
 
@@ -41,7 +48,7 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
     return {
         "gains": {n: over_seeds([m[n]["gain"] for m in metrics]) for n in names},
         "preference": over_seeds([m["preference"]["gain"] for m in metrics]),
-        "win_rate": over_seeds([m["win_rate"] for m in metrics]),
+        "win_rate": share_over_seeds([m["win_rate"] for m in metrics]),
         "diversity": over_seeds([r["diversity"] for r in results]),
         "traits": traits_over_seeds(metrics),
         "training": {
@@ -65,10 +72,9 @@ def traits_over_seeds(metrics: Sequence[Result]) -> Result:
     if not all(m.get("traits") for m in metrics):
         return {}
     even = {"share": 0.5}
-    found = {n: over_seeds([m["traits"].get(n, even)["share"] for m in metrics]) for n in TRAITS}
-    for row in found.values():  # a share ends at 0 and 1; NaN, of one seed, stays
-        row["low"], row["high"] = np.clip([row["low"], row["high"]], 0.0, 1.0).tolist()
-    return found
+    return {
+        n: share_over_seeds([m["traits"].get(n, even)["share"] for m in metrics]) for n in TRAITS
+    }
 
 
 def step_evaluations(history: Sequence[Mapping[str, float]]) -> float:
@@ -107,7 +113,7 @@ def wins(scores: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str,
             if a == b:
                 continue
             x, y = np.asarray(ours), np.asarray(theirs)
-            table[a][b] = over_seeds(((x > y) + 0.5 * (x == y)).mean(1).tolist())
+            table[a][b] = share_over_seeds(((x > y) + 0.5 * (x == y)).mean(1).tolist())
     return table
 
 

@@ -12,7 +12,15 @@ from inversion_dpo.compare.methods import (
     parse_vary,
     variants,
 )
-from inversion_dpo.compare.summary import crossing, over_seeds, reach, traits_over_seeds, wins
+from inversion_dpo.compare.report import title
+from inversion_dpo.compare.summary import (
+    crossing,
+    over_seeds,
+    reach,
+    share_over_seeds,
+    traits_over_seeds,
+    wins,
+)
 from inversion_dpo.config import ConfigError, load_config
 
 
@@ -22,6 +30,14 @@ def test_over_seeds_by_hand():
     assert row["mean"] == 2.0
     assert row["high"] - 2.0 == pytest.approx(4.302653 / 3**0.5)
     assert math.isnan(over_seeds([1.0])["low"])
+
+
+def test_an_interval_of_shares_ends_at_one():
+    # mean .995, deviation .00707, n = 2: half width 12.706 * .005 = .0635
+    row = share_over_seeds([0.99, 1.0])
+    assert row["low"] == pytest.approx(0.995 - 0.0635310)
+    assert row["high"] == 1.0
+    assert over_seeds([0.99, 1.0])["high"] > 1.0
 
 
 def test_crossing_interpolates():
@@ -100,3 +116,12 @@ def test_what_the_user_gives_wins_over_what_was_tuned():
     assert (config.objective.beta, config.training.learning_rate) == (50, 1e-5)
     assert config.training.seed == 3
     assert load_config("composition", overrides_of(varied, tuned, given, 3)).objective.beta == 7
+
+
+def test_the_page_counts_methods_and_not_their_rounds():
+    assert title({"config": "taste", "variants": {"x0": {}, "kto": {}}}) == "2 methods on taste"
+    found = {"x0": {}, "x0 round 2": {}}
+    rounds = {"x0": [{"round": 0}, {"round": 1}, {"round": 2}]}
+    assert title({"config": "taste", "variants": found, "rounds": rounds}) == (
+        "1 method on taste, 2 rounds"
+    )
