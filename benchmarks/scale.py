@@ -4,9 +4,9 @@ Rounds on the embedded model, as ``inversion-dpo compare --rounds`` runs them, w
 the device and the exact checker on every core: that model is so small that files and launches
 would take most of the time. A round samples the policy on new training prompts, half of the samples
 of each under guidance 2, pairs the best with the worst, inverts the pairs under that policy
-(``x0``) or draws fresh noise (``diffusion_dpo``), trains an adapter and merges it. Prints what one
-sample scores on the held-out prompts after every round, with 95% t intervals over seeds. A finished
-seed is not repeated; what every round has reached stands in OUTPUT/seed-N/result.json.
+(``x0``) or draws fresh noise (``diffusion_dpo``, ``kto``), trains an adapter and merges it. Prints
+what one sample scores on the held-out prompts after every round, with 95% t intervals over seeds. A
+finished seed is not repeated; what every round has reached stands in OUTPUT/seed-N/result.json.
 """
 
 from __future__ import annotations
@@ -43,7 +43,13 @@ from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.policy import LoraPolicy
-from inversion_dpo.objectives import as_pair_errors, dpo, squared_error, target_prediction
+from inversion_dpo.objectives import (
+    as_pair_errors,
+    dpo,
+    kto,
+    squared_error,
+    target_prediction,
+)
 from inversion_dpo.scenes.graph import parse_caption
 from inversion_dpo.scenes.pairs import judge_scenes
 from inversion_dpo.scenes.prompts import scenes
@@ -252,7 +258,7 @@ def trajectory_points(world: World, s: Settings, pairs: Pairs, seed: int) -> Poi
 
 
 def noise_points(world: World, s: Settings, pairs: Pairs) -> Points:
-    """Fresh noise, one for both images of a pair: Diffusion-DPO."""
+    """Fresh noise, one for both images of a pair: Diffusion-DPO and Diffusion-KTO."""
     schedule, device = world.model.schedule, world.device
     levels, timesteps = schedule.levels.to(device), schedule.timesteps.to(device)
     low, high = (round(t * (len(schedule) - 1)) for t in (s.t_min, CONFIG.objective.t_max))
@@ -290,12 +296,14 @@ def train(
         x_t, t, target, scale, e_ref = points.at(level, pair)
         condition = {"encoder_hidden_states": pairs.hidden[pairs.prompt[pair]].repeat(2, 1, 1)}
         found = world.model.predict(policy.network, x_t, t, condition)
-        errors = as_pair_errors(scale * squared_error(target, found), e_ref)
+        error = scale * squared_error(target, found)
+        errors = as_pair_errors(error, e_ref, baseline=(e_ref - error).detach().mean())
         optimizer.zero_grad()
-        dpo(errors, LossSettings(s.beta)).loss.mean().backward()
+        loss(errors, LossSettings(s.beta)).loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(trainable.values(), CONFIG.training.max_grad_norm)
         optimizer.step()
 
+    loss = kto if s.method == "kto" else dpo
     run = captured(step, optimizer) if device.type == "cuda" else step
     plan = TrainingConfig(steps=s.steps, learning_rate=s.rate, lr_scheduler="linear")
     drawn = torch.randint(
@@ -356,8 +364,8 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
         pairs, told = make_pairs(world, s, drawn)
         clock.append(time.time())
         points = (
-            noise_points(world, s, pairs) if s.method == "diffusion_dpo"
-            else trajectory_points(world, s, pairs, drawn)
+            trajectory_points(world, s, pairs, drawn) if s.method == "x0"
+            else noise_points(world, s, pairs)
         )  # fmt: skip
         clock.append(time.time())
         targets = list(CONFIG.policy.target_modules)
@@ -405,7 +413,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="checkers")
     for field in fields(Settings):
         name, choices = field.name.replace("_", "-"), None
-        choices = ("x0", "diffusion_dpo") if name == "method" else None
+        choices = ("x0", "diffusion_dpo", "kto") if name == "method" else None
         parser.add_argument(
             f"--{name}", type=type(field.default), default=field.default, choices=choices, help=" "
         )

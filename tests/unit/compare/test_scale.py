@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +81,28 @@ def test_the_reference_is_as_wrong_as_it_is_said_to_be(
     assert torch.allclose(clean, pairs.x_0[:, pair].flatten(0, 1), atol=1e-3)
 
 
-def test_training_starts_at_log_2_and_keeps_the_best(
-    world: Any, settings: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("method", "loss", "start"), [("x0", "dpo", math.log(2)), ("kto", "kto", 0.5)]
+)
+def test_training_starts_at_the_reference_and_keeps_the_best(
+    world: Any, settings: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch, method: str, loss: str,
+    start: float,
+) -> None:  # fmt: skip
     """Of two looks the first thinks better: the policy after one step is what remains."""
-    losses, dpo = [], SCRIPT.dpo
+    losses, real = [], getattr(SCRIPT, loss)
 
     def told(errors: Any, s: Any) -> Any:
-        output = dpo(errors, s)
+        output = real(errors, s)
         losses.append(output.loss.mean().item())
         return output
 
-    monkeypatch.setattr(SCRIPT, "dpo", told)
-    points = SCRIPT.trajectory_points(world, settings, pairs, 7)
+    monkeypatch.setattr(SCRIPT, loss, told)
+    settings = replace(settings, method=method)
+    points = (
+        SCRIPT.trajectory_points(world, settings, pairs, 7)
+        if method == "x0"
+        else SCRIPT.noise_points(world, settings, pairs)
+    )
     policy = SCRIPT.LoraPolicy(world.model, 2, 2, ["to_q"], 0)
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -103,7 +113,7 @@ def test_training_starts_at_log_2_and_keeps_the_best(
     try:
         thought = SCRIPT.train(world, settings, pairs, policy, points, 7, judge)
         assert thought == [-1.0, -2.0]
-        assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+        assert losses[0] == pytest.approx(start, abs=1e-3)
         assert any(not torch.equal(seen[0][n], seen[1][n]) for n in seen[0])
         assert all(torch.equal(p, seen[0][n]) for n, p in policy.trainable().items())
     finally:
