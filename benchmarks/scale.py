@@ -43,13 +43,7 @@ from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.policy import LoraPolicy
-from inversion_dpo.objectives import (
-    as_pair_errors,
-    dpo,
-    kto,
-    squared_error,
-    target_prediction,
-)
+from inversion_dpo.objectives import as_pair_errors, dpo, kto, squared_error, target_prediction
 from inversion_dpo.scenes.graph import parse_caption
 from inversion_dpo.scenes.pairs import judge_scenes
 from inversion_dpo.scenes.prompts import scenes
@@ -292,6 +286,8 @@ def train(
         trainable.values(), rate, weight_decay=0.0, fused=True, capturable=device.type == "cuda"
     )
 
+    loss = kto if s.method == "kto" else dpo
+
     def step() -> None:
         x_t, t, target, scale, e_ref = points.at(level, pair)
         condition = {"encoder_hidden_states": pairs.hidden[pairs.prompt[pair]].repeat(2, 1, 1)}
@@ -303,7 +299,6 @@ def train(
         torch.nn.utils.clip_grad_norm_(trainable.values(), CONFIG.training.max_grad_norm)
         optimizer.step()
 
-    loss = kto if s.method == "kto" else dpo
     run = captured(step, optimizer) if device.type == "cuda" else step
     plan = TrainingConfig(steps=s.steps, learning_rate=s.rate, lr_scheduler="linear")
     drawn = torch.randint(
