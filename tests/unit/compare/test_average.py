@@ -38,12 +38,12 @@ def test_the_mean_of_a_policy_and_of_one_that_stands_on_it(tiny_config, tmp_path
         SCRIPT["main"]()
 
 
-def test_another_network_is_refused(tiny_config, tmp_path):
+def test_another_network_is_refused(tiny_config, tmp_path, monkeypatch):
     run, other = tmp_path / "run", tmp_path / "other"
     train_run(tiny_config("training.steps=1"), run)
     found = {run: SCRIPT["policy"](run), other: SCRIPT["policy"](run)}
     found[other][1].conv_out = torch.nn.Conv2d(8, 5, 3)
     average = SCRIPT["average"]
-    average.__globals__["policy"] = found.__getitem__
+    monkeypatch.setitem(average.__globals__, "policy", found.__getitem__)
     with pytest.raises(SystemExit, match="other trains another network than"):
         average([run, other])
