@@ -2,11 +2,14 @@
 
 Rounds on the embedded model, as ``inversion-dpo compare --rounds`` runs them, with everything on
 the device and the exact checker on every core: that model is so small that files and launches
-would take most of the time. A round samples the policy on new training prompts, half of the samples
-of each under guidance 2, pairs the best with the worst, inverts the pairs under that policy
-(``x0``) or draws fresh noise (``diffusion_dpo``, ``kto``), trains an adapter and merges it. Prints
-what one sample scores on the held-out prompts after every round, with 95% t intervals over seeds. A
-finished seed is not repeated; what every round has reached stands in OUTPUT/seed-N/result.json.
+would take most of the time. A round samples the policy on new training prompts (in bfloat16 on a
+GPU; in the first round half of the samples of each under guidance 2), pairs the best with the
+worst, inverts the pairs under that policy (``x0``) or draws fresh noise (``diffusion_dpo``,
+``kto``), trains an adapter and merges it. Prints what one sample scores on the held-out prompts
+after every round, mean of eight noises a prompt, with 95% t intervals over seeds; the best of four
+of the reference by as many draws; and the difference with a 95% t interval over prompts. A finished
+seed is not repeated; what every round has reached stands in OUTPUT/seed-N/result.json. Processes
+may share OUTPUT, each with seeds of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from inversion_dpo.config import TrainingConfig, load_config, resolve
 from inversion_dpo.data.candidates import encode_image
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.mining import disjoint, margin
-from inversion_dpo.evaluation.evaluate import read_prompts
+from inversion_dpo.evaluation.evaluate import REPEAT, read_prompts
 from inversion_dpo.graphs import SceneGraph
 from inversion_dpo.inversion import invert, reconstruct
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
@@ -55,7 +58,7 @@ from inversion_dpo.types import LossSettings
 CONFIG = load_config("composition", [])
 VALIDATION = "asset:prompts-validation.txt"
 CHUNK = 1024  # images in one pass of the network
-GUIDANCES = (1.0, 2.0)  # of a prompt's samples, in turn
+NOISES = 8  # for each held-out prompt
 Scores = dict[str, NDArray[np.float64]]
 
 
@@ -68,6 +71,8 @@ class Settings:
     prompts: int = 10_000
     samples: int = 8
     hard: float = 0.5
+    guidance: float = 2.0  # of every second sample of a prompt in the first round
+    later_guidance: float = 1.0  # the same in the other rounds
     least: float = 0.2  # difference in composition of winner and loser
     iterations: int = 1  # of the inversion's fixed point
     t_min: float = 0.1
@@ -76,7 +81,6 @@ class Settings:
     rate: float = 3e-4  # falls to 0
     beta: float = 1000.0
     rank: int = 16
-    watch: int = 100  # steps between looks at validation prompts, the best policy stays; 0: none
 
 
 # ---------------------------------------------------------------- samples and their scores
@@ -91,9 +95,10 @@ def look(images: NDArray[np.uint8], graphs: list[SceneGraph], stored: bool) -> t
 
 @dataclass(frozen=True)
 class World:
-    """The model on its device, and the checkers."""
+    """The model on its device, its twin that draws, and the checkers."""
 
     model: DiffusionModel
+    sampler: DiffusionModel
     device: torch.device
     checkers: ProcessPoolExecutor
 
@@ -106,7 +111,7 @@ class World:
         self, graphs: Sequence[SceneGraph], noise: Tensor, guidance: float, stored: bool
     ) -> tuple[NDArray[np.uint8], Scores]:
         """An image [64, 64, 3] of each graph's caption from its noise, and its scores."""
-        model = self.model
+        model = self.sampler
         grid = model.schedule.grid(CONFIG.evaluation.sample_steps, "sampler")
         empty, hidden, waiting = model.condition([""]), self.hidden([g.caption for g in graphs]), []
         for k in range(0, len(graphs), CHUNK):
@@ -116,7 +121,7 @@ class World:
             )
             x_0 = reconstruct(noise[part].to(self.device), grid, predict, model.schedule.kind)
             pixels = (decode(model.pipeline.vae, x_0) + 1) * 127.5
-            images = pixels.round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+            images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             for j in range(0, len(images), 64):
                 some = images[j : j + 64], list(graphs[part][j : j + 64])
                 waiting.append(self.checkers.submit(look, *some, stored))
@@ -131,8 +136,12 @@ def make_world(workers: int) -> World:
     list(checkers.map(abs, range(workers)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    pipeline = load_pipeline(resolve(CONFIG.model.path)).to(device)
-    return World(adapt(pipeline, CONFIG.model.resolution), device, checkers)
+    kinds = torch.float32, torch.bfloat16 if device.type == "cuda" else torch.float32
+    pipelines = [load_pipeline(resolve(CONFIG.model.path), dtype=k).to(device) for k in kinds]
+    for part in (pipelines[1].unet, pipelines[1].vae):
+        part.to(memory_format=torch.channels_last)
+    model, sampler = (adapt(p, CONFIG.model.resolution) for p in pipelines)
+    return World(model, sampler, device, checkers)
 
 
 def normal(count: int, seed: int) -> Tensor:
@@ -140,13 +149,46 @@ def normal(count: int, seed: int) -> Tensor:
     return torch.randn(count, 8, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def held_out(world: World, prompts: str) -> dict[str, float]:
-    """Mean scores on held-out prompts, from the noise that ``inversion-dpo evaluate`` uses."""
+def held_out(world: World, prompts: str, samples: int = 1) -> Scores:
+    """Scores [P, NOISES] of the best of some samples on held-out prompts.
+
+    From the noise that ``inversion-dpo evaluate`` uses, further samples' from that of ``compare``.
+    """
     e = CONFIG.evaluation
     graphs = [parse_caption(p) for p in read_prompts(prompts, e.limit)]
-    noise = torch.cat([normal(1, e.seed + k) for k in range(len(graphs))])
-    scores = world.draw(graphs, noise, e.guidance_scale, stored=False)[1]
-    return {name: float(values.mean()) for name, values in scores.items()}
+    drawn = []
+    for j in range(samples):
+        seeds = [
+            e.seed + k + REPEAT * n + 100_000 * j for k in range(len(graphs)) for n in range(NOISES)
+        ]
+        noise = torch.cat([normal(1, seed) for seed in seeds])
+        each = [graph for graph in graphs for _ in range(NOISES)]
+        drawn.append(world.draw(each, noise, e.guidance_scale, stored=False)[1])
+    best = np.argmax([d[e.preference] for d in drawn], axis=0)
+    return {
+        name: np.choose(best, [d[name] for d in drawn]).reshape(-1, NOISES) for name in drawn[0]
+    }
+
+
+def reference(world: World, file: Path) -> dict[str, Any]:
+    """One sample and the best of four of the untrained model; measured once for all seeds."""
+    if not file.exists():
+        measured = {
+            prompts: {str(n): summary(held_out(world, prompts, n)) for n in (1, 4)}
+            for prompts in (VALIDATION, CONFIG.evaluation.prompts)
+        }
+        atomic_text(json.dumps(measured), file)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def summary(scores: Scores) -> dict[str, Any]:
+    """Means, and composition by noise and by prompt."""
+    c = scores["composition"]
+    return {name: float(v.mean()) for name, v in scores.items()} | {
+        "by noise": c.mean(0).tolist(),
+        "by prompt": c.mean(1).tolist(),
+    }
 
 
 def asked(count: int, hard: float, seed: int) -> list[SceneGraph]:
@@ -172,13 +214,16 @@ class Pairs:
     prompt: Tensor
 
 
-def make_pairs(world: World, s: Settings, seed: int) -> tuple[Pairs, dict[str, float]]:
-    """Sample, score, mine and encode; with the samples' mean composition by guidance."""
+def make_pairs(
+    world: World, s: Settings, seed: int, guidance: float
+) -> tuple[Pairs, dict[str, Any]]:
+    """Sample, score, mine and encode; with the mean composition of both halves of the samples."""
     graphs = asked(s.prompts, s.hard, seed)
+    guidances = 1.0, guidance
     images, values = [], []
     for k in range(s.samples):
         noise = normal(len(graphs), seed * 100 + k)
-        drawn, scores = world.draw(graphs, noise, GUIDANCES[k % 2], stored=True)
+        drawn, scores = world.draw(graphs, noise, guidances[k % 2], stored=True)
         images.append(drawn)
         values.append(scores["composition"])
     rows = []
@@ -195,8 +240,8 @@ def make_pairs(world: World, s: Settings, seed: int) -> tuple[Pairs, dict[str, f
         world.hidden([g.caption for g in graphs]),
         torch.tensor([row[0] for row in rows], device=device),
     )
-    told = {f"guidance {g:g}": float(np.mean(values[k::2])) for k, g in enumerate(GUIDANCES)}
-    return pairs, told | {"pairs": len(rows)}
+    told = {"sampled": [float(np.mean(values[k::2])) for k in range(2)], "pairs": len(rows)}
+    return pairs, told
 
 
 # ---------------------------------------------------------------- one round of training
@@ -274,10 +319,9 @@ def noise_points(world: World, s: Settings, pairs: Pairs) -> Points:
 
 
 def train(
-    world: World, s: Settings, pairs: Pairs, policy: LoraPolicy, points: Points, seed: int,
-    judge: Callable[[], float],
-) -> list[float]:  # fmt: skip
-    """All steps; what ``judge`` thought of the policy on the way. The best one is what remains."""
+    world: World, s: Settings, pairs: Pairs, policy: LoraPolicy, points: Points, seed: int
+) -> None:
+    """All steps."""
     torch.manual_seed(seed)
     device, trainable = world.device, policy.trainable()
     pair = torch.zeros(s.batch, dtype=torch.long, device=device)
@@ -305,21 +349,12 @@ def train(
         points.low, points.high + 1, (s.steps, s.batch),
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    everyone, best = list(range(pairs.x_0.shape[1])), dict[str, Tensor]()
-    thought: list[float] = []
+    everyone = list(range(pairs.x_0.shape[1]))
     for k in range(s.steps):
         pair.copy_(torch.tensor([p for p, _ in pairs_of_step(everyone, s.batch, seed, k)]))
         level.copy_(drawn[k])
         rate.fill_(rate_at(k, plan))
         run()
-        if s.watch and (k + 1) % s.watch == 0:
-            thought.append(judge())
-            if thought[-1] == max(thought):
-                best = {n: p.detach().clone() for n, p in trainable.items()}
-    with torch.no_grad():
-        for name, value in best.items():
-            trainable[name].copy_(value)
-    return thought
 
 
 def captured(step: Callable[[], None], optimizer: Any) -> Callable[[], None]:
@@ -356,7 +391,7 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
     untrained = copy.deepcopy(network.state_dict())
     for number in range(1, s.rounds + 1):
         drawn, clock = 1000 + 100 * seed + number, [time.time()]
-        pairs, told = make_pairs(world, s, drawn)
+        pairs, told = make_pairs(world, s, drawn, s.guidance if number == 1 else s.later_guidance)
         clock.append(time.time())
         points = (
             trajectory_points(world, s, pairs, drawn) if s.method == "x0"
@@ -365,37 +400,47 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
         clock.append(time.time())
         targets = list(CONFIG.policy.target_modules)
         policy = LoraPolicy(world.model, s.rank, s.rank, targets, seed)
-        thought = train(
-            world, s, pairs, policy, points, drawn,
-            lambda: held_out(world, VALIDATION)["composition"],
-        )  # fmt: skip
+        train(world, s, pairs, policy, points, drawn)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
         clock.append(time.time())
         policy.save(folder / f"round-{number}")
         network.fuse_lora()  # type: ignore[operator]
         network.unload_lora()  # type: ignore[operator]
-        scores = {p: held_out(world, p) for p in (VALIDATION, CONFIG.evaluation.prompts)}
-        seconds = dict(zip(("samples", "inversion", "training"), np.diff(clock), strict=True))
-        rows.append({"round": number, **told, "watched": thought, "seconds": seconds, **scores})
-        print(json.dumps({"seed": seed, **rows[-1]}), flush=True)
+        network_of(world.sampler).load_state_dict(network.state_dict())
+        scores = {p: summary(held_out(world, p)) for p in (VALIDATION, CONFIG.evaluation.prompts)}
+        seconds = dict(
+            zip(("samples", "inversion", "training"), np.diff(clock).round(1).tolist(), strict=True)
+        )
+        rows.append({"round": number, **told, "seconds": seconds, **scores})
+        shown = {p: round(v["composition"], 3) for p, v in scores.items()}
+        print(f"seed {seed} round {number}: {told} {shown} {seconds}", flush=True)
         atomic_text(json.dumps({"settings": asdict(s), "rows": rows}, indent=1), file)
-    network.load_state_dict(untrained)
+    for model in (world.model, world.sampler):
+        network_of(model).load_state_dict(untrained)
     return rows
 
 
-def table(seeds: Sequence[Sequence[dict[str, Any]]], prompts: str) -> str:
-    """Markdown: a row for each round, over seeds."""
+def interval(values: Sequence[float]) -> str:
+    """Mean and 95% t interval of several."""
+    v = over_seeds(values)
+    return f"{v['mean']:.3f}" + (f" [{v['low']:.3f}, {v['high']:.3f}]" if len(values) > 1 else "")
+
+
+def table(seeds: Sequence[Sequence[dict[str, Any]]], base: dict[str, Any], prompts: str) -> str:
+    """Markdown: a row for each round, over seeds, the reference's, and the last difference."""
     shown = ("composition", "sg_iou", "exact", "warmth")
-    lines = [f"| round | pairs | {' | '.join(shown)} |", "|" + " --- |" * (2 + len(shown))]
+    lines = [f"| | pairs | {' | '.join(shown)} |", "|" + " --- |" * (2 + len(shown))]
     for rounds in zip(*seeds, strict=True):
-        cells = []
-        for name in shown:
-            values = [r[prompts][name] for r in rounds]
-            v = over_seeds(values)
-            interval = f" [{v['low']:.3f}, {v['high']:.3f}]" if len(values) > 1 else ""
-            cells.append(f"{v['mean']:.3f}{interval}")
+        cells = [interval([r[prompts][name] for r in rounds]) for name in shown]
         pairs = np.mean([r["pairs"] for r in rounds])
-        lines.append(f"| {rounds[0]['round']} | {pairs:,.0f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(f"| round {rounds[0]['round']} | {pairs:,.0f} | {' | '.join(cells)} |")
+    for n, found in base[prompts].items():
+        cells = [interval(found["by noise"]), *(f"{found[name]:.3f}" for name in shown[1:])]
+        lines.append(f"| reference, best of {n} | | {' | '.join(cells)} |")
+    last = np.mean([s[-1][prompts]["by prompt"] for s in seeds], axis=0)
+    more = interval((last - base[prompts]["4"]["by prompt"]).tolist())
+    return "\n".join([f"{prompts}\n", *lines, f"\nOver the best of four, over prompts: {more}\n"])
 
 
 def main() -> None:
@@ -416,7 +461,9 @@ def main() -> None:
     s = Settings(**{f.name: getattr(args, f.name) for f in fields(Settings)})
     world = make_world(args.workers)
     found = [run_seed(world, s, seed, args.output / f"seed-{seed}") for seed in args.seeds]
-    print(table(found, CONFIG.evaluation.prompts))
+    base = reference(world, args.output / "reference.json")
+    for prompts in (VALIDATION, CONFIG.evaluation.prompts):
+        print(table(found, base, prompts))
 
 
 if __name__ == "__main__":
