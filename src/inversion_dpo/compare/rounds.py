@@ -130,21 +130,12 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
 
 def merge(config: Config, adapter: Path, folder: Path) -> None:
     """Write the pipeline with the adapter added to its weights, whole or not at all."""
-    if not folder.exists():
-        write_pipeline(merged_pipeline(config, adapter), folder)
-
-
-def merged_pipeline(config: Config, adapter: Path) -> Any:
-    """The policy as a pipeline of its own; a policy that is one already stays what it is."""
+    if folder.exists():
+        return
     pipeline = load_policy_pipeline(config, adapter)
     if not (adapter / "model_index.json").exists():
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
-    return pipeline
-
-
-def write_pipeline(pipeline: Any, folder: Path) -> None:
-    """As safetensors, whole or not at all."""
     unfinished = folder.with_name(folder.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline.save_pretrained(unfinished, safe_serialization=True)
