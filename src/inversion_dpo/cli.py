@@ -26,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(pairs_app, name="pairs")
+RoundCount = Annotated[
+    int, typer.Option(min=1, help="Later ones: sample the policy, label, train on from it.")
+]
 
 
 @app.command()
@@ -34,13 +37,37 @@ def demo(
     overrides: Overrides = None,
     seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
     pairs: Annotated[str, typer.Option(help="Labelling: taste or composition.")] = DEFAULT,
+    rounds: RoundCount = 1,
     dry_run: DryRun = False,
 ) -> None:
-    """Align the embedded model on this machine's CPU: invert, train, evaluate, report."""
+    """Align the embedded model on this machine's CPU: invert, train, evaluate, report.
+
+    Later rounds lie in OUTPUT/round-2 and so on, each with a report against the first model.
+    """
+    from inversion_dpo.compare.rounds import Rounds, check_rounds
+
     if pairs not in ("taste", "composition"):
         raise ConfigError(f"--pairs {pairs!r}: the shipped labellings are taste and composition")
     config = resolved(pairs, [f"training.seed={seed}", *(overrides or [])], dry_run)
+    check_rounds(Rounds(rounds), config)
     run_all(config, output)
+    run_rounds(config, output, Rounds(rounds))
+
+
+def run_rounds(config: Config, output: Path, rounds: Any) -> None:
+    """Train on from the run in ``output``: each later round on samples of the one before it."""
+    from inversion_dpo.compare.rounds import later_rounds
+    from inversion_dpo.evaluation.evaluate import evaluate, report
+    from inversion_dpo.evaluation.report import headline
+    from inversion_dpo.runs import occupied
+
+    for settings, folder in later_rounds(config, output, rounds):
+        with occupied(folder):
+            train_run(settings, folder)
+            metrics = evaluate(folder, config, models=(None, str(folder)))
+            page = report(folder)
+        typer.echo(headline(metrics, config.evaluation.preference, "held-out prompts"))
+        typer.echo(f"report:  {page}\nadapter: {folder / 'adapter'}, on {settings.model.path}")
 
 
 def run_all(config: Config, output: Path) -> None:
@@ -226,9 +253,7 @@ def compare(
     curve_prompts: Annotated[
         int, typer.Option(min=0, help="Prompts scored at six points of each run; 0: no curves.")
     ] = 200,
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Later ones: sample the policy, label, train on from it.")
-    ] = 1,
+    rounds: RoundCount = 1,
     round_prompts: Annotated[
         str, typer.Option(help="Of later rounds: how many of the scenes, or a prompt set.")
     ] = "1000",

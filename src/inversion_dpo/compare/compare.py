@@ -163,9 +163,7 @@ def summary_of(
         costs |= spent_before(rounds, inversions[variant])
     summary = summarise(runs, costs, preference) | facts
     if any(len(rounds) > 1 for rounds in results.values()):
-        summary["rounds"] = {
-            v: round_scores(list(r.values()), facts["best_of"]["1"]) for v, r in results.items()
-        }
+        summary["rounds"] = {v: round_scores(list(r.values())) for v, r in results.items()}
     return summary
 
 

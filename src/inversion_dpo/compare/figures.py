@@ -79,8 +79,8 @@ def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> No
 def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
     """Dashed lines at the reference's best of n samples."""
     for n, scores in summary["best_of"].items():
-        axes.axhline(scores[preference], color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
-        place = (1, scores[preference])
+        axes.axhline(scores[preference]["mean"], color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
+        place = (1, scores[preference]["mean"])
         axes.annotate(
             f"best of {n}", place, xycoords=("axes fraction", "data"), size=7, color=GREY,
             ha="right", va="bottom",
@@ -102,7 +102,10 @@ def round_curves(summary: Summary, preference: str, path: Path) -> None:
 
 
 def error_curves(summary: Summary, path: Path) -> None:
-    """Held-out errors less the reference's by step: winners left, losers right, one scale."""
+    """Held-out errors less the reference's by step, one scale: winners left, losers right.
+
+    Bands: intervals over seeds of the policy's error.
+    """
     page = Figure((8.4, 3.4), dpi=DPI, facecolor=PAPER, layout="constrained")
     left = page.add_subplot(1, 2, 1)
     right = page.add_subplot(1, 2, 2, sharey=left)
@@ -112,10 +115,10 @@ def error_curves(summary: Summary, path: Path) -> None:
         for k, (name, v) in enumerate(drawn(summary)):
             key, ref = f"heldout_{side}_error", f"heldout_{side}_error_ref"
             rows = [r for r in v["history"] if key in r and ref in r]
-            steps = [r["step"] for r in rows]
-            axes.plot(
-                steps, [r[key]["mean"] - r[ref]["mean"] for r in rows], label=name, **style(k)
-            )
+            less = [
+                {end: r[key][end] - r[ref]["mean"] for end in ("mean", "low", "high")} for r in rows
+            ]
+            band(axes, [r["step"] for r in rows], less, name, **style(k))
         axes.set_title(f"{side}: error less the reference's", size=10, color=INK, loc="left")
         axes.set_xlabel("step", size=9, color=GREY)
     legend(right)

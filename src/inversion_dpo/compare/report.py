@@ -77,7 +77,7 @@ def win_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
 def reach_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Head and rows of what it takes to the baseline's final score."""
     found = summary["reach"]
-    base = found["variants"][found["baseline"]]
+    spent = found["variants"][found["baseline"]]["evaluations"]
     head = ["method", "steps", "evaluations, inversion included", "share", "without inversion",
             "share", "seconds", "seeds reaching it"]  # fmt: skip
     rows = []
@@ -86,37 +86,44 @@ def reach_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
             rows.append([name, "not reached", "", "", "", "", "", str(r["seeds_reaching"])])
             continue
         ours, alone = r["evaluations"], r["evaluations_alone"]
+        # a baseline that ends below the reference is there before its first step
+        shares = [f"{x / spent:.2f}" if spent else "-" for x in (ours, alone)]
         rows.append([
-            name, f"{r['steps']:.0f}", f"{ours:.0f}", f"{ours / base['evaluations']:.2f}",
-            f"{alone:.0f}", f"{alone / base['evaluations']:.2f}", f"{r['seconds']:.0f}",
-            str(r["seeds_reaching"]),
+            name, f"{r['steps']:.0f}", f"{ours:.0f}", shares[0], f"{alone:.0f}", shares[1],
+            f"{r['seconds']:.0f}", str(r["seeds_reaching"]),
         ])  # fmt: skip
     return head, rows
 
 
 def best_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the reference's best of n, and of the policies' single sample."""
-    best = summary["best_of"]
-    metrics = list(best["1"])
-    rows = [[f"reference, best of {n}", *(f"{s[m]:.3f}" for m in metrics)] for n, s in best.items()]
+    metrics = list(summary["best_of"]["1"])
+    rows = yardstick_rows(summary)
     for name, v in summary["variants"].items():
-        rows.append([name, *(f"{best['1'][m] + v['gains'][m]['mean']:.3f}" for m in metrics)])
+        rows.append([name, *(cell(v["scores"][m], sign="") for m in metrics)])
     return ["one sample a prompt", *metrics], rows
+
+
+def yardstick_rows(summary: Summary) -> list[list[str]]:
+    """The reference's one sample from the policies' noise, and its best of n."""
+    best: Mapping[str, Any] = summary["best_of"]
+    same = next(iter(summary["variants"].values()))["reference"]
+    rows = [["reference, the same noise", *(f"{same[m]:.3f}" for m in best["1"])]]
+    return rows + [
+        [f"reference, best of {n}", *(cell(x, sign="") for x in s.values())]
+        for n, s in best.items()
+    ]
 
 
 def round_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the score by round, and of the first reference's best of n."""
-    best = summary["best_of"]
-    metrics = list(best["1"])
+    metrics = list(summary["best_of"]["1"])
     rows = [
         [f"{name}, round {r['round']}", *(cell(r[m], sign="") for m in metrics)]
         for name, found in summary["rounds"].items()
         for r in found[1:]
     ]
-    rows += [
-        [f"reference, best of {n}", *(f"{s[m]:.3f}" for m in metrics)] for n, s in best.items()
-    ]
-    return ["one sample a prompt", *metrics], rows
+    return ["one sample a prompt", *metrics], rows + yardstick_rows(summary)
 
 
 def trait_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
@@ -164,8 +171,11 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
         found.append(("One against another",
                       f"Share of prompts on which the row's image has the higher {preference}.",
                       win_rows(summary), []))  # fmt: skip
-    found.append(("Best of n", "Of n samples of the reference the one with the highest "
-                  f"{preference}, against one sample of each policy.",
+    found.append(("Best of n",
+                  f"Of n samples of the reference the one with the highest {preference}: the mean "
+                  "over all choices of n of eight samples, 95% t intervals over prompts. Each "
+                  "policy's one sample: over seeds, from the noise of the gains. Where the two "
+                  "are close, give more noise: evaluation.seeds.",
                   best_rows(summary), []))  # fmt: skip
     if trait_rows(summary)[1]:
         found.append(("What else changed",

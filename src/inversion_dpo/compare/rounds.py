@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from inversion_dpo.config import Config, ConfigError, DataConfig
 from inversion_dpo.evaluation.building import build
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
+from inversion_dpo.runs import claim, stage
 from inversion_dpo.scenes.prompts import prompts as scene_prompts
 
 Result = dict[str, Any]
@@ -77,17 +78,38 @@ def chain(
     Gains are over the first round's reference. ``spent`` holds the evaluations and seconds of a
     later round's samples and inversion.
     """
-    seed, before = config.training.seed, config
-    first = last = f"{variant}-{seed}"
+    before = config
+    first = last = f"{variant}-{config.training.seed}"
     results = {variant: run(root, first, config, curve)}
     for number in range(2, rounds.count + 1):
         name = f"{first}-round{number}"
         settings = next_round(before, folder_of(root, last), folder_of(root, name))
-        drawn = SEED + 100 * seed + number
+        drawn = drawn_with(config, number)
         start = Start(config, partial(make_samples, before, settings, rounds, drawn))
         results[round_name(variant, number)] = run(root, name, settings, curve, start)
         before, last = settings, name
     return results
+
+
+def later_rounds(config: Config, output: Path, rounds: Rounds) -> Iterator[tuple[Config, Path]]:
+    """Settings and folder of each round after the run in ``output``, its pairs made.
+
+    Whoever asks trains a round before asking for the next.
+    """
+    before, last = config, output
+    for number in range(2, rounds.count + 1):
+        folder = output / f"round-{number}"
+        settings = next_round(before, last, folder)
+        claim(folder, settings)
+        with stage(folder, "pairs"):
+            make_samples(before, settings, rounds, drawn_with(config, number), folder)
+        yield settings, folder
+        before, last = settings, folder
+
+
+def drawn_with(config: Config, number: int) -> int:
+    """The seed of a round's prompts and samples."""
+    return SEED + 100 * config.training.seed + number
 
 
 def next_round(before: Config, last: Path, folder: Path) -> Config:
@@ -162,12 +184,10 @@ def spent_before(
     return found
 
 
-def round_scores(
-    rounds: Sequence[Sequence[Result]], reference: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def round_scores(rounds: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
     """The reference, as round 0, and every round's mean scores over seeds, one sample a prompt."""
     names = metric_rows(rounds[0][0]["metrics"])
-    first = {n: over_seeds([reference[n]] * len(rounds[0])) for n in names}  # the same for all
+    first = {n: over_seeds([r["metrics"][n]["reference"] for r in rounds[0]]) for n in names}
     rows: list[dict[str, Any]] = [{"round": 0, **first}]
     for number, runs in enumerate(rounds, start=1):
         scores = {n: over_seeds([r["metrics"][n]["policy"] for r in runs]) for n in names}

@@ -19,15 +19,18 @@ Result = dict[str, Any]
 BASELINE = "diffusion_dpo"  # whose final score the others are timed to
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float], keep: bool = True) -> dict[str, Any]:
     """Mean with a 95% t interval, and the values; one value has no interval (NaN bounds).
+
+    keep: whether the values are given back too.
 
     Source: Student, Biometrika 6(1), 1908.
     """
     x = np.asarray(values, float)
     mean, n = float(x.mean()), len(x)
     half = float(stats.t.ppf(0.975, n - 1) * x.std(ddof=1) / n**0.5) if n > 1 else float("nan")
-    return {"mean": mean, "low": mean - half, "high": mean + half, "values": x.tolist()}
+    row = {"mean": mean, "low": mean - half, "high": mean + half}
+    return row | {"values": x.tolist()} if keep else row
 
 
 def share_over_seeds(shares: Sequence[float]) -> dict[str, Any]:
@@ -46,6 +49,8 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
     names = list(metric_rows(metrics[0]))
     last = [m["training"] for m in metrics]
     return {
+        "reference": {n: metrics[0][n]["reference"] for n in names},
+        "scores": {n: over_seeds([m[n]["policy"] for m in metrics]) for n in names},
         "gains": {n: over_seeds([m[n]["gain"] for m in metrics]) for n in names},
         "preference": over_seeds([m["preference"]["gain"] for m in metrics]),
         "win_rate": share_over_seeds([m["win_rate"] for m in metrics]),

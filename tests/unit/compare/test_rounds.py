@@ -154,9 +154,9 @@ def test_costs_add_up_over_rounds():
 
 def test_scores_by_round_have_intervals_and_the_reference_none():
     def result(score):
-        return {"metrics": {"s": {"policy": score, "gain": 0.0, "gain_low": 0.0}}}
+        return {"metrics": {"s": {"policy": score, "gain": 0.0, "gain_low": 0.0, "reference": 0.5}}}
 
-    rows = round_scores([[result(1.0), result(3.0)]], {"s": 0.5})
+    rows = round_scores([[result(1.0), result(3.0)]])
     assert [(r["round"], r["s"]["mean"]) for r in rows] == [(0, 0.5), (1, 2.0)]
     assert rows[0]["s"]["low"] == rows[0]["s"]["high"] == 0.5
     assert rows[1]["s"]["high"] == pytest.approx(2 + 12.7062 * 2**0.5 / 2**0.5)  # t(.975, 1)
@@ -205,7 +205,8 @@ def test_the_command_writes_a_page_of_rounds(settings, tmp_path, monkeypatch):
     assert [r["round"] for r in found["rounds"]["x0"]] == [0, 1, 2]
     last = found["rounds"]["x0"][2]["brightness"]
     gain = found["variants"]["x0 round 2"]["gains"]["brightness"]["mean"]
-    assert last["mean"] - found["best_of"]["1"]["brightness"] == pytest.approx(gain)
+    before = found["rounds"]["x0"][0]["brightness"]["mean"]
+    assert last["mean"] - before == pytest.approx(gain)
     assert "Round by round" in page.read_text() and len(last["values"]) == 2
     assert "What else changed" in page.read_text()
     assert all(found["variants"][n]["traits"]["brighter"] for n in ("x0", "x0 round 2"))
@@ -217,6 +218,57 @@ def test_the_command_writes_a_page_of_rounds(settings, tmp_path, monkeypatch):
         comparing.compare(root, other)
     with occupied(root, run=False), pytest.raises(BusyError, match="in use"):
         comparing.compare(root, again)
+
+
+def test_two_methods_with_curves_against_each_other(settings, tmp_path):
+    """Every part of the page that one method without curves does not have."""
+    from inversion_dpo.config import to_yaml
+
+    make, _ = settings
+    (tmp_path / "tiny.yaml").write_text(to_yaml(make()))
+    root = tmp_path / "compare"
+    plan = comparing.Plan(str(tmp_path / "tiny.yaml"), ("x0", "diffusion_dpo"), 1, curve=2)
+    page = comparing.compare(root, plan).read_text()
+    found = json.loads((root / "results.json").read_text())
+    for name, v in found["variants"].items():
+        first, last = v["curve"][0], v["curve"][-1]
+        assert (first["step"], last["step"]) == (0, 2), name
+        # all prompts are in the curve, which ends where the run does
+        assert first["brightness"]["mean"] == pytest.approx(v["reference"]["brightness"])
+        assert last["brightness"]["values"] == pytest.approx(v["scores"]["brightness"]["values"])
+    goal = found["variants"]["diffusion_dpo"]["curve"][-1]["brightness"]["mean"]
+    assert found["reach"]["goal"] == goal
+    ours, theirs = found["wins"]["x0"]["diffusion_dpo"], found["wins"]["diffusion_dpo"]["x0"]
+    assert ours["mean"] + theirs["mean"] == pytest.approx(1)
+    for heading in ("Score against compute", "To the final score of diffusion_dpo",
+                    "One against another", "Best of n", "Errors and drift"):  # fmt: skip
+        assert f"{heading}</h2>" in page
+    for picture in ("evaluations", "seconds", "errors", "drift", "gains"):
+        assert (root / "figures" / f"{picture}.png").stat().st_size > 5000
+
+
+def test_a_run_goes_on_in_rounds_and_is_measured_against_the_first_model(
+    settings, tmp_path, capsys
+):
+    from inversion_dpo.cli import run_all, run_rounds
+
+    make, rounds = settings
+    config, root = make(), tmp_path / "demo"
+    run_all(config, root)
+    run_rounds(config, root, rounds)
+    assert (
+        f"adapter: {root / 'round-2' / 'adapter'}, on {root / 'merged'}" in capsys.readouterr().out
+    )
+    told = [json.loads((f / "metrics.json").read_text()) for f in (root, root / "round-2")]
+    first, second = (m["brightness"] for m in told)
+    assert second["reference"] == first["reference"] != second["policy"]
+    assert read_config(root / "round-2").model.path == str(root / "merged")
+    assert (root / "round-2" / "report.html").stat().st_size > 10_000
+
+    log, pairs = root / "round-2" / "metrics.jsonl", root / "round-2" / "pairs" / "pairs.parquet"
+    before = log.read_text(), pairs.stat().st_mtime_ns  # the log has the seconds of every step
+    run_rounds(config, root, rounds)
+    assert (log.read_text(), pairs.stat().st_mtime_ns) == before  # what is done is not done again
 
 
 def test_later_rounds_sample_as_build_says(settings, tmp_path):

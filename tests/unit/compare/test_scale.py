@@ -10,8 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from inversion_dpo.compare.runs import seeded
+from inversion_dpo.config import load_config
+from inversion_dpo.evaluation.evaluate import read_prompts, sampled
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))  # its processes import it too
 SCRIPT: Any = importlib.import_module("scale")
@@ -27,12 +32,12 @@ def world() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def settings() -> Any:
-    return SCRIPT.Settings(prompts=6, samples=4, steps=2, batch=2, rate=1e-3, least=0.05, watch=1)
+    return SCRIPT.Settings(prompts=6, samples=4, steps=2, batch=2, rate=1e-3, least=0.05)
 
 
 @pytest.fixture(scope="module")
 def pairs(world: Any, settings: Any) -> Any:
-    return SCRIPT.make_pairs(world, settings, seed=7)[0]
+    return SCRIPT.make_pairs(world, settings, 7, guidance=2.0)[0]
 
 
 def test_prompts_are_distinct_and_as_hard_as_asked() -> None:
@@ -84,11 +89,10 @@ def test_the_reference_is_as_wrong_as_it_is_said_to_be(
 @pytest.mark.parametrize(
     ("method", "loss", "start"), [("x0", "dpo", math.log(2)), ("kto", "kto", 0.5)]
 )
-def test_training_starts_at_the_reference_and_keeps_the_best(
+def test_training_starts_at_the_reference_and_moves(
     world: Any, settings: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch, method: str, loss: str,
     start: float,
 ) -> None:  # fmt: skip
-    """Of two looks the first thinks better: the policy after one step is what remains."""
     losses, real = [], getattr(SCRIPT, loss)
 
     def told(errors: Any, s: Any) -> Any:
@@ -104,25 +108,48 @@ def test_training_starts_at_the_reference_and_keeps_the_best(
         else SCRIPT.noise_points(world, settings, pairs)
     )
     policy = SCRIPT.LoraPolicy(world.model, 2, 2, ["to_q"], 0)
-    seen: list[dict[str, torch.Tensor]] = []
-
-    def judge() -> float:
-        seen.append({n: p.detach().clone() for n, p in policy.trainable().items()})
-        return -float(len(seen))
-
+    before = {n: p.detach().clone() for n, p in policy.trainable().items()}
     try:
-        thought = SCRIPT.train(world, settings, pairs, policy, points, 7, judge)
-        assert thought == [-1.0, -2.0]
-        assert losses[0] == pytest.approx(start, abs=1e-3)
-        assert any(not torch.equal(seen[0][n], seen[1][n]) for n in seen[0])
-        assert all(torch.equal(p, seen[0][n]) for n, p in policy.trainable().items())
+        SCRIPT.train(world, settings, pairs, policy, points, 7)
+        assert len(losses) == 2 and losses[0] == pytest.approx(start, abs=1e-3)
+        assert any(not torch.equal(p, before[n]) for n, p in policy.trainable().items())
     finally:
         policy.network.unload_lora()
 
 
-def test_table_has_intervals_over_seeds() -> None:
-    row = {"round": 1, "pairs": 10, "p": dict.fromkeys(("sg_iou", "exact", "warmth"), 0.5)}
-    rows = [[row | {"p": row["p"] | {"composition": c}}] for c in (0.7, 0.8)]
-    last = SCRIPT.table(rows, "p").splitlines()[-1]
-    assert last.startswith("| 1 | 10 | 0.750 [0.115, 1.385] |")
-    assert SCRIPT.table(rows[:1], "p").splitlines()[-1].startswith("| 1 | 10 | 0.700 |")
+def test_held_out_scores_are_those_of_the_program(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sample as ``evaluate`` draws it, the best of two as ``compare`` draws its samples."""
+    config = load_config("composition", ["evaluation.limit=3"])
+    monkeypatch.setattr(SCRIPT, "NOISES", 2)
+    monkeypatch.setattr(SCRIPT, "CONFIG", config)
+    prompts = read_prompts(config.evaluation.prompts, 3)
+    drawn = [
+        sampled(seeded(config, offset), None, tmp_path, prompts, "held out", repeats=2)[1]
+        for offset in (0, 100_000)
+    ]
+    one, best = (SCRIPT.held_out(world, config.evaluation.prompts, n) for n in (1, 2))
+    for name, values in one.items():
+        assert values == pytest.approx(drawn[0][name].reshape(3, 2), abs=1e-3)
+    expected = np.maximum(*(d["composition"] for d in drawn)).reshape(3, 2)
+    assert best["composition"] == pytest.approx(expected, abs=1e-3)
+    found = SCRIPT.summary(one)
+    assert found["by noise"] == pytest.approx(one["composition"].mean(0))
+    assert found["by prompt"] == pytest.approx(one["composition"].mean(1))
+
+
+def test_table_has_intervals_over_seeds_and_the_difference_over_prompts() -> None:
+    def scores(*by_prompt: float) -> dict[str, Any]:
+        mean = sum(by_prompt) / 2
+        same = dict.fromkeys(("sg_iou", "exact", "warmth"), 0.5)
+        return same | {"composition": mean, "by prompt": by_prompt, "by noise": [mean, mean]}
+
+    seeds = [[{"round": 1, "pairs": 10, "p": scores(*c)}] for c in ((0.6, 0.8), (0.7, 0.9))]
+    base = {"p": {"1": scores(0.5, 0.5), "4": scores(0.6, 0.7)}}
+    table = SCRIPT.table(seeds, base, "p")
+    assert "| round 1 | 10 | 0.750 [0.115, 1.385] |" in table
+    assert "| reference, best of 4 | | 0.650 [0.650, 0.650] | 0.500 |" in table
+    # by prompt .65 and .85, less .6 and .7: .1 with a standard error of .05, t of 12.706
+    assert "over prompts: 0.100 [-0.535, 0.735]" in table
+    assert "| round 1 | 10 | 0.700 |" in SCRIPT.table(seeds[:1], base, "p")

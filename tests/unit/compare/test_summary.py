@@ -1,7 +1,9 @@
 """What a comparison computes from its runs, by hand."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 
 from inversion_dpo.compare.methods import (
@@ -13,6 +15,7 @@ from inversion_dpo.compare.methods import (
     variants,
 )
 from inversion_dpo.compare.report import title
+from inversion_dpo.compare.runs import best_of_n
 from inversion_dpo.compare.summary import (
     crossing,
     over_seeds,
@@ -38,6 +41,25 @@ def test_an_interval_of_shares_ends_at_one():
     assert row["low"] == pytest.approx(0.995 - 0.0635310)
     assert row["high"] == 1.0
     assert over_seeds([0.99, 1.0])["high"] > 1.0
+
+
+def test_best_of_n_is_the_mean_over_all_choices():
+    """Against a walk through the choices themselves; another score follows the chosen sample."""
+    rng = np.random.default_rng(0)
+    scores = {"preferred": rng.random((8, 3)), "other": rng.random((8, 3))}
+    found = best_of_n(scores, "preferred")
+    assert list(found) == ["1", "2", "4", "8"]
+    for n, rows in found.items():
+        for name, values in scores.items():
+            each = [
+                np.mean([
+                    values[max(c, key=lambda k: scores["preferred"][k, p]), p]
+                    for c in itertools.combinations(range(8), int(n))
+                ])
+                for p in range(3)
+            ]  # fmt: skip
+            expected = over_seeds(each)
+            assert rows[name] == pytest.approx({k: expected[k] for k in ("mean", "low", "high")})
 
 
 def test_crossing_interpolates():
