@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,35 +95,35 @@ def reach_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def best_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+def best_rows(summary: Summary, preference: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the reference's best of n, and of the policies' single sample."""
-    metrics = list(summary["best_of"]["1"])
-    rows = yardstick_rows(summary)
+    metrics = preferred_first(summary, preference)
+    rows = yardstick_rows(summary, metrics)
     for name, v in summary["variants"].items():
         rows.append([name, *(cell(v["scores"][m], sign="") for m in metrics)])
     return ["one sample a prompt", *metrics], rows
 
 
-def yardstick_rows(summary: Summary) -> list[list[str]]:
+def yardstick_rows(summary: Summary, metrics: Sequence[str]) -> list[list[str]]:
     """The reference's one sample from the policies' noise, and its best of n."""
     best: Mapping[str, Any] = summary["best_of"]
     same = next(iter(summary["variants"].values()))["reference"]
-    rows = [["reference, the same noise", *(f"{same[m]:.3f}" for m in best["1"])]]
+    rows = [["reference, the same noise", *(f"{same[m]:.3f}" for m in metrics)]]
     return rows + [
-        [f"reference, best of {n}", *(cell(x, sign="") for x in s.values())]
+        [f"reference, best of {n}", *(cell(s[m], sign="") for m in metrics)]
         for n, s in best.items()
     ]
 
 
-def round_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+def round_rows(summary: Summary, preference: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the score by round, and of the first reference's best of n."""
-    metrics = list(summary["best_of"]["1"])
+    metrics = preferred_first(summary, preference)
     rows = [
         [f"{name}, round {r['round']}", *(cell(r[m], sign="") for m in metrics)]
         for name, found in summary["rounds"].items()
         for r in found[1:]
     ]
-    return ["one sample a prompt", *metrics], rows + yardstick_rows(summary)
+    return ["one sample a prompt", *metrics], rows + yardstick_rows(summary, metrics)
 
 
 def trait_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
@@ -156,7 +156,7 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
                       "Each round's policy is sampled and its samples are labelled; merged, it is "
                       "the reference of the next. Gains and win rates on this page are over the "
                       "first reference, errors and drift over the round's own.",
-                      round_rows(summary), ["rounds.png"]))  # fmt: skip
+                      round_rows(summary, preference), ["rounds.png"]))  # fmt: skip
     if any(v["curve"] for v in summary["variants"].values()):
         found.append(("Score against compute",
                       f"On the first {summary['curve_prompts']} of the prompts. A forward pass of "
@@ -176,7 +176,7 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
                   "over all choices of n of eight samples, 95% t intervals over prompts. Each "
                   "policy's one sample: over seeds, from the noise of the gains. Where the two "
                   "are close, give more noise: evaluation.seeds.",
-                  best_rows(summary), []))  # fmt: skip
+                  best_rows(summary, preference), []))  # fmt: skip
     if trait_rows(summary)[1]:
         found.append(("What else changed",
                       "Share of images in which the policy's has more of a trait than the first "
