@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inversion_dpo.cli_options import DEFAULT, DryRun, Output, Overrides, Preset, resolved
+from inversion_dpo.cli_options import DEFAULT, DryRun, Output, Overrides, Preset, Rounding, resolved
 from inversion_dpo.cli_pairs import pairs_app
 from inversion_dpo.config import Config, ConfigError, load_config
 from inversion_dpo.web.commands import register
@@ -26,9 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(pairs_app, name="pairs")
-RoundCount = Annotated[
-    int, typer.Option(min=1, help="Later ones: sample the policy, label, train on from it.")
-]
 
 
 @app.command()
@@ -37,48 +34,37 @@ def demo(
     overrides: Overrides = None,
     seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
     pairs: Annotated[str, typer.Option(help="Labelling: taste or composition.")] = DEFAULT,
-    rounds: RoundCount = 1,
+    rounds: Rounding = 1,
     dry_run: DryRun = False,
 ) -> None:
     """Align the embedded model on this machine's CPU: invert, train, evaluate, report.
 
     Later rounds lie in OUTPUT/round-2 and so on, each with a report against the first model.
     """
-    from inversion_dpo.compare.rounds import Rounds, check_rounds
+    from inversion_dpo.compare.rounds import Rounds, check_rounds, later_rounds
 
     if pairs not in ("taste", "composition"):
         raise ConfigError(f"--pairs {pairs!r}: the shipped labellings are taste and composition")
     config = resolved(pairs, [f"training.seed={seed}", *(overrides or [])], dry_run)
     check_rounds(Rounds(rounds), config)
     run_all(config, output)
-    run_rounds(config, output, Rounds(rounds))
+    for settings, folder in later_rounds(config, output, Rounds(rounds)):
+        run_all(settings, folder, config)
 
 
-def run_rounds(config: Config, output: Path, rounds: Any) -> None:
-    """Train on from the run in ``output``: each later round on samples of the one before it."""
-    from inversion_dpo.compare.rounds import later_rounds
-    from inversion_dpo.evaluation.evaluate import evaluate, report
-    from inversion_dpo.evaluation.report import headline
-    from inversion_dpo.runs import occupied
+def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
+    """Every stage of a run, each skipped or resumed where it was left.
 
-    for settings, folder in later_rounds(config, output, rounds):
-        with occupied(folder):
-            train_run(settings, folder)
-            metrics = evaluate(folder, config, models=(None, str(folder)))
-            page = report(folder)
-        typer.echo(headline(metrics, config.evaluation.preference, "held-out prompts"))
-        typer.echo(f"report:  {page}\nadapter: {folder / 'adapter'}, on {settings.model.path}")
-
-
-def run_all(config: Config, output: Path) -> None:
-    """Every stage of a run, each skipped or resumed where it was left."""
+    origin: of a later round, the settings with the model that its policy is measured against.
+    """
     from inversion_dpo.evaluation.evaluate import evaluate, report
     from inversion_dpo.evaluation.report import headline
     from inversion_dpo.runs import occupied
 
     with occupied(output):
         train_run(config, output)
-        metrics = evaluate(output, config)
+        models = (None, str(output)) if origin else None
+        metrics = evaluate(output, origin or config, models=models)
         page = report(output)
     if "preference" in metrics:
         typer.echo(headline(metrics, config.evaluation.preference, "held-out prompts"))
@@ -253,7 +239,7 @@ def compare(
     curve_prompts: Annotated[
         int, typer.Option(min=0, help="Prompts scored at six points of each run; 0: no curves.")
     ] = 200,
-    rounds: RoundCount = 1,
+    rounds: Rounding = 1,
     round_prompts: Annotated[
         str, typer.Option(help="Of later rounds: how many of the scenes, or a prompt set.")
     ] = "1000",

@@ -26,6 +26,10 @@ Preset = Annotated[
 ]  # fmt: skip
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+Rounding = Annotated[
+    int,
+    typer.Option("--rounds", min=1, help="Later ones: sample the policy, label, train on from it."),
+]
 DEFAULT = "taste"
 
 
