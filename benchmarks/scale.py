@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inversion_dpo.cache import atomic_text
+from inversion_dpo.compare.report import cell
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.config import TrainingConfig, load_config, resolve
 from inversion_dpo.data.candidates import encode_image
@@ -421,10 +422,9 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
     return rows
 
 
-def interval(values: Sequence[float]) -> str:
+def over(values: Sequence[float]) -> str:
     """Mean and 95% t interval of several."""
-    v = over_seeds(values)
-    return f"{v['mean']:.3f}" + (f" [{v['low']:.3f}, {v['high']:.3f}]" if len(values) > 1 else "")
+    return cell(over_seeds(values), sign="")
 
 
 def table(seeds: Sequence[Sequence[dict[str, Any]]], base: dict[str, Any], prompts: str) -> str:
@@ -432,14 +432,14 @@ def table(seeds: Sequence[Sequence[dict[str, Any]]], base: dict[str, Any], promp
     shown = ("composition", "sg_iou", "exact", "warmth")
     lines = [f"| | pairs | {' | '.join(shown)} |", "|" + " --- |" * (2 + len(shown))]
     for rounds in zip(*seeds, strict=True):
-        cells = [interval([r[prompts][name] for r in rounds]) for name in shown]
+        cells = [over([r[prompts][name] for r in rounds]) for name in shown]
         pairs = np.mean([r["pairs"] for r in rounds])
         lines.append(f"| round {rounds[0]['round']} | {pairs:,.0f} | {' | '.join(cells)} |")
     for n, found in base[prompts].items():
-        cells = [interval(found["by noise"]), *(f"{found[name]:.3f}" for name in shown[1:])]
+        cells = [over(found["by noise"]), *(f"{found[name]:.3f}" for name in shown[1:])]
         lines.append(f"| reference, best of {n} | | {' | '.join(cells)} |")
     last = np.mean([s[-1][prompts]["by prompt"] for s in seeds], axis=0)
-    more = interval((last - base[prompts]["4"]["by prompt"]).tolist())
+    more = over((last - base[prompts]["4"]["by prompt"]).tolist())
     return "\n".join([f"{prompts}\n", *lines, f"\nOver the best of four, over prompts: {more}\n"])
 
 

@@ -22,7 +22,7 @@ from inversion_dpo.config import Config, ConfigError, DataConfig
 from inversion_dpo.evaluation.building import build
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
-from inversion_dpo.runs import claim, stage
+from inversion_dpo.runs import claim, occupied, stage
 from inversion_dpo.scenes.prompts import prompts as scene_prompts
 
 Result = dict[str, Any]
@@ -100,9 +100,10 @@ def later_rounds(config: Config, output: Path, rounds: Rounds) -> Iterator[tuple
     for number in range(2, rounds.count + 1):
         folder = output / f"round-{number}"
         settings = next_round(before, last, folder)
-        claim(folder, settings)
-        with stage(folder, "pairs"):
-            make_samples(before, settings, rounds, drawn_with(config, number), folder)
+        with occupied(folder):
+            claim(folder, settings)
+            with stage(folder, "pairs"):
+                make_samples(before, settings, rounds, drawn_with(config, number), folder)
         yield settings, folder
         before, last = settings, folder
 

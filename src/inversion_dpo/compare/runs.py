@@ -239,7 +239,7 @@ def best_of_n(
     """n = 1, 2, 4 ... -> score -> mean and 95% t interval over prompts, of ``scores`` [S, P] each.
 
     Of a prompt's S samples all choices of n count: the r-th from below, by the preference, is the
-    best of (r-1 over n-1) of them. One draw of n on 500 prompts is off by .01 and more.
+    best of (r-1 over n-1) of them. One draw of n on 500 prompts can be off by .01.
     """
     order = np.argsort(scores[preference], axis=0, kind="stable")
     most = len(order)
