@@ -7,9 +7,10 @@ GPU; in the first round half of the samples of each under guidance 2), pairs the
 worst, inverts the pairs under that policy (``x0``) or draws fresh noise (``diffusion_dpo``,
 ``kto``), trains an adapter and merges it. Prints what one sample scores on the held-out prompts
 after every round, mean of eight noises a prompt, with 95% t intervals over seeds; the best of four
-of the reference by as many draws; and the difference with a 95% t interval over prompts. A finished
-seed is not repeated; what every round has reached stands in OUTPUT/seed-N/result.json. Processes
-may share OUTPUT, each with seeds of its own.
+of the reference by as many draws; and the difference with a 95% t interval over prompts. What every
+round has reached stands in OUTPUT/seed-N/result.json: a finished seed is not repeated, fewer rounds
+are only read, and a seed that was stopped begins again. Processes may share OUTPUT, each with seeds
+of its own.
 """
 
 from __future__ import annotations
@@ -380,14 +381,14 @@ def captured(step: Callable[[], None], optimizer: Any) -> Callable[[], None]:
 
 
 def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[str, Any]]:
-    """All rounds of a seed, and what each has reached; a finished seed is only read."""
+    """All rounds of a seed, and what each has reached; rounds that are there are only read."""
     file = folder / "result.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    if known.get("settings", asdict(s)) != asdict(s):
+    if (known.get("settings", {}) | {"rounds": s.rounds}) not in ({"rounds": s.rounds}, asdict(s)):
         raise SystemExit(f"{folder} holds other settings: choose another OUTPUT")
     rows: list[dict[str, Any]] = known.get("rows", [])
-    if len(rows) == s.rounds:
-        return rows
+    if len(rows) >= s.rounds:
+        return rows[: s.rounds]
     rows, network = [], network_of(world.model)
     untrained = copy.deepcopy(network.state_dict())
     for number in range(1, s.rounds + 1):

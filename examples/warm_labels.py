@@ -6,7 +6,8 @@ Needs the extra [web], selenium, and Chromium with its driver (Debian: chromium,
 Chromium opens the page of `inversion-dpo web`; for each pair the script takes a picture of what
 the window shows, and presses 1 or 2 for the image with more red than blue, t where they hardly
 differ. It knows no score and no seed. Then the labels are exported, a policy is trained on them,
-and reference and policy are compared on held-out prompts from the same noise.
+and reference and policy are compared on held-out prompts from the same noise. With --rounds 2 the
+policy's own samples are labelled the same way, and a second policy is trained on from it.
 """
 
 from __future__ import annotations
@@ -146,15 +147,14 @@ def look(run_folder: Path, output: Path) -> None:
         save(window, output / "compare.png")
 
 
-def share_warm(output: Path) -> dict[str, Any]:
+def share_warm(run_folder: Path) -> dict[str, Any]:
     """Share of held-out samples whose ground is nearer to warm than to cool, and its gain.
 
     The interval is a 95% bootstrap over prompts of the paired difference.
     """
-    warm = {}
-    for who in ("reference", "policy"):
-        (path,) = (output / "run" / "samples").glob(f"{who}-*.parquet")
-        warm[who] = pq.read_table(path)["score.warmth"].to_numpy() > 0.5
+    table = pq.read_table(run_folder / "per_prompt.parquet")
+    sides = ("reference", "policy")
+    warm = {who: table[f"{who}.warmth"].to_numpy() > 0.5 for who in sides}
     gain = warm["policy"].astype(float) - warm["reference"]
     rng = np.random.default_rng(0)
     means = gain[rng.integers(0, len(gain), (10_000, len(gain)))].mean(1)
@@ -164,12 +164,25 @@ def share_warm(output: Path) -> dict[str, Any]:
     return {**shares, "gain": round(float(gain.mean()), 3), "interval": interval}
 
 
+def found(run_folder: Path, pressed: Counter[str]) -> dict[str, Any]:
+    """What a round came to, on held-out prompts, over the model before all rounds."""
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    kept = ("warmth", "sg_iou", "entity_iou")
+    return {
+        "keys": dict(pressed),
+        "share of warm grounds": share_warm(run_folder),
+        **{k: {m: round(v, 3) for m, v in metrics[k].items()} for k in kept},
+        "win rate": metrics["win_rate"],
+    }
+
+
 def main() -> None:
     """Sample, label, export, train, evaluate; prints what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/warm"))
     parser.add_argument("--pairs", type=int, default=36)
     parser.add_argument("--prompts", type=int, default=200, help="held-out ones")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("settings", nargs="*", help="KEY=VALUE of the training")
     asked = parser.parse_args()
@@ -179,20 +192,23 @@ def main() -> None:
     pressed = label(pairs, labels, out / "labelling.png")
     print("keys pressed:", dict(pressed))
     run("pairs", "export", labels, "-o", labelled)
-    run("train", "-o", out / "run", f"data.pairs={labelled}", f"training.seed={asked.seed}",
-        *SETTINGS, *asked.settings)  # fmt: skip
+    settings = (f"data.pairs={labelled}", f"training.seed={asked.seed}", *SETTINGS, *asked.settings)
+    run("train", "-o", out / "run", *settings)
     run("evaluate", out / "run", f"evaluation.limit={asked.prompts}")
-    metrics = json.loads((out / "run" / "metrics.json").read_text())
-    kept = ("warmth", "sg_iou", "entity_iou")
-    result = json.dumps({
-        "keys": dict(pressed),
-        "share of warm grounds": share_warm(out),
-        **{k: {m: round(v, 3) for m, v in metrics[k].items()} for k in kept},
-        "win rate": metrics["win_rate"],
-    }, indent=1)  # fmt: skip
-    (out / "result.json").write_text(result)
-    print(result)
+    result = found(out / "run", pressed)
     look(out / "run", out)
+    for number in range(2, asked.rounds + 1):
+        own = out / "run" / f"round-{number}"
+        again = ("demo", "-o", out / "run", "--rounds", number, "--people", asked.pairs, *settings,
+                 f"evaluation.limit={asked.prompts}")  # fmt: skip
+        run(*again)  # samples, and waits for labels
+        there = own / "pairs"
+        pressed = label(there / "samples.parquet", there / "labels.sqlite", out / "again.png")
+        run(*again)
+        result[f"round {number}"] = found(own, pressed)
+    text = json.dumps(result, indent=1)
+    (out / "result.json").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from inversion_dpo.cli_options import DEFAULT, DryRun, Output, Overrides, Preset, Rounding, resolved
-from inversion_dpo.cli_pairs import pairs_app
+from inversion_dpo.cli_options import (
+    DEFAULT,
+    DryRun,
+    Output,
+    Overrides,
+    People,
+    Preset,
+    Rounding,
+    resolved,
+    say,
+)
+from inversion_dpo.cli_pairs import load_pipeline, pairs_app
 from inversion_dpo.config import Config, ConfigError, load_config
 from inversion_dpo.web.commands import register
 
@@ -35,6 +45,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
     pairs: Annotated[str, typer.Option(help="Labelling: taste or composition.")] = DEFAULT,
     rounds: Rounding = 1,
+    people: People = 0,
     dry_run: DryRun = False,
 ) -> None:
     """Align the embedded model on this machine's CPU: invert, train, evaluate, report.
@@ -46,9 +57,10 @@ def demo(
     if pairs not in ("taste", "composition"):
         raise ConfigError(f"--pairs {pairs!r}: the shipped labellings are taste and composition")
     config = resolved(pairs, [f"training.seed={seed}", *(overrides or [])], dry_run)
-    check_rounds(Rounds(rounds), config)
+    asked = Rounds(rounds, people=people)
+    check_rounds(asked, config)
     run_all(config, output)
-    for settings, folder in later_rounds(config, output, Rounds(rounds)):
+    for settings, folder in later_rounds(config, output, asked):
         run_all(settings, folder, config)
 
 
@@ -94,14 +106,6 @@ def invert_run(config: Config, cache: Path) -> Any:
     with memory_advice("inversion"):
         model = load_model(config, accelerator.device)
         return model, prepare_cache(config, accelerator, model, cache), accelerator.device
-
-
-def say(text: str) -> None:
-    """Print a result; of several processes the first one does."""
-    from inversion_dpo.processes import current_team
-
-    if current_team().main:
-        typer.echo(text)
 
 
 @app.command()
@@ -246,6 +250,7 @@ def compare(
     round_samples: Annotated[
         int, typer.Option(min=2, help="Samples per prompt, paired from both ends of their ranking.")
     ] = 4,
+    people: People = 0,
 ) -> None:
     """Train every method on the same pairs with several seeds; writes OUTPUT/report.html.
 
@@ -261,7 +266,8 @@ def compare(
 
     plan = Plan(
         config, tuple(parse_methods(methods)), seeds, parse_extra(overrides),
-        tuple(vary or ()), tune, curve_prompts, Rounds(rounds, round_prompts, round_samples),
+        tuple(vary or ()), tune, curve_prompts,
+        Rounds(rounds, round_prompts, round_samples, people),
     )  # fmt: skip
     typer.echo(f"report: {run_comparison(output, plan)}")
 
@@ -343,13 +349,7 @@ def sample(
         typer.echo(str(output / f"{s:06d}.png"))
 
 
-def _pipeline(config: Config, adapter: Path | None) -> Any:
-    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-
-    return load_policy_pipeline(config, adapter)
-
-
-register(app, pairs_app, _pipeline)
+register(app, pairs_app, load_pipeline)
 
 
 def quieten() -> None:

@@ -30,6 +30,13 @@ Rounding = Annotated[
     int,
     typer.Option("--rounds", min=1, help="Later ones: sample the policy, label, train on from it."),
 ]
+People = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="PROMPTS",
+        help="Later rounds wait for people, who label two samples of each of so many prompts.",
+    ),
+]  # fmt: skip
 DEFAULT = "taste"
 
 
@@ -40,3 +47,11 @@ def resolved(preset: str, overrides: list[str] | None, dry_run: bool) -> Config:
         typer.echo(to_yaml(config), nl=False)
         raise typer.Exit
     return config
+
+
+def say(text: str) -> None:
+    """Print a result; of several processes the first one does."""
+    from inversion_dpo.processes import current_team
+
+    if current_team().main:
+        typer.echo(text)

@@ -39,6 +39,10 @@ class Terminated(BaseException):
     """
 
 
+class Waiting(Terminated):
+    """Nothing is left to do before people have done what the message says."""
+
+
 class NotFiniteError(RuntimeError):
     """Too many steps gave a loss or gradient that is not finite; names steps, pairs, remedies."""
 

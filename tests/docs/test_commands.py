@@ -42,7 +42,7 @@ NOT_HERE = {  # command -> why it is not run
     "test_scenes_pairs.py",
     "inversion-dpo train -o runs/mine data.pairs=labelled.parquet": "of such labels: tests/browser",
     "inversion-dpo train -o runs/round": "of such labels, too",
-    "inversion-dpo evaluate runs/both --policy runs/round2": "of that run",
+    "inversion-dpo demo -o runs/both --rounds 2 --people": "waits for people: test_rounds.py",
     "inversion-dpo compare": "minutes, hours: tests/unit/compare",
     "python -m inversion_dpo.scenes.renders": "test_scene_graph_condition.py",
     "inversion-dpo train --config scene-graph": "on tiny stand-ins: test_scene_graph_condition.py",

@@ -52,8 +52,11 @@ def claim_folder(root: Path, plan: Plan) -> None:
     """
     owner = root / "compare.json"
     mine: dict[str, Any] = {"config": plan.config, "extra": list(plan.extra)}
-    if plan.rounds.count > 1:
-        mine["rounds"] = f"{plan.rounds.prompts} prompts, {plan.rounds.samples} samples each"
+    r = plan.rounds
+    if r.count > 1:
+        mine["rounds"] = f"{r.prompts} prompts, {r.samples} samples each"
+        if r.people:
+            mine["rounds"] = f"{r.people} prompts of {r.prompts}, labelled by people"
     if owner.exists():
         theirs = {"rounds": None} | json.loads(owner.read_text())
         mine = {"rounds": theirs["rounds"]} | mine

@@ -58,11 +58,12 @@ def ablation_rows(summary: Summary, preference: str) -> tuple[list[str], list[li
         away = [a - b for a, b in zip(gain["values"], plain[v["method"]], strict=True)]
         rows.append([
             v["method"], key, value, cell(gain), cell(over_seeds(away)) if key else "",
-            f"{drift['mean']:.4f}" if drift else "-", f"{v['step_evaluations']:.0f}",
+            f"{drift['mean']:.4f}" if drift else "-", f"{v['step_seconds']:.2f}",
+            f"{v['inversion']['seconds']:,.0f}", f"{v['step_evaluations']:.0f}",
             f"{v['inversion']['evaluations']:,.0f}",
         ])  # fmt: skip
-    return ["method", "setting", "value", f"{preference} gain", "difference", "drift",
-            "evaluations / step", "inversion, evaluations"], rows  # fmt: skip
+    return ["method", "setting", "value", f"{preference} gain", "difference", "drift", "s / step",
+            "inversion, s", "evaluations / step", "inversion, evaluations"], rows  # fmt: skip
 
 
 def win_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:

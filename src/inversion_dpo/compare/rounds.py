@@ -24,6 +24,7 @@ from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.runs import claim, occupied, stage
 from inversion_dpo.scenes.prompts import prompts as scene_prompts
+from inversion_dpo.web.asking import pairs_by_people
 
 Result = dict[str, Any]
 SEED = 1000  # of prompts and samples: this, plus 100 for each training seed, plus the round
@@ -35,21 +36,25 @@ class Rounds:
 
     prompts: a number of the embedded world's training prompts, others in every round; or a prompt
     set, sampled from other noise in every round. samples: of each prompt; the best is paired with
-    the worst, the second best with the second worst, and so on.
+    the worst, the second best with the second worst, and so on. people: not 0 if people label
+    instead of the scorer; two samples of so many prompts.
     """
 
     count: int = 1
     prompts: str = "1000"
     samples: int = 4
+    people: int = 0
 
 
 def check_rounds(rounds: Rounds, config: Config) -> None:
     """ConfigError if a later round could not label, or would train on what judges it."""
     e = config.evaluation
     if rounds.count == 1:
+        if rounds.people:
+            raise ConfigError("--people label the samples of later rounds: give --rounds 2 or more")
         return
-    if not e.scorer:
-        raise ConfigError("--rounds needs evaluation.scorer, which labels the samples")
+    if not e.scorer and not rounds.people:
+        raise ConfigError("--rounds needs evaluation.scorer, which labels the samples, or --people")
     if rounds.prompts.isdecimal():
         if e.scorer != "scenes" or not int(rounds.prompts):
             raise ConfigError(
@@ -130,25 +135,32 @@ def next_round(before: Config, last: Path, folder: Path) -> Config:
 def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, folder: Path) -> float:
     """Merge the policy of the round before, sample it, write ``FOLDER/pairs``, unless it is there.
 
-    How it samples and what it keeps are ``build.*``, as for ``pairs build``, beside ``rounds``.
-    before, config: of the round before and of this one. Returns the network evaluations of the
-    samples; guidance takes two a step.
+    How it samples and what it keeps are ``build.*``, as for ``pairs build``, beside ``rounds``; for
+    people it is ``evaluation.*``, as for ``pairs sample``. before, config: of the round before and
+    of this one. Returns the network evaluations of the samples; guidance takes two a step.
     """
     merged, pairs = Path(config.model.path), Path(config.data.pairs)
     merge(before, merged.parent / "adapter", merged)
-    asked, e = rounds.prompts, config.evaluation
+    asked, e, samples = rounds.prompts, config.evaluation, rounds.samples
+    scales = config.build.guidance_scales or [e.guidance_scale]
     if asked.isdecimal():
-        graphs, asked = scene_prompts("train", int(asked), seed), str(folder / "prompts.txt")
+        graphs = scene_prompts("train", rounds.people or int(asked), seed)
+        asked = str(folder / "prompts.txt")
         atomic_text("\n".join(g.caption for g in graphs) + "\n", Path(asked))
-    if not pairs.exists():
+    captions = read_prompts(asked, rounds.people or None)
+    if rounds.people:
+        samples, scales = 2, [e.guidance_scale]
+    if rounds.people and not pairs.exists():
+        load = partial(load_policy_pipeline, config, None)
+        pairs_by_people(pairs, config, load, captions, seed)
+    elif not pairs.exists():
         how = replace(
-            config.build, prompts=asked, samples=rounds.samples, seed=seed, by=[e.preference],
+            config.build, prompts=asked, samples=samples, seed=seed, by=[e.preference],
             mining="margin", once=True, splits={},
         )  # fmt: skip
         build(replace(config, build=how), pairs.parent)
-    scales = config.build.guidance_scales or [e.guidance_scale]
-    taken = [1 if scales[k % len(scales)] == 1.0 else 2 for k in range(rounds.samples)]
-    return float(e.sample_steps * sum(taken) * len(read_prompts(asked, None)))
+    taken = [1 if scales[k % len(scales)] == 1.0 else 2 for k in range(samples)]
+    return float(e.sample_steps * sum(taken) * len(captions))
 
 
 def merge(config: Config, adapter: Path, folder: Path) -> None:

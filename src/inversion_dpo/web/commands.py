@@ -133,6 +133,8 @@ def register_sample(pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None
         seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
     ) -> None:
         """Sample two images of each prompt for people to label; sampling is evaluation.*."""
+        from inversion_dpo.web.asking import sample_pairs
+
         settings = load_config(config, overrides or [])
         captions = captions_of(prompts, count)
         sample_pairs(output, settings, load_pipeline(settings, None), captions, seed)
@@ -153,21 +155,6 @@ def captions_of(prompts: str, count: int) -> list[str]:
     if not (found := [line.strip() for line in lines if line.strip()]):
         raise ConfigError(f"--prompts {prompts} holds no prompts; write one a line")
     return found[:count]
-
-
-def sample_pairs(
-    output: Path, config: Config, pipeline: Any, captions: list[str], seed: int
-) -> None:
-    """Two samples of each caption, from seeds that follow each other, as unlabelled pairs."""
-    from inversion_dpo.data.unlabelled import write_unlabelled
-    from inversion_dpo.sampling import sample
-
-    e, twice = config.evaluation, [caption for caption in captions for _ in range(2)]
-    images = sample(
-        pipeline, twice, [seed + k for k in range(len(twice))], e.sample_steps, e.guidance_scale,
-        e.batch_size, "pairs", config.model.resolution,
-    )  # fmt: skip
-    write_unlabelled(output, captions, images[::2], images[1::2])
 
 
 def run_page(

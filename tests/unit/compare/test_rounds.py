@@ -1,5 +1,6 @@
 """Rounds of training on a tiny pipeline: whose samples, which reference, what it cost."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -13,7 +14,9 @@ from inversion_dpo.compare.rounds import (
     Rounds,
     chain,
     check_rounds,
+    drawn_with,
     later_rounds,
+    make_samples,
     merge,
     round_scores,
     spent_before,
@@ -23,8 +26,11 @@ from inversion_dpo.config import ConfigError, load_config
 from inversion_dpo.data.candidates import encode_image
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+from inversion_dpo.faults import Waiting
 from inversion_dpo.runs import BusyError, occupied, read_config
 from inversion_dpo.sampling import sample
+from inversion_dpo.web.commands import fill, subject_of
+from inversion_dpo.web.store import LabelStore
 
 SCORER = """
 import numpy as np
@@ -169,6 +175,9 @@ def test_rounds_that_cannot_be_are_refused(settings, tmp_path):
     check_rounds(rounds, make())
     with pytest.raises(ConfigError, match=r"needs evaluation\.scorer"):
         check_rounds(rounds, make("evaluation.scorer=null"))
+    check_rounds(Rounds(2, rounds.prompts, people=3), make("evaluation.scorer=null"))
+    with pytest.raises(ConfigError, match="give --rounds 2"):
+        check_rounds(Rounds(1, rounds.prompts, people=3), make())
     with pytest.raises(ConfigError, match="give a file"):
         check_rounds(Rounds(2, "100"), make())
     with pytest.raises(ConfigError, match="give a file"):
@@ -277,6 +286,55 @@ def test_a_run_goes_on_in_rounds_and_is_measured_against_the_first_model(setting
     assert done() == before and len(before[0]) == 2
 
 
+def test_a_round_that_people_label_waits_for_them(settings, tmp_path):
+    make, rounds = settings
+    config, root = make(), tmp_path / "demo"
+    asked = Rounds(2, rounds.prompts, people=6)
+    folder = root / "round-2" / "pairs"
+    labels = folder / "labels.sqlite"
+
+    def work():
+        run_all(config, root)
+        for own, where in later_rounds(config, root, asked):
+            run_all(own, where, config)
+
+    page = f"inversion-dpo web {folder}/samples.parquet --labels {labels}"
+    with pytest.raises(Waiting, match=f"{page}\n.0 of 6 pairs"):
+        work()
+    drawn = (folder / "samples.parquet").stat().st_mtime_ns
+    about = subject_of(str(folder / "samples.parquet"), "taste", [], labels)  # as the page does
+    store = LabelStore(about.labels)
+    assert fill(store, about.config, 1000)[0] == 6
+    preferred = {}
+    for k, pair in enumerate(store.shown(0, 5)):
+        store.label(f"{k}", "anna", pair.pair, ("first", "second", "bad", "second", "first")[k])
+        preferred[pair.caption] = (pair.left, pair.right, None, pair.right, pair.left)[k]
+    with pytest.raises(Waiting, match="5 of 6 pairs"):
+        work()
+    assert not (folder / "pairs.parquet").exists()
+    last = store.shown(5, 1)[0]
+    store.label("last", "ben", last.pair, "first")
+    preferred[last.caption] = last.left
+    work()
+    rows = pq.read_table(folder / "pairs.parquet").to_pylist()
+    winners = {r["caption"]: r[f"jpg_{1 - int(r['label_0'])}"] for r in rows}
+    found = {c: hashlib.sha256(image).hexdigest() for c, image in winners.items()}
+    assert found == {c: image for c, image in preferred.items() if image}
+    assert (folder / "samples.parquet").stat().st_mtime_ns == drawn
+    told = json.loads((root / "round-2" / "metrics.json").read_text())
+    assert told["pairs"] == 5 and told["brightness"]["policy"] != told["brightness"]["reference"]
+
+    row = pq.read_table(folder / "samples.parquet").to_pylist()[0]  # by the policy of round 1
+    e, pipeline = config.evaluation, load_policy_pipeline(config, root / "adapter")
+    image = sample(pipeline, [row["caption"]], [drawn_with(config, 2)], e.sample_steps,
+                   e.guidance_scale, 1, None, config.model.resolution)[0]  # fmt: skip
+    away = np.asarray(image, float) - np.asarray(decode_image(row["jpg_0"], ""), float)
+    assert np.abs(away).mean() < 1  # of 255: merged weights round otherwise
+    # what is there costs what it cost: 6 prompts x 2 samples x 2 steps, two a step under guidance
+    cost = make_samples(config, read_config(root / "round-2"), asked, 0, root / "round-2")
+    assert cost == 6 * 2 * 2 * 2 and len(pq.read_table(folder / "pairs.parquet")) == 5
+
+
 def test_later_rounds_sample_as_build_says(settings, tmp_path):
     make, rounds = settings
     config = make("build.guidance_scales=[1,2]", "objective.name=diffusion_dpo")
@@ -309,6 +367,12 @@ def test_an_ablation_has_its_picture_and_strict_json(settings, tmp_path):
     }  # fmt: skip
     assert found["variants"]["x0"]["gains"]["brightness"]["low"] is None  # of one seed
     gains = {n: v["gains"]["brightness"]["mean"] for n, v in found["variants"].items()}
-    row = next(r for r in (root / "results.md").read_text().splitlines() if "| policy.rank |" in r)
+    lines = (root / "results.md").read_text().splitlines()
+    row = next(line for line in lines if "| policy.rank |" in line)
     gain, less = gains["x0 rank=2"], gains["x0 rank=2"] - gains["x0"]
     assert row.split(" | ")[1:5] == ["policy.rank", "2", f"{gain:+.3f}", f"{less:+.3f}"]
+    head = next(line for line in lines if "| setting |" in line)
+    told = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    rank = found["variants"]["x0 rank=2"]
+    assert told["s / step"] == f"{rank['step_seconds']:.2f}"
+    assert told["inversion, s"] == f"{rank['inversion']['seconds']:.0f}"
