@@ -24,7 +24,7 @@ from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.runs import claim, occupied, stage
 from inversion_dpo.scenes.prompts import prompts as scene_prompts
-from inversion_dpo.web.asking import pairs_by_people
+from inversion_dpo.web.asking import LEAST, pairs_by_people
 
 Result = dict[str, Any]
 SEED = 1000  # of prompts and samples: this, plus 100 for each training seed, plus the round
@@ -53,6 +53,8 @@ def check_rounds(rounds: Rounds, config: Config) -> None:
         if rounds.people:
             raise ConfigError("--people label the samples of later rounds: give --rounds 2 or more")
         return
+    if 0 < rounds.people < LEAST:
+        raise ConfigError(f"--people {rounds.people}: give at least {LEAST} prompts to label")
     if not e.scorer and not rounds.people:
         raise ConfigError("--rounds needs evaluation.scorer, which labels the samples, or --people")
     if rounds.prompts.isdecimal():

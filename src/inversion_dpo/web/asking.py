@@ -10,8 +10,11 @@ from inversion_dpo.config import Config
 from inversion_dpo.data.unlabelled import write_unlabelled
 from inversion_dpo.faults import Waiting
 from inversion_dpo.sampling import sample
-from inversion_dpo.web.export import export
+from inversion_dpo.web.export import export, summary
+from inversion_dpo.web.questions import WebError
 from inversion_dpo.web.store import LabelStore
+
+LEAST = 4  # pairs that a training takes
 
 
 def sample_pairs(
@@ -32,7 +35,7 @@ def pairs_by_people(
     """Write ``pairs`` by people's labels of two samples of each caption, from ``load``'s pipeline.
 
     The samples and their labels lie beside it, and are kept. Raises Waiting, with the command that
-    opens the page, until each pair has a label of someone; WebError if none of them prefers.
+    opens the page, until each pair has a label of someone; WebError if too few of them prefer.
     """
     samples, labels = pairs.with_name("samples.parquet"), pairs.with_name("labels.sqlite")
     if not samples.exists():
@@ -46,4 +49,11 @@ def pairs_by_people(
             f"label the policy's samples by\n  inversion-dpo web {samples} --labels {labels}\n"
             f"({done} of {total} pairs are labelled)"
         )
-    export(store, pairs)
+    counts = export(store, pairs)
+    if counts["first"] + counts["second"] < LEAST:
+        pairs.unlink()
+        raise WebError(
+            f"{labels}: fewer than {LEAST} pairs in which one image is preferred "
+            f"({summary(counts)}): take labels back on the page, or delete {pairs.parent} and ask "
+            "about more prompts"
+        )

@@ -115,7 +115,6 @@ def register_export(pairs_app: typer.Typer) -> None:
         typer.echo(f"{output}: {summary(export(LabelStore(labels), output, labeller))}")
 
 
-
 def register_sample(pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None:
     """Add ``pairs sample``."""
 

@@ -30,6 +30,7 @@ from inversion_dpo.faults import Waiting
 from inversion_dpo.runs import BusyError, occupied, read_config
 from inversion_dpo.sampling import sample
 from inversion_dpo.web.commands import fill, subject_of
+from inversion_dpo.web.questions import WebError
 from inversion_dpo.web.store import LabelStore
 
 SCORER = """
@@ -175,7 +176,9 @@ def test_rounds_that_cannot_be_are_refused(settings, tmp_path):
     check_rounds(rounds, make())
     with pytest.raises(ConfigError, match=r"needs evaluation\.scorer"):
         check_rounds(rounds, make("evaluation.scorer=null"))
-    check_rounds(Rounds(2, rounds.prompts, people=3), make("evaluation.scorer=null"))
+    check_rounds(Rounds(2, rounds.prompts, people=4), make("evaluation.scorer=null"))
+    with pytest.raises(ConfigError, match="at least 4 prompts"):
+        check_rounds(Rounds(2, rounds.prompts, people=3), make())
     with pytest.raises(ConfigError, match="give --rounds 2"):
         check_rounds(Rounds(1, rounds.prompts, people=3), make())
     with pytest.raises(ConfigError, match="give a file"):
@@ -306,6 +309,7 @@ def test_a_round_that_people_label_waits_for_them(settings, tmp_path):
     store = LabelStore(about.labels)
     assert fill(store, about.config, 1000)[0] == 6
     preferred = {}
+    first = store.shown(0, 1)[0]
     for k, pair in enumerate(store.shown(0, 5)):
         store.label(f"{k}", "anna", pair.pair, ("first", "second", "bad", "second", "first")[k])
         preferred[pair.caption] = (pair.left, pair.right, None, pair.right, pair.left)[k]
@@ -313,6 +317,13 @@ def test_a_round_that_people_label_waits_for_them(settings, tmp_path):
         work()
     assert not (folder / "pairs.parquet").exists()
     last = store.shown(5, 1)[0]
+    store.label("tie", "ben", last.pair, "tie")
+    store.label("bad", "anna", first.pair, "tie")  # 3 are left that prefer
+    with pytest.raises(WebError, match=r"fewer than 4 pairs .*take labels back"):
+        work()
+    assert not (folder / "pairs.parquet").exists()
+    store.undo("back", "anna")
+    store.label("again", "anna", first.pair, "first")
     store.label("last", "ben", last.pair, "first")
     preferred[last.caption] = last.left
     work()
