@@ -43,7 +43,7 @@ def pairs_by_people(
     done, total = 0, len(captions)
     if labels.exists():
         store = LabelStore(labels)
-        done, total = len(store.votes()), store.total()
+        done, total = len(store.votes()), store.total() or total  # the page may have died at once
     if done < total:
         raise Waiting(
             f"label the policy's samples by\n  inversion-dpo web {samples} --labels {labels}\n"

@@ -307,6 +307,8 @@ def test_a_round_that_people_label_waits_for_them(settings, tmp_path):
     drawn = (folder / "samples.parquet").stat().st_mtime_ns
     about = subject_of(str(folder / "samples.parquet"), "taste", [], labels)  # as the page does
     store = LabelStore(about.labels)
+    with pytest.raises(Waiting, match="0 of 6 pairs"):  # a page that died before it had the pairs
+        work()
     assert fill(store, about.config, 1000)[0] == 6
     preferred = {}
     first = store.shown(0, 1)[0]
