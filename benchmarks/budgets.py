@@ -20,11 +20,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from inversion_dpo.compare.compare import inversion_cost
+from inversion_dpo.compare.experiment import inversion_cost
 from inversion_dpo.compare.methods import METHODS
 from inversion_dpo.compare.runs import run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
-from inversion_dpo.config import Config, load_config
+from inversion_dpo.run.config import Config, load_config
 
 COMMON = (
     "training.batch_size=16", "training.learning_rate=3e-4", "training.lr_scheduler=linear",

@@ -27,7 +27,7 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["inversion_dpo.training"])
+CONTEXT.set_forkserver_preload(["inversion_dpo.training.step"])
 WARM, STEPS = 3, 12  # steps before those that are timed; all steps
 
 EMBEDDED = ("inversion.t_start=0", "training.batch_size=16")
@@ -59,8 +59,8 @@ def memory() -> float:
 
 def invert(preset: str | None, overrides: list[str], cache: Path) -> dict[str, float]:
     """Seconds and memory of inverting all pairs, and the bytes that they leave."""
-    from inversion_dpo.config import load_config
-    from inversion_dpo.session import load_model, make_accelerator, prepare_cache
+    from inversion_dpo.run.config import load_config
+    from inversion_dpo.training.recipe import load_model, make_accelerator, prepare_cache
 
     config = load_config(preset, overrides)
     accelerator = make_accelerator(config)
@@ -73,9 +73,9 @@ def invert(preset: str | None, overrides: list[str], cache: Path) -> dict[str, f
 
 def train(preset: str | None, overrides: list[str], cache: Path) -> dict[str, float]:
     """Median milliseconds of a step, and memory, of a training on what was inverted."""
-    from inversion_dpo.config import load_config
-    from inversion_dpo.session import set_up
-    from inversion_dpo.training import update
+    from inversion_dpo.run.config import load_config
+    from inversion_dpo.training.recipe import set_up
+    from inversion_dpo.training.step import update
 
     session, times = set_up(load_config(preset, overrides), cache), []
     before = memory()
@@ -187,7 +187,7 @@ def main() -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder) / "model")
-        words = [sys.executable, "-m", "inversion_dpo.models.tiny", "sd15", model]
+        words = [sys.executable, "-m", "tools.tiny", "sd15", model]
         subprocess.run(words, check=True, capture_output=True)
         for point in POINTS:
             done = [*point] in [r["point"] for r in rows]

@@ -32,11 +32,11 @@ os.environ.update(
     ARROW_DEFAULT_MEMORY_POOL="system",  # the server that children are forked from has no threads
 )  # fmt: skip
 
-from inversion_dpo import cli
+from inversion_dpo.cli import main as cli
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["inversion_dpo.training", "inversion_dpo.evaluation.building"]
+    ["inversion_dpo.training.step", "inversion_dpo.making_pairs.build"]
 )
 Child = multiprocessing.context.ForkServerProcess
 
@@ -130,7 +130,7 @@ class Bench:
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.random = root, random.Random(seed)
         self.model = root / "model"
-        words = [sys.executable, "-m", "inversion_dpo.models.tiny", "sd15", str(self.model)]
+        words = [sys.executable, "-m", "tools.tiny", "sd15", str(self.model)]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.whole = root / "whole"
         self.settings = [f"model.path={self.model}", *SETTINGS]

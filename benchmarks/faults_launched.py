@@ -75,7 +75,7 @@ class Bench:
     def __init__(self, root: Path, seed: int, last: str) -> None:
         self.root, self.random, self.whole = root, random.Random(seed), root / "whole"
         model = root / "model"
-        words = [sys.executable, "-m", "inversion_dpo.models.tiny", "sd15", str(model)]
+        words = [sys.executable, "-m", "tools.tiny", "sd15", str(model)]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.settings = [f"model.path={model}", *SETTINGS, *MORE]
         self.work: dict[str, float] = {}  # seconds of work after its beginning

@@ -15,7 +15,7 @@ from pathlib import Path
 from inversion_dpo.compare.methods import METHODS
 from inversion_dpo.compare.runs import run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
-from inversion_dpo.config import Config, load_config
+from inversion_dpo.run.config import Config, load_config
 
 SAMPLED = 2
 COMMON = (

@@ -13,12 +13,12 @@ import argparse
 import torch
 from torch import Tensor
 
-from inversion_dpo.config import load_config
-from inversion_dpo.inversion import invert, reconstruct
+from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.models.base import DiffusionModel, decode, encode
-from inversion_dpo.scenes.prompts import prompts
-from inversion_dpo.session import load_model
-from inversion_dpo.trajectories import conditional
+from inversion_dpo.run.config import load_config
+from inversion_dpo.training.recipe import load_model
+from inversion_dpo.trajectories.fill import conditional
+from inversion_dpo.world.scene_prompts import prompts
 
 
 def through_image(model: DiffusionModel, latents: Tensor) -> Tensor:

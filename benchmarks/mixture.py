@@ -1,6 +1,6 @@
 """Every method where the optimum is known in closed form: ``python benchmarks/mixture.py``.
 
-See ``inversion_dpo/compare/mixture.py``. Every method gets the same number of trials of learning
+See ``mixture_model.py``. Every method gets the same number of trials of learning
 rate x beta (seed 100, chosen by the distance to the optimum) and then the same seeds. Prints a
 table; ``--curves FILE`` draws what target ``reference`` and the released sign do, seed by seed;
 ``--reach FILE --goal DISTANCE`` draws the distance against network evaluations and prints what each
@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-
-from inversion_dpo.compare.figures import figure, legend, style
-from inversion_dpo.compare.mixture import (
+from mixture_model import (
     METHODS,
     REFERENCE,
     SCHEDULE,
@@ -31,9 +29,11 @@ from inversion_dpo.compare.mixture import (
     train_mixture,
     tune_and_run,
 )
+
+from inversion_dpo.compare.curves import figure, legend, style
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.evaluation.figures import GREY, PAPER, bare
-from inversion_dpo.objectives import OBJECTIVES
+from inversion_dpo.maths.losses import OBJECTIVES
 
 RATES = (3e-4, 1e-3, 3e-3)
 BETAS = {"dspo": (0.01, 0.1, 0.3, 1.0, 3.0), "mapo": (0.1, 0.3, 1.0, 10.0, 100.0)}

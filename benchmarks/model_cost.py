@@ -21,13 +21,13 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from inversion_dpo.maths.losses import as_pair_errors, dpo, squared_error
+from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.models.base import Condition, Framing, freeze
-from inversion_dpo.models.policy import FullPolicy, LoraPolicy
 from inversion_dpo.models.stable_diffusion import StableDiffusionXL
-from inversion_dpo.models.tiny import write_tiny
-from inversion_dpo.objectives import as_pair_errors, dpo, squared_error
-from inversion_dpo.training import peak_memory
-from inversion_dpo.types import LossSettings
+from inversion_dpo.training.policy import FullPolicy, LoraPolicy
+from inversion_dpo.training.step import peak_memory
+from tools.tiny.pipelines import write_tiny
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/unet/config.json

@@ -35,27 +35,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inversion_dpo.cache import atomic_text
-from inversion_dpo.compare.report import cell
+from inversion_dpo.compare.page import cell
 from inversion_dpo.compare.summary import over_seeds
-from inversion_dpo.config import TrainingConfig, load_config, resolve
-from inversion_dpo.data.candidates import encode_image
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.data.mining import disjoint, margin
 from inversion_dpo.evaluation.evaluate import REPEAT, read_prompts
-from inversion_dpo.graphs import SceneGraph
-from inversion_dpo.inversion import invert, reconstruct
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.making_pairs.candidates import encode_image
+from inversion_dpo.making_pairs.mining import disjoint, margin
+from inversion_dpo.making_pairs.world_labels import judge_scenes
+from inversion_dpo.maths.inversion import invert, reconstruct
+from inversion_dpo.maths.losses import as_pair_errors, dpo, kto, squared_error, target_prediction
+from inversion_dpo.maths.records import LossSettings
+from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.policy import LoraPolicy
-from inversion_dpo.objectives import as_pair_errors, dpo, kto, squared_error, target_prediction
-from inversion_dpo.scenes.graph import parse_caption
-from inversion_dpo.scenes.pairs import judge_scenes
-from inversion_dpo.scenes.prompts import scenes
-from inversion_dpo.schedule import add_noise, error_scale, prediction_of
-from inversion_dpo.training import pairs_of_step, rate_at
-from inversion_dpo.trajectories import conditional, under_guidance
-from inversion_dpo.types import LossSettings
+from inversion_dpo.run.config import TrainingConfig, load_config, resolve
+from inversion_dpo.training.policy import LoraPolicy
+from inversion_dpo.training.step import pairs_of_step, rate_at
+from inversion_dpo.trajectories.cache import atomic_text
+from inversion_dpo.trajectories.fill import conditional, under_guidance
+from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.scene_prompts import scenes
 
 CONFIG = load_config("composition", [])
 VALIDATION = "asset:prompts-validation.txt"

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
-from inversion_dpo import training
-from inversion_dpo.config import Config, load_config
-from inversion_dpo.session import Session, set_up
+from inversion_dpo.run.config import Config, load_config
+from inversion_dpo.training import step as training
+from inversion_dpo.training.recipe import Session, set_up
 
 PAIRS = 32
 

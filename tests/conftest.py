@@ -26,8 +26,8 @@ def tiny_pipeline(tmp_path_factory):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from inversion_dpo.scenes.architecture import MAX_TOKENS, build_tokenizer
-    from inversion_dpo.scenes.pretrain import publish
+    from tools.embedded.architecture import MAX_TOKENS, build_tokenizer
+    from tools.embedded.pretrain import publish
 
     root = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
@@ -56,8 +56,8 @@ def tiny_pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """family -> its folder of ``inversion_dpo.models.tiny``, written once a session; read only."""
-    from inversion_dpo.models.tiny import write_tiny
+    """family -> its folder of ``tools.tiny.pipelines``, written once a session; read only."""
+    from tools.tiny.pipelines import write_tiny
 
     folders = {}
 
@@ -106,8 +106,8 @@ def pair_rows(count):
     """Rows of a pair file: warm scenes preferred to cool ones."""
     from dataclasses import replace
 
-    from inversion_dpo.scenes.prompts import scenes
-    from inversion_dpo.scenes.world import render
+    from inversion_dpo.world.drawing import render
+    from inversion_dpo.world.scene_prompts import scenes
 
     rows = []
     for k, scene in enumerate(itertools.islice(scenes("train", 3), count)):
@@ -142,7 +142,7 @@ def pair_file(tmp_path_factory):
 @pytest.fixture
 def tiny_config(tiny_pipeline, pair_file):
     """Overrides that make a run of seconds; call with further ones."""
-    from inversion_dpo.config import load_config
+    from inversion_dpo.run.config import load_config
 
     def make(*overrides):
         return load_config(None, [

@@ -1,5 +1,5 @@
 """``python -m inversion_dpo``."""
 
-from inversion_dpo.cli import main
+from inversion_dpo.cli.main import main
 
 main()

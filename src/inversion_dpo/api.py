@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.config import load_config
-from inversion_dpo.runs import claim, occupied, read_config
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.folder import claim, occupied, read_config
 
 
 def align(preset: str, output: str | Path, *overrides: str) -> Path:
@@ -33,7 +33,7 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
         DataError: pairs that cannot be used, with file, row and remedy.
         BusyError: another run works on the folder.
     """
-    from inversion_dpo.cli import train_run
+    from inversion_dpo.cli.main import train_run
 
     folder = Path(output)
     with occupied(folder):
@@ -87,7 +87,7 @@ def sample(run: str | Path, prompts: list[str], seed: int = 0, policy: bool = Tr
         policy: False samples the reference.
     """
     from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-    from inversion_dpo.sampling import sample as draw
+    from inversion_dpo.models.sampler import sample as draw
 
     folder = Path(run)
     config = read_config(folder)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from inversion_dpo.cli import main
-from inversion_dpo.config import load_config, resolve, to_yaml
+from inversion_dpo.cli.main import main
+from inversion_dpo.run.config import load_config, resolve, to_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -44,7 +44,7 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo train -o runs/round": "of such labels, too",
     "inversion-dpo demo -o runs/both --rounds 2 --people": "waits for people: test_rounds.py",
     "inversion-dpo compare": "minutes, hours: tests/unit/compare",
-    "python -m inversion_dpo.scenes.renders": "test_scene_graph_condition.py",
+    "python -m tools.embedded.renders": "test_scene_graph_condition.py",
     "inversion-dpo train --config scene-graph": "on tiny stand-ins: test_scene_graph_condition.py",
     "inversion-dpo train --config composition --output runs/on-graph": "the same",
     "inversion-dpo evaluate runs/on-graph": "the same",
@@ -70,7 +70,7 @@ def treatment(command):
     """slow, run, or why it is not run; None for what nobody thought of."""
     if command.startswith(tuple(NOT_HERE)):
         return "elsewhere"
-    if command.startswith(("inversion-dpo ", "python -m inversion_dpo.")):
+    if command.startswith(("inversion-dpo ", "python -m tools.tiny ")):
         return "slow" if any(part in command + " " for part in SLOW) else "run"
     return None
 
@@ -92,9 +92,9 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     from PIL import Image
 
     from inversion_dpo.data.pairs import read_pairs
-    from inversion_dpo.models.tiny_scorers import WRITERS, write_tiny_scorer
-    from inversion_dpo.runs import claim
-    from inversion_dpo.training import train
+    from inversion_dpo.run.folder import claim
+    from inversion_dpo.training.step import train
+    from tools.tiny.scorers import WRITERS, write_tiny_scorer
 
     folder = tmp_path_factory.mktemp("reader")
     pairs = read_pairs(pair_file).pairs
@@ -158,12 +158,11 @@ def prepared(command, tiny):
 def run(words, capsys):
     """Exit code and what was printed, of a command of ours."""
     if words[0] == "python":
-        from inversion_dpo.models import tiny, tiny_scorers
+        from tools.tiny.__main__ import main as write_tiny
 
-        modules = {m.__name__: m for m in (tiny, tiny_scorers)}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", words[2:])
-            modules[words[2]].main()
+            write_tiny()
         return 0, capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(words[1:])

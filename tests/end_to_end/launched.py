@@ -14,12 +14,12 @@ from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
-from inversion_dpo import session as session_parts
-from inversion_dpo import training
-from inversion_dpo.config import load_config
-from inversion_dpo.processes import current_team, total, whole_tensors
-from inversion_dpo.session import set_up
-from inversion_dpo.training import heldout, losses, train, train_step
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.processes import current_team, total, whole_tensors
+from inversion_dpo.training import recipe as session_parts
+from inversion_dpo.training import step as training
+from inversion_dpo.training.recipe import set_up
+from inversion_dpo.training.step import heldout, losses, train, train_step
 
 make_accelerator = session_parts.make_accelerator
 

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.config import load_config, resolve
 from inversion_dpo.data.pairs import check_pairs, decode_image
 from inversion_dpo.evaluation.evaluate import read_prompts
-from inversion_dpo.graphs import SceneGraph
-from inversion_dpo.scenes.graph import parse_caption
-from inversion_dpo.scenes.pairs import LABELLINGS, score_image
-from inversion_dpo.scenes.prompts import split_of
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.making_pairs.world_labels import LABELLINGS, score_image
+from inversion_dpo.run.config import load_config, resolve
+from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.scene_prompts import split_of
 
 PIPELINE = resolve("asset:pipeline")
 

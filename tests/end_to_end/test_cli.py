@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from inversion_dpo.cli import main
-from inversion_dpo.config import to_yaml
-from inversion_dpo.runs import claim
+from inversion_dpo.cli.main import main
+from inversion_dpo.run.config import to_yaml
+from inversion_dpo.run.folder import claim
 
 
 def run(capsys, *arguments):

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.cli import main
-from inversion_dpo.config import load_config, to_yaml
+from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import evaluate as module
 from inversion_dpo.evaluation.evaluate import sampled
-from inversion_dpo.models.tiny_scorers import write_tiny_scorer
-from inversion_dpo.runs import claim
-from inversion_dpo.training import train
+from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.folder import claim
+from inversion_dpo.training.step import train
+from tools.tiny.scorers import write_tiny_scorer
 
 CAPTIONS = [
     ("color_binding", "a small red star above a small blue star"),

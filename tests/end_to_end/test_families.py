@@ -16,18 +16,18 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
-from inversion_dpo import training
-from inversion_dpo.config import ConfigError, load_config
-from inversion_dpo.draws import generator_for
 from inversion_dpo.evaluation.evaluate import sampled
-from inversion_dpo.inversion import invert, reconstruct
+from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.tiny import SD_BETAS
-from inversion_dpo.points import SOURCES
-from inversion_dpo.session import load_model, set_up
-from inversion_dpo.training import read_rows, train
-from inversion_dpo.trajectories import _repeat, conditional, under_another, under_guidance
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.training import step as training
+from inversion_dpo.training.generators import generator_for
+from inversion_dpo.training.recipe import load_model, set_up
+from inversion_dpo.training.states import SOURCES
+from inversion_dpo.training.step import read_rows, train
+from inversion_dpo.trajectories.fill import _repeat, conditional, under_another, under_guidance
+from tools.tiny.pipelines import SD_BETAS
 
 DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
 FLOW = ["sd3", "sd3-no-t5", "flux", "flux-schnell"]

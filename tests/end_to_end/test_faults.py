@@ -13,26 +13,29 @@ import pytest
 import torch
 from filelock import FileLock
 
-from inversion_dpo import api, cli, disk, training
-from inversion_dpo.cache import damaged_files
-from inversion_dpo.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
-from inversion_dpo.compare.compare import Plan, claim_folder
-from inversion_dpo.config import ConfigError, to_yaml
+from inversion_dpo import api
+from inversion_dpo.cli import main as cli
+from inversion_dpo.compare.experiment import Plan, claim_folder
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.disk import DiskError, atomic_folder, atomic_text, steady_header, writing
-from inversion_dpo.faults import (
+from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.run import disk
+from inversion_dpo.run.config import ConfigError, to_yaml
+from inversion_dpo.run.disk import DiskError, atomic_folder, atomic_text, steady_header, writing
+from inversion_dpo.run.faults import (
     NotFiniteError,
     OutOfMemoryError,
     Terminated,
     memory_advice,
     stop_requests,
 )
-from inversion_dpo.keeping import resume, save_session
-from inversion_dpo.models.loading import load_pipeline
-from inversion_dpo.processes import share
-from inversion_dpo.runs import LOCK, BusyError, occupied
-from inversion_dpo.session import set_up
-from inversion_dpo.training import read_rows, train
+from inversion_dpo.run.folder import LOCK, BusyError, occupied
+from inversion_dpo.run.processes import share
+from inversion_dpo.training import step as training
+from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
+from inversion_dpo.training.recipe import set_up
+from inversion_dpo.training.run_files import resume, save_session
+from inversion_dpo.training.step import read_rows, train
+from inversion_dpo.trajectories.cache import damaged_files
 
 
 def spoil_pair(monkeypatch, pairs):
@@ -119,7 +122,7 @@ def test_the_command_exits_with_zero_on_sigterm(tiny_config, tmp_path, monkeypat
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("inversion_dpo.session.load_model", killed)
+    monkeypatch.setattr("inversion_dpo.training.recipe.load_model", killed)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as stop:
@@ -275,7 +278,7 @@ def test_any_flipped_bit_of_a_checkpoint_is_seen(tiny_config, tmp_path, file, ca
 
 
 def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tmp_path):
-    from inversion_dpo.checkpoint import load_checkpoint
+    from inversion_dpo.training.checkpoint import load_checkpoint
 
     session = train(tiny_config("training.steps=1"), tmp_path)
     checkpoint = latest_checkpoint(tmp_path / "checkpoints")
@@ -309,8 +312,8 @@ def test_shares_are_even_and_leave_nothing_out(count, parts):
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tmp_path, monkeypatch):
-    from inversion_dpo import session as session_parts
-    from inversion_dpo.processes import Team
+    from inversion_dpo.run.processes import Team
+    from inversion_dpo.training import recipe as session_parts
 
     recipe = set_up(tiny_config(), tmp_path).recipe
     with pytest.raises(ConfigError, match="batch_size=4 counts the pairs of a step over all"):
@@ -320,7 +323,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tmp_path, mo
 def test_merging_under_fsdp_is_refused_before_anything_is_inverted(tiny_config, monkeypatch):
     from accelerate.utils import DistributedType
 
-    from inversion_dpo import session as session_parts
+    from inversion_dpo.training import recipe as session_parts
 
     engine = SimpleNamespace(distributed_type=DistributedType.FSDP)
     monkeypatch.setattr(session_parts, "Accelerator", lambda **settings: engine)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.cli import main
-from inversion_dpo.config import to_yaml
-from inversion_dpo.web.commands import subject_of
+from inversion_dpo.cli.label import subject_of
+from inversion_dpo.cli.main import main
+from inversion_dpo.run.config import to_yaml
 
 
 def run(capsys, *arguments):
@@ -74,7 +74,7 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, pair_file, argumen
 def test_without_the_extra_it_says_what_to_install(capsys, tmp_path, monkeypatch, pair_file):
     monkeypatch.chdir(tmp_path)
     for name in [n for n in sys.modules if n.startswith("inversion_dpo.web.")]:
-        if name != "inversion_dpo.web.commands":
+        if name != "inversion_dpo.cli.label":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)

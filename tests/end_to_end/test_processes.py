@@ -12,10 +12,10 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from inversion_dpo.checkpoint import latest_checkpoint
-from inversion_dpo.cli import train_run
-from inversion_dpo.config import load_config, to_yaml
-from inversion_dpo.training import read_rows, train
+from inversion_dpo.cli.main import train_run
+from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.training.checkpoint import latest_checkpoint
+from inversion_dpo.training.step import read_rows, train
 
 SCRIPT = Path(__file__).with_name("launched.py")
 LAUNCH = [

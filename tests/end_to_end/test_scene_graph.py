@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.cli import main
-from inversion_dpo.config import load_config
-from inversion_dpo.graphs import SceneGraph
-from inversion_dpo.runs import claim
-from inversion_dpo.training import train
+from inversion_dpo.cli.main import main
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.folder import claim
+from inversion_dpo.training.step import train
 
 path = Path(__file__).parents[1] / "chat_server.py"
 spec = importlib.util.spec_from_file_location("chat_server", path)

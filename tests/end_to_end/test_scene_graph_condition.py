@@ -11,20 +11,20 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from inversion_dpo import training
-from inversion_dpo.cli import main
-from inversion_dpo.config import ConfigError, load_config, to_yaml
+from inversion_dpo.cli.main import main
 from inversion_dpo.data.annotations import write_annotations
 from inversion_dpo.data.pairs import DataError, read_pairs
 from inversion_dpo.evaluation.evaluate import evaluate, load_policy_pipeline, sampled
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.evaluation.publish import export
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.maths.records import LossSettings, PairErrors
 from inversion_dpo.models.graph_model import load_encoder
-from inversion_dpo.publishing import export
-from inversion_dpo.runs import claim
-from inversion_dpo.scenes.checker import detect, score
-from inversion_dpo.scenes.renders import rows
-from inversion_dpo.training import train
-from inversion_dpo.types import LossSettings, PairErrors
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
+from inversion_dpo.run.folder import claim
+from inversion_dpo.training import step as training
+from inversion_dpo.training.step import train
+from inversion_dpo.world.checker import detect, score
+from tools.embedded.renders import rows
 
 ENCODER = (
     "policy.kind=scene_graph", "objective.name=denoising", "policy.graph_tokens=8",
@@ -101,7 +101,7 @@ def test_preferences_are_trained_under_the_graph(
 
 
 def test_trajectories_depend_on_the_encoder(encoder, tiny_config_of_module):
-    from inversion_dpo.session import cache_key, load_model, source_of
+    from inversion_dpo.training.recipe import cache_key, load_model, source_of
 
     names = set()
     for overrides in ((), (f"model.scene_graph={encoder[0] / 'adapter'}",), ENCODER[:1]):
@@ -268,7 +268,7 @@ def decoded(data):
 
 
 def test_denoising_is_the_mean_error_of_both_images():
-    from inversion_dpo.objectives import denoising
+    from inversion_dpo.maths.losses import denoising
 
     w, l, k = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.5])
     zero, one = torch.zeros(2), torch.ones(2)

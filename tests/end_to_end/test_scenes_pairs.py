@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.config import load_config
 from inversion_dpo.data.pairs import Reading, check_pairs, decode_image, open_pairs
-from inversion_dpo.data.splits import leaks
-from inversion_dpo.graphs import SceneGraph, agreement
-from inversion_dpo.scenes.checker import detect
-from inversion_dpo.scenes.graph import parse_caption, with_entailed
-from inversion_dpo.scenes.pairs import score_image
-from inversion_dpo.scenes.prompts import split_of
+from inversion_dpo.graphs.graph import SceneGraph, agreement
+from inversion_dpo.making_pairs.splits import leaks
+from inversion_dpo.making_pairs.world_labels import score_image
+from inversion_dpo.run.config import load_config
+from inversion_dpo.world.captions import parse_caption, with_entailed
+from inversion_dpo.world.checker import detect
+from inversion_dpo.world.scene_prompts import split_of
 
 FOLDER = Path(__file__).parents[2] / "datasets" / "scenes-pairs"
 SPLITS = {"train": 4270, "validation": 400, "test": 900}

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import accelerate.tracking
 import pytest
 
-from inversion_dpo import cli
-from inversion_dpo.config import ConfigError, to_yaml
-from inversion_dpo.trackers import tracker_of
-from inversion_dpo.training import read_rows, train
+from inversion_dpo.cli import main as cli
+from inversion_dpo.run.config import ConfigError, to_yaml
+from inversion_dpo.training.step import read_rows, train
+from inversion_dpo.training.trackers import tracker_of
 
 SECRETS = {"HF_TOKEN": "hf_SECRETSECRETSECRET", "WANDB_API_KEY": "wandb5ecret5ecret5ecret"}
+
+TRACKERS = "inversion_dpo.training.trackers"
 
 
 class Recorder(SimpleNamespace):
@@ -33,11 +35,11 @@ class Recorder(SimpleNamespace):
 
 
 def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch):
-    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr(f"{TRACKERS}.get_available_trackers", lambda: ["tensorboard"])
     assert tracker_of("auto") == "tensorboard" and tracker_of("none") is None
     with pytest.raises(ConfigError, match="pip install wandb"):
         tracker_of("wandb")
-    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: [])
+    monkeypatch.setattr(f"{TRACKERS}.get_available_trackers", lambda: [])
     assert tracker_of("auto") is None
 
 
@@ -45,7 +47,7 @@ def test_a_tracker_that_is_not_installed_is_an_error(monkeypatch):
 def test_that_it_is_missing_is_said_before_the_inversion(
     tiny_config, tmp_path, monkeypatch, capsys, name
 ):
-    monkeypatch.setattr("inversion_dpo.trackers.get_available_trackers", lambda: [])
+    monkeypatch.setattr(f"{TRACKERS}.get_available_trackers", lambda: [])
     preset = tmp_path / "run.yaml"
     preset.write_text(to_yaml(tiny_config(f"training.tracker={name}")))
     with pytest.raises(SystemExit) as stop:

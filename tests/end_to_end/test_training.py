@@ -18,17 +18,18 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from inversion_dpo import session as session_parts
-from inversion_dpo import training, trajectories
-from inversion_dpo.cache import CacheError, TrajectoryCache
-from inversion_dpo.checkpoint import CheckpointError, best_checkpoint
-from inversion_dpo.config import to_yaml
-from inversion_dpo.objectives import OBJECTIVES
-from inversion_dpo.schedule import step
-from inversion_dpo.session import set_up, source_of
-from inversion_dpo.startup import StartupError, check_noise
-from inversion_dpo.training import train
-from inversion_dpo.trajectories import round_trip_error
+from inversion_dpo.maths.losses import OBJECTIVES
+from inversion_dpo.maths.schedule import step
+from inversion_dpo.run.config import to_yaml
+from inversion_dpo.training import recipe as session_parts
+from inversion_dpo.training import step as training
+from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint
+from inversion_dpo.training.recipe import set_up, source_of
+from inversion_dpo.training.startup import StartupError, check_noise
+from inversion_dpo.training.step import train
+from inversion_dpo.trajectories import fill as trajectories
+from inversion_dpo.trajectories.cache import CacheError, TrajectoryCache
+from inversion_dpo.trajectories.fill import round_trip_error
 
 
 def rows_of(folder):
@@ -377,7 +378,7 @@ def test_shards_are_closed_again(tiny_config, tmp_path, monkeypatch):
     pairs = [0, 15, 3, 8, 5, 12, 0]
     whole = cache.gather("states", pairs, [1] * 7)
     assert len(cache._handles) == 4
-    monkeypatch.setattr("inversion_dpo.cache.OPEN", 2)
+    monkeypatch.setattr("inversion_dpo.trajectories.cache.OPEN", 2)
     cache._handles.clear()
     assert torch.equal(cache.gather("states", pairs, [1] * 7), whole)
     assert len(cache._handles) == 2

@@ -12,18 +12,18 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from inversion_dpo import points
-from inversion_dpo.models.schedules import discrete_schedule
-from inversion_dpo.objectives import (
+from inversion_dpo.maths.losses import (
     OBJECTIVES,
     as_pair_errors,
     residual_overlap,
     safeguarded,
     target_prediction,
 )
-from inversion_dpo.schedule import posterior_std
-from inversion_dpo.training import pair_errors
-from inversion_dpo.types import Grid, Levels, LossSettings, TrainingPoints
+from inversion_dpo.maths.records import Grid, Levels, LossSettings, TrainingPoints
+from inversion_dpo.maths.schedule import posterior_std
+from inversion_dpo.models.schedules import discrete_schedule
+from inversion_dpo.training import states as points
+from inversion_dpo.training.step import pair_errors
 
 PAIRS, SHAPE = 3, (4, 2, 2)
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from inversion_dpo.canonical import canonical
-from inversion_dpo.graphs import Item, Relation, SceneGraph, agreement
+from inversion_dpo.graphs.canonical import canonical
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph, agreement
 
 RED = ("red",)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inversion_dpo.config import ConfigError, load_config
+from inversion_dpo.run.config import ConfigError, load_config
 
 
 def test_a_bare_no_is_a_precision():

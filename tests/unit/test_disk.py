@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.disk import atomic_table, is_sealed, read_table
+from inversion_dpo.run.disk import atomic_table, is_sealed, read_table
 
 TABLE = pa.table({"caption": ["a cat", "inversion_dpo sha256:" + "0" * 64], "score": [0.5, 1.0]})
 

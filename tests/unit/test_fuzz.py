@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inversion_dpo.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.pairs import open_pairs
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
 
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],

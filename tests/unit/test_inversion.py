@@ -4,16 +4,16 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from inversion_dpo.inversion import (
+from inversion_dpo.maths.inversion import (
     evaluations_per_image,
     invert,
     reconstruct,
     reconstruction_error,
     recovered_noise,
 )
+from inversion_dpo.maths.records import Grid, Levels
+from inversion_dpo.maths.schedule import KINDS, add_noise, prediction_between, step
 from inversion_dpo.models.schedules import discrete_schedule
-from inversion_dpo.schedule import KINDS, add_noise, prediction_between, step
-from inversion_dpo.types import Grid, Levels
 
 SD = {
     "beta_start": 0.00085,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from inversion_dpo.config import ConfigError, TrainingConfig, load_config
-from inversion_dpo.training import rate_at
+from inversion_dpo.run.config import ConfigError, TrainingConfig, load_config
+from inversion_dpo.training.step import rate_at
 
 DIFFUSERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from inversion_dpo.inversion import invert
-from inversion_dpo.models.schedules import discrete_schedule
-from inversion_dpo.objectives import (
+from inversion_dpo.maths.inversion import invert
+from inversion_dpo.maths.losses import (
     OBJECTIVES,
     TARGETS,
     as_pair_errors,
@@ -28,7 +27,8 @@ from inversion_dpo.objectives import (
     step_weights,
     target_prediction,
 )
-from inversion_dpo.types import Levels, LossSettings
+from inversion_dpo.maths.records import Levels, LossSettings
+from inversion_dpo.models.schedules import discrete_schedule
 
 
 def errors(w, l, w_ref, l_ref, **more):

@@ -6,10 +6,10 @@ import logging
 import pytest
 import yaml
 
-from inversion_dpo import publishing
-from inversion_dpo.config import load_config
-from inversion_dpo.publishing import PublishError, card, export, hub_id, push
-from inversion_dpo.runs import claim
+from inversion_dpo.evaluation import publish as publishing
+from inversion_dpo.evaluation.publish import PublishError, card, export, hub_id, push
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.folder import claim
 
 ROW = {"reference": 0.5, "policy": 0.6, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
 WORSE = {"reference": 0.5, "policy": 0.4, "gain": -0.1, "gain_low": -0.15, "gain_high": -0.05}

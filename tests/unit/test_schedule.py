@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from inversion_dpo.models.schedules import discrete_schedule
-from inversion_dpo.schedule import (
+from inversion_dpo.maths.records import Levels
+from inversion_dpo.maths.schedule import (
     KINDS,
     Schedule,
     add_noise,
@@ -15,7 +15,7 @@ from inversion_dpo.schedule import (
     step,
     step_back,
 )
-from inversion_dpo.types import Levels
+from inversion_dpo.models.schedules import discrete_schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

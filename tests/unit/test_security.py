@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from datasets import Dataset
-from inversion_dpo.cli import main
-from inversion_dpo.config import PACKAGE, ConfigError, load_config, to_yaml
+from inversion_dpo.cli.main import main
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.pairs import open_pairs
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.run.config import PACKAGE, ConfigError, load_config, to_yaml
 
 SECRETS = {"HF_TOKEN": "hf_SECRETSECRETSECRET", "WANDB_API_KEY": "wandb5ecret5ecret5ecret"}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from inversion_dpo.graphs import Item, Relation, SceneGraph, agreement
-from inversion_dpo.structure import (
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph, agreement
+from inversion_dpo.graphs.matching import (
     CONVERSE,
     Departures,
     departures,
@@ -135,8 +135,8 @@ def test_words_are_levelled_and_nothing_more():
 def test_exact_means_no_departures_in_rendered_scenes():
     import numpy as np
 
-    from inversion_dpo.scenes.checker import detect
-    from inversion_dpo.scenes.world import render, sample_scene
+    from inversion_dpo.world.checker import detect
+    from inversion_dpo.world.drawing import render, sample_scene
 
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inversion_dpo.config import PRESETS, ConfigError, load_config
+from inversion_dpo.run.config import PRESETS, ConfigError, load_config
 
 TUNED = PRESETS / "tuned.json"  # preset -> method -> settings; how found: docs/results.md
 TRIALS = 6  # that tuning spends on every method

@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.cache import atomic_text
 from inversion_dpo.compare.runs import Start, folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
-from inversion_dpo.config import Config, ConfigError, DataConfig
-from inversion_dpo.evaluation.building import build
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
-from inversion_dpo.runs import claim, occupied, stage
-from inversion_dpo.scenes.prompts import prompts as scene_prompts
-from inversion_dpo.web.asking import LEAST, pairs_by_people
+from inversion_dpo.labels.asking import LEAST, pairs_by_people
+from inversion_dpo.making_pairs.build import build
+from inversion_dpo.run.config import Config, ConfigError, DataConfig
+from inversion_dpo.run.folder import claim, occupied, stage
+from inversion_dpo.trajectories.cache import atomic_text
+from inversion_dpo.world.scene_prompts import prompts as scene_prompts
 
 Result = dict[str, Any]
 SEED = 1000  # of prompts and samples: this, plus 100 for each training seed, plus the round

@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from inversion_dpo.cache import TrajectoryCache, atomic_text
 from inversion_dpo.compare.summary import over_seeds
-from inversion_dpo.config import Config, ConfigError
 from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.evaluate import (
     evaluate,
@@ -28,10 +26,11 @@ from inversion_dpo.evaluation.evaluate import (
     training_facts,
 )
 from inversion_dpo.evaluation.evaluate import judged as score_sides
-from inversion_dpo.evaluation.prompts import read_prompt_set
-from inversion_dpo.inversion import evaluations_per_image
-from inversion_dpo.runs import claim, differences, read_seconds, stage
-from inversion_dpo.session import (
+from inversion_dpo.evaluation.prompt_sets import read_prompt_set
+from inversion_dpo.maths.inversion import evaluations_per_image
+from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.run.folder import claim, differences, read_seconds, stage
+from inversion_dpo.training.recipe import (
     load_model,
     looks_at_trajectories,
     make_accelerator,
@@ -40,7 +39,8 @@ from inversion_dpo.session import (
     reproducible,
     split_pairs,
 )
-from inversion_dpo.training import read_rows, train
+from inversion_dpo.training.step import read_rows, train
+from inversion_dpo.trajectories.cache import TrajectoryCache, atomic_text
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
 SNAPSHOTS = 6  # points of a curve, the end included

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.columns import Layout
-from inversion_dpo.data.graph_statistics import format_statistics, statistics_of
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rows import Fault, Table, find_inside
 from inversion_dpo.data.tables import parse_object
-from inversion_dpo.disk import atomic_text
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.graphs.statistics import format_statistics, statistics_of
+from inversion_dpo.run.disk import atomic_text
 
 MAX_LISTED = 50  # problems a report spells out
 NAMES = ("annotations.json", "annotations.jsonl")

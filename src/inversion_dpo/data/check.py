@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 from inversion_dpo.data.formats import Reading, open_rows
-from inversion_dpo.data.graph_statistics import GraphStatistics, format_statistics, statistics_of
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Row, inspect, rows_of
 from inversion_dpo.data.source import content, no_pairs
 from inversion_dpo.data.traits import Share, Tally, format_shares, traits
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
 
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
 MAX_LISTED = 50  # problems a report spells out

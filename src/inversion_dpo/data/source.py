@@ -14,7 +14,7 @@ from pathlib import Path
 from inversion_dpo.data.formats import HUB, Reading, fingerprint, open_rows
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Row, inspect, rows_of
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.graphs.graph import SceneGraph
 
 ON_BAD_ROW = ("error", "skip")
 _LISTED = 5  # rows that the warning about skipped ones spells out

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from inversion_dpo.types import Framing
+from inversion_dpo.maths.records import Framing
 
 FITS = ("pad", "crop")
 GREY = (127, 127, 127)

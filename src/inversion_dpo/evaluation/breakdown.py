@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.metrics import gain_row
-from inversion_dpo.graphs import SceneGraph, agreement
-from inversion_dpo.structure import departures, relations_held
+from inversion_dpo.graphs.graph import SceneGraph, agreement
+from inversion_dpo.graphs.matching import departures, relations_held
 
 Graphs = Sequence[SceneGraph | None]
 MANY = 5  # objects and more are one group

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inversion_dpo.cache import atomic_text
-from inversion_dpo.config import Config, ConfigError
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.evaluate import sampled
-from inversion_dpo.evaluation.prompts import read_prompts
+from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.registry import CHECKPOINTS
+from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.trajectories.cache import atomic_text
 
 FEATURES = ("clip", "inception")
 BATCH = 16

@@ -22,27 +22,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from inversion_dpo.config import Config, ConfigError, resolve
 from inversion_dpo.data.pairs import decode_image
-from inversion_dpo.disk import atomic_table, atomic_text, read_table, seal, sha256_of, unsealed
 from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.judges import scorers_of, structure
 from inversion_dpo.evaluation.metrics import compare
-from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
-from inversion_dpo.evaluation.prompts import read_prompts as read_prompts
+from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set
+from inversion_dpo.evaluation.prompt_sets import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
 from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Scores
 from inversion_dpo.evaluation.sides import Side, graphs_for, side
-from inversion_dpo.faults import memory_advice
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.graph_encoder import install
 from inversion_dpo.models.graph_model import is_encoder, load_encoder
 from inversion_dpo.models.loading import load_pipeline
-from inversion_dpo.models.scene_graph import install
-from inversion_dpo.processes import current_team, launch_state
-from inversion_dpo.runs import read_config, read_seconds, stage
-from inversion_dpo.sampling import sample
-from inversion_dpo.session import source_of
-from inversion_dpo.training import read_rows
+from inversion_dpo.models.sampler import sample
+from inversion_dpo.run.config import Config, ConfigError, resolve
+from inversion_dpo.run.disk import atomic_table, atomic_text, read_table, seal, sha256_of, unsealed
+from inversion_dpo.run.faults import memory_advice
+from inversion_dpo.run.folder import read_config, read_seconds, stage
+from inversion_dpo.run.processes import current_team, launch_state
+from inversion_dpo.training.recipe import source_of
+from inversion_dpo.training.step import read_rows
 
 logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]

@@ -9,9 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from inversion_dpo.config import Config, ConfigError, ParserConfig
 from inversion_dpo.evaluation.breakdown import breakdown
-from inversion_dpo.evaluation.prompts import PromptSet, read_prompt_set
+from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.scorers.answers import (
     Vocabulary,
     offered,
@@ -27,10 +26,11 @@ from inversion_dpo.evaluation.scorers.scene_graph import (
     spent,
     stored_answers,
 )
-from inversion_dpo.evaluation.scorers.store import AnswerStore
-from inversion_dpo.graphs import SceneGraph
-from inversion_dpo.scenes.graph import parse_caption
-from inversion_dpo.structure import plain
+from inversion_dpo.evaluation.scorers.score_store import AnswerStore
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.graphs.matching import plain
+from inversion_dpo.run.config import Config, ConfigError, ParserConfig
+from inversion_dpo.world.captions import parse_caption
 
 
 def scorers_of(

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from inversion_dpo.cache import TrajectoryCache, atomic_text
 from inversion_dpo.models.base import DiffusionModel, decode
+from inversion_dpo.trajectories.cache import TrajectoryCache, atomic_text
 
 
 def psnr(images: Tensor, again: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inversion_dpo.config import Config, ConfigError
-from inversion_dpo.evaluation.prompts import graphs_by_prompt
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.evaluation.prompt_sets import graphs_by_prompt
+from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
-from inversion_dpo.runs import read_config
+from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.run.folder import read_config
 
 
 @dataclass(frozen=True)

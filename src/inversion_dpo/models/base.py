@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from inversion_dpo.graphs import SceneGraph
-from inversion_dpo.schedule import Schedule
-from inversion_dpo.types import Framing as Framing
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.maths.records import Framing as Framing
+from inversion_dpo.maths.schedule import Schedule
 
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis
 GRAPH_KEYS = ("graph_rows", "graph_links")  # of a condition: the scene graph's

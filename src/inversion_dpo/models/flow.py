@@ -10,7 +10,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.base import Condition, Framing
 from inversion_dpo.models.schedules import flow_schedule
 

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.base import GRAPH_KEYS, Condition, DiffusionModel, Framing, ModelError
-from inversion_dpo.models.scene_graph import GraphShape, SceneGraphEncoder
+from inversion_dpo.models.graph_encoder import GraphShape, SceneGraphEncoder
 
 logger = logging.getLogger(__name__)
 KIND = "inversion-dpo scene-graph encoder"

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from inversion_dpo.maths.records import Grid, Levels
+from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.schedule import Schedule
-from inversion_dpo.types import Grid, Levels
 
 
 def discrete_schedule(scheduler: Any) -> Schedule:

@@ -16,10 +16,10 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from inversion_dpo.labels.store import Conflict, LabelStore
 from inversion_dpo.web.guard import Guard
 from inversion_dpo.web.incoming import DEFAULT_LABELLER, labeller_of
 from inversion_dpo.web.labelling import Lookup, image_route, label_routes
-from inversion_dpo.web.store import Conflict, LabelStore
 
 STATIC = Path(__file__).parent / "static"
 TITLES = {"label": "Label", "compare": "Compare", "follow": "Follow"}

@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from inversion_dpo.labels.store import Asked, LabelStore
 from inversion_dpo.web.app import Tab
 from inversion_dpo.web.follow import policies
 from inversion_dpo.web.incoming import body, one_of, text, whole
-from inversion_dpo.web.store import Asked, LabelStore
 from inversion_dpo.web.studio import Studio
 
 REFERENCE = "reference"

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from inversion_dpo.config import Config
-from inversion_dpo.training import read_rows
+from inversion_dpo.run.config import Config
+from inversion_dpo.training.step import read_rows
 from inversion_dpo.web.app import Tab
 
 MOST_POINTS = 400  # of a curve: more are not seen

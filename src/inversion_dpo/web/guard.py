@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inversion_dpo.web.questions import WebError
+from inversion_dpo.labels.questions import WebError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 _HEADERS = {

@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inversion_dpo.web.export import export, summary
+from inversion_dpo.labels.export import export, summary
+from inversion_dpo.labels.questions import WebError
+from inversion_dpo.labels.store import LabelStore
+from inversion_dpo.labels.votes import agreement
 from inversion_dpo.web.incoming import DEFAULT_LABELLER, body, labeller_of, one_of, text
-from inversion_dpo.web.questions import WebError
-from inversion_dpo.web.store import LabelStore
-from inversion_dpo.web.votes import agreement
 
 SIDES = ("left", "right", "tie", "bad")
 Lookup = Callable[[str], bytes | None]  # image by its SHA-256

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.applications import Starlette
 
-from inversion_dpo.web.questions import WebError
+from inversion_dpo.labels.questions import WebError
 
 
 def listen(host: str, port: int) -> socket.socket:

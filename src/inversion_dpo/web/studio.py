@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inversion_dpo.config import Config
 from inversion_dpo.data.images import decode_image, stack_pixels
 from inversion_dpo.data.transforms import fit
-from inversion_dpo.data.unlabelled import png
-from inversion_dpo.inversion import invert, reconstruct, reconstruction_error, recovered_noise
+from inversion_dpo.labels.unlabelled import png
+from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
+from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import DiffusionModel, decode, encode
 from inversion_dpo.models.loading import adapt
-from inversion_dpo.sampling import sample
-from inversion_dpo.trajectories import conditional, pair_noise
-from inversion_dpo.types import Grid
+from inversion_dpo.models.sampler import sample
+from inversion_dpo.run.config import Config
+from inversion_dpo.trajectories.fill import conditional, pair_noise
 
 MOST_IMAGES = 512  # kept in memory
 MOST_FRAMES = 11  # of a film strip

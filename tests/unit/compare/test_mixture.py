@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import integrate
-
-from inversion_dpo.compare.mixture import (
+from mixture_model import (
     METHODS,
     REFERENCE,
     SCHEDULE,
@@ -19,7 +17,9 @@ from inversion_dpo.compare.mixture import (
     reference_eps,
     train_mixture,
 )
-from inversion_dpo.types import Levels
+from scipy import integrate
+
+from inversion_dpo.maths.records import Levels
 
 
 def density(mixture):

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.cli import run_all
-from inversion_dpo.compare import compare as comparing
+from inversion_dpo.cli.label import fill, subject_of
+from inversion_dpo.cli.main import run_all
+from inversion_dpo.compare import experiment as comparing
 from inversion_dpo.compare import runs as comparing_runs
 from inversion_dpo.compare.rounds import (
     Rounds,
@@ -22,16 +23,15 @@ from inversion_dpo.compare.rounds import (
     spent_before,
 )
 from inversion_dpo.compare.runs import inversion_evaluations
-from inversion_dpo.config import ConfigError, load_config
-from inversion_dpo.data.candidates import encode_image
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-from inversion_dpo.faults import Waiting
-from inversion_dpo.runs import BusyError, occupied, read_config
-from inversion_dpo.sampling import sample
-from inversion_dpo.web.commands import fill, subject_of
-from inversion_dpo.web.questions import WebError
-from inversion_dpo.web.store import LabelStore
+from inversion_dpo.labels.questions import WebError
+from inversion_dpo.labels.store import LabelStore
+from inversion_dpo.making_pairs.candidates import encode_image
+from inversion_dpo.models.sampler import sample
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.faults import Waiting
+from inversion_dpo.run.folder import BusyError, occupied, read_config
 
 SCORER = """
 import numpy as np
@@ -204,8 +204,8 @@ def test_full_weights_need_no_merging_and_fresh_noise_no_inversion(settings, tmp
 
 
 def test_the_command_writes_a_page_of_rounds(settings, tmp_path, monkeypatch):
-    from inversion_dpo.config import to_yaml
     from inversion_dpo.data import traits
+    from inversion_dpo.run.config import to_yaml
 
     monkeypatch.setattr(traits, "LEAST_PAIRS", 1)
     make, rounds = settings
@@ -236,7 +236,7 @@ def test_the_command_writes_a_page_of_rounds(settings, tmp_path, monkeypatch):
 
 def test_two_methods_with_curves_against_each_other(settings, tmp_path):
     """Every part of the page that one method without curves does not have."""
-    from inversion_dpo.config import to_yaml
+    from inversion_dpo.run.config import to_yaml
 
     make, _ = settings
     (tmp_path / "tiny.yaml").write_text(to_yaml(make()))
@@ -360,7 +360,7 @@ def test_later_rounds_sample_as_build_says(settings, tmp_path):
 
 
 def test_an_ablation_has_its_picture_and_strict_json(settings, tmp_path):
-    from inversion_dpo.config import to_yaml
+    from inversion_dpo.run.config import to_yaml
 
     make, _ = settings
     (tmp_path / "tiny.yaml").write_text(to_yaml(make()))

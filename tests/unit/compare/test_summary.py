@@ -14,7 +14,7 @@ from inversion_dpo.compare.methods import (
     parse_vary,
     variants,
 )
-from inversion_dpo.compare.report import title
+from inversion_dpo.compare.page import title
 from inversion_dpo.compare.runs import best_of_n
 from inversion_dpo.compare.summary import (
     crossing,
@@ -24,7 +24,7 @@ from inversion_dpo.compare.summary import (
     traits_over_seeds,
     wins,
 )
-from inversion_dpo.config import ConfigError, load_config
+from inversion_dpo.run.config import ConfigError, load_config
 
 
 def test_over_seeds_by_hand():

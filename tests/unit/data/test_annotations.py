@@ -13,7 +13,7 @@ from inversion_dpo.data.annotations import (
     write_annotations,
 )
 from inversion_dpo.data.images import DataError
-from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 
 SAMPLE = Path(__file__).with_name("laion_sg.jsonl")  # twelve rows; those of odd number are spoiled
 

@@ -7,8 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.config import load_config
-from inversion_dpo.data.build import (
+from inversion_dpo.data.images import DataError, decode_image
+from inversion_dpo.graphs.graph import Item, SceneGraph
+from inversion_dpo.making_pairs.candidates import Candidate, encode_image
+from inversion_dpo.making_pairs.duplicates import Duplicates, dhash
+from inversion_dpo.making_pairs.labelling import (
     Cell,
     Labelling,
     Sampling,
@@ -17,11 +20,8 @@ from inversion_dpo.data.build import (
     groups,
     scored_samples,
 )
-from inversion_dpo.data.candidates import Candidate, encode_image
-from inversion_dpo.data.duplicates import Duplicates, dhash
-from inversion_dpo.data.images import DataError, decode_image
-from inversion_dpo.graphs import Item, SceneGraph
-from inversion_dpo.processes import Team
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.processes import Team
 
 PROMPTS = [SceneGraph((), (), f"prompt {k}") for k in range(40)]
 
@@ -106,7 +106,8 @@ class InTurn(Exception):
 def test_several_processes_share_the_chunks_and_see_the_same(tmp_path, monkeypatch, size):
     """Rank after rank makes its chunk of a round and stops where it would wait; then all read."""
     def seeds(folder, rank, of):
-        monkeypatch.setattr("inversion_dpo.data.build.current_team", lambda: Team(rank, of))
+        target = "inversion_dpo.making_pairs.labelling.current_team"
+        monkeypatch.setattr(target, lambda: Team(rank, of))
         return [[c.seed for c in group] for group in groups(Cell("c", PROMPTS), folder, GREY)]
 
     def stop(team):
@@ -180,7 +181,7 @@ def test_a_hash_by_hand():
 
 def test_what_is_built_is_written_and_read(tmp_path):
     from inversion_dpo.data.pairs import read_pairs
-    from inversion_dpo.evaluation.building import write_labelled
+    from inversion_dpo.making_pairs.build import write_labelled
 
     config = load_config(None, [])
     assert write_labelled(config, tmp_path, made(tmp_path / "c")) == {"pairs": 40}

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.data.choices import import_choices
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.pairs import check_pairs, read_pairs
+from inversion_dpo.labels.choices import import_choices
 
 
 @pytest.fixture

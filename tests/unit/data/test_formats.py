@@ -353,7 +353,7 @@ def test_the_check_speaks_of_every_format(tmp_path: Path) -> None:
 
 
 def test_captions_are_measured_in_tokens(tmp_path: Path) -> None:
-    from inversion_dpo.config import resolve
+    from inversion_dpo.run.config import resolve
 
     measure = tokens_of(resolve("asset:pipeline"))
     folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a small red star " * 20],

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.cli import main
-from inversion_dpo.data.candidates import encode_image
-from inversion_dpo.data.graph_statistics import format_statistics, isolated_items, statistics_of
-from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.cli.main import main
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from inversion_dpo.graphs.statistics import format_statistics, isolated_items, statistics_of
+from inversion_dpo.making_pairs.candidates import encode_image
 
 CIRCLES = SceneGraph(
     (Item(0, "circle", ("red",)), Item(1, "circle", ("red",))), (Relation(0, "left of", 1),)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.mining import (
+from inversion_dpo.making_pairs.mining import (
     MINERS,
     Mined,
     best_worst,

@@ -14,7 +14,7 @@ from inversion_dpo.evaluation.scorers.answers import (
     words_of,
 )
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
-from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 
 WORDS = Vocabulary(("cat", "dog"), ("old", "red"), ("left of", "right of"), {"kitten": "cat"})
 ITEMS = [{"item_id": 0, "label": "cat", "attributes": ["red"]},

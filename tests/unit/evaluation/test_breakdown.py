@@ -5,7 +5,7 @@ import pytest
 
 from inversion_dpo.evaluation.breakdown import breakdown, table_rows
 from inversion_dpo.evaluation.metrics import paired_bootstrap
-from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 
 CAT, DOG, COW = Item(0, "cat", ("red",)), Item(1, "dog"), Item(2, "cow")
 ONE = SceneGraph((CAT,))

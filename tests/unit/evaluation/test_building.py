@@ -7,20 +7,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.config import ConfigError, load_config
-from inversion_dpo.config_build import BuildConfig
 from inversion_dpo.data.annotations import write_annotations
-from inversion_dpo.data.build import Labelled
-from inversion_dpo.data.candidates import Candidate
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.splits import key_of, leaks, split_by_hash
-from inversion_dpo.evaluation.building import apportion, build
-from inversion_dpo.evaluation.dataset import refuse_leaks, refuse_repeats
-from inversion_dpo.evaluation.dataset_card import size_category
-from inversion_dpo.graphs import Item, Relation, SceneGraph
-from inversion_dpo.scenes.graph import parse_caption
-from inversion_dpo.scenes.prompts import split_of
-from inversion_dpo.scenes.world import ground_colour
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from inversion_dpo.making_pairs.build import apportion, build
+from inversion_dpo.making_pairs.candidates import Candidate
+from inversion_dpo.making_pairs.card import size_category
+from inversion_dpo.making_pairs.dataset import refuse_leaks, refuse_repeats
+from inversion_dpo.making_pairs.labelling import Labelled
+from inversion_dpo.making_pairs.splits import key_of, leaks, split_by_hash
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.config_build import BuildConfig
+from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.drawing import ground_colour
+from inversion_dpo.world.scene_prompts import split_of
 
 SMALL = BuildConfig(
     prompts="scenes", mix={"1/0": 1, "2/1": 1}, splits={"train": 20, "test": 8}, samples=4,
@@ -47,7 +47,7 @@ def painter(monkeypatch):
         return draw
 
     painted.clear()
-    monkeypatch.setattr("inversion_dpo.evaluation.building.drawing", drawing)
+    monkeypatch.setattr("inversion_dpo.making_pairs.build.drawing", drawing)
 
 
 def settings(**changes):
@@ -80,7 +80,7 @@ def test_a_dataset_in_splits(tmp_path):
 
 
 def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr("inversion_dpo.evaluation.dataset_card.write_card", lambda *told: None)
+    monkeypatch.setattr("inversion_dpo.making_pairs.card.write_card", lambda *told: None)
     build(settings(), tmp_path / "whole")
     sums = (tmp_path / "whole" / "dataset" / "SHA256SUMS").read_text()
     painted.clear()
@@ -107,7 +107,7 @@ def test_what_does_not_come_out_is_said(tmp_path):
 
 
 def test_models_take_turns_with_the_reference(tmp_path):
-    from inversion_dpo.evaluation.building import sampling_of
+    from inversion_dpo.making_pairs.build import sampling_of
 
     for name in ("a", "b"):
         (tmp_path / name / "run").mkdir(parents=True)

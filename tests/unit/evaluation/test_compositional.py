@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inversion_dpo.evaluation.breakdown import breakdown
-from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "compositional.py"
 TWO = SceneGraph((Item(0, "cat"), Item(1, "dog")), (Relation(0, "above", 1),))

@@ -7,11 +7,11 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from torch import nn
 
-from inversion_dpo.config import ConfigError
 from inversion_dpo.evaluation.distribution import ClipFeatures, distances, measure, read_images
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
-from inversion_dpo.models.tiny_scorers import write_tiny_scorer
+from inversion_dpo.run.config import ConfigError
+from tools.tiny.scorers import write_tiny_scorer
 
 pytest.importorskip("torchmetrics")
 

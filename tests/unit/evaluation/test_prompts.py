@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from inversion_dpo.config import ConfigError
-from inversion_dpo.evaluation.prompts import read_prompt_set
-from inversion_dpo.scenes.compositional import CATEGORIES, category_of, compositional_prompts
-from inversion_dpo.scenes.graph import parse_caption
-from inversion_dpo.scenes.prompts import split_of
+from inversion_dpo.evaluation.prompt_sets import read_prompt_set
+from inversion_dpo.run.config import ConfigError
+from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.scene_prompts import split_of
+from tools.embedded.compositional import CATEGORIES, category_of, compositional_prompts
 
 
 def test_a_text_file_has_a_prompt_a_line(tmp_path):
@@ -92,7 +92,7 @@ def test_the_shipped_set_is_what_the_script_writes():
 
 
 def test_a_scene_graph_stands_beside_its_prompt(tmp_path):
-    from inversion_dpo.graphs import Item, SceneGraph
+    from inversion_dpo.graphs.graph import Item, SceneGraph
 
     graph = {"items": [{"item_id": 0, "label": "cat"}], "relations": []}
     path = tmp_path / "graphs.jsonl"

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inversion_dpo.config import ConfigError, ParserConfig, load_config
 from inversion_dpo.evaluation.judges import (
     intended_graphs,
     scene_graph_scorer,
     scorers_of,
     stored_answers,
 )
-from inversion_dpo.evaluation.prompts import PromptSet
+from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.evaluation.scorers.registry import load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import Answer, Prices, spent, spent_text
-from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from inversion_dpo.run.config import ConfigError, ParserConfig, load_config
 
 path = Path(__file__).parents[2] / "chat_server.py"
 spec = importlib.util.spec_from_file_location("chat_server", path)
@@ -217,7 +217,7 @@ def test_cost_of_no_answer_and_without_prices():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from inversion_dpo.models.tiny_vlm import write_tiny_vlm
+    from tools.tiny.vlm import write_tiny_vlm
 
     return write_tiny_vlm(tmp_path_factory.mktemp("vlm") / "tiny")
 

@@ -20,7 +20,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import centre_crops, whole_images
 from inversion_dpo.evaluation.scorers.registry import load_scorers
-from inversion_dpo.models.tiny_scorers import WRITERS, write_tiny_scorer
+from tools.tiny.scorers import WRITERS, write_tiny_scorer
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -377,7 +377,7 @@ def test_several_scorers_at_once(folders, here):
 
 
 def test_scenes_are_the_exact_checker():
-    from inversion_dpo.scenes.scorer import score
+    from inversion_dpo.world.scorer import score
 
     images = [np.zeros((64, 64, 3), np.uint8)] * 2
     theirs, ours = score(images, PROMPTS), load_scorers("scenes")(images, PROMPTS)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import read_lora, to_kohya, write_kohya
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.policy import LoraPolicy
+from inversion_dpo.training.policy import LoraPolicy
 
 EVERYWHERE = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj",
               "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj"]  # fmt: skip

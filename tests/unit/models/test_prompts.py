@@ -10,9 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from inversion_dpo.cache import LAYOUT, CacheKey
-from inversion_dpo.config import ConfigError, load_config
-from inversion_dpo.inversion import reconstruct
+from inversion_dpo.maths.inversion import reconstruct
 from inversion_dpo.models.base import Framing, ModelError
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.prompts import (
@@ -22,10 +20,12 @@ from inversion_dpo.models.prompts import (
     encode_two_clips,
     overlong,
 )
-from inversion_dpo.sampling import sample
-from inversion_dpo.session import set_up
-from inversion_dpo.training import train
-from inversion_dpo.trajectories import conditional
+from inversion_dpo.models.sampler import sample
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.training.recipe import set_up
+from inversion_dpo.training.step import train
+from inversion_dpo.trajectories.cache import LAYOUT, CacheKey
+from inversion_dpo.trajectories.fill import conditional
 
 LONG = "a large blue cross " * 25  # 100 tokens: 75 and 25
 PROMPTS = ["a small red star", "", "a " * 75, "a " * 76, LONG]

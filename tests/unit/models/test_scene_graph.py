@@ -12,9 +12,15 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from inversion_dpo.config import resolve
-from inversion_dpo.graphs import Item, Relation, SceneGraph
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.graph_encoder import (
+    GraphProjections,
+    SceneGraphEncoder,
+    cross_attentions,
+    install,
+    shape_for,
+)
 from inversion_dpo.models.graph_model import (
     embed_texts,
     graph_condition,
@@ -24,15 +30,9 @@ from inversion_dpo.models.graph_model import (
     save_encoder,
 )
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.policy import FullPolicy, LoraPolicy
-from inversion_dpo.models.scene_graph import (
-    GraphProjections,
-    SceneGraphEncoder,
-    cross_attentions,
-    install,
-    shape_for,
-)
-from inversion_dpo.sampling import sample
+from inversion_dpo.models.sampler import sample
+from inversion_dpo.run.config import resolve
+from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 
 FAMILIES = ("embedded", "sd15", "sdxl")
 RED, BLUE, STAR = ("large", "red"), ("small", "blue"), ("small", "black")

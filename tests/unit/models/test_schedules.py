@@ -23,9 +23,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from inversion_dpo.maths.schedule import step
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.schedules import discrete_schedule, flow_schedule
-from inversion_dpo.schedule import step
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

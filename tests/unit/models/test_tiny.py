@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from inversion_dpo.models.tiny import FAMILIES, write_tiny
+from tools.tiny.pipelines import FAMILIES, write_tiny
 
 CLASSES = {
     "sd15": diffusers.StableDiffusionPipeline,

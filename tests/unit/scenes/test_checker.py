@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inversion_dpo.graphs import Item, Relation, SceneGraph, set_iou, triples
-from inversion_dpo.scenes.checker import Detected, Detection, SceneScores, detect, score
-from inversion_dpo.scenes.graph import RELATIONS, parse_caption
-from inversion_dpo.scenes.world import PALETTE, Scene, render, sample_scene
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph, set_iou, triples
+from inversion_dpo.world.captions import RELATIONS, parse_caption
+from inversion_dpo.world.checker import Detected, Detection, SceneScores, detect, score
+from inversion_dpo.world.drawing import PALETTE, Scene, render, sample_scene
 
 Object = tuple[str, str, str, float, float]  # size, colour, shape, x, y
 Spoil = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from inversion_dpo.graphs import Item, Relation, SceneGraph
-from inversion_dpo.scenes.graph import INVERSE, RELATIONS, caption_of, parse_caption
-from inversion_dpo.scenes.world import sample_scene
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from inversion_dpo.world.captions import INVERSE, RELATIONS, caption_of, parse_caption
+from inversion_dpo.world.drawing import sample_scene
 
 STAR, CROSS = Item(0, "star", ("small", "red")), Item(1, "cross", ("large", "blue"))
 GRAPH = SceneGraph((STAR, CROSS), (Relation(0, "above", 1),), "what was asked: “a star”")

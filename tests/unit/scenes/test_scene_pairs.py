@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.build import Labelling, Sampling, pairs_of, scored_samples
-from inversion_dpo.data.candidates import Candidate, encode_image, write_pairs
 from inversion_dpo.data.pairs import check_pairs, decode_image, read_pairs
-from inversion_dpo.graphs import SceneGraph
-from inversion_dpo.scenes.graph import parse_caption
-from inversion_dpo.scenes.pairs import LABELLINGS, judge_scenes, score_image
-from inversion_dpo.scenes.world import Scene, render, sample_scene
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.making_pairs.candidates import Candidate, encode_image, write_pairs
+from inversion_dpo.making_pairs.labelling import Labelling, Sampling, pairs_of, scored_samples
+from inversion_dpo.making_pairs.world_labels import LABELLINGS, judge_scenes, score_image
+from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.drawing import Scene, render, sample_scene
 
 VERDICT = ("entity_iou", "relation_iou", "sg_iou", "exact", "composition")
 

@@ -5,10 +5,9 @@ from itertools import combinations, islice
 import numpy as np
 import pytest
 
-from inversion_dpo.graphs import Item, SceneGraph
-from inversion_dpo.scenes.graph import COLOURS, RELATIONS, SHAPES, SIZES
-from inversion_dpo.scenes.prompts import SPLITS, prompts, scenes, split_of
-from inversion_dpo.scenes.world import (
+from inversion_dpo.graphs.graph import Item, SceneGraph
+from inversion_dpo.world.captions import COLOURS, RELATIONS, SHAPES, SIZES
+from inversion_dpo.world.drawing import (
     COOL_GROUND,
     PALETTE,
     RADIUS,
@@ -22,6 +21,7 @@ from inversion_dpo.scenes.world import (
     render,
     sample_scene,
 )
+from inversion_dpo.world.scene_prompts import SPLITS, prompts, scenes, split_of
 
 RNG_SEED = 0
 

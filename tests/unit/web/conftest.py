@@ -60,8 +60,8 @@ def serve():
 def store(pair_file, tmp_path):
     """Sixteen pairs to be labelled."""
     from inversion_dpo.data.formats import Reading
-    from inversion_dpo.web.questions import questions
-    from inversion_dpo.web.store import LabelStore
+    from inversion_dpo.labels.questions import questions
+    from inversion_dpo.labels.store import LabelStore
 
     store = LabelStore(tmp_path / "labels.sqlite")
     store.add(questions(str(pair_file), Reading(), None, "error", Counter()))

@@ -11,10 +11,10 @@ import pytest
 from inversion_dpo.data.formats import Reading
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.pairs import open_pairs
-from inversion_dpo.web.export import export, summary
-from inversion_dpo.web.questions import WebError, questions
-from inversion_dpo.web.store import Conflict, LabelStore, swapped
-from inversion_dpo.web.votes import agreement, outcome
+from inversion_dpo.labels.export import export, summary
+from inversion_dpo.labels.questions import WebError, questions
+from inversion_dpo.labels.store import Conflict, LabelStore, swapped
+from inversion_dpo.labels.votes import agreement, outcome
 
 
 def asked(path, limit=None, on_bad_row="error"):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from inversion_dpo.labels.questions import WebError
 from inversion_dpo.web.app import make_app
 from inversion_dpo.web.guard import hosts_for, is_loopback
-from inversion_dpo.web.questions import WebError
 from inversion_dpo.web.server import address, listen
 
 EVIL = "<script>alert(1)</script>"

@@ -81,8 +81,8 @@ def test_the_film_strip_is_the_runs_own_inversion(page, store, studio, config):
 def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, store):
     """Both images of a pair, inverted one at a time here and together by the trainer's code."""
     from inversion_dpo.models.loading import adapt
-    from inversion_dpo.session import cache_key, source_of
-    from inversion_dpo.trajectories import invert_pairs
+    from inversion_dpo.training.recipe import cache_key, source_of
+    from inversion_dpo.trajectories.fill import invert_pairs
 
     model = adapt(studio.pipeline(None), 64)
     source = source_of(config)

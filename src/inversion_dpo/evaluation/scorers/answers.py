@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
-from inversion_dpo.graphs import Item, Relation, SceneGraph
-from inversion_dpo.structure import CONVERSE, levelled, plain, with_converses
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from inversion_dpo.graphs.matching import CONVERSE, levelled, plain, with_converses
 
 PROMPT_VERSION = 1  # part of every kept answer's key: count up when the words below change
 MOST_CHARACTERS, MOST_ITEMS, MOST_RELATIONS = 100_000, 100, 1000

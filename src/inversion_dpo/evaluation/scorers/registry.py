@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.store import ScoreStore, score_key
-from inversion_dpo.graphs import SceneGraph
+from inversion_dpo.evaluation.scorers.score_store import ScoreStore, score_key
+from inversion_dpo.graphs.graph import SceneGraph
 
 Scores = dict[str, NDArray[np.float64]]
 Graphs = list[SceneGraph | None]  # found in images; None where one could not be read
 Scorer = Callable[[Sequence[Pixels], Sequence[str]], Any]  # scores [B], or scores [B] by name
-SCENES = "inversion_dpo.scenes.scorer:judge"
+SCENES = "inversion_dpo.world.scorer:judge"
 GRAPH = "graph"  # not a score: the graphs that a scorer found
 VERSION = 1  # of the scorers' code; part of every kept score's key
 

@@ -24,9 +24,9 @@ from inversion_dpo.evaluation.scorers.answers import (
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.evaluation.scorers.endpoint import Reply, Turn
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.store import AnswerStore, score_key
-from inversion_dpo.graphs import SceneGraph, agreement
-from inversion_dpo.structure import plain
+from inversion_dpo.evaluation.scorers.score_store import AnswerStore, score_key
+from inversion_dpo.graphs.graph import SceneGraph, agreement
+from inversion_dpo.graphs.matching import plain
 
 NAME = "scene-graph"
 SCORES = ("sg_iou", "entity_iou", "relation_iou", "exact")

@@ -1,0 +1,1 @@
+"""Measurements; not in the wheel."""

@@ -1,0 +1,188 @@
+"""The commands of labelling by hand: ``pairs sample``, ``web``, ``pairs export``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inversion_dpo.cli.options import Overrides
+from inversion_dpo.run.config import Config, ConfigError, load_config, resolve
+
+LoadPipeline = Callable[[Config, Path | None], Any]  # (configuration, adapter) -> pipeline
+MISSING = "the page needs the packages of the extra: pip install 'inversion-dpo[web]'"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the page is about: some data, and the run that trains on it, if there is one."""
+
+    name: str
+    config: Config
+    run: Path | None
+    labels: Path
+
+
+def subject_of(given: str, preset: str, overrides: list[str], labels: Path | None) -> Subject:
+    """A run's folder (it has config.yaml), or data with the settings of a preset.
+
+    Labels go to RUN/labels.sqlite, or to NAME.labels.sqlite in the current folder.
+    """
+    folder = Path(given)
+    if (folder / "config.yaml").is_file():
+        config = load_config(str(folder / "config.yaml"), overrides)
+        return Subject(folder.resolve().name, config, folder, labels or folder / "labels.sqlite")
+    config = load_config(preset, [*overrides, f"data.pairs={given}"])
+    stem = Path(given.replace(":", "/")).stem or "pairs"
+    name = given if given.startswith(("asset:", "hf:")) else folder.resolve().name
+    return Subject(name, config, None, labels or Path(f"{stem}.labels.sqlite"))
+
+
+def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
+    """Add the configured pairs to the store: how many there are, and what was left out."""
+    from inversion_dpo.data.formats import Reading
+    from inversion_dpo.labels.questions import questions
+
+    d, counts = config.data, Counter[str]()
+    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
+    asked = questions(resolve(d.pairs), reading, min(limit, d.limit or limit), d.on_bad_row, counts)
+    return store.add(asked), counts
+
+
+def register(app: typer.Typer, pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None:
+    """Add the commands; ``load_pipeline`` gives the pipelines that pictures are made with."""
+    register_web(app, load_pipeline)
+    register_sample(pairs_app, load_pipeline)
+    register_export(pairs_app)
+
+
+def register_web(app: typer.Typer, load_pipeline: LoadPipeline) -> None:
+    """Add ``web``."""
+
+    @app.command()
+    def web(
+        subject: Annotated[
+            str, typer.Argument(metavar="RUN_OR_DATA", help="A run's folder, or pairs to label.")
+        ],
+        overrides: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[KEY=VALUE]...", help="How data is read, which model: data.*"),
+        ] = None,
+        config: Annotated[
+            str, typer.Option("--config", "-c", help="Preset or YAML file: the model, for data.")
+        ] = "taste",
+        labels: Annotated[
+            Path | None, typer.Option(help="SQLite file. [default: RUN/labels.sqlite or here]")
+        ] = None,
+        limit: Annotated[int, typer.Option(min=1, help="Most pairs; copied into LABELS.")] = 1000,
+        host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+        port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+        allow_remote: Annotated[
+            bool, typer.Option("--allow-remote", help="Allow a --host that others can reach.")
+        ] = False,
+    ) -> None:
+        """Label pairs, compare reference and policy, follow a run: a page in the browser.
+
+        Only this machine can reach it. Labels are on the disk before the next pair is shown, and
+        `inversion-dpo pairs export` makes pairs of them.
+        """
+        about = subject_of(subject, config, overrides or [], labels)
+        run_page(about, load_pipeline, limit, host, port, allow_remote)
+
+
+def register_export(pairs_app: typer.Typer) -> None:
+    """Add ``pairs export``."""
+
+    @pairs_app.command("export")
+    def pairs_export(
+        labels: Annotated[Path, typer.Argument(help="The SQLite file that `web` wrote.")],
+        output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
+        labeller: Annotated[
+            str | None, typer.Option(help="Only this one's labels; without it, the majority.")
+        ] = None,
+    ) -> None:
+        """Write hand-made labels as pairs that `train` reads (Pick-a-Pic's columns)."""
+        from inversion_dpo.labels.export import export, summary
+        from inversion_dpo.labels.questions import WebError
+        from inversion_dpo.labels.store import LabelStore
+
+        if not labels.is_file():
+            raise WebError(f"there is no file {labels}; label pairs first: inversion-dpo web DATA")
+        typer.echo(f"{output}: {summary(export(LabelStore(labels), output, labeller))}")
+
+
+def register_sample(pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None:
+    """Add ``pairs sample``."""
+
+    @pairs_app.command("sample")
+    def pairs_sample(
+        output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
+        overrides: Overrides = None,
+        config: Annotated[
+            str, typer.Option("--config", "-c", help="Preset or YAML file: model and sampling.")
+        ] = "taste",
+        prompts: Annotated[
+            str, typer.Option(help="Text file, one a line; scenes: those of the embedded world.")
+        ] = "scenes",
+        count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
+        seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
+    ) -> None:
+        """Sample two images of each prompt for people to label; sampling is evaluation.*."""
+        from inversion_dpo.labels.asking import sample_pairs
+
+        settings = load_config(config, overrides or [])
+        captions = captions_of(prompts, count)
+        sample_pairs(output, settings, load_pipeline(settings, None), captions, seed)
+        typer.echo(f"{len(captions)} pairs in {output}\nnext: inversion-dpo web {output}")
+
+
+def captions_of(prompts: str, count: int) -> list[str]:
+    """The first ``count`` prompts of a text file, or training captions of the embedded world."""
+    if prompts == "scenes":
+        from inversion_dpo.world.scene_prompts import prompts as scenes
+
+        return [graph.caption for graph in scenes("train", count)]
+    try:
+        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        text = f"--prompts {prompts} cannot be read ({error}); give a text file, one prompt a line"
+        raise ConfigError(text) from error
+    if not (found := [line.strip() for line in lines if line.strip()]):
+        raise ConfigError(f"--prompts {prompts} holds no prompts; write one a line")
+    return found[:count]
+
+
+def run_page(
+    about: Subject, load_pipeline: LoadPipeline, limit: int, host: str, port: int, remote: bool
+) -> None:
+    """Read the pairs, listen, serve until interrupted."""
+    from inversion_dpo.labels.questions import WebError
+
+    try:
+        from inversion_dpo.web.app import make_app
+        from inversion_dpo.web.comparing import compare_tab
+        from inversion_dpo.web.follow import follow_tab
+        from inversion_dpo.web.guard import hosts_for
+        from inversion_dpo.web.server import listen, serve
+    except ModuleNotFoundError as error:
+        raise WebError(MISSING) from error
+    from inversion_dpo.labels.store import LabelStore
+    from inversion_dpo.web.studio import Studio
+
+    hosts = hosts_for(host, remote)
+    listening = listen(host, port)
+    store = LabelStore(about.labels)
+    total, left_out = fill(store, about.config, limit)
+    dropped = ", ".join(f"{n} {k}" for k, n in left_out.items() if k != "pairs" and n)
+    typer.echo(f"{total} pairs in {about.labels}" + (f"; left out: {dropped}" if dropped else ""))
+    studio = Studio(about.config, load_pipeline)
+    tabs = [compare_tab(studio, store, about.run)]
+    if about.run:
+        tabs.append(follow_tab(about.run, about.config))
+    app = make_app(store, about.name, hosts, tabs)
+    serve(app, listening, lambda where: typer.echo(f"open {where}/ (Ctrl-C ends it)"))
+    store.close()

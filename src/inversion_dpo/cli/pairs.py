@@ -1,0 +1,118 @@
+"""``inversion-dpo pairs``: check, build and import preference pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved
+from inversion_dpo.run.config import Config, ConfigError, load_config
+
+pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_args_is_help=True)
+
+
+@pairs_app.command("check")
+def pairs_check(
+    data: Annotated[str, typer.Argument(help="File, folder or hf:OWNER/NAME; see docs/data.md.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="How to read it: data.KEY=VALUE, e.g. data.columns.caption=text"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
+    ] = None,
+) -> None:
+    """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used.
+
+    Also takes scene-graph annotations (LAION-SG's JSON), alone or in a folder with their images.
+    """
+    from inversion_dpo.data.annotations import check_annotations, is_annotated
+    from inversion_dpo.data.pairs import Reading, check_pairs, format_report, tokens_of
+
+    if is_annotated(data):
+        lines, sound = check_annotations(data)
+        typer.echo("\n".join(lines))
+        raise typer.Exit(0 if sound else 1)
+    d = load_config(None, overrides or []).data
+    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
+    measure = tokens_of(tokenizer) if tokenizer else None
+    found = check_pairs(data, reading, d.limit, measure)
+    typer.echo(format_report(found))
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@pairs_app.command("build")
+def pairs_build(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; resumed if begun.")],
+    overrides: Overrides = None,
+    config: Preset = DEFAULT,
+    prompts: Annotated[
+        str | None, typer.Option(help="build.prompts: how many prompts of the scenes; or a set.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="build.samples, of a prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(help="build.seed, of prompts and samples.")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="evaluation.scorer: who labels, comma-separated; they vote.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(help="build.by: the scores that decide, comma-separated.")
+    ] = None,
+    least: Annotated[
+        float | None, typer.Option(min=0.0, help="build.least: agreement on a pair's winner.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="build.limit: most pairs.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Sample prompts, let scorers judge, and make pairs of the better and the worse.
+
+    Settings are the configuration's build.*, which the options below stand for, and sampling is
+    evaluation.*. A number of prompts: captions of the embedded world, labelled by the exact
+    checker, to OUTPUT/taste.parquet and OUTPUT/composition.parquet. A prompt set or scene graphs:
+    OUTPUT/pairs.parquet. With build.splits: a dataset with its card, in OUTPUT/dataset.
+    """
+    from inversion_dpo.making_pairs.build import build
+    from inversion_dpo.run.folder import occupied
+
+    given = {
+        "build.prompts": prompts, "build.samples": samples, "build.seed": seed,
+        "evaluation.scorer": scorer, "build.by": f"[{by}]" if by else None,
+        "build.least": least, "build.limit": limit,
+    }  # fmt: skip
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
+    run = resolved(config, [*(overrides or []), *options], dry_run)
+    with occupied(output, run=False):
+        made = build(run, output)
+    for name, count in made.items():
+        typer.echo(f"{count} pairs in {output / name}.parquet")
+
+
+@pairs_app.command("import")
+def pairs_import(
+    choices: Annotated[Path, typer.Argument(help=".csv, .json or .jsonl, a choice a row.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OURS=THEIRS]...", help="e.g. choice=vote image_0=path_a"),
+    ] = None,
+) -> None:
+    """Turn people's choices from another tool into pairs that `train` reads; see docs/data.md."""
+    from inversion_dpo.labels.choices import import_choices
+
+    for pair in columns or []:
+        if "=" not in pair:
+            raise ConfigError(f"{pair!r}: write OURS=THEIRS, e.g. choice=vote")
+    counts = import_choices(choices, output, dict(p.split("=", 1) for p in columns or []))
+    typer.echo(
+        f"{counts['pairs']} pairs of {counts['rows']} choices in {output}; without a majority: "
+        f"{counts['ties']}, neither image: {counts['neither']}"
+    )
+
+
+def load_pipeline(config: Config, adapter: Path | None) -> Any:
+    """The pipeline that the page and ``pairs sample`` draw with: the policy, or the reference."""
+    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+
+    return load_policy_pipeline(config, adapter)

@@ -1,0 +1,194 @@
+"""``inversion-dpo compare``: tune, run every method with every seed, sum up, write the page."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.compare import page as report
+from inversion_dpo.compare.methods import Variant, check, overrides_of, tuned_settings, variants
+from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, round_scores, spent_before
+from inversion_dpo.compare.runs import best_of, diversity, inversion_evaluations, invert
+from inversion_dpo.compare.summary import summarise
+from inversion_dpo.compare.tuning import tune
+from inversion_dpo.evaluation.evaluate import read_prompts, versions
+from inversion_dpo.run.config import Config, ConfigError, load_config
+from inversion_dpo.run.folder import occupied
+from inversion_dpo.training.recipe import looks_at_trajectories
+from inversion_dpo.trajectories.cache import atomic_text
+
+logger = logging.getLogger(__name__)
+WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of compare.json
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compare.
+
+    config: preset or YAML file; extra: settings for all runs; vary: KEY=V1,V2 each;
+    curve: prompts scored at every snapshot, 0 for no curves; rounds: of training.
+    """
+
+    config: str
+    methods: tuple[str, ...]
+    seeds: int
+    extra: tuple[str, ...] = ()
+    vary: tuple[str, ...] = ()
+    tune: bool = False
+    curve: int = 200
+    rounds: Rounds = Rounds()
+
+
+def claim_folder(root: Path, plan: Plan) -> None:
+    """Make the folder this comparison's; ConfigError if it is another's.
+
+    Methods, seeds, varied values and rounds may be added later; preset, common settings and what
+    the rounds sample may not change.
+    """
+    owner = root / "compare.json"
+    mine: dict[str, Any] = {"config": plan.config, "extra": list(plan.extra)}
+    r = plan.rounds
+    if r.count > 1:
+        mine["rounds"] = f"{r.prompts} prompts, {r.samples} samples each"
+        if r.people:
+            mine["rounds"] = f"{r.people} prompts of {r.prompts}, labelled by people"
+    if owner.exists():
+        theirs = {"rounds": None} | json.loads(owner.read_text())
+        mine = {"rounds": theirs["rounds"]} | mine
+        for key in mine:
+            if theirs[key] not in (mine[key], None):
+                said = " ".join(theirs[key]) if key == "extra" else theirs[key]
+                raise ConfigError(
+                    f"{root} holds a comparison with {WORDS[key]} {said or '(none)'}: choose "
+                    "another --output"
+                )
+    elif root.is_file() or (root.is_dir() and any(root.iterdir())):
+        raise ConfigError(f"{root} is not empty and holds no comparison: choose another --output")
+    root.mkdir(parents=True, exist_ok=True)
+    atomic_text(json.dumps(mine, indent=1), owner)
+
+
+def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
+    """Each variant with the overrides of its runs, one a seed."""
+    tuned = tuned_settings(plan.config, root / "tuned.json")
+    untuned = [m for m in plan.methods if m not in tuned]
+    if untuned and not plan.tune:
+        logger.warning(
+            "no tuned settings of %s for %s: they run with the configuration's own; --tune finds "
+            "some", ", ".join(untuned), plan.config,
+        )  # fmt: skip
+    return [
+        (v, [overrides_of(v, tuned, plan.extra, s) for s in range(plan.seeds)])
+        for v in variants(plan.methods, plan.vary)
+    ]
+
+
+def inversion_cost(root: Path, config: Config) -> dict[str, float]:
+    """Evaluations and seconds of inverting the pairs that are trained on; timed once."""
+    if not looks_at_trajectories(config):
+        return {"evaluations": 0.0, "seconds": 0.0}
+    begun = time.time()
+    cache = invert(config, root / "cache")
+    taken, file = round(time.time() - begun, 2), root / "inversions.json"
+    known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    if cache.folder.name not in known:
+        known[cache.folder.name] = {"seconds": taken}
+        atomic_text(json.dumps(known, indent=1), file)
+    seconds = known[cache.folder.name]["seconds"]
+    return {"evaluations": inversion_evaluations(config, cache), "seconds": seconds}
+
+
+def compare(root: Path, plan: Plan) -> Path:
+    """Run what is not yet run and write ``results.json``, ``results.md`` and ``report.html``.
+
+    A finished run is never repeated; a crash loses at most the run in progress. The page is
+    written after every seed. Raises ConfigError before anything is trained if a setting is wrong.
+    """
+    base = load_config(plan.config, list(plan.extra))
+    check_rounds(plan.rounds, base)
+    claim_folder(root, plan)
+    with occupied(root, run=False):
+        return compare_alone(root, plan, base)
+
+
+def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
+    """:func:`compare` in a folder that is this process's."""
+    preference = base.evaluation.preference
+    check(plan.config, [o for _, runs in lines(plan, root) for o in runs])
+    if plan.tune:
+        known = dict(tuned_settings("", root / "tuned.json"))
+        missing = [m for m in plan.methods if m not in known]
+        found = known | tune(root, plan.config, missing, plan.extra, preference)
+        atomic_text(json.dumps(found, indent=1), root / "tuned.json")
+    todo = lines(plan, root)
+    inversions = {
+        v.name: inversion_cost(root, load_config(plan.config, runs[0])) for v, runs in todo
+    }
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {v.name: {} for v, _ in todo}
+    page = root / "report.html"
+    for seed in range(plan.seeds):
+        for variant, runs in todo:
+            logger.info("seed %d of %d: %s", seed + 1, plan.seeds, variant.name)
+            config = load_config(plan.config, runs[seed])
+            in_order = chain(root, variant.name, config, plan.curve, plan.rounds)
+            for round_of, result in in_order.items():
+                results[variant.name].setdefault(round_of, []).append(result)
+        facts = common(root, plan, base, seed + 1)
+        summary = summary_of(results, inversions, facts, preference)
+        for variant, runs in todo:
+            for round_of in results[variant.name]:
+                summary["variants"][round_of] |= {
+                    "settings": runs[0][:-1], "method": variant.method, "varied": variant.varied,
+                }  # fmt: skip
+        page = report.write(root, summary, preference)
+    return page
+
+
+def summary_of(
+    results: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]],
+    inversions: Mapping[str, Mapping[str, float]],
+    facts: dict[str, Any],
+    preference: str,
+) -> dict[str, Any]:
+    """All of ``results.json``; ``results``: variant -> name of a round -> a result a seed.
+
+    Every round is a line of its own, and what came before it counts as its inversion does.
+    """
+    runs: dict[str, Sequence[dict[str, Any]]] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for variant, rounds in results.items():
+        runs |= rounds
+        costs |= spent_before(rounds, inversions[variant])
+    summary = summarise(runs, costs, preference) | facts
+    if any(len(rounds) > 1 for rounds in results.values()):
+        summary["rounds"] = {v: round_scores(list(r.values())) for v, r in results.items()}
+    return summary
+
+
+def common(root: Path, plan: Plan, base: Config, seeds: int) -> dict[str, Any]:
+    """What the page says of all runs: the yardstick, the reference, versions."""
+    e, memo = base.evaluation, root / "samples"
+    prompts = read_prompts(e.prompts, e.limit)
+    return {
+        "config": plan.config,
+        "extra": list(plan.extra),
+        "seeds": seeds,
+        "prompts": len(prompts),
+        "curve_prompts": min(plan.curve, len(prompts)),
+        "best_of": best_of(base, memo),
+        "reference_diversity": diversity(base, None, memo, prompts),
+        "versions": versions(),
+    }
+
+
+def parse_extra(overrides: Sequence[str] | None) -> tuple[str, ...]:
+    """Common overrides; ConfigError for those that the comparison sets itself."""
+    for text in overrides or ():
+        if text.split("=")[0] in ("objective.name", "objective.target", "training.seed"):
+            raise ConfigError(f"{text}: methods and seeds are set by --methods and --seeds")
+    return tuple(overrides or ())

@@ -1,0 +1,190 @@
+"""Prompt sets: text, JSON lines with categories as GenEval's, Parquet, a column on the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.data.annotations import read_annotations
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.run.config import ConfigError, resolve
+
+HUB = "hf:"
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts, the category of each where the set has any, and the scene graph that it asks for.
+
+    Without categories all are empty, without graphs all are None; one for each prompt.
+    """
+
+    prompts: list[str]
+    categories: list[str]
+    graphs: list[SceneGraph | None]
+
+    @property
+    def by_category(self) -> dict[str, list[int]]:
+        """Category -> places of its prompts, in the set's order; empty without categories."""
+        found: dict[str, list[int]] = {}
+        for place, category in enumerate(self.categories):
+            if category:
+                found.setdefault(category, []).append(place)
+        return found
+
+
+def read_prompt_set(source: str, limit: int | None) -> PromptSet:
+    """The first ``limit`` prompts of a set; ConfigError if there is none.
+
+    Args:
+        source: a text file with a prompt a line; a .jsonl file with ``prompt`` and, if it has any,
+            ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and ``scene_graph`` in
+            LAION-SG's layout; a .parquet file of the same columns; or a dataset's column on the
+            hub, ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
+        limit: None: all.
+    """
+    rows = list(islice(_rows(source), limit))
+    if not rows:
+        raise ConfigError(f"evaluation.prompts: {source} holds no prompts; write one a line")
+    return PromptSet(*(list(column) for column in zip(*rows, strict=True)))
+
+
+def read_prompts(source: str, limit: int | None) -> list[str]:
+    """Only the prompts of :func:`read_prompt_set`."""
+    return read_prompt_set(source, limit).prompts
+
+
+def graphs_by_prompt(source: str, prompts: set[str]) -> dict[str, SceneGraph]:
+    """The scene graphs that a set gives to these prompts; a prompt without one is not among them.
+
+    ConfigError if the set gives one prompt two graphs.
+    """
+    found: dict[str, SceneGraph] = {}
+    for prompt, _, graph in _rows(source):
+        if graph is None or prompt not in prompts:
+            continue
+        if found.setdefault(prompt, graph) != graph:
+            raise ConfigError(
+                f"evaluation.prompts: {source} gives {prompt[:60]!r} two different scene graphs; "
+                "word the two prompts differently"
+            )
+    return found
+
+
+_Row = tuple[str, str, SceneGraph | None]  # prompt, category, graph
+
+
+def _rows(source: str) -> Iterator[_Row]:
+    if source.startswith(HUB):
+        yield from _hub_rows(source)
+        return
+    file = Path(resolve(source))
+    if not file.is_file():
+        raise ConfigError(
+            f"evaluation.prompts: no file {file}; give a text file, a prompt a line, or "
+            "hf:OWNER/NAME:COLUMN"
+        )
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file)
+        return
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"evaluation.prompts: {file} is not UTF-8 text ({error})") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            yield _json_row(line, where) if file.suffix == ".jsonl" else (line.strip(), "", None)
+
+
+def _json_row(line: str, where: str) -> _Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.prompts: {where} is not JSON ({error})") from error
+    return _row(row if isinstance(row, dict) else {}, where)
+
+
+def _parquet_rows(file: Path) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    known = ("prompt", "category", "tag", "scene_graph")
+    try:
+        names = pq.read_schema(file).names
+        rows = pq.read_table(file, columns=[n for n in known if n in names]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"evaluation.prompts: {file} cannot be read ({reason})") from error
+    yield from (_row(row, f"{file}, row {number}") for number, row in enumerate(rows))
+
+
+def _row(row: dict[str, Any], where: str) -> _Row:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigError(f'evaluation.prompts: {where} has no text under "prompt"')
+    graph = _graph(row.get("scene_graph"), where)
+    return prompt.strip(), str(row.get("category", row.get("tag")) or ""), graph
+
+
+def _graph(given: Any, where: str) -> SceneGraph | None:
+    """LAION-SG's layout, as an object or as its text."""
+    if given is None or given == "":
+        return None
+    try:
+        return SceneGraph.from_dict(json.loads(given) if isinstance(given, str) else given)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f'evaluation.prompts: {where}, "scene_graph": {error}') from error
+
+
+def _hub_rows(source: str) -> Iterator[_Row]:
+    name, column, split, *more = [*source.removeprefix(HUB).split(":"), "", ""][:4]
+    if not name or not column or any(more):
+        raise ConfigError(f"evaluation.prompts={source}: write hf:OWNER/NAME:COLUMN[:SPLIT]")
+    import datasets
+
+    try:
+        rows: Any = datasets.load_dataset(name, split=split or "train", streaming=True)
+        for row in rows:
+            if column not in row:
+                raise KeyError(f"no column {column}; it has {', '.join(row)}")
+            if str(row[column] or "").strip():
+                yield str(row[column]).strip(), "", _graph(row.get("scene_graph"), name)
+    except Exception as error:  # unknown names and splits, and the network, each have their own
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"evaluation.prompts={source} cannot be read ({reason}); check name, column and split"
+        ) from error
+
+
+def asked_for(
+    prompts: list[str], file: Path | None
+) -> tuple[list[str], list[SceneGraph | None] | None]:
+    """Prompts and scene graphs of a sampling by hand: prompts, a file of graphs, or both.
+
+    Without prompts the graphs' captions are taken. ConfigError names the row of the file that
+    cannot be used.
+    """
+    if file is None:
+        if not prompts:
+            raise ConfigError("give at least one prompt, or --scene-graph FILE")
+        return prompts, None
+    graphs, problems = read_annotations(file)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ConfigError(f"--scene-graph {file.parent}: {problems[0]}{more}; correct the file")
+    if prompts and len(prompts) != len(graphs):
+        raise ConfigError(
+            f"{len(prompts)} prompts and {len(graphs)} scene graphs in {file}: give a prompt for "
+            "each graph, or none"
+        )
+    bare = [k for k, graph in enumerate(graphs) if not graph.caption.strip()]
+    if bare and not prompts:
+        raise ConfigError(
+            f"{file}, row {bare[0]} has no caption_ori: write one, or give a prompt for each graph"
+        )
+    return prompts or [graph.caption for graph in graphs], list(graphs)

@@ -1,0 +1,187 @@
+"""A finished run as a folder to give away: weights, kohya's copy, model card; and its upload."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.run.config import Config, resolve
+from inversion_dpo.run.folder import flat, read_config
+
+FORMATS = ("diffusers", "kohya")
+KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+TOLD = (
+    "objective.target", "objective.beta", "objective.t_min", "objective.t_max", "inversion.steps",
+    "inversion.spacing", "inversion.t_start", "inversion.guidance_scale",
+    "objective.guidance_scale", "policy.rank", "policy.alpha", "policy.dora",
+    "training.steps", "training.batch_size",
+    "training.learning_rate", "training.optimizer", "training.mixed_precision", "training.seed",
+    "model.resolution",
+)  # fmt: skip
+
+
+class PublishError(RuntimeError):
+    """A run that cannot be exported or uploaded; one line with the remedy."""
+
+
+def export(run: Path, form: str = "diffusers") -> Path:
+    """Write RUN/export: the policy, its card, and with ``kohya`` a copy under kohya's names.
+
+    PublishError if the run has no policy or the format is not known; ModelError if its LoRA cannot
+    be written so.
+    """
+    if form not in FORMATS:
+        raise PublishError(f"--format {form}: one of {', '.join(FORMATS)}")
+    config, adapter = read_config(run), run / "adapter"
+    if not adapter.is_dir():
+        raise PublishError(f"{run} has no adapter: finish its training first")
+    folder = run / "export"
+    partial = run / "export.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(adapter, partial)
+    if form == "kohya":
+        from inversion_dpo.models.kohya import write_kohya
+
+        write_kohya(adapter, partial / f"{run.resolve().name}-kohya.safetensors")
+    if (run / "grid.png").is_file():
+        shutil.copy(run / "grid.png", partial / "grid.png")
+    (partial / "README.md").write_text(card(run, config), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def card(run: Path, config: Config) -> str:
+    """The model card as Markdown with the hub's metadata; it names no path of this machine."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    file = run / "metrics.json"
+    metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    base, lora = hub_id(config.model.path), config.policy.kind == "lora"
+    about = ModelCardData(
+        base_model=base,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
+        datasets=[d] if (d := dataset_id(config.data.pairs)) else None,
+    )
+    e, values = config.evaluation, flat(config)
+    written = ModelCard.from_template(
+        about,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        name=plain(run.resolve().name),
+        kind=KINDS[config.policy.kind],
+        base=f"`{base}`" if base else f"`{plain(Path(resolve(config.model.path)).name)}` (local)",
+        objective=config.objective.name,
+        load=loading(base) if lora and base else "",
+        grid=(run / "grid.png").is_file(),
+        data=data_text(config, metrics),
+        settings=[(key, values[key]) for key in TOLD],
+        rows=score_rows(metrics),
+        measured=measured_text(metrics, config),
+        guidance=e.guidance_scale,
+        steps=e.sample_steps,
+        limits=limits(metrics),
+    )
+    return re.sub(r"\n{3,}", "\n\n", str(written)).strip() + "\n"
+
+
+def hub_id(path: str) -> str | None:
+    """The path if it is a hub id, OWNER/NAME, and no folder here; else None."""
+    name = path.split(":")[0]
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
+    return name if is_id and not Path(path).exists() else None
+
+
+def dataset_id(pairs: str) -> str | None:
+    """OWNER/NAME of ``hf:OWNER/NAME``; None for local pairs."""
+    return hub_id(pairs.removeprefix("hf:")) if pairs.startswith("hf:") else None
+
+
+def plain(text: str) -> str:
+    """One line without Markdown's or HTML's signs."""
+    return re.sub(r"[^\w .,+-]", "_", text)
+
+
+def loading(base: str) -> str:
+    """How to use the LoRA."""
+    return (
+        "from diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{base}")\n'
+        'pipe.load_lora_weights("path/to/this/folder")'
+    )
+
+
+def data_text(config: Config, metrics: Mapping[str, Any]) -> str:
+    """Which pairs, and how many."""
+    name = dataset_id(config.data.pairs) or plain(Path(resolve(config.data.pairs)).name)
+    count = f"{metrics['pairs']:,} pairs" if metrics.get("pairs") else "Pairs"
+    noise = config.data.label_noise
+    swapped = f" {noise:.0%} of their labels were swapped." if noise else ""
+    return f"{count} of `{name}`; {config.data.holdout:.0%} of them were held out.{swapped}"
+
+
+def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Every score of both models."""
+    return [
+        {
+            "name": f"`{plain(name)}`",
+            "reference": f"{row['reference']:.4f}",
+            "policy": f"{row['policy']:.4f}",
+            "gain": f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]",
+        }
+        for name, row in metrics.items()
+        if isinstance(row, dict) and "gain_low" in row and name != "preference"
+    ]
+
+
+def measured_text(metrics: Mapping[str, Any], config: Config) -> str:
+    """How the scores were made."""
+    if "win_rate" not in metrics:
+        return ""
+    wins = ", ".join(f"{metrics[k]:.3f}" for k in ("win_rate_low", "win_rate_high"))
+    return (
+        f"{metrics['n_prompts']} prompts of `{plain(Path(config.evaluation.prompts).name)}`, "
+        f"{metrics.get('seeds', 1)} image(s) each, both models from the same noise. The policy "
+        f"wins {metrics['win_rate']:.3f} [{wins}] by `{plain(config.evaluation.preference)}`. "
+        "Intervals are paired bootstraps over prompts."
+    )
+
+
+def limits(metrics: Mapping[str, Any]) -> list[str]:
+    """What the numbers themselves warn of."""
+    worse = [r["name"] for r in score_rows(metrics) if metrics[r["name"][1:-1]]["gain_high"] < 0]
+    out = [f"It is measurably worse than the base model by {', '.join(worse)}."] if worse else []
+    if metrics.get("n_prompts", 1000) < 100:
+        out.append(f"{metrics['n_prompts']} prompts are few: read the scores as a trial.")
+    return out
+
+
+def push(folder: Path, repository: str, private: bool = True) -> str:
+    """Upload an exported folder to the hub and return its address.
+
+    PublishError if that is not possible, offline for one; the token is never part of a message.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise PublishError(f"--push-to-hub {repository}: write OWNER/NAME")
+    token = get_token()
+    if not token:
+        raise PublishError("--push-to-hub needs a token: `hf auth login`, or set HF_TOKEN")
+    try:
+        api = HfApi(token=token)
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, commit_message="inversion-dpo")
+    except Exception as error:  # the hub's own errors and those of the network below
+        reason = " ".join(str(error).split())[:300].replace(token, "***")
+        raise PublishError(
+            f"{repository} was not uploaded ({type(error).__name__}: {reason}). {folder} is "
+            "complete: run the command again, or upload it by hand"
+        ) from None
+    return str(address)

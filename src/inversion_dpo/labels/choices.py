@@ -1,0 +1,160 @@
+"""Human choices from other tools as pairs: ``inversion-dpo pairs import``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from inversion_dpo.data.columns import Layout
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rows import Fault, Row, Table, encoded_image, inspect
+from inversion_dpo.data.tables import read_objects
+from inversion_dpo.making_pairs.candidates import write_rows
+
+# ours -> the names that are understood by themselves
+KNOWN = {
+    "image_0": ("image_0", "jpg_0", "file_name_0", "left", "image_a", "left_image"),
+    "image_1": ("image_1", "jpg_1", "file_name_1", "right", "image_b", "right_image"),
+    "caption": ("caption", "prompt", "text"),
+    "choice": ("choice", "chosen", "preference", "preferred", "pairwise", "winner", "answer"),
+    "labeller": ("labeller", "annotator", "rater", "user", "worker", "annotator_id"),
+}
+FIRST = {"left", "a", "first", "image_0", "image_a", "0 (left)"}
+SECOND = {"right", "b", "second", "image_1", "image_b", "1 (right)"}
+TIE = {"tie", "equal", "same", "both", "both good", "draw"}
+NEITHER = {"neither", "none", "both bad", "both_bad", "bad", "skip", "skipped"}
+SCHEMA = pa.schema(
+    [
+        ("jpg_0", pa.binary()), ("jpg_1", pa.binary()), ("label_0", pa.float64()),
+        ("caption", pa.string()), ("preference_0", pa.float64()), ("labellers", pa.int64()),
+    ]
+)  # fmt: skip
+
+
+@dataclass
+class Votes:
+    """What was said of one pair of images; ``first`` counts a tie as a half."""
+
+    caption: str
+    images: tuple[bytes, bytes]
+    first: float = 0.0
+    count: int = 0
+    voices: set[str] = field(default_factory=set)
+
+
+def import_choices(
+    file: Path, output: Path, columns: Mapping[str, str] | None = None
+) -> Counter[str]:
+    """Write the pairs that a table of choices names, and return what was counted.
+
+    Rows about one pair are put together, whichever image stood left: ``preference_0`` is the share
+    that prefers image 0, ``label_0`` the majority (0.5 where there is none), ``labellers`` how many
+    different ones there were, or how many rows where no one is named.
+
+    Args:
+        file: .csv, .json or .jsonl; image files lie in its folder.
+        output: the Parquet file to write.
+        columns: ours (image_0, image_1, caption, choice, labeller) to theirs.
+
+    Raises:
+        DataError: names the file, the row and the remedy.
+    """
+    counts: Counter[str] = Counter()
+    found: dict[bytes, Votes] = {}
+    for where, row, choice, voice in _rows(file, dict(columns or {})):
+        counts["rows"] += 1
+        faults, _ = inspect(row)
+        if faults:
+            raise DataError(faults[0].text)
+        if row.images[0] == row.images[1]:
+            raise DataError(f"{where}: both images are the same file; correct or drop the row")
+        if choice is None:
+            counts["neither"] += 1
+            continue
+        _count_vote(found, row, choice, voice)
+    if not found:
+        raise DataError(f"{file} names no choice in {counts['rows']} rows; nothing was written")
+    write_rows(output, [_as_row(v) for v in found.values()], SCHEMA)
+    split = sum(v.first * 2 == v.count for v in found.values())
+    return counts + Counter(pairs=len(found), ties=split)
+
+
+def _rows(
+    file: Path, columns: dict[str, str]
+) -> Iterator[tuple[str, Row, float | None, str | None]]:
+    """(where, row, 1 / 0 / 0.5 or None for neither, labeller) of every row of the table."""
+    names: dict[str, str] | None = None
+    table = Table(Layout("labelled", {}), file.parent, file.stem)
+    for index, raw in enumerate(read_objects(file)):
+        where = f"{file.name}, row {index}"
+        if isinstance(raw, Fault):
+            raise DataError(f"{where}: {raw.text}")
+        names = names or _names(file, raw, columns)
+        values = {ours: raw.get(theirs) for ours, theirs in names.items()}
+        images = tuple(encoded_image(values[f"image_{k}"], table) for k in (0, 1))
+        text = values["caption"] if isinstance(values["caption"], str) else None
+        row = Row(where, text, (images[0], images[1]), (names["image_0"], names["image_1"]))
+        voice = values.get("labeller")
+        yield where, row, _choice(where, values, names), None if voice is None else str(voice)
+
+
+def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[str, str]:
+    if unknown := sorted(set(columns) - set(KNOWN)):
+        raise DataError(f"{unknown[0]}=...: no such column; one of {', '.join(KNOWN)}")
+    if absent := [f"{k}={v}" for k, v in columns.items() if v not in raw]:
+        raise DataError(f"{file}: {absent[0]} names no column; it has {', '.join(raw)}")
+    names = dict(columns)
+    for ours, known in KNOWN.items():
+        theirs = next((n for n in known if n in raw), None)
+        if ours not in names and theirs:
+            names[ours] = theirs
+    if missing := [k for k in KNOWN if k not in names and k != "labeller"]:
+        raise DataError(
+            f"{file} has no column for {', '.join(missing)}; it has {', '.join(raw)}; say which it "
+            f"is: {missing[0]}=THEIR_NAME"
+        )
+    return names
+
+
+def _choice(where: str, values: Mapping[str, Any], names: Mapping[str, str]) -> float | None:
+    said = values["choice"]
+    sides = [values["image_0"], values["image_1"]]
+    if said in sides:
+        return 1.0 - sides.index(said)
+    word = str(said).strip().lower()
+    for words, meant in ((FIRST, 1.0), (SECOND, 0.0), (TIE, 0.5), (NEITHER, None)):
+        if word in words or (meant in (1.0, 0.0) and word == names[f"image_{int(1 - meant)}"]):
+            return meant
+    raise DataError(
+        f"{where}: {names['choice']} is {said!r}; write left, right, tie or neither, or the "
+        "name of the image (numbers are not taken: some tools count from 0, some from 1)"
+    )
+
+
+def _count_vote(found: dict[bytes, Votes], row: Row, choice: float, voice: str | None) -> None:
+    first, second = (image if isinstance(image, bytes) else b"" for image in row.images)
+    caption = row.caption or ""
+    digests = [hashlib.sha256(part).digest() for part in (first, second)]
+    key = hashlib.sha256(b"".join([*sorted(digests), caption.encode()])).digest()
+    votes = found.setdefault(key, Votes(caption, (first, second)))
+    votes.first += choice if votes.images[0] == first else 1 - choice
+    votes.count += 1
+    votes.voices.add(voice if voice is not None else f"row {votes.count}")
+
+
+def _as_row(votes: Votes) -> dict[str, Any]:
+    share = votes.first / votes.count
+    return {
+        "jpg_0": votes.images[0],
+        "jpg_1": votes.images[1],
+        "label_0": 0.5 if share == 0.5 else float(share > 0.5),
+        "caption": votes.caption,
+        "preference_0": share,
+        "labellers": len(votes.voices),
+    }

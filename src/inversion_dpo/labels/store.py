@@ -1,0 +1,233 @@
+"""Pairs and labels in one SQLite file; a label is on the disk before it is acknowledged.
+
+Choices are events that are only ever added, an undo too; what stands is each labeller's latest
+event on a pair. Every request has an id of the client's, so that one sent twice counts once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import RLock
+
+from inversion_dpo.labels.questions import Question, WebError
+from inversion_dpo.labels.votes import CHOICES
+
+APPLICATION = 0x49444C31  # "IDL1", in the file's header: a file of ours, in this form
+UNDO = "undo"
+_SCHEMA = f"""
+CREATE TABLE images (sha256 TEXT PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE pairs (
+  position INTEGER PRIMARY KEY, pair TEXT NOT NULL UNIQUE, caption TEXT NOT NULL,
+  image_0 TEXT NOT NULL REFERENCES images, image_1 TEXT NOT NULL REFERENCES images,
+  scene_graph TEXT);
+CREATE TABLE events (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE, labeller TEXT NOT NULL,
+  pair TEXT NOT NULL REFERENCES pairs (pair), choice TEXT NOT NULL, shown_left TEXT NOT NULL,
+  at TEXT NOT NULL, CHECK (choice IN ({", ".join(f"'{c}'" for c in (*CHOICES, UNDO))})));
+CREATE INDEX events_of ON events (labeller, pair, number);
+CREATE VIEW standing AS
+  SELECT labeller, pair, choice, number FROM
+    (SELECT labeller, pair, choice, max(number) AS number FROM events GROUP BY labeller, pair)
+  WHERE choice != '{UNDO}';
+PRAGMA application_id = {APPLICATION};
+"""
+
+
+class Conflict(WebError):
+    """A request id that was used for something else, or a pair that is not there."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pair as one labeller sees it; images by SHA-256."""
+
+    pair: str
+    caption: str
+    left: str
+    right: str
+
+
+def swapped(labeller: str, pair: str) -> bool:
+    """Whether this labeller sees the second image on the left: a hash of both, even odds."""
+    return hashlib.sha256(f"{labeller}\0{pair}".encode()).digest()[0] % 2 == 1
+
+
+class LabelStore:
+    """One SQLite file, shared by the threads of one server and by other processes.
+
+    Write-ahead log with ``synchronous=FULL``: a commit returns when the disk has it.
+
+    Raises:
+        WebError: the file is there and is not ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, RLock()
+        try:
+            self._db = sqlite3.connect(
+                path, timeout=30, check_same_thread=False, isolation_level=None
+            )
+            self._prepare()
+        except sqlite3.Error as error:
+            raise WebError(
+                f"{path} cannot be used for labels ({error}); give another file as --labels"
+            ) from error
+
+    def _prepare(self) -> None:
+        """Refuse other data before anything is changed; make the tables of a new file."""
+        db = self._db
+        found = db.execute("PRAGMA application_id").fetchone()[0]
+        if found != APPLICATION and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise sqlite3.DatabaseError("it holds other data")
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            db.execute(f"PRAGMA {pragma}")
+        with self._transaction():
+            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                for statement in _SCHEMA.split(";\n"):
+                    db.execute(statement)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _rows(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    def close(self) -> None:
+        """Close the file; the log is folded into it."""
+        with self._lock:
+            self._db.close()
+
+    # ------------------------------------------------------------ pairs
+
+    def add(self, questions: Iterable[Question]) -> int:
+        """Store pairs that are not there yet, in order; returns how many there are now."""
+        with self._transaction():
+            for q in questions:
+                names = [hashlib.sha256(image).hexdigest() for image in q.images]
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO images VALUES (?, ?)",
+                    zip(names, q.images, strict=True),
+                )
+                self._db.execute(
+                    "INSERT OR IGNORE INTO pairs (pair, caption, image_0, image_1, scene_graph)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    (q.pair, q.caption, *names, q.scene_graph),
+                )
+        return self.total()
+
+    def total(self) -> int:
+        """How many pairs there are."""
+        return int(self._rows("SELECT count(*) FROM pairs")[0][0])
+
+    def image(self, sha256: str) -> bytes | None:
+        """An image's bytes by their hash; None if no pair has it."""
+        found = self._rows("SELECT bytes FROM images WHERE sha256 = ?", sha256)
+        return found[0][0] if found else None
+
+    def pairs(self) -> Iterator[Question]:
+        """All pairs in order, one in memory at a time."""
+        query = (
+            "SELECT pair, caption, a.bytes, b.bytes, scene_graph FROM pairs"
+            " JOIN images a ON a.sha256 = image_0 JOIN images b ON b.sha256 = image_1"
+            " WHERE position = ?"
+        )
+        for (position,) in self._rows("SELECT position FROM pairs ORDER BY position"):
+            pair, caption, first, second, graph = self._rows(query, position)[0]
+            yield Question(pair, caption, (first, second), graph)
+
+    def shown(self, first: int, count: int) -> list[Asked]:
+        """Pairs by their place in the data, from 0, the first image on the left."""
+        rows = self._rows(
+            "SELECT pair, caption, image_0, image_1 FROM pairs ORDER BY position LIMIT ? OFFSET ?",
+            count, first,
+        )  # fmt: skip
+        return [Asked(*row) for row in rows]
+
+    # ------------------------------------------------------------ labels
+
+    def ahead(self, labeller: str, count: int = 2) -> list[Asked]:
+        """The next pairs that this labeller has no standing label on; at most ``count``."""
+        rows = self._rows(
+            "SELECT pair, caption, image_0, image_1 FROM pairs WHERE pair NOT IN"
+            " (SELECT pair FROM standing WHERE labeller = ?) ORDER BY position LIMIT ?",
+            labeller, count,
+        )  # fmt: skip
+        return [
+            Asked(pair, caption, *images[:: -1 if swapped(labeller, pair) else 1])
+            for pair, caption, *images in rows
+        ]
+
+    def label(self, request: str, labeller: str, pair: str, choice: str) -> None:
+        """Record ``left``, ``right``, ``tie`` or ``bad``; durable on return; a repeat is ignored.
+
+        Raises:
+            Conflict: there is no such pair, or the request id was used for something else.
+        """
+        with self._transaction():
+            images = self._rows("SELECT image_0, image_1 FROM pairs WHERE pair = ?", pair)
+            if not images:
+                raise Conflict("there is no such pair")
+            second_left = swapped(labeller, pair)
+            sides = {"left": CHOICES[second_left], "right": CHOICES[not second_left]}
+            shown = images[0][second_left]
+            self._event(request, labeller, pair, sides.get(choice, choice), shown)
+
+    def undo(self, request: str, labeller: str) -> None:
+        """Withdraw the labeller's latest standing label, if there is one; a repeat is ignored.
+
+        Raises:
+            Conflict: the request id was used for something else.
+        """
+        with self._transaction():
+            if self._known(request, labeller, None, UNDO):
+                return
+            last = self._rows(
+                "SELECT pair FROM standing WHERE labeller = ? ORDER BY number DESC LIMIT 1",
+                labeller,
+            )
+            if last:
+                self._event(request, labeller, last[0][0], UNDO, "")
+
+    def _known(self, request: str, labeller: str, pair: str | None, choice: str) -> bool:
+        """Whether this very request is recorded already."""
+        found = self._rows("SELECT labeller, pair, choice FROM events WHERE request = ?", request)
+        if found and found[0] != (labeller, pair or found[0][1], choice):
+            raise Conflict("this request id was used for another label")
+        return bool(found)
+
+    def _event(self, request: str, labeller: str, pair: str, choice: str, shown: str) -> None:
+        if not self._known(request, labeller, pair, choice):
+            self._db.execute(
+                "INSERT INTO events (request, labeller, pair, choice, shown_left, at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (request, labeller, pair, choice, shown, datetime.now(UTC).isoformat()),
+            )
+
+    def done(self, labeller: str) -> int:
+        """How many pairs this labeller has labelled."""
+        query = "SELECT count(*) FROM standing WHERE labeller = ?"
+        return int(self._rows(query, labeller)[0][0])
+
+    def votes(self) -> dict[str, dict[str, str]]:
+        """Pair -> labeller -> choice, of all standing labels."""
+        votes: dict[str, dict[str, str]] = defaultdict(dict)
+        for labeller, pair, choice in self._rows("SELECT labeller, pair, choice FROM standing"):
+            votes[pair][labeller] = choice
+        return dict(votes)

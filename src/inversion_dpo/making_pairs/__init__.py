@@ -1,0 +1,1 @@
+"""`pairs build`: sample prompts, score the samples, make pairs of them."""

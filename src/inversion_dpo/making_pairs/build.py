@@ -1,0 +1,267 @@
+"""``pairs build``: from the configuration's prompts, models and scorers to files of pairs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inversion_dpo.data.annotations import is_annotated, read_annotations
+from inversion_dpo.data.images import DataError
+from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+from inversion_dpo.evaluation.judges import intended_graphs, scene_graph_scorer
+from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set
+from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, ScorerGroup, load_scorers
+from inversion_dpo.evaluation.scorers.scene_graph import SceneGraphScorer
+from inversion_dpo.evaluation.sides import Side, side
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.making_pairs.candidates import write_pairs
+from inversion_dpo.making_pairs.duplicates import Duplicates
+from inversion_dpo.making_pairs.labelling import (
+    Cell,
+    Draw,
+    Judge,
+    Labelled,
+    Labelling,
+    Pixels,
+    Sampling,
+    Verdict,
+    claim,
+    fill,
+)
+from inversion_dpo.making_pairs.splits import key_of, split_by_hash
+from inversion_dpo.making_pairs.world_labels import LABELLINGS, judge_scenes
+from inversion_dpo.models.sampler import sample
+from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.run.processes import current_team
+from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.complexity import graphs_of
+from inversion_dpo.world.scene_prompts import SPLITS
+from inversion_dpo.world.scene_prompts import prompts as scene_prompts
+
+SEEDS = 1_000_000  # room for the samples of one cell
+MOST_DRAWS = 20  # of the scenes: prompts tried for each pair that is wanted
+
+
+def build(config: Config, output: Path) -> dict[str, int]:
+    """Sample, score, mine and write; the number of pairs by file.
+
+    Without ``build.splits`` OUTPUT/NAME.parquet for each labelling, with them the folder
+    OUTPUT/dataset. Of several processes all must call it; the first one writes and has the numbers.
+
+    Raises:
+        ConfigError: nobody labels, or the prompts cannot be read.
+        DataError: another build lies in the folder, no pair or too few came out, or a score that
+            shall decide is not there.
+    """
+    from inversion_dpo.making_pairs.dataset import write_dataset
+
+    b = config.build
+    if current_team().main:
+        claim(output, _sampled_by(config))
+    current_team().wait()
+    exact, others = scorers_of(config, output)
+    sampling, folder = sampling_of(config, judge_of(exact, others)), output / "candidates"
+    if b.splits:
+        found = fill_splits(config, folder, sampling)
+    else:
+        cell = Cell("candidates", single_graphs(config), b.limit, b.seed * 10 * SEEDS)
+        found = fill(cell, folder, sampling, labellings(config), Duplicates(b.near))
+    if others:
+        others.conclude()
+    write = write_dataset if b.splits else write_labelled
+    return write(config, output, found) if current_team().main else {}
+
+
+def labellings(config: Config) -> dict[str, Labelling]:
+    """By name of the file: of numbered scenes the shipped pairs' two, otherwise the build's one."""
+    b = config.build
+    if b.prompts.isdecimal():
+        return dict(LABELLINGS)
+    return {"pairs": Labelling(tuple(b.by), b.mining, b.least, b.once)}
+
+
+def write_labelled(
+    config: Config, output: Path, labelled: Mapping[str, Sequence[Labelled]]
+) -> dict[str, int]:
+    """One Parquet file for each labelling; DataError if one has no pairs."""
+    for name, pairs in labelled.items():
+        if not pairs:
+            raise DataError(f"{output}: no prompt gave a pair of {name}; take more samples, or "
+                            "lower --least")  # fmt: skip
+        both = [(p.winner, p.loser) for p in pairs]
+        write_pairs(
+            output / f"{name}.parquet", both, config.build.seed, [p.preference for p in pairs]
+        )
+    return {name: len(pairs) for name, pairs in labelled.items()}
+
+
+def single_graphs(config: Config) -> list[SceneGraph]:
+    """The prompts in one piece; those without a scene graph are a caption alone."""
+    b = config.build
+    if b.prompts.isdecimal():
+        return scene_prompts("train", int(b.prompts), b.seed + 1)
+    if is_annotated(b.prompts):
+        graphs, problems = read_annotations(b.prompts)
+        if problems:
+            raise DataError(f"{problems[0]} (and {len(problems) - 1} more rows); see "
+                            f"`inversion-dpo pairs check {b.prompts}`")  # fmt: skip
+        if silent := [g for g in graphs if not g.caption.strip()]:
+            raise DataError(f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by")
+        return graphs
+    asked = read_prompt_set(b.prompts, None)
+    known = intended_graphs(asked)
+    captions = dict.fromkeys(asked.prompts)
+    return [replace(known.get(c, SceneGraph((), (), c)), caption=c) for c in captions]
+
+
+def fill_splits(config: Config, folder: Path, sampling: Sampling) -> dict[str, list[Labelled]]:
+    """The pairs of each split, in an order of chance; DataError if there are fewer than asked.
+
+    Later splits of the configuration come first, so that what is held out is drawn freely and what
+    is trained on avoids it: a scene of another split, in whatever words, is not sampled.
+    """
+    b, taken = config.build, dict[str, str]()
+    duplicates, how = Duplicates(b.near), labellings(config)
+    found: dict[str, list[Labelled]] = {}
+    for number, split in enumerate(reversed(b.splits)):
+        pairs: list[Labelled] = []
+        for k, (name, graphs, quota) in enumerate(split_cells(config, split)):
+            seed = (b.seed * 10 + number) * 10 * SEEDS + k * SEEDS
+            cell = Cell(name, _not_elsewhere(graphs, split, taken), quota, seed)
+            (made,) = fill(cell, folder, sampling, how, duplicates).values()
+            if len(made) < quota:
+                raise DataError(f"{name}: only {len(made)} of {quota} pairs came out; take more "
+                                "samples, lower build.least or ask for fewer")  # fmt: skip
+            pairs += made
+        order = np.random.default_rng([b.seed, number]).permutation(len(pairs))
+        found[split] = [pairs[k] for k in order]
+    return {split: found[split] for split in b.splits}
+
+
+def split_cells(config: Config, split: str) -> list[tuple[str, Iterable[SceneGraph], int]]:
+    """Name, graphs and wanted pairs of each cell of a split: of scenes one for each kind."""
+    b, wanted = config.build, config.build.splits[split]
+    if b.prompts != "scenes":
+        graphs = [g for g in single_graphs(config) if split_by_hash(g, b.splits) == split]
+        return [(split, graphs, wanted)]
+    if split not in SPLITS:
+        raise ConfigError(f"build.splits.{split}: the scenes have {', '.join(SPLITS)}")
+    quotas = apportion(wanted, list(b.mix.values()))
+    return [
+        (
+            f"{split}-{kind.replace('/', '-')}",
+            islice(graphs_of(split, kind, b.seed), MOST_DRAWS * quota),
+            quota,
+        )
+        for kind, quota in zip(b.mix, quotas, strict=True)
+    ]
+
+
+def apportion(total: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to the shares that add up to the total (largest remainders)."""
+    exact = [total * share / sum(shares) for share in shares]
+    whole = [int(x) for x in exact]
+    rest = sorted(range(len(exact)), key=lambda k: whole[k] - exact[k])
+    for k in rest[: total - sum(whole)]:
+        whole[k] += 1
+    return whole
+
+
+def _not_elsewhere(
+    graphs: Iterable[SceneGraph], split: str, taken: dict[str, str]
+) -> Iterable[SceneGraph]:
+    for graph in graphs:
+        if taken.setdefault(key_of(graph), split) == split:
+            yield graph
+
+
+def sampling_of(config: Config, judge: Judge) -> Sampling:
+    """Models and guidances of the configuration; a model is loaded when it is needed."""
+    b = config.build
+    scales = b.guidance_scales or [config.evaluation.guidance_scale]
+    models = {"reference": side(config, None)}
+    for model in b.models:
+        name = model.rstrip("/").rpartition("/")[2]
+        if name in models:
+            raise ConfigError(f"build.models: {model}: another one is called {name}; rename it")
+        models[name] = side(config, model)
+    sources = {f"{name}, guidance {s:g}": (m, s) for name, m in models.items() for s in scales}
+    return Sampling(
+        drawing(config, sources), judge, b.samples, tuple(sources), b.quality
+    )
+
+
+def drawing(config: Config, sources: Mapping[str, tuple[Side, float]]) -> Draw:
+    """Samples by (captions, seeds, source)."""
+    e, loaded = config.evaluation, dict[str, Any]()
+
+    def draw(captions: Sequence[str], seeds: Sequence[int], source: str) -> list[Pixels]:
+        model, scale = sources[source]
+        name = f"{model.config.model} {model.adapter}"
+        if name not in loaded:
+            loaded[name] = load_policy_pipeline(model.config, model.adapter)
+        return sample(
+            loaded[name], captions, seeds, e.sample_steps, scale, e.batch_size, "samples",
+            config.model.resolution,
+        )  # fmt: skip
+
+    return draw
+
+
+def scorers_of(config: Config, output: Path) -> tuple[bool, ScorerGroup | None]:
+    """Whether the exact checker ``scenes`` judges, and all other scorers, if there are any."""
+    e, store = config.evaluation, output / "scores.sqlite"
+    if not e.scorer:
+        raise ConfigError("pairs build needs --scorer or evaluation.scorer, which says who labels")
+    names = e.scorer if isinstance(e.scorer, list) else e.scorer.split(",")
+    others = [name.strip() for name in names if name.strip() != "scenes"]
+
+    def scene_graphs() -> SceneGraphScorer:
+        if config.build.prompts == "scenes":
+            raise ConfigError(f"build.prompts=scenes is judged by scenes, not by {SCENE_GRAPH}")
+        graphs = single_graphs(config)
+        said = [g if g.items else None for g in graphs]
+        asked = PromptSet([g.caption for g in graphs], [""] * len(graphs), said)
+        return scene_graph_scorer(e.parser, e.checkpoints.get(SCENE_GRAPH), asked, store)
+
+    made = {SCENE_GRAPH: scene_graphs}
+    group = load_scorers(others, e.checkpoints, e.batch_size, store, made) if others else None
+    return len(others) < len(names), group
+
+
+def judge_of(exact: bool, others: ScorerGroup | None) -> Judge:
+    """Scores of all scorers, and the graphs that one of them finds."""
+
+    def judge(images: Sequence[Pixels], graphs: Sequence[SceneGraph]) -> Verdict:
+        scores: Mapping[str, Any] = {}
+        found: Sequence[SceneGraph | None] | None = None
+        if exact:
+            asked = [g if g.items else parse_caption(g.caption) for g in graphs]
+            scores, found = judge_scenes(images, asked)
+        if others is None:
+            return scores, found
+        more, seen = others.judge(images, [g.caption for g in graphs])
+        if both := sorted(set(scores) & set(more)):
+            raise ConfigError(f"two scorers give a score called {both[0]!r}: drop one")
+        return {**scores, **more}, found or seen
+
+    return judge
+
+
+def _sampled_by(config: Config) -> dict[str, object]:
+    """What the samples depend on: with splits all settings, since what is held out is avoided."""
+    b, e = asdict(config.build), config.evaluation
+    how = ("prompts", "samples", "guidance_scales", "models", "quality", "seed")
+    said = "" if b["prompts"] == "scenes" else "\n".join(map(key_of, single_graphs(config)))
+    return {
+        **(b if b["splits"] else {name: b[name] for name in how}),
+        "model": asdict(config.model), "scorer": e.scorer, "checkpoints": e.checkpoints,
+        "steps": e.sample_steps, "guidance": e.guidance_scale,
+        "asked": hashlib.sha256(said.encode()).hexdigest(),
+    }  # fmt: skip

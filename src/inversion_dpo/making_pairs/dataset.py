@@ -1,0 +1,88 @@
+"""The dataset that a build with splits gives: Parquet shards, card, pictures, checksums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.data.images import DataError
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.making_pairs.candidates import pair_rows, schema_of, write_rows
+from inversion_dpo.making_pairs.labelling import Labelled
+from inversion_dpo.making_pairs.splits import leaks
+from inversion_dpo.run.config import Config, to_yaml
+from inversion_dpo.run.disk import atomic_folder, atomic_text, sha256_of
+
+SHARD = 2000  # pairs in a file
+CHECKSUMS = "SHA256SUMS"
+
+
+def write_dataset(
+    config: Config, output: Path, splits: Mapping[str, Sequence[Labelled]]
+) -> dict[str, int]:
+    """Write OUTPUT/dataset, whole or not at all; returns the number of pairs by file.
+
+    Raises:
+        DataError: a scene stands in two splits, or an image in two pairs.
+    """
+    from inversion_dpo.making_pairs.card import write_card
+
+    refuse_leaks(splits)
+    refuse_repeats(splits)
+    made: dict[str, int] = {}
+
+    def write(folder: Path) -> None:
+        shards = {split: rows_of_split(pairs, config.build.seed) for split, pairs in splits.items()}
+        for split, rows in shards.items():
+            made.update(write_shards(folder / split, split, rows))
+        atomic_text(to_yaml(config), folder / "config.yaml")
+        write_card(folder, config, shards)
+        write_checksums(folder)
+
+    atomic_folder(output / "dataset", write)
+    return {f"dataset/{name}": count for name, count in made.items()}
+
+
+def rows_of_split(pairs: Sequence[Labelled], seed: int) -> list[dict[str, Any]]:
+    """A split's rows: in half of them the winner stands first."""
+    return pair_rows([(p.winner, p.loser) for p in pairs], seed, [p.preference for p in pairs])
+
+
+def write_shards(folder: Path, split: str, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """``SPLIT-00000-of-00003.parquet`` and so on, as the hub names them; rows by file.
+
+    A split has a folder of its own, so that it can be given as ``data.pairs``.
+    """
+    parts = [rows[k : k + SHARD] for k in range(0, len(rows), SHARD)]
+    made = {}
+    for k, part in enumerate(parts):
+        name = f"{split}-{k:05d}-of-{len(parts):05d}"
+        write_rows(folder / f"{name}.parquet", part, schema_of(rows))
+        made[f"{split}/{name}"] = len(part)
+    return made
+
+
+def refuse_leaks(splits: Mapping[str, Sequence[Labelled]]) -> None:
+    """DataError if a scene stands in more than one split."""
+    if found := leaks({split: map(_graph, pairs) for split, pairs in splits.items()}):
+        raise DataError(f"{len(found)} scenes leak between splits, the first: {found[0]}")
+
+
+def refuse_repeats(splits: Mapping[str, Sequence[Labelled]]) -> None:
+    """DataError if an image, by its bytes, stands in more than one pair."""
+    images = [c.jpg for pairs in splits.values() for p in pairs for c in (p.winner, p.loser)]
+    if repeated := len(images) - len(set(images)):
+        raise DataError(f"{repeated} images stand in more than one pair; set build.once=true")
+
+
+def write_checksums(folder: Path) -> None:
+    """SHA-256 of every file, as ``sha256sum --check`` reads it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    lines = [f"{sha256_of(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
+    atomic_text("".join(lines), folder / CHECKSUMS)
+
+
+def _graph(pair: Labelled) -> SceneGraph:
+    text = pair.winner.scene_graph
+    return SceneGraph.from_json(text) if text else SceneGraph((), (), pair.winner.caption)

@@ -1,0 +1,149 @@
+"""Noise levels, and what a network's prediction says about them.
+
+Every model here moves on x_t = alpha_t x_0 + sigma_t eps, and from x_t and its ``prediction`` one
+knows both ends of the line through x_t, an image x_0 and a noise eps:
+
+    epsilon          eps                     Ho et al., 2020, https://arxiv.org/abs/2006.11239
+    v_prediction     alpha eps - sigma x_0   Salimans & Ho, 2022, https://arxiv.org/abs/2202.00512
+    flow_prediction  eps - x_0               Lipman et al., 2022, https://arxiv.org/abs/2210.02747
+
+A deterministic step goes along that line to another level: for eps and v it is DDIM's (Song et
+al., 2020, https://arxiv.org/abs/2010.02502), for flows it is Euler's. Coefficients are computed in
+float64 and cast to the latents' dtype last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inversion_dpo.maths.records import Grid, Levels
+
+KINDS = ("epsilon", "v_prediction", "flow_prediction")
+SPACINGS = ("sampler", "even")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A model's own schedule.
+
+    kind: what the network predicts, one of ``KINDS``.
+    timesteps: [T] ascending, what the network is told: int64, or float64 in flow matching.
+    levels: [T], of those timesteps.
+    sampler: N -> the grid on which the model's own sampler takes N steps, ascending.
+    """
+
+    kind: str
+    timesteps: Tensor
+    levels: Levels
+    sampler: Callable[[int], Grid]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown_kind(self.kind)
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def grid(self, steps: int, spacing: str = "even") -> Grid:
+        """The levels of an inversion in N ``steps``.
+
+        even: timesteps spread evenly over the whole schedule, the first one free of noise.
+        sampler: those of the model's own sampler, whose path is then read backwards.
+
+        ValueError unless 1 <= steps < T.
+        """
+        last = len(self) - 1
+        if not 1 <= steps <= last:
+            raise ValueError(f"inversion steps must be between 1 and {last}, got {steps}")
+        if spacing == "sampler":
+            return self.sampler(steps)
+        index = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long()
+        alpha, sigma = self.levels.alpha[index], self.levels.sigma[index]
+        alpha[0], sigma[0] = 1.0, 0.0
+        return Grid(self.timesteps[index], Levels(alpha, sigma))
+
+
+def unknown_kind(kind: str) -> ValueError:
+    """What to raise where a prediction type is none of ``KINDS``."""
+    return ValueError(f"unknown prediction type {kind!r}; one of {', '.join(KINDS)}")
+
+
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shape a per-image coefficient (scalar or [B]) to broadcast over x (B, *), in x's dtype."""
+    coefficient = coefficient.to(x.device, x.dtype)
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
+
+
+def add_noise(x_0: Tensor, eps: Tensor, level: Levels) -> Tensor:
+    """x_t = alpha x_0 + sigma eps."""
+    return like(level.alpha, x_0) * x_0 + like(level.sigma, x_0) * eps
+
+
+def prediction_of(x_0: Tensor, eps: Tensor, level: Levels, kind: str) -> Tensor:
+    """What a network of this kind predicts at a level if it knows x_0 and eps."""
+    if kind == "epsilon":
+        return eps
+    if kind == "v_prediction":
+        return like(level.alpha, x_0) * eps - like(level.sigma, x_0) * x_0
+    if kind == "flow_prediction":
+        return eps - x_0
+    raise unknown_kind(kind)
+
+
+def error_scale(level: Levels, kind: str) -> Tensor:
+    """What a squared error of the prediction counts for, float64 like the level.
+
+    Errors of diffusion models are compared as errors of eps, whatever the network predicts: an
+    error dv of v is an error alpha dv of eps. Those of flow models are errors of the velocity.
+    """
+    return level.alpha**2 if kind == "v_prediction" else torch.ones_like(level.alpha)
+
+
+def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Tensor]:
+    """(c_x, c_p) of the step x_end = c_x x_start + c_p prediction."""
+    a, s, a_to, s_to = start.alpha, start.sigma, end.alpha, end.sigma
+    if kind == "epsilon":  # x_0 = (x - s p) / a, eps = p
+        return a_to / a, s_to - a_to / a * s
+    if kind == "v_prediction":  # x_0 = a x - s p, eps = s x + a p
+        return a_to * a + s_to * s, s_to * a - a_to * s
+    if kind == "flow_prediction":  # x_0 = x - s p, eps = x + a p
+        return a_to + s_to, s_to * a - a_to * s
+    raise unknown_kind(kind)
+
+
+def step(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
+    """Move x (B, *) from one level to another along the line that the prediction at x names."""
+    c_x, c_p = step_coefficients(start, end, kind)
+    return like(c_x, x) * x + like(c_p, x) * prediction
+
+
+def step_back(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
+    """The state at ``start`` from which :func:`step`, given this prediction there, leads to x."""
+    c_x, c_p = step_coefficients(start, end, kind)
+    return like(1 / c_x, x) * x - like(c_p / c_x, x) * prediction
+
+
+def prediction_between(
+    x_low: Tensor, low: Levels, x_high: Tensor, high: Levels, kind: str
+) -> Tensor:
+    """The prediction at x_high with which one step leads exactly to x_low; all (B, *).
+
+    From a noise-free x_low this is the noise, v or velocity that leads straight to it. The levels
+    must differ.
+    """
+    c_x, c_p = step_coefficients(high, low, kind)
+    return like(1 / c_p, x_low) * x_low - like(c_x / c_p, x_low) * x_high
+
+
+def posterior_std(low: Levels, high: Levels) -> Tensor:
+    """Standard deviation of q(x_low | x_high, x_0) in the diffusion of Ho et al., 2020.
+
+    sigma_low / sigma_high sqrt(sigma_high^2 - (alpha_high / alpha_low)^2 sigma_low^2); 0 where
+    x_low is free of noise. https://arxiv.org/abs/2006.11239
+    """
+    kept = (high.alpha / low.alpha * low.sigma) ** 2
+    return low.sigma / high.sigma * (high.sigma**2 - kept).clamp(min=0).sqrt()

@@ -1,0 +1,1 @@
+"""Settings, folders, files and processes of a run."""

@@ -1,0 +1,160 @@
+"""The folder of one run: who owns it, and how long its stages took."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
+from omegaconf import OmegaConf
+
+from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
+from inversion_dpo.run.processes import current_team
+from inversion_dpo.trajectories.cache import atomic_text
+
+# What may differ when a run is continued: it changes how far or how it is looked at, not what
+# the steps done so far would have been.
+_FREE = (
+    "training.steps", "training.checkpoint_every", "training.keep_checkpoints",
+    "training.snapshot_every", "training.max_skipped", "training.tracker",
+)  # fmt: skip
+
+
+LOCK = ".lock"
+UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock
+
+
+class BusyError(RuntimeError):
+    """Another run works on the same folder; says what to do."""
+
+
+@contextmanager
+def occupied(folder: Path, run: bool = True) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if need be; BusyError if one is there.
+
+    run: whether the folder is a run's, and ConfigError if it holds anything else. The lock belongs
+    to the first process of a launch and ends with it, however it ends: the file that stays behind
+    holds nobody up.
+    """
+    if not current_team().main:
+        yield
+        return
+    if folder.is_file():
+        raise ConfigError(f"--output {folder} is a file: give a folder")
+    if run:
+        _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _locked(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _locked(folder: Path) -> BaseFileLock:
+    """The folder's lock, taken; BusyError if that is not possible."""
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"{folder} is in use by another run: wait for it, stop it, or choose another --output"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in UNLOCKABLE:
+            raise
+        raise BusyError(
+            f"{folder} cannot be locked ({error}), so that nothing would keep a second run out: "
+            "choose an --output on a file system with flock"
+        ) from error
+    return lock
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted key -> value."""
+    tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    return {f"{group}.{key}": v for group, part in tree.items() for key, v in part.items()}
+
+
+def differences(folder: Path, config: Config) -> dict[str, str]:
+    """Keys whose value in the run of ``folder`` is another, each with both values, in words.
+
+    A key that is younger than the run has its default there.
+    """
+    theirs, ours = flat(read_config(folder)), flat(config)
+    return {
+        k: f"{k} is {theirs[k]!r} there and {v!r} here" for k, v in ours.items() if v != theirs[k]
+    }
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Make ``folder`` this run's; ConfigError if it holds another run or other files.
+
+    A folder in which nothing was trained yet may change hands: its cache is kept by content.
+    """
+    owner = folder / "config.yaml"
+    if folder.is_file():
+        raise ConfigError(f"--output {folder} is a file: give a folder")
+    if owner.exists():
+        changed = [
+            said for k, said in differences(folder, config).items()
+            if k not in _FREE and not k.startswith(("evaluation.", "build."))
+        ]  # fmt: skip
+        if changed and (folder / "checkpoints").exists():
+            raise ConfigError(
+                f"{folder} holds another run: {changed[0]}"
+                f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
+                "Choose another --output, or repeat that run's settings to resume it"
+            )
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_text(to_yaml(config), owner)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """ConfigError if a folder holds files but no run."""
+    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if names - {LOCK} and "config.yaml" not in names:
+        raise ConfigError(
+            f"{folder} is not empty and holds no run of ours (no config.yaml): choose another "
+            "--output"
+        )
+
+
+def claim_together(folder: Path, config: Config) -> None:
+    """:func:`claim` by the first process of a launch; the others wait for it."""
+    team = current_team()
+    if team.main:
+        claim(folder, config)
+    team.wait()
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run's folder; ConfigError if it is none."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is not a run: it has no config.yaml. Train one with "
+                          f"`inversion-dpo train --output {folder}`")  # fmt: skip
+    return load_config(str(folder / "config.yaml"), [])
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Stage -> wall-clock seconds, summed over interruptions."""
+    path = folder / "seconds.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+@contextmanager
+def stage(folder: Path, name: str) -> Iterator[None]:
+    """Add the time spent inside to the run's ``seconds.json``."""
+    start = time.time()
+    yield
+    if not current_team().main:
+        return
+    seconds = read_seconds(folder)
+    seconds[name] = round(seconds.get(name, 0.0) + time.time() - start, 2)
+    atomic_text(json.dumps(seconds), folder / "seconds.json")

@@ -1,1 +1,0 @@
-"""The embedded world: scene graphs, renderer, captions and an exact checker."""

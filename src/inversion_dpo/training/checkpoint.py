@@ -1,0 +1,193 @@
+"""Exact checkpoints in safetensors: trainable weights, optimizer moments, position, identity.
+
+All randomness of a step is drawn from the seed, the step and the pair's place in the batch, so
+there is no generator state to save, on any process: a run that was killed and resumed ends in the
+same bits as one that was not. Tensors are stored whole, so that a run may go on with another number
+of processes; sums over processes then round otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inversion_dpo.run.disk import atomic_folder, sha256_of
+from inversion_dpo.run.processes import Team, cut_like, whole_tensors
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is damaged or belongs to another reference; names the remedy."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    identity: of the cache, and so of reference, pairs and inversion; reference: hash of the
+    reference's weights. skipped: steps left out. score: held-out, higher is better.
+    coefficients: whatever adapts as it goes: today the loss scaler of fp16, and no objective.
+    """
+
+    step: int
+    seconds: float
+    identity: str
+    reference: str = ""
+    skipped: int = 0
+    score: float | None = None
+    coefficients: dict[str, float] = field(default_factory=dict)
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as named tensors."""
+    tensors = {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}:{name}"] = torch.as_tensor(value).detach()
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, nn.Parameter],
+    tensors: dict[str, Tensor],
+) -> None:
+    """Inverse of :func:`optimizer_tensors`; of a sharded parameter each process takes its part."""
+    for full_name, value in tensors.items():
+        key, name = full_name.split(":", 1)
+        parameter = parameters[name]
+        if value.shape == parameter.shape:
+            value = cut_like(value, parameter)
+        elif key != "step":
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
+
+
+def save_checkpoint(
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+    team: Team | None = None,
+) -> Path:
+    """Write ``folder/step-NNNNNN`` whole or not at all; keep the newest ``keep`` and the best.
+
+    Every process must call it; the first one writes. DiskError if the disk refuses.
+    """
+    team, target = team or Team(), folder / f"step-{progress.step:06d}"
+    weights = whole_tensors(parameters)
+    moments = whole_tensors(optimizer_tensors(optimizer, parameters))
+
+    def fill(partial: Path) -> None:
+        partial.mkdir()
+        save_file(_contiguous(weights), partial / "policy.safetensors")
+        save_file(_contiguous(moments), partial / "optimizer.safetensors")
+        files = {p.name: sha256_of(p) for p in sorted(partial.glob("*.safetensors"))}
+        state = asdict(progress) | {"files": files}
+        state["checksum"] = _checksum(state)
+        (partial / "state.json").write_text(json.dumps(state))
+
+    if team.main:
+        atomic_folder(target, fill)
+        _prune(folder, keep)
+    return target
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Delete all checkpoints but the newest ``keep`` and the best, and what a kill left behind."""
+    found = sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+    kept = {*found[-keep:], best_checkpoint(folder)}
+    for old in [p for p in found if p not in kept] + sorted(folder.glob("*.partial")):
+        shutil.rmtree(old)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest held-out score, the earliest of equal ones."""
+    states = {p: _read_state(p) for p in sorted(folder.glob("step-*"))}
+    scores = {p: s["score"] for p, s in states.items() if s and s["score"] is not None}
+    return max(scores, key=lambda p: scores[p], default=None)
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself; None if it is missing or its own checksum differs."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        claimed = state.pop("checksum")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return state if _checksum(state) == claimed else None
+
+
+def _intact(folder: Path) -> bool:
+    state = _read_state(folder)
+    if state is None:
+        return False
+    return all((folder / n).exists() and sha256_of(folder / n) == d
+               for n, d in state["files"].items())  # fmt: skip
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose checksums hold; damaged ones are named and passed over."""
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        if candidate.suffix == ".partial":
+            continue
+        if _intact(candidate):
+            return candidate
+        logger.warning("%s is damaged (checksum differs): the one before it is used", candidate)
+    return None
+
+
+def load_checkpoint(
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    identity: str,
+    reference: str = "",
+) -> Progress:
+    """Restore weights and moments in place; CheckpointError if the reference is another."""
+    state = _read_state(folder)
+    if state is None:
+        raise CheckpointError(f"{folder} is damaged: delete it, and the one before it is used")
+    state.pop("files")
+    progress = Progress(**state)
+    if reference and progress.reference != reference:
+        raise CheckpointError(
+            f"{folder} was trained against a reference whose weights hash to {progress.reference}, "
+            f"this model's to {reference}: resume with the same model, or choose another --output"
+        )
+    if progress.identity != identity:
+        raise CheckpointError(
+            f"{folder} was trained against reference/pairs/inversion {progress.identity}, this run "
+            f"has {identity}: resume with the same model and data, or choose another --output"
+        )
+    weights = load_file(folder / "policy.safetensors")
+    if set(weights) != set(parameters):
+        raise CheckpointError(f"{folder} holds other tensors than this policy: choose another "
+                              "--output, or the policy.* settings it was trained with")  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(cut_like(weights[name], parameter))
+    restore_optimizer(optimizer, parameters, load_file(folder / "optimizer.safetensors"))
+    return progress

@@ -1,0 +1,195 @@
+"""What is trained, and how the frozen reference is had beside it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
+from inversion_dpo.models.graph_encoder import SceneGraphEncoder
+from inversion_dpo.models.graph_model import save_encoder
+from inversion_dpo.run.disk import steady_header
+
+
+class LoraPolicy:
+    """Low-rank adapters on the network; the reference is the same weights, adapters off.
+
+    target_modules: name endings as peft takes them; a single entry that begins with ``^`` is one
+    pattern for whole names. With ``dora`` the weights' magnitudes are trained too (Liu et al.,
+    2024, https://arxiv.org/abs/2402.09353). Adapters are float32 whatever the frozen weights are.
+
+    Raises:
+        ModelError: no layer has such a name.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        rank: int,
+        alpha: float,
+        target_modules: list[str],
+        seed: int,
+        dora: bool = False,
+    ) -> None:
+        self.model, self.network = model, network_of(model)
+        pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
+        targets = target_modules[0] if pattern else list(target_modules)
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=targets, exclude_modules=model.unreached,
+            use_dora=dora,
+        )  # fmt: skip
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self.network.add_adapter(config)  # type: ignore[operator]
+        except ValueError as error:
+            raise ModelError(f"policy.target_modules={target_modules}: {error}") from error
+        for parameter in self.trainable().values():
+            parameter.data = parameter.data.float()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return {n: p for n, p in self.network.named_parameters() if "lora_" in n}
+
+    @contextmanager
+    def reference(self, network: Any) -> Iterator[nn.Module]:
+        """The given network with its adapters off."""
+        self.network.disable_adapters()  # type: ignore[operator]
+        for parameter in self.trainable().values():
+            parameter.requires_grad_(True)  # peft turns it off: DDP and FSDP want it unchanged
+        try:
+            yield network
+        finally:
+            self.network.enable_adapters()  # type: ignore[operator]
+
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``.
+
+        whole: the trainable tensors, where FSDP has cut those of the network.
+        """
+        part = self.model.component
+        layers = get_peft_model_state_dict(self.network, state_dict=whole)
+        weights = {f"{part}_lora_layers": layers}
+        settings = {f"{part}_lora_adapter_metadata": self._lora_settings()}
+        self.model.pipeline.save_lora_weights(
+            save_directory=folder, safe_serialization=True, **weights, **settings
+        )
+        steady_header(folder / "pytorch_lora_weights.safetensors")
+
+    def merge(self, folder: Path) -> None:
+        """Add the adapter to the weights and write the whole pipeline; ends the training."""
+        network: Any = self.network
+        network.fuse_lora()
+        network.unload_lora()
+        self.model.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def _lora_settings(self) -> dict[str, Any]:
+        """Rank, alpha and targets: without them diffusers would assume alpha = rank."""
+        network: Any = self.network
+        settings: dict[str, Any] = network.peft_config["default"].to_dict()
+        targets = settings["target_modules"]
+        return settings | {
+            "target_modules": targets if isinstance(targets, str) else sorted(targets)
+        }
+
+
+class FullPolicy:
+    """Every weight of the network; the reference is a frozen copy."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model, self.network = model, network_of(model)
+        self._frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
+        unreached = re.compile(model.unreached or "$.")
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not unreached.match(name))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def reference(self, network: Any) -> Iterator[nn.Module]:
+        """The frozen copy, whatever the given network."""
+        yield self._frozen
+
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``.
+
+        whole: the trainable tensors, where FSDP has cut those of the network.
+        """
+        pipeline, network = self.model.pipeline, self.network
+        if whole is not None:
+            network = copy.deepcopy(self._frozen)
+            network.load_state_dict(whole, strict=False)
+        try:
+            pipeline.register_modules(**{self.model.component: network})
+            pipeline.save_pretrained(folder, safe_serialization=True)
+        finally:
+            pipeline.register_modules(**{self.model.component: self.network})
+
+    def merge(self, folder: Path) -> None:
+        """The same: there is no adapter."""
+        self.save(folder)
+
+
+class WithEncoder(nn.Module):
+    """A UNet and the scene-graph encoder that it attends to; called as the UNet is."""
+
+    def __init__(self, unet: nn.Module, encoder: SceneGraphEncoder) -> None:
+        super().__init__()
+        self.unet, self.encoder = unet, encoder
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The UNet's own."""
+        return self.unet(*args, **kwargs)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """The UNet's own."""
+        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+class SceneGraphPolicy:
+    """The encoder of scene graphs alone; the reference is the same UNet without any graph."""
+
+    def __init__(self, model: DiffusionModel, base: str) -> None:
+        self.model, self.base = model, base
+        self.encoder: SceneGraphEncoder = model.pipeline.scene_graph.requires_grad_(True)
+        self.network = WithEncoder(network_of(model), self.encoder)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return dict(self.encoder.named_parameters())
+
+    @contextmanager
+    def reference(self, network: Any) -> Iterator[nn.Module]:
+        """The given network, which sees no graph as long as the context lasts."""
+        with self.encoder.off():
+            yield network
+
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``, which ``model.scene_graph`` takes.
+
+        whole: the trainable tensors, where FSDP has cut those of the network.
+        """
+        save_encoder(self.encoder, folder, self.base, whole)
+
+    def merge(self, folder: Path) -> None:
+        """There is nothing to be merged."""
+        raise ModelError("a scene-graph encoder cannot be merged: set policy.merge=false")
+
+
+Policy = LoraPolicy | FullPolicy | SceneGraphPolicy
+
+
+def trainable_copy(policy: Policy) -> dict[str, Tensor]:
+    """Detached copies of the trainable tensors."""
+    return {n: p.detach().clone() for n, p in policy.trainable().items()}

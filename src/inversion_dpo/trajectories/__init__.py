@@ -1,0 +1,1 @@
+"""Inverted trajectories: fill the cache, read it."""

@@ -1,0 +1,1 @@
+"""The embedded world of coloured shapes: a scorer and a prompt set."""

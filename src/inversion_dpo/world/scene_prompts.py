@@ -1,0 +1,56 @@
+"""Prompt sets of the embedded world, split by a hash of the caption.
+
+The base model and the preference pairs use ``train`` captions only; settings are chosen on
+``validation``; ``test`` is what is reported. The split of a caption never changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.world.drawing import Scene, sample_scene
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_of(caption: str) -> str:
+    """train (90%), validation (5%) or test (5%), from the caption's SHA-256."""
+    bucket = hashlib.sha256(caption.encode()).digest()[0] % 20
+    return {18: "validation", 19: "test"}.get(bucket, "train")
+
+
+def scenes(split: str, seed: int) -> Iterator[Scene]:
+    """An endless, seeded stream of scenes whose captions belong to ``split``."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    while True:
+        scene = sample_scene(rng)
+        if split_of(scene.graph.caption) == split:
+            yield scene
+
+
+def prompts(split: str, count: int, seed: int = 0) -> list[SceneGraph]:
+    """``count`` distinct scene graphs of a split, in a fixed order."""
+    seen: dict[str, SceneGraph] = {}
+    for scene in scenes(split, seed):
+        if len(seen) == count:
+            break
+        seen.setdefault(scene.graph.caption, scene.graph)
+    return list(seen.values())
+
+
+def write_prompt_files(folder: Path, count: int = 1000) -> None:
+    """The prompt sets that ship with the package: ``prompts-validation.txt``, ``-test.txt``."""
+    for split in ("validation", "test"):
+        captions = [graph.caption for graph in prompts(split, count)]
+        (folder / f"prompts-{split}.txt").write_text("\n".join(captions) + "\n")
+
+
+if __name__ == "__main__":
+    write_prompt_files(Path(__file__).parents[1] / "assets")

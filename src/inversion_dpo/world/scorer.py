@@ -1,0 +1,32 @@
+"""The exact checker as a scorer: ``evaluation.scorer=inversion_dpo.world.scorer:score``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.checker import detect
+from inversion_dpo.world.checker import score as score_scene
+
+NAMES = (
+    "sg_iou", "entity_iou", "relation_iou", "exact", "composition", "warmth", "shape_quality",
+)  # fmt: skip
+
+
+def score(
+    images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Scores [B] by name for uint8 images [64, 64, 3]; ValueError off the caption grammar."""
+    return {name: v for name, v in judge(images, prompts).items() if name in NAMES}
+
+
+def judge(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> dict[str, Any]:
+    """The same, and under ``graph`` the scene graph found in each image."""
+    seen = [detect(image) for image in images]
+    found = [score_scene(parse_caption(p), d) for p, d in zip(prompts, seen, strict=True)]
+    scores = {n: np.array([getattr(s, n) for s in found], dtype=np.float64) for n in NAMES}
+    return scores | {"graph": [d.graph() for d in seen]}

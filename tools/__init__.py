@@ -1,0 +1,1 @@
+"""What made the embedded model, tiny pipelines and fixtures; not in the wheel."""

@@ -1,0 +1,360 @@
+"""Train the embedded pipeline from scratch: ``python -m tools.embedded.pretrain``.
+
+Four stages, each resumable from its last checkpoint: the autoencoder; the text encoder, which
+learns to read a caption's objects and their whereabouts, as CLIP's is trained before the
+diffusion model; the denoiser with both frozen (v-prediction, Salimans & Ho 2022,
+https://arxiv.org/abs/2202.00512); then ``publish``, which writes a plain diffusers
+``StableDiffusionPipeline`` folder.
+Every step draws its randomness from (seed, stage, step), so a resumed run repeats nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from inversion_dpo.world.captions import COLOURS, RELATIONS, SHAPES, SIZES
+from inversion_dpo.world.drawing import Scene, render
+from inversion_dpo.world.scene_prompts import scenes
+from tools.embedded.architecture import (
+    SCHEDULER,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    tokenize,
+)
+
+Log = Callable[[str], None]
+
+
+def to_pixels(images: list[np.ndarray]) -> Tensor:
+    """uint8 images -> float [B, 3, 64, 64] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def scene_batches(batch: int, seed: int, start: int) -> Iterator[Tensor]:
+    """Fresh renders for each step from ``start`` on."""
+    for step in itertools.count(start):
+        stream = scenes("train", seed + 7919 * (step + 1))
+        yield to_pixels([render(s) for s in itertools.islice(stream, batch)])
+
+
+class Checkpointed:
+    """Modules, their averaged copy and AdamW moments in one safetensors file."""
+
+    def __init__(self, modules: dict[str, nn.Module], path: Path, lr: float, ema: float) -> None:
+        self.path, self.ema_decay, self.step, self.seconds = path, ema, 0, 0.0
+        self.params = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters()}
+        self.ema = {k: p.detach().clone() for k, p in self.params.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
+        )
+        if path.exists():
+            self._load()
+
+    def save(self) -> None:
+        """Write beside the old file, then replace it."""
+        tensors = {f"param.{k}": p.detach() for k, p in self.params.items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
+        for k, p in self.params.items():
+            for name, value in self.optimizer.state[p].items():
+                tensors[f"{name}.{k}"] = value
+        tensors = {k: v.contiguous() for k, v in tensors.items()}
+        partial = self.path.with_suffix(".partial")
+        save_file(tensors, partial, {"step": str(self.step), "seconds": str(self.seconds)})
+        os.replace(partial, self.path)
+
+    def _load(self) -> None:
+        from safetensors import safe_open
+
+        tensors = load_file(self.path)
+        with safe_open(self.path, "pt") as f:
+            self.step = int(f.metadata()["step"])
+            self.seconds = float(f.metadata()["seconds"])
+        with torch.no_grad():
+            for k, p in self.params.items():
+                p.copy_(tensors[f"param.{k}"])
+                self.ema[k].copy_(tensors[f"ema.{k}"])
+                self.optimizer.state[p] = {
+                    n: tensors[f"{n}.{k}"] for n in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+    def update(self, loss: Tensor, lr: float) -> float:
+        """One optimizer step and one step of the running average; returns the gradient norm."""
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(list(self.params.values()), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for k, p in self.params.items():
+                self.ema[k].lerp_(p, 1 - decay)
+        return float(norm)
+
+    def load_ema(self) -> None:
+        """Put the averaged weights into the modules."""
+        with torch.no_grad():
+            for k, p in self.params.items():
+                p.copy_(self.ema[k])
+
+
+def cosine(step: int, total: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, then a cosine to a hundredth of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    x = (step - warmup) / max(1, total - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+
+
+def loop(
+    state: Checkpointed,
+    total: int,
+    peak: float,
+    loss_at: Callable[[int], Tensor],
+    log: Log,
+    every: int = 500,
+) -> None:
+    """Run ``loss_at(step)`` to ``total`` steps, saving every ``every``."""
+    start, before, running = time.time(), state.seconds, 0.0
+    while state.step < total:
+        step = state.step
+        loss = loss_at(step)
+        norm = state.update(loss, cosine(step, total, peak, warmup=200))
+        running += 0.02 * (loss.item() - running) if running else loss.item()
+        state.seconds = before + time.time() - start
+        if state.step % 50 == 0:
+            left = (total - state.step) * state.seconds / state.step / 60
+            log(
+                f"{state.path.stem} {state.step}/{total} loss {running:.5f} |g| {norm:.3f} "
+                f"{state.seconds:.0f}s, {left:.0f} min left"
+            )
+        if state.step % every == 0 or state.step == total:
+            state.save()
+
+
+def train_vae(out: Path, steps: int, batch: int, seed: int, log: Log) -> AutoencoderKL:
+    """Reconstruction (MSE + 0.1 L1) with a weak KL term; returns the averaged model."""
+    torch.manual_seed(seed)
+    vae = build_vae().to(memory_format=torch.channels_last)
+    state = Checkpointed({"vae": vae}, out / "vae.safetensors", lr=2e-3, ema=0.995)
+    batches = scene_batches(batch, seed, state.step)
+
+    def loss_at(step: int) -> Tensor:
+        x = next(batches).contiguous(memory_format=torch.channels_last)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(generator)).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return (y - x).square().mean() + 0.1 * (y - x).abs().mean() + 2e-4 * kl
+
+    loop(state, steps, 2e-3, loss_at, log)
+    state.load_ema()
+    return vae.eval()
+
+
+@torch.no_grad()
+def latent_dataset(
+    out: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, log: Log
+) -> tuple[Tensor, Tensor]:
+    """Latents [count, 8, 8, 8] of unit variance and token ids [count, 32]; kept on disk."""
+    path = out / "latents.safetensors"
+    if not path.exists():
+        latents, captions, stream = [], [], scenes("train", seed)
+        for done in range(0, count, 256):
+            chunk = list(itertools.islice(stream, min(256, count - done)))
+            captions += [s.graph.caption for s in chunk]
+            latents.append(vae.encode(to_pixels([render(s) for s in chunk])).latent_dist.mean)
+            if done % 25600 == 0:
+                log(f"latents {done}/{count}")
+        z = torch.cat(latents).contiguous()
+        vae.register_to_config(scaling_factor=1.0 / z.std().item())
+        ids = tokenize(tokenizer, captions).to(torch.int16)
+        save_file({"z": z, "ids": ids}, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+    tensors = load_file(path)
+    scale = 1.0 / tensors["z"].std().item()
+    vae.register_to_config(scaling_factor=scale)
+    return tensors["z"] * scale, tensors["ids"].long()
+
+
+READ_CLASSES = (len(SHAPES) + 1, len(COLOURS), len(SIZES), len(RELATIONS) + 1)
+OBJECTS = 4
+UNKNOWN = -100  # cross_entropy's own "no target"
+
+
+def reading_targets(stream: list[Scene]) -> tuple[Tensor, Tensor]:
+    """What a caption's reader is asked, per scene and object slot.
+
+    Classes [B, 4, 4] (shape, colour, size, relation to the next) and positions [B, 4, 2] in
+    [-1, 1]; an absent object has shape class 6 and no other target.
+    """
+    classes = torch.full((len(stream), OBJECTS, len(READ_CLASSES)), UNKNOWN)
+    classes[:, :, 0] = len(SHAPES)
+    places = torch.full((len(stream), OBJECTS, 2), torch.nan)
+    for b, scene in enumerate(stream):
+        for k, item in enumerate(scene.graph.items):
+            size, colour = item.attributes
+            classes[b, k] = torch.tensor(
+                [SHAPES.index(item.label), COLOURS.index(colour), SIZES.index(size), len(RELATIONS)]
+            )
+            places[b, k] = torch.tensor(scene.positions[k]) / 32 - 1
+        for k, relation in enumerate(scene.graph.relations):
+            classes[b, k, 3] = RELATIONS.index(relation.relation)
+    return classes, places
+
+
+def train_text(
+    out: Path, tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int, log: Log
+) -> CLIPTextModel:
+    """Read captions: the last four positions, always padding, learn to hold one object each."""
+    torch.manual_seed(seed + 2)
+    text = build_text_encoder(tokenizer)
+    head = nn.Linear(128, sum(READ_CLASSES) + 2)
+    state = Checkpointed({"text": text, "head": head}, out / "text.safetensors", 1e-3, ema=0.99)
+    if state.step < steps:
+        stream = list(itertools.islice(scenes("train", seed + 3), 40_000))
+        ids = tokenize(tokenizer, [s.graph.caption for s in stream])
+        classes, places = reading_targets(stream)
+
+    def loss_at(step: int) -> Tensor:
+        g = torch.Generator().manual_seed(seed * 1_000_003 + 900_007 + step)
+        pick = torch.randint(len(ids), (batch,), generator=g)
+        read = head(text(ids[pick]).last_hidden_state[:, -OBJECTS:])
+        *parts, place = read.split([*READ_CLASSES, 2], dim=-1)
+        known = ~places[pick].isnan()
+        loss = (place - places[pick])[known].square().mean()
+        for k, logits in enumerate(parts):
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), classes[pick][:, :, k].flatten())
+        return loss
+
+    loop(state, steps, 1e-3, loss_at, log)
+    state.load_ema()
+    return text.eval().requires_grad_(False)
+
+
+LAYOUT_NOISE = 600  # above this timestep an object's place can hardly be read off x_t
+
+
+def timesteps_of_batch(batch: int, generator: torch.Generator) -> Tensor:
+    """Stratified timesteps [batch]: half over all, half where the layout is decided."""
+    u = (torch.rand(1, generator=generator) + torch.arange(batch) * 2 / batch) % 1.0
+    low = torch.where(torch.arange(batch) < batch // 2, 0, LAYOUT_NOISE)
+    return (low + u * (1000 - low)).long().clamp(max=999)
+
+
+def train_denoiser(
+    out: Path,
+    z: Tensor,
+    ids: Tensor,
+    empty: Tensor,
+    text: CLIPTextModel,
+    steps: int,
+    batch: int,
+    seed: int,
+    log: Log,
+) -> tuple[UNet2DConditionModel, float]:
+    """The denoiser on v-prediction; captions dropped one time in ten."""
+    torch.manual_seed(seed + 1)
+    unet = build_unet().to(memory_format=torch.channels_last)
+    state = Checkpointed({"unet": unet}, out / "denoiser.safetensors", lr=1e-3, ema=0.9995)
+    alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
+
+    def loss_at(step: int) -> Tensor:
+        g = torch.Generator().manual_seed(seed * 1_000_003 + 500_009 + step)
+        pick = torch.randint(len(z), (batch,), generator=g)
+        x_0, tokens = z[pick], ids[pick]
+        tokens = torch.where(torch.rand(batch, 1, generator=g) < 0.1, empty, tokens)
+        t = timesteps_of_batch(batch, g)
+        eps = torch.randn(x_0.shape, generator=g)
+        a = alphas[t].view(-1, 1, 1, 1)
+        x_t, v = a.sqrt() * x_0 + (1 - a).sqrt() * eps, a.sqrt() * eps - (1 - a).sqrt() * x_0
+        with torch.no_grad():
+            c = text(tokens).last_hidden_state
+        return (unet(x_t, t, c).sample - v).square().mean()
+
+    loop(state, steps, 1e-3, loss_at, log)
+    state.load_ema()
+    return unet.eval(), state.seconds
+
+
+def publish(
+    folder: Path,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> StableDiffusionPipeline:
+    """Write the diffusers folder, whole or not at all."""
+    pipe = StableDiffusionPipeline(
+        vae=vae.to(memory_format=torch.contiguous_format),
+        unet=unet.to(memory_format=torch.contiguous_format),
+        text_encoder=text,
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):
+        if not (partial / "tokenizer" / name).exists():
+            shutil.copy(Path(tokenizer.name_or_path) / name, partial / "tokenizer" / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return pipe
+
+
+def main() -> None:
+    """Run every stage that is not finished yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="checkpoints and pipeline/")
+    parser.add_argument("--vae-steps", type=int, default=1600)
+    parser.add_argument("--text-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=7500, help="denoiser steps")
+    parser.add_argument("--scenes", type=int, default=80_000)
+    parser.add_argument("--batch", type=int, default=64, help="denoiser batch; the VAE takes half")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    tokenizer = build_tokenizer(args.output / "tokenizer")
+    vae = train_vae(args.output, args.vae_steps, args.batch // 2, args.seed, log)
+    z, ids = latent_dataset(args.output, vae, tokenizer, args.scenes, args.seed, log)
+    empty = tokenize(tokenizer, [""])
+    text = train_text(args.output, tokenizer, args.text_steps, args.batch * 2, args.seed, log)
+    unet, seconds = train_denoiser(
+        args.output, z, ids, empty, text, args.steps, args.batch, args.seed, log
+    )
+    publish(args.output / "pipeline", vae, unet, text, tokenizer)
+    log(
+        f"denoiser trained in {seconds:.0f} s on {platform.machine()}, {os.cpu_count()} cores; "
+        f"wrote {args.output / 'pipeline'}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tiny random-weight folders of the genuine classes."""

@@ -1,0 +1,372 @@
+"""Tiny random pipelines of the genuine diffusers and transformers classes, one for each family.
+
+Nothing is downloaded: ``python -m tools.tiny sdxl FOLDER`` writes a folder which
+``DiffusionPipeline.from_pretrained(FOLDER)`` loads. Schedulers, latent channels, scaling factors,
+padding tokens and the order of the blocks are those of the published models; only the widths and
+depths are small. The pictures are noise, but they depend on the prompt. Every weight has a
+gradient, but for the last block of SD3, which computes a query for the text and drops it (so do
+the published weights: a LoRA on that ``add_q_proj`` never moves).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+from inversion_dpo.run.config import PACKAGE
+from inversion_dpo.world.captions import COLOURS, SHAPES, SIZES
+
+TOKENIZER = PACKAGE / "assets" / "pipeline" / "tokenizer"
+LATENT_SIZE = 8  # 64 pixels; every autoencoder here halves three times, as the published ones do
+CLIP_TOKENS = 77
+T5_TOKENS = 512
+CLIP_WIDTH = 16
+T5_WIDTH = 32
+SD_BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
+FLUX_SHIFT = {
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+}
+
+
+@torch.no_grad()
+def enliven(layer: Any, gain: float = 1.0) -> None:
+    """Normal weights which multiply the input's root mean square by the gain; no bias."""
+    fan_in = layer.weight[0].numel()
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def build_vae(latent_channels: int, scaling: float, shift: float | None = None) -> AutoencoderKL:
+    """64x64x3 -> 8x8xC; with a shift, as in SD3 and FLUX, there are no quantisation layers.
+
+    Scaled latents have a variance near 1, and so have the decoded pixels.
+    """
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        sample_size=8 * LATENT_SIZE,
+        scaling_factor=scaling,
+        shift_factor=shift,
+        use_quant_conv=shift is None,
+        use_post_quant_conv=shift is None,
+    )
+    rms = 0.6  # of SiLU of a standard normal, which both convolutions see
+    enliven(vae.decoder.conv_out, 1 / rms)
+    enliven(vae.encoder.conv_out, 1 / rms / scaling)
+    if vae.quant_conv is not None:
+        enliven(vae.quant_conv)
+    last = vae.quant_conv or vae.encoder.conv_out
+    with torch.no_grad():  # the posterior is narrow, as in a trained autoencoder
+        last.weight[latent_channels:] = 0
+        last.bias[latent_channels:] = -10
+    return vae
+
+
+def build_unet(text_width: int, channels: tuple[int, ...], **settings: Any) -> UNet2DConditionModel:
+    """A UNet on 8x8x4 latents with one residual block a level."""
+    unet = UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=channels,
+        layers_per_block=1,
+        cross_attention_dim=text_width,
+        norm_num_groups=4,
+        **settings,
+    )
+    enliven(unet.conv_out, 1.0)
+    return unet
+
+
+def build_clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """The embedded pipeline's tokenizer at CLIP's own length; SD2's and bigG's pad with ``!``."""
+    return CLIPTokenizer.from_pretrained(
+        TOKENIZER, model_max_length=CLIP_TOKENS, pad_token=pad_token
+    )
+
+
+def build_clip(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel, act: str = "gelu") -> Any:
+    """Two layers of width 16: CLIP-L's activation is quick_gelu, that of the larger ones gelu."""
+    encoder = kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=CLIP_WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CLIP_TOKENS,
+            projection_dim=CLIP_WIDTH,
+            hidden_act=act,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    nn.init.normal_(encoder.get_input_embeddings().weight)
+    return encoder
+
+
+def build_t5_tokenizer() -> T5TokenizerFast:
+    """T5's Unigram model over printable ASCII, with the scenes' words as one token each."""
+    characters = [chr(code) for code in range(33, 127)]
+    words = (*SIZES, *COLOURS, *SHAPES, "a", "left", "right", "of", "above", "below", "which", "is")
+    pieces = dict.fromkeys(("<pad>", "</s>", "<unk>"), 0.0)
+    pieces |= dict.fromkeys(("▁", *characters), -10.0)
+    pieces |= dict.fromkeys((f"▁{word}" for word in words), -5.0)
+    tokenizer = Tokenizer(models.Unigram(list(pieces.items()), unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "$A </s>", special_tokens=[("</s>", 1)]
+    )
+    with TemporaryDirectory() as folder:  # the one form that every version of the class reads
+        tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        return T5TokenizerFast.from_pretrained(folder, model_max_length=T5_TOKENS)
+
+
+def build_t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
+    """One layer of T5 v1.1, 32 wide."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=T5_WIDTH,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def build_sd15() -> StableDiffusionPipeline:
+    """Stable Diffusion 1.5: eps-prediction, sampled by PNDM."""
+    tokenizer = build_clip_tokenizer()
+    return StableDiffusionPipeline(
+        vae=build_vae(4, 0.18215),
+        unet=build_unet(CLIP_WIDTH, (8, 8, 16, 16), attention_head_dim=2),
+        text_encoder=build_clip(tokenizer, act="quick_gelu"),
+        tokenizer=tokenizer,
+        scheduler=PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **SD_BETAS),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def build_sd2(**scheduler: Any) -> StableDiffusionPipeline:
+    """Stable Diffusion 2.1: v-prediction, sampled by DDIM; heads grow with the width."""
+    tokenizer = build_clip_tokenizer("!")
+    unet = build_unet(
+        CLIP_WIDTH, (8, 8, 16, 16), attention_head_dim=(1, 1, 2, 2), use_linear_projection=True
+    )
+    return StableDiffusionPipeline(
+        vae=build_vae(4, 0.18215),
+        unet=unet,
+        text_encoder=build_clip(tokenizer),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(
+            prediction_type="v_prediction",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            **SD_BETAS,
+            **scheduler,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def build_sd2_zsnr() -> StableDiffusionPipeline:
+    """The same with zero signal at the last step (Lin et al., 2023, arxiv.org/abs/2305.08891)."""
+    return build_sd2(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+
+
+def build_sdxl() -> StableDiffusionXLPipeline:
+    """SDXL base: two text encoders, pooled text and sizes added to the time, sampled by Euler."""
+    first, second = build_clip_tokenizer(), build_clip_tokenizer("!")
+    size_width = 8  # of each of the six numbers: original size, crop and target size
+    unet = build_unet(
+        2 * CLIP_WIDTH,
+        (8, 16, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=size_width,
+        projection_class_embeddings_input_dim=6 * size_width + CLIP_WIDTH,
+    )
+    return StableDiffusionXLPipeline(
+        vae=build_vae(4, 0.13025),
+        unet=unet,
+        text_encoder=build_clip(first, act="quick_gelu"),
+        text_encoder_2=build_clip(second, CLIPTextModelWithProjection),
+        tokenizer=first,
+        tokenizer_2=second,
+        scheduler=EulerDiscreteScheduler(timestep_spacing="leading", **SD_BETAS),
+        force_zeros_for_empty_prompt=True,
+    )
+
+
+def build_sd3(with_t5: bool = True) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3.5: flow matching; normalised queries and keys, dual attention first."""
+    first, second = build_clip_tokenizer(), build_clip_tokenizer("!")
+    third = build_t5_tokenizer() if with_t5 else None
+    heads, width = 2, 16
+    transformer = SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=width,
+        num_attention_heads=heads,
+        joint_attention_dim=T5_WIDTH,  # the two CLIP embeddings side by side fit as well
+        caption_projection_dim=heads * width,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=LATENT_SIZE,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    enliven(transformer.proj_out)
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        vae=build_vae(16, 1.5305, shift=0.0609),
+        text_encoder=build_clip(first, CLIPTextModelWithProjection, act="quick_gelu"),
+        text_encoder_2=build_clip(second, CLIPTextModelWithProjection),
+        text_encoder_3=build_t5(third) if third is not None else None,
+        tokenizer=first,
+        tokenizer_2=second,
+        tokenizer_3=third,
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
+    )
+
+
+def build_sd3_without_t5() -> StableDiffusion3Pipeline:
+    """The same without its third text encoder, as it is loaded to save memory.
+
+    Diffusers leaves the place empty in model_index.json but does not fill it by itself: load with
+    ``from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)``.
+    """
+    return build_sd3(with_t5=False)
+
+
+def build_flux(guidance: bool = True) -> FluxPipeline:
+    """FLUX.1 dev, guidance-distilled with a shift by image size; without guidance: schnell."""
+    tokenizer, second = build_clip_tokenizer(), build_t5_tokenizer()
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * 16,  # 2x2 patches
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        guidance_embeds=guidance,
+        axes_dims_rope=(4, 6, 6),  # even numbers which sum to the head's width
+    )
+    enliven(transformer.proj_out)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        shift=3.0 if guidance else 1.0,
+        use_dynamic_shifting=guidance,
+        **FLUX_SHIFT,
+    )
+    return FluxPipeline(
+        transformer=transformer,
+        vae=build_vae(16, 0.3611, shift=0.1159),
+        text_encoder=build_clip(tokenizer, act="quick_gelu"),
+        text_encoder_2=build_t5(second),
+        tokenizer=tokenizer,
+        tokenizer_2=second,
+        scheduler=scheduler,
+    )
+
+
+def build_flux_schnell() -> FluxPipeline:
+    """FLUX.1 schnell: no guidance input and no shift."""
+    return build_flux(guidance=False)
+
+
+FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
+    "sd15": build_sd15,
+    "sd2": build_sd2,
+    "sd2-zsnr": build_sd2_zsnr,
+    "sdxl": build_sdxl,
+    "sd3": build_sd3,
+    "sd3-no-t5": build_sd3_without_t5,
+    "flux": build_flux,
+    "flux-schnell": build_flux_schnell,
+}
+
+
+def write_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write the family's folder and return it; the same seed gives the same weights.
+
+    Raises ValueError for an unknown family, FileExistsError if the folder is not empty.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"no family {family!r}: choose one of {', '.join(FAMILIES)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: choose a new folder")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = FAMILIES[family]()
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):  # older versions of CLIPTokenizer read these only
+        for part in folder.glob("tokenizer*"):
+            if type(getattr(pipeline, part.name)) is CLIPTokenizer:
+                shutil.copy(TOKENIZER / name, part / name)
+    return folder
+
