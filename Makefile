@@ -26,8 +26,9 @@ test-slow: $(VENV)/.dev  ## the slow tests only
 docs: $(VENV)/.docs  ## the documentation's pages, into build/site
 	$(RUN) -m mkdocs build --strict --quiet
 
-lint: $(VENV)/.dev  ## ruff and mypy
+lint: $(VENV)/.dev  ## ruff (rules and format) and mypy
 	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
 bench: $(VENV)/.dev  ## every script in benchmarks/ that measures by itself on a CPU, one after another (hours)

@@ -27,9 +27,11 @@ from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.run.config import Config, load_config
 
 COMMON = (
-    "training.batch_size=16", "training.learning_rate=3e-4", "training.lr_scheduler=linear",
+    "training.batch_size=16",
+    "training.learning_rate=3e-4",
+    "training.lr_scheduler=linear",
     "objective.beta=1000",
-)  # fmt: skip
+)
 LEAN = ("inversion.fixed_point_iterations=1", "objective.t_min=0.4")
 NAMES = {"x0": "Inversion-DPO (x0)", "diffusion_dpo": "Diffusion-DPO"}
 FRESH = ("inversion.steps=1", "inversion.t_start=0")  # trajectories that nothing looks at
@@ -70,17 +72,26 @@ def lines(root: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
             for n in ("composition", "sg_iou", "exact")
         }
         found.append(
-            {"method": method, "pairs": pairs, "steps": steps, "inversion": cost["evaluations"],
-             "all": cost["evaluations"] + training, "seconds": cost["seconds"] + steps * step,
-             **gains}
-        )  # fmt: skip
+            {
+                "method": method,
+                "pairs": pairs,
+                "steps": steps,
+                "inversion": cost["evaluations"],
+                "all": cost["evaluations"] + training,
+                "seconds": cost["seconds"] + steps * step,
+                **gains,
+            }
+        )
     return found
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row for each method and budget."""
-    rows = ["| method | pairs | steps | evaluations | of these inversion | seconds "
-            "| composition gain | sg_iou gain | exact gain |", "|" + " --- |" * 9]  # fmt: skip
+    rows = [
+        "| method | pairs | steps | evaluations | of these inversion | seconds "
+        "| composition gain | sg_iou gain | exact gain |",
+        "|" + " --- |" * 9,
+    ]
     for line in found:
         cells = [
             f"{line[n]['mean']:+.3f} [{line[n]['low']:+.3f}, {line[n]['high']:+.3f}]"
@@ -99,8 +110,14 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
         own = [line for line in found if line["method"] == method]
         gains = [line["composition"] for line in own]
         sides = [[g["mean"] - g["low"] for g in gains], [g["high"] - g["mean"] for g in gains]]
-        axes.errorbar([line["all"] for line in own], [g["mean"] for g in gains], sides,
-                      marker="o", capsize=3, label=NAMES[method])  # fmt: skip
+        axes.errorbar(
+            [line["all"] for line in own],
+            [g["mean"] for g in gains],
+            sides,
+            marker="o",
+            capsize=3,
+            label=NAMES[method],
+        )
     axes.set_xscale("log")
     axes.minorticks_off()
     ticks = sorted({round(line["all"], -3) for line in found})

@@ -77,8 +77,9 @@ def cell(values: Sequence[float]) -> str:
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
-def table(arms: Mapping[str, Sequence[Structure]], rows_of: Callable[[Structure], Rows],
-          side: str) -> str:  # fmt: skip
+def table(
+    arms: Mapping[str, Sequence[Structure]], rows_of: Callable[[Structure], Rows], side: str
+) -> str:
     """Markdown: a row an arm. SystemExit if two runs were evaluated on different prompts."""
     parts = {name: [rows_of(s) for s in runs] for name, runs in arms.items()}
     if side == "policy":
@@ -106,15 +107,23 @@ def references(parts: Mapping[str, Sequence[Rows]], columns: Sequence[str]) -> l
             names = found.setdefault(key, [])
             names += [name] if name not in names else []
     one = len(found) == 1
-    return [["reference" if one else f"reference of {', '.join(names)}", *key]
-            for key, names in found.items()]  # fmt: skip
+    return [
+        ["reference" if one else f"reference of {', '.join(names)}", *key]
+        for key, names in found.items()
+    ]
 
 
 def main() -> None:
     """Read the runs and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arm", nargs="+", action="append", required=True, metavar="NAME RUN",
-                        help="a name and the folders of its runs, one a seed")  # fmt: skip
+    parser.add_argument(
+        "--arm",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="NAME RUN",
+        help="a name and the folders of its runs, one a seed",
+    )
     parser.add_argument("--gains", action="store_true", help="policy minus reference")
     args = parser.parse_args()
     if short := [arm[0] for arm in args.arm if len(arm) < 2]:

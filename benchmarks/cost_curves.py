@@ -32,16 +32,20 @@ WARM, STEPS = 3, 12  # steps before those that are timed; all steps
 
 EMBEDDED = ("inversion.t_start=0", "training.batch_size=16")
 TINY = (
-    "data.limit=16", "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4",
+    "data.limit=16",
+    "inversion.steps=5",
+    "inversion.batch_size=8",
+    "policy.rank=4",
     "training.batch_size=4",
-)  # fmt: skip
+)
 Point = tuple[str, int]  # what is varied, and its value
 POINTS: list[Point] = [
     *(("resolution", n) for n in (64, 128, 256, 384)),
     *(("N", n) for n in (5, 10, 20, 40, 80)),
     *(("pairs", n) for n in (50, 100, 200, 400)),
-    ("processes", 1), ("processes", 2),
-]  # fmt: skip
+    ("processes", 1),
+    ("processes", 2),
+]
 
 
 def settings(kind: str, value: int, model: str) -> list[str]:
@@ -101,9 +105,13 @@ def child(
     size = processes(point)
     if size > 1:  # what a launcher sets
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+        }
     found = work(*arguments)
     if rank == 0:
         out.send(found)

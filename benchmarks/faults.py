@@ -28,26 +28,39 @@ from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
     ARROW_DEFAULT_MEMORY_POOL="system",  # the server that children are forked from has no threads
-)  # fmt: skip
+)
 
 from inversion_dpo.cli import main as cli
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["inversion_dpo.training.step", "inversion_dpo.making_pairs.build"]
-)
+CONTEXT.set_forkserver_preload(["inversion_dpo.training.step", "inversion_dpo.making_pairs.build"])
 Child = multiprocessing.context.ForkServerProcess
 
 SETTINGS = (
-    "data.limit=24", "data.holdout=0.25", "inversion.steps=4", "inversion.batch_size=4",
-    "inversion.t_start=0", "objective.t_min=0.25", "objective.t_max=1", "policy.rank=4",
-    "policy.alpha=4", "policy.target_modules=[to_v,to_out.0]", "training.steps=10",
-    "training.batch_size=4", "training.eval_every=5", "training.checkpoint_every=2",
-    "training.learning_rate=1e-3", "training.tracker=none", "evaluation.limit=12",
-    "evaluation.batch_size=2", "evaluation.sample_steps=2",
-)  # fmt: skip
+    "data.limit=24",
+    "data.holdout=0.25",
+    "inversion.steps=4",
+    "inversion.batch_size=4",
+    "inversion.t_start=0",
+    "objective.t_min=0.25",
+    "objective.t_max=1",
+    "policy.rank=4",
+    "policy.alpha=4",
+    "policy.target_modules=[to_v,to_out.0]",
+    "training.steps=10",
+    "training.batch_size=4",
+    "training.eval_every=5",
+    "training.checkpoint_every=2",
+    "training.learning_rate=1e-3",
+    "training.tracker=none",
+    "evaluation.limit=12",
+    "evaluation.batch_size=2",
+    "evaluation.sample_steps=2",
+)
 SHARES = {"pairs build": 0.1, "invert": 0.35, "train": 0.35, "evaluate": 0.2}  # of the kills
 VOLATILE = {"seconds", "peak_memory_mb"}
 Row = tuple[str, int, str]
@@ -94,8 +107,11 @@ def steady(path: Path) -> bytes:
     """A file's bytes, without measured seconds and memory where it is a log."""
     if path.suffix not in (".json", ".jsonl"):
         return path.read_bytes()
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if (
-        path.suffix == ".jsonl") else json.loads(path.read_text())  # fmt: skip
+    rows = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        if (path.suffix == ".jsonl")
+        else json.loads(path.read_text())
+    )
 
     def clean(value: object) -> object:
         if isinstance(value, dict):
@@ -194,8 +210,9 @@ class Bench:
         if stage == "invert":
             return verdict(folder / "cache", self.whole / "cache")
         if stage == "train":
-            missing = {"metrics.json", "per_prompt.parquet"} | {str(p.relative_to(self.whole))
-                                          for p in self.whole.rglob("samples/*")}  # fmt: skip
+            missing = {"metrics.json", "per_prompt.parquet"} | {
+                str(p.relative_to(self.whole)) for p in self.whole.rglob("samples/*")
+            }
             left = [d for d in differences(folder, self.whole) if d not in missing]
             if stopped:
                 left = [d for d in left if not d.startswith("checkpoints") or "step-000010" in d]
@@ -215,11 +232,13 @@ def spoil(path: Path, how: str) -> None:
 
 def damage(bench: Bench) -> Iterator[Row]:
     """Truncated and flipped shards, checkpoints, samples: named, then rebuilt or passed over."""
-    kinds = {"cache shard": "cache/*/shard-00002.safetensors",
-             "checkpoint weights": "checkpoints/step-000010/policy.safetensors",
-             "checkpoint moments": "checkpoints/step-000010/optimizer.safetensors",
-             "checkpoint state": "checkpoints/step-000010/state.json",
-             "samples": "samples/policy-*.parquet"}  # fmt: skip
+    kinds = {
+        "cache shard": "cache/*/shard-00002.safetensors",
+        "checkpoint weights": "checkpoints/step-000010/policy.safetensors",
+        "checkpoint moments": "checkpoints/step-000010/optimizer.safetensors",
+        "checkpoint state": "checkpoints/step-000010/state.json",
+        "samples": "samples/policy-*.parquet",
+    }
     for kind, pattern in kinds.items():
         for how in ("truncated", "bit-flipped"):
             folder = bench.root / "damaged"
@@ -265,8 +284,14 @@ def two_runs(bench: Bench) -> Row:
     code = run(*bench.command("train", folder), log=log)
     refused = code == 2 and "in use by another run" in log.read_text()
     good = finish(first) == 0 and refused
-    return "two runs on one folder", 1, (
-        f"second refused, first: {bench._compare('train', folder)}" if good else "LOST: not refused"
+    return (
+        "two runs on one folder",
+        1,
+        (
+            f"second refused, first: {bench._compare('train', folder)}"
+            if good
+            else "LOST: not refused"
+        ),
     )
 
 
@@ -334,10 +359,12 @@ def main() -> None:
         kills = {stage: round(share * arguments.kills) for stage, share in SHARES.items()}
         jobs: list[Callable[[], Row]] = [
             *((lambda s=s: bench.kills(s, kills[s])) for s in SHARES),
-            lambda: terminated(bench, 10), lambda: two_runs(bench),
+            lambda: terminated(bench, 10),
+            lambda: two_runs(bench),
             lambda: disk_full(bench, "invert", None, 60_000),
-            lambda: disk_full(bench, "train", "invert", 150_000), lambda: read_only(bench),
-        ]  # fmt: skip
+            lambda: disk_full(bench, "train", "invert", 150_000),
+            lambda: read_only(bench),
+        ]
         taken = ", ".join(f"{stage} {s:.1f} s" for stage, s in bench.seconds.items())
         print(f"undisturbed: {taken}\n", flush=True)
         print("| fault | times | what happened |\n|---|---|---|", flush=True)

@@ -25,10 +25,23 @@ import psutil
 from faults import SETTINGS, differences
 
 LAUNCH = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
-    "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no",
-    "--main_process_port", "0", "-m", "inversion_dpo",
-]  # fmt: skip
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--num_processes",
+    "2",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+    "-m",
+    "inversion_dpo",
+]
 MORE = ("data.limit=64", "inversion.steps=40", "training.steps=80")
 BEGUN = {"invert": "cache/*/shard-00001.json", "train": "metrics.jsonl"}
 DONE = {"invert": "variance of the recovered", "train": "policy: "}  # said at the end

@@ -19,10 +19,13 @@ from inversion_dpo.run.config import Config, load_config
 
 SAMPLED = 2
 COMMON = (
-    "training.batch_size=16", "training.steps=360", "training.learning_rate=3e-4",
-    "training.lr_scheduler=linear", "objective.beta=1000",
+    "training.batch_size=16",
+    "training.steps=360",
+    "training.learning_rate=3e-4",
+    "training.lr_scheduler=linear",
+    "objective.beta=1000",
     f"evaluation.guidance_scale={SAMPLED}",
-)  # fmt: skip
+)
 OWN = {  # as in budgets.py
     "x0": ("inversion.fixed_point_iterations=1", "objective.t_min=0.4"),
     "diffusion_dpo": ("inversion.steps=1", "inversion.t_start=0"),

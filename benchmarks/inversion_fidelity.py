@@ -48,8 +48,10 @@ def main() -> None:
     x_T, noise = torch.randn(2, args.count, 8, 8, 8)
     x_0 = reconstruct(x_T, grid, predict, kind)
     encoded = through_image(model, x_0)
-    print(f"encoded image against sampled latent: mean squared error "
-          f"{(encoded - x_0).square().mean():.4f}, variance {x_0.var():.3f}\n")  # fmt: skip
+    print(
+        f"encoded image against sampled latent: mean squared error "
+        f"{(encoded - x_0).square().mean():.4f}, variance {x_0.var():.3f}\n"
+    )
     print("| start | inversion | variance of x_T | squared distance from the true x_T |")
     print("|---|---|---|---|")
     for name, latents, start, iterations in (

@@ -67,8 +67,18 @@ class Server:
     """``inversion-dpo web`` in a process of its own, on one port."""
 
     def __init__(self, data: Path, labels: Path, pairs: int) -> None:
-        self.command = [sys.executable, "-m", "inversion_dpo", "web", str(data), "--labels",
-                        str(labels), "--limit", str(pairs), "--port"]  # fmt: skip
+        self.command = [
+            sys.executable,
+            "-m",
+            "inversion_dpo",
+            "web",
+            str(data),
+            "--labels",
+            str(labels),
+            "--limit",
+            str(pairs),
+            "--port",
+        ]
         self.port = 0
         self.start()
 
@@ -125,8 +135,12 @@ class Client:
         state = self.ask("GET", f"/api/next?labeller={self.name}")
         while pair := state["pair"]:
             choice = self.rng.choice(CHOICES)
-            sent = {"request": f"{self.rng.getrandbits(128):032x}", "labeller": self.name,
-                    "pair": pair["pair"], "choice": choice}  # fmt: skip
+            sent = {
+                "request": f"{self.rng.getrandbits(128):032x}",
+                "labeller": self.name,
+                "pair": pair["pair"],
+                "choice": choice,
+            }
             begun = time.monotonic()
             state = self.ask("POST", "/api/label", sent)
             again = self.rng.random() < AGAIN
@@ -187,11 +201,16 @@ def main() -> None:
         found = faults(labels, tally.stored)
     middle, late = np.quantile(tally.milliseconds, [0.5, 0.99]) if tally.milliseconds else (0, 0)
     result = {
-        "labels": len(tally.stored), "clients": asked.clients, "kills": asked.kills, **found,
-        "attempts without an answer": tally.resent, "sent again though stored": tally.repeated,
-        "milliseconds, median": round(float(middle), 1), "99%": round(float(late), 1),
+        "labels": len(tally.stored),
+        "clients": asked.clients,
+        "kills": asked.kills,
+        **found,
+        "attempts without an answer": tally.resent,
+        "sent again though stored": tally.repeated,
+        "milliseconds, median": round(float(middle), 1),
+        "99%": round(float(late), 1),
         "seconds": round(time.monotonic() - begun, 1),
-    }  # fmt: skip
+    }
     print(json.dumps(result))
     bad = found["lost"] or found["doubled"] or found["wrong"] or found["never acknowledged"]
     raise SystemExit(bool(bad) or found["events"] != pairs * asked.clients)

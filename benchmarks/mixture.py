@@ -73,8 +73,9 @@ def table(methods: Sequence[str], seeds: int) -> tuple[list[list[str]], dict[str
     best = REFERENCE.tilted(1.0)
     lines = [["method", "rate, beta", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
     lines.append(fixed("the reference, untrained", outcome(reference_eps)))
-    lines.append(fixed("the optimum, its exact noise", outcome(
-        lambda x, i: best.eps(x, SCHEDULE.levels[i]))))  # fmt: skip
+    lines.append(
+        fixed("the optimum, its exact noise", outcome(lambda x, i: best.eps(x, SCHEDULE.levels[i])))
+    )
     found = {}
     for name in methods:
         found[name] = tune_and_run(name, trials(name), seeds)
@@ -106,8 +107,11 @@ def curves(path: Path, seeds: int = 8, rate: float = 1e-3, beta: float = 10.0) -
         axes.set_title(name, size=10, loc="left")
         axes.set_xlabel("step", size=9, color=GREY)
         axes.set_ylim(-5, 5)
-        print(f"{name}: reward of {seeds} seeds at the last point "
-              f"{', '.join(f'{e:+.2f}' for e in ends)}", flush=True)  # fmt: skip
+        print(
+            f"{name}: reward of {seeds} seeds at the last point "
+            f"{', '.join(f'{e:+.2f}' for e in ends)}",
+            flush=True,
+        )
     page.savefig(path)
 
 
@@ -163,8 +167,14 @@ def reached(path: Path, goal: float, methods: Sequence[str], seeds: int) -> None
         print("|", " | ".join(cells), "|", flush=True)
         for seed, rows in enumerate(runs):
             cost = [first + each * r["step"] for r in rows]
-            axes.plot(cost, [r["distance"] for r in rows], lw=0.9, alpha=0.8,
-                      label=None if seed else name, **style(k))  # fmt: skip
+            axes.plot(
+                cost,
+                [r["distance"] for r in rows],
+                lw=0.9,
+                alpha=0.8,
+                label=None if seed else name,
+                **style(k),
+            )
     axes.axhline(goal, color=GREY, lw=0.8, ls=(0, (4, 3)))
     axes.set_ylim(0, 1.7)
     axes.set_xlabel("network evaluations, inversion included", size=9, color=GREY)

@@ -272,9 +272,7 @@ class Problem:
         self.objective = OBJECTIVES[setting.objective]
         self.grid = SCHEDULE.grid(budget.grid)
         self.x, self.p = preference_pairs(budget.pairs, seed)
-        self.path = invert(
-            self.x, self.grid, lambda x, t: reference_eps(x, t.long()), "epsilon"
-        )
+        self.path = invert(self.x, self.grid, lambda x, t: reference_eps(x, t.long()), "epsilon")
         self.generator = torch.Generator().manual_seed(seed)
 
     def points(self, both: Tensor, policy: MixturePolicy) -> Points:
@@ -300,10 +298,13 @@ class Problem:
         found, ref = policy(x_t, index), reference_eps(x_t, index)
         ours, theirs = squared_error(star, found), squared_error(star, ref)
         errors = as_pair_errors(
-            ours, theirs, squared_error(ref, found), residual_overlap(star, found.detach()),
+            ours,
+            theirs,
+            squared_error(ref, found),
+            residual_overlap(star, found.detach()),
             preference=self.p[chosen].float() if self.setting.soft_labels else None,
             baseline=(theirs - ours).detach().mean(),
-        )  # fmt: skip
+        )
         errors = safeguarded(errors) if self.setting.safeguard else errors
         return self.objective.loss(errors, settings).loss.mean()
 

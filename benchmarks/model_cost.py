@@ -67,13 +67,19 @@ def count() -> None:
         vae = AutoencoderKL(3, 3, down, up, (128, 256, 512, 512), layers_per_block=2)
         extra = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
         with FlopCounterMode(display=False) as first:
-            unet(torch.zeros(1, 4, 128, 128), torch.zeros(1), torch.zeros(1, 77, 2048),
-                 added_cond_kwargs=extra)  # fmt: skip
+            unet(
+                torch.zeros(1, 4, 128, 128),
+                torch.zeros(1),
+                torch.zeros(1, 77, 2048),
+                added_cond_kwargs=extra,
+            )
         with FlopCounterMode(display=False) as second:
             vae.encode(torch.zeros(1, 3, 1024, 1024))
     weights = sum(p.numel() for p in unet.parameters())
-    print(f"UNet: {weights / 1e9:.3f} billion weights, {first.get_total_flops() / 1e12:.2f} TFLOP "
-          f"forward; encoder: {second.get_total_flops() / 1e12:.2f} TFLOP")  # fmt: skip
+    print(
+        f"UNet: {weights / 1e9:.3f} billion weights, {first.get_total_flops() / 1e12:.2f} TFLOP "
+        f"forward; encoder: {second.get_total_flops() / 1e12:.2f} TFLOP"
+    )
 
 
 def inputs(model: StableDiffusionXL, pairs: int, device: torch.device) -> tuple[Tensor, Condition]:
@@ -146,8 +152,11 @@ def measure(kind: str, miniature: bool, pairs: int, repeats: int, device: torch.
     bare_s, step_s = (statistics.median(column) for column in zip(*times, strict=True))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     share = counter.get_total_flops() / step_s / matmul_rate(device, dtype)
-    print(f"| {kind} | {pairs} | {1e3 * bare_s:.0f} | {1e3 * step_s:.0f} | {pairs / step_s:.2f} "
-          f"| {share:.0%} | {peak_memory(device):.0f} |", flush=True)  # fmt: skip
+    print(
+        f"| {kind} | {pairs} | {1e3 * bare_s:.0f} | {1e3 * step_s:.0f} | {pairs / step_s:.2f} "
+        f"| {share:.0%} | {peak_memory(device):.0f} |",
+        flush=True,
+    )
 
 
 def main() -> None:

@@ -31,11 +31,14 @@ def write(path: Path, rows: int, group: int = 1000) -> None:
     writer = None
     for start in range(0, rows, group):
         count = min(group, rows - start)
-        table = pa.table({
-            "jpg_0": images[: 2 * count : 2], "jpg_1": images[1 : 2 * count : 2],
-            "label_0": [1.0] * count,
-            "caption": [f"picture {start + k}" for k in range(count)],
-        })  # fmt: skip
+        table = pa.table(
+            {
+                "jpg_0": images[: 2 * count : 2],
+                "jpg_1": images[1 : 2 * count : 2],
+                "label_0": [1.0] * count,
+                "caption": [f"picture {start + k}" for k in range(count)],
+            }
+        )
         writer = writer or pq.ParquetWriter(path, table.schema)
         writer.write_table(table)
     if writer:
@@ -77,8 +80,10 @@ def main() -> None:
     if arguments.file:
         print(json.dumps(measure(arguments.file)))
         return
-    print("| rows | file, MB | reading, s | per row, ms | memory, MB | order of an epoch, ms | "
-          "batch of a step, µs |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "| rows | file, MB | reading, s | per row, ms | memory, MB | order of an epoch, ms | "
+        "batch of a step, µs |\n|---|---|---|---|---|---|---|"
+    )
     rows = arguments.least
     while rows <= arguments.most:
         with tempfile.TemporaryDirectory() as folder:
@@ -86,9 +91,12 @@ def main() -> None:
             write(path, rows)
             command = [sys.executable, __file__, "--file", str(path)]
             m = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-            print(f"| {rows:,} | {path.stat().st_size / 1e6:.1f} | {m['read_s']:.2f} | "
-                  f"{m['read_s'] / rows * 1e3:.3f} | {m['mb']:.0f} | {m['order_ms']:.1f} | "
-                  f"{m['step_us']:.1f} |", flush=True)  # fmt: skip
+            print(
+                f"| {rows:,} | {path.stat().st_size / 1e6:.1f} | {m['read_s']:.2f} | "
+                f"{m['read_s'] / rows * 1e3:.3f} | {m['mb']:.0f} | {m['order_ms']:.1f} | "
+                f"{m['step_us']:.1f} |",
+                flush=True,
+            )
         rows *= 10
 
 

@@ -348,9 +348,11 @@ def train(
     run = captured(step, optimizer) if device.type == "cuda" else step
     plan = TrainingConfig(steps=s.steps, learning_rate=s.rate, lr_scheduler="linear")
     drawn = torch.randint(
-        points.low, points.high + 1, (s.steps, s.batch),
+        points.low,
+        points.high + 1,
+        (s.steps, s.batch),
         generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+    )
     everyone = list(range(pairs.x_0.shape[1]))
     for k in range(s.steps):
         pair.copy_(torch.tensor([p for p, _ in pairs_of_step(everyone, s.batch, seed, k)]))
@@ -396,9 +398,10 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
         pairs, told = make_pairs(world, s, drawn, s.guidance if number == 1 else s.later_guidance)
         clock.append(time.time())
         points = (
-            trajectory_points(world, s, pairs, drawn) if s.method == "x0"
+            trajectory_points(world, s, pairs, drawn)
+            if s.method == "x0"
             else noise_points(world, s, pairs)
-        )  # fmt: skip
+        )
         clock.append(time.time())
         targets = list(CONFIG.policy.target_modules)
         policy = LoraPolicy(world.model, s.rank, s.rank, targets, seed)

@@ -100,8 +100,10 @@ def peak(steps: int) -> None:
         for number in range(4):
             run(number)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"N = {steps:3d}: peak {after / 1024:.0f} MiB, of which training added "
-              f"{(after - before) / 1024:.0f} MiB")  # fmt: skip
+        print(
+            f"N = {steps:3d}: peak {after / 1024:.0f} MiB, of which training added "
+            f"{(after - before) / 1024:.0f} MiB"
+        )
 
 
 def main() -> None:

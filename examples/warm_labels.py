@@ -37,9 +37,16 @@ from selenium.webdriver.support.ui import WebDriverWait
 SETTINGS = ("objective.t_min=0.7", "training.steps=60", "training.snapshot_every=20")
 # ... of which the first two were chosen on validation prompts; docs/DIARY.md says what was tried
 TIE = 6.0  # red less blue, of 255: a smaller difference is hardly seen
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         "--no-first-run", "--disable-background-networking", "--hide-scrollbars",
-         "--window-size=1100,900")  # fmt: skip
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--hide-scrollbars",
+    "--window-size=1100,900",
+)
 
 
 def command(*arguments: object) -> list[str]:
@@ -199,8 +206,17 @@ def main() -> None:
     look(out / "run", out)
     for number in range(2, asked.rounds + 1):
         own = out / "run" / f"round-{number}"
-        again = ("demo", "-o", out / "run", "--rounds", number, "--people", asked.pairs, *settings,
-                 f"evaluation.limit={asked.prompts}")  # fmt: skip
+        again = (
+            "demo",
+            "-o",
+            out / "run",
+            "--rounds",
+            number,
+            "--people",
+            asked.pairs,
+            *settings,
+            f"evaluation.limit={asked.prompts}",
+        )
         run(*again)  # samples, and waits for labels
         there = own / "pairs"
         pressed = label(there / "samples.parquet", there / "labels.sqlite", out / "again.png")

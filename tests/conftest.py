@@ -36,20 +36,33 @@ def tiny_pipeline(tmp_path_factory):
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1, norm_num_groups=4, sample_size=64, mid_block_add_attention=False,
-    )  # fmt: skip
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=2,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=8,
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        attention_head_dim=2,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
-    )  # fmt: skip
+    )
     publish(root / "pipeline", vae, unet, text, tokenizer)
     return root / "pipeline"
 
@@ -113,10 +126,15 @@ def pair_rows(count):
     for k, scene in enumerate(itertools.islice(scenes("train", 3), count)):
         images = [encode_png(render(replace(scene, warmth=w))) for w in (0.9, 0.1)]
         first = k % 2
-        rows.append({
-            "jpg_0": images[1 - first], "jpg_1": images[first], "label_0": float(first),
-            "caption": scene.graph.caption, "scene_graph": scene.graph.to_json(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "jpg_0": images[1 - first],
+                "jpg_1": images[first],
+                "label_0": float(first),
+                "caption": scene.graph.caption,
+                "scene_graph": scene.graph.to_json(),
+            }
+        )
     return rows
 
 
@@ -145,14 +163,27 @@ def tiny_config(tiny_pipeline, pair_file):
     from inversion_dpo.run.config import load_config
 
     def make(*overrides):
-        return load_config(None, [
-            f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
-            "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
-            "training.steps=8", "training.batch_size=4", "training.checkpoint_every=3",
-            "training.eval_every=4", "training.learning_rate=1e-3", "evaluation.sample_steps=3",
-            "evaluation.limit=4", "evaluation.prompts=" + str(pair_file.with_name("prompts.txt")),
-            *overrides,
-        ])  # fmt: skip
+        return load_config(
+            None,
+            [
+                f"model.path={tiny_pipeline}",
+                f"data.pairs={pair_file}",
+                "data.holdout=0.25",
+                "inversion.steps=5",
+                "inversion.batch_size=8",
+                "policy.rank=4",
+                "policy.alpha=4",
+                "training.steps=8",
+                "training.batch_size=4",
+                "training.checkpoint_every=3",
+                "training.eval_every=4",
+                "training.learning_rate=1e-3",
+                "evaluation.sample_steps=3",
+                "evaluation.limit=4",
+                "evaluation.prompts=" + str(pair_file.with_name("prompts.txt")),
+                *overrides,
+            ],
+        )
 
     prompts = [r["caption"] for r in pair_rows(4)]
     pair_file.with_name("prompts.txt").write_text("\n".join(prompts))

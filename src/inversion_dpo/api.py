@@ -94,6 +94,12 @@ def sample(run: str | Path, prompts: list[str], seed: int = 0, policy: bool = Tr
     e = config.evaluation
     pipeline = load_policy_pipeline(config, folder / "adapter" if policy else None)
     return draw(
-        pipeline, prompts, [seed + k for k in range(len(prompts))], e.sample_steps,
-        e.guidance_scale, e.batch_size, None, config.model.resolution,
-    )  # fmt: skip
+        pipeline,
+        prompts,
+        [seed + k for k in range(len(prompts))],
+        e.sample_steps,
+        e.guidance_scale,
+        e.batch_size,
+        None,
+        config.model.resolution,
+    )

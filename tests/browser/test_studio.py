@@ -15,12 +15,23 @@ def run(tmp_path_factory, tiny_pipeline, pair_file):
     from inversion_dpo.training.step import train
 
     folder = tmp_path_factory.mktemp("runs") / "run"
-    config = load_config(None, [
-        f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
-        "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "training.steps=8",
-        "training.batch_size=4", "training.eval_every=4", "training.learning_rate=1e-3",
-        "training.snapshot_every=4", "evaluation.sample_steps=3",
-    ])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            f"model.path={tiny_pipeline}",
+            f"data.pairs={pair_file}",
+            "data.holdout=0.25",
+            "inversion.steps=5",
+            "inversion.batch_size=8",
+            "policy.rank=4",
+            "training.steps=8",
+            "training.batch_size=4",
+            "training.eval_every=4",
+            "training.learning_rate=1e-3",
+            "training.snapshot_every=4",
+            "evaluation.sample_steps=3",
+        ],
+    )
     claim(folder, config)
     train(config, folder)
     return folder

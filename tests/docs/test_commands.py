@@ -25,10 +25,17 @@ PAGES = [
     *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in ("DIARY.md", "results.md")),
 ]
 TINY_RUN = [
-    "inversion.steps=4", "inversion.batch_size=8", "policy.rank=2", "policy.alpha=2",
-    "training.steps=2", "training.batch_size=4", "training.gradient_accumulation=1",
-    "evaluation.sample_steps=2", "evaluation.limit=3", "evaluation.batch_size=3",
-]  # fmt: skip
+    "inversion.steps=4",
+    "inversion.batch_size=8",
+    "policy.rank=2",
+    "policy.alpha=2",
+    "training.steps=2",
+    "training.batch_size=4",
+    "training.gradient_accumulation=1",
+    "evaluation.sample_steps=2",
+    "evaluation.limit=3",
+    "evaluation.batch_size=3",
+]
 SERVED = "http://localhost:8000/v1"  # in its place stands a server of the tests
 SLOW = ("--config taste --output runs/first", "--run runs/first", "runs/first ")
 NOT_HERE = {  # command -> why it is not run
@@ -119,10 +126,16 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     (folder / "votes.jsonl").write_text(json.dumps(row))
     checkpoints = [f"evaluation.checkpoints.{n}={folder}/my_{n}" for n in WRITERS]
     for name in ("mine", "other"):
-        config = load_config(None, [
-            f"model.path={tiny_pipeline}", f"data.pairs={pair_file}",
-            f"evaluation.prompts={folder}/my_prompts.txt", *TINY_RUN, *checkpoints,
-        ])  # fmt: skip
+        config = load_config(
+            None,
+            [
+                f"model.path={tiny_pipeline}",
+                f"data.pairs={pair_file}",
+                f"evaluation.prompts={folder}/my_prompts.txt",
+                *TINY_RUN,
+                *checkpoints,
+            ],
+        )
         claim(folder / "runs" / name, config)
         train(config, folder / "runs" / name)
     (folder / "tiny.yaml").write_text(to_yaml(config))
@@ -136,12 +149,14 @@ def prepared(command, tiny):
     """The command's arguments, with stand-ins for what has to be downloaded."""
     words = shlex.split(command)
     known = {
-        "DATA": "my_pairs.parquet", "data.pairs=DATA": "data.pairs=my_pairs.parquet",
-        "MODEL_FOLDER": str(tiny("sd15")), "OWNER/NAME": "me/mine",
+        "DATA": "my_pairs.parquet",
+        "data.pairs=DATA": "data.pairs=my_pairs.parquet",
+        "MODEL_FOLDER": str(tiny("sd15")),
+        "OWNER/NAME": "me/mine",
         "src/inversion_dpo/assets/taste.parquet": resolve("asset:taste.parquet"),
         "data.columns.caption=text": "data.columns.caption=caption",
         "data.pairs=datasets/scenes-pairs/train": "data.pairs=my_pairs.parquet",
-    }  # fmt: skip
+    }
     words = [known.get(w, w) for w in words]
     if "--config" in words and "--dry-run" not in words:
         at = words.index("--config") + 1

@@ -54,9 +54,13 @@ def one_step(name, config, root):
     training.losses = losses
     gradients = whole_tensors({n: p.grad for n, p in session.policy.trainable().items()})
     team, device = session.team, session.accelerator.device
-    facts = {"row": total(row, device, team), "heldout": heldout(session),
-             "seen": team.collect([seen]),
-             "baselines": baselines, "type": type(session.network).__name__}  # fmt: skip
+    facts = {
+        "row": total(row, device, team),
+        "heldout": heldout(session),
+        "seen": team.collect([seen]),
+        "baselines": baselines,
+        "type": type(session.network).__name__,
+    }
     if team.main:
         save_file(gradients, root / f"{name}.safetensors")
         (root / f"{name}.json").write_text(json.dumps(facts))

@@ -91,8 +91,20 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, settings, tmp_pa
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "demo", "invert", "sample", "evaluate", "report", "pairs build", "pairs check",
-     "web", "pairs sample", "pairs export"],
+    [
+        "",
+        "train",
+        "demo",
+        "invert",
+        "sample",
+        "evaluate",
+        "report",
+        "pairs build",
+        "pairs check",
+        "web",
+        "pairs sample",
+        "pairs export",
+    ],
 )
 def test_help_explains(capsys, command):
     code, text, _ = run(capsys, *command.split(), "--help")
@@ -122,9 +134,15 @@ def test_bad_settings_are_named(capsys, settings, tmp_path, override, message):
 
 def test_transition_with_exact_inversion_is_refused(capsys, settings, tmp_path):
     code, _, err = run(
-        capsys, "train", "-c", settings, "-o", tmp_path / "x",
-        "objective.target=transition", "inversion.fixed_point_iterations=3",
-    )  # fmt: skip
+        capsys,
+        "train",
+        "-c",
+        settings,
+        "-o",
+        tmp_path / "x",
+        "objective.target=transition",
+        "inversion.fixed_point_iterations=3",
+    )
     assert code == 2 and "vanishes" in err and "objective.target=x0" in err
 
 

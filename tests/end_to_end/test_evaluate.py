@@ -43,12 +43,24 @@ def prompts(tmp_path_factory):
 def trained(tmp_path_factory, tiny_pipeline, pair_file, prompts):
     """A trained run of seconds; copy it before writing to it."""
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    config = load_config(None, [
-        f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
-        "inversion.steps=4", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
-        "training.steps=3", "training.batch_size=4", "training.learning_rate=1e-2",
-        "evaluation.sample_steps=2", f"evaluation.prompts={prompts}", "evaluation.batch_size=3",
-    ])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            f"model.path={tiny_pipeline}",
+            f"data.pairs={pair_file}",
+            "data.holdout=0.25",
+            "inversion.steps=4",
+            "inversion.batch_size=8",
+            "policy.rank=4",
+            "policy.alpha=4",
+            "training.steps=3",
+            "training.batch_size=4",
+            "training.learning_rate=1e-2",
+            "evaluation.sample_steps=2",
+            f"evaluation.prompts={prompts}",
+            "evaluation.batch_size=3",
+        ],
+    )
     claim(folder, config)
     train(config, folder)
     return folder
@@ -65,8 +77,9 @@ def test_several_seeds_categories_and_the_table(capsys, run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["n_prompts"] == 4 and metrics["seeds"] == 2
     assert {k: v["n_prompts"] for k, v in metrics["categories"].items()} == {
-        "color_binding": 2, "position": 2,
-    }  # fmt: skip
+        "color_binding": 2,
+        "position": 2,
+    }
     table = pq.read_table(run / "per_prompt.parquet").to_pydict()
     assert table["prompt"] == [p for _, p in CAPTIONS for _ in range(2)]
     assert table["category"] == [c for c, _ in CAPTIONS for _ in range(2)]
@@ -142,33 +155,40 @@ def test_any_two_models(capsys, run, tmp_path, tiny_pipeline):
     page = (out / "report.html").read_text()
     assert f"{lora} against the base model" in page and "What the pairs prefer" not in page
     same = tmp_path / "same"
-    code, _, _ = command(capsys, "evaluate", same, "-c", settings, "--policy", run / "adapter",
-                         "--reference", run)  # fmt: skip
+    code, _, _ = command(
+        capsys, "evaluate", same, "-c", settings, "--policy", run / "adapter", "--reference", run
+    )
     found = json.loads((same / "metrics.json").read_text())
     assert code == 0 and found["warmth"]["gain"] == 0 and found["win_rate"] == 0.5
     from inversion_dpo import api
 
     assert api.evaluate(same, reference=str(run), policy=str(lora))["warmth"]["gain"] == 0
     back = tmp_path / "back"
-    code, _, _ = command(capsys, "evaluate", back, "-c", settings, "--policy", tiny_pipeline,
-                         "--reference", run)  # fmt: skip
+    code, _, _ = command(
+        capsys, "evaluate", back, "-c", settings, "--policy", tiny_pipeline, "--reference", run
+    )
     found = json.loads((back / "metrics.json").read_text())
     assert code == 0 and found["warmth"]["gain"] == pytest.approx(-own["warmth"]["gain"])
 
 
 @pytest.mark.parametrize("model", ["no/such/thing/here", "./nothing", "words"])
 def test_what_is_no_model_is_one_line(capsys, run, tmp_path, model):
-    code, _, err = command(capsys, "evaluate", tmp_path / "new", "-c", run / "config.yaml",
-                           "--policy", model)  # fmt: skip
+    code, _, err = command(
+        capsys, "evaluate", tmp_path / "new", "-c", run / "config.yaml", "--policy", model
+    )
     assert code == 2 and "is no model" in err and err.count("\n") == 1
 
 
 def test_named_scorers_and_their_checkpoints(capsys, run, tmp_path):
     folder = write_tiny_scorer("pickscore", tmp_path / "pickscore")
     code, text, err = command(
-        capsys, "evaluate", run, "evaluation.scorer=scenes,pickscore",
-        f"evaluation.checkpoints.pickscore={folder}", "evaluation.preference=pickscore",
-    )  # fmt: skip
+        capsys,
+        "evaluate",
+        run,
+        "evaluation.scorer=scenes,pickscore",
+        f"evaluation.checkpoints.pickscore={folder}",
+        "evaluation.preference=pickscore",
+    )
     assert code == 0 and "pickscore" in text and "warmth" in text, err
     assert (run / "samples" / "scores.sqlite").exists()
 
@@ -194,8 +214,9 @@ def test_bad_settings_are_one_line(capsys, run, override, message):
 def test_scorers_label_pairs_that_train_reads(capsys, run, tmp_path, prompts):
     settings = run / "config.yaml"
     arguments = ["pairs", "build", "-c", settings, "-o", tmp_path / "ai", "--prompts", prompts]
-    code, _, err = command(capsys, *arguments, "--scorer", "scenes", "--samples", "3",
-                           "--by", "warmth,shape_quality")  # fmt: skip
+    code, _, err = command(
+        capsys, *arguments, "--scorer", "scenes", "--samples", "3", "--by", "warmth,shape_quality"
+    )
     assert code == 0, err
     rows = pq.read_table(tmp_path / "ai" / "pairs.parquet").to_pylist()
     assert rows and {r["preference_0"] for r in rows} <= {0.0, 0.25, 0.75, 1.0}
@@ -203,15 +224,26 @@ def test_scorers_label_pairs_that_train_reads(capsys, run, tmp_path, prompts):
     assert code == 0 and str(len(rows)) in text
     code, _, err = command(capsys, *arguments, "--scorer", "scenes", "--samples", "4")
     assert code == 2 and "another --output" in err
-    code, _, err = command(capsys, "pairs", "build", "-c", settings, "-o", tmp_path / "none",
-                           "--prompts", prompts, "evaluation.scorer=null")  # fmt: skip
+    code, _, err = command(
+        capsys,
+        "pairs",
+        "build",
+        "-c",
+        settings,
+        "-o",
+        tmp_path / "none",
+        "--prompts",
+        prompts,
+        "evaluation.scorer=null",
+    )
     assert code == 2 and "--scorer" in err
 
 
 def test_export_writes_what_diffusers_and_kohyas_readers_take(capsys, run):
     assert command(capsys, "evaluate", run)[0] == 0
-    code, text, err = command(capsys, "export", run, "--format", "kohya", "--push-to-hub",
-                              "me/mine", "--dry-run")  # fmt: skip
+    code, text, err = command(
+        capsys, "export", run, "--format", "kohya", "--push-to-hub", "me/mine", "--dry-run"
+    )
     assert code == 0 and "nothing was uploaded" in text and "run-kohya.safetensors" in text, err
     assert "`warmth`" in (run / "export" / "README.md").read_text()
     code, _, err = command(capsys, "export", run, "--format", "ckpt")

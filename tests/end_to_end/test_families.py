@@ -40,13 +40,26 @@ def config_for(family, tiny, pair_file, *overrides):
     """A run of seconds on a tiny folder."""
     # not to_q: at 64 px a tiny UNet's innermost attention has one token, whose query is idle
     targets = next((t for f, t in ATTENTION.items() if family.startswith(f)), "to_v,to_out.0")
-    return load_config(None, [
-        f"model.path={tiny(family)}", f"data.pairs={pair_file}", "data.holdout=0.25",
-        "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
-        f"policy.target_modules=[{targets}]", "training.steps=3", "training.batch_size=4",
-        "training.learning_rate=1e-2", "training.warmup=0", "evaluation.limit=4",
-        *(["model.t5=false"] if family == "sd3-no-t5" else []), *overrides,
-    ])  # fmt: skip
+    return load_config(
+        None,
+        [
+            f"model.path={tiny(family)}",
+            f"data.pairs={pair_file}",
+            "data.holdout=0.25",
+            "inversion.steps=5",
+            "inversion.batch_size=8",
+            "policy.rank=4",
+            "policy.alpha=4",
+            f"policy.target_modules=[{targets}]",
+            "training.steps=3",
+            "training.batch_size=4",
+            "training.learning_rate=1e-2",
+            "training.warmup=0",
+            "evaluation.limit=4",
+            *(["model.t5=false"] if family == "sd3-no-t5" else []),
+            *overrides,
+        ],
+    )
 
 
 @pytest.fixture
@@ -91,9 +104,15 @@ def pipeline_states(pipe, x_T, steps, **settings):
 
     pipe.set_progress_bar_config(disable=True)
     pipe(
-        PROMPTS, latents=x_T, num_inference_steps=steps, height=64, width=64, output_type="latent",
-        callback_on_step_end=note, **settings,
-    )  # fmt: skip
+        PROMPTS,
+        latents=x_T,
+        num_inference_steps=steps,
+        height=64,
+        width=64,
+        output_type="latent",
+        callback_on_step_end=note,
+        **settings,
+    )
     return states
 
 
@@ -140,9 +159,7 @@ def test_one_guidance_gives_another(family, path, wanted, tiny):
     shape = 2, 16 if family in FLOW else 4, 8, 8
     x, t = torch.randn(shape), model.schedule.timesteps[500].expand(2)
     with torch.no_grad():
-        along, expected = (
-            under_guidance(model, condition, empty, s)(x, t) for s in (path, wanted)
-        )
+        along, expected = (under_guidance(model, condition, empty, s)(x, t) for s in (path, wanted))
         found = under_another(model, condition, empty, path, wanted)(x, t, along)
     assert not torch.allclose(along, expected, rtol=1e-3)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -153,9 +170,12 @@ def test_one_guidance_gives_another(family, path, wanted, tiny):
 def test_what_is_trained_is_the_guided_prediction(family, inverted, tiny, pair_file, tmp_path):
     """Errors, reference and cost of a step, each worked out by hand from plain predictions."""
     config = config_for(
-        family, tiny, pair_file, "objective.guidance_scale=3",
+        family,
+        tiny,
+        pair_file,
+        "objective.guidance_scale=3",
         f"inversion.guidance_scale={inverted}",
-    )  # fmt: skip
+    )
     session = set_up(config, tmp_path)
     model, pairs = session.model, session.train_pairs[:2]
     condition = session.cache.condition(pairs)
@@ -189,13 +209,23 @@ SCHEDULERS = {
     "trailing": (DDIMScheduler, {"timestep_spacing": "trailing", "set_alpha_to_one": True}),
     "linspace": (EulerDiscreteScheduler, {"timestep_spacing": "linspace"}),
     "linear betas": (DDIMScheduler, {"beta_schedule": "linear", "steps_offset": 0}),
-    "zero SNR": (DDIMScheduler, {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True,
-                                 "prediction_type": "v_prediction"}),
-    "cosine betas": (DDIMScheduler, {"beta_schedule": "squaredcos_cap_v2",
-                                     "prediction_type": "v_prediction"}),
-    "DPM++ of first order": (DPMSolverMultistepScheduler, {"solver_order": 1,
-                                                           "timestep_spacing": "trailing"}),
-}  # fmt: skip
+    "zero SNR": (
+        DDIMScheduler,
+        {
+            "timestep_spacing": "trailing",
+            "rescale_betas_zero_snr": True,
+            "prediction_type": "v_prediction",
+        },
+    ),
+    "cosine betas": (
+        DDIMScheduler,
+        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+    ),
+    "DPM++ of first order": (
+        DPMSolverMultistepScheduler,
+        {"solver_order": 1, "timestep_spacing": "trailing"},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -285,9 +315,13 @@ def image_of(pipe):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
     return pipe(
-        PROMPTS[0], num_inference_steps=2, generator=generator, height=64, width=64,
+        PROMPTS[0],
+        num_inference_steps=2,
+        generator=generator,
+        height=64,
+        width=64,
         output_type="np",
-    ).images  # fmt: skip
+    ).images
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -301,9 +335,13 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
     rate = "1e-2" if kind == "lora" else "1e-3"
     size = "64" if kind == "lora" else "128"  # all weights: more than one token everywhere
     config = config_for(
-        family, tiny, pair_file, f"policy.kind={kind}", f"training.learning_rate={rate}",
+        family,
+        tiny,
+        pair_file,
+        f"policy.kind={kind}",
+        f"training.learning_rate={rate}",
         f"model.resolution={size}",
-    )  # fmt: skip
+    )
     train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[0]["grad_norm"] > 0
@@ -320,9 +358,13 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
 @pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3", "flux"])
 @pytest.mark.parametrize(
     "overrides",
-    [["objective.target=transition"], ["objective.target=reference"],
-     ["objective.name=diffusion_dpo"], ["objective.name=sft"]],
-)  # fmt: skip
+    [
+        ["objective.target=transition"],
+        ["objective.target=reference"],
+        ["objective.name=diffusion_dpo"],
+        ["objective.name=sft"],
+    ],
+)
 def test_every_objective(family, overrides, tiny, pair_file, tmp_path):
     train(config_for(family, tiny, pair_file, *overrides), tmp_path)
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
@@ -336,9 +378,17 @@ def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatc
     for compiled in ("false", "true"):
         folder = tmp_path / compiled
         session = train(
-            config_for("sd15", tiny, pair_file, f"policy.kind={kind}", "model.resolution=128",
-                       f"training.compile={compiled}"), folder, tmp_path / "cache",
-        )  # fmt: skip
+            config_for(
+                "sd15",
+                tiny,
+                pair_file,
+                f"policy.kind={kind}",
+                "model.resolution=128",
+                f"training.compile={compiled}",
+            ),
+            folder,
+            tmp_path / "cache",
+        )
         assert hasattr(session.network, "_orig_mod") == (compiled == "true")
         ran[compiled] = [json.loads(r) for r in (folder / "metrics.jsonl").open()]
         saved = sorted((folder / "adapter").rglob("*.safetensors"))
@@ -355,8 +405,9 @@ def test_checkpointing_changes_no_gradient(family, tiny, pair_file, tmp_path):
     for checkpointing in ("false", "true"):
         setting = f"training.gradient_checkpointing={checkpointing}"
         session = set_up(config_for(family, tiny, pair_file, setting), tmp_path)
-        assert any(getattr(m, "gradient_checkpointing", False) for m in session.network.modules()
-                   ) == (checkpointing == "true")  # fmt: skip
+        assert any(
+            getattr(m, "gradient_checkpointing", False) for m in session.network.modules()
+        ) == (checkpointing == "true")
         training.train_step(session, 0)
         gradients.append({n: p.grad for n, p in session.policy.trainable().items()})
     for name, gradient in gradients[0].items():
@@ -447,8 +498,15 @@ def test_a_resolution_that_does_not_fit_is_refused(resolution, tiny):
 @pytest.mark.parametrize("family", ["sdxl", "flux"])
 def test_samples_have_the_size_that_is_trained(family, tiny, pair_file, tmp_path):
     """FLUX's own default is 1024 pixels, whatever the preset says."""
-    config = config_for(family, tiny, pair_file, "model.resolution=128", "evaluation.scorer=null",
-                        "evaluation.sample_steps=2", "evaluation.batch_size=2")  # fmt: skip
+    config = config_for(
+        family,
+        tiny,
+        pair_file,
+        "model.resolution=128",
+        "evaluation.scorer=null",
+        "evaluation.sample_steps=2",
+        "evaluation.batch_size=2",
+    )
     images, _ = sampled(config, None, tmp_path, PROMPTS, "reference")
     assert [image.shape for image in images] == [(128, 128, 3)] * 2
 
@@ -537,12 +595,22 @@ def test_a_missing_part_is_named(key, missing, tiny, pair_file):
 )
 def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, fresh_accelerator):
     """Each preset as it is, but for the weights, the image size and the number of steps."""
-    config = load_config(preset, [
-        f"model.path={tiny(family)}", "model.vae=null", "model.resolution=128",
-        f"data.pairs={pair_file}", "data.holdout=0.25", "inversion.steps=4",
-        "inversion.batch_size=8", "training.steps=3", "training.batch_size=2",
-        "training.gradient_accumulation=1", "training.warmup=0",
-    ])  # fmt: skip
+    config = load_config(
+        preset,
+        [
+            f"model.path={tiny(family)}",
+            "model.vae=null",
+            "model.resolution=128",
+            f"data.pairs={pair_file}",
+            "data.holdout=0.25",
+            "inversion.steps=4",
+            "inversion.batch_size=8",
+            "training.steps=3",
+            "training.batch_size=2",
+            "training.gradient_accumulation=1",
+            "training.warmup=0",
+        ],
+    )
     train(config, tmp_path)
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
 
@@ -552,9 +620,14 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
 def test_every_objective_on_every_family(family, name, tiny, pair_file, tmp_path):
     """Two steps: eps, v and flow, fresh noise or the policy's own inversion."""
     config = config_for(
-        family, tiny, pair_file, f"objective.name={name}", "objective.weighting=min_snr",
-        "training.steps=2", "model.resolution=64",
-    )  # fmt: skip
+        family,
+        tiny,
+        pair_file,
+        f"objective.name={name}",
+        "objective.weighting=min_snr",
+        "training.steps=2",
+        "model.resolution=64",
+    )
     train(config, tmp_path)
     first = read_rows(tmp_path / "metrics.jsonl")[0]
     assert first["grad_norm"] > 0

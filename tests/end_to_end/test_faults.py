@@ -77,11 +77,14 @@ def test_too_many_broken_steps_stop_the_run(tiny_config, tmp_path, monkeypatch):
     ("error", "stage", "advice"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "training", "gradient_accumulation"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "inversion",
-         "inversion.batch_size"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "inversion",
+            "inversion.batch_size",
+        ),
         (MemoryError(), "sampling", "evaluation.batch_size"),
     ],
-)  # fmt: skip
+)
 def test_out_of_memory_names_the_settings(error, stage, advice):
     with pytest.raises(OutOfMemoryError, match=advice), memory_advice(stage):
         raise error
@@ -290,8 +293,9 @@ def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tmp_pa
 
 
 def test_the_best_checkpoint_has_the_highest_held_out_accuracy(tiny_config, tmp_path):
-    config = tiny_config("training.checkpoint_every=1", "training.eval_every=1",
-                         "training.learning_rate=5e-3")  # fmt: skip
+    config = tiny_config(
+        "training.checkpoint_every=1", "training.eval_every=1", "training.learning_rate=5e-3"
+    )
     train(config, tmp_path)
     rows = read_rows(tmp_path / "metrics.jsonl")
     scores = {r["step"]: r["heldout_accuracy"] for r in rows if r["step"] > 0}

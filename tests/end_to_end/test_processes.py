@@ -19,11 +19,26 @@ from inversion_dpo.training.step import read_rows, train
 
 SCRIPT = Path(__file__).with_name("launched.py")
 LAUNCH = [
-    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-]  # fmt: skip
-COMMON = ["training.steps=4", "training.batch_size=5", "training.eval_every=2",
-          "training.checkpoint_every=2", "objective.t_min=0.2", "training.warmup=1"]  # fmt: skip
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+]
+COMMON = [
+    "training.steps=4",
+    "training.batch_size=5",
+    "training.eval_every=2",
+    "training.checkpoint_every=2",
+    "objective.t_min=0.2",
+    "training.warmup=1",
+]
 CASES = {
     "ddp-lora": ["data.prompt_dropout=0.5"],
     "ddp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
@@ -37,13 +52,20 @@ CASES = {
 
 def launch(count, *words, timeout=240):
     """Run a script or module in so many processes, as ``accelerate launch`` does with GPUs."""
-    command = [sys.executable, *LAUNCH, "--num_processes", str(count)] if count > 1 else [
-        sys.executable]  # fmt: skip
+    command = (
+        [sys.executable, *LAUNCH, "--num_processes", str(count)] if count > 1 else [sys.executable]
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*command, *map(str, words)], env=environment, capture_output=True,
-                          text=True, timeout=timeout)  # fmt: skip
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert done.returncode == 0, "\n".join(
-        line for line in done.stderr.splitlines() if "[rank" in line or "rror" in line)
+        line for line in done.stderr.splitlines() if "[rank" in line or "rror" in line
+    )
     return done
 
 
@@ -51,10 +73,16 @@ def launch(count, *words, timeout=240):
 def results(tmp_path_factory, tiny_pipeline, pair_file):
     """Folders of the same cases in one process and in two."""
     base = [
-        f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
-        "inversion.steps=5", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
-        "training.learning_rate=1e-3", *COMMON,
-    ]  # fmt: skip
+        f"model.path={tiny_pipeline}",
+        f"data.pairs={pair_file}",
+        "data.holdout=0.25",
+        "inversion.steps=5",
+        "inversion.batch_size=8",
+        "policy.rank=4",
+        "policy.alpha=4",
+        "training.learning_rate=1e-3",
+        *COMMON,
+    ]
     folders = {}
     for count in (1, 2):
         root = folders[count] = tmp_path_factory.mktemp(f"processes{count}")
@@ -74,7 +102,8 @@ def same_numbers(a, b):
         return all(one[k] == two[k] for k in one if k != "shards")
     one, two = load_file(a), load_file(b)
     return one.keys() == two.keys() and all(
-        torch.allclose(one[k], two[k], rtol=1e-4, atol=1e-5) for k in one)
+        torch.allclose(one[k], two[k], rtol=1e-4, atol=1e-5) for k in one
+    )
 
 
 def facts(results, count, name):
@@ -126,8 +155,10 @@ def test_two_processes_train_the_policy_of_one(results, name):
         assert one.keys() == two.keys()
         for key in {"loss", "grad_norm", "heldout_winner_error"} & one.keys():
             assert two[key] == pytest.approx(one[key], rel=2e-3), key
-    weights = [load_file(latest_checkpoint(results[k] / name / "checkpoints") /
-                         "policy.safetensors") for k in (1, 2)]  # fmt: skip
+    weights = [
+        load_file(latest_checkpoint(results[k] / name / "checkpoints") / "policy.safetensors")
+        for k in (1, 2)
+    ]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=2e-4)
 

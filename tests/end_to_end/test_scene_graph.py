@@ -20,9 +20,13 @@ spec = importlib.util.spec_from_file_location("chat_server", path)
 chat = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(chat)
 
-GRAPH = {"items": [{"item_id": 3, "label": "cat", "attributes": ["red"]},
-                   {"item_id": 7, "label": "dog", "attributes": []}],
-         "relations": [{"item1": 3, "relation": "left of", "item2": 7}]}  # fmt: skip
+GRAPH = {
+    "items": [
+        {"item_id": 3, "label": "cat", "attributes": ["red"]},
+        {"item_id": 7, "label": "dog", "attributes": []},
+    ],
+    "relations": [{"item1": 3, "relation": "left of", "item2": 7}],
+}
 PROMPTS = [
     {"prompt": "a red cat left of a dog", "scene_graph": GRAPH},
     {"prompt": "a small red star above a large blue cross"},  # its caption says its graph
@@ -55,12 +59,22 @@ def trained(tmp_path_factory, tiny_pipeline, pair_file):
     root = tmp_path_factory.mktemp("scene-graph")
     prompts = root / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps(row) for row in PROMPTS))
-    config = load_config(None, [
-        f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
-        "inversion.steps=4", "inversion.batch_size=8", "policy.rank=4", "policy.alpha=4",
-        "training.steps=2", "training.batch_size=4", "evaluation.sample_steps=2",
-        f"evaluation.prompts={prompts}",
-    ])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            f"model.path={tiny_pipeline}",
+            f"data.pairs={pair_file}",
+            "data.holdout=0.25",
+            "inversion.steps=4",
+            "inversion.batch_size=8",
+            "policy.rank=4",
+            "policy.alpha=4",
+            "training.steps=2",
+            "training.batch_size=4",
+            "evaluation.sample_steps=2",
+            f"evaluation.prompts={prompts}",
+        ],
+    )
     claim(root / "run", config)
     train(config, root / "run")
     return root
@@ -70,10 +84,15 @@ def test_evaluate_and_report(capsys, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("INVERSION_DPO_API_KEY", "sk-s3cr3t")
     run = shutil.copytree(trained / "run", tmp_path / "run")
     with chat.serving(reply) as (url, script):
-        settings = ["evaluation.scorer=scene-graph", "evaluation.preference=sg_iou",
-                    f"evaluation.parser.url={url}", "evaluation.parser.model=seer",
-                    "evaluation.parser.prompt_price=1", "evaluation.parser.completion_price=2",
-                    "evaluation.seeds=3"]  # fmt: skip
+        settings = [
+            "evaluation.scorer=scene-graph",
+            "evaluation.preference=sg_iou",
+            f"evaluation.parser.url={url}",
+            "evaluation.parser.model=seer",
+            "evaluation.parser.prompt_price=1",
+            "evaluation.parser.completion_price=2",
+            "evaluation.seeds=3",
+        ]
         code, text, err = command(capsys, "evaluate", run, *settings)
         assert code == 0 and "sg_iou" in text and "parsed" in text, err
         asked = len(script.seen)
@@ -110,14 +129,28 @@ def test_scores_and_breakdown_of_the_embedded_world(capsys, trained, tmp_path):
 
 
 def test_pairs_are_labelled(capsys, trained, tmp_path):
-    arguments = ["pairs", "build", "-c", trained / "run" / "config.yaml", "-o", tmp_path / "ai",
-                 "--prompts", trained / "prompts.jsonl", "--scorer", "scene-graph",
-                 "--samples", "8", "--by", "sg_iou"]  # fmt: skip
+    arguments = [
+        "pairs",
+        "build",
+        "-c",
+        trained / "run" / "config.yaml",
+        "-o",
+        tmp_path / "ai",
+        "--prompts",
+        trained / "prompts.jsonl",
+        "--scorer",
+        "scene-graph",
+        "--samples",
+        "8",
+        "--by",
+        "sg_iou",
+    ]
     code, _, err = command(capsys, *arguments)
     assert code == 2 and "evaluation.parser.url" in err and err.strip().count("\n") <= 1
     with chat.serving(reply) as (url, _):
-        code, text, err = command(capsys, *arguments, f"evaluation.parser.url={url}",
-                                  "evaluation.parser.model=seer")  # fmt: skip
+        code, text, err = command(
+            capsys, *arguments, f"evaluation.parser.url={url}", "evaluation.parser.model=seer"
+        )
     assert code == 0 and "pairs.parquet" in text, err
     rows = pq.read_table(tmp_path / "ai" / "pairs.parquet").to_pylist()
     for row in rows:

@@ -27,9 +27,13 @@ from inversion_dpo.world.checker import detect, score
 from tools.embedded.renders import rows
 
 ENCODER = (
-    "policy.kind=scene_graph", "objective.name=denoising", "policy.graph_tokens=8",
-    "policy.graph_width=16", "policy.graph_layers=2", "inversion.steps=1",
-)  # fmt: skip
+    "policy.kind=scene_graph",
+    "objective.name=denoising",
+    "policy.graph_tokens=8",
+    "policy.graph_width=16",
+    "policy.graph_layers=2",
+    "inversion.steps=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +52,27 @@ def tiny_config_of_module(tiny_pipeline, pair_file, tmp_path_factory):
     prompts.write_text("\n".join(p.caption for p in read_pairs(pair_file, 3).pairs))
 
     def make(*overrides):
-        return load_config(None, [
-            f"model.path={tiny_pipeline}", f"data.pairs={pair_file}", "data.holdout=0.25",
-            "inversion.steps=5", "inversion.batch_size=8", "policy.rank=2", "policy.alpha=2",
-            "training.steps=8", "training.batch_size=4", "training.checkpoint_every=3",
-            "training.eval_every=4", "training.learning_rate=1e-3", "evaluation.sample_steps=2",
-            f"evaluation.prompts={prompts}", "evaluation.preference=composition", *overrides,
-        ])  # fmt: skip
+        return load_config(
+            None,
+            [
+                f"model.path={tiny_pipeline}",
+                f"data.pairs={pair_file}",
+                "data.holdout=0.25",
+                "inversion.steps=5",
+                "inversion.batch_size=8",
+                "policy.rank=2",
+                "policy.alpha=2",
+                "training.steps=8",
+                "training.batch_size=4",
+                "training.checkpoint_every=3",
+                "training.eval_every=4",
+                "training.learning_rate=1e-3",
+                "evaluation.sample_steps=2",
+                f"evaluation.prompts={prompts}",
+                "evaluation.preference=composition",
+                *overrides,
+            ],
+        )
 
     return make
 
@@ -153,9 +171,10 @@ def test_prompts_bring_their_own_graphs(encoder, tiny_config_of_module, tmp_path
         file = tmp_path / f"{name}.jsonl"
         file.write_text(json.dumps({"prompt": "a photograph", "scene_graph": given}) + "\n")
         config = tiny_config_of_module(
-            f"model.scene_graph={encoder[0] / 'adapter'}", f"evaluation.prompts={file}",
+            f"model.scene_graph={encoder[0] / 'adapter'}",
+            f"evaluation.prompts={file}",
             "evaluation.scorer=null",
-        )  # fmt: skip
+        )
         found, _ = sampled(config, None, tmp_path / "memo", ["a photograph"], "reference")
         images.append(found[0])
     assert (images[0] == images[2]).all()
@@ -175,9 +194,7 @@ def test_a_broken_graph_is_named_by_its_row(pair_file, tiny_config_of_module, en
         training.set_up(config, tmp_path)
 
 
-def test_a_folder_of_annotated_images_trains_an_encoder(
-    tiny_config_of_module, tmp_path, pair_file
-):
+def test_a_folder_of_annotated_images_trains_an_encoder(tiny_config_of_module, tmp_path, pair_file):
     folder = annotated(tmp_path / "data", pair_file)
     config = tiny_config_of_module(*ENCODER, f"data.pairs={folder}", "training.steps=1")
     assert train(config, tmp_path / "run").cache.pairs == 6

@@ -211,8 +211,10 @@ def test_resume_against_another_reference_is_refused(tiny_config, tmp_path):
 def test_accumulation_equals_one_batch(tiny_config, tmp_path):
     """1 x 4, 2 x 2 and 4 x 1 see the same pairs at the same states."""
     for parts in (1, 2, 4):
-        train(tiny_config(f"training.gradient_accumulation={parts}", "training.steps=1"),
-              tmp_path / str(parts))  # fmt: skip
+        train(
+            tiny_config(f"training.gradient_accumulation={parts}", "training.steps=1"),
+            tmp_path / str(parts),
+        )
     whole, *split = [rows_of(tmp_path / str(p))[0] for p in (1, 2, 4)]
     for row in split:
         assert row["winner_error"] == pytest.approx(whole["winner_error"], rel=1e-4)
@@ -231,9 +233,12 @@ def test_fresh_noise_needs_no_other_cache_under_guidance(tiny_config, tmp_path):
     """Its reference is evaluated in each step, so nothing cached depends on the guidance."""
     for name, folders in (("diffusion_dpo", 1), ("inversion_dpo", 2)):
         found = {
-            set_up(tiny_config(f"objective.name={name}", f"objective.guidance_scale={scale}"),
-                   tmp_path / name).cache.folder for scale in (1, 2)
-        }  # fmt: skip
+            set_up(
+                tiny_config(f"objective.name={name}", f"objective.guidance_scale={scale}"),
+                tmp_path / name,
+            ).cache.folder
+            for scale in (1, 2)
+        }
         assert len(found) == folders
 
 
@@ -263,8 +268,12 @@ def test_no_path_is_made_that_nobody_looks_at(tiny_config, tmp_path, monkeypatch
 def test_sampling_under_another_guidance_than_trained_is_warned_of(tiny_config, tmp_path, caplog):
     for trained, sampled, warned in ((1, 2, False), (2, 2, False), (2, 1, True)):
         caplog.clear()
-        set_up(tiny_config(f"objective.guidance_scale={trained}",
-                           f"evaluation.guidance_scale={sampled}"), tmp_path)  # fmt: skip
+        set_up(
+            tiny_config(
+                f"objective.guidance_scale={trained}", f"evaluation.guidance_scale={sampled}"
+            ),
+            tmp_path,
+        )
         assert ("set both alike" in caplog.text) == warned
 
 
@@ -356,8 +365,7 @@ def test_points_hold_the_three_targets(tiny_config, tmp_path):
     landed = step(x, x0.target, levels[i], levels[0], cache.kind)
     torch.testing.assert_close(landed, clean, rtol=1e-3, atol=1e-4)
     transition = cache.points(pairs, positions, "transition").target
-    below = torch.where((i == 1)[:, None, None, None], clean,
-                        cache.gather("states", pairs, [0, 2]))  # fmt: skip
+    below = torch.where((i == 1)[:, None, None, None], clean, cache.gather("states", pairs, [0, 2]))
     landed = step(x, transition, levels[i], levels[i - 1], cache.kind)
     torch.testing.assert_close(landed, below, rtol=1e-3, atol=1e-4)
     reference = cache.points(pairs, positions, "reference")
@@ -367,8 +375,10 @@ def test_points_hold_the_three_targets(tiny_config, tmp_path):
 def test_round_trip_on_a_numbered_device(tiny_config, tmp_path):
     """A launch on CPUs calls its device cpu:0, which safetensors cannot read to."""
     session = set_up(tiny_config(), tmp_path)
-    errors = [round_trip_error(session.model, session.cache, 1.0, torch.device(name))
-              for name in ("cpu", "cpu:0")]  # fmt: skip
+    errors = [
+        round_trip_error(session.model, session.cache, 1.0, torch.device(name))
+        for name in ("cpu", "cpu:0")
+    ]
     assert errors[0] == errors[1] > 0
 
 
@@ -459,8 +469,10 @@ def test_flipped_pairs_are_mirrored_together(tiny_config, tiny_pipeline, tmp_pat
     assert plain.folder != flipped.folder
     turned = 0
     for pair, source in enumerate(source_of(tiny_config())):
-        same = [torch.equal(plain.gather("clean", [pair])[s], flipped.gather("clean", [pair])[s])
-                for s in (0, 1)]  # fmt: skip
+        same = [
+            torch.equal(plain.gather("clean", [pair])[s], flipped.gather("clean", [pair])[s])
+            for s in (0, 1)
+        ]
         assert same[0] == same[1]
         turned += not same[0]
         assert same[0] or not re.search("left|right", source.caption)

@@ -13,8 +13,12 @@ FILES = sorted((Path(__file__).parents[2] / "configs/accelerate").glob("*.yaml")
 
 def test_there_is_one_for_each_case():
     assert {f.stem for f in FILES} == {
-        "one-gpu", "ddp-8", "ddp-2x8", "fsdp2-8-sdxl-full", "fsdp2-8-flux-lora"
-    }  # fmt: skip
+        "one-gpu",
+        "ddp-8",
+        "ddp-2x8",
+        "fsdp2-8-sdxl-full",
+        "fsdp2-8-flux-lora",
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

@@ -294,13 +294,16 @@ def test_states_of_an_inversion_under_the_policy(name, seed, clean, monkeypatch)
     levels = Levels(torch.tensor(bar**0.5), torch.tensor((1 - bar) ** 0.5))
     session = SimpleNamespace(
         cache=SimpleNamespace(
-            grid=Grid(torch.tensor(times), levels), kind="epsilon", empty={},
+            grid=Grid(torch.tensor(times), levels),
+            kind="epsilon",
+            empty={},
             gather=lambda what, pairs: torch.tensor(x_0),
         ),
         recipe=SimpleNamespace(objective=OBJECTIVES[name], low=2, high=10, guidance_scale=1),
         accelerator=SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext),
-        model=SimpleNamespace(predict=predict), network=None,
-    )  # fmt: skip
+        model=SimpleNamespace(predict=predict),
+        network=None,
+    )
     generators = [torch.Generator().manual_seed(100 * seed + k) for k in range(PAIRS)]
     found = points.policy_points(session, list(range(PAIRS)), {}, generators)
 

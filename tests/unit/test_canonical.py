@@ -31,6 +31,7 @@ def shuffled(g, seed):
 
 def isomorphic(a, b):
     """By trying all orders."""
+
     def facts(g, order):
         place = {i.item_id: k for i, k in zip(g.items, order, strict=True)}
         names = {(place[i.item_id], i.label, tuple(sorted(i.attributes))) for i in g.items}

@@ -41,9 +41,12 @@ def fuzz(count: int) -> Any:
     """So many seeded cases, each as slow as it likes."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(
-        max_examples=count, deadline=None, derandomize=True, suppress_health_check=checks,
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=checks,
         database=None,
-    )  # fmt: skip
+    )
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -118,11 +121,24 @@ def test_a_damaged_image_is_read_or_refused(data: bytes) -> None:
 
 
 TEXTS = st.one_of(
-    st.none(), st.just(""), st.just("   "), st.text(max_size=20), st.just("x" * 10_000),
-    st.sampled_from(["🦊🚀 a fox", "\u202eright to left\u202c", "שלום עולם", "a\x00b\x07",
-                     "<script>alert(1)</script>", "'; DROP TABLE pairs; --", "line\nbreak\ttab",
-                     "\ufeffbom"]),
-)  # fmt: skip
+    st.none(),
+    st.just(""),
+    st.just("   "),
+    st.text(max_size=20),
+    st.just("x" * 10_000),
+    st.sampled_from(
+        [
+            "🦊🚀 a fox",
+            "\u202eright to left\u202c",
+            "שלום עולם",
+            "a\x00b\x07",
+            "<script>alert(1)</script>",
+            "'; DROP TABLE pairs; --",
+            "line\nbreak\ttab",
+            "\ufeffbom",
+        ]
+    ),
+)
 LABELS = st.sampled_from([1.0, 0.0, 0.5, None, float("nan"), float("inf"), -1.0, 2.0, 0.25])
 
 
@@ -139,9 +155,11 @@ def dirty_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
     rows = []
     for number in range(draw(st.integers(1, 6))):
         row = {
-            "jpg_0": solid(number, 0), "jpg_1": solid(number, 255), "label_0": draw(LABELS),
+            "jpg_0": solid(number, 0),
+            "jpg_1": solid(number, 255),
+            "label_0": draw(LABELS),
             "caption": draw(TEXTS),
-        }  # fmt: skip
+        }
         if draw(st.integers(0, 3)) == 0:
             row[draw(st.sampled_from(["jpg_0", "jpg_1"]))] = draw(
                 st.one_of(st.none(), dirty_images())
@@ -150,8 +168,14 @@ def dirty_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
     return rows
 
 
-SCHEMA = pa.schema([("jpg_0", pa.binary()), ("jpg_1", pa.binary()), ("label_0", pa.float64()),
-                    ("caption", pa.string())])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("caption", pa.string()),
+    ]
+)
 
 
 def storable(rows: list[dict[str, Any]]) -> bool:
@@ -187,10 +211,13 @@ def test_pairs_stay_together_whatever_is_left_out(
         assert pair.winner == row["jpg_0" if first else "jpg_1"]
         assert pair.loser == row["jpg_1" if first else "jpg_0"]
     clean = [
-        k for k, r in enumerate(rows)
-        if r["label_0"] in (0.0, 1.0) and (r["caption"] or "").strip()
-        and r["jpg_0"] == solid(k, 0) and r["jpg_1"] == solid(k, 255)
-    ]  # fmt: skip
+        k
+        for k, r in enumerate(rows)
+        if r["label_0"] in (0.0, 1.0)
+        and (r["caption"] or "").strip()
+        and r["jpg_0"] == solid(k, 0)
+        and r["jpg_1"] == solid(k, 255)
+    ]
     assert {p.row for p in pairs} >= set(clean)
     if pairs:
         counts = source.counts
@@ -203,13 +230,27 @@ JSON = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.one_of(st.sampled_from(["items", "relations", "item_id", "label", "attributes",
-                                       "item1", "item2", "relation"]), st.text(max_size=4)),
-            inner, max_size=4,
+            st.one_of(
+                st.sampled_from(
+                    [
+                        "items",
+                        "relations",
+                        "item_id",
+                        "label",
+                        "attributes",
+                        "item1",
+                        "item2",
+                        "relation",
+                    ]
+                ),
+                st.text(max_size=4),
+            ),
+            inner,
+            max_size=4,
         ),
     ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @fuzz(500)
@@ -230,15 +271,26 @@ YAML = st.one_of(
     ),
     st.dictionaries(
         st.sampled_from(["training", "objective", "inversion", "data"]),
-        st.dictionaries(st.sampled_from(["steps", "beta", "batch_size", "name", "fit"]), JSON,
-                        max_size=2),
+        st.dictionaries(
+            st.sampled_from(["steps", "beta", "batch_size", "name", "fit"]), JSON, max_size=2
+        ),
         max_size=2,
     ).map(yaml.safe_dump),
     st.text(max_size=30),
-    st.sampled_from(["a: [", "a: b: c", "!!python/object/apply:os.system ['true']", "- 1\n- 2",
-                     "${oc.env:HOME}", "training: ${nowhere}", "&a [*a]", "\t",
-                     "model: {path: ${oc.env:HOME}}"]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "a: [",
+            "a: b: c",
+            "!!python/object/apply:os.system ['true']",
+            "- 1\n- 2",
+            "${oc.env:HOME}",
+            "training: ${nowhere}",
+            "&a [*a]",
+            "\t",
+            "model: {path: ${oc.env:HOME}}",
+        ]
+    ),
+)
 
 
 @fuzz(500)

@@ -11,9 +11,16 @@ from inversion_dpo.training.health import EARLY, WINDOW, Watch, complaints, stat
 def rows(count=WINDOW, first=20, **changes):
     """A sound run: the loss falls, winners gain, losers stay."""
     sound = {
-        "loss": 0.6, "winner_error": 0.09, "winner_error_ref": 0.10, "loser_error": 0.10,
-        "loser_error_ref": 0.10, "margin": 0.4, "drift": 0.01, "accuracy": 0.7, "grad_norm": 1.0,
-    }  # fmt: skip
+        "loss": 0.6,
+        "winner_error": 0.09,
+        "winner_error_ref": 0.10,
+        "loser_error": 0.10,
+        "loser_error_ref": 0.10,
+        "margin": 0.4,
+        "drift": 0.01,
+        "accuracy": 0.7,
+        "grad_norm": 1.0,
+    }
     return [{"step": first + k, **sound, **changes} for k in range(count)]
 
 

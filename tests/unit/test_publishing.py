@@ -14,9 +14,17 @@ from inversion_dpo.run.folder import claim
 ROW = {"reference": 0.5, "policy": 0.6, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
 WORSE = {"reference": 0.5, "policy": 0.4, "gain": -0.1, "gain_low": -0.15, "gain_high": -0.05}
 METRICS = {
-    "warmth": ROW, "sg_iou": WORSE, "preference": ROW, "win_rate": 0.75, "win_rate_low": 0.7,
-    "win_rate_high": 0.8, "n_prompts": 50, "pairs": 1800, "steps": 80, "seeds": 1,
-}  # fmt: skip
+    "warmth": ROW,
+    "sg_iou": WORSE,
+    "preference": ROW,
+    "win_rate": 0.75,
+    "win_rate_low": 0.7,
+    "win_rate_high": 0.8,
+    "n_prompts": 50,
+    "pairs": 1800,
+    "steps": 80,
+    "seeds": 1,
+}
 TOKEN = "hf_" + "secret" * 6
 
 
@@ -59,8 +67,11 @@ def test_huggingface_hub_accepts_the_card(run):
 def test_no_path_of_this_machine_is_told(tmp_path):
     folder = tmp_path / "run"
     secret = f"{tmp_path}/secret-place"
-    places = [f"model.path={secret}/model", f"data.pairs={secret}/p.csv",
-              f"evaluation.prompts={secret}/prompts.txt"]  # fmt: skip
+    places = [
+        f"model.path={secret}/model",
+        f"data.pairs={secret}/p.csv",
+        f"evaluation.prompts={secret}/prompts.txt",
+    ]
     claim(folder, load_config(None, places))
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     text = card(folder, load_config(None, places))
@@ -76,9 +87,16 @@ def test_without_scores_no_claim_is_made(run):
 
 @pytest.mark.parametrize(
     "path, expected",
-    [("owner/name", "owner/name"), ("owner/name:conf", "owner/name"), ("/a/b", None),
-     ("./a/b", None), ("pairs.parquet", None), ("a/b/c", None), ("asset:pipeline", None)],
-)  # fmt: skip
+    [
+        ("owner/name", "owner/name"),
+        ("owner/name:conf", "owner/name"),
+        ("/a/b", None),
+        ("./a/b", None),
+        ("pairs.parquet", None),
+        ("a/b/c", None),
+        ("asset:pipeline", None),
+    ],
+)
 def test_hub_ids(path, expected):
     assert hub_id(path) == expected
 

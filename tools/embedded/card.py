@@ -73,8 +73,9 @@ def measure(folder: Path, count: int, steps: int, guidance: float, seed: int) ->
 
 def by_objects(captions: list[str], exact: np.ndarray) -> str:
     """The exact-match rate by number of objects, one sentence."""
-    objects = np.array([1 + sum(c.count(r) for r in (" of a ", " above a ", " below a "))
-                        for c in captions])  # fmt: skip
+    objects = np.array(
+        [1 + sum(c.count(r) for r in (" of a ", " above a ", " below a ")) for c in captions]
+    )
     parts = [
         f"{n}: {exact[objects == n].mean():.3f} ({(objects == n).sum()} prompts)"
         for n in sorted(set(objects.tolist()))
@@ -112,11 +113,18 @@ def main() -> None:
     if args.write:
         size = sum(f.stat().st_size for f in args.pipeline.rglob("*.safetensors")) / 1e6
         card = CARD.format(
-            megabytes=size, example=first["captions"][1], steps=args.steps,
-            guidance=args.guidance, count=args.count, seed=args.seed, rows=rows, by_objects=split,
+            megabytes=size,
+            example=first["captions"][1],
+            steps=args.steps,
+            guidance=args.guidance,
+            count=args.count,
+            seed=args.seed,
+            rows=rows,
+            by_objects=split,
             machine=f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU",
-            date=datetime.date.today().isoformat(), **json.loads(args.write),
-        )  # fmt: skip
+            date=datetime.date.today().isoformat(),
+            **json.loads(args.write),
+        )
         (args.pipeline / "README.md").write_text(card)
 
 

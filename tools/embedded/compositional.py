@@ -22,8 +22,13 @@ from inversion_dpo.world.captions import COLOURS, RELATIONS, SHAPES, SIZES, capt
 from inversion_dpo.world.scene_prompts import prompts, split_of
 
 CATEGORIES = (
-    "single_object", "color_binding", "shape_binding", "size_binding", "position", "complex",
-)  # fmt: skip
+    "single_object",
+    "color_binding",
+    "shape_binding",
+    "size_binding",
+    "position",
+    "complex",
+)
 
 
 def category_of(graph: SceneGraph) -> str:

@@ -42,9 +42,12 @@ def rows(count: int, seed: int, shares: Sequence[float] = SHARES) -> Iterator[di
         first, second = (encode_image(render(scene)) for scene in scenes)
         graph = scenes[0].graph
         yield {
-            "jpg_0": first, "jpg_1": second, "label_0": 1.0,
-            "caption": graph.caption, "scene_graph": graph.to_json(),
-        }  # fmt: skip
+            "jpg_0": first,
+            "jpg_1": second,
+            "label_0": 1.0,
+            "caption": graph.caption,
+            "scene_graph": graph.to_json(),
+        }
 
 
 def main() -> None:

@@ -369,4 +369,3 @@ def write_tiny(family: str, folder: Path, seed: int = 0) -> Path:
             if type(getattr(pipeline, part.name)) is CLIPTokenizer:
                 shutil.copy(TOKENIZER / name, part / name)
     return folder
-

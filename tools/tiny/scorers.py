@@ -27,9 +27,13 @@ VIT_H_HEAD = 80  # width of a head of HPSv2's image tower
 def clip_settings(vocabulary: int) -> CLIPConfig:
     """Two layers a tower, 32x32 pixels."""
     tower = {
-        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": DEPTH,
-        "num_attention_heads": 2, "projection_dim": 16, "initializer_factor": 4.0,
-    }  # fmt: skip
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+        "initializer_factor": 4.0,
+    }
     vision = tower | {"image_size": IMAGE, "patch_size": PATCH}
     text = tower | {"vocab_size": vocabulary, "max_position_embeddings": CLIP_TOKENS}
     text |= {"eos_token_id": vocabulary - 1, "bos_token_id": vocabulary - 2}
@@ -166,4 +170,3 @@ def write_tiny_scorer(name: str, folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         WRITERS[name](folder)
     return folder
-

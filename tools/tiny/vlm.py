@@ -39,9 +39,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}, padding_side="left",
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+    )
 
 
 def write_tiny_vlm(folder: Path, seed: int = 0) -> Path:
@@ -55,22 +60,33 @@ def write_tiny_vlm(folder: Path, seed: int = 0) -> Path:
         **size, num_attention_heads=2, image_size=IMAGE, patch_size=PATCH, initializer_factor=4.0
     )
     text = LlamaConfig(
-        **size, num_attention_heads=2, num_key_value_heads=2, vocab_size=len(tokenizer),
-        max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        **size,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=SPECIAL.index("<image>"),
-        vision_feature_layer=-1, image_seq_length=(IMAGE // PATCH) ** 2,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=SPECIAL.index("<image>"),
+        vision_feature_layer=-1,
+        image_seq_length=(IMAGE // PATCH) ** 2,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         LlavaForConditionalGeneration(config).save_pretrained(folder)
     side = {"height": IMAGE, "width": IMAGE}
     LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size=side),
-        tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
-        chat_template=CHAT, num_additional_image_tokens=1,
-    ).save_pretrained(folder)  # fmt: skip
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
     return folder
-

@@ -265,10 +265,15 @@ def compare(
     from inversion_dpo.compare.rounds import Rounds
 
     plan = Plan(
-        config, tuple(parse_methods(methods)), seeds, parse_extra(overrides),
-        tuple(vary or ()), tune, curve_prompts,
+        config,
+        tuple(parse_methods(methods)),
+        seeds,
+        parse_extra(overrides),
+        tuple(vary or ()),
+        tune,
+        curve_prompts,
         Rounds(rounds, round_prompts, round_samples, people),
-    )  # fmt: skip
+    )
     typer.echo(f"report: {run_comparison(output, plan)}")
 
 
@@ -339,10 +344,16 @@ def sample(
         )
     e, seeds = settings.evaluation, [seed + k for k in range(len(asked))]
     images = draw(
-        pipeline, asked, seeds, e.sample_steps, e.guidance_scale, e.batch_size,
-        resolution=settings.model.resolution, prompt_chunks=settings.model.prompt_chunks,
+        pipeline,
+        asked,
+        seeds,
+        e.sample_steps,
+        e.guidance_scale,
+        e.batch_size,
+        resolution=settings.model.resolution,
+        prompt_chunks=settings.model.prompt_chunks,
         graphs=graphs,
-    )  # fmt: skip
+    )
     output.mkdir(parents=True, exist_ok=True)
     for s, image in zip(seeds, images, strict=True):
         Image.fromarray(image).save(output / f"{s:06d}.png")

@@ -20,10 +20,11 @@ Overrides = Annotated[
 Preset = Annotated[
     str,
     typer.Option(
-        "--config", "-c",
+        "--config",
+        "-c",
         help="YAML file or preset: " + ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))),
     ),
-]  # fmt: skip
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 Rounding = Annotated[
@@ -33,10 +34,11 @@ Rounding = Annotated[
 People = Annotated[
     int,
     typer.Option(
-        min=0, metavar="PROMPTS",
+        min=0,
+        metavar="PROMPTS",
         help="Later rounds wait for people, who label two samples of each of so many prompts.",
     ),
-]  # fmt: skip
+]
 DEFAULT = "taste"
 
 

@@ -77,10 +77,14 @@ def pairs_build(
     from inversion_dpo.run.folder import occupied
 
     given = {
-        "build.prompts": prompts, "build.samples": samples, "build.seed": seed,
-        "evaluation.scorer": scorer, "build.by": f"[{by}]" if by else None,
-        "build.least": least, "build.limit": limit,
-    }  # fmt: skip
+        "build.prompts": prompts,
+        "build.samples": samples,
+        "build.seed": seed,
+        "evaluation.scorer": scorer,
+        "build.by": f"[{by}]" if by else None,
+        "build.least": least,
+        "build.limit": limit,
+    }
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     run = resolved(config, [*(overrides or []), *options], dry_run)
     with occupied(output, run=False):

@@ -82,9 +82,14 @@ def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
         axes.axhline(scores[preference]["mean"], color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
         place = (1, scores[preference]["mean"])
         axes.annotate(
-            f"best of {n}", place, xycoords=("axes fraction", "data"), size=7, color=GREY,
-            ha="right", va="bottom",
-        )  # fmt: skip
+            f"best of {n}",
+            place,
+            xycoords=("axes fraction", "data"),
+            size=7,
+            color=GREY,
+            ha="right",
+            va="bottom",
+        )
 
 
 def round_curves(summary: Summary, preference: str, path: Path) -> None:
@@ -131,8 +136,13 @@ def drift_curves(summary: Summary, path: Path) -> None:
     for k, (name, v) in enumerate(drawn(summary)):
         rows = [r for r in v["history"] if "heldout_drift" in r]
         if rows:
-            band(axes, [r["step"] for r in rows], [r["heldout_drift"] for r in rows], name,
-                 **style(k))  # fmt: skip
+            band(
+                axes,
+                [r["step"] for r in rows],
+                [r["heldout_drift"] for r in rows],
+                name,
+                **style(k),
+            )
     axes.set_xlabel("step", size=9, color=GREY)
     axes.set_ylabel("drift", size=9, color=GREY)
     legend(axes)
@@ -147,8 +157,9 @@ def ablations(summary: Summary, preference: str, path: Path) -> None:
     keys = varied_keys(summary)
     columns = min(4, len(keys))
     lines = -(-len(keys) // columns)
-    page = Figure((0.6 + 2.4 * columns, 2.3 * lines), dpi=DPI, facecolor=PAPER,
-                  layout="constrained")  # fmt: skip
+    page = Figure(
+        (0.6 + 2.4 * columns, 2.3 * lines), dpi=DPI, facecolor=PAPER, layout="constrained"
+    )
     methods = [v["method"] for v in summary["variants"].values() if not v["varied"]]
     first = None
     for place, (key, values) in enumerate(keys.items()):
@@ -164,8 +175,14 @@ def ablations(summary: Summary, preference: str, path: Path) -> None:
         axes.tick_params(labelleft=place % columns == 0)
     page.supylabel(f"{preference} gain", size=8.5, color=GREY)
     if first and len(methods) > 1:
-        page.legend(*first.get_legend_handles_labels(), fontsize=8, frameon=False, labelcolor=INK,
-                    loc="outside lower center", ncols=4)  # fmt: skip
+        page.legend(
+            *first.get_legend_handles_labels(),
+            fontsize=8,
+            frameon=False,
+            labelcolor=INK,
+            loc="outside lower center",
+            ncols=4,
+        )
     page.savefig(path)
 
 
@@ -195,8 +212,12 @@ def varied_keys(summary: Summary) -> dict[str, list[str]]:
 def gains(summary: Summary, metrics: Sequence[str], path: Path) -> None:
     """Every metric's gain over the reference by variant, with 95% intervals over seeds."""
     names = list(summary["variants"])
-    page = Figure((2.6 * len(metrics) + 1.4, 0.5 + 0.28 * len(names)), dpi=DPI, facecolor=PAPER,
-                  layout="constrained")  # fmt: skip
+    page = Figure(
+        (2.6 * len(metrics) + 1.4, 0.5 + 0.28 * len(names)),
+        dpi=DPI,
+        facecolor=PAPER,
+        layout="constrained",
+    )
     first = None
     for column, metric in enumerate(metrics):
         axes = page.add_subplot(1, len(metrics), column + 1, sharey=first)

@@ -80,8 +80,10 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
     if untuned and not plan.tune:
         logger.warning(
             "no tuned settings of %s for %s: they run with the configuration's own; --tune finds "
-            "some", ", ".join(untuned), plan.config,
-        )  # fmt: skip
+            "some",
+            ", ".join(untuned),
+            plan.config,
+        )
     return [
         (v, [overrides_of(v, tuned, plan.extra, s) for s in range(plan.seeds)])
         for v in variants(plan.methods, plan.vary)
@@ -143,8 +145,10 @@ def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
         for variant, runs in todo:
             for round_of in results[variant.name]:
                 summary["variants"][round_of] |= {
-                    "settings": runs[0][:-1], "method": variant.method, "varied": variant.varied,
-                }  # fmt: skip
+                    "settings": runs[0][:-1],
+                    "method": variant.method,
+                    "varied": variant.varied,
+                }
         page = report.write(root, summary, preference)
     return page
 

@@ -34,16 +34,29 @@ def preferred_first(summary: Summary, preference: str) -> list[str]:
 def main_rows(summary: Summary, preference: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of gains."""
     metrics = preferred_first(summary, preference)
-    head = ["method", "win rate", *(f"{m} gain" for m in metrics), "diversity", "drift", "s / step",
-            "evaluations / step"]  # fmt: skip
+    head = [
+        "method",
+        "win rate",
+        *(f"{m} gain" for m in metrics),
+        "diversity",
+        "drift",
+        "s / step",
+        "evaluations / step",
+    ]
     rows = []
     for name, v in summary["variants"].items():
         drift = v["training"].get("heldout_drift")
-        rows.append([
-            name, cell(v["win_rate"], sign=""), *(cell(v["gains"][m]) for m in metrics),
-            cell(v["diversity"], sign=""), cell(drift, 4, "") if drift else "-",
-            f"{v['step_seconds']:.2f}", f"{v['step_evaluations']:.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                cell(v["win_rate"], sign=""),
+                *(cell(v["gains"][m]) for m in metrics),
+                cell(v["diversity"], sign=""),
+                cell(drift, 4, "") if drift else "-",
+                f"{v['step_seconds']:.2f}",
+                f"{v['step_evaluations']:.0f}",
+            ]
+        )
     return head, rows
 
 
@@ -56,14 +69,32 @@ def ablation_rows(summary: Summary, preference: str) -> tuple[list[str], list[li
         key, value = v["varied"] or ("", "")
         gain, drift = v["gains"][preference], v["training"].get("heldout_drift")
         away = [a - b for a, b in zip(gain["values"], plain[v["method"]], strict=True)]
-        rows.append([
-            v["method"], key, value, cell(gain), cell(over_seeds(away)) if key else "",
-            f"{drift['mean']:.4f}" if drift else "-", f"{v['step_seconds']:.2f}",
-            f"{v['inversion']['seconds']:,.0f}", f"{v['step_evaluations']:.0f}",
-            f"{v['inversion']['evaluations']:,.0f}",
-        ])  # fmt: skip
-    return ["method", "setting", "value", f"{preference} gain", "difference", "drift", "s / step",
-            "inversion, s", "evaluations / step", "inversion, evaluations"], rows  # fmt: skip
+        rows.append(
+            [
+                v["method"],
+                key,
+                value,
+                cell(gain),
+                cell(over_seeds(away)) if key else "",
+                f"{drift['mean']:.4f}" if drift else "-",
+                f"{v['step_seconds']:.2f}",
+                f"{v['inversion']['seconds']:,.0f}",
+                f"{v['step_evaluations']:.0f}",
+                f"{v['inversion']['evaluations']:,.0f}",
+            ]
+        )
+    return [
+        "method",
+        "setting",
+        "value",
+        f"{preference} gain",
+        "difference",
+        "drift",
+        "s / step",
+        "inversion, s",
+        "evaluations / step",
+        "inversion, evaluations",
+    ], rows
 
 
 def win_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
@@ -79,8 +110,16 @@ def reach_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Head and rows of what it takes to the baseline's final score."""
     found = summary["reach"]
     spent = found["variants"][found["baseline"]]["evaluations"]
-    head = ["method", "steps", "evaluations, inversion included", "share", "without inversion",
-            "share", "seconds", "seeds reaching it"]  # fmt: skip
+    head = [
+        "method",
+        "steps",
+        "evaluations, inversion included",
+        "share",
+        "without inversion",
+        "share",
+        "seconds",
+        "seeds reaching it",
+    ]
     rows = []
     for name, r in found["variants"].items():
         if r["steps"] is None:
@@ -89,10 +128,18 @@ def reach_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
         ours, alone = r["evaluations"], r["evaluations_alone"]
         # a baseline that ends below the reference is there before its first step
         shares = [f"{x / spent:.2f}" if spent else "-" for x in (ours, alone)]
-        rows.append([
-            name, f"{r['steps']:.0f}", f"{ours:.0f}", shares[0], f"{alone:.0f}", shares[1],
-            f"{r['seconds']:.0f}", str(r["seeds_reaching"]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{r['steps']:.0f}",
+                f"{ours:.0f}",
+                shares[0],
+                f"{alone:.0f}",
+                shares[1],
+                f"{r['seconds']:.0f}",
+                str(r["seeds_reaching"]),
+            ]
+        )
     return head, rows
 
 
@@ -141,54 +188,96 @@ def sections(summary: Summary, preference: str) -> list[tuple[str, str, Any, lis
     """(heading, note, (head, rows) or None, names of the pictures)."""
     seeds = summary["seeds"]
     found: list[tuple[str, str, Any, list[str]]] = [
-        ("Gains over the reference",
-         f"Means over {seeds} training seeds and 95% t intervals, on {summary['prompts']} held-out "
-         f"prompts with the same noise. The pairs prefer {preference}; the win rate is by it. "
-         f"Diversity of the reference: {summary['reference_diversity']:.3f}.",
-         main_rows(summary, preference), ["gains.png"]),
-    ]  # fmt: skip
+        (
+            "Gains over the reference",
+            f"Means over {seeds} training seeds and 95% t intervals, on {summary['prompts']} "
+            f"held-out prompts with the same noise. The pairs prefer {preference}; the win rate is "
+            f"by it. Diversity of the reference: {summary['reference_diversity']:.3f}.",
+            main_rows(summary, preference),
+            ["gains.png"],
+        ),
+    ]
     if figures.varied_keys(summary):
-        found.append(("One setting at a time",
-                      f"Gain of {preference}; beside it the difference to the method as it is (in "
-                      "the picture dashed), seed by seed.",
-                      ablation_rows(summary, preference), ["ablations.png"]))  # fmt: skip
+        found.append(
+            (
+                "One setting at a time",
+                f"Gain of {preference}; beside it the difference to the method as it is (in "
+                "the picture dashed), seed by seed.",
+                ablation_rows(summary, preference),
+                ["ablations.png"],
+            )
+        )
     if "rounds" in summary:
-        found.append(("Round by round",
-                      "Each round's policy is sampled and its samples are labelled; merged, it is "
-                      "the reference of the next. Gains and win rates on this page are over the "
-                      "first reference, errors and drift over the round's own.",
-                      round_rows(summary, preference), ["rounds.png"]))  # fmt: skip
+        found.append(
+            (
+                "Round by round",
+                "Each round's policy is sampled and its samples are labelled; merged, it is "
+                "the reference of the next. Gains and win rates on this page are over the "
+                "first reference, errors and drift over the round's own.",
+                round_rows(summary, preference),
+                ["rounds.png"],
+            )
+        )
     if any(v["curve"] for v in summary["variants"].values()):
-        found.append(("Score against compute",
-                      f"On the first {summary['curve_prompts']} of the prompts. A forward pass of "
-                      "one image counts 1, a backward pass 2; what the inversion of the pairs "
-                      "costs, and earlier rounds, come before the first step.",
-                      None, ["evaluations.png", "seconds.png"]))  # fmt: skip
+        found.append(
+            (
+                "Score against compute",
+                f"On the first {summary['curve_prompts']} of the prompts. A forward pass of "
+                "one image counts 1, a backward pass 2; what the inversion of the pairs "
+                "costs, and earlier rounds, come before the first step.",
+                None,
+                ["evaluations.png", "seconds.png"],
+            )
+        )
     if "reach" in summary:
-        found.append((f"To the final score of {summary['reach']['baseline']}",
-                      "By the mean curve; share is of the baseline's own evaluations.",
-                      reach_rows(summary), []))  # fmt: skip
+        found.append(
+            (
+                f"To the final score of {summary['reach']['baseline']}",
+                "By the mean curve; share is of the baseline's own evaluations.",
+                reach_rows(summary),
+                [],
+            )
+        )
     if len(win_rows(summary)[1]) > 1:
-        found.append(("One against another",
-                      f"Share of prompts on which the row's image has the higher {preference}.",
-                      win_rows(summary), []))  # fmt: skip
-    found.append(("Best of n",
-                  f"Of n samples of the reference the one with the highest {preference}: the mean "
-                  "over all choices of n of eight samples, 95% t intervals over prompts. Each "
-                  "policy's one sample: over seeds, from the noise of the gains. Where the two "
-                  "are close, give more noise: evaluation.seeds.",
-                  best_rows(summary, preference), []))  # fmt: skip
-    if trait_rows(summary)[1]:
-        found.append(("What else changed",
-                      "Share of images in which the policy's has more of a trait than the first "
-                      "reference's from the same noise; 0.5 is no change. `inversion-dpo pairs "
-                      "check` says the same of the winners.",
-                      trait_rows(summary), []))  # fmt: skip
+        found.append(
+            (
+                "One against another",
+                f"Share of prompts on which the row's image has the higher {preference}.",
+                win_rows(summary),
+                [],
+            )
+        )
     found.append(
-        ("Errors and drift",
-         "On held-out pairs. A winner's error that rises says that the margin comes from losers "
-         "alone.", None, ["errors.png", "drift.png"])
-    )  # fmt: skip
+        (
+            "Best of n",
+            f"Of n samples of the reference the one with the highest {preference}: the mean "
+            "over all choices of n of eight samples, 95% t intervals over prompts. Each "
+            "policy's one sample: over seeds, from the noise of the gains. Where the two "
+            "are close, give more noise: evaluation.seeds.",
+            best_rows(summary, preference),
+            [],
+        )
+    )
+    if trait_rows(summary)[1]:
+        found.append(
+            (
+                "What else changed",
+                "Share of images in which the policy's has more of a trait than the first "
+                "reference's from the same noise; 0.5 is no change. `inversion-dpo pairs "
+                "check` says the same of the winners.",
+                trait_rows(summary),
+                [],
+            )
+        )
+    found.append(
+        (
+            "Errors and drift",
+            "On held-out pairs. A winner's error that rises says that the margin comes from losers "
+            "alone.",
+            None,
+            ["errors.png", "drift.png"],
+        )
+    )
     return found
 
 
@@ -243,12 +332,16 @@ def write(root: Path, summary: Summary, preference: str) -> Path:
     atomic_text(markdown(summary, preference), root / "results.md")
     draw(summary, preference, root / "figures")
     pictures = {p.name: data_uri(p.read_bytes()) for p in (root / "figures").glob("*.png")}
-    page = environment("inversion_dpo.compare").get_template("compare.html.jinja").render(
-        title=title(summary),
-        sections=sections(summary, preference),
-        pictures=pictures,
-        settings=[(n, ", ".join(v["settings"])) for n, v in summary["variants"].items()],
-        versions=summary["versions"],
-    )  # fmt: skip
+    page = (
+        environment("inversion_dpo.compare")
+        .get_template("compare.html.jinja")
+        .render(
+            title=title(summary),
+            sections=sections(summary, preference),
+            pictures=pictures,
+            settings=[(n, ", ".join(v["settings"])) for n, v in summary["variants"].items()],
+            versions=summary["versions"],
+        )
+    )
     atomic_text(page, root / "report.html")
     return root / "report.html"

@@ -128,10 +128,14 @@ def next_round(before: Config, last: Path, folder: Path) -> Config:
         before,
         model=replace(m, path=str(merged), revision=None, variant=None, vae=None, lora=None),
         data=DataConfig(
-            pairs=str(pairs), fit=d.fit, flip=d.flip, holdout=d.holdout,
-            prompt_dropout=d.prompt_dropout, label_noise=d.label_noise,
+            pairs=str(pairs),
+            fit=d.fit,
+            flip=d.flip,
+            holdout=d.holdout,
+            prompt_dropout=d.prompt_dropout,
+            label_noise=d.label_noise,
         ),
-    )  # fmt: skip
+    )
 
 
 def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, folder: Path) -> float:
@@ -157,9 +161,15 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         pairs_by_people(pairs, config, load, captions, seed)
     elif not pairs.exists():
         how = replace(
-            config.build, prompts=asked, samples=samples, seed=seed, by=[e.preference],
-            mining="margin", once=True, splits={},
-        )  # fmt: skip
+            config.build,
+            prompts=asked,
+            samples=samples,
+            seed=seed,
+            by=[e.preference],
+            mining="margin",
+            once=True,
+            splits={},
+        )
         build(replace(config, build=how), pairs.parent)
     taken = [1 if scales[k % len(scales)] == 1.0 else 2 for k in range(samples)]
     return float(e.sample_steps * sum(taken) * len(captions))

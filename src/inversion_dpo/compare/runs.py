@@ -133,9 +133,12 @@ def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
     usable = reproducible(cache, i.max_error)
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
     each = evaluations_per_image(
-        i.start, *needed_states(config), i.fixed_point_iterations,
-        i.guidance_scale, config.objective.guidance_scale,
-    )  # fmt: skip
+        i.start,
+        *needed_states(config),
+        i.fixed_point_iterations,
+        i.guidance_scale,
+        config.objective.guidance_scale,
+    )
     return 2.0 * visited * each
 
 

@@ -58,14 +58,15 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
         "traits": traits_over_seeds(metrics),
         "training": {
             k: over_seeds([row[k] for row in last])
-            for k in last[0] if k.startswith("heldout_") and all(k in row for row in last)
+            for k in last[0]
+            if k.startswith("heldout_") and all(k in row for row in last)
         },
         "step_seconds": float(np.median([r["step_seconds"] for r in results])),
         "step_evaluations": step_evaluations(results[0]["history"]),
         "inversion": dict(inversion),
         "curve": curve_over_seeds([r["curve"] for r in results]),
         "history": history_over_seeds([r["history"] for r in results]),
-    }  # fmt: skip
+    }
 
 
 def traits_over_seeds(metrics: Sequence[Result]) -> Result:

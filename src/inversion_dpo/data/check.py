@@ -20,8 +20,13 @@ from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, 
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
 MAX_LISTED = 50  # problems a report spells out
 _PROBLEMS = (
-    "bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows", "bad_graphs",
-)  # fmt: skip
+    "bad_labels",
+    "empty_captions",
+    "broken_images",
+    "bad_paths",
+    "bad_rows",
+    "bad_graphs",
+)
 
 
 @dataclass(frozen=True)
@@ -212,8 +217,15 @@ def _report(
     if not counts["pairs"] and not total:
         problems, total = [no_pairs(data, counts)], 1
     same = (
-        "rows", "pairs", "ties", "identical", "unpaired", "duplicates", "mixed_sizes", *_PROBLEMS,
-    )  # fmt: skip
+        "rows",
+        "pairs",
+        "ties",
+        "identical",
+        "unpaired",
+        "duplicates",
+        "mixed_sizes",
+        *_PROBLEMS,
+    )
     return PairReport(
         path=data,
         **{name: counts[name] for name in same},

@@ -24,13 +24,18 @@ HUB = "hf:"
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SAVED = ("state.json", "dataset_dict.json")
 _SUFFIXES = {
-    ".parquet": "parquet", ".csv": "table", ".json": "table", ".jsonl": "table",
+    ".parquet": "parquet",
+    ".csv": "table",
+    ".json": "table",
+    ".jsonl": "table",
     ".tar": "webdataset",
-}  # fmt: skip
+}
 Reader = Callable[[Path, Mapping[str, str]], Iterator[Raw]]
 _READERS: dict[str, Reader] = {
-    "parquet": read_parquet, "table": read_text, "webdataset": read_shard,
-}  # fmt: skip
+    "parquet": read_parquet,
+    "table": read_text,
+    "webdataset": read_shard,
+}
 
 
 @dataclass(frozen=True)

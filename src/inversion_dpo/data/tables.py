@@ -154,9 +154,10 @@ def _csv(file: Path) -> Iterator[dict[str, Any] | Fault]:
                     text = f"{len(cells)} cells under {len(header)} columns; quote text with commas"
                     yield Fault("bad_rows", text)
         except csv.Error as error:
-            raise DataError(f"{file}, row {count + 1} cannot be read ({error}); look at its "
-                            "quotation marks: each must be closed, and doubled inside a text"
-                            ) from error  # fmt: skip
+            raise DataError(
+                f"{file}, row {count + 1} cannot be read ({error}); look at its "
+                "quotation marks: each must be closed, and doubled inside a text"
+            ) from error
 
 
 def _header(file: Path, cells: list[str]) -> list[str]:

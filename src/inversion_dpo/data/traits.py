@@ -44,9 +44,12 @@ def traits(image: Image.Image) -> Traits:
     luma = rgb @ np.array(LUMA, np.float32)
     edges = [np.abs(np.diff(luma, axis=k)).mean() if luma.shape[k] > 1 else 0.0 for k in (0, 1)]
     found = (
-        luma.mean(), luma.std(), np.ptp(rgb, axis=2).mean(),
-        (rgb[..., 0] - rgb[..., 2]).mean(), sum(edges),
-    )  # fmt: skip
+        luma.mean(),
+        luma.std(),
+        np.ptp(rgb, axis=2).mean(),
+        (rgb[..., 0] - rgb[..., 2]).mean(),
+        sum(edges),
+    )
     return dict(zip(TRAITS, map(float, found), strict=True))
 
 

@@ -54,10 +54,12 @@ def breakdown(
             f"reference and {len(policy)} of the policy"
         )
     known = [
-        k for k, graph in enumerate(intended)
-        if graph and all(reference[k * seeds : (k + 1) * seeds])
+        k
+        for k, graph in enumerate(intended)
+        if graph
+        and all(reference[k * seeds : (k + 1) * seeds])
         and all(policy[k * seeds : (k + 1) * seeds])
-    ]  # fmt: skip
+    ]
     if not known:
         return {}
     asked = [intended[k] for k in known]
@@ -67,9 +69,7 @@ def breakdown(
     sides = measured(asked, r), measured(asked, p)
     return {
         "all": _part(*sides, list(range(len(asked)))),
-        "objects": {
-            name: _part(*sides, rows) for name, rows in sorted(_by_objects(asked).items())
-        },
+        "objects": {name: _part(*sides, rows) for name, rows in sorted(_by_objects(asked).items())},
         "relations": _by_relation(asked, r, p),
         "left_out": len(intended) - len(known),
     }

@@ -97,9 +97,13 @@ def _known(path: Path) -> bool:
 
 
 def sampled(
-    config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str,
+    config: Config,
+    adapter: Path | None,
+    memo: Path,
+    prompts: list[str],
+    desc: str,
     repeats: int = 1,
-) -> tuple[Images, Scores]:  # fmt: skip
+) -> tuple[Images, Scores]:
     """Images and scores of one model on the prompts: what :func:`sampled_file` holds."""
     return read_samples(sampled_file(config, adapter, memo, prompts, desc, repeats))
 
@@ -135,9 +139,14 @@ def sampled_file(
 
 
 def sample_parts(
-    config: Config, adapter: Path | None, folder: Path, prompts: list[str], seeds: list[int],
-    desc: str, graphs: Mapping[str, SceneGraph],
-) -> list[Path]:  # fmt: skip
+    config: Config,
+    adapter: Path | None,
+    folder: Path,
+    prompts: list[str],
+    seeds: list[int],
+    desc: str,
+    graphs: Mapping[str, SceneGraph],
+) -> list[Path]:
     """Sample and score batch by batch into files of ``folder``, the processes in turn.
 
     Intact files that are there are kept. Returns all files, whichever process makes them.
@@ -156,10 +165,17 @@ def sample_parts(
         if read_table(part) is None:
             pipeline = pipeline or load_policy_pipeline(config, adapter)
             images = sample(
-                pipeline, asked, noise, e.sample_steps, e.guidance_scale, e.batch_size, None,
-                config.model.resolution, config.model.prompt_chunks,
+                pipeline,
+                asked,
+                noise,
+                e.sample_steps,
+                e.guidance_scale,
+                e.batch_size,
+                None,
+                config.model.resolution,
+                config.model.prompt_chunks,
                 [graphs.get(p) for p in asked],
-            )  # fmt: skip
+            )
             judged = score.judge(images, asked) if score else ({}, None)
             write_samples(part, asked, noise, images, *judged)
         bar.update(len(asked) * team.size)
@@ -182,14 +198,20 @@ def join_parts(parts: list[Path], path: Path) -> None:
 
 
 def write_samples(
-    path: Path, prompts: list[str], seeds: list[int], images: Images, scores: Scores,
+    path: Path,
+    prompts: list[str],
+    seeds: list[int],
+    images: Images,
+    scores: Scores,
     graphs: Graphs | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """The per-prompt table: prompt, seed, PNG bytes, every score and the graph found, if any."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {
-        "prompt": prompts, "seed": seeds, "image": [png_bytes(i) for i in images]
-    }  # fmt: skip
+        "prompt": prompts,
+        "seed": seeds,
+        "image": [png_bytes(i) for i in images],
+    }
     if graphs is not None:
         columns["graph"] = pa.array([g and g.to_json() for g in graphs], pa.string())
     atomic_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), path)
@@ -371,8 +393,9 @@ def report(folder: Path, memo: Path | None = None, shown: int = 16) -> Path:
     first = [k * e.seeds for k in show]  # of each prompt the first image
     scores = [
         {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
-        for k in first if r
-    ]  # fmt: skip
+        for k in first
+        if r
+    ]
     reference, policy = (read_images(file, first) for file in files)
     examples = [] if metrics.get("models") else list(source_of(config, 6))
     data = ReportData(

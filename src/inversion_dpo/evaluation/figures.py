@@ -279,9 +279,17 @@ def _draw_series(
 ) -> None:
     if series.held_out:
         axes.plot(
-            steps, values, color=series.colour, lw=1.4, marker="o", ms=4.5, mec=PAPER, mew=0.8,
-            label=series.label, zorder=4,
-        )  # fmt: skip
+            steps,
+            values,
+            color=series.colour,
+            lw=1.4,
+            marker="o",
+            ms=4.5,
+            mec=PAPER,
+            mew=0.8,
+            label=series.label,
+            zorder=4,
+        )
         return
     window = max(1, len(values) // 25)
     if window > 1:
@@ -315,10 +323,13 @@ def gains(metrics: Mapping[str, Any], path: Path) -> None:
     for k, (name, row) in enumerate(rows.items()):
         _draw_gain(figure.add_subplot(len(rows), 1, k + 1), name, row, texts[k])
     figure.text(
-        (left + right) / 2, 0.02,
+        (left + right) / 2,
+        0.02,
         "policy minus reference, 95% interval; each row has its own scale",
-        size=8, color=GREY, ha="center",
-    )  # fmt: skip
+        size=8,
+        color=GREY,
+        ha="center",
+    )
     figure.savefig(path)
 
 

@@ -82,9 +82,13 @@ def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
         from inversion_dpo.evaluation.scorers.endpoint import Endpoint, key_of_environment
 
         return Endpoint(
-            parser.url, parser.model, key_of_environment(), parser.timeout, parser.retries,
+            parser.url,
+            parser.model,
+            key_of_environment(),
+            parser.timeout,
+            parser.retries,
             parser.max_tokens,
-        )  # fmt: skip
+        )
     import torch
 
     from inversion_dpo.evaluation.scorers.local_vlm import LocalModel

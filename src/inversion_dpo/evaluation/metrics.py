@@ -16,9 +16,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESERVED = (
-    "preference", "win_rate", "win_rate_low", "win_rate_high", "n_prompts", "categories", "seeds",
-    "models", "pairs", "steps", "training", "seconds", "structure", "scoring",
-)  # fmt: skip
+    "preference",
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "n_prompts",
+    "categories",
+    "seeds",
+    "models",
+    "pairs",
+    "steps",
+    "training",
+    "seconds",
+    "structure",
+    "scoring",
+)
 _CHUNK = 1 << 20  # resampled indices held at once
 
 

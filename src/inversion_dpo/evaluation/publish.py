@@ -16,13 +16,26 @@ FORMATS = ("diffusers", "kohya")
 KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TOLD = (
-    "objective.target", "objective.beta", "objective.t_min", "objective.t_max", "inversion.steps",
-    "inversion.spacing", "inversion.t_start", "inversion.guidance_scale",
-    "objective.guidance_scale", "policy.rank", "policy.alpha", "policy.dora",
-    "training.steps", "training.batch_size",
-    "training.learning_rate", "training.optimizer", "training.mixed_precision", "training.seed",
+    "objective.target",
+    "objective.beta",
+    "objective.t_min",
+    "objective.t_max",
+    "inversion.steps",
+    "inversion.spacing",
+    "inversion.t_start",
+    "inversion.guidance_scale",
+    "objective.guidance_scale",
+    "policy.rank",
+    "policy.alpha",
+    "policy.dora",
+    "training.steps",
+    "training.batch_size",
+    "training.learning_rate",
+    "training.optimizer",
+    "training.mixed_precision",
+    "training.seed",
     "model.resolution",
-)  # fmt: skip
+)
 
 
 class PublishError(RuntimeError):

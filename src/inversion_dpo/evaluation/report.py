@@ -93,21 +93,27 @@ def write_report(folder: Path, data: ReportData) -> Path:
         exports.write_gains(data.metrics, folder / "gains.csv")
     if data.metrics.get("categories"):
         exports.write_categories(data.metrics, folder / "categories.csv")
-    page = environment().get_template("report.html.jinja").render(
-        data=data,
-        headline=headline(data.metrics, data.preference, data.setting),
-        statements=statements(data.metrics, data.preference),
-        tiles=_tiles(data),
-        rows=_table(data.metrics, data.preference),
-        cards=cards,
-        categories=_categories(data.metrics),
-        structure=_structure(data.metrics),
-        traits=_traits(data.metrics),
-        gains=folder / "gains.png",
-        panels=[(p.title, p.note, data_uri(figures.panel_png(p, data.history))) for p in panels],
-        pairs=[(caption, inlined(win), inlined(lose)) for caption, win, lose in data.pairs],
-        facts=_facts(data),
-    )  # fmt: skip
+    page = (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            data=data,
+            headline=headline(data.metrics, data.preference, data.setting),
+            statements=statements(data.metrics, data.preference),
+            tiles=_tiles(data),
+            rows=_table(data.metrics, data.preference),
+            cards=cards,
+            categories=_categories(data.metrics),
+            structure=_structure(data.metrics),
+            traits=_traits(data.metrics),
+            gains=folder / "gains.png",
+            panels=[
+                (p.title, p.note, data_uri(figures.panel_png(p, data.history))) for p in panels
+            ],
+            pairs=[(caption, inlined(win), inlined(lose)) for caption, win, lose in data.pairs],
+            facts=_facts(data),
+        )
+    )
     partial = folder / "report.html.partial"
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, folder / "report.html")
@@ -159,8 +165,9 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
     for name, part in metrics.get("categories", {}).items():
         row = part["preference"]
         gain = interval_text(row["gain"], row["gain_low"], row["gain_high"])
-        out.append(f"  {name}: gain {gain}, win rate {part['win_rate']:.3f}, "
-                   f"{part['n_prompts']} prompts")  # fmt: skip
+        out.append(
+            f"  {name}: gain {gain}, win rate {part['win_rate']:.3f}, {part['n_prompts']} prompts"
+        )
     out = out or [f"{metrics['n_prompts']} prompts were sampled but not scored"]
     if found := _shares(metrics):
         out.append(f"  its images are, against the reference's: {shares_text(found)}")

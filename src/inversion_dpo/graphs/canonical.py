@@ -58,8 +58,14 @@ def _least(colour: Mapping[int, str], edges: Collection[Edge]) -> str:
     """
     rank = _refined(colour, edges)
     order = sorted(rank, key=lambda k: rank[k])
-    alike = next(([k for k in order if rank[k] == r] for r in sorted(rank.values())
-                  if list(rank.values()).count(r) > 1), None)  # fmt: skip
+    alike = next(
+        (
+            [k for k in order if rank[k] == r]
+            for r in sorted(rank.values())
+            if list(rank.values()).count(r) > 1
+        ),
+        None,
+    )
     if alike is None:
         place = {node: k for k, node in enumerate(order)}
         linked = sorted((place[a], relation, place[b]) for a, relation, b in edges)
@@ -79,13 +85,15 @@ def _refined(colour: Mapping[int, str], edges: Collection[Edge]) -> dict[int, in
     ranks = _ranks({k: json.dumps(v) for k, v in values.items()})
     while True:
         seen = {
-            k: json.dumps([
-                ranks[k],
-                sorted((r, ranks[b]) for a, r, b in edges if a == k),
-                sorted((r, ranks[a]) for a, r, b in edges if b == k),
-            ])
+            k: json.dumps(
+                [
+                    ranks[k],
+                    sorted((r, ranks[b]) for a, r, b in edges if a == k),
+                    sorted((r, ranks[a]) for a, r, b in edges if b == k),
+                ]
+            )
             for k in colour
-        }  # fmt: skip
+        }
         finer = _ranks({k: f"{ranks[k]:09d}{text}" for k, text in seen.items()})
         if len(set(finer.values())) == len(set(ranks.values())):
             return ranks

@@ -16,10 +16,15 @@ from inversion_dpo.graphs.graph import Item, Relation, SceneGraph, triples
 
 # "a left of b" says "b right of a": the second is known wherever the first is.
 _PAIRS = (
-    ("left of", "right of"), ("to the left of", "to the right of"), ("above", "below"),
-    ("over", "under"), ("in front of", "behind"), ("next to", "next to"), ("beside", "beside"),
+    ("left of", "right of"),
+    ("to the left of", "to the right of"),
+    ("above", "below"),
+    ("over", "under"),
+    ("in front of", "behind"),
+    ("next to", "next to"),
+    ("beside", "beside"),
     ("near", "near"),
-)  # fmt: skip
+)
 CONVERSE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 
 

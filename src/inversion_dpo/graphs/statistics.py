@@ -53,9 +53,7 @@ def statistics_of(graphs: Iterable[SceneGraph]) -> GraphStatistics:
         ways = {(r.item1, r.item2) for r in graph.relations}
         mutual += any((b, a) in ways for a, b in ways)
     items, attributes_, relations = zip(*sizes, strict=True) if sizes else ((), (), ())
-    return GraphStatistics(
-        items, attributes_, relations, labels, words, isolated, repeated, mutual
-    )  # fmt: skip
+    return GraphStatistics(items, attributes_, relations, labels, words, isolated, repeated, mutual)
 
 
 def isolated_items(graph: SceneGraph) -> list[int]:
@@ -72,10 +70,11 @@ def format_statistics(found: GraphStatistics) -> list[str]:
     per_image = ", ".join(
         f"{name} {min(n)} to {max(n)}, median {statistics.median(n):g}"
         for name, n in (
-            ("items", found.items), ("attributes", found.attributes),
+            ("items", found.items),
+            ("attributes", found.attributes),
             ("relations", found.relations),
         )
-    )  # fmt: skip
+    )
     rare = f"; seen once: {len(found.rare)}" + (f" ({_some(found.rare)})" if found.rare else "")
     return [
         f"  scene graphs: {len(found.items)}; of each {per_image}",

@@ -23,9 +23,15 @@ def sample_pairs(
     """Two samples of each caption, from seeds that follow each other, as unlabelled pairs."""
     e, twice = config.evaluation, [caption for caption in captions for _ in range(2)]
     images = sample(
-        pipeline, twice, [seed + k for k in range(len(twice))], e.sample_steps, e.guidance_scale,
-        e.batch_size, "pairs", config.model.resolution,
-    )  # fmt: skip
+        pipeline,
+        twice,
+        [seed + k for k in range(len(twice))],
+        e.sample_steps,
+        e.guidance_scale,
+        e.batch_size,
+        "pairs",
+        config.model.resolution,
+    )
     write_unlabelled(output, captions, images[::2], images[1::2])
 
 

@@ -31,10 +31,14 @@ TIE = {"tie", "equal", "same", "both", "both good", "draw"}
 NEITHER = {"neither", "none", "both bad", "both_bad", "bad", "skip", "skipped"}
 SCHEMA = pa.schema(
     [
-        ("jpg_0", pa.binary()), ("jpg_1", pa.binary()), ("label_0", pa.float64()),
-        ("caption", pa.string()), ("preference_0", pa.float64()), ("labellers", pa.int64()),
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("caption", pa.string()),
+        ("preference_0", pa.float64()),
+        ("labellers", pa.int64()),
     ]
-)  # fmt: skip
+)
 
 
 @dataclass

@@ -156,8 +156,9 @@ class LabelStore:
         """Pairs by their place in the data, from 0, the first image on the left."""
         rows = self._rows(
             "SELECT pair, caption, image_0, image_1 FROM pairs ORDER BY position LIMIT ? OFFSET ?",
-            count, first,
-        )  # fmt: skip
+            count,
+            first,
+        )
         return [Asked(*row) for row in rows]
 
     # ------------------------------------------------------------ labels
@@ -167,8 +168,9 @@ class LabelStore:
         rows = self._rows(
             "SELECT pair, caption, image_0, image_1 FROM pairs WHERE pair NOT IN"
             " (SELECT pair FROM standing WHERE labeller = ?) ORDER BY position LIMIT ?",
-            labeller, count,
-        )  # fmt: skip
+            labeller,
+            count,
+        )
         return [
             Asked(pair, caption, *images[:: -1 if swapped(labeller, pair) else 1])
             for pair, caption, *images in rows

@@ -92,8 +92,9 @@ def write_labelled(
     """One Parquet file for each labelling; DataError if one has no pairs."""
     for name, pairs in labelled.items():
         if not pairs:
-            raise DataError(f"{output}: no prompt gave a pair of {name}; take more samples, or "
-                            "lower --least")  # fmt: skip
+            raise DataError(
+                f"{output}: no prompt gave a pair of {name}; take more samples, or lower --least"
+            )
         both = [(p.winner, p.loser) for p in pairs]
         write_pairs(
             output / f"{name}.parquet", both, config.build.seed, [p.preference for p in pairs]
@@ -109,8 +110,10 @@ def single_graphs(config: Config) -> list[SceneGraph]:
     if is_annotated(b.prompts):
         graphs, problems = read_annotations(b.prompts)
         if problems:
-            raise DataError(f"{problems[0]} (and {len(problems) - 1} more rows); see "
-                            f"`inversion-dpo pairs check {b.prompts}`")  # fmt: skip
+            raise DataError(
+                f"{problems[0]} (and {len(problems) - 1} more rows); see "
+                f"`inversion-dpo pairs check {b.prompts}`"
+            )
         if silent := [g for g in graphs if not g.caption.strip()]:
             raise DataError(f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by")
         return graphs
@@ -136,8 +139,10 @@ def fill_splits(config: Config, folder: Path, sampling: Sampling) -> dict[str, l
             cell = Cell(name, _not_elsewhere(graphs, split, taken), quota, seed)
             (made,) = fill(cell, folder, sampling, how, duplicates).values()
             if len(made) < quota:
-                raise DataError(f"{name}: only {len(made)} of {quota} pairs came out; take more "
-                                "samples, lower build.least or ask for fewer")  # fmt: skip
+                raise DataError(
+                    f"{name}: only {len(made)} of {quota} pairs came out; take more "
+                    "samples, lower build.least or ask for fewer"
+                )
             pairs += made
         order = np.random.default_rng([b.seed, number]).permutation(len(pairs))
         found[split] = [pairs[k] for k in order]
@@ -192,9 +197,7 @@ def sampling_of(config: Config, judge: Judge) -> Sampling:
             raise ConfigError(f"build.models: {model}: another one is called {name}; rename it")
         models[name] = side(config, model)
     sources = {f"{name}, guidance {s:g}": (m, s) for name, m in models.items() for s in scales}
-    return Sampling(
-        drawing(config, sources), judge, b.samples, tuple(sources), b.quality
-    )
+    return Sampling(drawing(config, sources), judge, b.samples, tuple(sources), b.quality)
 
 
 def drawing(config: Config, sources: Mapping[str, tuple[Side, float]]) -> Draw:
@@ -207,9 +210,15 @@ def drawing(config: Config, sources: Mapping[str, tuple[Side, float]]) -> Draw:
         if name not in loaded:
             loaded[name] = load_policy_pipeline(model.config, model.adapter)
         return sample(
-            loaded[name], captions, seeds, e.sample_steps, scale, e.batch_size, "samples",
+            loaded[name],
+            captions,
+            seeds,
+            e.sample_steps,
+            scale,
+            e.batch_size,
+            "samples",
             config.model.resolution,
-        )  # fmt: skip
+        )
 
     return draw
 
@@ -261,7 +270,10 @@ def _sampled_by(config: Config) -> dict[str, object]:
     said = "" if b["prompts"] == "scenes" else "\n".join(map(key_of, single_graphs(config)))
     return {
         **(b if b["splits"] else {name: b[name] for name in how}),
-        "model": asdict(config.model), "scorer": e.scorer, "checkpoints": e.checkpoints,
-        "steps": e.sample_steps, "guidance": e.guidance_scale,
+        "model": asdict(config.model),
+        "scorer": e.scorer,
+        "checkpoints": e.checkpoints,
+        "steps": e.sample_steps,
+        "guidance": e.guidance_scale,
         "asked": hashlib.sha256(said.encode()).hexdigest(),
-    }  # fmt: skip
+    }

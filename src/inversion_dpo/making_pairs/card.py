@@ -120,8 +120,9 @@ def draw_distributions(
         panels[2].hist(values[:, k], bins=24, alpha=0.6, color=colour, label=name)
     panels[2].legend(frameon=False, fontsize=8, labelcolor=INK)
     panels[2].set_title(f"mean of {', '.join(by) or 'all scores'}", fontsize=9, color=INK)
-    sources = Counter(f"{side}\n{source}" for row in rows
-                      for side, source in zip(SIDES, _by(row), strict=True))  # fmt: skip
+    sources = Counter(
+        f"{side}\n{source}" for row in rows for side, source in zip(SIDES, _by(row), strict=True)
+    )
     _bars(panels[3], sources, "images by source")
     page.savefig(path)
 
@@ -137,8 +138,9 @@ def draw_sheet(path: Path, rows: Rows, by: Sequence[str], seed: int) -> None:
         axes.imshow(side_by_side([row[f"jpg_{n}"] for n in _order(row)]), interpolation="nearest")
         words = row["caption"].replace(" which", "\nwhich")
         winner, loser = decisive(row, by)
-        axes.set_title(f"{words}\n{winner:.2f} > {loser:.2f}", fontsize=6.5, color=INK,
-                       parse_math=False)  # fmt: skip
+        axes.set_title(
+            f"{words}\n{winner:.2f} > {loser:.2f}", fontsize=6.5, color=INK, parse_math=False
+        )
     page.savefig(path)
 
 

@@ -90,9 +90,12 @@ class Labelled:
 
 
 def fill(
-    cell: Cell, folder: Path, sampling: Sampling, labellings: Mapping[str, Labelling],
+    cell: Cell,
+    folder: Path,
+    sampling: Sampling,
+    labellings: Mapping[str, Labelling],
     duplicates: Duplicates,
-) -> dict[str, list[Labelled]]:  # fmt: skip
+) -> dict[str, list[Labelled]]:
     """Sample a cell's prompts until its quota is reached or they end; its pairs by labelling.
 
     Of several processes all must call it. DataError if a labelling goes by a score that is absent.
@@ -155,8 +158,9 @@ def scored_samples(
     """
     asked = [graph for graph in graphs for _ in range(sampling.samples)]
     seeds = [first_seed + k for k in range(len(asked))]
-    sources = [sampling.sources[k % sampling.samples % len(sampling.sources)]
-               for k in range(len(asked))]  # fmt: skip
+    sources = [
+        sampling.sources[k % sampling.samples % len(sampling.sources)] for k in range(len(asked))
+    ]
     jpgs: list[bytes] = [b""] * len(asked)
     for source in dict.fromkeys(sources):
         ours = [k for k, name in enumerate(sources) if name == source]

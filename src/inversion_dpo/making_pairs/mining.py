@@ -72,8 +72,9 @@ def pareto(group: Sequence[Scores], by: Sequence[str], least: float) -> list[Min
         if all(group[w][name] >= group[l][name] for name in _named(group, by))
     ]
     found = _apart(means(group, by), better, least)
-    return [Mined(p.winner, p.loser, preference(group[p.winner], group[p.loser], by))
-            for p in found]  # fmt: skip
+    return [
+        Mined(p.winner, p.loser, preference(group[p.winner], group[p.loser], by)) for p in found
+    ]
 
 
 def majority(group: Sequence[Scores], by: Sequence[str], least: float) -> list[Mined]:
@@ -95,9 +96,12 @@ def majority(group: Sequence[Scores], by: Sequence[str], least: float) -> list[M
 
 
 MINERS: dict[str, Miner] = {
-    "best_worst": best_worst, "margin": margin, "pareto": pareto, "majority": majority,
+    "best_worst": best_worst,
+    "margin": margin,
+    "pareto": pareto,
+    "majority": majority,
     "all": every,
-}  # fmt: skip
+}
 
 
 def disjoint(pairs: Sequence[Mined]) -> list[Mined]:

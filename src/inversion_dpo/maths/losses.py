@@ -277,9 +277,14 @@ def as_pair_errors(
     w_moved, l_moved = torch.chunk(torch.zeros_like(policy) if moved is None else moved, 2)
     zero, one = torch.zeros_like(w_ref), torch.ones_like(w_ref)
     return PairErrors(
-        w, l, w_ref, l_ref, w_moved, l_moved,
+        w,
+        l,
+        w_ref,
+        l_ref,
+        w_moved,
+        l_moved,
         zero if overlap is None else overlap,
         one if weight is None else weight,
         one if preference is None else preference,
         zero if baseline is None else baseline,
-    )  # fmt: skip
+    )

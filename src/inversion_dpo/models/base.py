@@ -50,9 +50,14 @@ class DiffusionModel(Protocol):
 
 
 def guided(
-    model: DiffusionModel, network: nn.Module, x_t: Tensor, timesteps: Tensor,
-    condition: Condition, empty: Condition, scale: float,
-) -> Tensor:  # fmt: skip
+    model: DiffusionModel,
+    network: nn.Module,
+    x_t: Tensor,
+    timesteps: Tensor,
+    condition: Condition,
+    empty: Condition,
+    scale: float,
+) -> Tensor:
     """Classifier-free guidance, p_u + scale (p_c - p_u), (B, *), in one pass of twice the batch.
 
     At scale 1 it is p_c alone, in a pass of the batch, and ``empty`` is not looked at.

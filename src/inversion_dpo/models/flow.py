@@ -57,9 +57,12 @@ class StableDiffusion3:
         """Joint embeddings [B, L, D] and the pooled one [B, E], as the pipeline makes them."""
         pipe = self.pipeline
         hidden, _, pooled, _ = pipe.encode_prompt(
-            prompts, None, None,
-            device=pipe.text_encoder.device, do_classifier_free_guidance=False,
-        )  # fmt: skip
+            prompts,
+            None,
+            None,
+            device=pipe.text_encoder.device,
+            do_classifier_free_guidance=False,
+        )
         return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
 
     def framing(self, framings: list[Framing]) -> Condition:

@@ -180,9 +180,7 @@ class SceneGraphEncoder(nn.Module):
     def forward(self, rows: Tensor, links: Tensor) -> Tensor:
         """Tokens of graphs, see :class:`GraphNetwork`, on this module's device."""
         weight = self.network.enter.weight
-        tokens: Tensor = self.network(
-            rows.to(weight.device, weight.dtype), links.to(weight.device)
-        )
+        tokens: Tensor = self.network(rows.to(weight.device, weight.dtype), links.to(weight.device))
         return tokens
 
     @contextmanager

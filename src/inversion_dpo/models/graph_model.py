@@ -98,8 +98,9 @@ class SceneGraphModel:
             self.encoder.warned = True
             logger.warning(
                 "scene graphs of more than %d items and triples lose the last of them: the encoder "
-                "was made for so many (policy.graph_tokens)", most,
-            )  # fmt: skip
+                "was made for so many (policy.graph_tokens)",
+                most,
+            )
         return self.inner.condition(prompts) | graph_condition(self.inner, given, most)
 
     def framing(self, framings: list[Framing]) -> Condition:

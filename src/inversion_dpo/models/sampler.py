@@ -45,9 +45,7 @@ def sample(
         raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
     graphs = graphs_of(pipeline, prompts, graphs)
     images: list[NDArray[np.uint8]] = []
-    bar = tqdm(
-        total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=desc is None
-    )  # fmt: skip
+    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=desc is None)
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(int(s)) for s in seeds[part]]
@@ -75,8 +73,11 @@ def graphs_of(
     given = graphs or [None] * len(prompts)
     found = [g or _said(p) for p, g in zip(prompts, given, strict=True)]
     if missing := found.count(None):
-        logger.warning("%d of %d prompts have no scene graph: the prompt alone conditions them",
-                       missing, len(prompts))  # fmt: skip
+        logger.warning(
+            "%d of %d prompts have no scene graph: the prompt alone conditions them",
+            missing,
+            len(prompts),
+        )
     return found
 
 

@@ -241,8 +241,10 @@ def _plain(loaded: Any) -> Any:
     if not isinstance(loaded, DictConfig):
         raise ConfigError("a configuration is keys and values, e.g. training: {steps: 200}")
     if "${" in str(OmegaConf.to_container(loaded, resolve=False)):
-        raise ConfigError("${...} is not taken in a configuration: write the value itself "
-                          "(interpolation would copy the environment into the run)")  # fmt: skip
+        raise ConfigError(
+            "${...} is not taken in a configuration: write the value itself "
+            "(interpolation would copy the environment into the run)"
+        )
     return loaded
 
 

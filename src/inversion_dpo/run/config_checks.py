@@ -65,11 +65,14 @@ def _check_positive(config: Config) -> None:
     training = config.training
     positive = {
         "model.prompt_chunks": config.model.prompt_chunks,
-        "training.steps": training.steps, "training.batch_size": training.batch_size,
+        "training.steps": training.steps,
+        "training.batch_size": training.batch_size,
         "training.gradient_accumulation": training.gradient_accumulation,
-        "training.learning_rate": training.learning_rate, "objective.beta": config.objective.beta,
+        "training.learning_rate": training.learning_rate,
+        "objective.beta": config.objective.beta,
         "objective.states": config.objective.states,
-        "inversion.steps": config.inversion.steps, "policy.rank": config.policy.rank,
+        "inversion.steps": config.inversion.steps,
+        "policy.rank": config.policy.rank,
         "inversion.batch_size": config.inversion.batch_size,
         "inversion.keep": 1 if config.inversion.keep is None else config.inversion.keep,
         "evaluation.batch_size": config.evaluation.batch_size,
@@ -78,7 +81,7 @@ def _check_positive(config: Config) -> None:
         "training.eval_every": training.eval_every,
         "training.checkpoint_every": training.checkpoint_every,
         "training.keep_checkpoints": training.keep_checkpoints,
-    }  # fmt: skip
+    }
     if training.snapshot_every is not None:
         positive["training.snapshot_every"] = training.snapshot_every
     for key, value in positive.items():
@@ -146,9 +149,14 @@ def _check_scorer(scorer: Any) -> None:
 
 def _check_parser(parser: ParserConfig) -> None:
     least = {
-        "distractors": 0, "retries": 0, "parallel": 1, "max_tokens": 1, "timeout": 1,
-        "prompt_price": 0, "completion_price": 0,
-    }  # fmt: skip
+        "distractors": 0,
+        "retries": 0,
+        "parallel": 1,
+        "max_tokens": 1,
+        "timeout": 1,
+        "prompt_price": 0,
+        "completion_price": 0,
+    }
     for name, low in least.items():
         if (value := getattr(parser, name)) is not None and not low <= value < math.inf:
             raise ConfigError(f"evaluation.parser.{name}={value} must be {low} or more")

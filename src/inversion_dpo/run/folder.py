@@ -20,9 +20,13 @@ from inversion_dpo.trajectories.cache import atomic_text
 # What may differ when a run is continued: it changes how far or how it is looked at, not what
 # the steps done so far would have been.
 _FREE = (
-    "training.steps", "training.checkpoint_every", "training.keep_checkpoints",
-    "training.snapshot_every", "training.max_skipped", "training.tracker",
-)  # fmt: skip
+    "training.steps",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.snapshot_every",
+    "training.max_skipped",
+    "training.tracker",
+)
 
 
 LOCK = ".lock"
@@ -102,9 +106,10 @@ def claim(folder: Path, config: Config) -> None:
         raise ConfigError(f"--output {folder} is a file: give a folder")
     if owner.exists():
         changed = [
-            said for k, said in differences(folder, config).items()
+            said
+            for k, said in differences(folder, config).items()
             if k not in _FREE and not k.startswith(("evaluation.", "build."))
-        ]  # fmt: skip
+        ]
         if changed and (folder / "checkpoints").exists():
             raise ConfigError(
                 f"{folder} holds another run: {changed[0]}"
@@ -137,8 +142,10 @@ def claim_together(folder: Path, config: Config) -> None:
 def read_config(folder: Path) -> Config:
     """The configuration of a run's folder; ConfigError if it is none."""
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is not a run: it has no config.yaml. Train one with "
-                          f"`inversion-dpo train --output {folder}`")  # fmt: skip
+        raise ConfigError(
+            f"{folder} is not a run: it has no config.yaml. Train one with "
+            f"`inversion-dpo train --output {folder}`"
+        )
     return load_config(str(folder / "config.yaml"), [])
 
 

@@ -144,8 +144,9 @@ def _intact(folder: Path) -> bool:
     state = _read_state(folder)
     if state is None:
         return False
-    return all((folder / n).exists() and sha256_of(folder / n) == d
-               for n, d in state["files"].items())  # fmt: skip
+    return all(
+        (folder / n).exists() and sha256_of(folder / n) == d for n, d in state["files"].items()
+    )
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -184,8 +185,10 @@ def load_checkpoint(
         )
     weights = load_file(folder / "policy.safetensors")
     if set(weights) != set(parameters):
-        raise CheckpointError(f"{folder} holds other tensors than this policy: choose another "
-                              "--output, or the policy.* settings it was trained with")  # fmt: skip
+        raise CheckpointError(
+            f"{folder} holds other tensors than this policy: choose another "
+            "--output, or the policy.* settings it was trained with"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(cut_like(weights[name], parameter))

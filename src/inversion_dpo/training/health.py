@@ -84,10 +84,14 @@ def complaints(rows: Sequence[Row]) -> dict[str, str]:
 def status(row: Row) -> str:
     """One line on the state of a run, from a row with held-out measurements."""
     names = {
-        "loss": "loss", "winner error": "winner_error", "loser error": "loser_error",
-        "margin": "margin", "drift": "drift", "grad norm": "grad_norm",
+        "loss": "loss",
+        "winner error": "winner_error",
+        "loser error": "loser_error",
+        "margin": "margin",
+        "drift": "drift",
+        "grad norm": "grad_norm",
         "held-out accuracy": "heldout_accuracy",
-    }  # fmt: skip
+    }
     parts = [f"{name} {row[key]:.4g}" for name, key in names.items() if key in row]
     return f"step {row['step']:.0f}: " + ", ".join(parts)
 

@@ -44,9 +44,12 @@ class LoraPolicy:
         pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
         targets = target_modules[0] if pattern else list(target_modules)
         config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=targets, exclude_modules=model.unreached,
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=targets,
+            exclude_modules=model.unreached,
             use_dora=dora,
-        )  # fmt: skip
+        )
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)

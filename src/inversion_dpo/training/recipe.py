@@ -155,11 +155,24 @@ def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
     weights = torch.cat([weights[:1], weights])  # the clean end, if drawn, counts as its neighbour
     weights = (weights / weights[first : final + 1].mean()).float()
     return Recipe(
-        OBJECTIVES[o.name], LossSettings(o.beta, o.link, o.label_smoothing), o.target, low, high,
-        timesteps, weights, o.states, o.safeguard, o.soft_labels,
-        t.batch_size, t.gradient_accumulation, t.seed, config.data.prompt_dropout,
-        config.data.graph_dropout, config.data.caption_dropout, o.guidance_scale,
-    )  # fmt: skip
+        OBJECTIVES[o.name],
+        LossSettings(o.beta, o.link, o.label_smoothing),
+        o.target,
+        low,
+        high,
+        timesteps,
+        weights,
+        o.states,
+        o.safeguard,
+        o.soft_labels,
+        t.batch_size,
+        t.gradient_accumulation,
+        t.seed,
+        config.data.prompt_dropout,
+        config.data.graph_dropout,
+        config.data.caption_dropout,
+        o.guidance_scale,
+    )
 
 
 def source_of(config: Config, limit: int | None = None) -> PairSource:
@@ -348,8 +361,10 @@ def set_up(config: Config, cache_root: Path) -> Session:
     if recipe.objective.source == "trajectory":
         check_noise(noise_variance(cache))
     if cache.counts.get("single") and config.objective.name not in ("sft", "denoising"):
-        raise DataError(f"{config.data.pairs}: no preference among single annotated images: set "
-                        "objective.name=denoising, or give pairs")  # fmt: skip
+        raise DataError(
+            f"{config.data.pairs}: no preference among single annotated images: set "
+            "objective.name=denoising, or give pairs"
+        )
     if recipe.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
         raise DataError("objective.soft_labels=true, but no pair has a preference_0 (docs/data.md)")
     usable = reproducible(cache, config.inversion.max_error)

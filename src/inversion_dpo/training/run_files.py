@@ -91,9 +91,14 @@ def save_session(
     """Checkpoint the policy, its optimizer and whatever adapts; every process must call it."""
     score = score_of(looked, session.recipe.objective.reference)
     progress = Progress(
-        step, seconds, session.cache.folder.name, session.cache.reference, session.skipped, score,
+        step,
+        seconds,
+        session.cache.folder.name,
+        session.cache.reference,
+        session.skipped,
+        score,
         session.coefficients | scaler_state(session.accelerator.scaler),
-    )  # fmt: skip
+    )
     inner = getattr(session.optimizer, "optimizer", session.optimizer)
     parameters = session.policy.trainable()
     save_checkpoint(folder / "checkpoints", parameters, inner, progress, keep, session.team)

@@ -88,9 +88,7 @@ def policy_points(
         prediction = predict(session, session.network, x, t, condition)
         if renoise:
             further = step(x, prediction, low, high, kind)
-            prediction = (
-                prediction + predict(session, session.network, further, t, condition)
-            ) / 2
+            prediction = (prediction + predict(session, session.network, further, t, condition)) / 2
         there = step(x, prediction, low, high, kind)
         if not renoise:
             noise = normal(x.shape[1:], [*generators, *generators]).to(device)

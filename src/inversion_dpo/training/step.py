@@ -265,8 +265,15 @@ def check_step(session: Session, step: int, row: Row, before: dict[str, Tensor] 
 
 def steps_with_bar(start: int, total: int, enabled: bool) -> Iterator[tuple[int, Any]]:
     """Step numbers with a progress bar that shows the time left."""
-    bar = tqdm(range(start, total), initial=start, total=total, desc="train", unit="step",
-               disable=not enabled, mininterval=1.0)  # fmt: skip
+    bar = tqdm(
+        range(start, total),
+        initial=start,
+        total=total,
+        desc="train",
+        unit="step",
+        disable=not enabled,
+        mininterval=1.0,
+    )
     for step in bar:
         yield step, bar
 

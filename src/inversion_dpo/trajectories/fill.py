@@ -170,10 +170,17 @@ def paths(
     predict = under_guidance(model, per_image, empty, scales[0])
     reference = under_another(model, per_image, empty, *scales)
     trajectory = invert(
-        x_0, grid, predict, kind, key.fixed_point_iterations,
+        x_0,
+        grid,
+        predict,
+        kind,
+        key.fixed_point_iterations,
         None if scales[0] == scales[1] else reference,
-        pair_noise(first, x_0.shape).to(x_0), key.start, key.first, key.last,
-    )  # fmt: skip
+        pair_noise(first, x_0.shape).to(x_0),
+        key.start,
+        key.first,
+        key.last,
+    )
     steps = kept_steps(first, len(x_0) // 2, key.keep, key.last or grid.steps)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
     noise = recovered_noise(trajectory)
@@ -214,14 +221,21 @@ def announce(
             x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
         )
     each = evaluations_per_image(
-        key.start, key.first, last,
-        key.fixed_point_iterations, key.guidance_scale, key.reference_guidance,
-    ) + grid.steps * key.reconstruct * passes(key.guidance_scale)  # fmt: skip
+        key.start,
+        key.first,
+        last,
+        key.fixed_point_iterations,
+        key.guidance_scale,
+        key.reference_guidance,
+    ) + grid.steps * key.reconstruct * passes(key.guidance_scale)
     minutes = (time.time() - begun) * each * -(-2 * count // batch) / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
-        grid.steps, per, size, minutes,
-    )  # fmt: skip
+        grid.steps,
+        per,
+        size,
+        minutes,
+    )
 
 
 def build_cache(
@@ -246,8 +260,9 @@ def build_cache(
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
             announce(model, key, grid, count, str(device))
-            atomic_save({k: v.cpu() for k, v in model.condition([""]).items()},
-                        folder / "empty.safetensors")  # fmt: skip
+            atomic_save(
+                {k: v.cpu() for k, v in model.condition([""]).items()}, folder / "empty.safetensors"
+            )
         team.wait()
         shards, per_shard = _fill(folder, model, pairs, count, key, grid, device, team)
         team.wait()
@@ -287,8 +302,7 @@ def _fill(
     per_shard, first = max(1, key.batch_size // 2), 0
     stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
     doing = "invert" if key.inverts else "encode"
-    with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0,
-              disable=not team.main) as bar:  # fmt: skip
+    with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
         number = 0
         while chunk := list(itertools.islice(stream, per_shard)):
             path, digests = shard_path(folder, number), [p.digest for p in chunk]

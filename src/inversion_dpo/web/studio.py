@@ -96,8 +96,9 @@ def strip(model: DiffusionModel, data: bytes, caption: str, grid: Grid, config: 
     x_0 = encode(vae, pixels)
     predict = conditional(model, model.condition([caption]) | model.framing([fitted.framing]))
     noise = pair_noise(0, x_0.shape).to(x_0)
-    path = invert(x_0, grid, predict, model.schedule.kind, i.fixed_point_iterations, None, noise,
-                  i.start)  # fmt: skip
+    path = invert(
+        x_0, grid, predict, model.schedule.kind, i.fixed_point_iterations, None, noise, i.start
+    )
     again = reconstruct(path.states[-1], grid, predict, model.schedule.kind)
     where = spread(grid.steps + 1, MOST_FRAMES)
     before, after = decode(vae, x_0), decode(vae, again)
@@ -136,9 +137,15 @@ class Studio:
         """Names of one sample for each prompt, from the seed beside it."""
         with self._lock:
             images = sample(
-                self.pipeline(folder), prompts, seeds, steps, guidance,
-                self.config.evaluation.batch_size, "page", self.config.model.resolution,
-            )  # fmt: skip
+                self.pipeline(folder),
+                prompts,
+                seeds,
+                steps,
+                guidance,
+                self.config.evaluation.batch_size,
+                "page",
+                self.config.model.resolution,
+            )
         return [self.pictures.add(png(image)) for image in images]
 
     def inversion(self, data: bytes, caption: str) -> Strip:

@@ -13,8 +13,14 @@ from inversion_dpo.world.checker import detect
 from inversion_dpo.world.checker import score as score_scene
 
 NAMES = (
-    "sg_iou", "entity_iou", "relation_iou", "exact", "composition", "warmth", "shape_quality",
-)  # fmt: skip
+    "sg_iou",
+    "entity_iou",
+    "relation_iou",
+    "exact",
+    "composition",
+    "warmth",
+    "shape_quality",
+)
 
 
 def score(

@@ -47,8 +47,10 @@ def test_noise_is_minus_sigma_times_the_score():
     level = Levels(torch.tensor([0.8]).double(), torch.tensor([0.6]).double())
     x = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
     spread = (0.8 * REFERENCE.std) ** 2 + 0.6**2
-    parts = [w * torch.exp(-((x - 0.8 * m) ** 2) / (2 * spread))
-             for w, m in zip(REFERENCE.weights, REFERENCE.means, strict=True)]  # fmt: skip
+    parts = [
+        w * torch.exp(-((x - 0.8 * m) ** 2) / (2 * spread))
+        for w, m in zip(REFERENCE.weights, REFERENCE.means, strict=True)
+    ]
     (score,) = torch.autograd.grad(torch.log(sum(parts)).sum(), x)
     assert REFERENCE.eps(x, level).item() == pytest.approx(-0.6 * score.item())
 

@@ -50,10 +50,14 @@ def settings(tiny_config, tmp_path, monkeypatch):
 
     def make(*overrides):
         return tiny_config(
-            "training.steps=2", "evaluation.limit=2", "evaluation.scorer=own_scorer:brightness",
-            "evaluation.preference=brightness", "evaluation.sample_steps=2",
-            "training.learning_rate=0.05", *overrides,
-        )  # fmt: skip
+            "training.steps=2",
+            "evaluation.limit=2",
+            "evaluation.scorer=own_scorer:brightness",
+            "evaluation.preference=brightness",
+            "evaluation.sample_steps=2",
+            "training.learning_rate=0.05",
+            *overrides,
+        )
 
     return make, Rounds(2, str(prompts), 3)
 
@@ -75,8 +79,16 @@ def test_a_round_trains_on_samples_of_the_round_before(settings, tmp_path):
     away = []
     for adapter in (first / "adapter", None):  # the merged weights sample what the adapter does
         pipeline = load_policy_pipeline(config, adapter)
-        image = sample(pipeline, [row["caption"]], [row["seed_0"]], e.sample_steps,
-                       e.guidance_scale, 1, None, config.model.resolution)[0]  # fmt: skip
+        image = sample(
+            pipeline,
+            [row["caption"]],
+            [row["seed_0"]],
+            e.sample_steps,
+            e.guidance_scale,
+            1,
+            None,
+            config.model.resolution,
+        )[0]
         again = decode_image(encode_image(image, quality=95), "")
         away.append(np.abs(np.asarray(again, float) - np.asarray(stored, float)).mean())
     assert away[0] < 1 < 2 < away[1]  # of 255
@@ -254,8 +266,13 @@ def test_two_methods_with_curves_against_each_other(settings, tmp_path):
     assert found["reach"]["goal"] == goal
     ours, theirs = found["wins"]["x0"]["diffusion_dpo"], found["wins"]["diffusion_dpo"]["x0"]
     assert ours["mean"] + theirs["mean"] == pytest.approx(1)
-    for heading in ("Score against compute", "To the final score of diffusion_dpo",
-                    "One against another", "Best of n", "Errors and drift"):  # fmt: skip
+    for heading in (
+        "Score against compute",
+        "To the final score of diffusion_dpo",
+        "One against another",
+        "Best of n",
+        "Errors and drift",
+    ):
         assert f"{heading}</h2>" in page
     for picture in ("evaluations", "seconds", "errors", "drift", "gains"):
         assert (root / "figures" / f"{picture}.png").stat().st_size > 5000
@@ -339,8 +356,16 @@ def test_a_round_that_people_label_waits_for_them(settings, tmp_path):
 
     row = pq.read_table(folder / "samples.parquet").to_pylist()[0]  # by the policy of round 1
     e, pipeline = config.evaluation, load_policy_pipeline(config, root / "adapter")
-    image = sample(pipeline, [row["caption"]], [drawn_with(config, 2)], e.sample_steps,
-                   e.guidance_scale, 1, None, config.model.resolution)[0]  # fmt: skip
+    image = sample(
+        pipeline,
+        [row["caption"]],
+        [drawn_with(config, 2)],
+        e.sample_steps,
+        e.guidance_scale,
+        1,
+        None,
+        config.model.resolution,
+    )[0]
     away = np.asarray(image, float) - np.asarray(decode_image(row["jpg_0"], ""), float)
     assert np.abs(away).mean() < 1  # of 255: merged weights round otherwise
     # what is there costs what it cost: 6 prompts x 2 samples x 2 steps, two a step under guidance
@@ -375,9 +400,11 @@ def test_an_ablation_has_its_picture_and_strict_json(settings, tmp_path):
     found = json.loads((root / "results.json").read_text(), parse_constant=refuse)
     varied = {n: v["varied"] for n, v in found["variants"].items()}
     assert varied == {
-        "x0": None, "x0 beta=1": ["objective.beta", "1"], "x0 beta=2": ["objective.beta", "2"],
+        "x0": None,
+        "x0 beta=1": ["objective.beta", "1"],
+        "x0 beta=2": ["objective.beta", "2"],
         "x0 rank=2": ["policy.rank", "2"],
-    }  # fmt: skip
+    }
     assert found["variants"]["x0"]["gains"]["brightness"]["low"] is None  # of one seed
     gains = {n: v["gains"]["brightness"]["mean"] for n, v in found["variants"].items()}
     lines = (root / "results.md").read_text().splitlines()

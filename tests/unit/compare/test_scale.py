@@ -54,9 +54,12 @@ def test_samples_are_those_of_the_pipeline(world: Any) -> None:
     for guidance in (1.0, 2.0):
         (image,), scores = world.draw([graph], noise, guidance, stored=False)
         expected = world.model.pipeline(
-            graph.caption, latents=noise, num_inference_steps=10, guidance_scale=guidance,
+            graph.caption,
+            latents=noise,
+            num_inference_steps=10,
+            guidance_scale=guidance,
             output_type="np",
-        ).images[0]  # fmt: skip
+        ).images[0]
         assert abs(image / 255 - expected).max() < 0.005
         assert 0 <= scores["composition"][0] <= 1
 
@@ -90,9 +93,14 @@ def test_the_reference_is_as_wrong_as_it_is_said_to_be(
     ("method", "loss", "start"), [("x0", "dpo", math.log(2)), ("kto", "kto", 0.5)]
 )
 def test_training_starts_at_the_reference_and_moves(
-    world: Any, settings: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch, method: str, loss: str,
+    world: Any,
+    settings: Any,
+    pairs: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    loss: str,
     start: float,
-) -> None:  # fmt: skip
+) -> None:
     losses, real = [], getattr(SCRIPT, loss)
 
     def told(errors: Any, s: Any) -> Any:

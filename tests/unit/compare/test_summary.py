@@ -52,12 +52,14 @@ def test_best_of_n_is_the_mean_over_all_choices():
     for n, rows in found.items():
         for name, values in scores.items():
             each = [
-                np.mean([
-                    values[max(c, key=lambda k: scores["preferred"][k, p]), p]
-                    for c in itertools.combinations(range(8), int(n))
-                ])
+                np.mean(
+                    [
+                        values[max(c, key=lambda k: scores["preferred"][k, p]), p]
+                        for c in itertools.combinations(range(8), int(n))
+                    ]
+                )
                 for p in range(3)
-            ]  # fmt: skip
+            ]
             expected = over_seeds(each)
             assert rows[name] == pytest.approx({k: expected[k] for k in ("mean", "low", "high")})
 
@@ -89,9 +91,11 @@ def test_traits_over_seeds_by_hand():
 def test_reach_counts_the_inversion():
     curve = [{"step": s, "score": over_seeds([v, v])} for s, v in ((0, 0.0), (10, 0.5), (20, 1.0))]
     summary = {
-        "curve": curve, "step_evaluations": 192.0, "step_seconds": 0.2,
+        "curve": curve,
+        "step_evaluations": 192.0,
+        "step_seconds": 0.2,
         "inversion": {"evaluations": 1000.0, "seconds": 3.0},
-    }  # fmt: skip
+    }
     found = reach(summary, "score", 0.75)
     assert found["steps"] == pytest.approx(15.0)
     assert found["evaluations_alone"] == pytest.approx(15 * 192)
@@ -120,9 +124,15 @@ def test_methods_and_varied_keys_are_checked():
 def test_each_key_is_varied_alone():
     found = variants(["x0", "sft"], ["objective.beta=1,2", "policy.rank=4"])
     assert [v.name for v in found] == [
-        "x0", "sft", "x0 beta=1", "x0 beta=2", "sft beta=1", "sft beta=2",
-        "x0 rank=4", "sft rank=4",
-    ]  # fmt: skip
+        "x0",
+        "sft",
+        "x0 beta=1",
+        "x0 beta=2",
+        "sft beta=1",
+        "sft beta=2",
+        "x0 rank=4",
+        "sft rank=4",
+    ]
     assert found[-1].settings[-1] == "policy.rank=4"
     assert not any("beta" in s for s in found[-1].settings)
     with pytest.raises(ConfigError, match="'x0 steps=5' twice"):

@@ -39,8 +39,10 @@ def test_every_field_is_read():
     assert first == SceneGraph(
         (Item(0, "waterfall", ("tall",), 3201429), river),
         (Relation(0, "above", 1, 2118510),),
-        "waterfall above a river", "8040361340228797010.jpg", "482027",
-    )  # fmt: skip
+        "waterfall above a river",
+        "8040361340228797010.jpg",
+        "482027",
+    )
     assert second.img_id == "2"  # written as a number
     assert third.items == (Item(5, "dog", ("brown", "small")), Item(7, "ball"))
 
@@ -112,8 +114,11 @@ def test_images_are_found_by_name_or_number(tmp_path):
     folder = folder_of(tmp_path, {"name": "a.png"}, {"name": "sub/b.png"}, {"img_id": 9})
     images, problems = read_annotated(folder)
     assert problems == []
-    assert [i.path.relative_to(folder).as_posix() for i in images] == ["a.png", "sub/b.png",
-                                                                        "9.webp"]  # fmt: skip
+    assert [i.path.relative_to(folder).as_posix() for i in images] == [
+        "a.png",
+        "sub/b.png",
+        "9.webp",
+    ]
     assert [(i.caption, i.graph.caption) for i in images][1] == ("caption 1", "caption 1")
     assert read_annotated(folder / "annotations.json") == (images, [])
 

@@ -120,14 +120,15 @@ GOOD: dict[str, Make] = {
     "an upper-case Parquet": parquet("PAIRS.PARQUET"),
     "captions as a dictionary": parquet(caption=pa.array(["a"]).dictionary_encode()),
     "a label as bool": parquet(label_0=[True]),
-}  # fmt: skip
+}
 BAD: dict[str, tuple[Make, str]] = {
     "two columns of one name": (twice, "a.parquet has two columns named jpg_0; rename"),
     "in a CSV too": (text("prompt," + HEAD + "b,red.png,blue.png,a\n"), "two columns named prompt"),
     "semicolons": (text((HEAD + "red.png,blue.png,a\n").replace(",", ";")), "separated by ';'"),
     "tabs": (text((HEAD + "red.png,blue.png,a\n").replace(",", "\t")), "export it with commas"),
     "an open quotation mark": (
-        text(HEAD + 'red.png,blue.png,a\nred.png,blue.png,"a\n'), "metadata.csv, row 1 cannot be r"
+        text(HEAD + 'red.png,blue.png,a\nred.png,blue.png,"a\n'),
+        "metadata.csv, row 1 cannot be r",
     ),
     "a comma too many": (text(HEAD + "red.png,blue.png,a, b\n"), "row 0: 4 cells under 3 columns"),
     "UTF-16": (text((HEAD + "red.png,blue.png,a\n").encode("utf-16")), "export it again as UTF-8"),
@@ -149,7 +150,8 @@ BAD: dict[str, tuple[Make, str]] = {
     "a caption that is a number": (rows(chosen(prompt=3)), "row 0: caption is empty or no text"),
     "half a character": (rows(chosen(prompt="\ud800")), "row 0: caption is empty or no text"),
     "a label beyond all numbers": (
-        text(LABELLED + "red.png,blue.png," + "1" * 400 + ",a\n"), "row 0: label_0 is inf; write"
+        text(LABELLED + "red.png,blue.png," + "1" * 400 + ",a\n"),
+        "row 0: label_0 is inf; write",
     ),
     "captions in a list": (
         rows({"prompt": ["a"], "image_path": ["red.png", "blue.png"], "rank": [1, 2]}),
@@ -160,10 +162,12 @@ BAD: dict[str, tuple[Make, str]] = {
         "row 0: ranks are",
     ),
     "rows of a ranking without a number": (
-        rows({"prompt": "a", "image_path": "red.png", "rank": 1}), "row 0: prompt_id is null; write"
+        rows({"prompt": "a", "image_path": "red.png", "rank": 1}),
+        "row 0: prompt_id is null; write",
     ),
     "a member twice": (
-        shard(*SAMPLE, ("1.winner.jpg", BLUE), ("1.txt", b"a")), "row 0: winner is there twice"
+        shard(*SAMPLE, ("1.winner.jpg", BLUE), ("1.txt", b"a")),
+        "row 0: winner is there twice",
     ),
     "a compressed tar": (shard(*SAMPLE, name="a.tar.gz", mode="w:gz"), "none of .*unpack"),
     "the same, not called so": (shard(*SAMPLE, mode="w:gz"), "a.tar cannot be read as an uncompre"),
@@ -172,7 +176,7 @@ BAD: dict[str, tuple[Make, str]] = {
     "no table at all": (raw("notes.txt", b"hello"), "notes.txt is none of .parquet, .csv"),
     "images in GIF": (parquet(jpg_0=[encoded("red", "GIF")]), "row 0, jpg_0.*JPEG, PNG or WebP"),
     "images by their path": (parquet(jpg_0=["red.png"]), "column jpg_0 holds string; store it as"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", GOOD.values(), ids=GOOD.keys())

@@ -105,6 +105,7 @@ class InTurn(Exception):
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_several_processes_share_the_chunks_and_see_the_same(tmp_path, monkeypatch, size):
     """Rank after rank makes its chunk of a round and stops where it would wait; then all read."""
+
     def seeds(folder, rank, of):
         target = "inversion_dpo.making_pairs.labelling.current_team"
         monkeypatch.setattr(target, lambda: Team(rank, of))

@@ -44,9 +44,18 @@ def imported(folder, rows, name="votes.csv", columns=None):
 
 @pytest.mark.parametrize(
     ("said", "label"),
-    [("left", 1.0), ("right", 0.0), ("A", 1.0), ("B", 0.0), (" Tie ", 0.5), ("a.png", 1.0),
-     ("b.png", 0.0), ("first", 1.0), ("equal", 0.5)],
-)  # fmt: skip
+    [
+        ("left", 1.0),
+        ("right", 0.0),
+        ("A", 1.0),
+        ("B", 0.0),
+        (" Tie ", 0.5),
+        ("a.png", 1.0),
+        ("b.png", 0.0),
+        ("first", 1.0),
+        ("equal", 0.5),
+    ],
+)
 @pytest.mark.parametrize("name", ["votes.csv", "votes.jsonl"])
 def test_every_word_for_a_choice(folder, said, label, name):
     _, rows = imported(folder, [row(said)], name)
@@ -56,15 +65,21 @@ def test_every_word_for_a_choice(folder, said, label, name):
 
 def test_several_people_whichever_image_stood_left(folder):
     rows = [
-        row("left", annotator="x"), row("right", "b.png", "a.png", annotator="y"),
-        row("right", annotator="z"), row("tie", annotator="x"),
-        row("left", prompt="another", annotator="x"), row("both bad", annotator="w"),
-        row("left", "b.png", "c.png", annotator="x"), row("right", "b.png", "c.png", annotator="y"),
-    ]  # fmt: skip
+        row("left", annotator="x"),
+        row("right", "b.png", "a.png", annotator="y"),
+        row("right", annotator="z"),
+        row("tie", annotator="x"),
+        row("left", prompt="another", annotator="x"),
+        row("both bad", annotator="w"),
+        row("left", "b.png", "c.png", annotator="x"),
+        row("right", "b.png", "c.png", annotator="y"),
+    ]
     counts, found = imported(folder, rows)
     assert [(r["caption"], r["preference_0"], r["label_0"], r["labellers"]) for r in found] == [
-        ("a star", 2.5 / 4, 1.0, 3), ("another", 1.0, 1.0, 1), ("a star", 0.5, 0.5, 2),
-    ]  # fmt: skip
+        ("a star", 2.5 / 4, 1.0, 3),
+        ("another", 1.0, 1.0, 1),
+        ("a star", 0.5, 0.5, 2),
+    ]
     assert (counts["rows"], counts["pairs"], counts["ties"], counts["neither"]) == (8, 3, 1, 1)
 
 

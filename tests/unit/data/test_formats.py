@@ -151,13 +151,17 @@ def saved(tmp_path: Path, **settings: Any) -> Path:
     import datasets
 
     rows = {
-        "jpg_0": [{"bytes": RED, "path": None}] * 2, "jpg_1": [{"bytes": BLUE, "path": None}] * 2,
-        "label_0": [1.0, 0.0], "caption": ["a", "b"],
-    }  # fmt: skip
+        "jpg_0": [{"bytes": RED, "path": None}] * 2,
+        "jpg_1": [{"bytes": BLUE, "path": None}] * 2,
+        "label_0": [1.0, 0.0],
+        "caption": ["a", "b"],
+    }
     features = datasets.Features(
-        jpg_0=datasets.Image(), jpg_1=datasets.Image(), label_0=datasets.Value("float32"),
+        jpg_0=datasets.Image(),
+        jpg_1=datasets.Image(),
+        label_0=datasets.Value("float32"),
         caption=datasets.Value("string"),
-    )  # fmt: skip
+    )
     whole = datasets.Dataset.from_dict(rows, features=features)
     if settings.get("split"):
         whole = datasets.DatasetDict({"train": whole, "validation": whole.select([1])})
@@ -197,8 +201,10 @@ class Endless:
         while True:
             self.served += batch_size
             assert self.served <= 3 * batch_size, "read far beyond the limit"
-            rows = [{"jpg_0": RED, "jpg_1": BLUE, "label_0": 1.0, "caption": str(k)}
-                    for k in range(batch_size)]  # fmt: skip
+            rows = [
+                {"jpg_0": RED, "jpg_1": BLUE, "label_0": 1.0, "caption": str(k)}
+                for k in range(batch_size)
+            ]
             yield pa.Table.from_pylist(rows)
 
 
@@ -261,17 +267,27 @@ def shard(path: Path, members: dict[str, bytes]) -> Path:
 
 def test_shards_of_winners_and_losers(tmp_path: Path) -> None:
     for k in (0, 1):
-        shard(tmp_path / f"{k:05d}.tar", {
-            f"a{k}.winner.png": RED, f"a{k}.loser.png": BLUE, f"a{k}.txt": b"a cat",
-        })  # fmt: skip
+        shard(
+            tmp_path / f"{k:05d}.tar",
+            {
+                f"a{k}.winner.png": RED,
+                f"a{k}.loser.png": BLUE,
+                f"a{k}.txt": b"a cat",
+            },
+        )
     assert triples(tmp_path) == [("a cat", RED, BLUE)] * 2
 
 
 def test_a_shard_of_two_images_and_json(tmp_path: Path) -> None:
     label = json.dumps({"label_0": 0, "caption": "b"}).encode()
-    file = shard(tmp_path / "a.tar", {
-        "x/1.jpg_0.png": RED, "x/1.jpg_1.png": BLUE, "x/1.json": label,
-    })  # fmt: skip
+    file = shard(
+        tmp_path / "a.tar",
+        {
+            "x/1.jpg_0.png": RED,
+            "x/1.jpg_1.png": BLUE,
+            "x/1.json": label,
+        },
+    )
     assert triples(file) == [("b", BLUE, RED)]
 
 
@@ -286,11 +302,19 @@ def test_a_truncated_shard_is_named(tmp_path: Path, cut: int) -> None:
 
 
 def test_a_sample_that_lacks_an_image_is_left_out_whole(tmp_path: Path) -> None:
-    file = shard(tmp_path / "a.tar", {
-        "1.winner.png": RED, "1.loser.png": BLUE, "1.txt": b"a",
-        "2.winner.png": GREEN, "2.txt": b"b",
-        "3.winner.png": GREEN, "3.loser.png": WHITE, "3.txt": b"c",
-    })  # fmt: skip
+    file = shard(
+        tmp_path / "a.tar",
+        {
+            "1.winner.png": RED,
+            "1.loser.png": BLUE,
+            "1.txt": b"a",
+            "2.winner.png": GREEN,
+            "2.txt": b"b",
+            "3.winner.png": GREEN,
+            "3.loser.png": WHITE,
+            "3.txt": b"c",
+        },
+    )
     with pytest.raises(DataError, match="a.tar, row 1, loser: no image"):
         triples(file)
     source = open_pairs(file, on_bad_row="skip")
@@ -343,8 +367,14 @@ def test_a_ranking_that_does_not_fit_its_images_is_named(tmp_path: Path) -> None
 
 
 def test_the_check_speaks_of_every_format(tmp_path: Path) -> None:
-    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a"], ["red.png", "big.png", "a b"],
-                     ["red.png", "blue.png", "a"], ["red.png", "red.png", "c"])  # fmt: skip
+    folder = put_csv(
+        tmp_path,
+        CHOSEN,
+        ["red.png", "blue.png", "a"],
+        ["red.png", "big.png", "a b"],
+        ["red.png", "blue.png", "a"],
+        ["red.png", "red.png", "c"],
+    )
     (folder / "big.png").write_bytes(encoded("blue", (16, 6)))
     report = check_pairs(folder)
     assert (report.pairs, report.identical, report.duplicates, report.mixed_sizes) == (3, 1, 1, 1)
@@ -356,8 +386,12 @@ def test_captions_are_measured_in_tokens(tmp_path: Path) -> None:
     from inversion_dpo.run.config import resolve
 
     measure = tokens_of(resolve("asset:pipeline"))
-    folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a small red star " * 20],
-                     ["red.png", "blue.png", "a star"])  # fmt: skip
+    folder = put_csv(
+        tmp_path,
+        CHOSEN,
+        ["red.png", "blue.png", "a small red star " * 20],
+        ["red.png", "blue.png", "a star"],
+    )
     report = check_pairs(folder, measure=measure)
     assert report.captions is not None
     assert report.captions[0] == 4 and report.captions[2] > measure.longest

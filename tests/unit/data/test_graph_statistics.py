@@ -29,8 +29,10 @@ RING = SceneGraph(
 def test_counts_by_hand():
     found = statistics_of([CIRCLES, BOTH_WAYS, RING, SceneGraph((Item(0, "cat"),))])
     assert (found.items, found.attributes, found.relations) == (
-        (2, 3, 3, 1), (2, 2, 3, 0), (1, 2, 3, 0),
-    )  # fmt: skip
+        (2, 3, 3, 1),
+        (2, 2, 3, 0),
+        (1, 2, 3, 0),
+    )
     assert found.labels == {"circle": 2, "man": 4, "woman": 1, "dog": 1, "cat": 1}
     assert found.words == {"left of": 1, "faces": 2, "sees": 3}
     assert (found.isolated, found.repeated, found.mutual) == (1, 1, 1)

@@ -17,8 +17,10 @@ from inversion_dpo.making_pairs.mining import (
     preference,
 )
 
-A, B = {"pickscore": 21.5, "clip": 30.0, "aesthetic": 5.0}, {"pickscore": 21.0, "clip": 31.0,
-                                                             "aesthetic": 5.0}  # fmt: skip
+A, B = (
+    {"pickscore": 21.5, "clip": 30.0, "aesthetic": 5.0},
+    {"pickscore": 21.0, "clip": 31.0, "aesthetic": 5.0},
+)
 ONE = [{"s": 3.0}, {"s": 9.0}, {"s": 1.0}, {"s": 5.0}]
 TWO = [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 0.0}]
 

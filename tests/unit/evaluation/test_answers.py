@@ -17,11 +17,15 @@ from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 
 WORDS = Vocabulary(("cat", "dog"), ("old", "red"), ("left of", "right of"), {"kitten": "cat"})
-ITEMS = [{"item_id": 0, "label": "cat", "attributes": ["red"]},
-         {"item_id": 1, "label": "dog", "attributes": []}]  # fmt: skip
+ITEMS = [
+    {"item_id": 0, "label": "cat", "attributes": ["red"]},
+    {"item_id": 1, "label": "dog", "attributes": []},
+]
 GOOD = {"items": ITEMS, "relations": [{"item1": 0, "relation": "left of", "item2": 1}]}
-GRAPH = SceneGraph((Item(0, "cat", ("red",)), Item(1, "dog")),
-                   (Relation(0, "left of", 1), Relation(1, "right of", 0)))  # fmt: skip
+GRAPH = SceneGraph(
+    (Item(0, "cat", ("red",)), Item(1, "dog")),
+    (Relation(0, "left of", 1), Relation(1, "right of", 0)),
+)
 
 
 def changed(**parts):
@@ -89,8 +93,9 @@ def test_the_schema_takes_what_is_read_and_its_enums_are_the_words():
     assert item["attributes"]["items"]["enum"] == ["old", "red"]
     bare = Vocabulary(("cat",), (), ())
     Draft202012Validator.check_schema(bare.schema())
-    assert read_answer('{"items": [{"item_id": 0, "label": "cat", "attributes": []}], '
-                       '"relations": []}', bare).items == (Item(0, "cat"),)  # fmt: skip
+    assert read_answer(
+        '{"items": [{"item_id": 0, "label": "cat", "attributes": []}], "relations": []}', bare
+    ).items == (Item(0, "cat"),)
     with pytest.raises(AnswerError):
         read_answer(changed(relations=[]), bare)
     assert all(word in WORDS.question() for word in ("cat", "dog", "old", "left of"))
@@ -110,20 +115,31 @@ def test_a_prompt_is_offered_its_own_words_their_converses_and_distractors():
 
 def test_a_vocabulary_file(tmp_path):
     path = tmp_path / "words.json"
-    path.write_text(json.dumps({
-        "labels": ["Dog", "cat "], "attributes": ["red", "old"],
-        "relations": ["right of", "left of"], "synonyms": {"Kitten": "cat"},
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "labels": ["Dog", "cat "],
+                "attributes": ["red", "old"],
+                "relations": ["right of", "left of"],
+                "synonyms": {"Kitten": "cat"},
+            }
+        )
+    )
     assert read_vocabulary(str(path)) == WORDS
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"labels": []}', '{"labels": "cat", "attributes": [], "relations": []}',
-     '{"labels": [7], "attributes": [], "relations": []}',
-     '{"labels": [], "attributes": [], "relations": [], "synonyms": {"a": "b"}}',
-     '{"labels": [], "attributes": [], "relations": [], "synonyms": ["a"]}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        '{"labels": []}',
+        '{"labels": "cat", "attributes": [], "relations": []}',
+        '{"labels": [7], "attributes": [], "relations": []}',
+        '{"labels": [], "attributes": [], "relations": [], "synonyms": {"a": "b"}}',
+        '{"labels": [], "attributes": [], "relations": [], "synonyms": ["a"]}',
+    ],
+)
 def test_a_bad_vocabulary_file_is_one_line(tmp_path, text):
     path = tmp_path / "words.json"
     path.write_text(text)

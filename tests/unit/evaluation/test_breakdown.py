@@ -56,10 +56,12 @@ def test_many_objects_are_one_group_and_the_table_has_every_part():
     assert {k: v["n_prompts"] for k, v in found["objects"].items()} == {"2": 1, "5 or more": 2}
     rows = table_rows(breakdown(ASKED, REFERENCE, POLICY))
     assert [(name, n, measure) for name, n, measure, _ in rows] == [
-        ("1 object", 2, "sg_iou"), ("2 objects", 2, "sg_iou"), ("above", 2, "relation holds"),
+        ("1 object", 2, "sg_iou"),
+        ("2 objects", 2, "sg_iou"),
+        ("above", 2, "relation holds"),
         ("objects missing or extra", 4, "errors an image"),
         ("objects of wrong attributes", 4, "errors an image"),
         ("wrong relations", 4, "errors an image"),
-    ]  # fmt: skip
+    ]
     assert all(np.isfinite(row["gain"]) for *_, row in rows)
     assert table_rows({}) == []

@@ -23,16 +23,25 @@ from inversion_dpo.world.drawing import ground_colour
 from inversion_dpo.world.scene_prompts import split_of
 
 SMALL = BuildConfig(
-    prompts="scenes", mix={"1/0": 1, "2/1": 1}, splits={"train": 20, "test": 8}, samples=4,
-    guidance_scales=[1.0, 2.0], by=["warmth"], mining="margin", least=0.02, once=True,
-    name="small", licence="apache-2.0",
-)  # fmt: skip
+    prompts="scenes",
+    mix={"1/0": 1, "2/1": 1},
+    splits={"train": 20, "test": 8},
+    samples=4,
+    guidance_scales=[1.0, 2.0],
+    by=["warmth"],
+    mining="margin",
+    least=0.02,
+    once=True,
+    name="small",
+    licence="apache-2.0",
+)
 painted = []
 
 
 @pytest.fixture(autouse=True)
 def painter(monkeypatch):
     """Plain grounds, warmer from seed to seed; notes what was asked for."""
+
     def drawing(config, sources):
         def draw(captions, seeds, source):
             painted.extend(zip(captions, seeds, strict=True))
@@ -60,8 +69,7 @@ def rows_of(folder):
 
 def test_a_dataset_in_splits(tmp_path):
     made = build(settings(), tmp_path)
-    assert made == {"dataset/train/train-00000-of-00001": 20,
-                    "dataset/test/test-00000-of-00001": 8}  # fmt: skip
+    assert made == {"dataset/train/train-00000-of-00001": 20, "dataset/test/test-00000-of-00001": 8}
     for split, count in (("train", 20), ("test", 8)):
         rows = rows_of(tmp_path / "dataset" / split)
         assert {split_of(r["caption"]) for r in rows} == {split}
@@ -115,8 +123,11 @@ def test_models_take_turns_with_the_reference(tmp_path):
     first, second = f"{tmp_path}/a/run/", f"{tmp_path}/b/run"
     sampling = sampling_of(settings(models=[first]), tmp_path)
     assert sampling.sources == (
-        "reference, guidance 1", "reference, guidance 2", "run, guidance 1", "run, guidance 2",
-    )  # fmt: skip
+        "reference, guidance 1",
+        "reference, guidance 2",
+        "run, guidance 1",
+        "run, guidance 2",
+    )
     with pytest.raises(ConfigError, match="another one is called run; rename it"):
         sampling_of(settings(models=[first, second]), tmp_path)
     with pytest.raises(ConfigError, match="is no model"):
@@ -145,14 +156,22 @@ def graph(label, relation="above", caption=None):
 
 
 def test_scene_graphs_from_a_file_in_splits(tmp_path):
-    captions = [f"a small {c} {s} above a large red cross" for s in ("star", "circle", "square")
-                for c in ("red", "blue", "pink", "green", "black", "orange")]  # fmt: skip
+    captions = [
+        f"a small {c} {s} above a large red cross"
+        for s in ("star", "circle", "square")
+        for c in ("red", "blue", "pink", "green", "black", "orange")
+    ]
     graphs = [parse_caption(c) for c in captions]
     write_annotations(graphs, tmp_path / "graphs.jsonl")
     how = {"prompts": f"{tmp_path}/graphs.jsonl", "near": -1}
     build(settings(**how, splits={"train": 6, "dev": 4}), tmp_path / "out")
-    asked = {s: [SceneGraph.from_json(r["scene_graph"]) for r in rows_of(tmp_path / "out" /
-             "dataset" / s)] for s in ("train", "dev")}  # fmt: skip
+    asked = {
+        s: [
+            SceneGraph.from_json(r["scene_graph"])
+            for r in rows_of(tmp_path / "out" / "dataset" / s)
+        ]
+        for s in ("train", "dev")
+    }
     assert leaks(asked) == [] and {s: len(g) for s, g in asked.items()} == {"train": 6, "dev": 4}
     assert {g.caption for part in asked.values() for g in part} <= set(captions)
     build(settings(**how, splits={}), tmp_path / "flat")
@@ -205,5 +224,10 @@ def test_apportion_adds_up():
 
 def test_the_hubs_sizes():
     assert [size_category(n) for n in (5, 999, 1000, 5570, 10_000, 10**7)] == [
-        "n<1K", "n<1K", "1K<n<10K", "1K<n<10K", "10K<n<100K", "10M<n<100M",
-    ]  # fmt: skip
+        "n<1K",
+        "n<1K",
+        "1K<n<10K",
+        "1K<n<10K",
+        "10K<n<100K",
+        "10M<n<100M",
+    ]

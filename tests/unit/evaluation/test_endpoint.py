@@ -119,9 +119,13 @@ def test_a_huge_response_is_not_read_to_its_end(monkeypatch):
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 302])
 def test_what_will_not_change_is_not_asked_again(status, caplog):
     said = f'{{"error": "bad key {SECRET} here"}}'.encode()
-    with caplog.at_level(logging.DEBUG), chat.serving(
-        lambda _: (status, {"Location": "http://127.0.0.1:9/"}, said, 0)
-    ) as (url, script):
+    with (
+        caplog.at_level(logging.DEBUG),
+        chat.serving(lambda _: (status, {"Location": "http://127.0.0.1:9/"}, said, 0)) as (
+            url,
+            script,
+        ),
+    ):
         error, _ = ask(url)
     text = str(error)
     assert len(script.seen) == 1 and f"HTTP {status}" in text and KEY in text
@@ -131,9 +135,15 @@ def test_what_will_not_change_is_not_asked_again(status, caplog):
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"choices": []}, {"choices": [{"message": None}]}, [], "text",
-     {"choices": [{"message": {"content": ["parts"]}}]}],
-)  # fmt: skip
+    [
+        {},
+        {"choices": []},
+        {"choices": [{"message": None}]},
+        [],
+        "text",
+        {"choices": [{"message": {"content": ["parts"]}}]},
+    ],
+)
 def test_what_is_no_completion_is_one_line(body):
     import json
 
@@ -144,9 +154,11 @@ def test_what_is_no_completion_is_one_line(body):
 
 def test_refused_cut_and_without_usage():
     answers = [
-        chat.completion(None, refusal="no"), chat.completion("{", "length"),
-        chat.completion("", "content_filter"), {"choices": [{"message": {"content": "x"}}]},
-    ]  # fmt: skip
+        chat.completion(None, refusal="no"),
+        chat.completion("{", "length"),
+        chat.completion("", "content_filter"),
+        {"choices": [{"message": {"content": "x"}}]},
+    ]
     with chat.serving(answers) as (url, _):
         assert [ask(url)[0].fault for _ in range(3)] == ["refused", "cut", "refused"]
         last, _ = ask(url)
@@ -156,11 +168,14 @@ def test_refused_cut_and_without_usage():
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("localhost:8000/v1", "https://HOST/v1"), ("ftp://host/v1", "https://HOST/v1"),
-        ("https:///v1", "https://HOST/v1"), ("https://me:pass@host/v1", "no name, password"),
-        ("https://host/v1?key=1", "no name, password"), ("http://host/v1", "unencrypted"),
+        ("localhost:8000/v1", "https://HOST/v1"),
+        ("ftp://host/v1", "https://HOST/v1"),
+        ("https:///v1", "https://HOST/v1"),
+        ("https://me:pass@host/v1", "no name, password"),
+        ("https://host/v1?key=1", "no name, password"),
+        ("http://host/v1", "unencrypted"),
     ],
-)  # fmt: skip
+)
 def test_a_url_that_cannot_be_used(url, reason):
     with pytest.raises(ScorerError, match=reason) as refusal:
         checked_url(url, SECRET)

@@ -96,8 +96,11 @@ def test_a_scene_graph_stands_beside_its_prompt(tmp_path):
 
     graph = {"items": [{"item_id": 0, "label": "cat"}], "relations": []}
     path = tmp_path / "graphs.jsonl"
-    rows = [{"prompt": "a", "scene_graph": graph}, {"prompt": "b"},
-            {"prompt": "c", "scene_graph": json.dumps(graph)}]  # fmt: skip
+    rows = [
+        {"prompt": "a", "scene_graph": graph},
+        {"prompt": "b"},
+        {"prompt": "c", "scene_graph": json.dumps(graph)},
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     cat = SceneGraph((Item(0, "cat"),))
     assert read_prompt_set(str(path), None).graphs == [cat, None, cat]

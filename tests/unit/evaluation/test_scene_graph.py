@@ -39,10 +39,12 @@ def image(seed):
 def said(*items, relations=()):
     """An answer's JSON of "red cat" and the like, and of (item1, relation, item2)."""
     parts = enumerate(i.split() for i in items)
-    return json.dumps({
-        "items": [{"item_id": k, "label": p[-1], "attributes": p[:-1]} for k, p in parts],
-        "relations": [{"item1": a, "relation": r, "item2": b} for a, r, b in relations],
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "items": [{"item_id": k, "label": p[-1], "attributes": p[:-1]} for k, p in parts],
+            "relations": [{"item1": a, "relation": r, "item2": b} for a, r, b in relations],
+        }
+    )
 
 
 RIGHT = said("dog", "red cat", relations=[(0, "right of", 1)])  # the converse of what is asked
@@ -100,8 +102,9 @@ def test_what_cannot_be_read_twice_is_counted_by_name(caplog, tmp_path):
         return bad[seen.setdefault(picture, len(seen))]
 
     with chat.serving(reply) as (url, script):
-        score = scorer(url, tmp_path / "kept.sqlite", parallel=1, prompt_price=2.0,
-                       completion_price=10.0)  # fmt: skip
+        score = scorer(
+            url, tmp_path / "kept.sqlite", parallel=1, prompt_price=2.0, completion_price=10.0
+        )
         found = score([image(k) for k in range(4)], [PROMPT] * 4)
         with caplog.at_level(logging.INFO):
             score.conclude()
@@ -116,10 +119,13 @@ def test_what_cannot_be_read_twice_is_counted_by_name(caplog, tmp_path):
     assert "Ignore" not in caplog.text
     total = spent(stored_answers(tmp_path / "kept.sqlite"), Prices(2.0, 10.0))
     assert total == {
-        "answers": 4, "requests": 7, "prompt_tokens": 700, "completion_tokens": 140,
+        "answers": 4,
+        "requests": 7,
+        "prompt_tokens": 700,
+        "completion_tokens": 140,
         "cost": pytest.approx(0.0028),
         "faults": {"refused": 1, "unknown_word": 1, "wrong_shape": 1},
-    }  # fmt: skip
+    }
 
 
 def test_an_interrupted_scoring_never_pays_twice(tmp_path):
@@ -151,17 +157,22 @@ def test_what_an_answer_depends_on(tmp_path):
 
 
 def test_requests_at_once_are_limited():
-    with chat.serving(lambda request: (200, {}, json.dumps(chat.completion(RIGHT)).encode(), 0.05)
-                      ) as (url, script):  # fmt: skip
+    with chat.serving(
+        lambda request: (200, {}, json.dumps(chat.completion(RIGHT)).encode(), 0.05)
+    ) as (url, script):
         scorer(url, parallel=3)([image(k) for k in range(9)], [PROMPT] * 9)
         assert script.most == 3
 
 
 def test_the_key_is_sent_and_nowhere_else(monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("INVERSION_DPO_API_KEY", SECRET)
-    with caplog.at_level(logging.DEBUG), chat.serving(
-        [(500, {}, SECRET.encode(), 0), RIGHT, (403, {}, SECRET.encode(), 0)]
-    ) as (url, script):
+    with (
+        caplog.at_level(logging.DEBUG),
+        chat.serving([(500, {}, SECRET.encode(), 0), RIGHT, (403, {}, SECRET.encode(), 0)]) as (
+            url,
+            script,
+        ),
+    ):
         score = scorer(url, tmp_path / "kept.sqlite", retries=1)
         score.backend._sleep = lambda seconds: None
         score([image(0)], [PROMPT])
@@ -225,8 +236,14 @@ def folder(tmp_path_factory):
 def test_a_local_model_of_random_weights_is_read_and_its_noise_counted(folder, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": PROMPT, "scene_graph": ASKED.to_dict()}))
-    config = load_config(None, ["evaluation.scorer=scene-graph", "evaluation.parser.max_tokens=8",
-                                f"evaluation.checkpoints.scene-graph={folder}"])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            "evaluation.scorer=scene-graph",
+            "evaluation.parser.max_tokens=8",
+            f"evaluation.checkpoints.scene-graph={folder}",
+        ],
+    )
     group = scorers_of(config, "scene-graph", tmp_path / "kept.sqlite", str(prompts), None)
     scores, graphs = group.judge([image(0)], [PROMPT])
     assert scores["parsed"].tolist() == [0] and graphs == [None]

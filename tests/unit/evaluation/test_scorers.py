@@ -131,8 +131,10 @@ def test_clip_scores_are_their_formula(folders, name):
     image, text, scale = by_hand(folder, images, clean, prepare)
     cosine = (image * text).sum(-1).numpy().astype(np.float64)
     expected = {
-        "clip": 100 * np.maximum(cosine, 0), "pickscore": scale * cosine, "hpsv2": cosine,
-    }[name]  # fmt: skip
+        "clip": 100 * np.maximum(cosine, 0),
+        "pickscore": scale * cosine,
+        "hpsv2": cosine,
+    }[name]
     scores = load_scorers(name, {name: str(folder)})(images, prompts)[name]
     np.testing.assert_allclose(scores, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
     assert len(set(np.round(cosine, 6))) == 4 and scale > 10
@@ -164,9 +166,12 @@ class OpenClipBlock(nn.Module):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.ModuleDict({
-            "c_fc": nn.Linear(width, 2 * width), "c_proj": nn.Linear(2 * width, width),
-        })  # fmt: skip
+        self.mlp = nn.ModuleDict(
+            {
+                "c_fc": nn.Linear(width, 2 * width),
+                "c_proj": nn.Linear(2 * width, width),
+            }
+        )
 
     def forward(self, x, mask):
         h = self.ln_1(x)
@@ -292,8 +297,9 @@ def reward_by_hand(w, pixels, ids, mask):
         for part, source, m in (("attention", None, hidden), ("crossattention", seen, 0.0)):
             a = f"{t}encoder.layer.{k}.{part}."
             s = h if source is None else source
-            q, key, value = (linear(a + f"self.{n}", y) for n, y in
-                             (("query", h), ("key", s), ("value", s)))  # fmt: skip
+            q, key, value = (
+                linear(a + f"self.{n}", y) for n, y in (("query", h), ("key", s), ("value", s))
+            )
             out = linear(a + "output.dense", attention(q, key, value, h.shape[-1] // 64, m))
             h = norm(a + "output.LayerNorm", out + h, 1e-12)
         layer = f"{t}encoder.layer.{k}."
@@ -309,8 +315,9 @@ def test_image_reward_is_its_authors_forward_pass(folders):
     images = [picture(k, 64, 52) for k in range(3)]
     prompts = [*PROMPTS, "a red " * 40]
     tokenizer = BertTokenizerFast.from_pretrained(folder)
-    text = tokenizer(prompts, padding="max_length", truncation=True, max_length=35,
-                     return_tensors="pt")  # fmt: skip
+    text = tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+    )
     assert text.input_ids.shape == (3, 35) and text.input_ids[2, -1] == tokenizer.sep_token_id
     assert text.input_ids[0, 0] == tokenizer.cls_token_id and 1 not in text.input_ids
     pixels = torch.tensor(np.stack([torchvision_clip(i, 32) for i in images]), dtype=torch.float32)
@@ -406,9 +413,12 @@ def test_a_scorer_beside_the_reader_is_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "function, message",
-    [("wrong_length", "shape [1] for 2 images"), ("not_finite", "image 1 is nan"),
-     ("words", "no list of numbers")],
-)  # fmt: skip
+    [
+        ("wrong_length", "shape [1] for 2 images"),
+        ("not_finite", "image 1 is nan"),
+        ("words", "no list of numbers"),
+    ],
+)
 def test_a_bad_answer_is_named(here, function, message):
     with pytest.raises(ScorerError, match=message.replace("[", r"\[").replace("]", r"\]")):
         load_scorers(f"{here}:{function}")(IMAGES, PROMPTS)
@@ -435,9 +445,11 @@ def test_a_missing_weight_is_an_error_and_never_random(folders, tmp_path):
     from safetensors.torch import save_file
 
     for name, dropped in (
-        ("clip", "visual_projection.weight"), ("aesthetic", "layers.4.bias"),
-        ("hpsv21", "model.visual.ln_post.bias"), ("imagereward", "mlp.layers.7.weight"),
-    ):  # fmt: skip
+        ("clip", "visual_projection.weight"),
+        ("aesthetic", "layers.4.bias"),
+        ("hpsv21", "model.visual.ln_post.bias"),
+        ("imagereward", "mlp.layers.7.weight"),
+    ):
         folder = tmp_path / name
         write_tiny_scorer(name, folder)
         weights = load_file(folder / "model.safetensors")

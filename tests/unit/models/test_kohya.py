@@ -13,8 +13,20 @@ from inversion_dpo.models.kohya import read_lora, to_kohya, write_kohya
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.training.policy import LoraPolicy
 
-EVERYWHERE = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj",
-              "ff.net.2", "conv1", "conv2", "conv_shortcut", "time_emb_proj"]  # fmt: skip
+EVERYWHERE = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+]
 
 
 def trained(folder, out, targets, alpha=8.0, dora=False):
@@ -32,8 +44,14 @@ def drawn(folder, lora, name):
     pipe.set_progress_bar_config(disable=True)
     if lora:
         pipe.load_lora_weights(lora, weight_name=name)
-    return pipe("a small red star", height=64, width=64, num_inference_steps=2, output_type="np",
-                generator=torch.Generator().manual_seed(0)).images[0], pipe  # fmt: skip
+    return pipe(
+        "a small red star",
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        output_type="np",
+        generator=torch.Generator().manual_seed(0),
+    ).images[0], pipe
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -45,8 +63,9 @@ def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
     modules = {re.sub(r"\.lora_[AB]\.weight$", "", key) for key in ours}
     expected = {
         f"lora_unet_{m.removeprefix('unet.').replace('.', '_')}.{end}"
-        for m in modules for end in ("lora_down.weight", "lora_up.weight", "alpha")
-    }  # fmt: skip
+        for m in modules
+        for end in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
     assert set(kohya) == expected
     for module in modules:
         flat = f"lora_unet_{module.removeprefix('unet.').replace('.', '_')}"
@@ -59,9 +78,7 @@ def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
     for name, tensor in state.items():
         key = "unet." + re.sub(r"\.default(_\d+)?\.weight$", ".weight", name)
         assert torch.equal(tensor, ours[key]), name
-    scalings = {
-        v for m in pipe.unet.modules() if hasattr(m, "scaling") for v in m.scaling.values()
-    }
+    scalings = {v for m in pipe.unet.modules() if hasattr(m, "scaling") for v in m.scaling.values()}
     assert scalings == {8.0 / 4}
 
 
@@ -89,8 +106,10 @@ def test_what_cannot_be_exported_says_what_to_do(tiny, tmp_path):
     with pytest.raises(ModelError, match="train one first"):
         to_kohya(tmp_path)
     (tmp_path / "bare").mkdir()
-    save_file({"unet.a.lora_A.weight": torch.zeros(1, 1)},
-              tmp_path / "bare" / "pytorch_lora_weights.safetensors")  # fmt: skip
+    save_file(
+        {"unet.a.lora_A.weight": torch.zeros(1, 1)},
+        tmp_path / "bare" / "pytorch_lora_weights.safetensors",
+    )
     with pytest.raises(ModelError, match="alpha"):
         to_kohya(tmp_path / "bare")
 
@@ -112,12 +131,26 @@ def flux_lora(modules):
     return weights
 
 
-DOUBLE = [f"transformer_blocks.3.{m}" for m in (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
-    "attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj",
-)]  # fmt: skip
-SINGLE = [f"single_transformer_blocks.37.{m}" for m in (
-    "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")]  # fmt: skip
+DOUBLE = [
+    f"transformer_blocks.3.{m}"
+    for m in (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+    )
+]
+SINGLE = [
+    f"single_transformer_blocks.37.{m}"
+    for m in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
+]
 
 
 @pytest.mark.parametrize("modules", [[*DOUBLE, *SINGLE], [DOUBLE[0], SINGLE[0]], [SINGLE[3]]])
@@ -152,7 +185,7 @@ def test_a_trained_flux_adapter_is_written(tiny, tmp_path):
     scale = kohya[f"{fused}.alpha"].item() / rank
     change = scale * kohya[f"{fused}.lora_up.weight"] @ kohya[f"{fused}.lora_down.weight"]
     block = "transformer.transformer_blocks.0.attn."
-    own = torch.cat([
-        ours[f"{block}to_{n}.lora_B.weight"] @ ours[f"{block}to_{n}.lora_A.weight"] for n in "qkv"
-    ])  # fmt: skip
+    own = torch.cat(
+        [ours[f"{block}to_{n}.lora_B.weight"] @ ours[f"{block}to_{n}.lora_A.weight"] for n in "qkv"]
+    )
     torch.testing.assert_close(change, own * 8 / 4)

@@ -104,7 +104,7 @@ SPOILED = {
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "no file named scheduler_config"),
     "another width": (settings("unet/config.json", block_out_channels=[8, 8, 16, 32]), "shape"),
     "another text width": (settings("text_encoder/config.json", hidden_size=32), "mismatched"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILED.values(), ids=SPOILED.keys())

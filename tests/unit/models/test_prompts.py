@@ -85,9 +85,8 @@ def test_all_prompts_come_out_equally_long(family, tiny):
     empty = model.condition([""])["encoder_hidden_states"]
     assert empty.shape[1] == 231 and (not empty.any()) == (family == "sdxl")
     cut, whole = (
-        adapt(model.pipeline, 64, prompt_chunks=k).condition([LONG, LONG + "red"])
-        for k in (1, 2)
-    )  # fmt: skip
+        adapt(model.pipeline, 64, prompt_chunks=k).condition([LONG, LONG + "red"]) for k in (1, 2)
+    )
     assert torch.equal(*cut["encoder_hidden_states"])
     assert not torch.equal(*whole["encoder_hidden_states"])
 
@@ -110,9 +109,14 @@ def test_what_is_trained_is_what_is_sampled(family, guidance, tiny):
     with torch.no_grad():
         final = reconstruct(x_T, model.schedule.grid(5, "sampler"), guided, model.schedule.kind)
     theirs = pipe(
-        **call_arguments(empty, condition), latents=x_T, num_inference_steps=5, height=64,
-        width=64, guidance_scale=guidance, output_type="latent",
-    ).images  # fmt: skip
+        **call_arguments(empty, condition),
+        latents=x_T,
+        num_inference_steps=5,
+        height=64,
+        width=64,
+        guidance_scale=guidance,
+        output_type="latent",
+    ).images
     torch.testing.assert_close(final, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -85,12 +85,22 @@ def test_a_new_encoder_changes_no_bit_of_a_sampling_run(pipeline_of, family):
     pipeline = pipeline_of(family)
     with_encoder(pipeline)
     assert np.array_equal(drawn(pipeline, [TWO, TWO]), before)
-    called = pipeline("a large red circle", num_inference_steps=2, output_type="latent",
-                      generator=torch.Generator().manual_seed(0), height=64, width=64)  # fmt: skip
+    called = pipeline(
+        "a large red circle",
+        num_inference_steps=2,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+        height=64,
+        width=64,
+    )
     plain = pipeline_of(family)(
-        "a large red circle", num_inference_steps=2, output_type="latent",
-        generator=torch.Generator().manual_seed(0), height=64, width=64,
-    )  # fmt: skip
+        "a large red circle",
+        num_inference_steps=2,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+        height=64,
+        width=64,
+    )
     assert torch.equal(called.images, plain.images)
 
 

@@ -60,9 +60,14 @@ def to_the_next(scheduler, t, after):
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_the_sampler_grid_is_ddims_step_for_step(spacing, kind, betas, zero_snr):
-    config = {**SD, "beta_schedule": betas, "rescale_betas_zero_snr": zero_snr,
-              "timestep_spacing": spacing, "prediction_type": kind,
-              "clip_sample": False}  # fmt: skip
+    config = {
+        **SD,
+        "beta_schedule": betas,
+        "rescale_betas_zero_snr": zero_snr,
+        "timestep_spacing": spacing,
+        "prediction_type": kind,
+        "clip_sample": False,
+    }
     for to_one, offset, steps in itertools.product((True, False), (0, 1), (7, 20)):
         scheduler = DDIMScheduler(**config, set_alpha_to_one=to_one, steps_offset=offset)
         if scheduler.alphas_cumprod[-1] < 1e-6 and kind == "epsilon":
@@ -112,11 +117,21 @@ def test_sample_prediction_is_refused():
 
 @pytest.mark.parametrize(
     "sampler",
-    [PNDMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DDPMScheduler,
-     UniPCMultistepScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler,
-     HeunDiscreteScheduler, LMSDiscreteScheduler, KDPM2DiscreteScheduler, DEISMultistepScheduler,
-     LCMScheduler],
-)  # fmt: skip
+    [
+        PNDMScheduler,
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        DDPMScheduler,
+        UniPCMultistepScheduler,
+        DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler,
+        HeunDiscreteScheduler,
+        LMSDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+        DEISMultistepScheduler,
+        LCMScheduler,
+    ],
+)
 def test_any_samplers_configuration_gives_its_betas(sampler):
     theirs = sampler(**SD)
     alpha = discrete_schedule(theirs).levels.alpha
@@ -162,20 +177,27 @@ def test_a_flow_table_is_ascending_and_shifted():
         (EDMEulerScheduler(), "EDMEulerScheduler has no betas.*give the pipeline a DDIMScheduler"),
         (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler has no betas"),
         (DDPMScheduler(beta_schedule="sigmoid"), "the betas of DDPMScheduler are not known"),
-        (DPMSolverMultistepScheduler(**SD, prediction_type="flow_prediction", use_flow_sigmas=True),
-         "'flow_prediction'; supported: epsilon, v_prediction"),
+        (
+            DPMSolverMultistepScheduler(
+                **SD, prediction_type="flow_prediction", use_flow_sigmas=True
+            ),
+            "'flow_prediction'; supported: epsilon, v_prediction",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_scheduler_that_says_nothing_of_the_noise_is_refused(scheduler, message):
     with pytest.raises(ModelError, match=message):
         discrete_schedule(scheduler)
 
 
 FLOWS = [
-    {"shift": 1.0}, {"shift": 3.0}, {"shift": 3.0, "use_karras_sigmas": True},
-    {"use_dynamic_shifting": True}, {"use_dynamic_shifting": True, "shift_terminal": 0.02},
+    {"shift": 1.0},
+    {"shift": 3.0},
+    {"shift": 3.0, "use_karras_sigmas": True},
+    {"use_dynamic_shifting": True},
+    {"use_dynamic_shifting": True, "shift_terminal": 0.02},
     {"use_dynamic_shifting": True, "time_shift_type": "linear"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("settings", FLOWS, ids=str)

@@ -33,8 +33,9 @@ def test_kinds_that_cannot_be_are_refused(kind):
 
 def test_what_follows_from_a_chain():
     def added(*steps):
-        words = "".join(f"{' which is' if k else ''} {s} a small red star"
-                        for k, s in enumerate(steps))  # fmt: skip
+        words = "".join(
+            f"{' which is' if k else ''} {s} a small red star" for k, s in enumerate(steps)
+        )
         graph = with_entailed(parse_caption("a small red star" + words))
         return [(r.item1, r.relation, r.item2) for r in graph.relations[len(steps) :]]
 

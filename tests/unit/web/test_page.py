@@ -11,9 +11,14 @@ from inversion_dpo.web.server import address, listen
 
 EVIL = "<script>alert(1)</script>"
 OUTSIDE = (
-    "/image/" + "0" * 64, "/image/../labels.sqlite", "/image/%2e%2e%2flabels.sqlite",
-    "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/labels.sqlite",
-)  # fmt: skip
+    "/image/" + "0" * 64,
+    "/image/../labels.sqlite",
+    "/image/%2e%2e%2flabels.sqlite",
+    "/static/../app.py",
+    "/static/%2e%2e/app.py",
+    "/static/..%2fapp.py",
+    "/labels.sqlite",
+)
 
 
 @pytest.fixture
@@ -79,11 +84,20 @@ def test_what_comes_from_data_or_the_address_is_escaped(page):
 @pytest.mark.parametrize(
     "change",
     [
-        {"choice": "first"}, {"choice": None}, {"labeller": ""}, {"labeller": " "}, {"labeller": 7},
-        {"labeller": "x" * 41}, {"labeller": "a\nb"}, {"labeller": "\ud800"}, {"request": ""},
-        {"request": "x" * 65}, {"pair": None}, {"pair": ["x"]},
+        {"choice": "first"},
+        {"choice": None},
+        {"labeller": ""},
+        {"labeller": " "},
+        {"labeller": 7},
+        {"labeller": "x" * 41},
+        {"labeller": "a\nb"},
+        {"labeller": "\ud800"},
+        {"request": ""},
+        {"request": "x" * 65},
+        {"pair": None},
+        {"pair": ["x"]},
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused(page, store, change):
     pair = store.ahead("me")[0].pair
     good = {"request": "r", "labeller": "me", "pair": pair, "choice": "tie"}

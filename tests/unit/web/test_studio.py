@@ -47,12 +47,23 @@ def test_the_same_seed_gives_the_same_image(page):
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": "adapter"}, {"model": "../x"}, {"prompts": []}, {"prompts": ["x"] * 17},
-        {"prompts": "x"}, {"prompts": [""]}, {"prompts": ["x" * 2001]}, {"seed": -1},
-        {"seed": 1.5}, {"seed": True}, {"steps": 0}, {"steps": 201}, {"guidance": -1},
-        {"guidance": "4"}, {"guidance": True},
+        {"model": "adapter"},
+        {"model": "../x"},
+        {"prompts": []},
+        {"prompts": ["x"] * 17},
+        {"prompts": "x"},
+        {"prompts": [""]},
+        {"prompts": ["x" * 2001]},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"seed": True},
+        {"steps": 0},
+        {"steps": 201},
+        {"guidance": -1},
+        {"guidance": "4"},
+        {"guidance": True},
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_sampled_is_refused(page, change):
     assert page.post("/api/samples", ASKED | change)[0] == 400
 

@@ -68,14 +68,17 @@ class Vocabulary:
         """JSON schema of an answer, every word an enum."""
         ids = {"type": "integer"}
         item = {
-            "item_id": ids, "label": _enum(self.labels),
+            "item_id": ids,
+            "label": _enum(self.labels),
             "attributes": _list(_enum(self.attributes), bool(self.attributes)),
-        }  # fmt: skip
+        }
         relation = {"item1": ids, "relation": _enum(self.relations), "item2": ids}
-        return _object({
-            "items": _list(_object(item), bool(self.labels)),
-            "relations": _list(_object(relation), bool(self.relations)),
-        })  # fmt: skip
+        return _object(
+            {
+                "items": _list(_object(item), bool(self.labels)),
+                "relations": _list(_object(relation), bool(self.relations)),
+            }
+        )
 
     def digest(self) -> str:
         """A short hash of all words."""
@@ -165,9 +168,11 @@ def _list(items: dict[str, Any], some: bool) -> dict[str, Any]:
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {
-        "type": "object", "properties": properties, "required": list(properties),
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
         "additionalProperties": False,
-    }  # fmt: skip
+    }
 
 
 def words_of(graphs: Iterable[SceneGraph]) -> dict[str, list[str]]:

@@ -119,9 +119,12 @@ class ClipScorer:
         if self.form.unescape:
             prompts = [html.unescape(html.unescape(p)).strip() for p in prompts]
         return self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=TOKENS,
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=TOKENS,
             return_tensors="pt",
-        ).input_ids  # fmt: skip
+        ).input_ids
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Projected, not yet normalised: [B, D]."""

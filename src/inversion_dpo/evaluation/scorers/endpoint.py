@@ -78,9 +78,15 @@ class Endpoint:
     """
 
     def __init__(
-        self, url: str, model: str, key: str | None, timeout: float = 120.0, retries: int = 5,
-        max_tokens: int = 1000, sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        timeout: float = 120.0,
+        retries: int = 5,
+        max_tokens: int = 1000,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.url, self.model, self._key = checked_url(url, key), model, key
         self.timeout, self.retries, self.max_tokens = timeout, retries, max_tokens
         self._sleep, self._session = sleep, requests.Session()
@@ -122,9 +128,13 @@ class Endpoint:
         """One request; requests.Timeout if the whole of it takes longer than the timeout."""
         end = time.monotonic() + self.timeout
         with self._session.post(
-            f"{self.url}/chat/completions", json=payload, auth=self._authorised, stream=True,
-            allow_redirects=False, timeout=(min(CONNECT_SECONDS, self.timeout), self.timeout),
-        ) as response:  # fmt: skip
+            f"{self.url}/chat/completions",
+            json=payload,
+            auth=self._authorised,
+            stream=True,
+            allow_redirects=False,
+            timeout=(min(CONNECT_SECONDS, self.timeout), self.timeout),
+        ) as response:
             content = b""
             # what is there, not as much as asked for: a server that drips must not hold us up
             while part := response.raw.read1(1 << 16, decode_content=True):

@@ -54,9 +54,10 @@ class ImageRewardScorer:
         with torch.no_grad():
             seen = vision(pixel_values=self.pixels(images).to(self.device)).last_hidden_state
             read = text(
-                input_ids=words.input_ids, attention_mask=words.attention_mask,
+                input_ids=words.input_ids,
+                attention_mask=words.attention_mask,
                 encoder_hidden_states=seen,
-            ).last_hidden_state  # fmt: skip
+            ).last_hidden_state
             rewards = (head(read[:, 0])[:, 0] - REWARD_MEAN) / REWARD_STD
         return np.asarray(rewards.double().cpu().numpy())
 
@@ -87,9 +88,12 @@ class ImageRewardScorer:
     def tokens(self, prompts: Sequence[str]) -> Any:
         """Token numbers and mask, [B, 35] each."""
         return self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=TOKENS,
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=TOKENS,
             return_tensors="pt",
-        )  # fmt: skip
+        )
 
 
 def build_towers(weights: Mapping[str, Tensor]) -> tuple[Any, Any]:

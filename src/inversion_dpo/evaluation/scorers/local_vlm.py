@@ -55,9 +55,12 @@ class LocalModel:
         messages[1]["content"].insert(0, {"type": "image", "image": Image.fromarray(image)})
         try:
             return self.processor.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True,
+                messages,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
                 return_tensors="pt",
-            ).to(self.device)  # fmt: skip
+            ).to(self.device)
         except (ValueError, TypeError, AttributeError, ImportError) as error:
             reason = f"its processor cannot read an image in a chat ({error})"
             raise ScorerError(self.checkpoint.complaint(" ".join(reason.split())[:300])) from error

@@ -165,9 +165,7 @@ def load_scorers(
     return ScorerGroup(members, batch_size, ScoreStore(store) if store else None)
 
 
-def _named(
-    name: str, given: Mapping[str, str], made: Mapping[str, Callable[[], Scorer]]
-) -> Named:
+def _named(name: str, given: Mapping[str, str], made: Mapping[str, Callable[[], Scorer]]) -> Named:
     if name in made:
         return Named(name, None, made[name])
     if name == SCENE_GRAPH:

@@ -87,10 +87,14 @@ class SceneGraphScorer:
     """
 
     def __init__(
-        self, backend: Backend, intended: Callable[[str], SceneGraph | None],
-        words: Callable[[SceneGraph], Vocabulary], parallel: int = 1,
-        store: AnswerStore | None = None, prices: Prices = Prices(),  # noqa: B008
-    ) -> None:  # fmt: skip
+        self,
+        backend: Backend,
+        intended: Callable[[str], SceneGraph | None],
+        words: Callable[[SceneGraph], Vocabulary],
+        parallel: int = 1,
+        store: AnswerStore | None = None,
+        prices: Prices = Prices(),  # noqa: B008
+    ) -> None:
         self.backend, self.intended, self.words = backend, intended, words
         self.parallel, self.store, self.prices = parallel, store, prices
         self.asked: list[Answer] = []  # by this object
@@ -100,9 +104,7 @@ class SceneGraphScorer:
         """Score uint8 images [H, W, 3]."""
         graphs = [self._graph_of(prompt) for prompt in prompts]
         offers = [self.words(graph) for graph in graphs]
-        wanted = [
-            plain(graph, offer.synonyms) for graph, offer in zip(graphs, offers, strict=True)
-        ]
+        wanted = [plain(graph, offer.synonyms) for graph, offer in zip(graphs, offers, strict=True)]
         found = [
             SceneGraph.from_json(a.graph) if a.graph is not None else None
             for a in self._answers(images, offers)
@@ -129,8 +131,9 @@ class SceneGraphScorer:
         self.known += len(known)
         jobs = {
             key: (image, offer)
-            for key, image, offer in zip(keys, images, offers, strict=True) if key not in known
-        }  # fmt: skip
+            for key, image, offer in zip(keys, images, offers, strict=True)
+            if key not in known
+        }
         fresh = in_parallel(lambda job: self._asked(job[0], *job[1]), jobs.items(), self.parallel)
         answers = {key: Answer(**json.loads(text)) for key, text in known.items()}
         answers |= dict(zip(jobs, fresh, strict=True))
@@ -152,8 +155,12 @@ class SceneGraphScorer:
     def conclude(self) -> None:
         """Log what was asked, what it cost and what could not be read."""
         if self.asked or self.known:
-            logger.info("%s: %d answers were there; %s", NAME, self.known,
-                        spent_text(spent(self.asked, self.prices)))  # fmt: skip
+            logger.info(
+                "%s: %d answers were there; %s",
+                NAME,
+                self.known,
+                spent_text(spent(self.asked, self.prices)),
+            )
 
 
 def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
