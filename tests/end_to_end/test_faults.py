@@ -22,7 +22,6 @@ from inversion_dpo.run import disk
 from inversion_dpo.run.config import ConfigError, to_yaml
 from inversion_dpo.run.disk import DiskError, atomic_folder, atomic_text, steady_header, writing
 from inversion_dpo.run.faults import (
-    NotFiniteError,
     OutOfMemoryError,
     Terminated,
     memory_advice,
@@ -34,6 +33,7 @@ from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
 from inversion_dpo.training.recipe import set_up
 from inversion_dpo.training.run_files import resume, save_session
+from inversion_dpo.training.skipping import NotFiniteError
 from inversion_dpo.training.step import read_rows, train
 from inversion_dpo.trajectories.cache import damaged_files
 

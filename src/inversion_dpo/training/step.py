@@ -29,14 +29,7 @@ from inversion_dpo.maths.losses import (
 )
 from inversion_dpo.maths.records import LossOutput, PairErrors, TrainingPoints
 from inversion_dpo.run.config import Config, TrainingConfig
-from inversion_dpo.run.faults import (
-    Terminated,
-    asked_to_stop,
-    is_finite,
-    leave_out,
-    memory_advice,
-    stop_requests,
-)
+from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.processes import settle, share, total, whole
 from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.generators import Generators, generator_for
@@ -51,6 +44,7 @@ from inversion_dpo.training.run_files import (
     save_session,
 )
 from inversion_dpo.training.run_files import read_rows as read_rows
+from inversion_dpo.training.skipping import asked_to_stop, is_finite, leave_out
 from inversion_dpo.training.startup import (
     CHECKED_STEPS,
     check_all_moved,
