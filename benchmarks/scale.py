@@ -50,9 +50,9 @@ from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.run.config import TrainingConfig, load_config, resolve
+from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.training.policy import LoraPolicy
 from inversion_dpo.training.step import pairs_of_step, rate_at
-from inversion_dpo.trajectories.cache import atomic_text
 from inversion_dpo.trajectories.fill import conditional, under_guidance
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import scenes

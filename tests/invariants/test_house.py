@@ -47,7 +47,6 @@ KNOWN = {  # still to be turned round
     ("run", "data"),
     ("run", "making_pairs"),
     ("run", "maths"),
-    ("run", "trajectories"),
     ("run", "world"),
 }
 

@@ -18,9 +18,9 @@ from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
 from inversion_dpo.evaluation.evaluate import read_prompts, versions
 from inversion_dpo.run.config import Config, ConfigError, load_config
+from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.training.recipe import looks_at_trajectories
-from inversion_dpo.trajectories.cache import atomic_text
 
 logger = logging.getLogger(__name__)
 WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of compare.json

@@ -22,8 +22,8 @@ from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
 from inversion_dpo.run.config import Config, ConfigError, DataConfig
+from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import claim, occupied, stage
-from inversion_dpo.trajectories.cache import atomic_text
 from inversion_dpo.world.scene_prompts import prompts as scene_prompts
 
 Result = dict[str, Any]

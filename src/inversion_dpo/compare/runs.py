@@ -29,6 +29,7 @@ from inversion_dpo.evaluation.evaluate import judged as score_sides
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import claim, differences, read_seconds, stage
 from inversion_dpo.training.recipe import (
     load_model,
@@ -40,7 +41,7 @@ from inversion_dpo.training.recipe import (
     split_pairs,
 )
 from inversion_dpo.training.step import read_rows, train
-from inversion_dpo.trajectories.cache import TrajectoryCache, atomic_text
+from inversion_dpo.trajectories.cache import TrajectoryCache
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
 SNAPSHOTS = 6  # points of a curve, the end included

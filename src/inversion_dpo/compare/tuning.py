@@ -11,7 +11,7 @@ from inversion_dpo.compare.methods import METHODS
 from inversion_dpo.compare.runs import run
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.run.config import load_config
-from inversion_dpo.trajectories.cache import atomic_text
+from inversion_dpo.run.disk import atomic_text
 
 SEED = 100  # of the trials' training; the comparison's seeds count from 0
 PROMPTS = ("evaluation.prompts=asset:prompts-validation.txt", "evaluation.limit=200")

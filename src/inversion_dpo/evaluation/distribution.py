@@ -26,7 +26,7 @@ from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.registry import CHECKPOINTS
 from inversion_dpo.run.config import Config, ConfigError
-from inversion_dpo.trajectories.cache import atomic_text
+from inversion_dpo.run.disk import atomic_text
 
 FEATURES = ("clip", "inception")
 BATCH = 16

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.evaluation.metrics import metric_rows
-from inversion_dpo.trajectories.cache import atomic_text
+from inversion_dpo.run.disk import atomic_text
 
 GAIN = ("reference", "policy", "gain", "gain_low", "gain_high")
 WINS = ("win_rate", "win_rate_low", "win_rate_high", "n_prompts")

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from inversion_dpo.models.base import DiffusionModel, decode
-from inversion_dpo.trajectories.cache import TrajectoryCache, atomic_text
+from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.trajectories.cache import TrajectoryCache
 
 
 def psnr(images: Tensor, again: Tensor) -> Tensor:

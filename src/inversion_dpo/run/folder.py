@@ -14,8 +14,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
+from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.processes import current_team
-from inversion_dpo.trajectories.cache import atomic_text
 
 # What may differ when a run is continued: it changes how far or how it is looked at, not what
 # the steps done so far would have been.

@@ -23,9 +23,7 @@ from inversion_dpo.maths.losses import target_prediction
 from inversion_dpo.maths.records import Grid, TrainingPoints
 from inversion_dpo.maths.schedule import Schedule, error_scale
 from inversion_dpo.models.base import Condition
-from inversion_dpo.run.disk import atomic_save as atomic_save
-from inversion_dpo.run.disk import atomic_text as atomic_text
-from inversion_dpo.run.disk import sha256_of as sha256_of
+from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.processes import Team
 
 LAYOUT = 4  # of the files; part of the key

@@ -46,15 +46,13 @@ from inversion_dpo.models.base import (
     without_prompt,
 )
 from inversion_dpo.models.prompts import overlong
+from inversion_dpo.run.disk import atomic_save, atomic_text, sha256_of
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
     CacheKey,
     TrajectoryCache,
-    atomic_save,
-    atomic_text,
     damaged_files,
     open_cache,
-    sha256_of,
 )
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from inversion_dpo.trajectories.cache import sha256_of
+from inversion_dpo.run.disk import sha256_of
 
 
 class ScorerError(ValueError):
