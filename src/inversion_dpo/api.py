@@ -33,7 +33,7 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
         DataError: pairs that cannot be used, with file, row and remedy.
         BusyError: another run works on the folder.
     """
-    from inversion_dpo.cli.main import train_run
+    from inversion_dpo.cli.stages import train_run
 
     folder = Path(output)
     with occupied(folder):

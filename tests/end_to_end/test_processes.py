@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from inversion_dpo.cli.main import train_run
+from inversion_dpo.cli.stages import train_run
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.training.checkpoint import latest_checkpoint
 from inversion_dpo.training.step import read_rows, train

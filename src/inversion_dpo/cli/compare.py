@@ -1,0 +1,99 @@
+"""``demo`` and ``compare``: commands that train, evaluate and report in one go."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inversion_dpo.cli.options import (
+    DEFAULT,
+    DryRun,
+    Output,
+    Overrides,
+    People,
+    Preset,
+    Rounding,
+    resolved,
+)
+from inversion_dpo.cli.stages import run_all
+from inversion_dpo.run.config import ConfigError
+
+
+def demo(
+    output: Output,
+    overrides: Overrides = None,
+    seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
+    pairs: Annotated[str, typer.Option(help="Labelling: taste or composition.")] = DEFAULT,
+    rounds: Rounding = 1,
+    people: People = 0,
+    dry_run: DryRun = False,
+) -> None:
+    """Align the embedded model on this machine's CPU: invert, train, evaluate, report.
+
+    Later rounds lie in OUTPUT/round-2 and so on, each with a report against the first model.
+    """
+    from inversion_dpo.compare.rounds import Rounds, check_rounds, later_rounds
+
+    if pairs not in ("taste", "composition"):
+        raise ConfigError(f"--pairs {pairs!r}: the shipped labellings are taste and composition")
+    config = resolved(pairs, [f"training.seed={seed}", *(overrides or [])], dry_run)
+    asked = Rounds(rounds, people=people)
+    check_rounds(asked, config)
+    run_all(config, output)
+    for settings, folder in later_rounds(config, output, asked):
+        run_all(settings, folder, config)
+
+
+def compare(
+    output: Output,
+    overrides: Overrides = None,
+    config: Preset = DEFAULT,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated; see docs/results.md.")
+    ] = "x0,diffusion_dpo,sft",
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each method.")] = 5,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2", help="An ablation: each method with every value. Repeatable."
+        ),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First find each method's rate and beta: equal trials.")
+    ] = False,
+    curve_prompts: Annotated[
+        int, typer.Option(min=0, help="Prompts scored at six points of each run; 0: no curves.")
+    ] = 200,
+    rounds: Rounding = 1,
+    round_prompts: Annotated[
+        str, typer.Option(help="Of later rounds: how many of the scenes, or a prompt set.")
+    ] = "1000",
+    round_samples: Annotated[
+        int, typer.Option(min=2, help="Samples per prompt, paired from both ends of their ranking.")
+    ] = 4,
+    people: People = 0,
+) -> None:
+    """Train every method on the same pairs with several seeds; writes OUTPUT/report.html.
+
+    The same model, pairs, steps, prompts and noise for all; scores, win rates between methods,
+    score against compute, diversity, and the reference's best of n. Resumed if begun; methods,
+    seeds, varied values and rounds can be added later. Settings found by tuning ship for taste and
+    composition; for your own data, use --tune.
+    """
+    from inversion_dpo.compare.experiment import Plan, parse_extra
+    from inversion_dpo.compare.experiment import compare as run_comparison
+    from inversion_dpo.compare.methods import parse_methods
+    from inversion_dpo.compare.rounds import Rounds
+
+    plan = Plan(
+        config,
+        tuple(parse_methods(methods)),
+        seeds,
+        parse_extra(overrides),
+        tuple(vary or ()),
+        tune,
+        curve_prompts,
+        Rounds(rounds, round_prompts, round_samples, people),
+    )
+    typer.echo(f"report: {run_comparison(output, plan)}")
