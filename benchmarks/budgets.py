@@ -5,7 +5,7 @@ with three budgets of network evaluations, inversion included: a forward pass of
 1, its backward pass 2. The rate falls to 0 at the end of every budget, so each line is a training
 of its own and not a point on the way of a longer one. How Inversion-DPO shares a budget between
 inversion and steps (one fixed-point iteration, as many pairs as stand here) and every setting of
-both was chosen on validation prompts with one seed (docs/DIARY.md). Prints the gain in composition
+both was chosen on validation prompts with one seed (docs/diary.md). Prints the gain in composition
 over the reference on the 500 test prompts with 95% t intervals over seeds, and writes
 OUTPUT/budgets.png. Resumable: a finished run is not repeated.
 """

@@ -2,8 +2,9 @@
 
     python benchmarks/compositional.py --arm "captions, Inversion-DPO" runs/a-0 runs/a-1 runs/a-2
 
-reads ``structure`` of every run's ``metrics.json`` (docs/evaluate.md): of each arm the policies'
-mean over its runs with a 95% t interval, and of every set of runs with the same reference a row.
+reads ``structure`` of every run's ``metrics.json`` (docs/how-to/evaluate.md): of each arm the
+policies' mean over its runs with a 95% t interval, and of every set of runs with the same
+reference a row.
 ``--gains`` shows policy minus reference instead.
 """
 

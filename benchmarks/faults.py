@@ -3,9 +3,10 @@
 A tiny random pipeline and a few pairs go through ``pairs build``, ``invert``, ``train`` and
 ``evaluate`` undisturbed; then every command is killed at random moments and started again, files
 are spoiled, disks fill. In the end the artefacts must be those of the undisturbed run, byte for
-byte (measured seconds and memory aside). Prints a table as in docs/reliability.md and exits with 1
-if anything was lost. Every command is the real one, run in a child forked from a process that has
-the imports behind it, so that moments are spent on the work. Full disks and read-only folders need
+byte (measured seconds and memory aside). Prints the table of docs/explanation/reliability.md;
+exits with 1 if anything was lost. Every command is the real one, run in a child forked from a
+process that has the imports behind it, so that moments are spent on the work. Full disks and
+read-only folders need
 ``mount``, that is root; where it is refused, the table says so.
 """
 

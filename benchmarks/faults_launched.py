@@ -4,8 +4,8 @@
 At random moments of the work one of its processes, the launcher, or all of them at once get
 SIGKILL; the launcher gets SIGTERM. Then the same launch is made again, and what it leaves must be,
 byte for byte, what an undisturbed launch of two processes left (measured seconds and memory aside).
-Prints a table as in docs/reliability.md; exits with 1 if anything was lost. A launch spends some
-ten seconds on imports: --stage, --who and --repeats cut the work into pieces.
+Prints the table of docs/explanation/reliability.md; exits with 1 if anything was lost. A launch
+spends some ten seconds on imports: --stage, --who and --repeats cut the work into pieces.
 """
 
 from __future__ import annotations

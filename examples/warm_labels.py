@@ -35,7 +35,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 
 SETTINGS = ("objective.t_min=0.7", "training.steps=60", "training.snapshot_every=20")
-# ... of which the first two were chosen on validation prompts; docs/DIARY.md says what was tried
+# ... of which the first two were chosen on validation prompts; docs/diary.md says what was tried
 TIE = 6.0  # red less blue, of 255: a smaller difference is hardly seen
 FLAGS = (
     "--headless",

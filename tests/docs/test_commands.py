@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in ("DIARY.md", "results.md")),
+    *sorted(
+        p
+        for p in (ROOT / "docs").rglob("*.md")
+        if p.parent.name != "results" and p.name != "diary.md"
+    ),
 ]
 TINY_RUN = [
     "inversion.steps=4",

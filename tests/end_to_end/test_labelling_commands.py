@@ -94,10 +94,10 @@ def test_a_run_or_data(tiny_config, tmp_path):
 
 
 def test_the_whole_loop_in_json_is_what_the_documentation_says():
-    """docs/labelling.md quotes figures of examples/warm_labels.py; they must be its output's."""
+    """docs/how-to/label.md quotes figures of examples/warm_labels.py; they must be its output's."""
     root = Path(__file__).parents[2]
-    kept = json.loads((root / "docs" / "labelling.json").read_text())
-    page = (root / "docs" / "labelling.md").read_text()
+    kept = json.loads((root / "docs" / "results" / "labelling.json").read_text())
+    page = (root / "docs" / "how-to" / "label.md").read_text()
     for seed in kept["runs"]:
         share = kept["runs"][seed]["share of warm grounds"]
         low, high = share["interval"]

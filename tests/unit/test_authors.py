@@ -1,7 +1,8 @@
 """Every objective against its authors' code, whose formula is put down anew in float64 numpy.
 
-Repository, commit and file stand in each test; where this project departs: docs/papers.md. Theirs
-are means over a batch. Slopes are compared as well: they would show a stray detach().
+Repository, commit and file stand in each test; docs/explanation/objectives.md lists where this
+project departs. Theirs are means over a batch. Slopes are compared as well: they would show a
+stray detach().
 """
 
 from contextlib import nullcontext

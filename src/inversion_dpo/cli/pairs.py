@@ -15,7 +15,9 @@ pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_arg
 
 @pairs_app.command("check")
 def pairs_check(
-    data: Annotated[str, typer.Argument(help="File, folder or hf:OWNER/NAME; see docs/data.md.")],
+    data: Annotated[
+        str, typer.Argument(help="A file, folder or hf:OWNER/NAME; docs/reference/formats.md")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="How to read it: data.KEY=VALUE, e.g. data.columns.caption=text"),
@@ -102,7 +104,7 @@ def pairs_import(
         typer.Argument(metavar="[OURS=THEIRS]...", help="e.g. choice=vote image_0=path_a"),
     ] = None,
 ) -> None:
-    """Turn people's choices from another tool into pairs that `train` reads; see docs/data.md."""
+    """Turn choices from another tool into pairs for `train` (docs/reference/formats.md)."""
     from inversion_dpo.labels.choices import import_choices
 
     for pair in columns or []:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inversion_dpo.run.config import PRESETS, ConfigError, load_config
 
-TUNED = PRESETS / "tuned.json"  # preset -> method -> settings; how found: docs/results.md
+TUNED = PRESETS / "tuned.json"  # preset -> method -> settings; how found: docs/results/index.md
 TRIALS = 6  # that tuning spends on every method
 
 

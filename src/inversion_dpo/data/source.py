@@ -142,7 +142,7 @@ def open_pairs(
     limit: int | None = None,
     on_bad_row: str = "error",
 ) -> PairSource:
-    """Open preference pairs of any format; see docs/data.md.
+    """Open preference pairs of any format; see docs/reference/formats.md.
 
     Every image of a pair is decoded once when it is yielded, so that a broken one is found there.
 

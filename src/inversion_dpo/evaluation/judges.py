@@ -76,7 +76,7 @@ def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
     if bool(parser.url) == bool(checkpoint) or bool(parser.url) != bool(parser.model):
         raise ScorerError(
             f"{SCENE_GRAPH} needs evaluation.parser.url and evaluation.parser.model, or a folder: "
-            f"evaluation.checkpoints.{SCENE_GRAPH} (docs/scorers.md)"
+            f"evaluation.checkpoints.{SCENE_GRAPH} (docs/reference/scorers.md)"
         )
     if parser.url and parser.model:
         from inversion_dpo.evaluation.scorers.endpoint import Endpoint, key_of_environment

@@ -6,7 +6,8 @@ https://arxiv.org/abs/2010.02502 (section 4.3); as the carrier of preference opt
 on the velocity, run from data to noise.
 
 An encoded image lacks the faint residual that a sampled latent has and from which inversion would
-have to recover the noise: without noise added at the start x_T is much too small (docs/results.md).
+have to recover the noise: without noise added at the start x_T is much too small
+(docs/results/inversion.md).
 """
 
 from __future__ import annotations

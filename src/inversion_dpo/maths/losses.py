@@ -4,7 +4,7 @@ An error is the mean over a latent's elements of ||target - prediction||^2, of e
 models and of the velocity in flow models (``schedule.error_scale``). What the target is, and where
 x_t comes from, a cached inversion trajectory or fresh noise, is decided before:
 ``target_prediction`` and ``OBJECTIVES``. Losses are per pair; nothing is averaged inside the
-sigmoid. Equations and sources: docs/papers.md.
+sigmoid. Equations and sources: docs/explanation/objectives.md.
 """
 
 from __future__ import annotations

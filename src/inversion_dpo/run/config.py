@@ -41,7 +41,7 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Which preference pairs, and how they are read (docs/data.md)."""
+    """Which preference pairs, and how they are read (docs/reference/formats.md)."""
 
     pairs: str = "asset:taste.parquet"  # file, folder, or hf:OWNER/NAME, which is streamed
     format: str = "auto"  # auto, parquet, table (csv, json, jsonl), webdataset, dataset, annotated
@@ -141,7 +141,7 @@ class TrainingConfig:
 
 @dataclass
 class ParserConfig:
-    """Of the scorer scene-graph: which vision-language model reads images (docs/scorers.md)."""
+    """The vision-language model of the scorer scene-graph (docs/reference/scorers.md)."""
 
     url: str | None = None  # an OpenAI-compatible server's, up to /v1; its key: see the page
     model: str | None = None  # the server's name for it
@@ -159,7 +159,7 @@ class ParserConfig:
 class EvaluationConfig:
     """Held-out prompts; policy and reference start from the same noise."""
 
-    prompts: str = "asset:prompts-test.txt"  # file, or hf:OWNER/NAME:COLUMN (docs/evaluate.md)
+    prompts: str = "asset:prompts-test.txt"  # or hf:OWNER/NAME:COLUMN (docs/how-to/evaluate.md)
     limit: int | None = 500
     seeds: int = 1  # images of each prompt
     scorer: Any = "scenes"  # names, comma-separated or a list, or module:function; null: none

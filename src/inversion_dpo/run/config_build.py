@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 @dataclass
 class BuildConfig:
-    """How ``pairs build`` makes pairs; how it samples is evaluation.* (docs/compositional.md)."""
+    """How ``pairs build`` makes pairs (docs/how-to/compositional.md); samples: evaluation.*."""
 
     prompts: str = "3000"  # a number: captions of the scenes; scenes: by mix and splits; a file or
     # folder of scene graphs; or a prompt set as evaluation.prompts

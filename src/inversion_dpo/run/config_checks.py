@@ -143,7 +143,8 @@ def _check_scorer(scorer: Any) -> None:
     parts = scorer if isinstance(scorer, list) else [scorer]
     if not parts or not all(isinstance(part, str) for part in parts) and scorer is not None:
         raise ConfigError(
-            f"evaluation.scorer={scorer!r}: write names, comma-separated or a list; docs/scorers.md"
+            f"evaluation.scorer={scorer!r}: write names, comma-separated or a list "
+            "(docs/reference/scorers.md)"
         )
 
 

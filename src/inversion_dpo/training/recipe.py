@@ -88,7 +88,8 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.policy.merge and accelerator.distributed_type == DistributedType.FSDP:
         raise ConfigError(
             "policy.merge=true does not work under FSDP, where no process holds the whole network: "
-            "train with policy.merge=false and merge OUTPUT/adapter afterwards (docs/scaling.md)"
+            "train with policy.merge=false and merge OUTPUT/adapter afterwards "
+            "(docs/how-to/several-gpus.md)"
         )
     return accelerator
 
@@ -366,7 +367,9 @@ def set_up(config: Config, cache_root: Path) -> Session:
             "objective.name=denoising, or give pairs"
         )
     if recipe.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
-        raise DataError("objective.soft_labels=true, but no pair has a preference_0 (docs/data.md)")
+        raise DataError(
+            "objective.soft_labels=true, but no pair has a preference_0 (docs/reference/formats.md)"
+        )
     usable = reproducible(cache, config.inversion.max_error)
     train, heldout = split_pairs(usable, config.data.holdout)
     cache.swap(train, config.data.label_noise, t.seed)

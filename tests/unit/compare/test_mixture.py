@@ -71,7 +71,7 @@ def test_labels_follow_bradley_terry():
     )
 
 
-ENDS = {  # rate and beta that the table of docs/results.md found, and the share of distance left
+ENDS = {  # rate and beta by the table of docs/results/mixture.md, and the share of distance left
     "x0": (3e-3, 10.0, 0.3),
     "transition": (1e-3, 30.0, 0.3),
     "diffusion_dpo": (3e-4, 10.0, 0.3),

@@ -89,7 +89,7 @@ class Checkpoint:
         at = f"@{self.revision}" if self.revision else ""
         return (
             f"evaluation.checkpoints.{self.scorer}={self.path}{at}: {reason}. Give a folder or a "
-            "hub repository with safetensors weights (docs/scorers.md)"
+            "hub repository with safetensors weights (docs/reference/scorers.md)"
         )
 
 

@@ -28,7 +28,7 @@ GRAPH = "graph"  # not a score: the graphs that a scorer found
 VERSION = 1  # of the scorers' code; part of every kept score's key
 
 # name -> hub repository and revision. What is there was looked up on the hub's pages; nothing was
-# downloaded where this was written (docs/scorers.md says which were ported, and by whom).
+# downloaded where this was written (docs/reference/scorers.md says which were ported, and by whom).
 CHECKPOINTS = {
     "clip": "openai/clip-vit-large-patch14",
     "pickscore": "yuvalkirstain/PickScore_v1",

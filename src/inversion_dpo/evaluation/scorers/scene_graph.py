@@ -120,7 +120,7 @@ class SceneGraphScorer:
         if graph is None:
             raise ScorerError(
                 f"{NAME}: no scene graph is known of the prompt {prompt!r}; give the prompts as "
-                '.jsonl with "prompt" and "scene_graph" (docs/scorers.md)'
+                '.jsonl with "prompt" and "scene_graph" (docs/reference/scorers.md)'
             )
         return graph
 
