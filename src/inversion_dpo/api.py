@@ -86,20 +86,8 @@ def sample(run: str | Path, prompts: list[str], seed: int = 0, policy: bool = Tr
         seed: of the first image; the next adds 1. The same seeds give both models the same noise.
         policy: False samples the reference.
     """
-    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-    from inversion_dpo.models.sampler import sample as draw
+    from inversion_dpo.evaluation.sides import sampler_of
 
     folder = Path(run)
-    config = read_config(folder)
-    e = config.evaluation
-    pipeline = load_policy_pipeline(config, folder / "adapter" if policy else None)
-    return draw(
-        pipeline,
-        prompts,
-        [seed + k for k in range(len(prompts))],
-        e.sample_steps,
-        e.guidance_scale,
-        e.batch_size,
-        None,
-        config.model.resolution,
-    )
+    sampler = sampler_of(read_config(folder), folder / "adapter" if policy else None)
+    return sampler.draw(prompts, [seed + k for k in range(len(prompts))])

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from inversion_dpo.models.loading import load_pipeline
-from inversion_dpo.models.sampler import sample
-from inversion_dpo.run.config import PACKAGE
+from inversion_dpo.evaluation.sides import sampler_of
+from inversion_dpo.run.config import PACKAGE, load_config
 from inversion_dpo.world.scene_prompts import prompts
 from inversion_dpo.world.scorer import score
 
@@ -67,7 +66,12 @@ def measure(folder: Path, count: int, steps: int, guidance: float, seed: int) ->
     """Scores of the pipeline on ``count`` test prompts, per prompt."""
     captions = [g.caption for g in prompts("test", count)]
     seeds = [seed + k for k in range(count)]
-    images = sample(load_pipeline(str(folder)), captions, seeds, steps, guidance, 64, "score")
+    config = load_config(
+        None,
+        [f"model.path={folder}", f"evaluation.sample_steps={steps}", "evaluation.batch_size=64"],
+    )
+    sampler = sampler_of(config, None).under(guidance_scale=guidance)
+    images = sampler.draw(captions, seeds, desc="score")
     return {"captions": captions, "scores": score(images, captions)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,6 @@ import typer
 from inversion_dpo.cli.options import Overrides
 from inversion_dpo.run.config import Config, ConfigError, load_config, resolve
 
-LoadPipeline = Callable[[Config, Path | None], Any]  # (configuration, adapter) -> pipeline
 MISSING = "the page needs the packages of the extra: pip install 'inversion-dpo[web]'"
 
 
@@ -53,14 +51,14 @@ def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
     return store.add(asked), counts
 
 
-def register(app: typer.Typer, pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None:
-    """Add the commands; ``load_pipeline`` gives the pipelines that pictures are made with."""
-    register_web(app, load_pipeline)
-    register_sample(pairs_app, load_pipeline)
+def register(app: typer.Typer, pairs_app: typer.Typer) -> None:
+    """Add the commands."""
+    register_web(app)
+    register_sample(pairs_app)
     register_export(pairs_app)
 
 
-def register_web(app: typer.Typer, load_pipeline: LoadPipeline) -> None:
+def register_web(app: typer.Typer) -> None:
     """Add ``web``."""
 
     @app.command()
@@ -91,7 +89,7 @@ def register_web(app: typer.Typer, load_pipeline: LoadPipeline) -> None:
         `inversion-dpo pairs export` makes pairs of them.
         """
         about = subject_of(subject, config, overrides or [], labels)
-        run_page(about, load_pipeline, limit, host, port, allow_remote)
+        run_page(about, limit, host, port, allow_remote)
 
 
 def register_export(pairs_app: typer.Typer) -> None:
@@ -115,7 +113,7 @@ def register_export(pairs_app: typer.Typer) -> None:
         typer.echo(f"{output}: {summary(export(LabelStore(labels), output, labeller))}")
 
 
-def register_sample(pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None:
+def register_sample(pairs_app: typer.Typer) -> None:
     """Add ``pairs sample``."""
 
     @pairs_app.command("sample")
@@ -132,11 +130,12 @@ def register_sample(pairs_app: typer.Typer, load_pipeline: LoadPipeline) -> None
         seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
     ) -> None:
         """Sample two images of each prompt for people to label; sampling is evaluation.*."""
+        from inversion_dpo.evaluation.sides import sampler_of
         from inversion_dpo.labels.asking import sample_pairs
 
         settings = load_config(config, overrides or [])
         captions = captions_of(prompts, count)
-        sample_pairs(output, settings, load_pipeline(settings, None), captions, seed)
+        sample_pairs(output, sampler_of(settings, None), captions, seed)
         typer.echo(f"{len(captions)} pairs in {output}\nnext: inversion-dpo web {output}")
 
 
@@ -156,9 +155,7 @@ def captions_of(prompts: str, count: int) -> list[str]:
     return found[:count]
 
 
-def run_page(
-    about: Subject, load_pipeline: LoadPipeline, limit: int, host: str, port: int, remote: bool
-) -> None:
+def run_page(about: Subject, limit: int, host: str, port: int, remote: bool) -> None:
     """Read the pairs, listen, serve until interrupted."""
     from inversion_dpo.labels.questions import WebError
 
@@ -170,6 +167,7 @@ def run_page(
         from inversion_dpo.web.server import listen, serve
     except ModuleNotFoundError as error:
         raise WebError(MISSING) from error
+    from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.labels.store import LabelStore
     from inversion_dpo.web.studio import Studio
 
@@ -179,7 +177,7 @@ def run_page(
     total, left_out = fill(store, about.config, limit)
     dropped = ", ".join(f"{n} {k}" for k, n in left_out.items() if k != "pairs" and n)
     typer.echo(f"{total} pairs in {about.labels}" + (f"; left out: {dropped}" if dropped else ""))
-    studio = Studio(about.config, load_pipeline)
+    studio = Studio(about.config, sampler_of)
     tabs = [compare_tab(studio, store, about.run)]
     if about.run:
         tabs.append(follow_tab(about.run, about.config))

@@ -17,7 +17,7 @@ from inversion_dpo.cli.compare import compare, demo
 from inversion_dpo.cli.evaluate import evaluate, export_run, fid, report
 from inversion_dpo.cli.label import register
 from inversion_dpo.cli.options import DEFAULT, DryRun, Output, Overrides, Preset, resolved, say
-from inversion_dpo.cli.pairs import load_pipeline, pairs_app
+from inversion_dpo.cli.pairs import pairs_app
 from inversion_dpo.cli.stages import config_of, invert_run, train_run
 from inversion_dpo.run.config import ConfigError, load_config
 
@@ -104,30 +104,19 @@ def sample(
     """Generate images from a run's policy, or from the reference."""
     from PIL import Image
 
-    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
     from inversion_dpo.evaluation.prompt_sets import asked_for
-    from inversion_dpo.models.sampler import sample as draw
+    from inversion_dpo.evaluation.sides import sampler_of
 
-    asked, graphs = asked_for(prompts or [], scene_graph)
+    asked = asked_for(prompts or [], scene_graph)
     settings = load_config(str(config_of(run)) if run else config, [])
-    pipeline = load_policy_pipeline(settings, run / "adapter" if run else None)
-    if graphs and getattr(pipeline, "scene_graph", None) is None:
+    sampler = sampler_of(settings, run / "adapter" if run else None)
+    if scene_graph and not sampler.takes_graphs:
         raise ConfigError(
             "--scene-graph needs a model that takes scene graphs: --run of a training with "
             "policy.kind=scene_graph, or --config of a file that sets model.scene_graph"
         )
-    e, seeds = settings.evaluation, [seed + k for k in range(len(asked))]
-    images = draw(
-        pipeline,
-        asked,
-        seeds,
-        e.sample_steps,
-        e.guidance_scale,
-        e.batch_size,
-        resolution=settings.model.resolution,
-        prompt_chunks=settings.model.prompt_chunks,
-        graphs=graphs,
-    )
+    seeds = [seed + k for k in range(len(asked))]
+    images = sampler.draw(asked, seeds, desc="sample")
     output.mkdir(parents=True, exist_ok=True)
     for s, image in zip(seeds, images, strict=True):
         Image.fromarray(image).save(output / f"{s:06d}.png")
@@ -137,7 +126,7 @@ def sample(
 for command in (evaluate, report, fid, compare):
     app.command()(command)
 app.command("export")(export_run)
-register(app, pairs_app, load_pipeline)
+register(app, pairs_app)
 
 
 def quieten() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved
-from inversion_dpo.run.config import Config, ConfigError, load_config
+from inversion_dpo.run.config import ConfigError, load_config
 
 pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_args_is_help=True)
 
@@ -115,10 +115,3 @@ def pairs_import(
         f"{counts['pairs']} pairs of {counts['rows']} choices in {output}; without a majority: "
         f"{counts['ties']}, neither image: {counts['neither']}"
     )
-
-
-def load_pipeline(config: Config, adapter: Path | None) -> Any:
-    """The pipeline that the page and ``pairs sample`` draw with: the policy, or the reference."""
-    from inversion_dpo.evaluation.evaluate import load_policy_pipeline
-
-    return load_policy_pipeline(config, adapter)

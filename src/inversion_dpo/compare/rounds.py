@@ -17,8 +17,10 @@ from typing import Any
 
 from inversion_dpo.compare.runs import Start, folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
-from inversion_dpo.evaluation.evaluate import load_policy_pipeline, read_prompts
+from inversion_dpo.evaluation.evaluate import read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
+from inversion_dpo.evaluation.prompt_sets import prompts_with_graphs, read_prompt_set
+from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
 from inversion_dpo.run.config import Config, ConfigError, DataConfig
@@ -153,12 +155,11 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         graphs = scene_prompts("train", rounds.people or int(asked), seed)
         asked = str(folder / "prompts.txt")
         atomic_text("\n".join(g.caption for g in graphs) + "\n", Path(asked))
-    captions = read_prompts(asked, rounds.people or None)
+    asked_for = prompts_with_graphs(read_prompt_set(asked, rounds.people or None))
     if rounds.people:
         samples, scales = 2, [e.guidance_scale]
     if rounds.people and not pairs.exists():
-        load = partial(load_policy_pipeline, config, None)
-        pairs_by_people(pairs, config, load, captions, seed)
+        pairs_by_people(pairs, partial(sampler_of, config, None), asked_for, seed)
     elif not pairs.exists():
         how = replace(
             config.build,
@@ -172,7 +173,7 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         )
         build(replace(config, build=how), pairs.parent)
     taken = [1 if scales[k % len(scales)] == 1.0 else 2 for k in range(samples)]
-    return float(e.sample_steps * sum(taken) * len(captions))
+    return float(e.sample_steps * sum(taken) * len(asked_for))
 
 
 def merge(config: Config, adapter: Path, folder: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -30,46 +29,19 @@ from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.prompt_sets import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
 from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Scores
-from inversion_dpo.evaluation.sides import Side, graphs_for, side
+from inversion_dpo.evaluation.sides import Side, graphs_for, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.graph_encoder import install
-from inversion_dpo.models.graph_model import is_encoder, load_encoder
-from inversion_dpo.models.loading import load_pipeline
-from inversion_dpo.models.sampler import sample
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.disk import atomic_table, atomic_text, read_table, seal, sha256_of, unsealed
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.folder import read_config, read_seconds, stage
-from inversion_dpo.run.processes import current_team, launch_state
+from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import source_of
 from inversion_dpo.training.step import read_rows
 
 logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
 REPEAT = 1_000_000  # between the seeds of a prompt's images
-
-
-def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
-    """The pipeline as users load it: the base, plus a LoRA, or a full pipeline folder.
-
-    Conditioned on scene graphs where ``adapter`` or the configuration names an encoder of them.
-    """
-    m = config.model
-    full = adapter is not None and (adapter / "model_index.json").exists()
-    encoder = str(adapter) if adapter is not None and is_encoder(adapter) else m.scene_graph
-    path = str(adapter) if full else resolve(m.path)
-    extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
-    pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
-    if encoder is not None:
-        install(pipeline, load_encoder(encoder), m.prompt_chunks)
-    if adapter is not None and not full and encoder != str(adapter):
-        weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
-        if not weights.exists():
-            raise ConfigError(
-                f"{adapter} holds no LoRA, pipeline or scene-graph encoder: train first"
-            )
-        pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
-    return pipeline.to(launch_state().device)
 
 
 def model_digest(config: Config, adapter: Path | None) -> str:
@@ -151,7 +123,7 @@ def sample_parts(
 
     Intact files that are there are kept. Returns all files, whichever process makes them.
     """
-    e, team, pipeline = config.evaluation, current_team(), None
+    e, team, sampler = config.evaluation, current_team(), None
     score = None
     if e.scorer:
         kept = folder.parent / "scores.sqlite"
@@ -163,19 +135,8 @@ def sample_parts(
         batch = slice(start, start + e.batch_size)
         asked, noise = prompts[batch], seeds[batch]
         if read_table(part) is None:
-            pipeline = pipeline or load_policy_pipeline(config, adapter)
-            images = sample(
-                pipeline,
-                asked,
-                noise,
-                e.sample_steps,
-                e.guidance_scale,
-                e.batch_size,
-                None,
-                config.model.resolution,
-                config.model.prompt_chunks,
-                [graphs.get(p) for p in asked],
-            )
+            sampler = sampler or sampler_of(config, adapter)
+            images = sampler.draw([graphs.get(p, p) for p in asked], noise)
             judged = score.judge(images, asked) if score else ({}, None)
             write_samples(part, asked, noise, images, *judged)
         bar.update(len(asked) * team.size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from inversion_dpo.data.annotations import read_annotations
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
+from inversion_dpo.world.captions import parse_caption
 
 HUB = "hf:"
 
@@ -56,6 +57,12 @@ def read_prompt_set(source: str, limit: int | None) -> PromptSet:
 def read_prompts(source: str, limit: int | None) -> list[str]:
     """Only the prompts of :func:`read_prompt_set`."""
     return read_prompt_set(source, limit).prompts
+
+
+def prompts_with_graphs(asked: PromptSet) -> list[str | SceneGraph]:
+    """Return each prompt as a sampler takes it: with its scene graph, where the set gives one."""
+    both = zip(asked.prompts, asked.graphs, strict=True)
+    return [replace(graph, caption=prompt) if graph else prompt for prompt, graph in both]
 
 
 def graphs_by_prompt(source: str, prompts: set[str]) -> dict[str, SceneGraph]:
@@ -161,18 +168,16 @@ def _hub_rows(source: str) -> Iterator[_Row]:
         ) from error
 
 
-def asked_for(
-    prompts: list[str], file: Path | None
-) -> tuple[list[str], list[SceneGraph | None] | None]:
-    """Prompts and scene graphs of a sampling by hand: prompts, a file of graphs, or both.
+def asked_for(prompts: list[str], file: Path | None) -> list[str | SceneGraph]:
+    """Prompts of a sampling by hand: texts, scene graphs of a file, or both together.
 
-    Without prompts the graphs' captions are taken. ConfigError names the row of the file that
-    cannot be used.
+    Without texts the graphs' captions are taken. ConfigError names the row of the file that cannot
+    be used.
     """
     if file is None:
         if not prompts:
             raise ConfigError("give at least one prompt, or --scene-graph FILE")
-        return prompts, None
+        return list(prompts)
     graphs, problems = read_annotations(file)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -187,4 +192,13 @@ def asked_for(
         raise ConfigError(
             f"{file}, row {bare[0]} has no caption_ori: write one, or give a prompt for each graph"
         )
-    return prompts or [graph.caption for graph in graphs], list(graphs)
+    captions = prompts or [graph.caption for graph in graphs]
+    return [replace(graph, caption=c) for graph, c in zip(graphs, captions, strict=True)]
+
+
+def graph_of_prompt(prompt: str) -> SceneGraph | None:
+    """The scene graph that a caption of the embedded world asks for; None for any other text."""
+    try:
+        return parse_caption(prompt)
+    except ValueError:
+        return None

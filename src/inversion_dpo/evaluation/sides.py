@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from inversion_dpo.evaluation.prompt_sets import graphs_by_prompt
+import torch
+
+from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, graphs_by_prompt
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.graph_model import is_encoder
-from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.models.graph_encoder import install
+from inversion_dpo.models.graph_model import is_encoder, load_encoder
+from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.sampler import Sampler
+from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.folder import read_config
+from inversion_dpo.run.processes import launch_state
 
 
 @dataclass(frozen=True)
@@ -61,4 +68,33 @@ def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict
     """The scene graphs that the prompt set gives to these prompts, where a model takes any."""
     if not config.model.scene_graph and not (adapter is not None and is_encoder(adapter)):
         return {}
-    return graphs_by_prompt(config.evaluation.prompts, set(prompts))
+    known = graphs_by_prompt(config.evaluation.prompts, set(prompts))
+    return {prompt: replace(graph, caption=prompt) for prompt, graph in known.items()}
+
+
+def sampler_of(config: Config, adapter: Path | None) -> Sampler:
+    """Load a model and what is put on it, ready to be sampled as the configuration says."""
+    return Sampler(load_policy_pipeline(config, adapter), config, graph_of_prompt)
+
+
+def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
+    """The pipeline as users load it: the base, plus a LoRA, or a full pipeline folder.
+
+    Conditioned on scene graphs where ``adapter`` or the configuration names an encoder of them.
+    """
+    m = config.model
+    full = adapter is not None and (adapter / "model_index.json").exists()
+    encoder = str(adapter) if adapter is not None and is_encoder(adapter) else m.scene_graph
+    path = str(adapter) if full else resolve(m.path)
+    extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
+    pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
+    if encoder is not None:
+        install(pipeline, load_encoder(encoder), m.prompt_chunks)
+    if adapter is not None and not full and encoder != str(adapter):
+        weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
+        if not weights.exists():
+            raise ConfigError(
+                f"{adapter} holds no LoRA, pipeline or scene-graph encoder: train first"
+            )
+        pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
+    return pipeline.to(launch_state().device)

@@ -4,49 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.unlabelled import write_unlabelled
-from inversion_dpo.models.sampler import sample
-from inversion_dpo.run.config import Config
+from inversion_dpo.models.sampler import Prompt, Sampler
 from inversion_dpo.run.faults import Waiting
 
 LEAST = 4  # pairs that a training takes
 
 
-def sample_pairs(
-    output: Path, config: Config, pipeline: Any, captions: Sequence[str], seed: int
-) -> None:
-    """Two samples of each caption, from seeds that follow each other, as unlabelled pairs."""
-    e, twice = config.evaluation, [caption for caption in captions for _ in range(2)]
-    images = sample(
-        pipeline,
-        twice,
-        [seed + k for k in range(len(twice))],
-        e.sample_steps,
-        e.guidance_scale,
-        e.batch_size,
-        "pairs",
-        config.model.resolution,
-    )
+def sample_pairs(output: Path, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> None:
+    """Write two samples of each prompt, from consecutive seeds, as unlabelled pairs."""
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    images = sampler.draw(twice, [seed + k for k in range(len(twice))], desc="pairs")
+    captions = [p if isinstance(p, str) else p.caption for p in prompts]
     write_unlabelled(output, captions, images[::2], images[1::2])
 
 
 def pairs_by_people(
-    pairs: Path, config: Config, load: Callable[[], Any], captions: Sequence[str], seed: int
+    pairs: Path, load: Callable[[], Sampler], prompts: Sequence[Prompt], seed: int
 ) -> None:
-    """Write ``pairs`` by people's labels of two samples of each caption, from ``load``'s pipeline.
+    """Write ``pairs`` by people's labels of two samples of each prompt, from ``load``'s sampler.
 
     The samples and their labels lie beside it, and are kept. Raises Waiting, with the command that
     opens the page, until each pair has a label of someone; WebError if too few of them prefer.
     """
     samples, labels = pairs.with_name("samples.parquet"), pairs.with_name("labels.sqlite")
     if not samples.exists():
-        sample_pairs(samples, config, load(), captions, seed)
-    done, total = 0, len(captions)
+        sample_pairs(samples, load(), prompts, seed)
+    done, total = 0, len(prompts)
     if labels.exists():
         store = LabelStore(labels)
         done, total = len(store.votes()), store.total() or total  # the page may have died at once

@@ -13,12 +13,11 @@ import numpy as np
 
 from inversion_dpo.data.annotations import is_annotated, read_annotations
 from inversion_dpo.data.images import DataError
-from inversion_dpo.evaluation.evaluate import load_policy_pipeline
 from inversion_dpo.evaluation.judges import intended_graphs, scene_graph_scorer
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, ScorerGroup, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SceneGraphScorer
-from inversion_dpo.evaluation.sides import Side, side
+from inversion_dpo.evaluation.sides import Side, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import write_pairs
 from inversion_dpo.making_pairs.duplicates import Duplicates
@@ -36,7 +35,7 @@ from inversion_dpo.making_pairs.labelling import (
 )
 from inversion_dpo.making_pairs.splits import key_of, split_by_hash
 from inversion_dpo.making_pairs.world_labels import LABELLINGS, judge_scenes
-from inversion_dpo.models.sampler import sample
+from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.world.captions import parse_caption
@@ -197,28 +196,19 @@ def sampling_of(config: Config, judge: Judge) -> Sampling:
             raise ConfigError(f"build.models: {model}: another one is called {name}; rename it")
         models[name] = side(config, model)
     sources = {f"{name}, guidance {s:g}": (m, s) for name, m in models.items() for s in scales}
-    return Sampling(drawing(config, sources), judge, b.samples, tuple(sources), b.quality)
+    return Sampling(drawing(sources), judge, b.samples, tuple(sources), b.quality)
 
 
-def drawing(config: Config, sources: Mapping[str, tuple[Side, float]]) -> Draw:
-    """Samples by (captions, seeds, source)."""
-    e, loaded = config.evaluation, dict[str, Any]()
+def drawing(sources: Mapping[str, tuple[Side, float]]) -> Draw:
+    """Samples by (scene graphs with captions, seeds, source); models are loaded when needed."""
+    loaded = dict[str, Sampler]()
 
-    def draw(captions: Sequence[str], seeds: Sequence[int], source: str) -> list[Pixels]:
+    def draw(asked: Sequence[SceneGraph], seeds: Sequence[int], source: str) -> list[Pixels]:
         model, scale = sources[source]
         name = f"{model.config.model} {model.adapter}"
         if name not in loaded:
-            loaded[name] = load_policy_pipeline(model.config, model.adapter)
-        return sample(
-            loaded[name],
-            captions,
-            seeds,
-            e.sample_steps,
-            scale,
-            e.batch_size,
-            "samples",
-            config.model.resolution,
-        )
+            loaded[name] = sampler_of(model.config, model.adapter)
+        return loaded[name].under(guidance_scale=scale).draw(asked, seeds, desc="samples")
 
     return draw
 

@@ -32,7 +32,7 @@ CHUNK = 16  # prompts sampled and scored between two saves
 READ = "parsed"  # the score that says whether an image could be read at all
 
 Pixels = NDArray[np.uint8]
-Draw = Callable[[Sequence[str], Sequence[int], str], list[Pixels]]
+Draw = Callable[[Sequence[SceneGraph], Sequence[int], str], list[Pixels]]
 Verdict = tuple[Mapping[str, NDArray[np.float64]], Sequence[SceneGraph | None] | None]
 Judge = Callable[[Sequence[Pixels], Sequence[SceneGraph]], Verdict]
 
@@ -41,9 +41,10 @@ Judge = Callable[[Sequence[Pixels], Sequence[SceneGraph]], Verdict]
 class Sampling:
     """How images come about.
 
-    draw: (captions, seeds, source) -> uint8 images [H, W, 3]. judge: (images, graphs) -> scores [B]
-    by name, higher is better, and the graph found in each image, if the judge finds any. sources:
-    models and guidances in words, taken in turn by a prompt's ``samples``. quality: of the JPEGs.
+    draw: (graphs with captions, seeds, source) -> uint8 images [H, W, 3]. judge: (images, graphs)
+    -> scores [B] by name, higher is better, and the graph found in each image, if the judge finds
+    any. sources: models and guidances in words, taken in turn by a prompt's ``samples``. quality:
+    of the JPEGs.
     """
 
     draw: Draw
@@ -164,7 +165,7 @@ def scored_samples(
     jpgs: list[bytes] = [b""] * len(asked)
     for source in dict.fromkeys(sources):
         ours = [k for k, name in enumerate(sources) if name == source]
-        images = sampling.draw([asked[k].caption for k in ours], [seeds[k] for k in ours], source)
+        images = sampling.draw([asked[k] for k in ours], [seeds[k] for k in ours], source)
         for k, image in zip(ours, images, strict=True):
             jpgs[k] = encode_image(image, sampling.quality)
     stored = [np.asarray(decode_image(j, f"seed {s}")) for j, s in zip(jpgs, seeds, strict=True)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,92 +14,106 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.models.graph_model import SceneGraphModel
 from inversion_dpo.models.loading import adapt
 from inversion_dpo.models.prompts import call_arguments
-from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.run.config import Config
 
 logger = logging.getLogger(__name__)
+Prompt = str | SceneGraph  # a scene graph stands for its caption and itself
 
 
-def sample(
-    pipeline: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    guidance_scale: float,
-    batch_size: int = 16,
-    desc: str | None = "sample",
-    resolution: int | None = None,
-    prompt_chunks: int = 1,
-    graphs: Sequence[SceneGraph | None] | None = None,
-) -> list[NDArray[np.uint8]]:
-    """One image [H, W, 3] per (prompt, seed); the noise depends on the seed alone.
+def no_graph(prompt: str) -> SceneGraph | None:
+    """Know of no prompt which scene graph it asks for."""
+    return None
 
-    The same seed gives the same starting noise for any weights and any batch size. Images are
-    squares of ``resolution`` pixels, or of the pipeline's own size. Prompts are read in
-    ``prompt_chunks``, as they are for training. ``desc``: None shows no bar. With a scene-graph
-    encoder installed, each prompt comes with its graph: the given one, or that which a caption of
-    the embedded world says, or the empty one, of which a warning tells.
-    ValueError if there are not as many seeds as prompts.
+
+@dataclass(frozen=True)
+class Sampler:
+    """A pipeline with the settings that it is sampled under.
+
+    Everything that a picture depends on but prompt and seed is in here, so that the page, the
+    evaluation and the command line draw the same picture.
+
+    pipeline: of diffusers, with the policy on it. config: of it ``model`` and ``evaluation``.
+    graph_of: the scene graph that a bare prompt asks for, where a model takes graphs.
     """
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-    graphs = graphs_of(pipeline, prompts, graphs)
-    images: list[NDArray[np.uint8]] = []
-    bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=desc is None)
-    for start in range(0, len(prompts), batch_size):
-        part = slice(start, start + batch_size)
-        generators = [torch.Generator().manual_seed(int(s)) for s in seeds[part]]
-        output = pipeline(
-            **_prompts(pipeline, list(prompts[part]), prompt_chunks, graphs and graphs[part]),
-            generator=generators,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            height=resolution,
-            width=resolution,
-            output_type="np",
-        ).images
-        images += [np.round(image * 255).astype(np.uint8) for image in output]
-        bar.update(len(output))
-    bar.close()
-    return images
 
+    pipeline: Any
+    config: Config
+    graph_of: Callable[[str], SceneGraph | None] = no_graph
 
-def graphs_of(
-    pipeline: Any, prompts: Sequence[str], graphs: Sequence[SceneGraph | None] | None
-) -> list[SceneGraph | None] | None:
-    """The graph of each prompt if the pipeline has an encoder of them, else None."""
-    if getattr(pipeline, "scene_graph", None) is None:
-        return None
-    given = graphs or [None] * len(prompts)
-    found = [g or _said(p) for p, g in zip(prompts, given, strict=True)]
-    if missing := found.count(None):
-        logger.warning(
-            "%d of %d prompts have no scene graph: the prompt alone conditions them",
-            missing,
-            len(prompts),
-        )
-    return found
+    @cached_property
+    def model(self) -> DiffusionModel:
+        """The pipeline's adapter, which reads prompts as training does."""
+        m = self.config.model
+        return adapt(self.pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
 
+    @property
+    def takes_graphs(self) -> bool:
+        """Whether a scene-graph encoder is installed."""
+        return getattr(self.pipeline, "scene_graph", None) is not None
 
-def _said(prompt: str) -> SceneGraph | None:
-    """What a caption of the embedded world says; None of any other."""
-    try:
-        return parse_caption(prompt)
-    except ValueError:
-        return None
+    def under(self, **evaluation: Any) -> Sampler:
+        """Return the same pipeline under other settings of ``evaluation``."""
+        changed = replace(self.config.evaluation, **evaluation)
+        return replace(self, config=replace(self.config, evaluation=changed))
 
+    def draw(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, desc: str | None = None
+    ) -> list[NDArray[np.uint8]]:
+        """Sample one image for each prompt; its noise depends on its seed alone.
 
-def _prompts(
-    pipeline: Any, prompts: list[str], chunks: int, graphs: list[SceneGraph | None] | None
-) -> dict[str, Any]:
-    """What the pipeline is called with: text that it encodes itself, or what it is encoded to."""
-    if chunks == 1 and graphs is None:
-        return {"prompt": prompts}
-    model = adapt(pipeline, 2 * pipeline.vae_scale_factor, prompt_chunks=chunks)
-    both = model.condition([""]), model.condition(prompts, graphs)
-    if isinstance(model, SceneGraphModel):
-        with torch.no_grad():
-            return dict(call_arguments(*map(model.embedded, both)))
-    return dict(call_arguments(*both))
+        Args:
+            prompts: texts, or scene graphs with their captions.
+            seeds: one for each prompt; the same seed gives the same noise under any weights.
+            desc: name of a progress bar; without one there is no bar.
+
+        Returns:
+            Images [H, W, 3], uint8.
+
+        Raises:
+            ValueError: there are not as many seeds as prompts.
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
+        e, side, images = self.config.evaluation, self.config.model.resolution, []
+        asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
+        with tqdm(total=len(asked), desc=desc, unit="image", disable=desc is None) as bar:
+            for start in range(0, len(asked), e.batch_size):
+                part = slice(start, start + e.batch_size)
+                output = self.pipeline(
+                    **self._conditions(asked[part]),
+                    generator=[torch.Generator().manual_seed(int(s)) for s in seeds[part]],
+                    num_inference_steps=e.sample_steps,
+                    guidance_scale=e.guidance_scale,
+                    height=side,
+                    width=side,
+                    output_type="np",
+                ).images
+                images += [np.round(image * 255).astype(np.uint8) for image in output]
+                bar.update(len(output))
+        return images
+
+    def _conditions(self, asked: list[SceneGraph]) -> dict[str, Any]:
+        """What the pipeline is called with: text to encode itself, or what it is encoded to."""
+        captions = [graph.caption for graph in asked]
+        if not self.takes_graphs and self.config.model.prompt_chunks == 1:
+            return {"prompt": captions}
+        graphs = self._graphs(asked) if self.takes_graphs else None
+        both = self.model.condition([""]), self.model.condition(captions, graphs)
+        if isinstance(self.model, SceneGraphModel):
+            with torch.no_grad():
+                both = self.model.embedded(both[0]), self.model.embedded(both[1])
+        return dict(call_arguments(*both))
+
+    def _graphs(self, asked: list[SceneGraph]) -> list[SceneGraph | None]:
+        graphs = [g if g.items else self.graph_of(g.caption) for g in asked]
+        if missing := graphs.count(None):
+            logger.warning(
+                "%d of %d prompts have no scene graph: the prompt alone conditions them",
+                missing,
+                len(asked),
+            )
+        return graphs

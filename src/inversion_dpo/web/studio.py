@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from inversion_dpo.data.transforms import fit
 from inversion_dpo.labels.unlabelled import png
 from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
 from inversion_dpo.maths.records import Grid
-from inversion_dpo.models.base import DiffusionModel, decode, encode
-from inversion_dpo.models.loading import adapt
-from inversion_dpo.models.sampler import sample
+from inversion_dpo.models.base import decode, encode
+from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config
 from inversion_dpo.trajectories.fill import conditional, pair_noise
 
+LoadSampler = Callable[[Config, Path | None], Sampler]  # (configuration, adapter)
 MOST_IMAGES = 512  # kept in memory
 MOST_FRAMES = 11  # of a film strip
 
@@ -82,7 +82,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 @torch.no_grad()
-def strip(model: DiffusionModel, data: bytes, caption: str, grid: Grid, config: Config) -> Strip:
+def strip(sampler: Sampler, data: bytes, caption: str, grid: Grid) -> Strip:
     """Invert one encoded image as the run inverts its pairs, and sample back.
 
     Without guidance, whatever ``inversion.guidance_scale`` says.
@@ -90,11 +90,13 @@ def strip(model: DiffusionModel, data: bytes, caption: str, grid: Grid, config: 
     Raises:
         DataError: the image cannot be read.
     """
+    model, config = sampler.model, sampler.config
     i, side, vae = config.inversion, config.model.resolution, model.pipeline.vae
     fitted = fit(decode_image(data, "the image"), (side, side), config.data.fit)
     pixels = stack_pixels([fitted.image])
     x_0 = encode(vae, pixels)
-    predict = conditional(model, model.condition([caption]) | model.framing([fitted.framing]))
+    condition = model.condition([caption], [sampler.graph_of(caption)])
+    predict = conditional(model, condition | model.framing([fitted.framing]))
     noise = pair_noise(0, x_0.shape).to(x_0)
     path = invert(
         x_0, grid, predict, model.schedule.kind, i.fixed_point_iterations, None, noise, i.start
@@ -116,13 +118,13 @@ def strip(model: DiffusionModel, data: bytes, caption: str, grid: Grid, config: 
 class Studio:
     """Pipelines, loaded when they are first needed; the latest policy replaces the one before."""
 
-    def __init__(self, config: Config, load: Any) -> None:
+    def __init__(self, config: Config, load: LoadSampler) -> None:
         self.config, self.pictures = config, Pictures()
         self._load, self._lock = load, RLock()
-        self._reference: Any = None
-        self._policy: tuple[Path, Any] | None = None
+        self._reference: Sampler | None = None
+        self._policy: tuple[Path, Sampler] | None = None
 
-    def pipeline(self, folder: Path | None) -> Any:
+    def sampler(self, folder: Path | None) -> Sampler:
         """The reference, or the policy saved in a folder."""
         if folder is None:
             self._reference = self._reference or self._load(self.config, None)
@@ -136,23 +138,13 @@ class Studio:
     ) -> list[str]:
         """Names of one sample for each prompt, from the seed beside it."""
         with self._lock:
-            images = sample(
-                self.pipeline(folder),
-                prompts,
-                seeds,
-                steps,
-                guidance,
-                self.config.evaluation.batch_size,
-                "page",
-                self.config.model.resolution,
-            )
+            sampler = self.sampler(folder).under(sample_steps=steps, guidance_scale=guidance)
+            images = sampler.draw(prompts, seeds, desc="page")
         return [self.pictures.add(png(image)) for image in images]
 
     def inversion(self, data: bytes, caption: str) -> Strip:
         """The film strip of an image under the reference."""
         with self._lock:
-            model = adapt(
-                self.pipeline(None), self.config.model.resolution, self.config.model.guidance_embed
-            )
-            grid = model.schedule.grid(self.config.inversion.steps, self.config.inversion.spacing)
-            return strip(model, data, caption, grid, self.config)
+            sampler, i = self.sampler(None), self.config.inversion
+            grid = sampler.model.schedule.grid(i.steps, i.spacing)
+            return strip(sampler, data, caption, grid)

@@ -24,11 +24,10 @@ from inversion_dpo.compare.rounds import (
 )
 from inversion_dpo.compare.runs import inversion_evaluations
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.making_pairs.candidates import encode_image
-from inversion_dpo.models.sampler import sample
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.faults import Waiting
 from inversion_dpo.run.folder import BusyError, occupied, read_config
@@ -75,20 +74,10 @@ def test_a_round_trains_on_samples_of_the_round_before(settings, tmp_path):
     assert now.objective == config.objective and now.training == config.training
 
     row = pq.read_table(now.data.pairs).to_pylist()[0]
-    e, stored = config.evaluation, decode_image(row["jpg_0"], "")
+    stored = decode_image(row["jpg_0"], "")
     away = []
     for adapter in (first / "adapter", None):  # the merged weights sample what the adapter does
-        pipeline = load_policy_pipeline(config, adapter)
-        image = sample(
-            pipeline,
-            [row["caption"]],
-            [row["seed_0"]],
-            e.sample_steps,
-            e.guidance_scale,
-            1,
-            None,
-            config.model.resolution,
-        )[0]
+        image = sampler_of(config, adapter).draw([row["caption"]], [row["seed_0"]])[0]
         again = decode_image(encode_image(image, quality=95), "")
         away.append(np.abs(np.asarray(again, float) - np.asarray(stored, float)).mean())
     assert away[0] < 1 < 2 < away[1]  # of 255
@@ -355,17 +344,8 @@ def test_a_round_that_people_label_waits_for_them(settings, tmp_path):
     assert told["pairs"] == 5 and told["brightness"]["policy"] != told["brightness"]["reference"]
 
     row = pq.read_table(folder / "samples.parquet").to_pylist()[0]  # by the policy of round 1
-    e, pipeline = config.evaluation, load_policy_pipeline(config, root / "adapter")
-    image = sample(
-        pipeline,
-        [row["caption"]],
-        [drawn_with(config, 2)],
-        e.sample_steps,
-        e.guidance_scale,
-        1,
-        None,
-        config.model.resolution,
-    )[0]
+    sampler = sampler_of(config, root / "adapter")
+    image = sampler.draw([row["caption"]], [drawn_with(config, 2)])[0]
     away = np.asarray(image, float) - np.asarray(decode_image(row["jpg_0"], ""), float)
     assert np.abs(away).mean() < 1  # of 255: merged weights round otherwise
     # what is there costs what it cost: 6 prompts x 2 samples x 2 steps, two a step under guidance

@@ -26,7 +26,7 @@ from inversion_dpo.run.processes import Team
 PROMPTS = [SceneGraph((), (), f"prompt {k}") for k in range(40)]
 
 
-def draw(captions, seeds, source):
+def draw(graphs, seeds, source):
     """Grey images that brighten with the seed; no two are the same."""
     images = [np.full((16, 16, 3), 20 + s % 230, np.uint8) for s in seeds]
     for image, seed in zip(images, seeds, strict=True):
@@ -79,11 +79,11 @@ def test_a_cell_stops_at_its_quota(tmp_path):
 def test_a_kill_loses_one_chunk_and_changes_nothing(tmp_path):
     whole, asked = shown(made(tmp_path / "whole")["pairs"]), []
 
-    def dying(captions, seeds, source):
-        asked.append(len(captions))
+    def dying(graphs, seeds, source):
+        asked.append(len(graphs))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return draw(captions, seeds, source)
+        return draw(graphs, seeds, source)
 
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "killed", Sampling(dying, judge, 3))
@@ -131,9 +131,9 @@ def test_several_processes_share_the_chunks_and_see_the_same(tmp_path, monkeypat
 def test_sources_take_turns_and_are_told(tmp_path):
     told = []
 
-    def noted(captions, seeds, source):
+    def noted(graphs, seeds, source):
         told.append((source, list(seeds)))
-        return draw(captions, seeds, source)
+        return draw(graphs, seeds, source)
 
     graph = SceneGraph((Item(0, "cat"),), (), "a cat")
     sampling = Sampling(noted, lambda i, g: (judge(i, g)[0], list(g)), 3, ("one", "two"))

@@ -42,9 +42,9 @@ painted = []
 def painter(monkeypatch):
     """Plain grounds, warmer from seed to seed; notes what was asked for."""
 
-    def drawing(config, sources):
-        def draw(captions, seeds, source):
-            painted.extend(zip(captions, seeds, strict=True))
+    def drawing(sources):
+        def draw(asked, seeds, source):
+            painted.extend(zip([g.caption for g in asked], seeds, strict=True))
             images = []
             for seed in seeds:
                 rng = np.random.default_rng(seed)

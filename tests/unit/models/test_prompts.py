@@ -20,7 +20,7 @@ from inversion_dpo.models.prompts import (
     encode_two_clips,
     overlong,
 )
-from inversion_dpo.models.sampler import sample
+from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.training.recipe import set_up
 from inversion_dpo.training.step import train
@@ -123,7 +123,12 @@ def test_what_is_trained_is_what_is_sampled(family, guidance, tiny):
 def test_samples_depend_on_the_end_of_the_prompt(tiny):
     pipe = load_pipeline(str(tiny("sd15")))
     both = [LONG, LONG + "red star"]
-    cut, whole = (sample(pipe, both, [0, 0], 2, 2.0, 4, "", 64, k) for k in (1, 2))
+    cut, whole = (
+        Sampler(
+            pipe, load_config(None, [f"model.prompt_chunks={k}", "evaluation.sample_steps=2"])
+        ).draw(both, [0, 0])
+        for k in (1, 2)
+    )
     assert (cut[0] == cut[1]).all() and (whole[0] != whole[1]).any()
 
 

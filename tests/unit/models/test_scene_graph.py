@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from inversion_dpo.evaluation.prompt_sets import graph_of_prompt
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.graph_encoder import (
@@ -30,8 +32,8 @@ from inversion_dpo.models.graph_model import (
     save_encoder,
 )
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.sampler import sample
-from inversion_dpo.run.config import resolve
+from inversion_dpo.models.sampler import Sampler
+from inversion_dpo.run.config import load_config, resolve
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 
 FAMILIES = ("embedded", "sd15", "sdxl")
@@ -76,7 +78,15 @@ def framed(model, condition):
 def drawn(pipeline, graphs=None, guidance=3.0):
     """Two sampled images as one array."""
     prompts = ["a large red circle", "a small blue star"]
-    return np.stack(sample(pipeline, prompts, [0, 1], 3, guidance, 2, None, 64, graphs=graphs))
+    if graphs:
+        prompts = [replace(g, caption=p) for g, p in zip(graphs, prompts, strict=True)]
+    return np.stack(sampler(pipeline, 3, guidance).draw(prompts, [0, 1]))
+
+
+def sampler(pipeline, steps, guidance):
+    """Sampling at 64 pixels."""
+    given = [f"evaluation.sample_steps={steps}", f"evaluation.guidance_scale={guidance}"]
+    return Sampler(pipeline, load_config(None, given), graph_of_prompt)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +137,7 @@ def test_guidance_leads_away_from_the_empty_prompt_without_a_graph(pipeline_of):
     pipeline.unet.register_forward_pre_hook(
         lambda m, a, k: seen.append(k["encoder_hidden_states"]), with_kwargs=True
     )
-    sample(pipeline, ["a large red circle"], [0], 1, 2.0, 1, None, 64, graphs=[TWO])
+    sampler(pipeline, 1, 2.0).draw([replace(TWO, caption="a large red circle")], [0])
     text, tokens = seen[0]
     assert text.shape[:2] == (2, 32) and tokens.shape[:2] == (2, 8)
     assert not tokens[0].any() and tokens[1, :3].any(-1).all() and not tokens[1, 3:].any()

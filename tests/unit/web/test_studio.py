@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.evaluation.evaluate import load_policy_pipeline
+from inversion_dpo.evaluation.sides import sampler_of
 from inversion_dpo.web.app import make_app
 from inversion_dpo.web.comparing import compare_tab
 from inversion_dpo.web.follow import curves, follow_tab, policies, status, thinned
@@ -21,7 +21,7 @@ def config(tiny_config):
 
 @pytest.fixture
 def studio(config):
-    return Studio(config, load_policy_pipeline)
+    return Studio(config, sampler_of)
 
 
 @pytest.fixture
@@ -91,11 +91,10 @@ def test_the_film_strip_is_the_runs_own_inversion(page, store, studio, config):
 
 def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, store):
     """Both images of a pair, inverted one at a time here and together by the trainer's code."""
-    from inversion_dpo.models.loading import adapt
     from inversion_dpo.training.recipe import cache_key, source_of
     from inversion_dpo.trajectories.fill import invert_pairs
 
-    model = adapt(studio.pipeline(None), 64)
+    model = studio.sampler(None).model
     source = source_of(config)
     key = replace(cache_key(config, source, model), reconstruct=True)
     pairs = list(source)[:1]

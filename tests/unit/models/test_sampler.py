@@ -1,0 +1,115 @@
+"""Whoever draws a picture reads the whole prompt and the scene graph that came with it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo import api
+from inversion_dpo.data.images import decode_image
+from inversion_dpo.evaluation.sides import sampler_of, side
+from inversion_dpo.graphs.graph import Item, SceneGraph
+from inversion_dpo.labels.asking import sample_pairs
+from inversion_dpo.making_pairs.build import drawing
+from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
+from inversion_dpo.models.graph_model import save_encoder
+from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.sampler import Sampler
+from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.web.studio import Studio
+
+WORDS = "a large red circle left of a small blue star " * 10
+LONG = [WORDS + "above a green square", WORDS + "below a yellow cross"]  # beyond 77 tokens
+
+
+def same(images, others):
+    """Equal but for the last bit of a byte: sums of another batch size round otherwise."""
+    return np.abs(np.stack(images).astype(int) - np.stack(others).astype(int)).max() <= 1
+
+
+@pytest.fixture
+def config(tiny):
+    given = ["evaluation.sample_steps=1", "evaluation.guidance_scale=2", "evaluation.batch_size=2"]
+    return load_config(None, [f"model.path={tiny('sd15')}", "model.prompt_chunks=4", *given])
+
+
+def by_api(config, folder, prompts):
+    (folder / "config.yaml").write_text(to_yaml(config))
+    return [api.sample(folder, [p], seed=5, policy=False)[0] for p in prompts]
+
+
+def by_pairs_build(config, folder, prompts):
+    draw = drawing({"reference": (side(config, None), config.evaluation.guidance_scale)})
+    graphs = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
+    return draw(graphs, [5] * len(prompts), "reference")
+
+
+def by_pairs_sample(config, folder, prompts):
+    images = []
+    for prompt in prompts:
+        sample_pairs(folder / "pairs.parquet", sampler_of(config, None), [prompt], 5)
+        row = pq.read_table(folder / "pairs.parquet").to_pylist()[0]
+        images.append(np.asarray(decode_image(row["jpg_0"], "")))
+    return images
+
+
+def by_the_page(config, folder, prompts):
+    studio, e = Studio(config, sampler_of), config.evaluation
+    names = [studio.samples(None, [p], [5], e.sample_steps, e.guidance_scale)[0] for p in prompts]
+    return [np.asarray(decode_image(studio.pictures.get(name), "")) for name in names]
+
+
+@pytest.mark.parametrize("way", [by_api, by_pairs_build, by_pairs_sample, by_the_page])
+def test_the_end_of_a_long_prompt_counts(way, config, tmp_path):
+    expected = [sampler_of(config, None).draw([p], [5])[0] for p in LONG]
+    assert (expected[0] != expected[1]).any()
+    assert same(way(config, tmp_path, LONG), expected)
+
+
+@pytest.fixture
+def with_graphs(tiny, tmp_path):
+    """A configuration whose encoder of scene graphs does something."""
+    pipeline = load_pipeline(str(tiny("sd15")))
+    encoder = SceneGraphEncoder(shape_for(pipeline, 8, 16, 1))
+    for part in encoder.projections:
+        part.to_out.weight.data.normal_()
+    install(pipeline, encoder)
+    save_encoder(encoder, tmp_path / "encoder")
+    given = ["evaluation.sample_steps=1", "evaluation.guidance_scale=1"]
+    words = [f"model.path={tiny('sd15')}", f"model.scene_graph={tmp_path / 'encoder'}"]
+    return load_config(None, [*words, *given])
+
+
+@pytest.mark.parametrize("way", [by_pairs_build, by_pairs_sample])
+def test_a_given_scene_graph_counts(way, with_graphs, tmp_path):
+    graphs = [SceneGraph((Item(0, label),), (), "a photograph") for label in ("cat", "red dog")]
+    expected = [sampler_of(with_graphs, None).draw([g], [5])[0] for g in graphs]
+    assert (expected[0] != expected[1]).any()
+    assert same(way(with_graphs, tmp_path, graphs), expected)
+
+
+def test_a_caption_of_the_world_brings_its_graph(with_graphs):
+    sampler = sampler_of(with_graphs, None)
+    caption = "a large red circle"
+    bare = Sampler(sampler.pipeline, sampler.config).draw([caption], [0])[0]
+    assert (sampler.draw([caption], [0])[0] != bare).any()
+
+
+def test_other_settings_leave_the_pipeline(config):
+    sampler = sampler_of(config, None)
+    other = sampler.under(guidance_scale=1.0)
+    assert other.pipeline is sampler.pipeline and other.config.evaluation.guidance_scale == 1
+    assert sampler.config.evaluation.guidance_scale == 2
+    assert other.config == replace(config, evaluation=other.config.evaluation)
+
+
+def test_noise_is_the_seeds_and_not_the_batchs(config):
+    sampler = sampler_of(config, None)
+    three = sampler.draw(["a star"] * 3, [1, 2, 3])
+    assert same([three[2]], sampler.draw(["a star"], [3]))
+
+
+def test_every_prompt_needs_a_seed(config):
+    with pytest.raises(ValueError, match="2 prompts need as many seeds, got 1"):
+        sampler_of(config, None).draw(["a", "b"], [1])
