@@ -134,6 +134,20 @@ def unsafe(tree: ast.AST) -> list[str]:
     return found
 
 
+def own_renames(tree: ast.AST) -> list[str]:
+    """Files that a module gives their names itself, which ``run/disk`` does."""
+    moves = {"os.replace", "os.rename", "shutil.move"}
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, texts = ast.unparse(node.func), ast.unparse(node)
+        named = name.endswith((".with_name", ".with_suffix")) and ".partial" in texts
+        if name in moves or name.endswith(".rename") or named:
+            found.append(f"line {node.lineno}: {texts}")
+    return found
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function, methods and nested ones included."""
     for node in ast.walk(tree):
@@ -188,6 +202,15 @@ def test_the_package_is_found() -> None:
 @each_source
 def test_nothing_unpickles_or_runs_strings(path: Path) -> None:
     assert unsafe(parsed(path)) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*SOURCES, *sorted((ROOT / "tools").rglob("*.py"))],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_one_place_gives_files_their_names(path: Path) -> None:
+    assert path == PACKAGE / "run" / "disk.py" or own_renames(parsed(path)) == []
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -247,6 +270,25 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 )
 def test_unsafe_bites(offender: str) -> None:
     assert unsafe(ast.parse(offender))
+
+
+@pytest.mark.parametrize(
+    "offender",
+    [
+        "os.replace(partial, path)",
+        "partial.rename(path)",
+        "shutil.move(partial, path)",
+        "part = path.with_name(path.name + '.partial')",
+        "part = path.with_name(f'{path.name}.{os.getpid()}.partial')",
+        "part = path.with_suffix('.partial')",
+    ],
+)
+def test_own_renames_bites(offender: str) -> None:
+    assert own_renames(ast.parse(offender))
+
+
+def test_own_renames_spares_a_look_at_names() -> None:
+    assert own_renames(ast.parse("[p for p in folder.glob('*.partial') if p.suffix]")) == []
 
 
 @pytest.mark.parametrize(

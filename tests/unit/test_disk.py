@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.run.disk import atomic_table, is_sealed, read_table
+from inversion_dpo.run.disk import atomic_folder, atomic_table, is_sealed, read_table, writing
 
 TABLE = pa.table({"caption": ["a cat", "inversion_dpo sha256:" + "0" * 64], "score": [0.5, 1.0]})
 
@@ -40,3 +40,25 @@ def test_a_file_of_others_is_not_sealed(file):
     pq.write_table(TABLE, file)
     assert not is_sealed(file) and read_table(file) is None
     assert read_table(file.with_name("none.parquet")) is None
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), writing(path) as partial:
+        partial.write_text("half of the ne")
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        atomic_folder(tmp_path / "b", lambda folder: [folder.mkdir(), 1 / 0])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and path.read_text() == "old"
+
+
+def test_a_shared_file_is_written_under_a_name_of_the_process(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    with writing(path, shared=True) as first:
+        monkeypatch.setattr("os.getpid", lambda: 123456)
+        with writing(path, shared=True) as second:
+            second.write_text("second")
+            first.write_text("first")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]

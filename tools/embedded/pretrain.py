@@ -24,10 +24,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from inversion_dpo.run.disk import atomic_folder, atomic_save
 from inversion_dpo.world.captions import COLOURS, RELATIONS, SHAPES, SIZES
 from inversion_dpo.world.drawing import Scene, render
 from inversion_dpo.world.scene_prompts import scenes
@@ -75,10 +76,8 @@ class Checkpointed:
         for k, p in self.params.items():
             for name, value in self.optimizer.state[p].items():
                 tensors[f"{name}.{k}"] = value
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
-        partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, {"step": str(self.step), "seconds": str(self.seconds)})
-        os.replace(partial, self.path)
+        about = {"step": str(self.step), "seconds": str(self.seconds)}
+        atomic_save(tensors, self.path, about)
 
     def _load(self) -> None:
         from safetensors import safe_open
@@ -187,8 +186,7 @@ def latent_dataset(
         z = torch.cat(latents).contiguous()
         vae.register_to_config(scaling_factor=1.0 / z.std().item())
         ids = tokenize(tokenizer, captions).to(torch.int16)
-        save_file({"z": z, "ids": ids}, path.with_suffix(".partial"))
-        os.replace(path.with_suffix(".partial"), path)
+        atomic_save({"z": z, "ids": ids}, path)
     tensors = load_file(path)
     scale = 1.0 / tensors["z"].std().item()
     vae.register_to_config(scaling_factor=scale)
@@ -313,14 +311,14 @@ def publish(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    pipe.save_pretrained(partial, safe_serialization=True)
-    for name in ("vocab.json", "merges.txt"):
-        if not (partial / "tokenizer" / name).exists():
-            shutil.copy(Path(tokenizer.name_or_path) / name, partial / "tokenizer" / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+
+    def fill(partial: Path) -> None:
+        pipe.save_pretrained(partial, safe_serialization=True)
+        for name in ("vocab.json", "merges.txt"):
+            if not (partial / "tokenizer" / name).exists():
+                shutil.copy(Path(tokenizer.name_or_path) / name, partial / "tokenizer" / name)
+
+    atomic_folder(folder, fill)
     return pipe
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inversion_dpo.evaluation.figures import GREY, INK, PAPER, bare
+from inversion_dpo.run.disk import atomic_figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)))
@@ -73,7 +74,7 @@ def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> No
     axes.set_xlabel(f"{label[unit]}, inversion included", size=9, color=GREY)
     axes.set_ylabel(preference, size=9, color=GREY)
     legend(axes)
-    page.savefig(path)
+    atomic_figure(page, path)
 
 
 def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
@@ -103,7 +104,7 @@ def round_curves(summary: Summary, preference: str, path: Path) -> None:
     axes.set_xlabel("round (0: the reference)", size=9, color=GREY)
     axes.set_ylabel(preference, size=9, color=GREY)
     legend(axes)
-    page.savefig(path)
+    atomic_figure(page, path)
 
 
 def error_curves(summary: Summary, path: Path) -> None:
@@ -127,7 +128,7 @@ def error_curves(summary: Summary, path: Path) -> None:
         axes.set_title(f"{side}: error less the reference's", size=10, color=INK, loc="left")
         axes.set_xlabel("step", size=9, color=GREY)
     legend(right)
-    page.savefig(path)
+    atomic_figure(page, path)
 
 
 def drift_curves(summary: Summary, path: Path) -> None:
@@ -146,7 +147,7 @@ def drift_curves(summary: Summary, path: Path) -> None:
     axes.set_xlabel("step", size=9, color=GREY)
     axes.set_ylabel("drift", size=9, color=GREY)
     legend(axes)
-    page.savefig(path)
+    atomic_figure(page, path)
 
 
 def ablations(summary: Summary, preference: str, path: Path) -> None:
@@ -183,7 +184,7 @@ def ablations(summary: Summary, preference: str, path: Path) -> None:
             loc="outside lower center",
             ncols=4,
         )
-    page.savefig(path)
+    atomic_figure(page, path)
 
 
 def one_setting(
@@ -234,4 +235,4 @@ def gains(summary: Summary, metrics: Sequence[str], path: Path) -> None:
         axes.set_yticks([-k for k in range(len(names))], names)
         if column:
             axes.tick_params(labelleft=False)
-    page.savefig(path)
+    atomic_figure(page, path)

@@ -7,8 +7,6 @@ samples, chosen by ``evaluation.preference``: its trajectories are inverted unde
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +22,7 @@ from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
 from inversion_dpo.run.config import Config, ConfigError, DataConfig
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.folder import claim, occupied, stage
 from inversion_dpo.world.scene_prompts import prompts as scene_prompts
 
@@ -184,10 +182,7 @@ def merge(config: Config, adapter: Path, folder: Path) -> None:
     if not (adapter / "model_index.json").exists():
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
-    unfinished = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    pipeline.save_pretrained(unfinished, safe_serialization=True)
-    os.replace(unfinished, folder)
+    atomic_folder(folder, lambda made: pipeline.save_pretrained(made, safe_serialization=True))
 
 
 def spent_before(

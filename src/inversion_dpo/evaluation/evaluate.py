@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -32,7 +31,15 @@ from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Score
 from inversion_dpo.evaluation.sides import Side, graphs_for, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import Config, ConfigError, resolve
-from inversion_dpo.run.disk import atomic_table, atomic_text, read_table, seal, sha256_of, unsealed
+from inversion_dpo.run.disk import (
+    atomic_table,
+    atomic_text,
+    read_table,
+    seal,
+    sha256_of,
+    unsealed,
+    writing,
+)
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.folder import read_config, read_seconds, stage
 from inversion_dpo.run.processes import current_team
@@ -148,13 +155,12 @@ def sample_parts(
 
 def join_parts(parts: list[Path], path: Path) -> None:
     """One file of all parts, in their order; then the parts are removed."""
-    partial = path.with_name(path.name + ".partial")
-    with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part))
-        unsealed(writer)
-    seal(partial)
-    os.replace(partial, path)
+    with writing(path) as partial:
+        with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part))
+            unsealed(writer)
+        seal(partial)
     shutil.rmtree(parts[0].parent)
 
 
@@ -297,9 +303,7 @@ def write_table(
     }
     columns |= {f"reference.{name}": v for name, v in reference.items()}
     columns |= {f"policy.{name}": v for name, v in policy.items()}
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(pa.table(columns), partial)
-    os.replace(partial, path)
+    atomic_table(pa.table(columns), path)
 
 
 def training_facts(folder: Path, config: Config) -> dict[str, Any]:

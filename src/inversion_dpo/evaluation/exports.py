@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.evaluation.metrics import metric_rows
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_text, writing
 
 GAIN = ("reference", "policy", "gain", "gain_low", "gain_high")
 WINS = ("win_rate", "win_rate_low", "win_rate_high", "n_prompts")
@@ -49,7 +49,7 @@ def write_grid(captions: Sequence[str], scores: Sequence[Mapping[str, float]], p
 
 def write_csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """A CSV file with a header; absent values are empty."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with writing(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, names, restval="")
         writer.writeheader()
         writer.writerows(rows)

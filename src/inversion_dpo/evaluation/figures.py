@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inversion_dpo.evaluation.metrics import interval_text, metric_rows, verdict
+from inversion_dpo.run.disk import atomic_figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
 VERDICT_COLOUR = {"gain": BLUE, "loss": ORANGE, "none": GREY}
@@ -189,7 +190,7 @@ class _Grid:
             self._cell(self.edge + column * self.cell, top, pair, caption)
         with warnings.catch_warnings():  # scripts the font lacks; the page shows them as text
             warnings.filterwarnings("ignore", message="Glyph .* missing")
-            self.figure.savefig(path, dpi=100, facecolor=PAPER)
+            atomic_figure(self.figure, path, dpi=100, facecolor=PAPER)
 
     def _cell(self, left: int, top: int, pair: tuple[Pixels, Pixels], caption: str) -> None:
         for k, image in enumerate(pair):
@@ -244,7 +245,7 @@ def training_curves(history: History, path: Path) -> None:
     figure = Figure((3.9 * columns, 2.9 * rows), dpi=_DPI, facecolor=PAPER, layout="constrained")
     for k, panel in enumerate(panels):
         draw_panel(figure.add_subplot(rows, columns, k + 1), panel, history)
-    figure.savefig(path)
+    atomic_figure(figure, path)
 
 
 def panel_png(panel: Panel, history: History) -> bytes:
@@ -330,7 +331,7 @@ def gains(metrics: Mapping[str, Any], path: Path) -> None:
         color=GREY,
         ha="center",
     )
-    figure.savefig(path)
+    atomic_figure(figure, path)
 
 
 def _draw_gain(axes: Axes, name: str, row: Mapping[str, float], text: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.run.config import Config, resolve
+from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.folder import flat, read_config
 
 FORMATS = ("diffusers", "kohya")
@@ -53,20 +54,19 @@ def export(run: Path, form: str = "diffusers") -> Path:
     config, adapter = read_config(run), run / "adapter"
     if not adapter.is_dir():
         raise PublishError(f"{run} has no adapter: finish its training first")
-    folder = run / "export"
-    partial = run / "export.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(adapter, partial)
-    if form == "kohya":
-        from inversion_dpo.models.kohya import write_kohya
 
-        write_kohya(adapter, partial / f"{run.resolve().name}-kohya.safetensors")
-    if (run / "grid.png").is_file():
-        shutil.copy(run / "grid.png", partial / "grid.png")
-    (partial / "README.md").write_text(card(run, config), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
+    def fill(folder: Path) -> None:
+        shutil.copytree(adapter, folder)
+        if form == "kohya":
+            from inversion_dpo.models.kohya import write_kohya
+
+            write_kohya(adapter, folder / f"{run.resolve().name}-kohya.safetensors")
+        if (run / "grid.png").is_file():
+            shutil.copy(run / "grid.png", folder / "grid.png")
+        atomic_text(card(run, config), folder / "README.md")
+
+    atomic_folder(run / "export", fill)
+    return run / "export"
 
 
 def card(run: Path, config: Config) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from inversion_dpo.evaluation import exports, figures
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.metrics import decimals, interval_text, metric_rows, verdict
+from inversion_dpo.run.disk import atomic_text
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
@@ -114,9 +114,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
             facts=_facts(data),
         )
     )
-    partial = folder / "report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, folder / "report.html")
+    atomic_text(page, folder / "report.html")
     return folder / "report.html"
 
 

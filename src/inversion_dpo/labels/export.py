@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import CHOICES, outcome
+from inversion_dpo.run.disk import writing
 
 LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5, "split": 0.5}
 _WRITE_ROWS = 64  # rows in memory at a time
@@ -49,17 +49,13 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
     """
     counts = Counter[str]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     rows = _rows(store, labeller, counts)
-    try:
+    with writing(path, shared=True) as partial:
         with pq.ParquetWriter(partial, _SCHEMA, compression="zstd") as writer:
             while part := list(islice(rows, _WRITE_ROWS)):
                 writer.write_table(pa.Table.from_pylist(part, _SCHEMA))
         if not any(counts[name] for name in LABELS):
             raise WebError(f"{store.path}: nothing to export ({summary(counts)}); label some pairs")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return counts
 
 

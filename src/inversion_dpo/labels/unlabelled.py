@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+
+from inversion_dpo.run.disk import atomic_table
 
 Images = Sequence[NDArray[np.uint8]]
 
@@ -28,9 +28,7 @@ def write_unlabelled(path: Path, prompts: Sequence[str], first: Images, second: 
         "caption": list(prompts),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    pq.write_table(pa.table(rows), partial, compression="zstd")
-    os.replace(partial, path)
+    atomic_table(pa.table(rows), path, compression="zstd")
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

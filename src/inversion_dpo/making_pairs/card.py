@@ -18,6 +18,7 @@ from inversion_dpo.evaluation.figures import INK, PAPER, bare
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.splits import key_of
 from inversion_dpo.run.config import Config
+from inversion_dpo.run.disk import atomic_figure, atomic_text
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 SHOWN = 40  # pairs on the sheet
@@ -32,7 +33,7 @@ def write_card(folder: Path, config: Config, splits: Mapping[str, Rows]) -> None
     graphs = {split: [graph_of(row) for row in part] for split, part in splits.items()}
     draw_distributions(folder / "distributions.png", graphs, rows, config.build.by)
     draw_sheet(folder / "pairs.png", rows, config.build.by, config.build.seed)
-    (folder / "README.md").write_text(card(config, splits, graphs), encoding="utf-8")
+    atomic_text(card(config, splits, graphs), folder / "README.md")
 
 
 def card(
@@ -124,7 +125,7 @@ def draw_distributions(
         f"{side}\n{source}" for row in rows for side, source in zip(SIDES, _by(row), strict=True)
     )
     _bars(panels[3], sources, "images by source")
-    page.savefig(path)
+    atomic_figure(page, path)
 
 
 def draw_sheet(path: Path, rows: Rows, by: Sequence[str], seed: int) -> None:
@@ -141,7 +142,7 @@ def draw_sheet(path: Path, rows: Rows, by: Sequence[str], seed: int) -> None:
         axes.set_title(
             f"{words}\n{winner:.2f} > {loser:.2f}", fontsize=6.5, color=INK, parse_math=False
         )
-    page.savefig(path)
+    atomic_figure(page, path)
 
 
 def side_by_side(jpgs: Sequence[bytes]) -> np.ndarray[Any, Any]:

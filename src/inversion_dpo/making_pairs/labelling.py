@@ -23,7 +23,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import Candidate, encode_image, load_chunk, save_chunk
 from inversion_dpo.making_pairs.duplicates import Duplicates
 from inversion_dpo.making_pairs.mining import MINERS, disjoint
-from inversion_dpo.run.disk import read_table
+from inversion_dpo.run.disk import atomic_text, read_table
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.processes import current_team
 
@@ -193,4 +193,4 @@ def claim(output: Path, settings: Mapping[str, object]) -> None:
         raise DataError(
             f"{output} holds samples of other prompts, models or seeds: choose another --output"
         )
-    owner.write_text(text, encoding="utf-8")
+    atomic_text(text, owner)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya_flux import flux_to_kohya
+from inversion_dpo.run.disk import atomic_save
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -75,7 +75,5 @@ def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_kohya(adapter: Path, file: Path) -> Path:
     """Write :func:`to_kohya`'s file, whole or not at all."""
     weights, about = to_kohya(adapter)
-    partial = file.with_name(file.name + ".partial")
-    save_file(weights, partial, about)
-    partial.replace(file)
+    atomic_save(weights, file, about)
     return file

@@ -7,14 +7,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,19 +26,26 @@ class DiskError(RuntimeError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path``; on success flush it to disk and rename it.
 
+    After any error the temporary file is removed. What a kill leaves, the next run writes over.
+
+    Args:
+        path: where the file or folder shall be.
+        shared: two processes may write it at once, so each has a temporary name of its own.
+
     Raises:
-        DiskError: the disk is full or the folder is read-only; the temporary file is removed.
+        DiskError: the disk is full or the folder is read-only.
     """
-    partial = path.with_name(path.name + ".partial")
+    own = f".{os.getpid()}" if shared else ""
+    partial = path.with_name(f"{path.name}{own}.partial")
     try:
         yield partial
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         _remove(partial)
         reason = refusal(error)
         if reason is None:
@@ -60,16 +66,30 @@ def refusal(error: BaseException) -> str | None:
     return None
 
 
-def atomic_save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors, whole or not at all; DiskError if the disk refuses."""
+def atomic_save(
+    tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None
+) -> None:
+    """Write safetensors with metadata, whole or not at all; DiskError if the disk refuses."""
     with writing(path) as partial:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial)
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, about)
 
 
 def atomic_text(text: str, path: Path) -> None:
     """Write a text file, whole or not at all; DiskError if the disk refuses."""
     with writing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def atomic_bytes(data: bytes, path: Path) -> None:
+    """Write a file of bytes, whole or not at all; DiskError if the disk refuses."""
+    with writing(path) as partial:
+        partial.write_bytes(data)
+
+
+def atomic_figure(figure: Any, path: Path, **settings: Any) -> None:
+    """Write a figure of matplotlib, whole or not at all; DiskError if the disk refuses."""
+    with writing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], **settings)
 
 
 def atomic_table(table: Any, path: Path, **settings: Any) -> None:
