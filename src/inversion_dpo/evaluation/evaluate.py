@@ -33,12 +33,10 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.disk import (
     atomic_table,
+    atomic_tables,
     atomic_text,
     read_table,
-    seal,
     sha256_of,
-    unsealed,
-    writing,
 )
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.folder import read_config, read_seconds, stage
@@ -155,12 +153,7 @@ def sample_parts(
 
 def join_parts(parts: list[Path], path: Path) -> None:
     """One file of all parts, in their order; then the parts are removed."""
-    with writing(path) as partial:
-        with pq.ParquetWriter(partial, pq.read_schema(parts[0])) as writer:
-            for part in parts:
-                writer.write_table(pq.read_table(part))
-            unsealed(writer)
-        seal(partial)
+    atomic_tables(map(pq.read_table, parts), pq.read_schema(parts[0]), path)
     shutil.rmtree(parts[0].parent)
 
 

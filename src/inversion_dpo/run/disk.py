@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,77 +92,46 @@ def atomic_figure(figure: Any, path: Path, **settings: Any) -> None:
         figure.savefig(partial, format=path.suffix[1:], **settings)
 
 
-def atomic_table(table: Any, path: Path, **settings: Any) -> None:
-    """Write Parquet with its own checksum inside, whole or not at all; DiskError as above."""
-    with writing(path) as partial:
-        with pq.ParquetWriter(partial, table.schema, **settings) as writer:
+def atomic_table(table: pa.Table, path: Path, **settings: Any) -> None:
+    """Write a table that :func:`read_table` can check; DiskError if the disk refuses."""
+    atomic_tables([table], table.schema, path, **settings)
+
+
+def atomic_tables(
+    tables: Iterable[pa.Table], schema: pa.Schema, path: Path, **settings: Any
+) -> None:
+    """Write tables below one another into one file; otherwise as :func:`atomic_table`."""
+    rows = 0
+    with (
+        writing(path) as partial,
+        pq.ParquetWriter(partial, schema, write_page_checksum=True, **settings) as writer,
+    ):
+        for table in tables:
             writer.write_table(table)
-            unsealed(writer)
-        seal(partial)
+            rows += len(table)
+        writer.add_key_value_metadata({_CONTENT: _content(rows, schema)})
 
 
-def read_table(path: Path) -> Any | None:
-    """A table whose file was sealed; None if it is missing, cut short or altered in any byte."""
+def read_table(path: Path) -> pa.Table | None:
+    """Read a table of :func:`atomic_table`; None if it is missing, cut short or altered.
+
+    Parquet's page checksums cover the data. They do not cover the footer, where a flipped bit can
+    change a column's name, its type or the number of rows: the file repeats these in its metadata.
+    """
     try:
-        return pq.read_table(path) if is_sealed(path) else None
-    except (OSError, pa.ArrowException):
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table, noted = file.read(), file.metadata.metadata or {}
+        content = _content(len(table), table.schema).encode()
+        return table if noted.get(_CONTENT) == content else None
+    except (OSError, ValueError, pa.ArrowException):
         return None
 
 
-# A sealed Parquet file holds the SHA-256 of its own bytes, with zeros in the digest's place, among
-# its footer's metadata. Every other tool reads it as what it is.
-_MARK, _ZEROS = b"inversion_dpo sha256:", b"0" * 64
+_CONTENT = b"inversion_dpo.content"
 
 
-def unsealed(writer: pq.ParquetWriter) -> None:
-    """Leave room for the digest; to be called before the writer is closed."""
-    writer.add_key_value_metadata({"checksum": (_MARK + _ZEROS).decode()})
-
-
-def seal(path: Path) -> None:
-    """Write the digest into its place; only then may the file get its name."""
-    place = _place_of_digest(path)
-    digest = _digest_without(path, place)
-    with path.open("r+b") as file:
-        file.seek(place)
-        file.write(digest)
-
-
-def is_sealed(path: Path) -> bool:
-    """Whether a Parquet file holds the digest of its own bytes."""
-    place = _place_of_digest(path)
-    if place < 0:
-        return False
-    with path.open("rb") as file:
-        file.seek(place)
-        return file.read(len(_ZEROS)) == _digest_without(path, place)
-
-
-def _place_of_digest(path: Path) -> int:
-    """Offset in the file; -1 if the footer, whose length the last bytes tell, has no mark."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 8))
-        start = size - 8 - int.from_bytes(file.read(4), "little")
-        if not 0 <= start < size:
-            return -1
-        file.seek(start)
-        found = file.read().rfind(_MARK)
-    return start + found + len(_MARK) if found >= 0 else -1
-
-
-def _digest_without(path: Path, place: int) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        left = place
-        while left and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-        digest.update(_ZEROS)
-        file.seek(place + len(_ZEROS))
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest().encode()
+def _content(rows: int, schema: pa.Schema) -> str:
+    return f"{rows} rows\n{schema.to_string(show_field_metadata=False, show_schema_metadata=False)}"
 
 
 def atomic_folder(target: Path, fill: Callable[[Path], None]) -> None:
