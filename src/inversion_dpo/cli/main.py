@@ -102,10 +102,10 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the first image; the next adds 1.")] = 0,
 ) -> None:
     """Generate images from a run's policy, or from the reference."""
-    from PIL import Image
-
+    from inversion_dpo.data.images import png
     from inversion_dpo.evaluation.prompt_sets import asked_for
     from inversion_dpo.evaluation.sides import sampler_of
+    from inversion_dpo.run.disk import atomic_bytes
 
     asked = asked_for(prompts or [], scene_graph)
     settings = load_config(str(config_of(run)) if run else config, [])
@@ -119,7 +119,7 @@ def sample(
     images = sampler.draw(asked, seeds, desc="sample")
     output.mkdir(parents=True, exist_ok=True)
     for s, image in zip(seeds, images, strict=True):
-        Image.fromarray(image).save(output / f"{s:06d}.png")
+        atomic_bytes(png(image), output / f"{s:06d}.png")
         typer.echo(str(output / f"{s:06d}.png"))
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from inversion_dpo.compare import curves as figures
 from inversion_dpo.compare.summary import over_seeds
+from inversion_dpo.data.images import data_uri
 from inversion_dpo.data.traits import TRAITS
-from inversion_dpo.evaluation.report import data_uri, environment
+from inversion_dpo.evaluation.report import environment
 from inversion_dpo.run.disk import atomic_text
 
 Summary = Mapping[str, Any]

@@ -1,11 +1,13 @@
-"""Encoded images to pixels in [-1, 1]."""
+"""Encoded images to pixels in [-1, 1], and back."""
 
 from __future__ import annotations
 
 import io
+from base64 import b64encode
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from inversion_dpo.data.transforms import fit
@@ -37,6 +39,18 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         raise DataError(_unreadable(where, "no such image file")) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise DataError(_unreadable(where, str(error))) from error
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """Encode uint8 [H, W, 3] losslessly."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_uri(encoded: bytes) -> str:
+    """Write a PNG's bytes as a ``data:`` address, which needs no file."""
+    return "data:image/png;base64," + b64encode(encoded).decode("ascii")
 
 
 def to_pixels(images: list[Image.Image], size: int) -> torch.Tensor:

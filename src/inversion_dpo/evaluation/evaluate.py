@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import platform
@@ -17,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
-from inversion_dpo.data.pairs import decode_image
+from inversion_dpo.data.images import decode_image, png
 from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.judges import scorers_of, structure
 from inversion_dpo.evaluation.metrics import compare
@@ -170,7 +168,7 @@ def write_samples(
     columns: dict[str, Any] = {
         "prompt": prompts,
         "seed": seeds,
-        "image": [png_bytes(i) for i in images],
+        "image": [png(i) for i in images],
     }
     if graphs is not None:
         columns["graph"] = pa.array([g and g.to_json() for g in graphs], pa.string())
@@ -205,13 +203,6 @@ def read_images(path: Path, rows: list[int]) -> Images:
                 images.append(np.array(decode_image(encoded, f"{path} row {start + k}")))
         start += batch.num_rows
     return images
-
-
-def png_bytes(image: NDArray[np.uint8]) -> bytes:
-    """Encode uint8 [H, W, 3] losslessly."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def evaluate(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from inversion_dpo.data.images import png
 from inversion_dpo.models.base import DiffusionModel, decode
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from inversion_dpo.trajectories.cache import TrajectoryCache
 
 
@@ -55,7 +55,7 @@ def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryC
     atomic_text(json.dumps(report, indent=1), folder / "reconstruction.json")
     picture = torch.cat([w[3] for w in worst], dim=1)
     pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(folder / "reconstruction-worst.png")
+    atomic_bytes(png(pixels), folder / "reconstruction-worst.png")
     middle, least = report["psnr_db"]["median"], report["psnr_db"]["least"]  # type: ignore[index]
     return (
         f"sampled back: median {middle:.1f} dB, worst {least:.1f} dB; see "

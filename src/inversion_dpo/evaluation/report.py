@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from math import floor, log10
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
-from PIL import Image
 
+from inversion_dpo.data.images import data_uri, png
 from inversion_dpo.data.traits import Share, shares_text
 from inversion_dpo.evaluation import exports, figures
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
@@ -199,16 +197,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def data_uri(png: bytes) -> str:
-    """PNG bytes as a ``data:`` address for an image's source."""
-    return "data:image/png;base64," + b64encode(png).decode("ascii")
-
-
 def inlined(image: Pixels) -> str:
     """uint8 [H, W, 3] as a ``data:`` address, its longest edge near 320 pixels."""
-    buffer = BytesIO()
-    Image.fromarray(figures.thumbnail(image, _SIDE)).save(buffer, "PNG", optimize=True)
-    return data_uri(buffer.getvalue())
+    return data_uri(png(figures.thumbnail(image, _SIDE)))
 
 
 def inline_text(text: str) -> Markup:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
+from inversion_dpo.data.images import png
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
-from inversion_dpo.labels.unlabelled import write_unlabelled
 from inversion_dpo.models.sampler import Prompt, Sampler
+from inversion_dpo.run.disk import atomic_table
 from inversion_dpo.run.faults import Waiting
 
 LEAST = 4  # pairs that a training takes
@@ -19,8 +22,14 @@ def sample_pairs(output: Path, sampler: Sampler, prompts: Sequence[Prompt], seed
     """Write two samples of each prompt, from consecutive seeds, as unlabelled pairs."""
     twice = [prompt for prompt in prompts for _ in range(2)]
     images = sampler.draw(twice, [seed + k for k in range(len(twice))], desc="pairs")
-    captions = [p if isinstance(p, str) else p.caption for p in prompts]
-    write_unlabelled(output, captions, images[::2], images[1::2])
+    rows = {
+        "jpg_0": [png(image) for image in images[::2]],
+        "jpg_1": [png(image) for image in images[1::2]],
+        "label_0": pa.nulls(len(prompts), pa.float64()),
+        "caption": [p if isinstance(p, str) else p.caption for p in prompts],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic_table(pa.table(rows), output, compression="zstd")
 
 
 def pairs_by_people(

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inversion_dpo.data.images import decode_image, stack_pixels
+from inversion_dpo.data.images import decode_image, png, stack_pixels
 from inversion_dpo.data.transforms import fit
-from inversion_dpo.labels.unlabelled import png
 from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import decode, encode

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+from base64 import b64decode
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from inversion_dpo.data.images import data_uri, decode_image, png
 from inversion_dpo.data.transforms import (
     Framing,
     drops_prompt,
@@ -123,3 +125,10 @@ def test_prompt_dropout_has_its_share() -> None:
     dropped = {p: {d for d in names if drops_prompt(0, d, 0, p)} for p in (0.1, 0.3)}
     assert dropped[0.1] < dropped[0.3]  # a larger share drops the same ones and more
     assert abs(len(dropped[0.1]) - 400) < 76  # four standard deviations
+
+
+def test_png_is_lossless_and_its_address_holds_it():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(decode_image(png(image), "here")), image)
+    kind, text = data_uri(png(image)).split(",")
+    assert kind == "data:image/png;base64" and b64decode(text) == png(image)

@@ -6,9 +6,7 @@ https://platform.openai.com/docs/guides/structured-outputs; servers such as vLLM
 
 from __future__ import annotations
 
-import base64
 import email.utils
-import io
 import json
 import logging
 import os
@@ -21,8 +19,8 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from PIL import Image
 
+from inversion_dpo.data.images import data_uri, png
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 
@@ -165,7 +163,7 @@ def payload(
 ) -> dict[str, Any]:
     """The request's JSON; the image is a PNG in a data URL in the first turn."""
     messages: list[dict[str, Any]] = [{"role": t.role, "content": t.text} for t in turns]
-    picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
+    picture = {"type": "image_url", "image_url": {"url": data_uri(png(image))}}
     messages[0]["content"] = [{"type": "text", "text": turns[0].text}, picture]
     return {
         "model": server.model,
@@ -229,13 +227,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
     except (ValueError, TypeError):
         return None
-
-
-def data_url(image: Pixels) -> str:
-    """A uint8 image [H, W, 3] as PNG in a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _json(content: bytes) -> Any:
