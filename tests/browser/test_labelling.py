@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from inversion_dpo.cli.main import main
-from inversion_dpo.data.pairs import read_pairs
+from tests.pair_files import read_pairs
 
 pytestmark = pytest.mark.browser
 

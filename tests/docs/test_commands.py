@@ -102,9 +102,9 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     """A folder in which a reader has what the pages speak of; copy it before writing to it."""
     from PIL import Image
 
-    from inversion_dpo.data.pairs import read_pairs
     from inversion_dpo.run.folder import claim
     from inversion_dpo.training.step import train
+    from tests.pair_files import read_pairs
     from tools.tiny.scorers import WRITERS, write_tiny_scorer
 
     folder = tmp_path_factory.mktemp("reader")

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.pairs import check_pairs, decode_image
+from inversion_dpo.data.check import check_pairs
+from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.evaluate import read_prompts
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.world_labels import LABELLINGS, score_image

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from inversion_dpo.cli.main import main
 from inversion_dpo.data.annotations import write_annotations
-from inversion_dpo.data.pairs import DataError, read_pairs
+from inversion_dpo.data.images import DataError
 from inversion_dpo.evaluation.evaluate import evaluate, sampled
 from inversion_dpo.evaluation.publish import export
 from inversion_dpo.evaluation.sides import load_policy_pipeline
@@ -25,6 +25,7 @@ from inversion_dpo.run.folder import claim
 from inversion_dpo.training import step as training
 from inversion_dpo.training.step import train
 from inversion_dpo.world.checker import detect, score
+from tests.pair_files import read_pairs
 from tools.embedded.renders import rows
 
 ENCODER = (

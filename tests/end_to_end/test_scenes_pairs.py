@@ -9,7 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.pairs import Reading, check_pairs, decode_image, open_pairs
+from inversion_dpo.data.check import check_pairs
+from inversion_dpo.data.formats import Reading
+from inversion_dpo.data.images import decode_image
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.making_pairs.splits import leaks
 from inversion_dpo.making_pairs.world_labels import score_image

@@ -31,7 +31,8 @@ def pairs_check(
     Also takes scene-graph annotations (LAION-SG's JSON), alone or in a folder with their images.
     """
     from inversion_dpo.data.annotations import check_annotations, is_annotated
-    from inversion_dpo.data.pairs import Reading, check_pairs, format_report, tokens_of
+    from inversion_dpo.data.check import check_pairs, format_report, tokens_of
+    from inversion_dpo.data.formats import Reading
 
     if is_annotated(data):
         lines, sound = check_annotations(data)

@@ -1,7 +1,7 @@
 """Samples of a prompt on their way to pairs, and pairs as a Parquet file.
 
 The files have Pick-a-Pic's columns (Kirstain et al., 2023, https://arxiv.org/abs/2305.01569) and
-are read by :mod:`inversion_dpo.data.pairs` like anybody else's.
+are read by :mod:`inversion_dpo.data` like anybody else's.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from inversion_dpo.data.pairs import DataError, PairSource, Reading, open_pairs
+from inversion_dpo.data.formats import Reading
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.source import PairSource, open_pairs
 from inversion_dpo.maths.losses import OBJECTIVES, Objective, step_weights
 from inversion_dpo.maths.records import Grid, LossSettings
 from inversion_dpo.maths.schedule import Schedule

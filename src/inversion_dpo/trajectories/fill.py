@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inversion_dpo.data.images import decode_image, stack_pixels
-from inversion_dpo.data.pairs import Pair, PairSource, graph_of
+from inversion_dpo.data.source import Pair, PairSource, graph_of
 from inversion_dpo.data.transforms import fit, flip, flips
 from inversion_dpo.maths.inversion import (
     Compare,

@@ -181,8 +181,8 @@ def test_a_hash_by_hand():
 
 
 def test_what_is_built_is_written_and_read(tmp_path):
-    from inversion_dpo.data.pairs import read_pairs
     from inversion_dpo.making_pairs.build import write_labelled
+    from tests.pair_files import read_pairs
 
     config = load_config(None, [])
     assert write_labelled(config, tmp_path, made(tmp_path / "c")) == {"pairs": 40}

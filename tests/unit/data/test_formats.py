@@ -18,15 +18,11 @@ from huggingface_hub import HfApi, constants
 from PIL import Image
 
 from inversion_dpo.data import formats
-from inversion_dpo.data.pairs import (
-    DataError,
-    Reading,
-    check_pairs,
-    format_report,
-    open_pairs,
-    tokens_of,
-)
+from inversion_dpo.data.check import check_pairs, format_report, tokens_of
+from inversion_dpo.data.formats import Reading
+from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rankings import order
+from inversion_dpo.data.source import open_pairs
 
 
 def encoded(colour: str, size: tuple[int, int] = (8, 6)) -> bytes:

@@ -13,15 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from inversion_dpo.data.pairs import (
-    DataError,
-    check_pairs,
-    decode_image,
-    format_report,
-    open_pairs,
-    read_pairs,
-    to_pixels,
-)
+from inversion_dpo.data.check import check_pairs, format_report
+from inversion_dpo.data.images import DataError, decode_image, to_pixels
+from inversion_dpo.data.source import open_pairs
+from tests.pair_files import read_pairs
 
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.data.pairs import check_pairs, format_report
+from inversion_dpo.data.check import check_pairs, format_report
 from inversion_dpo.data.traits import Share, Tally, format_shares, traits
 
 

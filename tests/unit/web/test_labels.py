@@ -10,7 +10,7 @@ import pytest
 
 from inversion_dpo.data.formats import Reading
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.pairs import open_pairs
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import WebError, questions
 from inversion_dpo.labels.store import Conflict, LabelStore, swapped

@@ -1,26 +1,11 @@
-"""Preference pairs: what the rest of the package imports.
-
-Every format is read to the same rows and checked by the same rules (:mod:`.rows`); a row is kept
-whole or left out whole, so winners and losers cannot come apart. Rows count from 0.
-"""
+"""Pairs of small files, all in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from inversion_dpo.data.check import PairReport as PairReport
-from inversion_dpo.data.check import check_pairs as check_pairs
-from inversion_dpo.data.check import format_report as format_report
-from inversion_dpo.data.check import tokens_of as tokens_of
-from inversion_dpo.data.formats import Reading as Reading
-from inversion_dpo.data.images import DataError as DataError
-from inversion_dpo.data.images import decode_image as decode_image
-from inversion_dpo.data.images import to_pixels as to_pixels
-from inversion_dpo.data.source import Pair as Pair
-from inversion_dpo.data.source import PairSource as PairSource
-from inversion_dpo.data.source import graph_of as graph_of
-from inversion_dpo.data.source import open_pairs as open_pairs
+from inversion_dpo.data.source import Pair, open_pairs
 
 
 @dataclass(frozen=True)
