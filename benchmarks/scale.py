@@ -42,7 +42,6 @@ from inversion_dpo.evaluation.evaluate import REPEAT, read_prompts
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import encode_image
 from inversion_dpo.making_pairs.mining import disjoint, margin
-from inversion_dpo.making_pairs.world_labels import judge_scenes
 from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.maths.losses import as_pair_errors, dpo, kto, squared_error, target_prediction
 from inversion_dpo.maths.records import LossSettings
@@ -56,6 +55,7 @@ from inversion_dpo.training.step import pairs_of_step, rate_at
 from inversion_dpo.trajectories.fill import conditional, under_guidance
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import scenes
+from inversion_dpo.world.scorer import NAMES, judge
 
 CONFIG = load_config("composition", [])
 VALIDATION = "asset:prompts-validation.txt"
@@ -92,7 +92,8 @@ def look(images: NDArray[np.uint8], graphs: list[SceneGraph], stored: bool) -> t
     """The images, as a JPEG gives them back if they are to be ``stored``, and their scores."""
     if stored:
         images = np.stack([np.asarray(decode_image(encode_image(i, 95), "sample")) for i in images])
-    return images, judge_scenes(list(images), graphs)[0]
+    found = judge(list(images), [graph.caption for graph in graphs], graphs)
+    return images, {name: found[name] for name in NAMES}
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from inversion_dpo.data.check import check_pairs
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.evaluate import read_prompts
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.making_pairs.world_labels import LABELLINGS, score_image
+from inversion_dpo.making_pairs.build import LABELLINGS
 from inversion_dpo.run.config import load_config, resolve
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import split_of
+from tests.scenes import score_image
 
 PIPELINE = resolve("asset:pipeline")
 

@@ -15,11 +15,11 @@ from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.making_pairs.splits import leaks
-from inversion_dpo.making_pairs.world_labels import score_image
 from inversion_dpo.run.config import load_config
 from inversion_dpo.world.captions import parse_caption, with_entailed
 from inversion_dpo.world.checker import detect
 from inversion_dpo.world.scene_prompts import split_of
+from tests.scenes import score_image
 
 FOLDER = Path(__file__).parents[2] / "datasets" / "scenes-pairs"
 SPLITS = {"train": 4270, "validation": 400, "test": 900}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from inversion_dpo.cli.options import Overrides
-from inversion_dpo.run.config import Config, ConfigError, load_config, resolve
+from inversion_dpo.run.config import Config, load_config, resolve
 
 MISSING = "the page needs the packages of the extra: pip install 'inversion-dpo[web]'"
 
@@ -124,35 +124,20 @@ def register_sample(pairs_app: typer.Typer) -> None:
             str, typer.Option("--config", "-c", help="Preset or YAML file: model and sampling.")
         ] = "taste",
         prompts: Annotated[
-            str, typer.Option(help="Text file, one a line; scenes: those of the embedded world.")
+            str, typer.Option(help="A prompt set; scenes: those of the embedded world.")
         ] = "scenes",
         count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
         seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
     ) -> None:
         """Sample two images of each prompt for people to label; sampling is evaluation.*."""
+        from inversion_dpo.evaluation.prompt_sets import read_prompts
         from inversion_dpo.evaluation.sides import sampler_of
         from inversion_dpo.labels.asking import sample_pairs
 
         settings = load_config(config, overrides or [])
-        captions = captions_of(prompts, count)
+        captions = read_prompts(str(count) if prompts == "scenes" else prompts, count)
         sample_pairs(output, sampler_of(settings, None), captions, seed)
         typer.echo(f"{len(captions)} pairs in {output}\nnext: inversion-dpo web {output}")
-
-
-def captions_of(prompts: str, count: int) -> list[str]:
-    """The first ``count`` prompts of a text file, or training captions of the embedded world."""
-    if prompts == "scenes":
-        from inversion_dpo.world.scene_prompts import prompts as scenes
-
-        return [graph.caption for graph in scenes("train", count)]
-    try:
-        lines = Path(prompts).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"--prompts {prompts} cannot be read ({error}); give a text file, one prompt a line"
-        raise ConfigError(text) from error
-    if not (found := [line.strip() for line in lines if line.strip()]):
-        raise ConfigError(f"--prompts {prompts} holds no prompts; write one a line")
-    return found[:count]
 
 
 def run_page(about: Subject, limit: int, host: str, port: int, remote: bool) -> None:

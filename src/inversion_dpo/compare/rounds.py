@@ -24,7 +24,6 @@ from inversion_dpo.making_pairs.build import build
 from inversion_dpo.run.config import Config, ConfigError, DataConfig
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.folder import claim, occupied, stage
-from inversion_dpo.world.scene_prompts import prompts as scene_prompts
 
 Result = dict[str, Any]
 SEED = 1000  # of prompts and samples: this, plus 100 for each training seed, plus the round
@@ -150,9 +149,9 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
     asked, e, samples = rounds.prompts, config.evaluation, rounds.samples
     scales = config.build.guidance_scales or [e.guidance_scale]
     if asked.isdecimal():
-        graphs = scene_prompts("train", rounds.people or int(asked), seed)
+        captions = read_prompts(str(rounds.people or asked), None, seed)
         asked = str(folder / "prompts.txt")
-        atomic_text("\n".join(g.caption for g in graphs) + "\n", Path(asked))
+        atomic_text("\n".join(captions) + "\n", Path(asked))
     asked_for = prompts_with_graphs(read_prompt_set(asked, rounds.people or None))
     if rounds.people:
         samples, scales = 2, [e.guidance_scale]

@@ -6,14 +6,25 @@ For scorers that find a scene graph in an image, where the graph that its prompt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.metrics import gain_row
+from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs
+from inversion_dpo.evaluation.scorers.answers import read_vocabulary
+from inversion_dpo.evaluation.scorers.scene_graph import (
+    SCENE_GRAPH,
+    prices_of,
+    spent,
+    stored_answers,
+)
 from inversion_dpo.graphs.graph import SceneGraph, agreement
-from inversion_dpo.graphs.matching import departures, relations_held
+from inversion_dpo.graphs.matching import departures, plain, relations_held
+from inversion_dpo.run.config import Config
 
 Graphs = Sequence[SceneGraph | None]
 MANY = 5  # objects and more are one group
@@ -138,3 +149,30 @@ def table_rows(structure: Mapping[str, Any]) -> list[tuple[str, int, str, Mappin
     ]
     whole = structure["all"]
     return rows + [(ERRORS[k], whole["n_prompts"], "errors an image", whole[k]) for k in ERRORS]
+
+
+def read_graphs(path: Path) -> Graphs | None:
+    """The graphs found in a samples file's images; None if its scorers find none."""
+    if "graph" not in pq.read_schema(path).names:
+        return None
+    texts = pq.read_table(path, columns=["graph"])["graph"].to_pylist()
+    return [None if text is None else SceneGraph.from_json(text) for text in texts]
+
+
+def structure(asked: PromptSet, files: list[Path], config: Config) -> dict[str, Any]:
+    """Under ``structure`` the breakdown of reference and policy, where graphs are known.
+
+    Words are levelled as the scorer levels them. Under ``scoring`` what the answers that are kept
+    beside the samples have cost.
+    """
+    e, parts = config.evaluation, {}
+    synonyms = read_vocabulary(e.parser.vocabulary).synonyms if e.parser.vocabulary else {}
+    reference, policy = (read_graphs(file) for file in files)
+    if reference and policy:
+        known = intended_graphs(asked)
+        intended = [plain(known[p], synonyms) if p in known else None for p in asked.prompts]
+        r, p = ([g and plain(g) for g in side] for side in (reference, policy))
+        parts["structure"] = breakdown(intended, r, p, e.seeds)
+    if answers := stored_answers(files[0].parent / "scores.sqlite"):
+        parts["scoring"] = {SCENE_GRAPH: spent(answers, prices_of(e.parser))}
+    return {name: part for name, part in parts.items() if part}

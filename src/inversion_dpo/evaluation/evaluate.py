@@ -8,6 +8,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from inversion_dpo.data.images import decode_image, png
+from inversion_dpo.evaluation.breakdown import structure
 from inversion_dpo.evaluation.changes import changes
-from inversion_dpo.evaluation.judges import scorers_of, structure
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set
 from inversion_dpo.evaluation.prompt_sets import read_prompts as read_prompts
 from inversion_dpo.evaluation.report import ReportData, write_report
-from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Scores
+from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Scores, load_scorers
 from inversion_dpo.evaluation.sides import Side, graphs_for, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import Config, ConfigError, resolve
@@ -129,8 +130,8 @@ def sample_parts(
     e, team, sampler = config.evaluation, current_team(), None
     score = None
     if e.scorer:
-        kept = folder.parent / "scores.sqlite"
-        score = scorers_of(config, e.scorer, kept, e.prompts, e.limit)
+        kept, whole = folder.parent / "scores.sqlite", partial(read_prompt_set, e.prompts, e.limit)
+        score = load_scorers(e.scorer, e.checkpoints, e.batch_size, kept, e.parser, whole)
     starts = range(0, len(prompts), e.batch_size)
     parts = [folder / f"{start:08d}-{e.batch_size}.parquet" for start in starts]
     bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=not team.main)

@@ -1,4 +1,7 @@
-"""Prompt sets: text, JSON lines with categories as GenEval's, Parquet, a column on the hub."""
+"""Prompt sets: text, JSON lines with categories as GenEval's, Parquet, a column on the hub.
+
+The embedded world is a prompt set too: this module and the registry of scorers alone know it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from typing import Any
 from inversion_dpo.data.annotations import read_annotations
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
-from inversion_dpo.world.captions import parse_caption
 
 HUB = "hf:"
 
@@ -38,25 +40,66 @@ class PromptSet:
         return found
 
 
-def read_prompt_set(source: str, limit: int | None) -> PromptSet:
+def read_prompt_set(source: str, limit: int | None, seed: int = 0) -> PromptSet:
     """The first ``limit`` prompts of a set; ConfigError if there is none.
 
     Args:
-        source: a text file with a prompt a line; a .jsonl file with ``prompt`` and, if it has any,
-            ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and ``scene_graph`` in
-            LAION-SG's layout; a .parquet file of the same columns; or a dataset's column on the
-            hub, ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
+        source: a number of training captions of the embedded world; a text file with a prompt a
+            line; a .jsonl file with ``prompt`` and, if it has any, ``category`` or ``tag``
+            (GenEval's evaluation_metadata.jsonl) and ``scene_graph`` in LAION-SG's layout; a
+            .parquet file of the same columns; or a dataset's column on the hub,
+            ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
         limit: None: all.
+        seed: of the embedded world's captions.
     """
-    rows = list(islice(_rows(source), limit))
+    rows = list(islice(_rows(source, seed), limit))
     if not rows:
         raise ConfigError(f"evaluation.prompts: {source} holds no prompts; write one a line")
     return PromptSet(*(list(column) for column in zip(*rows, strict=True)))
 
 
-def read_prompts(source: str, limit: int | None) -> list[str]:
+def read_prompts(source: str, limit: int | None, seed: int = 0) -> list[str]:
     """Only the prompts of :func:`read_prompt_set`."""
-    return read_prompt_set(source, limit).prompts
+    return read_prompt_set(source, limit, seed).prompts
+
+
+def graph_of_prompt(prompt: str) -> SceneGraph | None:
+    """The scene graph that a caption of the embedded world asks for; None for any other text."""
+    from inversion_dpo.world.captions import parse_caption
+
+    try:
+        return parse_caption(prompt)
+    except ValueError:
+        return None
+
+
+def scenes(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
+    """An endless stream of the embedded world's graphs, with the relations that they entail.
+
+    Args:
+        split: train, validation or test; ConfigError for any other.
+        kind: OBJECTS/RELATIONS, such as 3/2: as many objects, at least so many relations.
+        seed: of the stream.
+    """
+    from inversion_dpo.world.complexity import graphs_of
+    from inversion_dpo.world.scene_prompts import SPLITS
+
+    if split not in SPLITS:
+        raise ConfigError(f"build.splits.{split}: the scenes have {', '.join(SPLITS)}")
+    return graphs_of(split, kind, seed)
+
+
+def intended_graphs(asked: PromptSet) -> dict[str, SceneGraph]:
+    """Prompt -> the graph that it asks for: the set's own, or what a caption of `scenes` says.
+
+    ConfigError if a prompt occurs with two graphs.
+    """
+    known: dict[str, SceneGraph] = {}
+    for prompt, given in zip(asked.prompts, asked.graphs, strict=True):
+        graph = given or graph_of_prompt(prompt)
+        if graph is not None and known.setdefault(prompt, graph) != graph:
+            raise ConfigError(f"evaluation.prompts: {prompt!r} occurs with two scene graphs")
+    return known
 
 
 def prompts_with_graphs(asked: PromptSet) -> list[str | SceneGraph]:
@@ -71,7 +114,7 @@ def graphs_by_prompt(source: str, prompts: set[str]) -> dict[str, SceneGraph]:
     ConfigError if the set gives one prompt two graphs.
     """
     found: dict[str, SceneGraph] = {}
-    for prompt, _, graph in _rows(source):
+    for prompt, _, graph in _rows(source, 0):
         if graph is None or prompt not in prompts:
             continue
         if found.setdefault(prompt, graph) != graph:
@@ -85,7 +128,12 @@ def graphs_by_prompt(source: str, prompts: set[str]) -> dict[str, SceneGraph]:
 _Row = tuple[str, str, SceneGraph | None]  # prompt, category, graph
 
 
-def _rows(source: str) -> Iterator[_Row]:
+def _rows(source: str, seed: int) -> Iterator[_Row]:
+    if source.isdecimal():
+        from inversion_dpo.world.scene_prompts import prompts
+
+        yield from ((graph.caption, "", None) for graph in prompts("train", int(source), seed))
+        return
     if source.startswith(HUB):
         yield from _hub_rows(source)
         return
@@ -194,11 +242,3 @@ def asked_for(prompts: list[str], file: Path | None) -> list[str | SceneGraph]:
         )
     captions = prompts or [graph.caption for graph in graphs]
     return [replace(graph, caption=c) for graph, c in zip(graphs, captions, strict=True)]
-
-
-def graph_of_prompt(prompt: str) -> SceneGraph | None:
-    """The scene graph that a caption of the embedded world asks for; None for any other text."""
-    try:
-        return parse_caption(prompt)
-    except ValueError:
-        return None

@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from inversion_dpo.data.annotations import is_annotated, read_annotations
 from inversion_dpo.data.images import DataError
-from inversion_dpo.evaluation.judges import intended_graphs, scene_graph_scorer
-from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set
-from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, ScorerGroup, load_scorers
-from inversion_dpo.evaluation.scorers.scene_graph import SceneGraphScorer
+from inversion_dpo.evaluation.prompt_sets import (
+    PromptSet,
+    intended_graphs,
+    read_prompt_set,
+    scenes,
+)
+from inversion_dpo.evaluation.scorers.registry import (
+    SCENE_GRAPH,
+    SCENES,
+    ScorerGroup,
+    load_scorers,
+)
 from inversion_dpo.evaluation.sides import Side, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import write_pairs
@@ -34,16 +42,15 @@ from inversion_dpo.making_pairs.labelling import (
     fill,
 )
 from inversion_dpo.making_pairs.splits import key_of, split_by_hash
-from inversion_dpo.making_pairs.world_labels import LABELLINGS, judge_scenes
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.processes import current_team
-from inversion_dpo.world.captions import parse_caption
-from inversion_dpo.world.complexity import graphs_of
-from inversion_dpo.world.scene_prompts import SPLITS
-from inversion_dpo.world.scene_prompts import prompts as scene_prompts
 
 SEEDS = 1_000_000  # room for the samples of one cell
+LABELLINGS = {  # of the shipped pairs: least differences of winner and loser
+    "taste": Labelling(("warmth",), "best_worst", 0.25),  # a warm ground, never asked for
+    "composition": Labelling(("composition",), "best_worst", 0.2),  # what the caption asks for
+}
 MOST_DRAWS = 20  # of the scenes: prompts tried for each pair that is wanted
 
 
@@ -64,15 +71,18 @@ def build(config: Config, output: Path) -> dict[str, int]:
     if current_team().main:
         claim(output, _sampled_by(config))
     current_team().wait()
-    exact, others = scorers_of(config, output)
-    sampling, folder = sampling_of(config, judge_of(exact, others)), output / "candidates"
+    scorers, folder = scorers_of(config, output), output / "candidates"
+
+    def judge(images: Sequence[Pixels], graphs: Sequence[SceneGraph]) -> Verdict:
+        return scorers.judge(images, [graph.caption for graph in graphs], graphs)
+
+    sampling = sampling_of(config, judge)
     if b.splits:
         found = fill_splits(config, folder, sampling)
     else:
         cell = Cell("candidates", single_graphs(config), b.limit, b.seed * 10 * SEEDS)
         found = fill(cell, folder, sampling, labellings(config), Duplicates(b.near))
-    if others:
-        others.conclude()
+    scorers.conclude()
     write = write_dataset if b.splits else write_labelled
     return write(config, output, found) if current_team().main else {}
 
@@ -104,8 +114,6 @@ def write_labelled(
 def single_graphs(config: Config) -> list[SceneGraph]:
     """The prompts in one piece; those without a scene graph are a caption alone."""
     b = config.build
-    if b.prompts.isdecimal():
-        return scene_prompts("train", int(b.prompts), b.seed + 1)
     if is_annotated(b.prompts):
         graphs, problems = read_annotations(b.prompts)
         if problems:
@@ -116,7 +124,7 @@ def single_graphs(config: Config) -> list[SceneGraph]:
         if silent := [g for g in graphs if not g.caption.strip()]:
             raise DataError(f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by")
         return graphs
-    asked = read_prompt_set(b.prompts, None)
+    asked = read_prompt_set(b.prompts, None, b.seed + 1)
     known = intended_graphs(asked)
     captions = dict.fromkeys(asked.prompts)
     return [replace(known.get(c, SceneGraph((), (), c)), caption=c) for c in captions]
@@ -151,16 +159,14 @@ def fill_splits(config: Config, folder: Path, sampling: Sampling) -> dict[str, l
 def split_cells(config: Config, split: str) -> list[tuple[str, Iterable[SceneGraph], int]]:
     """Name, graphs and wanted pairs of each cell of a split: of scenes one for each kind."""
     b, wanted = config.build, config.build.splits[split]
-    if b.prompts != "scenes":
+    if b.prompts != SCENES:
         graphs = [g for g in single_graphs(config) if split_by_hash(g, b.splits) == split]
         return [(split, graphs, wanted)]
-    if split not in SPLITS:
-        raise ConfigError(f"build.splits.{split}: the scenes have {', '.join(SPLITS)}")
     quotas = apportion(wanted, list(b.mix.values()))
     return [
         (
             f"{split}-{kind.replace('/', '-')}",
-            islice(graphs_of(split, kind, b.seed), MOST_DRAWS * quota),
+            islice(scenes(split, kind, b.seed), MOST_DRAWS * quota),
             quota,
         )
         for kind, quota in zip(b.mix, quotas, strict=True)
@@ -213,51 +219,29 @@ def drawing(sources: Mapping[str, tuple[Side, float]]) -> Draw:
     return draw
 
 
-def scorers_of(config: Config, output: Path) -> tuple[bool, ScorerGroup | None]:
-    """Whether the exact checker ``scenes`` judges, and all other scorers, if there are any."""
-    e, store = config.evaluation, output / "scores.sqlite"
+def scorers_of(config: Config, output: Path) -> ScorerGroup:
+    """The scorers that label; ConfigError if there are none, or they cannot know the graphs."""
+    e = config.evaluation
     if not e.scorer:
         raise ConfigError("pairs build needs --scorer or evaluation.scorer, which says who labels")
-    names = e.scorer if isinstance(e.scorer, list) else e.scorer.split(",")
-    others = [name.strip() for name in names if name.strip() != "scenes"]
-
-    def scene_graphs() -> SceneGraphScorer:
-        if config.build.prompts == "scenes":
-            raise ConfigError(f"build.prompts=scenes is judged by scenes, not by {SCENE_GRAPH}")
-        graphs = single_graphs(config)
-        said = [g if g.items else None for g in graphs]
-        asked = PromptSet([g.caption for g in graphs], [""] * len(graphs), said)
-        return scene_graph_scorer(e.parser, e.checkpoints.get(SCENE_GRAPH), asked, store)
-
-    made = {SCENE_GRAPH: scene_graphs}
-    group = load_scorers(others, e.checkpoints, e.batch_size, store, made) if others else None
-    return len(others) < len(names), group
+    if config.build.prompts == SCENES and SCENE_GRAPH in str(e.scorer):
+        raise ConfigError(f"build.prompts={SCENES} is judged by {SCENES}, not by {SCENE_GRAPH}")
+    store, whole = output / "scores.sqlite", partial(prompt_set_of, config)
+    return load_scorers(e.scorer, e.checkpoints, e.batch_size, store, e.parser, whole)
 
 
-def judge_of(exact: bool, others: ScorerGroup | None) -> Judge:
-    """Scores of all scorers, and the graphs that one of them finds."""
-
-    def judge(images: Sequence[Pixels], graphs: Sequence[SceneGraph]) -> Verdict:
-        scores: Mapping[str, Any] = {}
-        found: Sequence[SceneGraph | None] | None = None
-        if exact:
-            asked = [g if g.items else parse_caption(g.caption) for g in graphs]
-            scores, found = judge_scenes(images, asked)
-        if others is None:
-            return scores, found
-        more, seen = others.judge(images, [g.caption for g in graphs])
-        if both := sorted(set(scores) & set(more)):
-            raise ConfigError(f"two scorers give a score called {both[0]!r}: drop one")
-        return {**scores, **more}, found or seen
-
-    return judge
+def prompt_set_of(config: Config) -> PromptSet:
+    """All prompts of the build with their graphs."""
+    graphs = single_graphs(config)
+    said = [g if g.items else None for g in graphs]
+    return PromptSet([g.caption for g in graphs], [""] * len(graphs), said)
 
 
 def _sampled_by(config: Config) -> dict[str, object]:
     """What the samples depend on: with splits all settings, since what is held out is avoided."""
     b, e = asdict(config.build), config.evaluation
     how = ("prompts", "samples", "guidance_scales", "models", "quality", "seed")
-    said = "" if b["prompts"] == "scenes" else "\n".join(map(key_of, single_graphs(config)))
+    said = "" if b["prompts"] == SCENES else "\n".join(map(key_of, single_graphs(config)))
     return {
         **(b if b["splits"] else {name: b[name] for name in how}),
         "model": asdict(config.model),

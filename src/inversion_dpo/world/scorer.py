@@ -1,4 +1,4 @@
-"""The exact checker as a scorer: ``evaluation.scorer=inversion_dpo.world.scorer:score``."""
+"""The exact checker as a scorer: ``evaluation.scorer=scenes``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.checker import detect
 from inversion_dpo.world.checker import score as score_scene
@@ -30,9 +31,21 @@ def score(
     return {name: v for name, v in judge(images, prompts).items() if name in NAMES}
 
 
-def judge(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> dict[str, Any]:
-    """The same, and under ``graph`` the scene graph found in each image."""
+def judge(
+    images: Sequence[NDArray[np.uint8]],
+    prompts: Sequence[str],
+    graphs: Sequence[SceneGraph | None] | None = None,
+) -> dict[str, Any]:
+    """The same, and under ``graph`` the scene graph found in each image.
+
+    Args:
+        images: uint8 [64, 64, 3].
+        prompts: captions of the embedded world, one for each image.
+        graphs: what each prompt asks for; None: what its caption says.
+    """
+    given = graphs or [None] * len(prompts)
+    asked = [g if g and g.items else parse_caption(p) for g, p in zip(given, prompts, strict=True)]
     seen = [detect(image) for image in images]
-    found = [score_scene(parse_caption(p), d) for p, d in zip(prompts, seen, strict=True)]
+    found = [score_scene(graph, d) for graph, d in zip(asked, seen, strict=True)]
     scores = {n: np.array([getattr(s, n) for s in found], dtype=np.float64) for n in NAMES}
     return scores | {"graph": [d.graph() for d in seen]}

@@ -3,21 +3,23 @@
 import importlib.util
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inversion_dpo.evaluation.judges import (
-    intended_graphs,
-    scene_graph_scorer,
-    scorers_of,
-    stored_answers,
-)
-from inversion_dpo.evaluation.prompt_sets import PromptSet
+from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs, read_prompt_set
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.evaluation.scorers.registry import load_scorers
-from inversion_dpo.evaluation.scorers.scene_graph import Answer, Prices, spent, spent_text
+from inversion_dpo.evaluation.scorers.scene_graph import (
+    Answer,
+    Prices,
+    scene_graph_scorer,
+    spent,
+    spent_text,
+    stored_answers,
+)
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 from inversion_dpo.run.config import ConfigError, ParserConfig, load_config
 
@@ -244,7 +246,9 @@ def test_a_local_model_of_random_weights_is_read_and_its_noise_counted(folder, t
             f"evaluation.checkpoints.scene-graph={folder}",
         ],
     )
-    group = scorers_of(config, "scene-graph", tmp_path / "kept.sqlite", str(prompts), None)
+    e, asked = config.evaluation, partial(read_prompt_set, str(prompts), None)
+    kept = tmp_path / "kept.sqlite"
+    group = load_scorers(e.scorer, e.checkpoints, 2, kept, e.parser, asked)
     scores, graphs = group.judge([image(0)], [PROMPT])
     assert scores["parsed"].tolist() == [0] and graphs == [None]
     (answer,) = stored_answers(tmp_path / "kept.sqlite")

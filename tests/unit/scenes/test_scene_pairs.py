@@ -11,12 +11,13 @@ import pytest
 from inversion_dpo.data.check import check_pairs
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.making_pairs.build import LABELLINGS
 from inversion_dpo.making_pairs.candidates import Candidate, encode_image, write_pairs
 from inversion_dpo.making_pairs.labelling import Labelling, Sampling, pairs_of, scored_samples
-from inversion_dpo.making_pairs.world_labels import LABELLINGS, judge_scenes, score_image
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.drawing import Scene, render, sample_scene
 from tests.pair_files import read_pairs
+from tests.scenes import judge_scenes, score_image
 
 VERDICT = ("entity_iou", "relation_iou", "sg_iou", "exact", "composition")
 

@@ -8,22 +8,27 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH as SCENE_GRAPH
+from inversion_dpo.evaluation.scorers.scene_graph import scene_graph_scorer
 from inversion_dpo.evaluation.scorers.score_store import ScoreStore, score_key
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.run.config import ParserConfig
 
 Scores = dict[str, NDArray[np.float64]]
 Graphs = list[SceneGraph | None]  # found in images; None where one could not be read
-Scorer = Callable[[Sequence[Pixels], Sequence[str]], Any]  # scores [B], or scores [B] by name
-SCENES = "inversion_dpo.world.scorer:judge"
+Scorer = Callable[..., Any]  # (images, prompts) -> scores [B], or scores [B] by name
+_Asked = tuple[Pixels, str, SceneGraph | None]
+SCENES = "scenes"  # the exact checker of the embedded world
 GRAPH = "graph"  # not a score: the graphs that a scorer found
 VERSION = 1  # of the scorers' code; part of every kept score's key
 
@@ -37,30 +42,25 @@ CHECKPOINTS = {
     "imagereward": "RE-N-Y/ImageReward",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
-SCENE_GRAPH = "scene-graph"
-OFFERED = (*CHECKPOINTS, "scenes", SCENE_GRAPH)
+OFFERED = (*CHECKPOINTS, SCENES, SCENE_GRAPH)
 
 
 @dataclass(frozen=True)
 class Named:
     """A scorer of the registry or a user's own, loaded when it is first called.
 
-    spec: its name or ``module:function``. checkpoint: of its weights; None without any. make:
-    makes it, if more than a checkpoint is needed.
+    spec: its name or ``module:function``. make: loads it, or raises ScorerError. checkpoint: of
+    its weights; None without any.
     """
 
     spec: str
-    checkpoint: Checkpoint | None
-    make: Callable[[], Scorer] | None = None
+    make: Callable[[], Scorer]
+    checkpoint: Checkpoint | None = None
 
     @cached_property
     def call(self) -> Scorer:
         """The callable; ScorerError if it cannot be loaded."""
-        if self.make is not None:
-            return self.make()
-        if self.checkpoint is None:
-            return imported(SCENES if self.spec == "scenes" else self.spec)
-        return built(self.spec, self.checkpoint)
+        return self.make()
 
     @cached_property
     def identity(self) -> str | None:
@@ -86,21 +86,31 @@ class ScorerGroup:
         return self.judge(images, prompts)[0]
 
     def judge(
-        self, images: Sequence[Pixels], prompts: Sequence[str]
+        self,
+        images: Sequence[Pixels],
+        prompts: Sequence[str],
+        graphs: Sequence[SceneGraph | None] | None = None,
     ) -> tuple[Scores, Graphs | None]:
-        """The scores, and the graphs found [B], if one of the scorers finds any."""
+        """The scores, and the graphs found [B], if one of the scorers finds any.
+
+        Args:
+            images: uint8 [H, W, 3] each.
+            prompts: one for each image.
+            graphs: what each prompt asks for; None: what its text says. Only ``scenes`` uses it.
+        """
         if len(images) != len(prompts) or not images:
             raise ScorerError(f"{len(images)} images and {len(prompts)} prompts: give one each")
         scores: Scores = {}
-        graphs: Graphs | None = None
+        seen: Graphs | None = None
+        asked = list(zip(images, prompts, graphs or [None] * len(images), strict=True))
         for member in self.members:
-            given, found = self._scored(member, images, prompts)
+            given, found = self._scored(member, asked)
             for name, values in given.items():
                 if name in scores:
                     raise ScorerError(f"two scorers give a score called {name!r}: drop one")
                 scores[name] = values
-            graphs = graphs or found or None
-        return scores, graphs
+            seen = seen or found or None
+        return scores, seen
 
     def conclude(self) -> None:
         """Let the scorers that were used say what they have to, such as what it cost."""
@@ -108,30 +118,30 @@ class ScorerGroup:
             if "call" in member.__dict__ and hasattr(member.call, "conclude"):
                 member.call.conclude()
 
-    def _scored(
-        self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]
-    ) -> tuple[Scores, Graphs]:
+    def _scored(self, member: Named, asked: list[_Asked]) -> tuple[Scores, Graphs]:
         parts = [
-            self._batch(member, images[k : k + self.batch_size], prompts[k : k + self.batch_size])
-            for k in range(0, len(images), self.batch_size)
+            self._batch(member, asked[k : k + self.batch_size])
+            for k in range(0, len(asked), self.batch_size)
         ]
         scores = {name: np.concatenate([p[name] for p, _ in parts]) for name in parts[0][0]}
         return scores, [graph for _, graphs in parts for graph in graphs]
 
-    def _batch(
-        self, member: Named, images: Sequence[Pixels], prompts: Sequence[str]
-    ) -> tuple[Scores, Graphs]:
+    def _batch(self, member: Named, asked: list[_Asked]) -> tuple[Scores, Graphs]:
         if self.store is None or member.identity is None:
-            return checked(member.spec, member.call(images, prompts), len(images))
-        keys = [score_key(member.identity, i, p) for i, p in zip(images, prompts, strict=True)]
+            return _called(member, asked)
+        keys = [score_key(member.identity, image, prompt) for image, prompt, _ in asked]
         known = self.store.get(keys)
-        new = [k for k, key in enumerate(keys) if key not in known]
-        if new:
-            given = member.call([images[k] for k in new], [prompts[k] for k in new])
-            (fresh,) = checked(member.spec, given, len(new))[0].values()
+        if new := [k for k, key in enumerate(keys) if key not in known]:
+            (fresh,) = _called(member, [asked[k] for k in new])[0].values()
             known |= {keys[k]: float(v) for k, v in zip(new, fresh, strict=True)}
             self.store.put([keys[k] for k in new], fresh.tolist())
         return {member.spec: np.array([known[key] for key in keys])}, []
+
+
+def _called(member: Named, asked: list[_Asked]) -> tuple[Scores, Graphs]:
+    images, prompts, graphs = map(list, zip(*asked, strict=True))
+    more = {"graphs": graphs} if member.spec == SCENES else {}
+    return checked(member.spec, member.call(images, prompts, **more), len(asked))
 
 
 def load_scorers(
@@ -139,7 +149,8 @@ def load_scorers(
     checkpoints: Mapping[str, str] | None = None,
     batch_size: int = 16,
     store: Path | None = None,
-    made: Mapping[str, Callable[[], Scorer]] | None = None,
+    parser: ParserConfig | None = None,
+    asked: Callable[[], PromptSet] | None = None,
 ) -> ScorerGroup:
     """The scorers that ``evaluation.scorer`` names, as one; nothing is loaded yet.
 
@@ -148,9 +159,9 @@ def load_scorers(
             aesthetic, scenes, scene-graph, or ``module:function``.
         checkpoints: name -> folder or ``OWNER/NAME``, with an optional ``@REVISION``.
         batch_size: images at once.
-        store: a file that keeps scores; None: none are kept.
-        made: name -> what makes the scorer, of those that need more than a checkpoint
-            (:func:`judges.scorers_of`).
+        store: a file that keeps scores and answers; None: none are kept.
+        parser: settings of scene-graph, ``evaluation.parser``.
+        asked: gives all prompts with their graphs; scene-graph alone needs and calls it.
 
     Raises:
         ScorerError: an unknown name, a checkpoint of no scorer, or no scorer at all.
@@ -161,25 +172,34 @@ def load_scorers(
     given = dict(checkpoints or {})
     if unknown := sorted(set(given) - {*CHECKPOINTS, SCENE_GRAPH}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
-    members = [_named(name, given, made or {}) for name in dict.fromkeys(names)]
-    return ScorerGroup(members, batch_size, ScoreStore(store) if store else None)
 
-
-def _named(name: str, given: Mapping[str, str], made: Mapping[str, Callable[[], Scorer]]) -> Named:
-    if name in made:
-        return Named(name, None, made[name])
-    if name == SCENE_GRAPH:
-        raise ScorerError(f"{name} needs the prompts' graphs: load it by judges.scorers_of")
-    if name in CHECKPOINTS:
-        path, _, revision = given.get(name, CHECKPOINTS[name]).partition("@")
-        return Named(name, Checkpoint(name, path, revision or None))
-    if name == "scenes":
-        return Named(name, None)
-    if ":" not in name:
+    def named(name: str) -> Named:
+        if name == SCENE_GRAPH:
+            if asked is None:
+                raise ScorerError(f"{name} needs the prompts' graphs: give `asked`")
+            reader = partial(scene_graph_scorer, parser or ParserConfig(), given.get(name))
+            return Named(name, lambda: reader(asked(), store))
+        if name == SCENES:
+            return Named(name, exact_checker)
+        if name in CHECKPOINTS:
+            path, _, revision = given.get(name, CHECKPOINTS[name]).partition("@")
+            weights = Checkpoint(name, path, revision or None)
+            return Named(name, partial(built, name, weights), weights)
+        if ":" in name:
+            return Named(name, partial(imported, name))
         near = difflib.get_close_matches(name, OFFERED, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ScorerError(f"evaluation.scorer={name!r}: {hint}{_offer()}")
-    return Named(name, None)
+
+    members = [named(name) for name in dict.fromkeys(names)]
+    return ScorerGroup(members, batch_size, ScoreStore(store) if store else None)
+
+
+def exact_checker() -> Scorer:
+    """The embedded world's own scorer, which is exact and takes the graphs that are asked for."""
+    from inversion_dpo.world.scorer import judge
+
+    return judge
 
 
 def built(name: str, checkpoint: Checkpoint) -> Scorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from collections import Counter
@@ -13,22 +14,27 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs
 from inversion_dpo.evaluation.scorers.answers import (
     FAULTS,
     PROMPT_VERSION,
     SYSTEM,
     AnswerError,
     Vocabulary,
+    offered,
     read_answer,
+    read_vocabulary,
+    words_of,
 )
-from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.endpoint import Reply, Turn
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.score_store import AnswerStore, score_key
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.graphs.matching import plain
+from inversion_dpo.run.config import ParserConfig
 
-NAME = "scene-graph"
+SCENE_GRAPH = "scene-graph"
 SCORES = ("sg_iou", "entity_iou", "relation_iou", "exact")
 TOLD_BACK = 4000  # characters of a refused answer that the model is shown again
 
@@ -119,8 +125,8 @@ class SceneGraphScorer:
         graph = self.intended(prompt)
         if graph is None:
             raise ScorerError(
-                f"{NAME}: no scene graph is known of the prompt {prompt!r}; give the prompts as "
-                '.jsonl with "prompt" and "scene_graph" (docs/reference/scorers.md)'
+                f"{SCENE_GRAPH}: no scene graph is known of the prompt {prompt!r}; give the "
+                'prompts as .jsonl with "prompt" and "scene_graph" (docs/reference/scorers.md)'
             )
         return graph
 
@@ -141,7 +147,7 @@ class SceneGraphScorer:
 
     def key(self, image: Pixels, offer: Vocabulary) -> bytes:
         """What an answer depends on: image, model, the question's version, the words offered."""
-        asked = f"{NAME} {PROMPT_VERSION} {self.backend.identity} {offer.digest()}"
+        asked = f"{SCENE_GRAPH} {PROMPT_VERSION} {self.backend.identity} {offer.digest()}"
         return score_key(asked, image, "")
 
     def _asked(self, key: bytes, image: Pixels, offer: Vocabulary) -> Answer:
@@ -157,7 +163,7 @@ class SceneGraphScorer:
         if self.asked or self.known:
             logger.info(
                 "%s: %d answers were there; %s",
-                NAME,
+                SCENE_GRAPH,
                 self.known,
                 spent_text(spent(self.asked, self.prices)),
             )
@@ -228,3 +234,73 @@ def spent_text(total: Mapping[str, Any]) -> str:
         f"{total['answers']} new from {total['requests']} requests, {total['prompt_tokens']} + "
         f"{total['completion_tokens']} tokens{cost}{unread}"
     )
+
+
+def scene_graph_scorer(
+    parser: ParserConfig, checkpoint: str | None, asked: PromptSet, store: Path | None
+) -> SceneGraphScorer:
+    """The scorer ``scene-graph`` for a prompt set; ScorerError if it cannot be made."""
+    if importlib.util.find_spec("jsonschema") is None:
+        raise ScorerError(f"{SCENE_GRAPH} needs jsonschema: pip install 'inversion-dpo[vlm]'")
+    known = intended_graphs(asked)
+    return SceneGraphScorer(
+        backend_of(parser, checkpoint),
+        known.get,
+        vocabularies(parser, known),
+        parser.parallel if parser.url else 1,
+        AnswerStore(store) if store else None,
+        prices_of(parser),
+    )
+
+
+def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
+    """The server, or else the model of ``evaluation.checkpoints.scene-graph``."""
+    if bool(parser.url) == bool(checkpoint) or bool(parser.url) != bool(parser.model):
+        raise ScorerError(
+            f"{SCENE_GRAPH} needs evaluation.parser.url and evaluation.parser.model, or a folder: "
+            f"evaluation.checkpoints.{SCENE_GRAPH} (docs/reference/scorers.md)"
+        )
+    if parser.url and parser.model:
+        from inversion_dpo.evaluation.scorers.endpoint import Endpoint, key_of_environment
+
+        return Endpoint(
+            parser.url,
+            parser.model,
+            key_of_environment(),
+            parser.timeout,
+            parser.retries,
+            parser.max_tokens,
+        )
+    import torch
+
+    from inversion_dpo.evaluation.scorers.local_vlm import LocalModel
+
+    path, _, revision = str(checkpoint).partition("@")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return LocalModel(Checkpoint(SCENE_GRAPH, path, revision or None), parser.max_tokens, device)
+
+
+def vocabularies(
+    parser: ParserConfig, known: Mapping[str, SceneGraph]
+) -> Callable[[SceneGraph], Vocabulary]:
+    """An intended graph -> the words that are offered: a file's, or its own and distractors."""
+    if parser.vocabulary is None:
+        every = words_of(plain(graph) for graph in known.values())
+        return lambda graph: offered(plain(graph), every, parser.distractors)
+    fixed = read_vocabulary(parser.vocabulary)
+
+    def of_file(graph: SceneGraph) -> Vocabulary:
+        for kind, words in words_of([plain(graph, fixed.synonyms)]).items():
+            if absent := sorted({*words} - {*getattr(fixed, kind)}):
+                raise ScorerError(
+                    f"evaluation.parser.vocabulary={parser.vocabulary}: {kind} has no "
+                    f"{absent[0]!r}, which the prompt {graph.caption!r} asks for"
+                )
+        return fixed
+
+    return of_file
+
+
+def prices_of(parser: ParserConfig) -> Prices:
+    """Of a million tokens."""
+    return Prices(parser.prompt_price, parser.completion_price)
