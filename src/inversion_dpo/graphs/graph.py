@@ -16,6 +16,9 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+# Said of the same two objects the other way round.
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
 
 @dataclass(frozen=True)
 class Item:

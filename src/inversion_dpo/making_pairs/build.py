@@ -27,6 +27,7 @@ from inversion_dpo.evaluation.scorers.registry import (
 )
 from inversion_dpo.evaluation.sides import Side, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.graphs.scene_key import SceneKey
 from inversion_dpo.making_pairs.candidates import write_pairs
 from inversion_dpo.making_pairs.duplicates import Duplicates
 from inversion_dpo.making_pairs.labelling import (
@@ -41,7 +42,7 @@ from inversion_dpo.making_pairs.labelling import (
     claim,
     fill,
 )
-from inversion_dpo.making_pairs.splits import key_of, split_by_hash
+from inversion_dpo.making_pairs.splits import split_by_hash
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.processes import current_team
@@ -136,7 +137,7 @@ def fill_splits(config: Config, folder: Path, sampling: Sampling) -> dict[str, l
     Later splits of the configuration come first, so that what is held out is drawn freely and what
     is trained on avoids it: a scene of another split, in whatever words, is not sampled.
     """
-    b, taken = config.build, dict[str, str]()
+    b, taken = config.build, dict[SceneKey, str]()
     duplicates, how = Duplicates(b.near), labellings(config)
     found: dict[str, list[Labelled]] = {}
     for number, split in enumerate(reversed(b.splits)):
@@ -184,10 +185,10 @@ def apportion(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def _not_elsewhere(
-    graphs: Iterable[SceneGraph], split: str, taken: dict[str, str]
+    graphs: Iterable[SceneGraph], split: str, taken: dict[SceneKey, str]
 ) -> Iterable[SceneGraph]:
     for graph in graphs:
-        if taken.setdefault(key_of(graph), split) == split:
+        if taken.setdefault(SceneKey(graph), split) == split:
             yield graph
 
 
@@ -241,7 +242,8 @@ def _sampled_by(config: Config) -> dict[str, object]:
     """What the samples depend on: with splits all settings, since what is held out is avoided."""
     b, e = asdict(config.build), config.evaluation
     how = ("prompts", "samples", "guidance_scales", "models", "quality", "seed")
-    said = "" if b["prompts"] == SCENES else "\n".join(map(key_of, single_graphs(config)))
+    asked = [] if b["prompts"] == SCENES else single_graphs(config)
+    said = "\n".join(SceneKey(graph).text for graph in asked)
     return {
         **(b if b["splits"] else {name: b[name] for name in how}),
         "model": asdict(config.model),

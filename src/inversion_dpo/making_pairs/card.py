@@ -16,7 +16,7 @@ from PIL import Image
 
 from inversion_dpo.evaluation.figures import INK, PAPER, bare
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.making_pairs.splits import key_of
+from inversion_dpo.graphs.scene_key import SceneKey
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_figure, atomic_text
 
@@ -82,7 +82,7 @@ def split_table(graphs: Mapping[str, Sequence[SceneGraph]]) -> list[list[object]
     names = [f"{n} object{'s' * (n != 1)}" for n in sizes]
     head: list[object] = ["split", "pairs", "scenes", *names]
     return [head] + [
-        [split, len(part), len({key_of(g) for g in part}), *(counts[split][n] for n in sizes)]
+        [split, len(part), len({SceneKey(g) for g in part}), *(counts[split][n] for n in sizes)]
         for split, part in graphs.items()
     ]
 

@@ -5,20 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from inversion_dpo.graphs.canonical import canonical
 from inversion_dpo.graphs.graph import SceneGraph
-
-
-def key_of(graph: SceneGraph) -> str:
-    """What a scene is known by: its canonical graph, or of a caption alone its words."""
-    if graph.items:
-        return canonical(graph)
-    return " ".join(graph.caption.lower().split())
+from inversion_dpo.graphs.scene_key import SceneKey
 
 
 def split_by_hash(graph: SceneGraph, shares: Mapping[str, float]) -> str:
-    """One of the splits, in proportion to their shares, from the SHA-256 of the scene's key."""
-    digest = hashlib.sha256(key_of(graph).encode()).digest()
+    """One of the splits, in proportion to their shares, from the SHA-256 of the scene's text."""
+    digest = hashlib.sha256(SceneKey(graph).text.encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64 * sum(shares.values())
     for name, share in shares.items():
         place -= share
@@ -29,11 +22,11 @@ def split_by_hash(graph: SceneGraph, shares: Mapping[str, float]) -> str:
 
 def leaks(splits: Mapping[str, Iterable[SceneGraph]]) -> list[str]:
     """A line for each scene that stands in more than one split."""
-    seen: dict[str, str] = {}
+    seen: dict[SceneKey, str] = {}
     found = []
     for split, graphs in splits.items():
         for graph in graphs:
-            first = seen.setdefault(key_of(graph), split)
+            first = seen.setdefault(SceneKey(graph), split)
             if first != split:
                 found.append(f"{graph.caption!r} stands in {first} and in {split}")
     return found

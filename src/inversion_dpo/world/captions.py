@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from inversion_dpo.graphs.canonical import INVERSE as INVERSE
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")

@@ -10,12 +10,13 @@ import pytest
 from inversion_dpo.data.annotations import write_annotations
 from inversion_dpo.data.images import DataError
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from inversion_dpo.graphs.scene_key import SceneKey
 from inversion_dpo.making_pairs.build import apportion, build
 from inversion_dpo.making_pairs.candidates import Candidate
 from inversion_dpo.making_pairs.card import size_category
 from inversion_dpo.making_pairs.dataset import refuse_leaks, refuse_repeats
 from inversion_dpo.making_pairs.labelling import Labelled
-from inversion_dpo.making_pairs.splits import key_of, leaks, split_by_hash
+from inversion_dpo.making_pairs.splits import leaks, split_by_hash
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.config_build import BuildConfig
 from inversion_dpo.world.captions import parse_caption
@@ -199,7 +200,7 @@ def test_splits_by_hash_keep_what_is_the_same_together():
     back = [SceneGraph(g.items, (Relation(1, "below", 0),)) for g in graphs]
     assert [split_by_hash(g, shares) for g in back] == found
     words = SceneGraph((), (), "A  cat"), SceneGraph((), (), "a cat ")
-    assert key_of(words[0]) == key_of(words[1])
+    assert SceneKey(words[0]) == SceneKey(words[1]) != SceneKey(SceneGraph((), (), "a dog"))
 
 
 def labelled(asked, *jpgs):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
-from inversion_dpo.world.captions import INVERSE, RELATIONS, caption_of, parse_caption
+from inversion_dpo.graphs.graph import INVERSE, Item, Relation, SceneGraph
+from inversion_dpo.world.captions import RELATIONS, caption_of, parse_caption
 from inversion_dpo.world.drawing import sample_scene
 
 STAR, CROSS = Item(0, "star", ("small", "red")), Item(1, "cross", ("large", "blue"))
