@@ -157,6 +157,15 @@ def pair_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def soft_pair_file(tmp_path_factory):
+    """The pairs of ``pair_file`` with soft labels: the winner is better with probability 0.9."""
+    path = tmp_path_factory.mktemp("soft") / "pairs.parquet"
+    rows = [{**row, "preference_0": 0.1 + 0.8 * row["label_0"]} for row in pair_rows(16)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
 @pytest.fixture
 def tiny_config(tiny_pipeline, pair_file):
     """Overrides that make a run of seconds; call with further ones."""

@@ -117,7 +117,7 @@ def test_help_explains(capsys, command):
         ("training.lerning_rate=1", "did you mean 'training.learning_rate'"),
         ("trainig.steps=1", "did you mean 'training'"),
         ("training.steps=many", "training.steps"),
-        ("training.steps=0", "training.steps must be positive"),
+        ("training.steps=0", "training.steps=0: give a whole number of at least 1"),
         ("training.steps", "key=value"),
         ("objective.target=x1", "did you mean 'x0'"),
         ("objective.name=dpo", "inversion_dpo"),

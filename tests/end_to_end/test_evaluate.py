@@ -199,7 +199,7 @@ def test_named_scorers_and_their_checkpoints(capsys, run, tmp_path):
         ("evaluation.scorer=pikscore", "did you mean 'pickscore'"),
         ("evaluation.scorer=7", "evaluation.scorer"),
         ("evaluation.scorer=[]", "evaluation.scorer"),
-        ("evaluation.seeds=0", "evaluation.seeds must be positive"),
+        ("evaluation.seeds=0", "evaluation.seeds=0: give a whole number of at least 1"),
         ("evaluation.preference=beauty", "evaluation.preference='beauty'"),
         ("evaluation.checkpoints.clip=/no/where", "evaluation.checkpoints.clip"),
         ("evaluation.prompts=hf:x", "hf:OWNER/NAME:COLUMN"),

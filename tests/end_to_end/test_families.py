@@ -617,13 +617,14 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "sd3", "flux"])
 @pytest.mark.parametrize("name", ["inpo", "smpo", "dspo", "mapo", "kto"])
-def test_every_objective_on_every_family(family, name, tiny, pair_file, tmp_path):
+def test_every_objective_on_every_family(family, name, tiny, soft_pair_file, tmp_path):
     """Two steps: eps, v and flow, fresh noise or the policy's own inversion."""
     config = config_for(
         family,
         tiny,
-        pair_file,
+        soft_pair_file,
         f"objective.name={name}",
+        f"objective.soft_labels={name == 'smpo'}",
         "objective.weighting=min_snr",
         "training.steps=2",
         "model.resolution=64",

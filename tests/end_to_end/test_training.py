@@ -143,10 +143,12 @@ OTHERS = [*OBJECTIVES.keys() - {"inversion_dpo", "diffusion_dpo"}, "adafactor"] 
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS))
-def test_every_objective_resumes_in_the_same_bits(tiny_config, tmp_path, name):
+def test_every_objective_resumes_in_the_same_bits(tiny_config, soft_pair_file, tmp_path, name):
     """None keeps a state of its own; what moves is the policy and the optimizer's moments."""
     words = [f"training.optimizer={name}" if name == "adafactor" else f"objective.name={name}"]
     words += ["objective.target=reference"] * (name == "inversion_dpo_released")
+    if name == "smpo":
+        words += ["objective.soft_labels=true", f"data.pairs={soft_pair_file}"]
     words += ["training.checkpoint_every=2", "inversion.steps=3", "data.limit=8"]
     train(tiny_config(*words, "training.steps=4"), tmp_path / "whole", tmp_path / "cache")
     for steps in (2, 4):
@@ -243,9 +245,13 @@ def test_fresh_noise_needs_no_other_cache_under_guidance(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.source != "trajectory"])
-def test_no_path_is_made_that_nobody_looks_at(tiny_config, tmp_path, monkeypatch, name):
+def test_no_path_is_made_that_nobody_looks_at(
+    tiny_config, soft_pair_file, tmp_path, monkeypatch, name
+):
     """And the training is the same as where the paths are there, for another reason."""
     settings = [f"objective.name={name}", "training.steps=2"]
+    if name == "smpo":
+        settings += ["objective.soft_labels=true", f"data.pairs={soft_pair_file}"]
     train(tiny_config(*settings, "inversion.reconstruct=true"), tmp_path / "inverted")
 
     def refuse(*args):

@@ -1,8 +1,20 @@
-"""Overrides as people type them."""
+"""Settings as people type them, their limits, and what they say about themselves."""
+
+import re
+from dataclasses import asdict, replace
 
 import pytest
 
-from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.data.formats import FORMATS
+from inversion_dpo.data.rankings import SCHEMES
+from inversion_dpo.data.source import ON_BAD_ROW
+from inversion_dpo.data.transforms import FITS
+from inversion_dpo.evaluation.publish import KINDS
+from inversion_dpo.making_pairs.mining import MINERS
+from inversion_dpo.maths.losses import LINKS, OBJECTIVES, TARGETS, WEIGHTS
+from inversion_dpo.maths.schedule import SPACINGS
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
+from inversion_dpo.run.settings import every_setting
 
 
 def test_a_bare_no_is_a_precision():
@@ -17,16 +29,16 @@ def test_columns_are_renamed_one_by_one():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.fit=squeeze"], "data.fit='squeeze' is not one of pad, crop"),
+        (["data.fit=squeeze"], "data.fit=squeeze: give one of pad, crop"),
         (["data.format=parqet"], "did you mean 'parquet'"),
-        (["data.prompt_dropout=1.5"], "data.prompt_dropout must lie between 0 and 1"),
+        (["data.prompt_dropout=1.5"], "data.prompt_dropout=1.5: give a number from 0 to 1"),
         (["training.optimizer=sgd"], "adamw, adamw8bit, adafactor"),
         (["inversion.spacing=evn"], "did you mean 'even'"),
         (["inversion.keep=2", "objective.target=transition"], "needs the neighbour"),
         (["inversion.max_error=0.1"], "inversion.reconstruct=true"),
-        (["inversion.keep=0"], "inversion.keep must be positive"),
-        (["objective.guidance_scale=0"], "objective.guidance_scale=0.0 must be positive"),
-        (["inversion.guidance_scale=nan"], "inversion.guidance_scale=nan must be positive"),
+        (["inversion.keep=0"], "inversion.keep=0: give a whole number of at least 1"),
+        (["objective.guidance_scale=0"], "objective.guidance_scale=0: give a number above 0"),
+        (["inversion.guidance_scale=nan"], "inversion.guidance_scale=nan: give a number above 0"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, message):
@@ -40,3 +52,91 @@ def test_a_dataset_whose_images_could_stand_in_two_pairs_is_refused_before_it_is
         load_config("taste", splits)
     load_config("taste", [*splits, "build.once=true"])
     load_config("taste", [splits[0], "build.mining=best_worst"])
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        ("objective.name", OBJECTIVES),
+        ("objective.target", TARGETS),
+        ("objective.link", LINKS),
+        ("objective.weighting", WEIGHTS),
+        ("data.format", FORMATS),
+        ("data.ranking", SCHEMES),
+        ("data.on_bad_row", ON_BAD_ROW),
+        ("data.fit", FITS),
+        ("inversion.spacing", SPACINGS),
+        ("build.mining", MINERS),
+        ("policy.kind", KINDS),
+    ],
+)
+def test_choices_are_those_of_the_table(key, table):
+    """The configuration imports no other room, so each list of choices stands in two places."""
+    assert every_setting()[key].choices == tuple(table)
+
+
+@pytest.mark.parametrize("key", every_setting())
+def test_every_setting_explains_itself(key):
+    setting = every_setting()[key]
+    assert re.fullmatch(r"[A-Z].*[.?]", setting.text), setting.text
+    assert len(setting.text.split()) <= 25 and setting.range
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=1.5",
+        "training.steps=true",
+        "training.steps=null",
+        "model.resolution=64px",
+        "model.t5=1",
+        "model.path=true",
+        "training.learning_rate='1'",
+        "training.learning_rate=.inf",
+        "training.learning_rate=1e400",
+        "evaluation.guidance_scale=.nan",
+        "evaluation.scorer=[]",
+        "evaluation.scorer={a: 1}",
+        "evaluation.parser.timeout=0",
+        "policy.target_modules=to_q",
+        "build.splits.train=0",
+        "build.samples=1",
+        "training.seed=-1",
+    ],
+)
+def test_an_error_names_the_key_and_what_may_stand_there(override):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value).startswith(f"{key}=") and ": give " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_can_be_copied_with_changes():
+    config = load_config("taste", [])
+    other = replace(config, training=replace(config.training, steps=7))
+    assert (other.training.steps, config.training.steps) == (7, 80)
+    assert asdict(other)["training"] == asdict(config)["training"] | {"steps": 7}
+    with pytest.raises(ValueError, match="steps"):
+        replace(config.training, steps=0)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    words = ["objective.beta=300", "data.columns.caption=no text", "build.by=['a, b', 'no']"]
+    config = load_config("composition", words)
+    (tmp_path / "saved.yaml").write_text(to_yaml(config))
+    assert load_config(str(tmp_path / "saved.yaml"), []) == config
+
+
+def test_a_group_may_be_empty_and_may_not_be_a_value(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("training:\n  # steps: 3\n")
+    assert load_config(str(file), []) == load_config(None, [])
+    file.write_text("training: 3\n")
+    with pytest.raises(ConfigError, match="training is a group of settings"):
+        load_config(str(file), [])
+
+
+def test_smpo_without_soft_labels_is_another_method():
+    with pytest.raises(ConfigError, match="set objective.soft_labels=true"):
+        load_config(None, ["objective.name=smpo"])

@@ -78,14 +78,19 @@ def scenes(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
 
     Args:
         split: train, validation or test; ConfigError for any other.
-        kind: OBJECTS/RELATIONS, such as 3/2: as many objects, at least so many relations.
+        kind: OBJECTS/RELATIONS, such as 3/2: as many objects, at least so many relations;
+            ConfigError for what is none.
         seed: of the stream.
     """
-    from inversion_dpo.world.complexity import graphs_of
+    from inversion_dpo.world.complexity import graphs_of, parse_kind
     from inversion_dpo.world.scene_prompts import SPLITS
 
     if split not in SPLITS:
         raise ConfigError(f"build.splits.{split}: the scenes have {', '.join(SPLITS)}")
+    try:
+        parse_kind(kind)
+    except ValueError as error:
+        raise ConfigError(f"build.mix: {error}") from error
     return graphs_of(split, kind, seed)
 
 

@@ -69,6 +69,8 @@ def build(config: Config, output: Path) -> dict[str, int]:
     from inversion_dpo.making_pairs.dataset import write_dataset
 
     b = config.build
+    for kind in b.mix:
+        scenes("train", kind, b.seed)  # a kind that is none is refused before anything is sampled
     if current_team().main:
         claim(output, _sampled_by(config))
     current_team().wait()

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
-from omegaconf import OmegaConf
 
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.settings import every_setting, value_of
 
 # What may differ when a run is continued: it changes how far or how it is looked at, not what
 # the steps done so far would have been.
@@ -81,8 +81,7 @@ def _locked(folder: Path) -> BaseFileLock:
 
 def flat(config: Config) -> dict[str, Any]:
     """Dotted key -> value."""
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    return {f"{group}.{key}": v for group, part in tree.items() for key, v in part.items()}
+    return {key: value_of(config, key) for key in every_setting()}
 
 
 def differences(folder: Path, config: Config) -> dict[str, str]:

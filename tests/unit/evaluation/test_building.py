@@ -17,8 +17,7 @@ from inversion_dpo.making_pairs.card import size_category
 from inversion_dpo.making_pairs.dataset import refuse_leaks, refuse_repeats
 from inversion_dpo.making_pairs.labelling import Labelled
 from inversion_dpo.making_pairs.splits import leaks, split_by_hash
-from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.run.config_build import BuildConfig
+from inversion_dpo.run.config import BuildConfig, ConfigError, load_config
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.drawing import ground_colour
 from inversion_dpo.world.scene_prompts import split_of
@@ -138,10 +137,9 @@ def test_models_take_turns_with_the_reference(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("build.mining=best", "build.mining='best'"),
+        ("build.mining=best", "build.mining=best: give one of"),
         ("build.samples=1", "at least 2"),
-        ("build.mix={3/9: 1}", "build.mix: '3/9'"),
-        ("build.mix={3/2: 0}", "must be positive"),
+        ("build.mix={3/2: 0}", "build.mix.3/2=0: give a number above 0"),
         ("build.quality=0", "build.quality"),
         ("build.colour=1", "unknown key 'build.colour'"),
     ],
@@ -149,6 +147,12 @@ def test_models_take_turns_with_the_reference(tmp_path):
 def test_settings_that_cannot_be(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("scenes-pairs", [override])
+
+
+def test_a_kind_of_scene_that_is_none_is_refused_before_anything_is_sampled(tmp_path):
+    with pytest.raises(ConfigError, match="build.mix: '3/9'"):
+        build(settings(mix={"3/9": 1.0}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def graph(label, relation="above", caption=None):

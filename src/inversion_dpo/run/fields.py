@@ -1,0 +1,392 @@
+"""Every setting: its type, its limits, its default, when it has an effect, and one plain sentence.
+
+``--help``, errors, ``inversion-dpo config`` and docs/reference/settings.md are made of this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field, Strict
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the remedy."""
+
+
+@plain_dataclass(frozen=True)
+class Effect:
+    """When a setting has an effect.
+
+    when: alternatives parted by " or ", each of conditions parted by " and ". A condition is
+        ``KEY=PATTERN`` or ``KEY!=PATTERN`` with a regular expression, or a tag of the run
+        (``TAGS``).
+    """
+
+    when: str
+
+
+TAGS = {  # what a method may use: tag -> what a setting with this effect needs
+    "target": "a method whose target can be chosen",
+    "beta": "a method with a beta",
+    "link": "a method with a link",
+    "soft_labels": "a method that takes soft labels",
+    "safeguard": "a method with a safeguard",
+    "labels": "a method that tells winner from loser",
+    "inversion": "a method that trains on inverted trajectories",
+    "grid": "a method that inverts",
+}
+_INVERTED = Effect("inversion or inversion.reconstruct=true")
+_ON_GRID = Effect("grid or inversion.reconstruct=true")
+_LORA = Effect("policy.kind=lora")
+_NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
+_WITH_GRAPHS = Effect("policy.kind=scene_graph or model.scene_graph!=null")
+_PARSED = Effect(r"evaluation.scorer=.*scene-graph.*")
+_SERVED = Effect(r"evaluation.scorer=.*scene-graph.* and evaluation.parser.url!=null")
+_MINED = Effect(r"build.prompts!=\d+")
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+Natural = Annotated[int, Strict(), Field(ge=0)]
+Number = Annotated[float, Strict()]
+Positive = Annotated[float, Strict(), Field(gt=0)]
+NotNegative = Annotated[float, Strict(), Field(ge=0)]
+Share = Annotated[float, Strict(), Field(ge=0, le=1)]
+Switch = Annotated[bool, Strict()]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as settings
+else:
+
+    def settings(cls: type) -> type:
+        """A dataclass whose values are checked when it is made."""
+        how = ConfigDict(
+            use_attribute_docstrings=True,
+            allow_inf_nan=False,
+            coerce_numbers_to_str=True,
+            extra="forbid",
+        )
+        return pydantic.dataclasses.dataclass(cls, config=how)
+
+
+@settings
+class ModelConfig:
+    """The pipeline that is aligned."""
+
+    path: str = "asset:pipeline"
+    """Diffusers pipeline: a folder, or OWNER/NAME on the hub. asset:pipeline is embedded."""
+    revision: str | None = None
+    """Branch, tag or commit of a pipeline on the hub; set it to pin the weights."""
+    variant: str | None = None
+    """Variant of the weight files, for example fp16; set it if the folder holds only that one."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights; bfloat16 halves their memory."""
+    resolution: Count = 64
+    """Height and width of the images in pixels; set what the model was trained at."""
+    vae: str | None = None
+    """Another autoencoder, a folder or hub id; SDXL needs one that is safe in float16."""
+    lora: str | None = None
+    """A LoRA to start from, a file, folder or hub id; it becomes part of the reference."""
+    t5: Switch = True
+    """Whether Stable Diffusion 3 loads its T5 text encoder; false saves memory."""
+    guidance_embed: NotNegative = 1.0
+    """Guidance that FLUX.1-dev's network gets as an input, in inversion and in training."""
+    scene_graph: str | None = None
+    """Folder of a trained scene-graph encoder; scene graphs then condition the model."""
+    prompt_chunks: Count = 1
+    """Chunks of 75 tokens that SD1, SD2 and SDXL read of a prompt; raise it for long prompts."""
+
+
+@settings
+class DataConfig:
+    """The preference pairs, and how they are read (docs/reference/formats.md)."""
+
+    pairs: str = "asset:taste.parquet"
+    """The pairs: a file, a folder, or hf:OWNER/NAME, which is streamed from the hub."""
+    format: Literal["auto", "parquet", "table", "webdataset", "dataset", "annotated"] = "auto"
+    """Format of the pairs; name it if a folder holds several. A table is CSV or JSON."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    revision: Annotated[str | None, Effect("data.pairs=hf:.*")] = None
+    """Branch, tag or commit of a dataset on the hub; set it to pin the pairs."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column names, ours to yours: `data.columns.caption=text` reads captions from column text."""
+    ranking: Literal["best_worst", "adjacent", "all"] = "best_worst"
+    """Which images of a ranking of three or more become pairs."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What happens at a row that cannot be used: stop, or leave it out and count it."""
+    limit: Count | None = None
+    """Use only so many pairs from the start; null uses all."""
+    fit: Literal["pad", "crop"] = "pad"
+    """How an image becomes square: pad adds grey borders, crop cuts the edges off."""
+    flip: Switch = False
+    """Mirror half of the pairs, both images alike, unless the caption says left or right."""
+    holdout: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.1
+    """Share of the pairs that is never trained on and measures held-out accuracy."""
+    prompt_dropout: Share = 0.0
+    """Share of the pairs shown without their prompt; set it if you sample under guidance."""
+    graph_dropout: Annotated[Share, _WITH_GRAPHS] = 0.0
+    """Share of the pairs shown without their scene graph."""
+    caption_dropout: Annotated[Share, _WITH_GRAPHS] = 0.0
+    """Share of the pairs shown with their scene graph and without their caption."""
+    label_noise: Annotated[Share, Effect("labels")] = 0.0
+    """Share of the training pairs whose labels are swapped; for control experiments only."""
+
+
+@settings
+class InversionConfig:
+    """How trajectories are recovered, once, under the frozen reference."""
+
+    steps: Annotated[Count, _ON_GRID] = 20
+    """Inversion steps N; more are more exact, and take more time and disk space."""
+    spacing: Annotated[Literal["sampler", "even"], _ON_GRID] = "sampler"
+    """Timesteps of the inversion: those the sampler visits, or evenly spaced over all."""
+    guidance_scale: Annotated[Positive, _INVERTED] = 1.0
+    """Classifier-free guidance of the inversion; 1 is none, and the only value that is exact."""
+    fixed_point_iterations: Annotated[Natural, _INVERTED] = 0
+    """Fixed-point iterations of every inversion step; 0 is plain DDIM inversion."""
+    t_start: Annotated[float, Strict(), Field(ge=0, le=0.5), _INVERTED] = 0.0
+    """Share of the schedule below which noise is added instead of inverting."""
+    keep: Annotated[Count | None, _INVERTED] = None
+    """States kept on disk for each pair; null keeps all. Set it if the disk is small."""
+    reconstruct: Switch = False
+    """Also sample back from the recovered noise, which shows what the reference cannot draw."""
+    max_error: NotNegative | None = None
+    """Leave out pairs whose relative reconstruction error is larger; needs reconstruct=true."""
+    batch_size: Count = 64
+    """Images encoded or inverted at once; lower it if memory runs out."""
+
+    @property
+    def start(self) -> int:
+        """Index on the grid of the highest state that is x_0 with noise added; 0: none is."""
+        return round(self.t_start * self.steps)
+
+
+@settings
+class ObjectiveConfig:
+    """The method and its loss."""
+
+    name: Literal[
+        "inversion_dpo",
+        "inversion_dpo_released",
+        "diffusion_dpo",
+        "inpo",
+        "smpo",
+        "dspo",
+        "mapo",
+        "kto",
+        "sft",
+        "denoising",
+    ] = "inversion_dpo"
+    """The method; docs/explanation/objectives.md has the formula and the source of each."""
+    target: Annotated[Literal["transition", "x0", "reference"], Effect("target")] = "x0"
+    """What the policy should predict at a state of a trajectory."""
+    beta: Annotated[Positive, Effect("beta")] = 2000.0
+    """Strength of the preference; a larger value keeps the policy closer to the reference."""
+    link: Annotated[Literal["sigmoid", "hinge", "ipo"], Effect("link")] = "sigmoid"
+    """Function from a pair's logit to its loss."""
+    label_smoothing: Annotated[float, Strict(), Field(ge=0, lt=0.5), Effect("link")] = 0.0
+    """Share of the labels taken to be wrong (conservative DPO); raise it for noisy labels."""
+    soft_labels: Annotated[Switch, Effect("soft_labels")] = False
+    """Weigh each pair by the probability, given in the data, that its winner is better."""
+    safeguard: Annotated[Switch, Effect("safeguard")] = False
+    """Hold the loser's gradient back where it would raise the winner's error."""
+    weighting: Literal["uniform", "min_snr", "transition", "velocity"] = "uniform"
+    """How much each noise level counts."""
+    states: Count = 1
+    """States of each pair in a training step; more give less noisy gradients and take longer."""
+    guidance_scale: Positive = 1.0
+    """Guidance under which the prediction is trained; 1 trains the conditional prediction."""
+    t_min: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.0
+    """Lowest noise level that is trained on: 0 is the clean image."""
+    t_max: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
+    """Highest noise level that is trained on: 1 is pure noise."""
+
+
+@settings
+class PolicyConfig:
+    """What is trained."""
+
+    kind: Literal["lora", "full", "scene_graph"] = "lora"
+    """What is trained: a LoRA, all weights of the network, or a scene-graph encoder."""
+    rank: Annotated[Count, _LORA] = 16
+    """Rank of the LoRA; a larger rank can learn more and takes more memory."""
+    alpha: Annotated[Positive, _LORA] = 16.0
+    """Scale of the LoRA: its update is multiplied by alpha / rank."""
+    target_modules: Annotated[list[str], Field(min_length=1), _LORA] = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"]
+    )
+    """Layers that get a LoRA: endings of names, or one pattern that begins with ^."""
+    dora: Annotated[Switch, _LORA] = False
+    """Also train the magnitudes of the weights (DoRA)."""
+    merge: Switch = False
+    """Also write the pipeline with the policy's weights merged, to OUTPUT/merged."""
+    graph_tokens: Annotated[Count, _NEW_ENCODER] = 32
+    """Most objects and relations of a graph that a new scene-graph encoder takes."""
+    graph_width: Annotated[Count, _NEW_ENCODER] = 128
+    """Width of a new scene-graph encoder's layers."""
+    graph_layers: Annotated[Count, _NEW_ENCODER] = 3
+    """Message-passing layers of a new scene-graph encoder."""
+
+
+@settings
+class TrainingConfig:
+    """The optimizer's loop."""
+
+    steps: Count = 100
+    """Optimizer steps in all; raise it to continue a finished run."""
+    batch_size: Count = 32
+    """Pairs of an optimizer step, over all processes and parts."""
+    gradient_accumulation: Count = 1
+    """Parts in which a batch is computed; raise it if memory runs out."""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    """The optimizer; adamw8bit needs bitsandbytes and a GPU, adafactor needs little memory."""
+    learning_rate: Positive = 1e-4
+    """Highest learning rate; lower it if held-out accuracy falls while the loss falls."""
+    warmup: Natural = 10
+    """Steps in which the learning rate rises from zero to learning_rate."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or falling to zero at the last step."""
+    weight_decay: NotNegative = 0.0
+    """Weight decay of the optimizer."""
+    max_grad_norm: Positive = 1.0
+    """Gradients of a larger norm are scaled down to this norm."""
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)
+    ] = "no"
+    """Precision of the network's computations; bf16 is faster on GPUs that have it."""
+    gradient_checkpointing: Switch = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: Switch = False
+    """Compile the network with torch.compile: faster steps after a slow start."""
+    seed: Seed = 0
+    """Seed of the training: batches, noise levels, held-out pairs and new weights."""
+    eval_every: Count = 20
+    """Steps between two measurements on held-out pairs."""
+    checkpoint_every: Count = 50
+    """Steps between two checkpoints, from which an interrupted run resumes."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept; the best by held-out score is kept besides."""
+    max_skipped: Natural = 10
+    """Steps without a finite loss or gradient that are left out before the run stops."""
+    tracker: Literal["auto", "tensorboard", "wandb", "trackio", "none"] = "auto"
+    """Where metrics go besides metrics.jsonl; auto is TensorBoard if it is installed."""
+    snapshot_every: Count | None = None
+    """Steps between two copies of the policy in OUTPUT/snapshots; null makes none."""
+
+
+@settings
+class ParserConfig:
+    """The vision-language model of the scorer scene-graph (docs/reference/scorers.md)."""
+
+    url: Annotated[str | None, _PARSED] = None
+    """Address of an OpenAI-compatible server, up to /v1; null takes a local model."""
+    model: Annotated[str | None, _SERVED] = None
+    """The server's name of the model."""
+    vocabulary: Annotated[str | None, _PARSED] = None
+    """JSON file of the words that are offered; null offers the words of the prompts' graphs."""
+    distractors: Annotated[Natural, _PARSED] = 30
+    """Words of other prompts, of each kind, that are offered beside a prompt's own."""
+    max_tokens: Annotated[Count, _PARSED] = 1500
+    """Longest answer in tokens."""
+    timeout: Annotated[float, Strict(), Field(ge=1), _SERVED] = 120.0
+    """Seconds after which a request counts as failed."""
+    retries: Annotated[Natural, _SERVED] = 5
+    """Times that a failed request is repeated."""
+    parallel: Annotated[Count, _SERVED] = 4
+    """Requests at the same time."""
+    prompt_price: Annotated[NotNegative | None, _SERVED] = None
+    """Price of a million tokens that are sent; set it to see what a run costs."""
+    completion_price: Annotated[NotNegative | None, _SERVED] = None
+    """Price of a million tokens that are received."""
+
+
+@settings
+class EvaluationConfig:
+    """Sampling and scoring (docs/how-to/evaluate.md); both models start from the same noise."""
+
+    prompts: str = "asset:prompts-test.txt"
+    """Held-out prompts: a file, or hf:OWNER/NAME:COLUMN; never prompts that were trained on."""
+    limit: Count | None = 500
+    """Use only so many prompts from the start; null uses all."""
+    seeds: Count = 1
+    """Images of each prompt."""
+    scorer: str | Annotated[list[str], Field(min_length=1)] | None = "scenes"
+    """Scorers: names, comma-separated or a list, or MODULE:FUNCTION; null scores nothing."""
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    """Weights of scorers: `evaluation.checkpoints.NAME=PATH@REVISION`."""
+    parser: ParserConfig = field(default_factory=ParserConfig)
+    preference: str = "warmth"
+    """The score by which the pairs were labelled; the report puts it first."""
+    sample_steps: Count = 20
+    """Sampling steps of an image."""
+    guidance_scale: NotNegative = 4.0
+    """Classifier-free guidance of sampling; set it like objective.guidance_scale."""
+    batch_size: Count = 50
+    """Images sampled at once; lower it if memory runs out."""
+    seed: Seed = 1000
+    """Seed of the first image's noise."""
+
+
+@settings
+class BuildConfig:
+    """How `pairs build` makes pairs (docs/how-to/compositional.md); sampling is evaluation.*."""
+
+    prompts: str = "3000"
+    """A number of embedded captions, scenes, a file or folder of scene graphs, or a prompt set."""
+    mix: Annotated[dict[str, Positive], Effect("build.prompts=scenes")] = field(
+        default_factory=dict
+    )
+    """Share of each kind of scene, OBJECTS/RELATIONS: `build.mix={2/1: 0.5, 3/2: 0.5}`."""
+    splits: dict[str, Count] = field(default_factory=dict)
+    """Pairs of each split: `build.splits={train: 900, test: 100}`; {} writes one file."""
+    samples: Annotated[int, Strict(), Field(ge=2)] = 4
+    """Samples of each prompt, from which pairs are chosen."""
+    guidance_scales: list[NotNegative] = field(default_factory=list)
+    """Guidance of the samples, in turn; [] takes evaluation.guidance_scale."""
+    models: list[str] = field(default_factory=list)
+    """Models that sample beside the reference: runs, LoRAs or pipelines."""
+    by: Annotated[list[str], _MINED] = field(default_factory=list)
+    """Scores that decide; [] takes all of the scorer."""
+    mining: Annotated[Literal["best_worst", "margin", "pareto", "majority", "all"], _MINED] = (
+        "majority"
+    )
+    """Which images of a prompt become pairs; majority suits several scorers without a scale."""
+    least: Annotated[NotNegative, Effect("build.mining!=all")] = 0.0
+    """Least difference of a pair's scores; under majority, least share of the votes."""
+    once: Annotated[Switch, _MINED] = False
+    """Use each image in one pair at most."""
+    near: Annotated[int, Strict(), Field(ge=-1, le=64)] = -1
+    """Bits of 64 by which near duplicates may differ; -1 drops only identical images."""
+    limit: Annotated[Count | None, Effect(r"build.splits=\{\}")] = None
+    """Most pairs; null takes all."""
+    quality: Annotated[int, Strict(), Field(ge=1, le=100)] = 95
+    """Quality of the JPEG files."""
+    seed: Seed = 0
+    """Seed of prompts and samples."""
+    name: Annotated[str, Effect(r"build.splits!=\{\}")] = "pairs"
+    """Name of the dataset in its card."""
+    licence: Annotated[str, Effect(r"build.splits!=\{\}")] = "other"
+    """Licence of the dataset in its card: an SPDX id in lower case."""
+
+
+@settings
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    inversion: InversionConfig = field(default_factory=InversionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
+
+
+def schema_of(group: type) -> dict[str, Any]:
+    """The JSON schema of a group of settings, groups inside it by reference."""
+    return pydantic.TypeAdapter(group).json_schema()

@@ -1,0 +1,167 @@
+"""What the fields say about themselves, in words: ranges, defaults, effects, commented YAML."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from operator import attrgetter
+from typing import Any
+
+import yaml
+
+from inversion_dpo.run.fields import TAGS, Config, Effect, schema_of
+
+_LIMITS = {
+    "minimum": "of at least",
+    "exclusiveMinimum": "above",
+    "maximum": "of at most",
+    "exclusiveMaximum": "below",
+}
+KEYED = "names, each with "
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    range: what may stand there, in words. choices: the words, if there is a list of them.
+    keyed: whether it holds names of the user's own, each with a value.
+    """
+
+    key: str
+    text: str
+    range: str
+    default: Any
+    choices: tuple[str, ...]
+    keyed: bool
+    effect: Effect | None
+
+    @property
+    def needs(self) -> str:
+        """When it has an effect, in words; nothing if always."""
+        when = self.effect.when if self.effect else ""
+        for plain, words in {r"\d+": "NUMBER", ".*": "*", "\\": "", "!=": " other than "}.items():
+            when = when.replace(plain, words)
+        return " ".join(TAGS.get(word, word) for word in when.split(" "))
+
+    @property
+    def by_method(self) -> bool:
+        """Whether the method decides if it has an effect."""
+        return self.effect is not None and not TAGS.keys().isdisjoint(self.effect.when.split(" "))
+
+
+@cache
+def every_setting() -> dict[str, Setting]:
+    """Dotted key -> setting, in the order of the configuration."""
+    return {setting.key: setting for setting in _settings_of(Config(), "")}
+
+
+def groups() -> dict[str, str]:
+    """Dotted name of a group -> what its settings are about."""
+    names = dict.fromkeys(key.rpartition(".")[0] for key in every_setting())
+    return {name: str(type(value_of(Config(), name)).__doc__) for name in names}
+
+
+def _settings_of(group: Any, before: str) -> Iterator[Setting]:
+    schemas = schema_of(type(group))["properties"]
+    for name, info in type(group).__pydantic_fields__.items():
+        default, schema = getattr(group, name), schemas[name]
+        if is_dataclass(default):
+            yield from _settings_of(default, f"{before}{name}.")
+            continue
+        effects = [m for m in info.metadata if isinstance(m, Effect)]
+        yield Setting(
+            f"{before}{name}",
+            info.description or "",
+            range_of(schema),
+            default,
+            tuple(schema.get("enum", ())),
+            schema.get("type") == "object",
+            effects[0] if effects else None,
+        )
+
+
+def range_of(schema: dict[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if "anyOf" in schema:
+        return " or ".join(range_of(part) for part in schema["anyOf"])
+    if schema["type"] == "array":
+        entries = range_of(schema["items"]).replace("text", "texts").replace("a number", "numbers")
+        return f"a list of {'one or more ' if schema.get('minItems') else ''}{entries}"
+    if schema["type"] == "object":
+        return KEYED + range_of(schema["additionalProperties"])
+    kind = _TYPES[schema["type"]]
+    if "minimum" in schema and "maximum" in schema:
+        return f"{kind} from {schema['minimum']} to {schema['maximum']}"
+    limits = [f"{words} {schema[word]}" for word, words in _LIMITS.items() if word in schema]
+    return " ".join([kind, " and ".join(limits)]).strip()
+
+
+def written(value: Any) -> str:
+    """A value as it is written in YAML, on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{written(k)}: {written(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(written, value)) + "]"
+    return _scalar(value)
+
+
+def plain(value: Any) -> str:
+    """A value as text to compare with: lists comma-separated, text without quotes."""
+    if isinstance(value, list) and value:
+        return ",".join(map(plain, value))
+    return value if isinstance(value, str) else written(value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, str):
+        bare = re.fullmatch(r"[A-Za-z][\w./:-]*", value, re.ASCII) and not value.endswith(":")
+        if bare and yaml.safe_load(value) == value:
+            return value
+        return str(yaml.safe_dump(value, default_style='"', width=math.inf)).strip()
+    if isinstance(value, float):
+        text = repr(value)  # with a point: YAML takes 1e-05 for text
+        return text if "." in text else text.replace("e", ".0e")
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def commented(config: Any, idle: Collection[str]) -> str:
+    """The configuration as YAML to start from, each setting with its sentence and range.
+
+    Args:
+        config: what is written.
+        idle: keys that have no effect in it; they are commented out.
+    """
+    lines: list[str] = []
+    for group, about in groups().items():
+        depth = "  " * group.count(".")
+        lines += ["", f"{depth}# {about}", f"{depth}{group.rpartition('.')[2]}:"]
+        for key, setting in every_setting().items():
+            if key.rpartition(".")[0] != group:
+                continue
+            off = f" Without effect here: it needs {setting.needs}." if key in idle else ""
+            note = f"{setting.text} ({setting.range}; default {written(setting.default)}){off}"
+            lines += textwrap.wrap(
+                note, 98, initial_indent=f"{depth}  # ", subsequent_indent=f"{depth}  #   "
+            )
+            line = f"{key.rpartition('.')[2]}: {written(value_of(config, key))}"
+            lines.append(f"{depth}  {'# ' if off else ''}{line}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def value_of(config: Any, key: str) -> Any:
+    """The value of a setting by its dotted key."""
+    return attrgetter(key)(config)
