@@ -46,6 +46,8 @@ NOT_HERE = {  # command -> why it is not run
     "make": "a target of the Makefile, looked for there",
     ".venv/bin/python -m pytest": "the tests themselves",
     "pip install": "needs a network",
+    "python benchmarks/": "minutes, hours: tests/unit has their parts",
+    "python examples/warm_labels.py": "drives a browser: tests/browser",
     "accelerate launch": "needs eight GPUs; two processes on CPUs: test_processes.py",
     "inversion-dpo web": "waits for a browser: tests/browser",
     "inversion-dpo pairs sample": "test_labelling_commands.py",
@@ -239,10 +241,10 @@ def test_a_command_does_what_it_says(command, reader, capsys, tiny, served):
 
 
 @pytest.mark.slow
-def test_the_first_page_line_by_line(tmp_path, monkeypatch, capsys, tiny):
-    """The start page's commands in their order, as they stand, on the embedded model."""
+def test_the_first_hour_line_by_line(tmp_path, monkeypatch, capsys, tiny):
+    """The first hour's commands in their order, as they stand, on the embedded model."""
     monkeypatch.chdir(tmp_path)
-    steps = [c for page, c in EVERY if page == "index.md" and treatment(c) == "slow"]
+    steps = [c for page, c in EVERY if page == "first-hour.md" and treatment(c) == "slow"]
     assert len(steps) == 4
     for command in steps:
         code, printed = run(shlex.split(command), capsys)
@@ -255,7 +257,7 @@ PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-hour.md"])
 def test_the_five_lines_of_python(page, tmp_path, monkeypatch, capsys):
     block = next(b for b in PYTHON.findall((ROOT / page).read_text()) if "inversion_dpo.api" in b)
     assert len([line for line in block.splitlines() if line.strip()]) <= 5

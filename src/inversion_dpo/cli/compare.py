@@ -50,7 +50,7 @@ def compare(
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated; see docs/results.md.")
+        str, typer.Option(help="Comma-separated; see docs/results/index.md.")
     ] = "x0,diffusion_dpo,sft",
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each method.")] = 5,
     vary: Annotated[
