@@ -30,10 +30,10 @@ pipeline_tag: text-to-image
 # The embedded pipeline of inversion-dpo
 
 A {megabytes:.0f} MB text-to-image model of the synthetic world `scenes`: 64x64 images of one
-to four flat shapes (6 shapes, 8 colours, 2 sizes) on a plain ground, from captions such as
+to four flat shapes on a plain ground (6 shapes, 8 colours, 2 sizes). A caption reads
 *"{example}"*.
-It is good and clearly imperfect, so that preference alignment has something to do. Not for any
-use outside this world.
+The model is good and clearly imperfect, so that preference alignment has something to do.
+It is of no use outside this world.
 
 It is a plain diffusers folder (`AutoencoderKL`, `CLIPTextModel`, `UNet2DConditionModel`,
 v-prediction) and loads without this project:
