@@ -63,6 +63,7 @@ def serving(answer):
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
+                self.send_header("Content-Type", "application/json")
                 if "Content-Length" not in headers:
                     self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

@@ -240,8 +240,10 @@ def scene_graph_scorer(
     parser: ParserConfig, checkpoint: str | None, asked: PromptSet, store: Path | None
 ) -> SceneGraphScorer:
     """The scorer ``scene-graph`` for a prompt set; ScorerError if it cannot be made."""
-    if importlib.util.find_spec("jsonschema") is None:
-        raise ScorerError(f"{SCENE_GRAPH} needs jsonschema: pip install 'inversion-dpo[vlm]'")
+    if not all(importlib.util.find_spec(name) for name in ("jsonschema", "openai")):
+        raise ScorerError(
+            f"{SCENE_GRAPH} needs jsonschema and openai: pip install 'inversion-dpo[vlm]'"
+        )
     known = intended_graphs(asked)
     return SceneGraphScorer(
         backend_of(parser, checkpoint),
