@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.run.config import load_config
 from inversion_dpo.run.folder import claim, occupied, read_config
+from inversion_dpo.training.effects import load_checked
 
 
 def align(preset: str, output: str | Path, *overrides: str) -> Path:
@@ -37,7 +37,7 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
 
     folder = Path(output)
     with occupied(folder):
-        train_run(load_config(preset, list(overrides)), folder)
+        train_run(load_checked(preset, list(overrides)), folder)
     return folder
 
 
@@ -59,7 +59,7 @@ def evaluate(
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
 
     folder = Path(run)
-    config = load_config(str(folder / "config.yaml"), list(overrides))
+    config = load_checked(str(folder / "config.yaml"), list(overrides))
     named = (reference, policy or str(folder)) if policy or reference else None
     with occupied(folder):
         claim(folder, config)

@@ -130,7 +130,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 def test_a_group_may_be_empty_and_may_not_be_a_value(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("training:\n  # steps: 3\n")
+    file.write_text("training:\n  # steps: 3\nevaluation: {parser: }\n")
     assert load_config(str(file), []) == load_config(None, [])
     file.write_text("training: 3\n")
     with pytest.raises(ConfigError, match="training is a group of settings"):

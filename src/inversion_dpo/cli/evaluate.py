@@ -31,11 +31,12 @@ def evaluate(
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
     from inversion_dpo.evaluation.report import lines
     from inversion_dpo.run.folder import claim_together, occupied
+    from inversion_dpo.training.effects import load_checked
 
     begun = (run / "config.yaml").is_file()
     if not begun and policy is None:
         config_of(run)
-    settings = load_config(str(config_of(run)) if begun else config, overrides or [])
+    settings = load_checked(str(config_of(run)) if begun else config, overrides or [])
     models = (reference, policy or str(run)) if policy or reference else None
     with occupied(run):
         claim_together(run, settings)

@@ -18,18 +18,28 @@ from inversion_dpo.cli.evaluate import evaluate, export_run, fid, report
 from inversion_dpo.cli.label import register
 from inversion_dpo.cli.options import DEFAULT, DryRun, Output, Overrides, Preset, resolved, say
 from inversion_dpo.cli.pairs import pairs_app
+from inversion_dpo.cli.settings import config, print_version
 from inversion_dpo.cli.stages import config_of, invert_run, train_run
 from inversion_dpo.run.config import ConfigError, load_config
 
 app = typer.Typer(
     help="Align a diffusion model to preference pairs by Inversion-DPO.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(pairs_app, name="pairs")
 app.command()(demo)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Align a diffusion model to preference pairs by Inversion-DPO."""
 
 
 @app.command()
@@ -123,7 +133,7 @@ def sample(
         typer.echo(str(output / f"{s:06d}.png"))
 
 
-for command in (evaluate, report, fid, compare):
+for command in (evaluate, report, fid, compare, config):
     app.command()(command)
 app.command("export")(export_run)
 register(app, pairs_app)

@@ -7,14 +7,31 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.run.config import PRESETS, Config, load_config, to_yaml
+from inversion_dpo.run.config import Config, preset_names, to_yaml
+from inversion_dpo.run.settings import every_setting
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Names of presets that begin so, for the shell."""
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+def complete_setting(incomplete: str) -> list[tuple[str, str]]:
+    """Settings that begin so, each with its sentence, or the choices of one; for the shell."""
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        return [(f"{k}=", s.text) for k, s in every_setting().items() if k.startswith(key)]
+    choices = every_setting()[key].choices if key in every_setting() else ()
+    return [(f"{key}={c}", "") for c in choices if c.startswith(value)]
+
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
         help="Change any setting, e.g. training.steps=200 objective.beta=1000. "
-        "--dry-run prints them all.",
+        "`inversion-dpo config` prints them all.",
+        autocompletion=complete_setting,
     ),
 ]
 Preset = Annotated[
@@ -22,7 +39,8 @@ Preset = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="YAML file or preset: " + ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))),
+        help=f"YAML file or preset: {', '.join(preset_names())}.",
+        autocompletion=complete_preset,
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
@@ -44,7 +62,9 @@ DEFAULT = "taste"
 
 def resolved(preset: str, overrides: list[str] | None, dry_run: bool) -> Config:
     """Load the configuration; on a dry run print it and stop."""
-    config = load_config(preset, overrides or [])
+    from inversion_dpo.training.effects import load_checked
+
+    config = load_checked(preset, overrides or [])
     if dry_run:
         typer.echo(to_yaml(config), nl=False)
         raise typer.Exit

@@ -121,7 +121,8 @@ def compare(root: Path, plan: Plan) -> Path:
 def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
     """:func:`compare` in a folder that is this process's."""
     preference = base.evaluation.preference
-    check(plan.config, [o for _, runs in lines(plan, root) for o in runs])
+    plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
+    check(plan.config, plans, plan.extra, plan.vary)
     if plan.tune:
         known = dict(tuned_settings("", root / "tuned.json"))
         missing = [m for m in plan.methods if m not in known]

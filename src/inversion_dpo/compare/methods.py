@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inversion_dpo.run.config import PRESETS, ConfigError, load_config
+from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_given
+from inversion_dpo.run.settings import every_setting
+from inversion_dpo.training.effects import check_effects
 
 TUNED = PRESETS / "tuned.json"  # preset -> method -> settings; how found: docs/results/index.md
 TRIALS = 6  # that tuning spends on every method
@@ -134,7 +136,18 @@ def overrides_of(
     return [*tuned.get(variant.method, ()), *extra, *variant.settings, f"training.seed={seed}"]
 
 
-def check(config: str, plans: Sequence[Sequence[str]]) -> None:
-    """Load every run's configuration, so that a mistake is found before the first run."""
-    for overrides in plans:
-        load_config(config, list(overrides))
+def check(
+    config: str, plans: Sequence[Sequence[str]], extra: Sequence[str] = (), vary: Sequence[str] = ()
+) -> None:
+    """Load every run's configuration, so that a mistake is found before the first run.
+
+    Args:
+        config: preset or YAML file.
+        plans: the overrides of each run.
+        extra: the user's own among them; each must have an effect in one of the runs at least.
+        vary: the settings that the user varies, for which the same holds.
+    """
+    runs = [load_config(config, list(overrides)) for overrides in plans]
+    given, varied = load_given(config, list(extra))[1], [parse_vary(text)[0] for text in vary]
+    given |= {k for k in every_setting() for v in varied if f"{v}.".startswith(f"{k}.")}
+    check_effects(runs, given)

@@ -92,15 +92,17 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     """:func:`load_config`, and the keys that the user wrote.
 
     Those are the keys of the overrides and of the user's own YAML file. The keys of a packaged
-    preset are not, nor those of a file that states every setting, such as a run's ``config.yaml``.
+    preset are not, nor those that a program wrote: a run's ``config.yaml``, and any file that
+    states every setting.
     """
     tree: Tree = {}
     keys: set[str] = set()
     if preset is not None:
         path = preset_path(preset)
         tree = _read(str(path), lambda: OmegaConf.load(path))
-        if path.parent != PRESETS and _keys_of(tree) != set(every_setting()):
-            keys |= _keys_of(tree)
+        chosen = _keys_of(tree)
+        if path.parent != PRESETS and path.name != "config.yaml" and chosen != set(every_setting()):
+            keys |= chosen
     for override in overrides:
         source = f"override {override!r}"
         if "=" not in override:
@@ -139,7 +141,6 @@ def _read(source: str, load: Any) -> Tree:
             "${...} is not taken in a configuration: write the value itself "
             "(interpolation would copy the environment into the run)"
         )
-    tree = {group: part for group, part in tree.items() if part is not None}
     _keys_of(tree)
     return tree
 
@@ -157,6 +158,8 @@ def _keys_of(tree: Tree, before: str = "") -> set[str]:
             near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.3)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown key {key!r}{hint}")
+        elif value is None:  # every setting of the group is commented out
+            continue
         elif not isinstance(value, dict):
             example = next(k for k in known if k.startswith(f"{key}."))
             raise ConfigError(f"{key}={value!r}: {key} is a group of settings, e.g. {example}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
@@ -33,6 +33,7 @@ TAGS = {  # what a method may use: tag -> what a setting with this effect needs
     "target": "a method whose target can be chosen",
     "beta": "a method with a beta",
     "link": "a method with a link",
+    "label_smoothing": "a method that smooths labels",
     "soft_labels": "a method that takes soft labels",
     "safeguard": "a method with a safeguard",
     "labels": "a method that tells winner from loser",
@@ -54,8 +55,12 @@ Number = Annotated[float, Strict()]
 Positive = Annotated[float, Strict(), Field(gt=0)]
 NotNegative = Annotated[float, Strict(), Field(ge=0)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
+Minority = Annotated[float, Strict(), Field(ge=0, lt=0.5)]
 Switch = Annotated[bool, Strict()]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+
+T = TypeVar("T")
+Group = Annotated[T, BeforeValidator(lambda v: {} if v is None else v)]  # may be left empty
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as settings
@@ -188,7 +193,7 @@ class ObjectiveConfig:
     """Strength of the preference; a larger value keeps the policy closer to the reference."""
     link: Annotated[Literal["sigmoid", "hinge", "ipo"], Effect("link")] = "sigmoid"
     """Function from a pair's logit to its loss."""
-    label_smoothing: Annotated[float, Strict(), Field(ge=0, lt=0.5), Effect("link")] = 0.0
+    label_smoothing: Annotated[Minority, Effect("label_smoothing")] = 0.0
     """Share of the labels taken to be wrong (conservative DPO); raise it for noisy labels."""
     soft_labels: Annotated[Switch, Effect("soft_labels")] = False
     """Weigh each pair by the probability, given in the data, that its winner is better."""
@@ -318,7 +323,7 @@ class EvaluationConfig:
     """Scorers: names, comma-separated or a list, or MODULE:FUNCTION; null scores nothing."""
     checkpoints: dict[str, str] = field(default_factory=dict)
     """Weights of scorers: `evaluation.checkpoints.NAME=PATH@REVISION`."""
-    parser: ParserConfig = field(default_factory=ParserConfig)
+    parser: Group[ParserConfig] = field(default_factory=ParserConfig)
     preference: str = "warmth"
     """The score by which the pairs were labelled; the report puts it first."""
     sample_steps: Count = 20
@@ -377,14 +382,14 @@ class BuildConfig:
 class Config:
     """A whole run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    inversion: InversionConfig = field(default_factory=InversionConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    build: BuildConfig = field(default_factory=BuildConfig)
+    model: Group[ModelConfig] = field(default_factory=ModelConfig)
+    data: Group[DataConfig] = field(default_factory=DataConfig)
+    inversion: Group[InversionConfig] = field(default_factory=InversionConfig)
+    objective: Group[ObjectiveConfig] = field(default_factory=ObjectiveConfig)
+    policy: Group[PolicyConfig] = field(default_factory=PolicyConfig)
+    training: Group[TrainingConfig] = field(default_factory=TrainingConfig)
+    evaluation: Group[EvaluationConfig] = field(default_factory=EvaluationConfig)
+    build: Group[BuildConfig] = field(default_factory=BuildConfig)
 
 
 def schema_of(group: type) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from inversion_dpo.run.fields import TAGS, Config, Effect, schema_of
 _LIMITS = {
     "minimum": "of at least",
     "exclusiveMinimum": "above",
-    "maximum": "of at most",
+    "maximum": "at most",
     "exclusiveMaximum": "below",
 }
 KEYED = "names, each with "
@@ -152,13 +152,14 @@ def commented(config: Any, idle: Collection[str]) -> str:
         for key, setting in every_setting().items():
             if key.rpartition(".")[0] != group:
                 continue
-            off = f" Without effect here: it needs {setting.needs}." if key in idle else ""
-            note = f"{setting.text} ({setting.range}; default {written(setting.default)}){off}"
-            lines += textwrap.wrap(
-                note, 98, initial_indent=f"{depth}  # ", subsequent_indent=f"{depth}  #   "
-            )
+            notes = [setting.text, f"({setting.range}; default {written(setting.default)})"]
+            notes += [f"Without effect here: it needs {setting.needs}."] * (key in idle)
+            for note in notes:
+                lines += textwrap.wrap(
+                    note, 98, initial_indent=f"{depth}  # ", subsequent_indent=f"{depth}  #   "
+                )
             line = f"{key.rpartition('.')[2]}: {written(value_of(config, key))}"
-            lines.append(f"{depth}  {'# ' if off else ''}{line}")
+            lines.append(f"{depth}  {'# ' if key in idle else ''}{line}")
     return "\n".join(lines[1:]) + "\n"
 
 

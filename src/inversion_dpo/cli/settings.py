@@ -1,0 +1,43 @@
+"""``inversion-dpo config`` and ``--version``."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from inversion_dpo.cli.options import DEFAULT, Overrides, complete_preset
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and stop, if it is wanted."""
+    if wanted:
+        typer.echo(version("inversion-dpo"))
+        raise typer.Exit
+
+
+def config(
+    preset: Annotated[
+        str,
+        typer.Argument(
+            metavar="[PRESET]", help="Preset or YAML file.", autocompletion=complete_preset
+        ),
+    ] = DEFAULT,
+    overrides: Overrides = None,
+) -> None:
+    """Print a preset as commented YAML to start from: every setting, what it is, its range.
+
+    Settings that have no effect with the preset's method are commented out.
+    Example: `inversion-dpo config sdxl > mine.yaml`, then `inversion-dpo train --config mine.yaml`.
+    """
+    from inversion_dpo.run.config import has_effect
+    from inversion_dpo.run.settings import commented, every_setting
+    from inversion_dpo.training.effects import active_tags, load_checked
+
+    if "=" in preset:
+        preset, overrides = DEFAULT, [preset, *(overrides or [])]
+    settings = load_checked(preset, overrides or [])
+    active = active_tags(settings)
+    idle = [k for k in every_setting() if not has_effect(k, settings, active)]
+    typer.echo(commented(settings, idle), nl=False)

@@ -1,0 +1,147 @@
+"""A setting that changes nothing in a run is refused by name."""
+
+import pytest
+
+from inversion_dpo.compare.methods import METHODS, check
+from inversion_dpo.run.config import (
+    PRESETS,
+    ConfigError,
+    load_config,
+    load_given,
+    preset_names,
+    without_effect,
+)
+from inversion_dpo.run.fields import TAGS
+from inversion_dpo.run.settings import every_setting
+from inversion_dpo.training.effects import active_tags, load_checked
+
+IDLE = {  # setting -> what else is set, so that it has no effect
+    "objective.soft_labels=true": ["kto", "dspo", "mapo", "sft", "denoising"],
+    "objective.safeguard=true": ["sft", "mapo", "denoising"],
+    "objective.target=reference": ["diffusion_dpo", "inpo", "dspo", "mapo", "kto", "sft"],
+    "objective.link=ipo": ["smpo", "dspo", "mapo", "kto", "sft", "denoising"],
+    "objective.label_smoothing=0.1": ["smpo", "dspo", "mapo", "kto", "sft"],
+    "objective.beta=7": ["sft", "denoising"],
+    "data.label_noise=0.5": ["denoising"],
+    "inversion.fixed_point_iterations=3": ["diffusion_dpo", "inpo", "smpo", "kto", "sft"],
+    "inversion.t_start=0.1": ["diffusion_dpo", "inpo", "sft"],
+    "inversion.keep=2": ["diffusion_dpo", "inpo", "sft"],
+    "inversion.guidance_scale=2": ["diffusion_dpo", "sft"],
+    "inversion.steps=10": ["diffusion_dpo", "kto", "sft"],
+    "inversion.spacing=even": ["diffusion_dpo", "kto", "sft"],
+}
+CASES = [(key, name) for key, names in IDLE.items() for name in names]
+SOFT = ["objective.soft_labels=true"]  # without which smpo is another method
+
+
+@pytest.mark.parametrize(("override", "name"), CASES)
+def test_a_setting_that_the_method_ignores_is_refused(override, name):
+    method = [f"objective.name={name}", *SOFT * (name == "smpo")]
+    with pytest.raises(ConfigError) as error:
+        load_checked(None, [*method, override])
+    text = str(error.value)
+    assert text.startswith(override.partition("=")[0]) and f"(not objective.name={name})" in text
+    assert load_checked(None, method) == load_config(None, method)
+
+
+@pytest.mark.parametrize("override", IDLE)
+def test_the_same_setting_is_taken_where_it_has_an_effect(override):
+    load_checked(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needs"),
+    [
+        (["policy.kind=full", "policy.dora=true"], "policy.kind=lora"),
+        (["policy.kind=full", "policy.rank=4"], "policy.kind=lora"),
+        (["policy.kind=full", "policy.alpha=4"], "policy.kind=lora"),
+        (["policy.kind=full", "policy.target_modules=[to_q]"], "policy.kind=lora"),
+        (["policy.graph_tokens=8"], "policy.kind=scene_graph"),
+        (["data.graph_dropout=0.5"], "policy.kind=scene_graph"),
+        (["data.revision=main"], "data.pairs=hf:"),
+        (["evaluation.parser.url=http://localhost/v1"], "evaluation.scorer="),
+        (["build.by=[warmth]"], "build.prompts"),
+        (["build.licence=mit"], "build.splits"),
+    ],
+)
+def test_a_setting_that_another_one_switches_off_is_refused(overrides, needs):
+    with pytest.raises(ConfigError, match=f"has no effect in this run: it needs .*{needs}"):
+        load_checked(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.name=sft", "inversion.reconstruct=true", "inversion.steps=10"],
+        ["objective.name=sft", "objective.beta=2000"],  # the default
+        ["policy.kind=scene_graph", "policy.graph_tokens=8", "data.graph_dropout=0.5"],
+        ["model.scene_graph=encoder", "data.caption_dropout=0.5"],
+        ["data.pairs=hf:a/b", "data.revision=main"],
+        ["evaluation.scorer=clip,scene-graph", "evaluation.parser.url=http://localhost/v1"],
+        ["evaluation.scorer=[clip, scene-graph]", "evaluation.parser.distractors=3"],
+        ["build.splits={train: 4}", "build.licence=mit"],
+    ],
+)
+def test_a_setting_that_has_an_effect_is_taken(overrides):
+    load_checked(None, overrides)
+
+
+def test_several_are_counted_and_the_first_is_named():
+    with pytest.raises(ConfigError, match=r"^inversion.t_start=0.1 .* \(and 1 more such settings"):
+        load_checked(None, ["objective.name=sft", "objective.beta=7", "inversion.t_start=0.1"])
+
+
+def test_what_the_user_did_not_write_is_not_complained_of(tmp_path):
+    """A packaged preset, a run's own file and a file of every setting were not written by hand."""
+    words = ["objective.name=sft"]
+    assert load_given("taste", words)[1] == {"objective.name"}
+    for name in ("taste", str(PRESETS / "taste.yaml")):
+        load_checked(name, words)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("inversion: {t_start: 0.1}")
+    with pytest.raises(ConfigError, match="inversion.t_start=0.1 has no effect"):
+        load_checked(str(mine), words)
+    saved = mine.rename(tmp_path / "config.yaml")
+    load_checked(str(saved), words)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_packaged_preset_sets_nothing_that_has_no_effect(name):
+    config = load_config(name, [])
+    assert without_effect(config, every_setting(), active_tags(config)) == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_settings_of_a_compared_method_have_an_effect(name):
+    load_checked(None, list(METHODS[name].settings))
+
+
+def test_a_comparison_takes_a_setting_that_one_of_its_methods_uses():
+    plans = {
+        name: [*METHODS[name].settings, "objective.soft_labels=true"]
+        for name in ("x0", "sft", "kto")
+    }
+    extra = ["objective.soft_labels=true"]
+    check("taste", [plans["x0"], plans["sft"]], extra)
+    with pytest.raises(ConfigError, match="objective.soft_labels=true has no effect"):
+        check("taste", [plans["kto"], plans["sft"]], extra)
+
+
+def test_a_comparison_does_not_vary_what_changes_nothing():
+    plans = [[*METHODS["sft"].settings, *more] for more in ([], ["objective.beta=7"])]
+    with pytest.raises(ConfigError, match="objective.beta=.* has no effect"):
+        check("taste", plans, vary=["objective.beta=7"])
+
+
+def test_every_tag_is_known():
+    words = {
+        word
+        for setting in every_setting().values()
+        if setting.effect
+        for word in setting.effect.when.split()
+        if "=" not in word and word not in ("and", "or")
+    }
+    assert words == set(TAGS)
+    for name in every_setting()["objective.name"].choices:
+        config = load_config(None, [f"objective.name={name}", *SOFT, "objective.target=reference"])
+        assert active_tags(config) <= set(TAGS)

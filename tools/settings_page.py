@@ -1,0 +1,51 @@
+"""Write docs/reference/settings.md from the fields: ``python -m tools.settings_page``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.settings import Setting, every_setting, groups, written
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
+HEAD = """# Settings
+
+Every command that trains, samples or evaluates takes these settings:
+
+- `--config NAME` starts from a preset or from your own YAML file.
+- `KEY=VALUE` after the command changes one setting, for example `training.steps=200`.
+- `inversion-dpo config NAME` prints a preset as commented YAML to start from.
+
+A setting that has no effect in your run is refused by its name. The tables say when each setting
+has an effect; an empty cell means always. A `*` stands for any text.
+
+This page is made from `src/inversion_dpo/run/fields.py` by `python -m tools.settings_page`.
+"""
+COLUMNS = ["| Setting | What it is | Value | Default | Needs |", "|---|---|---|---|---|"]
+
+
+def row(setting: Setting) -> str:
+    """One line of a table."""
+    cells = [
+        f"`{setting.key}`",
+        setting.text,
+        setting.range,
+        f"`{written(setting.default)}`",
+        re.sub(r"\S+=\S+|\S+ other than \S+", r"`\g<0>`", setting.needs),
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for group, about in groups().items():
+        rows = [row(s) for key, s in every_setting().items() if key.rpartition(".")[0] == group]
+        linked = re.sub(r"docs/([\w/-]+\.md)", r"[\1](../\1)", about)
+        parts.append("\n".join([f"## {group}", "", linked, "", *COLUMNS, *rows, ""]))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    atomic_text(page(), PAGE)
