@@ -47,7 +47,7 @@ from inversion_dpo.maths.losses import as_pair_errors, dpo, kto, squared_error, 
 from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
-from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.loading import adapt, load_pipeline, merge_lora
 from inversion_dpo.run.config import TrainingConfig, load_config, resolve
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.training.policy import LoraPolicy
@@ -411,8 +411,7 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
             torch.cuda.synchronize()
         clock.append(time.time())
         policy.save(folder / f"round-{number}")
-        network.fuse_lora()  # type: ignore[operator]
-        network.unload_lora()  # type: ignore[operator]
+        merge_lora(world.model.pipeline)
         network_of(world.sampler).load_state_dict(network.state_dict())
         scores = {p: summary(held_out(world, p)) for p in (VALIDATION, CONFIG.evaluation.prompts)}
         seconds = dict(

@@ -21,6 +21,7 @@ from inversion_dpo.evaluation.prompt_sets import prompts_with_graphs, read_promp
 from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
+from inversion_dpo.models.loading import merge_lora
 from inversion_dpo.run.config import Config, ConfigError, DataConfig
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.folder import claim, occupied, stage
@@ -179,8 +180,7 @@ def merge(config: Config, adapter: Path, folder: Path) -> None:
         return
     pipeline = load_policy_pipeline(config, adapter)
     if not (adapter / "model_index.json").exists():
-        pipeline.fuse_lora()
-        pipeline.unload_lora_weights()
+        merge_lora(pipeline)
     atomic_folder(folder, lambda made: pipeline.save_pretrained(made, safe_serialization=True))
 
 

@@ -85,6 +85,11 @@ def _add_lora(pipeline: Any, lora: str) -> None:
     cached = constants.HF_HUB_OFFLINE and not Path(lora).exists()
     named = {"weight_name": "pytorch_lora_weights.safetensors"} if cached else {}
     pipeline.load_lora_weights(lora, use_safetensors=True, **named)
+    merge_lora(pipeline)
+
+
+def merge_lora(pipeline: Any) -> None:
+    """Add the LoRA that is loaded into a pipeline to its weights, and remove it."""
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder
 from inversion_dpo.models.graph_model import save_encoder
+from inversion_dpo.models.loading import merge_lora
 from inversion_dpo.run.disk import steady_header
 
 
@@ -90,9 +91,7 @@ class LoraPolicy:
 
     def merge(self, folder: Path) -> None:
         """Add the adapter to the weights and write the whole pipeline; ends the training."""
-        network: Any = self.network
-        network.fuse_lora()
-        network.unload_lora()
+        merge_lora(self.model.pipeline)
         self.model.pipeline.save_pretrained(folder, safe_serialization=True)
 
     def _lora_settings(self) -> dict[str, Any]:

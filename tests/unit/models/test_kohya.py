@@ -158,7 +158,7 @@ def test_flux_there_and_back_by_diffusers_own_reader(modules):
     """The reader splits what was fused; the change of every module's weight is the same."""
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
-    from inversion_dpo.models.kohya_flux import flux_to_kohya
+    from inversion_dpo.models.kohya import flux_to_kohya
 
     ours = flux_lora(modules)
     kohya = flux_to_kohya(ours, ALPHA)
