@@ -133,8 +133,25 @@ def test_a_group_may_be_empty_and_may_not_be_a_value(tmp_path):
     file.write_text("training:\n  # steps: 3\nevaluation: {parser: }\n")
     assert load_config(str(file), []) == load_config(None, [])
     file.write_text("training: 3\n")
-    with pytest.raises(ConfigError, match="training is a group of settings"):
+    with pytest.raises(ConfigError, match=r"mine.yaml: training=3: training is a group"):
         load_config(str(file), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {step: 3}", "unknown key 'training.step'; did you mean 'training.steps'"),
+        ("training: {steps: 0}", "training.steps=0: give a whole number of at least 1"),
+        ("training: {steps: 1.5}", "training.steps=1.5: give"),
+        ("- 1", "a configuration is keys and values"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(str(file), ["training.seed=3"])
+    assert str(error.value).startswith(f"{file}: {message}")
 
 
 def test_smpo_without_soft_labels_is_another_method():

@@ -103,6 +103,7 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
         chosen = _keys_of(tree)
         if path.parent != PRESETS and path.name != "config.yaml" and chosen != set(every_setting()):
             keys |= chosen
+        _made(tree, f"{path}: ")
     for override in overrides:
         source = f"override {override!r}"
         if "=" not in override:
@@ -110,12 +111,16 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
         own = _read(source, lambda text=override: OmegaConf.from_dotlist([text]))
         keys |= _keys_of(own)
         _merge(tree, own)
-    try:
-        config = Config(**tree)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+    config = _made(tree)
     check_combinations(config)
     return config, frozenset(keys)
+
+
+def _made(tree: Tree, before: str = "") -> Config:
+    try:
+        return Config(**tree)
+    except ValidationError as error:
+        raise ConfigError(before + _explain(error)) from None
 
 
 def _read(source: str, load: Any) -> Tree:
@@ -131,17 +136,21 @@ def _read(source: str, load: Any) -> Tree:
                 f"{source}: a configuration is keys and values, e.g. training: {{steps: 200}}"
             )
         tree: Any = OmegaConf.to_container(loaded, resolve=False)
+        interpolated = "${" in str(tree)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {str(error).splitlines()[0]}") from error
     except (YAMLError, OSError, UnicodeError, RecursionError) as error:
         first = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(f"{source} is no YAML that can be read ({first})") from error
-    if "${" in str(tree):
+    if interpolated:
         raise ConfigError(
             "${...} is not taken in a configuration: write the value itself "
             "(interpolation would copy the environment into the run)"
         )
-    _keys_of(tree)
+    try:
+        _keys_of(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     return tree
 
 
