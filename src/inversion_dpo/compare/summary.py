@@ -72,8 +72,8 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
 def traits_over_seeds(metrics: Sequence[Result]) -> Result:
     """Share of images in which the policy's has more of a trait.
 
-    Empty if a run does not tell: it is of an older version, has too few images, or no image of it
-    differs in anything. A single trait that never differs is as good as even.
+    Empty if a run has too few images, or no image of it differs in anything. A single trait that
+    never differs is as good as even.
     """
     if not all(m.get("traits") for m in metrics):
         return {}

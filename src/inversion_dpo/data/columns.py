@@ -19,6 +19,13 @@ LAYOUTS = {
     "choice": ("images", "preferences", "caption"),
     "unlabelled": ("jpg_0", "jpg_1", "caption"),  # to be labelled; no preference yet
 }
+# The columns of pairs that we write ourselves: Pick-a-Pic's.
+WRITTEN = (
+    ("jpg_0", pa.binary()),
+    ("jpg_1", pa.binary()),
+    ("label_0", pa.float64()),
+    ("caption", pa.string()),
+)
 OPTIONAL = ("scene_graph", "group", "preference_0")
 # Names that are understood without data.columns: Pick-a-Pic's, Hugging Face's image folders',
 # and those of HPDv2 (https://huggingface.co/datasets/ymhao/HPDv2) and ImageRewardDB

@@ -160,7 +160,7 @@ def measured_text(metrics: Mapping[str, Any], config: Config) -> str:
     wins = ", ".join(f"{metrics[k]:.3f}" for k in ("win_rate_low", "win_rate_high"))
     return (
         f"{metrics['n_prompts']} prompts of `{plain(Path(config.evaluation.prompts).name)}`, "
-        f"{metrics.get('seeds', 1)} image(s) each, both models from the same noise. The policy "
+        f"{metrics['seeds']} image(s) each, both models from the same noise. The policy "
         f"wins {metrics['win_rate']:.3f} [{wins}] by `{plain(config.evaluation.preference)}`. "
         "Intervals are paired bootstraps over prompts."
     )
@@ -170,7 +170,7 @@ def limits(metrics: Mapping[str, Any]) -> list[str]:
     """What the numbers themselves warn of."""
     worse = [r["name"] for r in score_rows(metrics) if metrics[r["name"][1:-1]]["gain_high"] < 0]
     out = [f"It is measurably worse than the base model by {', '.join(worse)}."] if worse else []
-    if metrics.get("n_prompts", 1000) < 100:
+    if metrics["n_prompts"] < 100:
         out.append(f"{metrics['n_prompts']} prompts are few: read the scores as a trial.")
     return out
 

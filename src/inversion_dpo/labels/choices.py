@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from inversion_dpo.data.columns import Layout
+from inversion_dpo.data.columns import WRITTEN, Layout
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Row, Table, encoded_image, inspect
 from inversion_dpo.data.tables import read_objects
@@ -29,16 +29,7 @@ FIRST = {"left", "a", "first", "image_0", "image_a", "0 (left)"}
 SECOND = {"right", "b", "second", "image_1", "image_b", "1 (right)"}
 TIE = {"tie", "equal", "same", "both", "both good", "draw"}
 NEITHER = {"neither", "none", "both bad", "both_bad", "bad", "skip", "skipped"}
-SCHEMA = pa.schema(
-    [
-        ("jpg_0", pa.binary()),
-        ("jpg_1", pa.binary()),
-        ("label_0", pa.float64()),
-        ("caption", pa.string()),
-        ("preference_0", pa.float64()),
-        ("labellers", pa.int64()),
-    ]
-)
+SCHEMA = pa.schema([*WRITTEN, ("preference_0", pa.float64()), ("labellers", pa.int64())])
 
 
 @dataclass

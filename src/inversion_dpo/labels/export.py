@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inversion_dpo.data.columns import WRITTEN
 from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import CHOICES, outcome
@@ -20,10 +21,7 @@ LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5, "split": 0.5}
 _WRITE_ROWS = 64  # rows in memory at a time
 _SCHEMA = pa.schema(
     [
-        ("jpg_0", pa.binary()),
-        ("jpg_1", pa.binary()),
-        ("label_0", pa.float64()),
-        ("caption", pa.string()),
+        *WRITTEN,
         ("scene_graph", pa.string()),
         *((f"votes_{choice}", pa.int64()) for choice in CHOICES),
     ]

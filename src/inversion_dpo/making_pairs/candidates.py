@@ -19,14 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from inversion_dpo.data.columns import WRITTEN
 from inversion_dpo.run.disk import atomic_table
 
 _SCHEMA = pa.schema(
     [
-        ("jpg_0", pa.binary()),
-        ("jpg_1", pa.binary()),
-        ("label_0", pa.float64()),
-        ("caption", pa.string()),
+        *WRITTEN,
         ("preference_0", pa.float64()),
         ("scene_graph", pa.string()),
         ("scores_0", pa.string()),
