@@ -170,7 +170,7 @@ def limits(metrics: Mapping[str, Any]) -> list[str]:
     """What the numbers themselves warn of."""
     worse = [r["name"] for r in score_rows(metrics) if metrics[r["name"][1:-1]]["gain_high"] < 0]
     out = [f"It is measurably worse than the base model by {', '.join(worse)}."] if worse else []
-    if metrics["n_prompts"] < 100:
+    if metrics and metrics["n_prompts"] < 100:
         out.append(f"{metrics['n_prompts']} prompts are few: read the scores as a trial.")
     return out
 
