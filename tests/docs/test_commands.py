@@ -164,9 +164,10 @@ def prepared(command, tiny):
         "data.pairs=datasets/scenes-pairs/train": "data.pairs=my_pairs.parquet",
     }
     words = [known.get(w, w) for w in words]
+    words = words[: words.index(">")] if ">" in words else words
     if "--config" in words and "--dry-run" not in words:
         at = words.index("--config") + 1
-        small = words[at] in ("sd15", "taste", "composition")
+        small = words[at] in ("sd15", "taste", "composition", "mine.yaml")
         if small and words[1] in ("evaluate", "train", "invert", "pairs"):
             words[at] = "tiny.yaml"
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
