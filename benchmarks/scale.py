@@ -38,7 +38,8 @@ from torch import Tensor
 from inversion_dpo.compare.page import cell
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.evaluation.evaluate import REPEAT, read_prompts
+from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.samples import REPEAT
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import encode_image
 from inversion_dpo.making_pairs.mining import disjoint, margin

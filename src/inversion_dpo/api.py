@@ -72,7 +72,7 @@ def report(run: str | Path) -> Path:
     Raises:
         ConfigError: the run was not evaluated.
     """
-    from inversion_dpo.evaluation.evaluate import report as write
+    from inversion_dpo.evaluation.report import report as write
 
     return write(Path(run))
 

@@ -10,7 +10,7 @@ import pytest
 
 from inversion_dpo.data.check import check_pairs
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.evaluation.evaluate import read_prompts
+from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.build import LABELLINGS
 from inversion_dpo.run.config import load_config, resolve

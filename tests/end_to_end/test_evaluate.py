@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.cli.main import main
-from inversion_dpo.evaluation import evaluate as module
-from inversion_dpo.evaluation.evaluate import sampled
+from inversion_dpo.evaluation.evaluate import evaluate
+from inversion_dpo.evaluation.samples import sampled
+from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.folder import claim
 from inversion_dpo.training.step import train
@@ -107,19 +108,60 @@ def test_the_report_has_its_figures_data(capsys, run):
     assert "By category of prompt" in page and "color_binding" in page
 
 
+def test_both_guidances_are_reported(capsys, run):
+    own = load_config(str(run / "config.yaml"), [])
+    assert (own.objective.guidance_scale, own.evaluation.guidance_scale) == (1, 4)
+    code, text, _ = command(capsys, "evaluate", run)
+    assert code == 0 and "sampled at guidance 1, as it was trained, and not at 4" in text
+    found = json.loads((run / "metrics.json").read_text())
+    other = found["at_training_guidance"]
+    assert (other["guidance_scale"], other["instead_of"]) == (1, 4)
+    assert other["warmth"] != found["warmth"]
+    assert command(capsys, "report", run)[0] == 0
+    page = (run / "report.html").read_text()
+    assert "At both guidances" in page and "1, as trained" in page
+    assert command(capsys, "export", run)[0] == 0
+    card = (run / "export" / "README.md").read_text()
+    assert "At guidance 1, as it was trained, it wins " in card and "guidance 4 and 1 with" in card
+
+    files = {p.name: p.stat().st_mtime_ns for p in (run / "samples").glob("*.parquet")}
+    assert len(files) == 4  # two models at two guidances
+    code, text, _ = command(capsys, "evaluate", run, "evaluation.guidance_scale=1")
+    assert code == 0 and "as it was trained" not in text
+    alone = json.loads((run / "metrics.json").read_text())
+    assert "at_training_guidance" not in alone
+    assert {k: v for k, v in other.items() if k not in ("guidance_scale", "instead_of")} == {
+        k: v for k, v in alone.items() if k in other
+    }
+    again = {p.name: p.stat().st_mtime_ns for p in (run / "samples").glob("*.parquet")}
+    assert again == files  # nothing was sampled twice
+
+
+def test_a_report_is_about_what_was_evaluated(capsys, run):
+    """The settings of the last evaluation, though the run's own are others."""
+    settings = load_config(str(run / "config.yaml"), ["evaluation.guidance_scale=1"])
+    evaluate(run, settings)
+    files = sorted((run / "samples").iterdir())
+    assert command(capsys, "report", run)[0] == 0
+    assert sorted((run / "samples").iterdir()) == files
+    metrics = json.loads((run / "metrics.json").read_text())
+    grid = json.loads((run / "grid.json").read_text())
+    assert np.mean([r["policy"] for r in grid]) == pytest.approx(metrics["warmth"]["policy"])
+
+
 def test_a_killed_evaluation_loses_one_batch(run, monkeypatch):
     config = load_config(str(run / "config.yaml"), ["evaluation.seeds=2"])
     prompts = [p for _, p in CAPTIONS]
     whole, _ = sampled(config, None, run / "other", prompts, "reference", 2)
-    drawn, real = [], module.sample
+    drawn, real = [], Sampler.draw
 
-    def dying(pipeline, asked, *rest):
+    def dying(sampler, asked, *rest, **more):
         drawn.append(len(asked))
         if len(drawn) == 3:
             raise KeyboardInterrupt
-        return real(pipeline, asked, *rest)
+        return real(sampler, asked, *rest, **more)
 
-    monkeypatch.setattr(module, "sample", dying)
+    monkeypatch.setattr(Sampler, "draw", dying)
     with pytest.raises(KeyboardInterrupt):
         sampled(config, None, run / "samples", prompts, "reference", 2)
     images, scores = sampled(config, None, run / "samples", prompts, "reference", 2)

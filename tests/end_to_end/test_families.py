@@ -16,7 +16,7 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
-from inversion_dpo.evaluation.evaluate import sampled
+from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from inversion_dpo.cli.main import main
 from inversion_dpo.data.annotations import write_annotations
 from inversion_dpo.data.images import DataError
-from inversion_dpo.evaluation.evaluate import evaluate, sampled
+from inversion_dpo.evaluation.evaluate import evaluate
 from inversion_dpo.evaluation.publish import export
+from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.evaluation.sides import load_policy_pipeline
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.maths.records import LossSettings, PairErrors

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 
 from inversion_dpo.maths.losses import OBJECTIVES
 from inversion_dpo.maths.schedule import step
-from inversion_dpo.run.config import to_yaml
+from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.training import recipe as session_parts
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint
-from inversion_dpo.training.recipe import set_up, source_of
+from inversion_dpo.training.recipe import set_up, source_of, trained_guidance
 from inversion_dpo.training.startup import StartupError, check_noise
 from inversion_dpo.training.step import train
 from inversion_dpo.trajectories import fill as trajectories
@@ -271,8 +271,9 @@ def test_no_path_is_made_that_nobody_looks_at(
         }
 
 
-def test_sampling_under_another_guidance_than_trained_is_warned_of(tiny_config, tmp_path, caplog):
-    for trained, sampled, warned in ((1, 2, False), (2, 2, False), (2, 1, True)):
+def test_sampling_under_another_guidance_than_trained_is_said(tiny_config, tmp_path, caplog):
+    caplog.set_level("INFO", "inversion_dpo")
+    for trained, sampled, told in ((1, 2, True), (2, 2, False), (2, 1, True), (1, 1, False)):
         caplog.clear()
         set_up(
             tiny_config(
@@ -280,7 +281,14 @@ def test_sampling_under_another_guidance_than_trained_is_warned_of(tiny_config, 
             ),
             tmp_path,
         )
-        assert ("set both alike" in caplog.text) == warned
+        text = f"training at guidance {trained}, sampling at evaluation.guidance_scale={sampled}"
+        assert (text in caplog.text) == told
+
+
+def test_a_distilled_network_is_trained_at_the_guidance_that_it_is_told():
+    assert trained_guidance(load_config("flux", [])) == 1
+    assert trained_guidance(load_config("flux", ["model.guidance_embed=3.5"])) == 3.5
+    assert trained_guidance(load_config("sd15", ["objective.guidance_scale=7.5"])) == 7.5
 
 
 def test_batch_order_covers_every_pair_once_an_epoch():

@@ -29,7 +29,7 @@ def evaluate(
     Writes RUN/metrics.json and RUN/per_prompt.parquet; --config counts where RUN holds no run yet.
     """
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
-    from inversion_dpo.evaluation.report import lines
+    from inversion_dpo.evaluation.wording import lines
     from inversion_dpo.run.folder import claim_together, occupied
     from inversion_dpo.training.effects import load_checked
 
@@ -48,7 +48,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="The folder of an evaluated run.")],
 ) -> None:
     """Write RUN/report.html, one self-contained page, with PNG copies of its figures."""
-    from inversion_dpo.evaluation.evaluate import report as write
+    from inversion_dpo.evaluation.report import report as write
 
     typer.echo(f"report: {write(run)}")
 

@@ -15,14 +15,15 @@ def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
 
     origin: of a later round, the settings with the model that its policy is measured against.
     """
-    from inversion_dpo.evaluation.evaluate import evaluate, report
-    from inversion_dpo.evaluation.report import headline
+    from inversion_dpo.evaluation.evaluate import evaluate
+    from inversion_dpo.evaluation.report import report
+    from inversion_dpo.evaluation.wording import headline
     from inversion_dpo.run.folder import occupied
 
     with occupied(output):
         train_run(config, output)
         models = (None, str(output)) if origin else None
-        metrics = evaluate(output, origin or config, models=models)
+        metrics = evaluate(output, origin or config, models)
         page = report(output)
     if "preference" in metrics:
         typer.echo(headline(metrics, config.evaluation.preference, "held-out prompts"))

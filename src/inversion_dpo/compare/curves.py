@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inversion_dpo.evaluation.figures import GREY, INK, PAPER, bare
-from inversion_dpo.run.disk import atomic_figure
+from inversion_dpo.evaluation.figures import GREY, INK, PAPER, bare, canvas
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)))
-DPI = 160
+DASHED: dict[str, Any] = {"color": GREY, "lw": 0.8, "ls": (0, (4, 3))}
 MOST_LINES = 12  # in one plot, where varied settings are among them
+MOST_METRICS = 5  # in the picture of gains
 Summary = Mapping[str, Any]
+Line = tuple[str, Sequence[float], Sequence[Summary]]  # name, x, and means with their bounds
+
+
+def draw(summary: Summary, metrics: Sequence[str]) -> dict[str, Figure]:
+    """Every picture that the comparison has something for, by name.
+
+    metrics: the scores' names, that of the preference first.
+    """
+    found = {"gains": gains(summary, metrics[:MOST_METRICS])}
+    if "rounds" in summary:
+        found["rounds"] = round_curves(summary, metrics[0])
+    if varied_keys(summary):
+        found["ablations"] = ablations(summary, metrics[0])
+    for unit in ("evaluations", "seconds"):
+        found[unit] = score_curves(summary, metrics[0], unit)
+    return found | {"errors": error_curves(summary), "drift": drift_curves(summary)}
 
 
 def style(number: int) -> dict[str, Any]:
@@ -28,18 +43,23 @@ def style(number: int) -> dict[str, Any]:
 
 def figure(width: float = 5.6, height: float = 3.6) -> tuple[Figure, Axes]:
     """One plot on paper, in inches."""
-    page = Figure((width, height), dpi=DPI, facecolor=PAPER, layout="constrained")
+    page = canvas(width, height)
     axes = page.add_subplot()
     bare(axes)
     return page, axes
 
 
-def band(axes: Axes, x: Sequence[float], rows: Sequence[Summary], label: str, **look: Any) -> None:
-    """A mean line with its interval over seeds as a band, where there is one."""
-    mean, low, high = (np.array([r[k] for r in rows]) for k in ("mean", "low", "high"))
-    axes.plot(x, mean, lw=1.8, label=label, **look)
-    if np.isfinite(low).all():
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.13, lw=0)
+def bands(axes: Axes, lines: Iterable[Line], xlabel: str, ylabel: str = "", **look: Any) -> None:
+    """Mean lines with their intervals over seeds as bands, where there are any, and both labels."""
+    for k, (label, x, rows) in enumerate(lines):
+        if not rows:
+            continue
+        mean, low, high = (np.array([r[end] for r in rows]) for end in ("mean", "low", "high"))
+        axes.plot(x, mean, lw=1.8, label=label, **style(k), **look)
+        if np.isfinite(low).all():
+            axes.fill_between(x, low, high, color=style(k)["color"], alpha=0.13, lw=0)
+    axes.set_xlabel(xlabel, size=9, color=GREY)
+    axes.set_ylabel(ylabel, size=9, color=GREY)
 
 
 def legend(axes: Axes) -> None:
@@ -56,101 +76,93 @@ def drawn(summary: Summary) -> list[tuple[str, Summary]]:
     return [(n, v) for n, v in found if len(found) <= MOST_LINES or not v["varied"]]
 
 
-def score_curves(summary: Summary, preference: str, unit: str, path: Path) -> None:
+def history_lines(summary: Summary, key: str, reference: str = "") -> list[Line]:
+    """A held-out measurement by step, less the reference's mean where that is named."""
+    found: list[Line] = []
+    for name, v in drawn(summary):
+        rows = [r for r in v["history"] if key in r and (not reference or reference in r)]
+        less = [r[reference]["mean"] if reference else 0.0 for r in rows]
+        values = [
+            {end: r[key][end] - away for end in ("mean", "low", "high")}
+            for r, away in zip(rows, less, strict=True)
+        ]
+        found.append((name, [r["step"] for r in rows], values))
+    return found
+
+
+def score_curves(summary: Summary, preference: str, unit: str) -> Figure:
     """Score against ``evaluations`` or ``seconds`` of training, the inversion included.
 
     Dashed lines: the reference's best of n samples, where the curves were scored on the same
     prompts, which are all.
     """
     page, axes = figure(6.4)
-    for k, (name, v) in enumerate(drawn(summary)):
-        if not v["curve"]:
-            continue
-        cost = [v["inversion"][unit] + r["step"] * v[f"step_{unit}"] for r in v["curve"]]
-        band(axes, cost, [r[preference] for r in v["curve"]], name, **style(k))
+    label = {"evaluations": "network evaluations (one image forward = 1)", "seconds": "seconds"}
+    lines = [
+        (
+            name,
+            [v["inversion"][unit] + r["step"] * v[f"step_{unit}"] for r in v["curve"]],
+            [r[preference] for r in v["curve"]],
+        )
+        for name, v in drawn(summary)
+    ]
+    bands(axes, lines, f"{label[unit]}, inversion included", preference)
     if summary["curve_prompts"] == summary["prompts"]:
         yardstick(axes, summary, preference)
-    label = {"evaluations": "network evaluations (one image forward = 1)", "seconds": "seconds"}
-    axes.set_xlabel(f"{label[unit]}, inversion included", size=9, color=GREY)
-    axes.set_ylabel(preference, size=9, color=GREY)
     legend(axes)
-    atomic_figure(page, path)
+    return page
 
 
 def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
     """Dashed lines at the reference's best of n samples."""
     for n, scores in summary["best_of"].items():
-        axes.axhline(scores[preference]["mean"], color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
-        place = (1, scores[preference]["mean"])
-        axes.annotate(
-            f"best of {n}",
-            place,
-            xycoords=("axes fraction", "data"),
-            size=7,
-            color=GREY,
-            ha="right",
-            va="bottom",
-        )
+        height = scores[preference]["mean"]
+        axes.axhline(height, zorder=1, **DASHED)
+        beside: dict[str, Any] = {"size": 7, "color": GREY, "ha": "right", "va": "bottom"}
+        axes.annotate(f"best of {n}", (1, height), xycoords=("axes fraction", "data"), **beside)
 
 
-def round_curves(summary: Summary, preference: str, path: Path) -> None:
+def round_curves(summary: Summary, preference: str) -> Figure:
     """Score by round, one sample a prompt, beside the first reference's best of n."""
     page, axes = figure(6.4)
-    for k, (name, rows) in enumerate(summary["rounds"].items()):
-        numbers = [r["round"] for r in rows]
-        band(axes, numbers, [r[preference] for r in rows], name, marker="o", ms=5, **style(k))
+    lines = [
+        (name, [r["round"] for r in rows], [r[preference] for r in rows])
+        for name, rows in summary["rounds"].items()
+    ]
+    bands(axes, lines, "round (0: the reference)", preference, marker="o", ms=5)
     yardstick(axes, summary, preference)
     axes.set_xticks(range(max(len(rows) for rows in summary["rounds"].values())))
-    axes.set_xlabel("round (0: the reference)", size=9, color=GREY)
-    axes.set_ylabel(preference, size=9, color=GREY)
     legend(axes)
-    atomic_figure(page, path)
+    return page
 
 
-def error_curves(summary: Summary, path: Path) -> None:
+def error_curves(summary: Summary) -> Figure:
     """Held-out errors less the reference's by step, one scale: winners left, losers right.
 
     Bands: intervals over seeds of the policy's error.
     """
-    page = Figure((8.4, 3.4), dpi=DPI, facecolor=PAPER, layout="constrained")
+    page = canvas(8.4, 3.4)
     left = page.add_subplot(1, 2, 1)
     right = page.add_subplot(1, 2, 2, sharey=left)
     for axes, side in ((left, "winner"), (right, "loser")):
         bare(axes)
-        axes.axhline(0, color=GREY, lw=0.8, ls=(0, (4, 3)))
-        for k, (name, v) in enumerate(drawn(summary)):
-            key, ref = f"heldout_{side}_error", f"heldout_{side}_error_ref"
-            rows = [r for r in v["history"] if key in r and ref in r]
-            less = [
-                {end: r[key][end] - r[ref]["mean"] for end in ("mean", "low", "high")} for r in rows
-            ]
-            band(axes, [r["step"] for r in rows], less, name, **style(k))
+        axes.axhline(0, **DASHED)
+        key = f"heldout_{side}_error"
+        bands(axes, history_lines(summary, key, f"{key}_ref"), "step")
         axes.set_title(f"{side}: error less the reference's", size=10, color=INK, loc="left")
-        axes.set_xlabel("step", size=9, color=GREY)
     legend(right)
-    atomic_figure(page, path)
+    return page
 
 
-def drift_curves(summary: Summary, path: Path) -> None:
+def drift_curves(summary: Summary) -> Figure:
     """Held-out drift from the reference by step."""
     page, axes = figure(6.4, 3.2)
-    for k, (name, v) in enumerate(drawn(summary)):
-        rows = [r for r in v["history"] if "heldout_drift" in r]
-        if rows:
-            band(
-                axes,
-                [r["step"] for r in rows],
-                [r["heldout_drift"] for r in rows],
-                name,
-                **style(k),
-            )
-    axes.set_xlabel("step", size=9, color=GREY)
-    axes.set_ylabel("drift", size=9, color=GREY)
+    bands(axes, history_lines(summary, "heldout_drift"), "step", "drift")
     legend(axes)
-    atomic_figure(page, path)
+    return page
 
 
-def ablations(summary: Summary, preference: str, path: Path) -> None:
+def ablations(summary: Summary, preference: str) -> Figure:
     """One panel a varied setting: the preference's gain by value, one colour a method.
 
     Dashed: the method as it is. Bars: 95% intervals over seeds, where there are several.
@@ -158,9 +170,7 @@ def ablations(summary: Summary, preference: str, path: Path) -> None:
     keys = varied_keys(summary)
     columns = min(4, len(keys))
     lines = -(-len(keys) // columns)
-    page = Figure(
-        (0.6 + 2.4 * columns, 2.3 * lines), dpi=DPI, facecolor=PAPER, layout="constrained"
-    )
+    page = canvas(0.6 + 2.4 * columns, 2.3 * lines)
     methods = [v["method"] for v in summary["variants"].values() if not v["varied"]]
     first = None
     for place, (key, values) in enumerate(keys.items()):
@@ -168,37 +178,31 @@ def ablations(summary: Summary, preference: str, path: Path) -> None:
         first = first or axes
         bare(axes)
         for k, method in enumerate(methods):
-            shift = 0.16 * (k - (len(methods) - 1) / 2)
-            one_setting(axes, summary, method, key, preference, shift, COLOURS[k % len(COLOURS)])
+            found = [v for v in summary["variants"].values() if v["method"] == method]
+            plain = next(v for v in found if not v["varied"])["gains"][preference]["mean"]
+            colour, shift = COLOURS[k % len(COLOURS)], 0.16 * (k - (len(methods) - 1) / 2)
+            axes.axhline(plain, color=colour, lw=1.0, ls=(0, (4, 3)), label=method)
+            rows = [v["gains"][preference] for v in found if v["varied"] and v["varied"][0] == key]
+            for at, gain in enumerate(rows):
+                interval(axes, at + shift, gain, colour, upright=True)
         axes.set_xticks(range(len(values)), values, size=8)
         axes.set_xlim(-0.6, len(values) - 0.4)
         axes.set_title(key, size=9, color=INK, loc="left")
         axes.tick_params(labelleft=place % columns == 0)
     page.supylabel(f"{preference} gain", size=8.5, color=GREY)
     if first and len(methods) > 1:
-        page.legend(
-            *first.get_legend_handles_labels(),
-            fontsize=8,
-            frameon=False,
-            labelcolor=INK,
-            loc="outside lower center",
-            ncols=4,
-        )
-    atomic_figure(page, path)
+        look: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": INK, "ncols": 4}
+        page.legend(*first.get_legend_handles_labels(), loc="outside lower center", **look)
+    return page
 
 
-def one_setting(
-    axes: Axes, summary: Summary, method: str, key: str, preference: str, shift: float, colour: str
-) -> None:
-    """One method's gains by the values of one setting, ``shift`` to the right of their ticks."""
-    found = [v for v in summary["variants"].values() if v["method"] == method]
-    plain = next(v for v in found if not v["varied"])["gains"][preference]["mean"]
-    axes.axhline(plain, color=colour, lw=1.0, ls=(0, (4, 3)), label=method)
-    gains = [v["gains"][preference] for v in found if v["varied"] and v["varied"][0] == key]
-    for at, g in enumerate(gains):
-        if np.isfinite(g["low"]):
-            axes.plot([at + shift] * 2, [g["low"], g["high"]], color=colour, lw=2.0)
-        axes.plot(at + shift, g["mean"], "o", color=colour, ms=5.5, mec=PAPER)
+def interval(axes: Axes, place: float, gain: Summary, colour: str, upright: bool = False) -> None:
+    """A dot at the mean, on a bar from bound to bound where there is an interval."""
+    bar, at = [gain["low"], gain["high"]], [place] * 2
+    if np.isfinite(gain["low"]):
+        axes.plot(*((at, bar) if upright else (bar, at)), color=colour, lw=2.1)
+    dot = (place, gain["mean"]) if upright else (gain["mean"], place)
+    axes.plot(*dot, "o", color=colour, ms=5.8, mec=PAPER)
 
 
 def varied_keys(summary: Summary) -> dict[str, list[str]]:
@@ -210,15 +214,10 @@ def varied_keys(summary: Summary) -> dict[str, list[str]]:
     return {key: list(values) for key, values in found.items()}
 
 
-def gains(summary: Summary, metrics: Sequence[str], path: Path) -> None:
+def gains(summary: Summary, metrics: Sequence[str]) -> Figure:
     """Every metric's gain over the reference by variant, with 95% intervals over seeds."""
     names = list(summary["variants"])
-    page = Figure(
-        (2.6 * len(metrics) + 1.4, 0.5 + 0.28 * len(names)),
-        dpi=DPI,
-        facecolor=PAPER,
-        layout="constrained",
-    )
+    page = canvas(2.6 * len(metrics) + 1.4, 0.5 + 0.28 * len(names))
     first = None
     for column, metric in enumerate(metrics):
         axes = page.add_subplot(1, len(metrics), column + 1, sharey=first)
@@ -227,12 +226,10 @@ def gains(summary: Summary, metrics: Sequence[str], path: Path) -> None:
         axes.grid(axis="x", lw=0.5, alpha=0.5)
         axes.axvline(0, color=GREY, lw=0.9)
         for k, name in enumerate(names):
-            g, colour = summary["variants"][name]["gains"][metric], COLOURS[k % len(COLOURS)]
-            if np.isfinite(g["low"]):
-                axes.plot([g["low"], g["high"]], [-k, -k], color=colour, lw=2.2)
-            axes.plot(g["mean"], -k, "o", color=colour, ms=6, mec=PAPER)
+            gain = summary["variants"][name]["gains"][metric]
+            interval(axes, -k, gain, COLOURS[k % len(COLOURS)])
         axes.set_title(metric, size=9.5, color=INK, loc="left")
         axes.set_yticks([-k for k in range(len(names))], names)
         if column:
             axes.tick_params(labelleft=False)
-    atomic_figure(page, path)
+    return page

@@ -16,7 +16,8 @@ from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, round_scor
 from inversion_dpo.compare.runs import best_of, diversity, inversion_evaluations, invert
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
-from inversion_dpo.evaluation.evaluate import read_prompts, versions
+from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.report import versions
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import occupied

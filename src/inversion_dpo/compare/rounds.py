@@ -15,9 +15,8 @@ from typing import Any
 
 from inversion_dpo.compare.runs import Start, folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
-from inversion_dpo.evaluation.evaluate import read_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
-from inversion_dpo.evaluation.prompt_sets import prompts_with_graphs, read_prompt_set
+from inversion_dpo.evaluation.prompt_sets import prompts_with_graphs, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build

@@ -16,17 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inversion_dpo.compare.summary import over_seeds
-from inversion_dpo.evaluation.changes import changes
-from inversion_dpo.evaluation.evaluate import (
-    evaluate,
-    read_prompts,
-    read_scores,
-    sampled,
-    sampled_file,
-    training_facts,
-)
-from inversion_dpo.evaluation.evaluate import judged as score_sides
-from inversion_dpo.evaluation.prompt_sets import read_prompt_set
+from inversion_dpo.evaluation.evaluate import measure
+from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
@@ -149,7 +141,7 @@ def judged(
     """Scores by prompt, gains, curve, diversity and costs of a trained run."""
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
-    metrics = against(origin, config, folder, memo) if origin else evaluate(folder, config, memo)
+    metrics = measure(folder, origin or config, memo, None)
     if "preference" not in metrics:
         raise ConfigError("compare needs evaluation.scorer: module:function (images, prompts)")
     _, scores = sampled(config, folder / "adapter", memo, prompts, "policy")
@@ -162,17 +154,6 @@ def judged(
         "history": [r for r in rows if "loss" in r or "heldout_accuracy" in r],
         "step_seconds": step_seconds(rows),
     }
-
-
-def against(origin: Config, config: Config, folder: Path, memo: Path) -> Result:
-    """The metrics of a policy whose reference is not the model that it was trained from."""
-    e = config.evaluation
-    asked = read_prompt_set(e.prompts, e.limit)
-    sides = (origin, None, "reference"), (config, folder / "adapter", "policy")
-    files = [sampled_file(c, a, memo, asked.prompts, word, e.seeds) for c, a, word in sides]
-    reference, policy = map(read_scores, files)
-    scores = score_sides(asked, reference, policy, config)
-    return scores | changes(*files) | training_facts(folder, config)
 
 
 def curve_of(

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.evaluation.evaluate import sampled
 from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import Pixels

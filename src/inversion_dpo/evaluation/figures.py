@@ -120,6 +120,11 @@ PANELS = (
 )
 
 
+def canvas(width: float, height: float) -> Figure:
+    """A figure on paper, in inches, that keeps its parts apart."""
+    return Figure((width, height), dpi=_DPI, facecolor=PAPER, layout="constrained")
+
+
 def thumbnail(image: Pixels, side: int) -> Pixels:
     """Bring uint8 [H, W, 3] near a longest edge of ``side`` pixels; ValueError on other arrays.
 
@@ -242,7 +247,7 @@ def training_curves(history: History, path: Path) -> None:
         raise ValueError("the training history holds nothing to draw")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure((3.9 * columns, 2.9 * rows), dpi=_DPI, facecolor=PAPER, layout="constrained")
+    figure = canvas(3.9 * columns, 2.9 * rows)
     for k, panel in enumerate(panels):
         draw_panel(figure.add_subplot(rows, columns, k + 1), panel, history)
     atomic_figure(figure, path)
@@ -250,7 +255,7 @@ def training_curves(history: History, path: Path) -> None:
 
 def panel_png(panel: Panel, history: History) -> bytes:
     """One panel alone, as PNG bytes, without its title (the page sets that as text)."""
-    figure = Figure((3.7, 2.5), dpi=_DPI, facecolor=PAPER, layout="constrained")
+    figure = canvas(3.7, 2.5)
     draw_panel(figure.add_subplot(), replace(panel, title=""), history)
     figure.savefig(buffer := BytesIO(), format="png")
     return buffer.getvalue()

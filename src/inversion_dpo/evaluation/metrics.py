@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, isfinite, log10
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+OTHER_GUIDANCE = "at_training_guidance"  # the comparison at the guidance of training
 RESERVED = (
+    OTHER_GUIDANCE,
     "preference",
     "win_rate",
     "win_rate_low",
@@ -134,18 +136,28 @@ def verdict(low: float, high: float, null: float = 0.0) -> str:
     return "gain" if low > null else "loss" if high < null else "none"
 
 
-def interval_text(value: float, low: float, high: float) -> str:
-    """``+0.31 [+0.29, +0.33]``, rounded by :func:`decimals` of the interval's half-width.
+def interval_text(
+    value: float, low: float, high: float, *, digits: int | None = None, sign: str = "+"
+) -> str:
+    """``+0.31 [+0.29, +0.33]``; the value alone where there is no interval.
 
-    An interval that excludes 0 gets as many digits as show it.
+    Args:
+        value: the estimate.
+        low: lower bound; not finite: there is no interval, as of a single seed.
+        high: upper bound.
+        digits: after the point; None: as many as the half-width justifies (:func:`decimals`), and
+            as show that an interval excludes 0.
+        sign: "+" writes the sign of positive values too, "" does not.
 
     >>> interval_text(0.3124, 0.2911, 0.3333), interval_text(0.0501, 0.0004, 0.0998)
     ('+0.312 [+0.291, +0.333]', '+0.0501 [+0.0004, +0.0998]')
     """
-    digits = decimals((high - low) / 2)
-    while low * high > 0 and digits < 6 and not round(min(abs(low), abs(high)), digits):
-        digits += 1
-    return "{} [{}, {}]".format(*(f"{x + 0.0:+.{digits}f}" for x in (value, low, high)))
+    if digits is None:
+        digits = decimals((high - low) / 2)
+        while low * high > 0 and digits < 6 and not round(min(abs(low), abs(high)), digits):
+            digits += 1
+    words = [f"{x + 0.0:{sign}.{digits}f}" for x in (value, low, high)]
+    return f"{words[0]} [{words[1]}, {words[2]}]" if isfinite(low) else words[0]
 
 
 def decimals(uncertainty: float) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, metric_rows
+from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.folder import flat, read_config
@@ -97,7 +99,7 @@ def card(run: Path, config: Config) -> str:
         settings=[(key, values[key]) for key in TOLD],
         rows=score_rows(metrics),
         measured=measured_text(metrics, config),
-        guidance=e.guidance_scale,
+        guidance=guidance_words(metrics, config),
         steps=e.sample_steps,
         limits=limits(metrics),
     )
@@ -146,10 +148,9 @@ def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
             "name": f"`{plain(name)}`",
             "reference": f"{row['reference']:.4f}",
             "policy": f"{row['policy']:.4f}",
-            "gain": f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]",
+            "gain": gain_text(row, digits=4),
         }
-        for name, row in metrics.items()
-        if isinstance(row, dict) and "gain_low" in row and name != "preference"
+        for name, row in metric_rows(metrics).items()
     ]
 
 
@@ -157,13 +158,27 @@ def measured_text(metrics: Mapping[str, Any], config: Config) -> str:
     """How the scores were made."""
     if "win_rate" not in metrics:
         return ""
-    wins = ", ".join(f"{metrics[k]:.3f}" for k in ("win_rate_low", "win_rate_high"))
-    return (
+    by = plain(config.evaluation.preference)
+    text = (
         f"{metrics['n_prompts']} prompts of `{plain(Path(config.evaluation.prompts).name)}`, "
         f"{metrics['seeds']} image(s) each, both models from the same noise. The policy "
-        f"wins {metrics['win_rate']:.3f} [{wins}] by `{plain(config.evaluation.preference)}`. "
+        f"wins {win_text(metrics, digits=3)} by `{by}`. "
         "Intervals are paired bootstraps over prompts."
     )
+    if other := metrics.get(OTHER_GUIDANCE):
+        text += (
+            f" At guidance {other['guidance_scale']:g}, as it was trained, it wins "
+            f"{win_text(other, digits=3)}; its gain there is {gain_text(other['preference'])}."
+        )
+    return text
+
+
+def guidance_words(metrics: Mapping[str, Any], config: Config) -> str:
+    """The guidances that it was sampled at."""
+    scales = [config.evaluation.guidance_scale]
+    if other := metrics.get(OTHER_GUIDANCE):
+        scales.append(other["guidance_scale"])
+    return " and ".join(f"{scale:g}" for scale in scales)
 
 
 def limits(metrics: Mapping[str, Any]) -> list[str]:

@@ -1,28 +1,42 @@
-"""One self-contained HTML page that says what a run did, good or bad, with its evidence."""
+"""The report of a run: what it did, good or bad, with its evidence."""
 
 from __future__ import annotations
 
-import re
+import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+import numpy as np
 
-from inversion_dpo.data.images import data_uri, png
-from inversion_dpo.data.traits import Share, shares_text
+from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation import exports, figures
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
+from inversion_dpo.evaluation.evaluate import EVALUATED, both_sides
 from inversion_dpo.evaluation.figures import Pixels
-from inversion_dpo.evaluation.metrics import decimals, interval_text, metric_rows, verdict
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_rows, verdict
+from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined, reading
+from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.samples import read_images, read_scores
+from inversion_dpo.evaluation.wording import (
+    duration,
+    gain_text,
+    halves,
+    headline,
+    share_text,
+    shares_of,
+    statements,
+)
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.folder import read_config, read_seconds
+from inversion_dpo.training.recipe import source_of
+from inversion_dpo.training.step import read_rows
 
-FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
-_SIDE = 320  # longest edge of an inlined image, pixels
 
 
 @dataclass(frozen=True)
@@ -78,154 +92,47 @@ def write_report(folder: Path, data: ReportData) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     cards = _sample_cards(data)
-    if data.captions:
+    if cards:
         figures.image_grid(
             data.captions, data.reference_images, data.policy_images, folder / "grid.png"
         )
         exports.write_grid(data.captions, data.scores, folder / "grid.json")
-    if panels := figures.recorded(data.history):
+    if figures.recorded(data.history):
         figures.training_curves(data.history, folder / "curves.png")
         exports.write_history(data.history, folder / "curves.csv")
+    plates = []
     if metric_rows(data.metrics):
         figures.gains(data.metrics, folder / "gains.png")
+        plates = [(folder / "gains.png").read_bytes()]
         exports.write_gains(data.metrics, folder / "gains.csv")
     if data.metrics.get("categories"):
         exports.write_categories(data.metrics, folder / "categories.csv")
-    page = (
-        environment()
-        .get_template("report.html.jinja")
-        .render(
-            data=data,
-            headline=headline(data.metrics, data.preference, data.setting),
-            statements=statements(data.metrics, data.preference),
-            tiles=_tiles(data),
-            rows=_table(data.metrics, data.preference),
-            cards=cards,
-            categories=_categories(data.metrics),
-            structure=_structure(data.metrics),
-            traits=_traits(data.metrics),
-            gains=folder / "gains.png",
-            panels=[
-                (p.title, p.note, data_uri(figures.panel_png(p, data.history))) for p in panels
-            ],
-            pairs=[(caption, inlined(win), inlined(lose)) for caption, win, lose in data.pairs],
-            facts=_facts(data),
-        )
-    )
-    atomic_text(page, folder / "report.html")
-    return folder / "report.html"
-
-
-def headline(metrics: Mapping[str, Any], preference: str, setting: str) -> str:
-    """The result by ``preference`` in one sentence; metric names stand in backticks.
-
-    A win or a loss is only called so if the win rate's interval excludes one half.
-    """
-    if "preference" not in metrics:
-        return f"{metrics['n_prompts']:,} {setting}, were sampled but not scored: no claim is made."
-    where = f"On {metrics['n_prompts']:,} {setting}, the policy"
-    share, by = _share_text(metrics), f"the reference by `{preference}`"
-    outcome = {
-        "gain": f"wins {share} against {by}",
-        "loss": f"loses to {by}: it wins only {share}",
-        "none": f"cannot be told apart from {by}: it wins {share}",
-    }[verdict(metrics["win_rate_low"], metrics["win_rate_high"], null=0.5)]
-    text = f"{where} {outcome}. {_statement(preference, metrics['preference'])}"
-    if metrics["n_prompts"] < FEW_PROMPTS:
-        text += " So few prompts make the intervals too narrow: read this as a trial, not a result."
-    return text
-
-
-def statements(metrics: Mapping[str, Any], preference: str) -> list[tuple[str, str]]:
-    """(verdict, sentence) for every metric but the preferred one."""
-    return [
-        (verdict(row["gain_low"], row["gain_high"]), _statement(name, row))
-        for name, row in metric_rows(metrics).items()
-        if name != preference
+    sections = [
+        _samples(data, cards),
+        _metrics(data, plates),
+        _other_guidance(data.metrics),
+        _categories(data),
+        _structure(data.metrics),
+        _traits(data.metrics),
+        _training(data.history),
+        _pairs(data),
     ]
-
-
-def lines(metrics: Mapping[str, Any]) -> list[str]:
-    """The result for a terminal: every metric, the win rate, and the same by category."""
-    out = [
-        f"{name:14s} reference {row['reference']:.4f}  policy {row['policy']:.4f}  gain "
-        f"{row['gain']:+.4f} [{row['gain_low']:+.4f}, {row['gain_high']:+.4f}]"
-        for name, row in metric_rows(metrics).items()
-    ]
-    if "win_rate" in metrics:
-        seeds = f" of {metrics['seeds']} images" if metrics.get("seeds", 1) > 1 else ""
-        out.append(
-            f"win rate {metrics['win_rate']:.4f} [{metrics['win_rate_low']:.4f}, "
-            f"{metrics['win_rate_high']:.4f}] on {metrics['n_prompts']} prompts{seeds}"
-        )
-    for name, part in metrics.get("categories", {}).items():
-        row = part["preference"]
-        gain = interval_text(row["gain"], row["gain_low"], row["gain_high"])
-        out.append(
-            f"  {name}: gain {gain}, win rate {part['win_rate']:.3f}, {part['n_prompts']} prompts"
-        )
-    out = out or [f"{metrics['n_prompts']} prompts were sampled but not scored"]
-    if found := _shares(metrics):
-        out.append(f"  its images are, against the reference's: {shares_text(found)}")
-    return out
-
-
-def _statement(name: str, row: Mapping[str, float]) -> str:
-    words = {"gain": "a gain", "loss": "a loss", "none": "no measurable change"}
-    change = interval_text(row["gain"], row["gain_low"], row["gain_high"])
-    outcome = words[verdict(row["gain_low"], row["gain_high"])]
-    return f"Mean `{name}` changes by {change}: {outcome}."
-
-
-def _share_text(metrics: Mapping[str, Any]) -> str:
-    value, low, high = (100 * metrics[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
-    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
-
-
-def duration(seconds: float) -> str:
-    """Wall-clock time to read.
-
-    >>> [duration(s) for s in (0.42, 12.34, 83, 4000)]
-    ['0.4 s', '12.3 s', '1 min 23 s', '1 h 7 min']
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
-
-
-def inlined(image: Pixels) -> str:
-    """uint8 [H, W, 3] as a ``data:`` address, its longest edge near 320 pixels."""
-    return data_uri(png(figures.thumbnail(image, _SIDE)))
-
-
-def inline_text(text: str) -> Markup:
-    """Escape text; backticks become code, minuses real ones, [intervals] stay on one line."""
-    signed = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", str(escape(text)))
-    coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", signed)
-    return Markup(re.sub(r"\[[^\[\]]{1,40}\]", r'<span class="whole">\g<0></span>', coded))
-
-
-def environment(package: str = "inversion_dpo.evaluation") -> Environment:
-    """Templates of a package, and those here; all text is escaped."""
-    here = PackageLoader("inversion_dpo.evaluation", ".")
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), here]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    page = Page(
+        eyebrow="Inversion-DPO run report",
+        title=data.title,
+        sections=[section for section in sections if section],
+        lede=headline(data.metrics, data.preference, data.setting),
+        statements=statements(data.metrics, data.preference),
+        tiles=_tiles(data),
+        closing="How to repeat this run",
+        config=data.config,
+        facts=_facts(data),
     )
-    environment.filters["inline"] = inline_text
-    environment.filters["data_uri"] = lambda path: data_uri(path.read_bytes())
-    return environment
+    return page.write(folder / "report.html")
 
 
-def _sample_cards(data: ReportData) -> list[dict[str, Any]]:
-    """Caption, two inlined images and, if there are scores, their texts and the better side."""
+def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
+    """Caption and two pictures; with their scores, if there are any, the higher one bold."""
     n = len(data.captions)
     if not len(data.reference_images) == len(data.policy_images) == n:
         raise ValueError(
@@ -236,112 +143,187 @@ def _sample_cards(data: ReportData) -> list[dict[str, Any]]:
         raise ValueError(f"{n} captions need as many scores, got {len(data.scores)}")
     largest = max((abs(x) for score in data.scores for x in score.values()), default=0.0)
     digits = max(0, 2 - floor(log10(largest))) if largest else 2
-    scores = data.scores or [{}] * n
-    images = zip(data.reference_images, data.policy_images, strict=True)
-    return [
-        {"caption": caption, "sides": _sides(reference, policy, score, digits)}
-        for caption, (reference, policy), score in zip(data.captions, images, scores, strict=True)
+    cards = []
+    for k, caption in enumerate(data.captions):
+        score = data.scores[k] if data.scores else {}
+        both = {"reference": data.reference_images[k], "policy": data.policy_images[k]}
+        best, worst = max(score.values(), default=0.0), min(score.values(), default=0.0)
+        pictures = [
+            Picture(name, inlined(image), f"{score[name]:.{digits}f}", score[name] == best > worst)
+            if name in score
+            else Picture(name, inlined(image))
+            for name, image in both.items()
+        ]
+        cards.append((caption, pictures))
+    return cards
+
+
+def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Section | None:
+    numbers = f"Numbers are `{data.preference}`; the higher one is bold. " if data.scores else ""
+    note = f"Left the reference, right the policy, from the same noise. {numbers}{data.selection}"
+    return Section("Samples", note, cards=cards) if cards else None
+
+
+def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
+    """The preferred metric first, then the others in their order."""
+    found = metric_rows(data.metrics)
+    names = sorted(found, key=lambda name: name != data.preference)
+    rows = [
+        {"metric": f"`{name}`", **_cells(found[name]), "reading": _read(found[name])}
+        for name in names
     ]
+    note = (
+        "Means over the same prompts. The gain is policy minus reference with its 95% bootstrap "
+        "interval over prompts, the win rate's is Wilson's; an interval that includes 0 is no "
+        "measurable change. The first row is what the pairs prefer."
+    )
+    table = Table.of(rows, numbers=range(1, 5), strong=1)
+    return Section("Metrics", note, table, plates=plates) if rows else None
 
 
-def _sides(
-    reference: Pixels, policy: Pixels, score: Mapping[str, float], digits: int
-) -> list[dict[str, Any]]:
-    best, worst = max(score.values(), default=0.0), min(score.values(), default=0.0)
-    return [
+def _other_guidance(metrics: Mapping[str, Any]) -> Section | None:
+    """The same comparison at the guidance that the policy was trained at, if it is another one."""
+    if not (other := metrics.get(OTHER_GUIDANCE)):
+        return None
+    trained = f"{other['guidance_scale']:g}, as trained"
+    scales = {f"{other['instead_of']:g}": metrics, trained: other}
+    rows = [
+        {"sampled at guidance": scale, "win rate": share_text(part)}
+        | {name: gain_text(row) for name, row in metric_rows(part).items()}
+        for scale, part in scales.items()
+    ]
+    note = (
+        "The policy was trained at another guidance than it is sampled at. Both rows have the same "
+        "prompts and noise; numbers are the win rate, and the gain by each metric."
+    )
+    width = len(rows[0])
+    return Section("At both guidances", note, Table.of(rows, numbers=range(1, width)))
+
+
+def _categories(data: ReportData) -> Section | None:
+    """One row a category: the preferred metric there, and the win rate."""
+    rows = [
+        {"category": name, "prompts": str(part["n_prompts"]), **_cells(part["preference"])}
+        | {"win rate": share_text(part)}
+        for name, part in data.metrics.get("categories", {}).items()
+    ]
+    note = (
+        f"The same comparison within each category, by `{data.preference}`. Few prompts make wide "
+        "intervals; a category whose interval includes 0 shows no measurable change."
+    )
+    table = Table.of(rows, numbers=range(1, 7))
+    return Section("By category of prompt", note, table) if rows else None
+
+
+def _structure(metrics: Mapping[str, Any]) -> Section | None:
+    """One row a number of objects, a relation and a kind of error, which is better if lower."""
+    structure, rows = metrics.get("structure") or {}, []
+    for name, prompts, measure, row in table_rows(structure):
+        lower = name in ERRORS.values()
+        rows.append(
+            {"part": name, "measure": measure, "prompts": str(prompts), **_cells(row)}
+            | {"reading": _read(row, lower_is_better=lower)}
+        )
+    note = (
+        "The scene graph that a prompt asks for against the one found in its image. By number of "
+        "objects the mean scene-graph IoU; by relation the share of its triples found; below, "
+        "errors an image, where fewer are better. A wrong relation counts only between two objects "
+        "that are both there."
+    )
+    if left := structure.get("left_out"):
+        note += (
+            f" Left out: {left} prompts without a known graph or with an image that could not be "
+            "read."
+        )
+    heading = "By objects, relations and kinds of error"
+    return Section(heading, note, Table.of(rows, numbers=range(2, 7))) if rows else None
+
+
+def _traits(metrics: Mapping[str, Any]) -> Section | None:
+    """One row a trait: in which share of the images the policy's has more of it."""
+    words = {"gain": "more", "loss": "less", "none": "no measurable change"}
+    rows = [
         {
-            "name": name,
-            "image": inlined(image),
-            "score": f"{score[name]:.{digits}f}" if name in score else "",
-            "better": name in score and score[name] == best > worst,
+            "the policy's image is": name,
+            "share of images": f"{s.share:.1%}",
+            "99% interval": f"[{100 * s.low:.1f}, {100 * s.high:.1f}]",
+            "reading": words[verdict(s.low, s.high, null=0.5)],
         }
-        for name, image in (("reference", reference), ("policy", policy))
+        for name, s in shares_of(metrics).items()
     ]
+    note = (
+        "In which share of the images the policy's has more of a trait than the reference's from "
+        "the same noise, with a 99% interval; half is no change. No score has a part in it. "
+        "`inversion-dpo pairs check` says the same of the winners of your pairs: where both lean "
+        "one way, the policy may have learned it from them."
+    )
+    table = Table.of(rows, numbers=range(1, 3))
+    return Section("What else changed", note, table) if rows else None
+
+
+def _training(history: figures.History) -> Section | None:
+    panels = [
+        (panel.title, panel.note, figures.panel_png(panel, history))
+        for panel in figures.recorded(history)
+    ]
+    note = (
+        "Faint lines are single batches, strong lines their running mean; marked points are "
+        "held-out pairs."
+    )
+    return Section("Training", note, panels=panels) if panels else None
+
+
+def _pairs(data: ReportData) -> Section | None:
+    cards = [
+        (
+            caption,
+            [
+                Picture("preferred", inlined(winner), strong=True),
+                Picture("not preferred", inlined(loser)),
+            ],
+        )
+        for caption, winner, loser in data.pairs
+    ]
+    note = (
+        f"{data.preference_note} Left the preferred image, right the other, as in the training "
+        "data."
+    )
+    return Section("What the pairs prefer", note, cards=cards) if cards else None
+
+
+def _cells(row: Mapping[str, float]) -> dict[str, str]:
+    digits = max(2, decimals((row["gain_high"] - row["gain_low"]) / 2))
+    gain, interval = halves(gain_text(row))
+    return {
+        "reference": f"{row['reference']:.{digits}f}",
+        "policy": f"{row['policy']:.{digits}f}",
+        "gain": gain,
+        "95% interval": interval,
+    }
+
+
+def _read(row: Mapping[str, float], lower_is_better: bool = False) -> str:
+    """The verdict on a gain, in words and with its mark."""
+    low, high = row["gain_low"], row["gain_high"]
+    kind = verdict(-high, -low) if lower_is_better else verdict(low, high)
+    return reading(kind, VERDICT_WORDS[kind])
 
 
 def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
     """(label, number, small print) of the strip under the headline."""
     tiles = [("prompts", f"{data.metrics['n_prompts']:,}", "paired")]
     if "preference" in data.metrics:
-        row = data.metrics["preference"]
-        change = interval_text(row["gain"], row["gain_low"], row["gain_high"])
-        share, interval = _halves(_share_text(data.metrics))
+        change = gain_text(data.metrics["preference"])
+        share, interval = halves(share_text(data.metrics))
         tiles[:0] = [
             ("win rate", share, f"{interval}, ties count half"),
-            (f"mean `{data.preference}`", *_halves(change)),
+            (f"mean `{data.preference}`", *halves(change)),
         ]
     if data.seconds:
         _, slowest = max((seconds, stage) for stage, seconds in data.seconds.items())
         total = duration(sum(data.seconds.values()))
         tiles.append(("wall-clock time", total, f"longest stage: {slowest}"))
     return tiles
-
-
-def _halves(text: str) -> tuple[str, str]:
-    value, _, interval = text.partition(" ")
-    return value, interval
-
-
-def _table(metrics: Mapping[str, Any], preference: str) -> list[dict[str, Any]]:
-    """The preferred metric first, then the others in their order."""
-    rows = metric_rows(metrics)
-    names = sorted(rows, key=lambda name: name != preference)
-    return [_table_row(name, rows[name], name == preference) for name in names]
-
-
-def _categories(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a category: the preferred metric there, and the win rate."""
-    return [
-        _table_row(name, part["preference"], False)
-        | {"prompts": part["n_prompts"], "wins": _share_text(part)}
-        for name, part in metrics.get("categories", {}).items()
-    ]
-
-
-def _structure(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a number of objects, a relation and a kind of error, which is better if lower."""
-    rows = []
-    for name, prompts, measure, row in table_rows(metrics.get("structure") or {}):
-        shown = _table_row(name, row, False) | {"prompts": prompts, "measure": measure}
-        if name in ERRORS.values():
-            kind = verdict(-row["gain_high"], -row["gain_low"])
-            shown |= {"verdict": kind, "words": VERDICT_WORDS[kind]}
-        rows.append(shown)
-    return rows
-
-
-def _shares(metrics: Mapping[str, Any]) -> dict[str, Share]:
-    return {name: Share(**row) for name, row in (metrics.get("traits") or {}).items()}
-
-
-def _traits(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """One row a trait: in which share of the images the policy's has more of it."""
-    words = {"gain": "more", "loss": "less", "none": "no measurable change"}
-    return [
-        {
-            "name": name,
-            "share": f"{s.share:.1%}",
-            "interval": f"[{100 * s.low:.1f}, {100 * s.high:.1f}]",
-            "words": words[verdict(s.low, s.high, null=0.5)],
-        }
-        for name, s in _shares(metrics).items()
-    ]
-
-
-def _table_row(name: str, row: Mapping[str, float], preferred: bool) -> dict[str, Any]:
-    digits = max(2, decimals((row["gain_high"] - row["gain_low"]) / 2))
-    gain, interval = _halves(interval_text(row["gain"], row["gain_low"], row["gain_high"]))
-    kind = verdict(row["gain_low"], row["gain_high"])
-    return {
-        "name": name,
-        "preferred": preferred,
-        "reference": f"{row['reference']:.{digits}f}",
-        "policy": f"{row['policy']:.{digits}f}",
-        "gain": gain,
-        "interval": interval,
-        "verdict": kind,
-        "words": VERDICT_WORDS[kind],
-    }
 
 
 def _facts(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -353,3 +335,73 @@ def _facts(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
     versions = [(name, str(version)) for name, version in (data.versions or {}).items()]
     tables = [("Times", times), ("Seeds", seeds), ("Versions", versions)]
     return [(heading, rows) for heading, rows in tables if rows]
+
+
+def pick(prompts: list[str], count: int, seed: int = 0) -> list[int]:
+    """Which prompts to show: a seeded draw, not the best."""
+    rng = np.random.default_rng(seed)
+    return sorted(rng.choice(len(prompts), min(count, len(prompts)), replace=False).tolist())
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    names = ("inversion-dpo", "torch", "diffusers", "transformers", "peft", "accelerate")
+    found = {n: version(n) for n in names}
+    return found | {"python": platform.python_version(), "machine": platform.machine()}
+
+
+def title(models: list[str | None] | None) -> str:
+    """The report's title: what is compared."""
+    if not models:
+        return "Inversion-DPO: policy against reference"
+    return f"{models[1]} against {models[0] or 'the base model'}"
+
+
+def setting(seeds: int) -> str:
+    """Of a report's first sentence: what was compared how."""
+    each = f", {seeds} images of each" if seeds > 1 else ""
+    return f"held-out prompts{each}, with the same noise"
+
+
+def report(folder: Path, shown: int = 16) -> Path:
+    """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
+    if not (folder / "metrics.json").exists():
+        raise ConfigError(f"{folder} has no metrics.json: run `inversion-dpo evaluate {folder}`")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    made_with = folder / EVALUATED
+    config = load_config(str(made_with), []) if made_with.exists() else read_config(folder)
+    e, models = config.evaluation, metrics.get("models")
+    prompts = read_prompts(e.prompts, e.limit)
+    files = both_sides(folder, config, folder / "samples", models)
+    r, p = (read_scores(file) for file in files)
+    show = pick(prompts, shown)
+    first = [k * e.seeds for k in show]  # of each prompt the first image
+    scores = [
+        {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
+        for k in first
+        if r
+    ]
+    reference, policy = (read_images(file, first) for file in files)
+    examples = [] if models else list(source_of(read_config(folder), 6))
+    data = ReportData(
+        title=title(models),
+        setting=setting(e.seeds),
+        metrics=metrics,
+        preference=e.preference,
+        captions=[prompts[k] for k in show],
+        reference_images=reference,
+        policy_images=policy,
+        scores=scores,
+        pairs=[
+            (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))
+            for x in examples
+        ],
+        history=read_rows(folder / "metrics.jsonl"),
+        config=(folder / "config.yaml").read_text(),
+        versions=versions(),
+        seconds=read_seconds(folder),
+        seeds={"training": config.training.seed, "evaluation, first prompt": e.seed},
+        preference_note=f"Of each pair the image with the higher {e.preference} is preferred.",
+        selection=f"{len(show)} of {len(prompts)} prompts, drawn at random with seed 0.",
+    )
+    return write_report(folder, data)

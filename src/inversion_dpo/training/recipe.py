@@ -253,12 +253,21 @@ def guidance_text(scale: float, plain: float, guided: float) -> str:
     )
 
 
-def unlike_text(config: Config) -> str:
-    """That the policy will be sampled under another guidance than it is trained for."""
-    trained, sampled = config.objective.guidance_scale, config.evaluation.guidance_scale
+def trained_guidance(config: Config) -> float:
+    """The guidance that the policy is trained at.
+
+    A distilled network, FLUX's, is told its guidance: objective.guidance_scale is 1 there.
+    """
+    scale = config.objective.guidance_scale
+    return config.model.guidance_embed if scale == 1 else scale
+
+
+def guidances_text(config: Config) -> str:
+    """What is trained and what will be sampled, where the two are not the same."""
+    trained, sampled = trained_guidance(config), config.evaluation.guidance_scale
     return (
-        f"objective.guidance_scale={trained:g} trains what is sampled under guidance {trained:g}, "
-        f"but evaluation.guidance_scale={sampled:g}: set both alike"
+        f"training at guidance {trained:g}, sampling at evaluation.guidance_scale={sampled:g}: "
+        "`inversion-dpo evaluate` compares the models at both"
     )
 
 
@@ -353,8 +362,8 @@ def set_up(config: Config, cache_root: Path) -> Session:
     if t.gradient_checkpointing:
         policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
         policy.network.train()
-    if 1 != config.objective.guidance_scale != config.evaluation.guidance_scale:
-        logger.warning(unlike_text(config))
+    if trained_guidance(config) != config.evaluation.guidance_scale:
+        logger.info(guidances_text(config))
     parameters = list(policy.trainable().values())
     optimizer = make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay)
     network, optimizer = accelerator.prepare(policy.network, optimizer)

@@ -282,6 +282,9 @@ def test_a_run_goes_on_in_rounds_and_is_measured_against_the_first_model(setting
     assert second["reference"] == first["reference"] != second["policy"]
     assert read_config(root / "round-2").model.path == str(root / "merged")
     assert (root / "round-2" / "report.html").stat().st_size > 10_000
+    grid = json.loads((root / "round-2" / "grid.json").read_text())  # pictures of the same two
+    shown = np.mean([[r["reference"], r["policy"]] for r in grid], axis=0)
+    assert shown == pytest.approx([second["reference"], second["policy"]])
 
     def done():  # the seconds of every step, and when the pairs were written
         rows = [

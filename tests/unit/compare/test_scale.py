@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from inversion_dpo.compare.runs import seeded
-from inversion_dpo.evaluation.evaluate import read_prompts, sampled
+from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.run.config import load_config
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))  # its processes import it too

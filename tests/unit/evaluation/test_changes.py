@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inversion_dpo.evaluation.changes import changes
-from inversion_dpo.evaluation.evaluate import write_samples
+from inversion_dpo.evaluation.samples import write_samples
 
 
 def written(path: Path, shades: list[tuple[int, int, int]]) -> Path:

@@ -14,15 +14,9 @@ from PIL import Image
 
 from inversion_dpo.evaluation import figures
 from inversion_dpo.evaluation.metrics import compare
-from inversion_dpo.evaluation.report import (
-    ReportData,
-    duration,
-    headline,
-    inline_text,
-    lines,
-    statements,
-    write_report,
-)
+from inversion_dpo.evaluation.page import inline_text
+from inversion_dpo.evaluation.report import ReportData, write_report
+from inversion_dpo.evaluation.wording import duration, headline, lines, statements
 
 CAPTIONS = ["<script>alert('x')</script> & \"cross\"", "costs $5 or $6", "a star " * 60, "ö 猫"]
 

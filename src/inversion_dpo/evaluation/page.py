@@ -1,0 +1,124 @@
+"""A self-contained HTML page: what the reports of runs and of comparisons are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from inversion_dpo.data.images import data_uri, png
+from inversion_dpo.evaluation.figures import Pixels, thumbnail
+from inversion_dpo.run.disk import atomic_text
+
+_SIDE = 320  # longest edge of an inlined image, pixels
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under a head.
+
+    numbers: the columns that are right-aligned. strong: how many first rows are bold.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: range = range(0)
+    strong: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, str]], **looks: Any) -> Table | None:
+        """Rows by column; None without rows."""
+        return cls(list(rows[0]), [list(row.values()) for row in rows], **looks) if rows else None
+
+    def markdown(self) -> str:
+        """The table for documentation."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inlined image with its name and, if it has one, its score; one of them may be bold."""
+
+    name: str
+    image: str
+    score: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a note how to read what follows, and what there is of the rest.
+
+    cards: a caption and the two pictures above it. plates: figures, PNG bytes. panels: title,
+    note and PNG bytes of small figures.
+    """
+
+    heading: str
+    note: str
+    table: Table | None = None
+    cards: Sequence[tuple[str, Sequence[Picture]]] = ()
+    plates: Sequence[bytes] = ()
+    panels: Sequence[tuple[str, str, bytes]] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on a page; what is empty is left out.
+
+    statements: verdict and sentence each. tiles: label, number and small print. closing: the last
+    heading, over the resolved ``config`` and ``facts``, small tables under headings of their own.
+    """
+
+    eyebrow: str
+    title: str
+    sections: Sequence[Section]
+    lede: str = ""
+    statements: Sequence[tuple[str, str]] = ()
+    tiles: Sequence[tuple[str, str, str]] = ()
+    closing: str = "Settings"
+    config: str = ""
+    facts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+
+    def write(self, path: Path) -> Path:
+        """Write the page, which needs no other file and no network; its path."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_text(environment().get_template("page.html.jinja").render(page=self), path)
+        return path
+
+
+def inlined(image: Pixels) -> str:
+    """uint8 [H, W, 3] as a ``data:`` address, its longest edge near 320 pixels."""
+    return data_uri(png(thumbnail(image, _SIDE)))
+
+
+def inline_text(text: str) -> Markup:
+    """Escape text; backticks become code, minuses real ones, [intervals] stay on one line."""
+    signed = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", str(escape(text)))
+    coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", signed)
+    return Markup(re.sub(r"\[[^\[\]]{1,40}\]", r'<span class="whole">\g<0></span>', coded))
+
+
+def reading(verdict: str, words: str) -> Markup:
+    """A verdict's words in its colour, with its mark."""
+    return Markup('<span class="{0}"><span class="mark {0}"></span> {1}</span>').format(
+        verdict, words
+    )
+
+
+def environment() -> Environment:
+    """The templates here; all text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("inversion_dpo.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"inline": inline_text, "data_uri": data_uri}
+    return environment
