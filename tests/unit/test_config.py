@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, replace
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from inversion_dpo.data.formats import FORMATS
 from inversion_dpo.data.rankings import SCHEMES
@@ -73,6 +74,11 @@ def test_a_dataset_whose_images_could_stand_in_two_pairs_is_refused_before_it_is
 def test_choices_are_those_of_the_table(key, table):
     """The configuration imports no other room, so each list of choices stands in two places."""
     assert every_setting()[key].choices == tuple(table)
+
+
+def test_a_tracker_is_one_of_accelerate():
+    names = {str(name) for name in LOGGER_TYPE_TO_CLASS}
+    assert set(every_setting()["training.tracker"].choices) - {"auto", "none"} <= names
 
 
 @pytest.mark.parametrize("key", every_setting())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,11 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
         return [(f"{k}=", s.text) for k, s in every_setting().items() if k.startswith(key)]
     choices = every_setting()[key].choices if key in every_setting() else ()
     return [(f"{key}={c}", "") for c in choices if c.startswith(value)]
+
+
+def setting(key: str) -> Any:
+    """An option that stands for one setting."""
+    return typer.Option(help=f"{every_setting()[key].text} The setting {key}.")
 
 
 Overrides = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved
+from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, setting
 from inversion_dpo.run.config import ConfigError, load_config
 
 pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_args_is_help=True)
@@ -52,21 +52,13 @@ def pairs_build(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; resumed if begun.")],
     overrides: Overrides = None,
     config: Preset = DEFAULT,
-    prompts: Annotated[
-        str | None, typer.Option(help="build.prompts: how many prompts of the scenes; or a set.")
-    ] = None,
-    samples: Annotated[int | None, typer.Option(min=2, help="build.samples, of a prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="build.seed, of prompts and samples.")] = None,
-    scorer: Annotated[
-        str | None, typer.Option(help="evaluation.scorer: who labels, comma-separated; they vote.")
-    ] = None,
-    by: Annotated[
-        str | None, typer.Option(help="build.by: the scores that decide, comma-separated.")
-    ] = None,
-    least: Annotated[
-        float | None, typer.Option(min=0.0, help="build.least: agreement on a pair's winner.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="build.limit: most pairs.")] = None,
+    prompts: Annotated[str | None, setting("build.prompts")] = None,
+    samples: Annotated[int | None, setting("build.samples")] = None,
+    seed: Annotated[int | None, setting("build.seed")] = None,
+    scorer: Annotated[str | None, setting("evaluation.scorer")] = None,
+    by: Annotated[str | None, setting("build.by")] = None,
+    least: Annotated[float | None, setting("build.least")] = None,
+    limit: Annotated[int | None, setting("build.limit")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Sample prompts, let scorers judge, and make pairs of the better and the worse.
