@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from inversion_dpo.maths.losses import as_pair_errors, dpo, squared_error
-from inversion_dpo.maths.records import LossSettings
-from inversion_dpo.models.base import Condition, Framing, freeze
+from inversion_dpo.maths.records import Framing, LossSettings
+from inversion_dpo.models.base import Condition, freeze
 from inversion_dpo.models.stable_diffusion import StableDiffusionXL
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 from inversion_dpo.training.step import peak_memory

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.maths.inversion import invert, reconstruct
-from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
+from inversion_dpo.maths.records import Framing
+from inversion_dpo.models.base import ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.training import step as training

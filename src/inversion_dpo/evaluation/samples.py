@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from inversion_dpo.data.images import decode_image, png
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
-from inversion_dpo.evaluation.scorers.registry import SCENE_GRAPH, Graphs, Scores, load_scorers
+from inversion_dpo.evaluation.scorers.registry import Graphs, Scores, load_scorers
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import graphs_for, sampler_of
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import Config, resolve

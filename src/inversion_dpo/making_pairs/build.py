@@ -19,12 +19,8 @@ from inversion_dpo.evaluation.prompt_sets import (
     read_prompt_set,
     scenes,
 )
-from inversion_dpo.evaluation.scorers.registry import (
-    SCENE_GRAPH,
-    SCENES,
-    ScorerGroup,
-    load_scorers,
-)
+from inversion_dpo.evaluation.scorers.registry import SCENES, ScorerGroup, load_scorers
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import Side, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey

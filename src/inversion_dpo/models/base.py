@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.maths.records import Framing as Framing
+from inversion_dpo.maths.records import Framing
 from inversion_dpo.maths.schedule import Schedule
 
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import GRAPH_KEYS, Condition, DiffusionModel, Framing, ModelError
+from inversion_dpo.maths.records import Framing
+from inversion_dpo.models.base import GRAPH_KEYS, Condition, DiffusionModel, ModelError
 from inversion_dpo.models.graph_encoder import GraphShape, SceneGraphEncoder
 
 logger = logging.getLogger(__name__)

@@ -35,11 +35,10 @@ from inversion_dpo.maths.inversion import (
     reconstruction_error,
     recovered_noise,
 )
-from inversion_dpo.maths.records import Grid
+from inversion_dpo.maths.records import Framing, Grid
 from inversion_dpo.models.base import (
     Condition,
     DiffusionModel,
-    Framing,
     encode,
     guided,
     network_of,

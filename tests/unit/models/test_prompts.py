@@ -11,7 +11,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from inversion_dpo.maths.inversion import reconstruct
-from inversion_dpo.models.base import Framing, ModelError
+from inversion_dpo.maths.records import Framing
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.prompts import (
     call_arguments,

@@ -69,7 +69,7 @@ def predicted(model, condition, seed=0):
 
 def framed(model, condition):
     """With SDXL's sizes."""
-    from inversion_dpo.models.base import Framing
+    from inversion_dpo.maths.records import Framing
 
     count = len(condition["encoder_hidden_states"])
     return condition | model.framing([Framing((64, 64), (0, 0), (64, 64))] * count)

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH as SCENE_GRAPH
-from inversion_dpo.evaluation.scorers.scene_graph import scene_graph_scorer
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, scene_graph_scorer
 from inversion_dpo.evaluation.scorers.score_store import ScoreStore, score_key
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ParserConfig
