@@ -3,7 +3,7 @@
 The categories follow GenEval (Ghosh et al., 2023, https://arxiv.org/abs/2310.11513) and
 T2I-CompBench (Huang et al., 2023, https://arxiv.org/abs/2307.06350) as far as this world has them:
 colours, shapes and sizes to be bound to objects, places of two objects, and chains of three and
-four. ``python -m tools.embedded.compositional`` writes the set that ships.
+four. ``python -m tools.embedded.compositional`` writes every prompt set that ships.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 from inversion_dpo.run.config import PACKAGE
+from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.world.captions import COLOURS, RELATIONS, SHAPES, SIZES, caption_of
 from inversion_dpo.world.scene_prompts import prompts, split_of
 
@@ -78,8 +79,20 @@ def write_compositional(path: Path, most: int) -> None:
     """One JSON object a line: ``category`` and ``prompt``."""
     rows = compositional_prompts(most)
     lines = [json.dumps({"category": name, "prompt": caption}) for name, caption in rows]
-    path.write_text("\n".join(lines) + "\n")
+    atomic_text("\n".join(lines) + "\n", path)
+
+
+def write_split(split: str, path: Path) -> None:
+    """1000 captions of a split, one a line."""
+    atomic_text("".join(f"{graph.caption}\n" for graph in prompts(split, 1000)), path)
+
+
+def write_all(folder: Path) -> None:
+    """Every prompt set that ships with the package."""
+    write_compositional(folder / "prompts-compositional.jsonl", 50)
+    for split in ("validation", "test"):
+        write_split(split, folder / f"prompts-{split}.txt")
 
 
 if __name__ == "__main__":
-    write_compositional(PACKAGE / "assets" / "prompts-compositional.jsonl", 50)
+    write_all(PACKAGE / "assets")

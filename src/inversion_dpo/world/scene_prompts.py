@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -43,14 +42,3 @@ def prompts(split: str, count: int, seed: int = 0) -> list[SceneGraph]:
             break
         seen.setdefault(scene.graph.caption, scene.graph)
     return list(seen.values())
-
-
-def write_prompt_files(folder: Path, count: int = 1000) -> None:
-    """The prompt sets that ship with the package: ``prompts-validation.txt``, ``-test.txt``."""
-    for split in ("validation", "test"):
-        captions = [graph.caption for graph in prompts(split, count)]
-        (folder / f"prompts-{split}.txt").write_text("\n".join(captions) + "\n")
-
-
-if __name__ == "__main__":
-    write_prompt_files(Path(__file__).parents[1] / "assets")

@@ -5,10 +5,15 @@ import json
 import pytest
 
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
-from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.config import PACKAGE, ConfigError
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import split_of
-from tools.embedded.compositional import CATEGORIES, category_of, compositional_prompts
+from tools.embedded.compositional import (
+    CATEGORIES,
+    category_of,
+    compositional_prompts,
+    write_all,
+)
 
 
 def test_a_text_file_has_a_prompt_a_line(tmp_path):
@@ -109,3 +114,10 @@ def test_a_scene_graph_stands_beside_its_prompt(tmp_path):
         with pytest.raises(ConfigError, match='line 1, "scene_graph"') as refusal:
             read_prompt_set(str(path), None)
         assert "\n" not in str(refusal.value)
+
+
+def test_the_shipped_prompt_sets_are_what_the_workshop_writes(tmp_path):
+    write_all(tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (PACKAGE / "assets" / file.name).read_bytes(), file.name
+    assert len(list(tmp_path.iterdir())) == 3
