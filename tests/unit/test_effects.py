@@ -91,7 +91,7 @@ def test_several_are_counted_and_the_first_is_named():
         load_checked(None, ["objective.name=sft", "objective.beta=7", "inversion.t_start=0.1"])
 
 
-def test_what_the_user_did_not_write_is_not_complained_of(tmp_path):
+def test_what_the_user_did_not_write_is_not_complained_of(tmp_path, monkeypatch):
     """A packaged preset, a run's own file and a file of every setting were not written by hand."""
     words = ["objective.name=sft"]
     assert load_given("taste", words)[1] == {"objective.name"}
@@ -101,6 +101,8 @@ def test_what_the_user_did_not_write_is_not_complained_of(tmp_path):
     mine.write_text("inversion: {t_start: 0.1}")
     with pytest.raises(ConfigError, match="inversion.t_start=0.1 has no effect"):
         load_checked(str(mine), words)
+    monkeypatch.chdir(PRESETS)
+    load_checked("taste.yaml", words)
     saved = mine.rename(tmp_path / "config.yaml")
     load_checked(str(saved), words)
 

@@ -101,7 +101,8 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
         path = preset_path(preset)
         tree = _read(str(path), lambda: OmegaConf.load(path))
         chosen = _keys_of(tree)
-        if path.parent != PRESETS and path.name != "config.yaml" and chosen != set(every_setting()):
+        packaged = path.resolve().parent == PRESETS.resolve()
+        if not packaged and path.name != "config.yaml" and chosen != set(every_setting()):
             keys |= chosen
         _made(tree, f"{path}: ")
     for override in overrides:
