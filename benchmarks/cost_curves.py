@@ -64,12 +64,10 @@ def memory() -> float:
 def invert(preset: str | None, overrides: list[str], cache: Path) -> dict[str, float]:
     """Seconds and memory of inverting all pairs, and the bytes that they leave."""
     from inversion_dpo.run.config import load_config
-    from inversion_dpo.training.recipe import load_model, make_accelerator, prepare_cache
+    from inversion_dpo.training.recipe import prepare
 
-    config = load_config(preset, overrides)
-    accelerator = make_accelerator(config)
-    model, before, begun = load_model(config, accelerator.device), memory(), time.perf_counter()
-    prepare_cache(config, accelerator, model, cache)
+    before, begun = memory(), time.perf_counter()
+    prepare(load_config(preset, overrides), cache)
     seconds = time.perf_counter() - begun
     size = sum(p.stat().st_size for p in cache.rglob("*.safetensors"))
     return {"invert_s": seconds, "invert_mb": memory() - before, "cache_mb": size / 1e6}
@@ -78,14 +76,15 @@ def invert(preset: str | None, overrides: list[str], cache: Path) -> dict[str, f
 def train(preset: str | None, overrides: list[str], cache: Path) -> dict[str, float]:
     """Median milliseconds of a step, and memory, of a training on what was inverted."""
     from inversion_dpo.run.config import load_config
-    from inversion_dpo.training.recipe import set_up
-    from inversion_dpo.training.step import update
+    from inversion_dpo.training.recipe import prepare, set_up
+    from inversion_dpo.training.step import step
 
-    session, times = set_up(load_config(preset, overrides), cache), []
+    config, times = load_config(preset, overrides), list[float]()
+    session = set_up(config, prepare(config, cache))
     before = memory()
-    for step in range(STEPS):
+    for number in range(STEPS):
         begun = time.perf_counter()
-        update(session, step, 1e-5, 1, 1.0)
+        step(session, number, 1e-5)
         times.append(time.perf_counter() - begun)
     return {"step_ms": statistics.median(times[WARM:]) * 1e3, "train_mb": memory() - before}
 

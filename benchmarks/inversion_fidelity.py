@@ -15,9 +15,9 @@ from torch import Tensor
 
 from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.models.base import DiffusionModel, decode, encode
+from inversion_dpo.models.loading import load_model
 from inversion_dpo.run.config import load_config
-from inversion_dpo.training.recipe import load_model
-from inversion_dpo.trajectories.fill import conditional
+from inversion_dpo.trajectories.fill import predictions
 from inversion_dpo.world.scene_prompts import prompts
 
 
@@ -42,9 +42,8 @@ def main() -> None:
     torch.manual_seed(0)
     model = load_model(load_config("composition", []), torch.device("cpu"))
     grid, kind = model.schedule.grid(args.steps), model.schedule.kind
-    predict = conditional(
-        model, model.condition([g.caption for g in prompts("train", args.count, 7)])
-    )
+    condition = model.condition([g.caption for g in prompts("train", args.count, 7)])
+    predict, _ = predictions(model, condition, 1.0, 1.0)
     x_T, noise = torch.randn(2, args.count, 8, 8, 8)
     x_0 = reconstruct(x_T, grid, predict, kind)
     encoded = through_image(model, x_0)

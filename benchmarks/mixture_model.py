@@ -23,15 +23,16 @@ from torch import Tensor, nn
 
 from inversion_dpo.maths.inversion import invert
 from inversion_dpo.maths.losses import (
-    OBJECTIVES,
+    LOSSES,
     as_pair_errors,
+    method_of,
     residual_overlap,
     safeguarded,
     squared_error,
-    target_prediction,
 )
 from inversion_dpo.maths.records import Grid, Levels, LossSettings
 from inversion_dpo.maths.schedule import Schedule, add_noise, posterior_std, step
+from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.schedules import discrete_schedule
 
 QUANTILES, SAMPLE_STEPS = 2001, 200
@@ -269,7 +270,7 @@ class Problem:
 
     def __init__(self, setting: Setting, seed: int, budget: Budget) -> None:
         self.setting, self.budget = setting, budget
-        self.objective = OBJECTIVES[setting.objective]
+        self.method = method_of(setting.objective)
         self.grid = SCHEDULE.grid(budget.grid)
         self.x, self.p = preference_pairs(budget.pairs, seed)
         self.path = invert(self.x, self.grid, lambda x, t: reference_eps(x, t.long()), "epsilon")
@@ -277,7 +278,7 @@ class Problem:
 
     def points(self, both: Tensor, policy: MixturePolicy) -> Points:
         """A state of each of these images, and its target."""
-        x_0, source = self.x[both], self.objective.source
+        x_0, source = self.x[both], self.method.path
         if source == "noise":
             return noise_points(x_0, SCHEDULE, self.generator)
         if source != "trajectory":
@@ -300,13 +301,13 @@ class Problem:
         errors = as_pair_errors(
             ours,
             theirs,
-            squared_error(ref, found),
-            residual_overlap(star, found.detach()),
-            preference=self.p[chosen].float() if self.setting.soft_labels else None,
+            moved=squared_error(ref, found),
+            overlap=residual_overlap(star, found.detach()),
             baseline=(theirs - ours).detach().mean(),
+            **({"preference": self.p[chosen].float()} if self.setting.soft_labels else {}),
         )
         errors = safeguarded(errors) if self.setting.safeguard else errors
-        return self.objective.loss(errors, settings).loss.mean()
+        return LOSSES[self.method.loss].function(errors, settings).loss.mean()
 
 
 def train_mixture(

@@ -21,15 +21,18 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from inversion_dpo.data.transforms import Framing
 from inversion_dpo.maths.losses import as_pair_errors, dpo, squared_error
-from inversion_dpo.maths.records import Framing, LossSettings
+from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.models.base import Condition, freeze
 from inversion_dpo.models.stable_diffusion import StableDiffusionXL
+from inversion_dpo.run.config import PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
-from inversion_dpo.training.step import peak_memory
+from inversion_dpo.training.run_files import peak_memory
 from tools.tiny.pipelines import write_tiny
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+HOW = PolicyConfig(rank=64, alpha=64, target_modules=ATTENTION)
 # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/unet/config.json
 SDXL = {
     "sample_size": 128,
@@ -120,7 +123,7 @@ def measure(kind: str, miniature: bool, pairs: int, repeats: int, device: torch.
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model = model_of(miniature, device, kind)
-    policy = LoraPolicy(model, 64, 64, ATTENTION, 0) if kind == "lora" else FullPolicy(model)
+    policy = LoraPolicy(model, HOW, 0) if kind == "lora" else FullPolicy(model)
     network: nn.Module = policy.network
     network.enable_gradient_checkpointing()  # type: ignore[operator]
     network.train()

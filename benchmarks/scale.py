@@ -44,16 +44,18 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import encode_image
 from inversion_dpo.making_pairs.mining import disjoint, margin
 from inversion_dpo.maths.inversion import invert, reconstruct
-from inversion_dpo.maths.losses import as_pair_errors, dpo, kto, squared_error, target_prediction
+from inversion_dpo.maths.losses import as_pair_errors, dpo, kto, squared_error
 from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
+from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline, merge_lora
-from inversion_dpo.run.config import TrainingConfig, load_config, resolve
+from inversion_dpo.run.config import PolicyConfig, TrainingConfig, load_config, resolve
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.training.policy import LoraPolicy
-from inversion_dpo.training.step import pairs_of_step, rate_at
-from inversion_dpo.trajectories.fill import conditional, under_guidance
+from inversion_dpo.training.recipe import rate_at
+from inversion_dpo.training.step import pairs_of_step
+from inversion_dpo.trajectories.fill import predictions
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import scenes
 from inversion_dpo.world.scorer import NAMES, judge
@@ -117,12 +119,11 @@ class World:
         """An image [64, 64, 3] of each graph's caption from its noise, and its scores."""
         model = self.sampler
         grid = model.schedule.grid(CONFIG.evaluation.sample_steps, "sampler")
-        empty, hidden, waiting = model.condition([""]), self.hidden([g.caption for g in graphs]), []
+        hidden, waiting = self.hidden([g.caption for g in graphs]), []
         for k in range(0, len(graphs), CHUNK):
             part = slice(k, k + CHUNK)
-            predict = under_guidance(
-                model, {"encoder_hidden_states": hidden[part]}, empty, guidance
-            )
+            condition = {"encoder_hidden_states": hidden[part]}
+            predict, _ = predictions(model, condition, guidance, guidance)
             x_0 = reconstruct(noise[part].to(self.device), grid, predict, model.schedule.kind)
             pixels = (decode(model.pipeline.vae, x_0) + 1) * 127.5
             images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -277,7 +278,7 @@ def trajectory_points(world: World, s: Settings, pairs: Pairs, seed: int) -> Poi
     for k in range(0, count, CHUNK):
         part = slice(k, k + CHUNK)
         hidden = {"encoder_hidden_states": pairs.hidden[pairs.prompt[part]]}
-        predict = conditional(world.model, hidden)
+        predict, _ = predictions(world.model, hidden, 1.0, 1.0)
         for side in range(2):
             x_0 = pairs.x_0[side, part]
             path = invert(
@@ -406,7 +407,8 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
         )
         clock.append(time.time())
         targets = list(CONFIG.policy.target_modules)
-        policy = LoraPolicy(world.model, s.rank, s.rank, targets, seed)
+        how = PolicyConfig(rank=s.rank, alpha=s.rank, target_modules=targets)
+        policy = LoraPolicy(world.model, how, seed)
         train(world, s, pairs, policy, points, drawn)
         if world.device.type == "cuda":
             torch.cuda.synchronize()

@@ -22,14 +22,15 @@ import torch
 
 from inversion_dpo.run.config import Config, load_config
 from inversion_dpo.training import step as training
-from inversion_dpo.training.recipe import Session, set_up
+from inversion_dpo.training.recipe import Session, prepare, set_up
 
 PAIRS = 32
 
 
 def session_of(root: Path, *overrides: str) -> Session:
     """A ready session on the embedded pipeline and a few of its pairs."""
-    return set_up(config_of(*overrides), root)
+    config = config_of(*overrides)
+    return set_up(config, prepare(config, root))
 
 
 def config_of(*overrides: str) -> Config:
@@ -41,7 +42,7 @@ def config_of(*overrides: str) -> Config:
 def bare(session: Session) -> Callable[[int], None]:
     """Policy forward and backward on tensors in memory, and the optimizer's step."""
     pairs = session.train_pairs[:PAIRS]
-    points = session.cache.points(pairs, [5] * PAIRS, "x0")
+    points = session.cache.states(pairs, [5] * PAIRS, "x0")
     condition = session.cache.condition(pairs)
 
     def step(_: int) -> None:
@@ -58,7 +59,7 @@ def whole(session: Session) -> Callable[[int], None]:
     """The trainer's own step, everything included."""
 
     def step(number: int) -> None:
-        training.update(session, number, 1e-5, 1, 1.0)
+        training.step(session, number, 1e-5)
 
     return step
 

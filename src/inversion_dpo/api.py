@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.run.folder import claim, occupied, read_config
+from inversion_dpo.run.folder import claim, claim_together, occupied, read_config
 from inversion_dpo.training.effects import load_checked
 
 
@@ -33,11 +33,12 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
         DataError: pairs that cannot be used, with file, row and remedy.
         BusyError: another run works on the folder.
     """
-    from inversion_dpo.cli.stages import train_run
+    from inversion_dpo.training.recipe import train
 
-    folder = Path(output)
+    folder, config = Path(output), load_checked(preset, list(overrides))
     with occupied(folder):
-        train_run(load_checked(preset, list(overrides)), folder)
+        claim_together(folder, config)
+        train(config, folder)
     return folder
 
 

@@ -110,7 +110,7 @@ def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_conf
     assert len(found.pairs) == 17 and found.ties == 1
     assert all(warmth(p.winner) > warmth(p.loser) for p in found.pairs)
 
-    from inversion_dpo.training.step import train
+    from inversion_dpo.training.recipe import train
 
     train(tiny_config(f"data.pairs={pairs}", "training.steps=3"), tmp_path / "run")
     assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").exists()

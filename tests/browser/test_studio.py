@@ -12,7 +12,7 @@ def run(tmp_path_factory, tiny_pipeline, pair_file):
     """A finished tiny run with snapshots."""
     from inversion_dpo.run.config import load_config
     from inversion_dpo.run.folder import claim
-    from inversion_dpo.training.step import train
+    from inversion_dpo.training.recipe import train
 
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = load_config(

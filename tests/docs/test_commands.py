@@ -105,7 +105,7 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     from PIL import Image
 
     from inversion_dpo.run.folder import claim
-    from inversion_dpo.training.step import train
+    from inversion_dpo.training.recipe import train
     from tests.pair_files import read_pairs
     from tools.tiny.scorers import WRITERS, write_tiny_scorer
 

@@ -18,8 +18,9 @@ from inversion_dpo.run.config import load_config
 from inversion_dpo.run.processes import current_team, total, whole_tensors
 from inversion_dpo.training import recipe as session_parts
 from inversion_dpo.training import step as training
-from inversion_dpo.training.recipe import set_up
-from inversion_dpo.training.step import heldout, losses, train, train_step
+from inversion_dpo.training.recipe import train
+from inversion_dpo.training.step import backward, heldout, losses
+from tests.sessions import set_up
 
 make_accelerator = session_parts.make_accelerator
 
@@ -39,8 +40,8 @@ def one_step(name, config, root):
     """Gradients and measurements of the first step."""
     seen, baselines = [], []
 
-    def noted(session, batch, *rest):
-        found = losses(session, batch, *rest)
+    def noted(session, batch, *rest, **more):
+        found = losses(session, batch, *rest, **more)
         seen.extend(batch)
         baselines.append(float(found[1].baseline))
         return found
@@ -50,7 +51,7 @@ def one_step(name, config, root):
         for parameter in session.policy.trainable().values():
             parameter.data += 0.1
     training.losses = noted
-    row, _ = train_step(session, 0)
+    row, _ = backward(session, 0)
     training.losses = losses
     gradients = whole_tensors({n: p.grad for n, p in session.policy.trainable().items()})
     team, device = session.team, session.accelerator.device

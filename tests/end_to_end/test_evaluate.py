@@ -14,7 +14,7 @@ from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.folder import claim
-from inversion_dpo.training.step import train
+from inversion_dpo.training.recipe import train
 from tools.tiny.scorers import write_tiny_scorer
 
 CAPTIONS = [

@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 
 from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.maths.inversion import invert, reconstruct
-from inversion_dpo.maths.records import Framing
-from inversion_dpo.models.base import ModelError, decode, encode, network_of
-from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
+from inversion_dpo.models.loading import adapt, load_model, load_pipeline
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.training import step as training
 from inversion_dpo.training.generators import generator_for
-from inversion_dpo.training.recipe import load_model, set_up
-from inversion_dpo.training.states import SOURCES
-from inversion_dpo.training.step import read_rows, train
-from inversion_dpo.trajectories.fill import _repeat, conditional, under_another, under_guidance
+from inversion_dpo.training.recipe import train
+from inversion_dpo.training.run_files import read_rows
+from inversion_dpo.training.states import STATES
+from inversion_dpo.trajectories.fill import predictions
+from tests.sessions import conditional, set_up, under_guidance
 from tools.tiny.pipelines import SD_BETAS
 
 DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
@@ -142,7 +142,7 @@ def test_sampling_under_guidance_equals_the_pipeline(family, tiny):
     grid, kind = model.schedule.grid(10, "sampler"), model.schedule.kind
     channels = 16 if family in FLOW else 4
     x_T = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    predict = under_guidance(model, condition, model.condition([""]), 4.5)
+    predict = under_guidance(model, condition, 4.5)
     with torch.no_grad():
         ours = reconstruct(x_T, grid, predict, kind)
     pipe = plain(tiny(family), family)
@@ -156,12 +156,11 @@ def test_sampling_under_guidance_equals_the_pipeline(family, tiny):
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
 def test_one_guidance_gives_another(family, path, wanted, tiny):
     model, condition = model_of(family, tiny)
-    empty = model.condition([""])
     shape = 2, 16 if family in FLOW else 4, 8, 8
     x, t = torch.randn(shape), model.schedule.timesteps[500].expand(2)
     with torch.no_grad():
-        along, expected = (under_guidance(model, condition, empty, s)(x, t) for s in (path, wanted))
-        found = under_another(model, condition, empty, path, wanted)(x, t, along)
+        along, expected = (under_guidance(model, condition, s)(x, t) for s in (path, wanted))
+        found = predictions(model, condition, path, wanted)[1](x, t, along)
     assert not torch.allclose(along, expected, rtol=1e-3)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -185,10 +184,9 @@ def test_what_is_trained_is_the_guided_prediction(family, inverted, tiny, pair_f
     generators = [generator_for(0, 0, 0, k) for k in range(2)]
     _, errors, spent = training.losses(session, [(p, 0) for p in pairs], generators)
     generators = [generator_for(0, 0, 0, k) for k in range(2)]
-    points = SOURCES["trajectory"](session, pairs, condition, generators)
-    empty = _repeat(model.condition([""]), 4) | {
-        k: v for k, v in condition.items() if k not in session.cache.empty
-    }
+    points = STATES["trajectory"](session, pairs, condition, generators)
+    alone = {k: v.repeat_interleave(4, 0) for k, v in model.condition([""]).items()}
+    empty = alone | {k: v for k, v in condition.items() if k not in session.cache.empty}
 
     def by_hand(network):
         c, u = (model.predict(network, points.x_t, points.timesteps, d) for d in (condition, empty))
@@ -409,7 +407,7 @@ def test_checkpointing_changes_no_gradient(family, tiny, pair_file, tmp_path):
         assert any(
             getattr(m, "gradient_checkpointing", False) for m in session.network.modules()
         ) == (checkpointing == "true")
-        training.train_step(session, 0)
+        training.backward(session, 0)
         gradients.append({n: p.grad for n, p in session.policy.trainable().items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-8)
@@ -443,11 +441,11 @@ def test_half_precision_policy_is_exactly_the_reference(family, kind, tiny, pair
     pairs = session.train_pairs[:4]
     condition = session.cache.condition(pairs)
     first, _ = session.cache.positions(2, 3)
-    points = session.cache.points(pairs, [first] * 4, "x0")
+    points = session.cache.states(pairs, [first] * 4, "x0")
     assert points.x_t.dtype == torch.float32
     with torch.no_grad():
         policy = training.predict(session, session.network, points.x_t, points.timesteps, condition)
-    reference = training.live_reference(session, points, condition).reference
+    reference = training.with_reference(session, points, condition).reference
     assert policy.dtype == torch.float32 and torch.equal(policy, reference)
     if kind == "lora":  # all weights of a tiny UNet hold an attention of one token: an idle query
         train(config, tmp_path / "run")

@@ -31,11 +31,11 @@ from inversion_dpo.run.folder import LOCK, BusyError, occupied
 from inversion_dpo.run.processes import share
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
-from inversion_dpo.training.recipe import set_up
-from inversion_dpo.training.run_files import resume, save_session
-from inversion_dpo.training.skipping import NotFiniteError
-from inversion_dpo.training.step import read_rows, train
+from inversion_dpo.training.checks import NotFiniteError
+from inversion_dpo.training.recipe import train
+from inversion_dpo.training.run_files import read_rows, resume, save_session
 from inversion_dpo.trajectories.cache import damaged_files
+from tests.sessions import set_up
 
 
 def spoil_pair(monkeypatch, pairs):
@@ -100,18 +100,18 @@ def test_other_errors_pass_unchanged():
 
 def test_sigterm_saves_stops_and_resumes_in_the_same_bits(tiny_config, tmp_path, monkeypatch):
     train(tiny_config(), tmp_path / "whole")
-    real = training.train_step
+    real = training.backward
 
     def stopped(session, step):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(session, step)
 
-    monkeypatch.setattr(training, "train_step", stopped)
+    monkeypatch.setattr(training, "backward", stopped)
     with pytest.raises(Terminated, match="after step 5 of 8"):
         train(tiny_config(), tmp_path / "parts")
     assert latest_checkpoint(tmp_path / "parts/checkpoints").name == "step-000005"
-    monkeypatch.setattr(training, "train_step", real)
+    monkeypatch.setattr(training, "backward", real)
     train(tiny_config(), tmp_path / "parts")
     name = "adapter/pytorch_lora_weights.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -319,7 +319,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tmp_path, mo
     from inversion_dpo.run.processes import Team
     from inversion_dpo.training import recipe as session_parts
 
-    recipe = set_up(tiny_config(), tmp_path).recipe
+    recipe = set_up(tiny_config(), tmp_path).plan
     with pytest.raises(ConfigError, match="batch_size=4 counts the pairs of a step over all"):
         session_parts._check_batch(recipe, Team(0, 8))
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from inversion_dpo.cli.stages import train_run
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.training.checkpoint import latest_checkpoint
-from inversion_dpo.training.step import read_rows, train
+from inversion_dpo.training.recipe import train
+from inversion_dpo.training.run_files import read_rows
 
 SCRIPT = Path(__file__).with_name("launched.py")
 LAUNCH = [

@@ -13,7 +13,7 @@ from inversion_dpo.cli.main import main
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.folder import claim
-from inversion_dpo.training.step import train
+from inversion_dpo.training.recipe import train
 
 path = Path(__file__).parents[1] / "chat_server.py"
 spec = importlib.util.spec_from_file_location("chat_server", path)

@@ -24,9 +24,11 @@ from inversion_dpo.models.graph_model import load_encoder
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.folder import claim
 from inversion_dpo.training import step as training
-from inversion_dpo.training.step import train
+from inversion_dpo.training.recipe import train
+from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.world.checker import detect, score
 from tests.pair_files import read_pairs
+from tests.sessions import set_up
 from tools.embedded.renders import rows
 
 ENCODER = (
@@ -84,7 +86,7 @@ def test_every_tensor_of_the_encoder_moves_and_nothing_else(
     encoder, tiny_config_of_module, tiny_pipeline
 ):
     folder, session = encoder
-    fresh = training.set_up(tiny_config_of_module(*ENCODER), folder / "cache")
+    fresh = set_up(tiny_config_of_module(*ENCODER), folder / "cache")
     before = fresh.policy.trainable()
     after = load_file(folder / "adapter" / "model.safetensors")
     assert set(before) == set(after)
@@ -92,7 +94,7 @@ def test_every_tensor_of_the_encoder_moves_and_nothing_else(
     unet = DiffusionPipeline.from_pretrained(tiny_pipeline).unet
     trained = session.model.pipeline.unet.state_dict()
     assert all(torch.equal(trained[k], v) for k, v in unet.state_dict().items())
-    rows_ = training.read_rows(folder / "metrics.jsonl")
+    rows_ = read_rows(folder / "metrics.jsonl")
     assert rows_[0]["heldout_winner_error"] == rows_[0]["heldout_winner_error_ref"]
 
 
@@ -112,7 +114,7 @@ def test_preferences_are_trained_under_the_graph(
     graph = f"model.scene_graph={encoder[0] / 'adapter'}"
     config = tiny_config_of_module(graph, f"objective.name={objective}", "training.steps=3")
     session = train(config, tmp_path)
-    assert all(r["loss"] > 0 for r in training.read_rows(tmp_path / "metrics.jsonl") if "loss" in r)
+    assert all(r["loss"] > 0 for r in read_rows(tmp_path / "metrics.jsonl") if "loss" in r)
     condition = session.cache.condition([0])
     assert condition["graph_links"].shape == (2, 8, 2) and (condition["graph_links"] >= 0).any()
     kept = load_encoder(str(encoder[0] / "adapter")).state_dict()
@@ -122,13 +124,15 @@ def test_preferences_are_trained_under_the_graph(
 
 
 def test_trajectories_depend_on_the_encoder(encoder, tiny_config_of_module):
-    from inversion_dpo.training.recipe import cache_key, load_model, source_of
+    from inversion_dpo.data.source import configured_pairs
+    from inversion_dpo.models.loading import load_model
+    from inversion_dpo.trajectories.key import key_of
 
     names = set()
     for overrides in ((), (f"model.scene_graph={encoder[0] / 'adapter'}",), ENCODER[:1]):
         config = tiny_config_of_module(*overrides)
         model = load_model(config, torch.device("cpu"))
-        names.add(cache_key(config, source_of(config), model).name())
+        names.add(key_of(config, configured_pairs(config.data), model).name())
     assert len(names) == 3
 
 
@@ -136,10 +140,10 @@ def test_graph_dropout_leaves_the_prompt(encoder, tiny_config_of_module, tmp_pat
     config = tiny_config_of_module(
         f"model.scene_graph={encoder[0] / 'adapter'}", "data.graph_dropout=1.0", "training.steps=1"
     )
-    session = training.set_up(config, tmp_path)
+    session = set_up(config, tmp_path)
     condition = session.cache.condition([0, 1])
     text = condition["encoder_hidden_states"].clone()
-    assert session.recipe.drops
+    assert session.plan.drops
     training.with_dropout(session, [(0, 0), (1, 0)], condition)
     assert (condition["graph_links"] == -1).all() and not condition["graph_rows"].any()
     assert torch.equal(condition["encoder_hidden_states"], text)
@@ -147,7 +151,7 @@ def test_graph_dropout_leaves_the_prompt(encoder, tiny_config_of_module, tmp_pat
 
 def test_caption_dropout_leaves_the_graph(encoder, tiny_config_of_module, tmp_path):
     config = tiny_config_of_module(*ENCODER, "data.caption_dropout=1.0", "training.steps=1")
-    session = training.set_up(config, tmp_path)
+    session = set_up(config, tmp_path)
     condition = session.cache.condition([0, 1])
     links = condition["graph_links"].clone()
     training.with_dropout(session, [(0, 0), (1, 0)], condition)
@@ -194,7 +198,7 @@ def test_a_broken_graph_is_named_by_its_row(pair_file, tiny_config_of_module, en
         f"model.scene_graph={encoder[0] / 'adapter'}", f"data.pairs={tmp_path / 'p.parquet'}"
     )
     with pytest.raises(DataError, match=r"row 3: scene_graph"):
-        training.set_up(config, tmp_path)
+        set_up(config, tmp_path)
 
 
 def test_a_folder_of_annotated_images_trains_an_encoder(tiny_config_of_module, tmp_path, pair_file):

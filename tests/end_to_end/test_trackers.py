@@ -9,12 +9,12 @@ import pytest
 
 from inversion_dpo.cli import main as cli
 from inversion_dpo.run.config import ConfigError, to_yaml
-from inversion_dpo.training.step import read_rows, train
-from inversion_dpo.training.trackers import tracker_of
+from inversion_dpo.training.recipe import train
+from inversion_dpo.training.run_files import read_rows, tracker_of
 
 SECRETS = {"HF_TOKEN": "hf_SECRETSECRETSECRET", "WANDB_API_KEY": "wandb5ecret5ecret5ecret"}
 
-TRACKERS = "inversion_dpo.training.trackers"
+TRACKERS = "inversion_dpo.training.run_files"
 
 
 class Recorder(SimpleNamespace):

@@ -14,17 +14,19 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from inversion_dpo.maths.losses import (
-    OBJECTIVES,
+    LOSSES,
+    METHODS,
     as_pair_errors,
     residual_overlap,
     safeguarded,
-    target_prediction,
 )
-from inversion_dpo.maths.records import Grid, Levels, LossSettings, TrainingPoints
+from inversion_dpo.maths.records import Grid, Levels, LossSettings, NoisyStates
 from inversion_dpo.maths.schedule import posterior_std
+from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.schedules import discrete_schedule
 from inversion_dpo.training import states as points
 from inversion_dpo.training.step import pair_errors
+from tests.sessions import loss_of
 
 PAIRS, SHAPE = 3, (4, 2, 2)
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -74,7 +76,7 @@ def check(name, authors, theta, ref, star, beta, p=None):
 
     authors: the loss of a batch, of the policy's predictions. p: soft labels.
     """
-    objective, settings = OBJECTIVES[name].loss, LossSettings(beta)
+    objective, settings = loss_of(name), LossSettings(beta)
     policy, reference, target = (
         torch.tensor(theta, requires_grad=True),
         *map(torch.tensor, (ref, star)),
@@ -85,7 +87,7 @@ def check(name, authors, theta, ref, star, beta, p=None):
     )
     more = {} if p is None else {"preference": torch.tensor(p)}
     baseline = (of_reference - of_policy).mean().detach()
-    errors = as_pair_errors(of_policy, of_reference, moved, baseline=baseline, **more)
+    errors = as_pair_errors(of_policy, of_reference, moved=moved, baseline=baseline, **more)
     loss = objective(errors, settings).loss.mean()
     assert loss.item() == pytest.approx(authors(theta), rel=1e-10)
 
@@ -95,12 +97,17 @@ def check(name, authors, theta, ref, star, beta, p=None):
     assert (policy.grad.numpy() * way).sum() == pytest.approx(slope, rel=1e-5)
 
     session = SimpleNamespace(
-        recipe=SimpleNamespace(weights=torch.ones(1), soft_labels=p is not None),
+        plan=SimpleNamespace(
+            weights=torch.ones(1),
+            soft_labels=p is not None,
+            safeguard=False,
+            loss=LOSSES[METHODS[name].loss],
+        ),
         accelerator=SimpleNamespace(num_processes=1),
         cache=SimpleNamespace(preference=lambda pairs: torch.tensor(p)),
     )
     i = torch.zeros(len(theta), dtype=torch.int64)
-    at = TrainingPoints(i, target, i, torch.ones(len(theta)), target, reference)
+    at = NoisyStates(i, target, i, torch.ones(len(theta)), target, reference)
     errors = pair_errors(session, at, policy.detach(), list(range(PAIRS)))
     assert objective(errors, settings).loss.mean().item() == pytest.approx(loss.item(), rel=1e-3)
 
@@ -244,7 +251,7 @@ def test_sdpo(seed, beta, mu):
     of_policy = (target - policy).square().mean((1, 2, 3))
     overlap = residual_overlap(target, policy.detach())
     errors = as_pair_errors(of_policy, torch.tensor(mse(ref, star)), overlap=overlap)
-    loss = OBJECTIVES["diffusion_dpo"].loss(safeguarded(errors, mu), LossSettings(beta)).loss.mean()
+    loss = loss_of("diffusion_dpo")(safeguarded(errors, mu), LossSettings(beta)).loss.mean()
     loss.backward()
     assert loss.item() == pytest.approx(minus_log_sigmoid(logit).mean(), rel=1e-10)
     np.testing.assert_allclose(policy.grad.numpy(), authors, rtol=1e-5)  # overlaps are float32
@@ -298,22 +305,22 @@ def test_states_of_an_inversion_under_the_policy(name, seed, clean, monkeypatch)
             grid=Grid(torch.tensor(times), levels),
             kind="epsilon",
             empty={},
-            gather=lambda what, pairs: torch.tensor(x_0),
+            of_images=lambda what, pairs: torch.tensor(x_0),
         ),
-        recipe=SimpleNamespace(objective=OBJECTIVES[name], low=2, high=10, guidance_scale=1),
+        plan=SimpleNamespace(path=METHODS[name].path, low=2, high=10, guidance_scale=1),
         accelerator=SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext),
         model=SimpleNamespace(predict=predict),
         network=None,
     )
     generators = [torch.Generator().manual_seed(100 * seed + k) for k in range(PAIRS)]
-    found = points.policy_points(session, list(range(PAIRS)), {}, generators)
+    found = points.policy_states(session, list(range(PAIRS)), {}, generators)
 
     def ddim(x, eps, j):
         here, there = bar[j], bar[j + 1]
         clean = (x - (1 - here) ** 0.5 * eps) / here**0.5
         return there**0.5 * clean + (1 - there) ** 0.5 * eps
 
-    for b, i in enumerate(found.i.tolist()):
+    for b, i in enumerate(found.level.tolist()):
         x = x_0[b]
         for j in range(i):
             eps = network(x, times[j])
@@ -327,4 +334,4 @@ def test_states_of_an_inversion_under_the_policy(name, seed, clean, monkeypatch)
         kept = (bar[i] / clean) ** 0.5
         star = (x - kept * x_0[b]) / ((1 - bar[i]) ** 0.5 - kept * (1 - clean) ** 0.5)
         np.testing.assert_allclose(found.target[b], star, rtol=1e-9)
-        assert found.timesteps[b] == times[i] and found.i[b] == found.i[b % PAIRS]
+        assert found.timesteps[b] == times[i] and found.level[b] == found.level[b % PAIRS]

@@ -12,8 +12,9 @@ from inversion_dpo.data.source import ON_BAD_ROW
 from inversion_dpo.data.transforms import FITS
 from inversion_dpo.evaluation.publish import KINDS
 from inversion_dpo.making_pairs.mining import MINERS
-from inversion_dpo.maths.losses import LINKS, OBJECTIVES, TARGETS, WEIGHTS
+from inversion_dpo.maths.losses import LINKS, LOSSES, METHODS, PATHS
 from inversion_dpo.maths.schedule import SPACINGS
+from inversion_dpo.maths.targets import TARGETS, WEIGHTS
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.settings import every_setting
 
@@ -58,7 +59,9 @@ def test_a_dataset_whose_images_could_stand_in_two_pairs_is_refused_before_it_is
 @pytest.mark.parametrize(
     ("key", "table"),
     [
-        ("objective.name", OBJECTIVES),
+        ("objective.name", METHODS),
+        ("objective.loss", LOSSES),
+        ("objective.path", PATHS),
         ("objective.target", TARGETS),
         ("objective.link", LINKS),
         ("objective.weighting", WEIGHTS),

@@ -5,7 +5,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from inversion_dpo.run.config import ConfigError, TrainingConfig, load_config
-from inversion_dpo.training.step import rate_at
+from inversion_dpo.training.recipe import rate_at
 
 DIFFUSERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler
 
 from inversion_dpo.maths.inversion import invert
 from inversion_dpo.maths.losses import (
-    OBJECTIVES,
-    TARGETS,
+    LOSSES,
+    METHODS,
     as_pair_errors,
     dpo,
     dspo,
@@ -24,11 +24,11 @@ from inversion_dpo.maths.losses import (
     sft,
     smpo,
     squared_error,
-    step_weights,
-    target_prediction,
 )
 from inversion_dpo.maths.records import Levels, LossSettings
+from inversion_dpo.maths.targets import TARGETS, step_weights, target_prediction
 from inversion_dpo.models.schedules import discrete_schedule
+from tests.sessions import loss_of
 
 
 def errors(w, l, w_ref, l_ref, **more):
@@ -140,7 +140,7 @@ def test_dspo_equals_the_formula_on_vectors():
     logit = -(2.0 / 2) * ((policy - reference)[:3] - (policy - reference)[3:])
     c = 2.0 * (1 - torch.sigmoid(logit))[:, None]
     wanted = ((theta - star)[:3] - c * (theta - ref)[:3]).square().mean(1)
-    out = dspo(as_pair_errors(policy, reference, moved), beta(2.0))
+    out = dspo(as_pair_errors(policy, reference, moved=moved), beta(2.0))
     torch.testing.assert_close(out.loss, wanted)
 
 
@@ -151,7 +151,9 @@ def test_dspo_gradient_equals_the_formula_on_vectors():
 
     def expanded(theta):
         errors_of = [(star - x).square().mean(1) for x in (theta, ref)]
-        return dspo(as_pair_errors(*errors_of, (theta - ref).square().mean(1)), beta(2.0)).loss
+        return dspo(
+            as_pair_errors(*errors_of, moved=(theta - ref).square().mean(1)), beta(2.0)
+        ).loss
 
     def direct(theta):
         s = (star - theta).square().mean(1) - (star - ref).square().mean(1)
@@ -211,23 +213,25 @@ def test_squared_error_is_a_mean_over_elements():
     assert squared_error(target, torch.zeros(2, 2)).tolist() == [2.5, 0.0]
 
 
-@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.linked or n == "smpo"])
+@pytest.mark.parametrize(
+    "name", [n for n, m in METHODS.items() if "soft_labels" in LOSSES[m.loss].uses]
+)
 def test_loss_is_log_two_where_policy_is_reference(name):
     same = errors([0.3, 0.1], [0.2, 0.5], [0.3, 0.1], [0.2, 0.5])
-    assert OBJECTIVES[name].loss(same, beta(2000.0)).loss.tolist() == [math.log(2)] * 2
+    assert loss_of(name)(same, beta(2000.0)).loss.tolist() == [math.log(2)] * 2
 
 
 def test_swapping_winner_and_loser_negates_the_margin():
     e = errors([0.10, 0.4], [0.30, 0.2], [0.12, 0.1], [0.25, 0.3])
     swapped = errors([0.30, 0.2], [0.10, 0.4], [0.25, 0.3], [0.12, 0.1])
     for name in ("inversion_dpo", "smpo", "kto", "dspo", "mapo"):
-        loss = OBJECTIVES[name].loss
+        loss = loss_of(name)
         torch.testing.assert_close(loss(e, beta(50.0)).margin, -loss(swapped, beta(50.0)).margin)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", METHODS)
 def test_losses_are_per_pair_never_averaged_inside(name):
-    loss = OBJECTIVES[name].loss
+    loss = loss_of(name)
     both = loss(errors([0.1, 0.5], [0.3, 0.2], [0.2, 0.2], [0.2, 0.2]), beta(0.7)).loss
     first = loss(errors([0.1], [0.3], [0.2], [0.2]), beta(0.7)).loss
     second = loss(errors([0.5], [0.2], [0.2], [0.2]), beta(0.7)).loss
@@ -240,7 +244,9 @@ def test_accuracy_counts_ties_half():
 
 def test_pair_errors_split_winners_first():
     e = as_pair_errors(
-        torch.tensor([1.0, 2, 3, 4]), torch.tensor([5.0, 6, 7, 8]), torch.tensor([9.0, 10, 11, 12])
+        torch.tensor([1.0, 2, 3, 4]),
+        torch.tensor([5.0, 6, 7, 8]),
+        moved=torch.tensor([9.0, 10, 11, 12]),
     )
     assert e.winner.tolist() == [1, 2] and e.loser.tolist() == [3, 4]
     assert e.winner_ref.tolist() == [5, 6] and e.loser_ref.tolist() == [7, 8]

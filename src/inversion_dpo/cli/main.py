@@ -19,7 +19,7 @@ from inversion_dpo.cli.label import register
 from inversion_dpo.cli.options import DEFAULT, DryRun, Output, Overrides, Preset, resolved, say
 from inversion_dpo.cli.pairs import pairs_app
 from inversion_dpo.cli.settings import config, print_version
-from inversion_dpo.cli.stages import config_of, invert_run, train_run
+from inversion_dpo.cli.stages import config_of, train_run
 from inversion_dpo.run.config import ConfigError, load_config
 
 app = typer.Typer(
@@ -52,24 +52,27 @@ def invert(
     with inversion.reconstruct=true, which pairs the reference cannot reproduce.
     """
     from inversion_dpo.evaluation.reconstruction import write_reconstruction
+    from inversion_dpo.run.faults import memory_advice
     from inversion_dpo.run.folder import claim_together, occupied, stage
     from inversion_dpo.run.processes import current_team
+    from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance, round_trip_error
 
     run = resolved(config, overrides, dry_run)
     with occupied(output):
         claim_together(output, run)
-        with stage(output, "invert"):
-            model, cache, device = invert_run(run, output / "cache")
+        with stage(output, "invert"), memory_advice("inversion"):
+            prepared = prepare(run, output / "cache")
         if not current_team().main:
             return
+        model, cache = prepared.model, prepared.cache
         typer.echo(f"{cache.pairs} pairs in {cache.folder}")
         if not cache.inverted:
             name = run.objective.name
             typer.echo(f"encoded, not inverted: objective.name={name} looks at no trajectories")
             return
         for scale in sorted({1.0, run.inversion.guidance_scale}):
-            error = round_trip_error(model, cache, scale, device)
+            error = round_trip_error(model, cache, scale)
             typer.echo(
                 f"relative error of inverting and sampling back, guidance {scale:g}: {error:.4f}"
             )

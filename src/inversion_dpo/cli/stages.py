@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -31,28 +30,12 @@ def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
 
 
 def train_run(config: Config, output: Path) -> None:
-    """Claim the folder, invert and train as two timed stages."""
-    from inversion_dpo.run.folder import claim_together, stage
-    from inversion_dpo.training.step import train
-    from inversion_dpo.training.trackers import tracker_of
+    """Claim the folder, invert and train."""
+    from inversion_dpo.run.folder import claim_together
+    from inversion_dpo.training.recipe import train
 
-    tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
     claim_together(output, config)
-    with stage(output, "invert"):
-        invert_run(config, output / "cache")
-    with stage(output, "train"):
-        train(config, output)
-
-
-def invert_run(config: Config, cache: Path) -> Any:
-    """Recover the trajectories of all pairs under the frozen reference."""
-    from inversion_dpo.run.faults import memory_advice
-    from inversion_dpo.training.recipe import load_model, make_accelerator, prepare_cache
-
-    accelerator = make_accelerator(config)
-    with memory_advice("inversion"):
-        model = load_model(config, accelerator.device)
-        return model, prepare_cache(config, accelerator, model, cache), accelerator.device
+    train(config, output)
 
 
 def config_of(run: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from inversion_dpo.compare import page as report
 from inversion_dpo.compare.methods import Variant, check, overrides_of, tuned_settings, variants
 from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, round_scores, spent_before
-from inversion_dpo.compare.runs import best_of, diversity, inversion_evaluations, invert
+from inversion_dpo.compare.runs import best_of, diversity, inversion_evaluations
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
 from inversion_dpo.evaluation.prompt_sets import read_prompts
@@ -21,7 +21,8 @@ from inversion_dpo.evaluation.report import versions
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import occupied
-from inversion_dpo.training.recipe import looks_at_trajectories
+from inversion_dpo.training.recipe import prepare
+from inversion_dpo.trajectories.key import chosen_method
 
 logger = logging.getLogger(__name__)
 WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of compare.json
@@ -93,10 +94,10 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
 
 def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     """Evaluations and seconds of inverting the pairs that are trained on; timed once."""
-    if not looks_at_trajectories(config):
+    if chosen_method(config).path != "trajectory":
         return {"evaluations": 0.0, "seconds": 0.0}
     begun = time.time()
-    cache = invert(config, root / "cache")
+    cache = prepare(config, root / "cache").cache
     taken, file = round(time.time() - begun, 2), root / "inversions.json"
     known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     if cache.folder.name not in known:

@@ -23,17 +23,10 @@ from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import claim, differences, read_seconds, stage
-from inversion_dpo.training.recipe import (
-    load_model,
-    looks_at_trajectories,
-    make_accelerator,
-    needed_states,
-    prepare_cache,
-    reproducible,
-    split_pairs,
-)
-from inversion_dpo.training.step import read_rows, train
+from inversion_dpo.training.recipe import prepare, reproducible, split_pairs, train
+from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.trajectories.cache import TrajectoryCache
+from inversion_dpo.trajectories.key import chosen_method, inverted_range
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
 SNAPSHOTS = 6  # points of a curve, the end included
@@ -86,8 +79,7 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
     result = {"curve_prompts": curve}
     if start:
         result["spent"] = begin(folder, config, start)
-    with stage(folder, "train"):
-        train(config, folder, cache_root=(folder if start else root) / "cache")
+    train(config, folder, cache_root=(folder if start else root) / "cache")
     origin = start.origin if start else None
     result |= judged(config, folder, root / "samples", curve, origin)
     atomic_text(json.dumps(result), folder / "result.json")
@@ -101,7 +93,7 @@ def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
     with stage(folder, "pairs"):
         sampling = start.make(folder)
     with stage(folder, "invert"):
-        cost = inversion_evaluations(config, invert(config, folder / "cache"))
+        cost = inversion_evaluations(config, prepare(config, folder / "cache").cache)
     seconds = read_seconds(folder)
     return {
         "evaluations": sampling + cost,
@@ -109,25 +101,19 @@ def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
     }
 
 
-def invert(config: Config, root: Path) -> TrajectoryCache:
-    """The trajectories of all pairs under the configuration's model, made if they are not there."""
-    accelerator = make_accelerator(config)
-    return prepare_cache(config, accelerator, load_model(config, accelerator.device), root)
-
-
 def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
     """Network evaluations of inverting the pairs that training visits; 0 if it visits none.
 
     Pairs beyond steps x batch, and those held out, are inverted too but teach nothing.
     """
-    if not looks_at_trajectories(config):
+    if chosen_method(config).path != "trajectory":
         return 0.0
     i, t = config.inversion, config.training
     usable = reproducible(cache, i.max_error)
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
     each = evaluations_per_image(
         i.start,
-        *needed_states(config),
+        *inverted_range(config),
         i.fixed_point_iterations,
         i.guidance_scale,
         config.objective.guidance_scale,

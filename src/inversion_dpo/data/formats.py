@@ -15,9 +15,9 @@ from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotate
 from inversion_dpo.data.columns import KNOWN, Layout
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rankings import SCHEMES
-from inversion_dpo.data.rows import Fault, Raw, Table, image_paths
+from inversion_dpo.data.rows import Fault, Raw, Table, image_paths, number
 from inversion_dpo.data.shards import read_shard
-from inversion_dpo.data.tables import read_dataset, read_parquet, read_text
+from inversion_dpo.data.tables import read_dataset, read_labels, read_parquet, read_text
 
 FORMATS = ("auto", "parquet", "table", "webdataset", "dataset", "annotated")
 HUB = "hf:"
@@ -67,10 +67,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class Opened:
-    """Rows that can be read again and again, and what says the SHA-256 of their source."""
+    """Rows that can be read again and again.
+
+    identity: says the SHA-256 of their source. count: says how many pairs they may give, without
+    reading an image; None if that cannot be known.
+    """
 
     rows: Callable[[], Iterator[Raw]]
     identity: Callable[[], str]
+    count: Callable[[], int | None] = lambda: None
 
 
 def open_rows(data: str | Path, reading: Reading) -> Opened:
@@ -103,7 +108,18 @@ def open_rows(data: str | Path, reading: Reading) -> Opened:
         named = () if kind == "webdataset" else _named(files, read, reading.columns)
         return _digest([*files, *named])
 
-    return Opened(rows, identity)
+    return Opened(rows, identity, partial(_count, files, kind, reading.columns))
+
+
+def _count(files: list[Path], kind: str, columns: Mapping[str, str]) -> int | None:
+    """Labelled rows that are no ties; None for rankings and shards, which must be read for it."""
+    if kind == "webdataset":
+        return None
+    read = read_labels if kind == "parquet" else read_text
+    raws = [raw for file in files for raw in read(file, columns)]
+    if any(raw.table.layout.kind in ("ranking", "choice") for raw in raws):
+        return None
+    return sum(1 for raw in raws if number(raw.values.get("label_0")) != 0.5)
 
 
 def _detect(path: Path) -> str:
@@ -206,7 +222,7 @@ def _open_annotated(path: Path) -> Opened:
     def identity() -> str:
         return _digest([file, *(image.path for image in read_annotated(file)[0])])
 
-    return Opened(rows, identity)
+    return Opened(rows, identity, lambda: len(read_annotated(file)[0]))
 
 
 def _open_saved(path: Path, reading: Reading) -> Opened:
@@ -228,7 +244,7 @@ def _open_saved(path: Path, reading: Reading) -> Opened:
         path = path / reading.split
     rows = partial(read_dataset, dataset, name, reading.columns)
     files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
-    return Opened(rows, partial(_digest, files))
+    return Opened(rows, partial(_digest, files), lambda: len(dataset))
 
 
 def _open_hub(data: str, reading: Reading) -> Opened:

@@ -6,15 +6,17 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
-from inversion_dpo.data.formats import HUB, Reading, fingerprint, open_rows
-from inversion_dpo.data.images import DataError
+from PIL import Image
+
+from inversion_dpo.data.formats import Opened, Reading, fingerprint, open_rows
+from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rows import Row, inspect, rows_of
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.run.config import DataConfig, resolve
 
 ON_BAD_ROW = ("error", "skip")
 _LISTED = 5  # rows that the warning about skipped ones spells out
@@ -28,6 +30,7 @@ class Pair:
     row: place among all rows read, from 0; in a folder the count runs on from file to file, and of
     a ranking every pair counts. scene_graph: LAION-SG JSON, if the data has it. where: file and row
     for messages. preference: how probably the winner is the better one; 1 if the data do not say.
+    decoded: winner and loser as pictures, if reading decoded them; use :attr:`images`.
     """
 
     row: int
@@ -37,6 +40,15 @@ class Pair:
     scene_graph: str | None
     where: str
     preference: float = 1.0
+    decoded: tuple[Image.Image, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """Winner and loser as pictures, decoded once; DataError names the row of a broken one."""
+        return self.decoded or (
+            decode_image(self.winner, self.where),
+            decode_image(self.loser, self.where),
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -75,26 +87,24 @@ class PairSource:
     def __init__(
         self,
         name: str,
-        identify: Callable[[], str],
-        rows: Callable[[], Iterator[Row]],
+        opened: Opened,
+        reading: Reading,
         limit: int | None,
         on_bad_row: str,
     ) -> None:
         self.name, self.limit, self.on_bad_row = name, limit, on_bad_row
         self.counts: Counter[str] = Counter()
-        self._identify, self._rows = identify, rows
+        self._opened, self._reading = opened, reading
 
     @cached_property
     def fingerprint(self) -> str:
         """Reads local files once; of a hub stream nothing."""
-        return self._identify()
+        return fingerprint(self._opened, self._reading, self.limit, self.on_bad_row)
 
     def expected(self) -> int | None:
-        """How many pairs local data has, bad rows included; of a hub stream the limit, if any."""
-        if self.name.startswith(HUB):
-            return self.limit
-        rows = (row for row in self._rows() if row.left_out is None)
-        return sum(1 for _ in islice(rows, self.limit))
+        """How many pairs there may be, without reading an image; None if that cannot be known."""
+        count = self._opened.count()
+        return self.limit if count is None else min(count, self.limit or count)
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read(lambda number: True)
@@ -108,20 +118,20 @@ class PairSource:
         counts = self.counts = Counter()
         bad: list[str] = []
         seen: set[bytes] = set()
-        for index, row in enumerate(self._rows()):
+        for index, row in enumerate(rows_of(self._opened.rows(), self._reading.ranking)):
             counts["rows"] += 1
             if reason := row.left_out:
                 counts[reason] += 1
                 continue
             decode = self.on_bad_row == "skip" or ours(counts["pairs"])
-            faults, _ = inspect(row, decode)
+            faults, images = inspect(row, decode)
             if faults and self.on_bad_row == "error":
                 raise DataError(faults[0].text)
             if faults:
                 counts.update(["skipped", *sorted({fault.kind for fault in faults})])
                 bad += [faults[0].text][: _LISTED - len(bad)]
                 continue
-            pair = _pair(index, row)
+            pair = _pair(index, row, images)
             key = content(row)
             counts.update(pairs=1, duplicates=int(key in seen))
             if row.single:
@@ -162,14 +172,13 @@ def open_pairs(
     if on_bad_row not in ON_BAD_ROW:
         raise ValueError(f"on_bad_row {on_bad_row!r} is not one of {', '.join(ON_BAD_ROW)}")
     how = reading or Reading()
-    opened = open_rows(data, how)
-    return PairSource(
-        str(data),
-        lambda: fingerprint(opened, how, limit, on_bad_row),
-        lambda: rows_of(opened.rows(), how.ranking),
-        limit,
-        on_bad_row,
-    )
+    return PairSource(str(data), open_rows(data, how), how, limit, on_bad_row)
+
+
+def configured_pairs(d: DataConfig, limit: int | None = None) -> PairSource:
+    """Open the configured pairs, or the first ``limit`` of them."""
+    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
+    return open_pairs(resolve(d.pairs), reading, limit or d.limit, d.on_bad_row)
 
 
 def content(row: Row) -> bytes:
@@ -198,10 +207,12 @@ def skipped_text(name: str, counts: Counter[str], bad: list[str]) -> str:
     return "\n  ".join([*lines, f"... and {more} more"] if more else lines)
 
 
-def _pair(index: int, row: Row) -> Pair:
+def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
     first, second = (image if isinstance(image, bytes) else b"" for image in row.images)
     winner, loser = (first, second) if row.label == 1.0 else (second, first)
+    seen = tuple(decoded if row.label == 1.0 else reversed(decoded))
     p = row.preference
     p_first = p if isinstance(p, float) else float(row.label == 1.0)
     preference = p_first if row.label == 1.0 else 1 - p_first
-    return Pair(index, row.caption or "", winner, loser, row.scene_graph, row.where, preference)
+    caption, graph = row.caption or "", row.scene_graph
+    return Pair(index, caption, winner, loser, graph, row.where, preference, seen)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,20 @@ def read_parquet(file: Path, columns: Columns) -> Iterator[Raw]:
     Raises:
         DataError: not Parquet, damaged, a column missing or of the wrong type.
     """
+    yield from _parquet(file, columns, lambda layout: list(layout.names))
+
+
+def read_labels(file: Path, columns: Columns) -> Iterator[Raw]:
+    """Rows of a Parquet file with nothing but their labels: no image is read.
+
+    Raises:
+        DataError: as :func:`read_parquet`.
+    """
+    yield from _parquet(file, columns, lambda layout: [n for n in layout.names if n == "label_0"])
+
+
+def _parquet(file: Path, columns: Columns, part: Callable[[Layout], list[str]]) -> Iterator[Raw]:
+    """Rows with the columns that ``part`` chooses of a layout, under our names."""
     read = 0
     try:
         with pq.ParquetFile(file) as parquet:
@@ -38,10 +52,12 @@ def read_parquet(file: Path, columns: Columns) -> Iterator[Raw]:
             check_types(str(file), schema, layout)
             ranked = layout.kind in ("ranking", "choice")  # these may name files
             table = Table(layout, file.parent if ranked else None, file.stem)
-            wanted = list(layout.names.values())
+            ours = part(layout)
+            wanted = [layout.names[name] for name in ours]
             for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=wanted):
                 for index, values in enumerate(batch.to_pylist(), start=read):
-                    yield Raw(f"{file.name}, row {index}", table, layout.translate(values))
+                    named = {name: values[layout.names[name]] for name in ours}
+                    yield Raw(f"{file.name}, row {index}", table, named)
                 read += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         what = "cannot be read as Parquet" if not read else f"is damaged after row {read - 1}"

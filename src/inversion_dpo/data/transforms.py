@@ -13,13 +13,24 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from inversion_dpo.maths.records import Framing
-
 FITS = ("pad", "crop")
 GREY = (127, 127, 127)
 _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 
 Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How an image came to its size; (height, width) in pixels.
+
+    original: as stored. crop: (top, left) corner of what is seen, in pixels of the resized image;
+    (0, 0) unless it was cropped. target: what the network sees.
+    """
+
+    original: Size
+    crop: Size
+    target: Size
 
 
 @dataclass(frozen=True)

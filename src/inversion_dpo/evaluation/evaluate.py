@@ -21,7 +21,7 @@ from inversion_dpo.run.disk import atomic_table, atomic_text
 from inversion_dpo.run.folder import read_config, read_seconds, stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import trained_guidance
-from inversion_dpo.training.step import read_rows
+from inversion_dpo.training.run_files import read_rows
 
 Models = tuple[str | None, str | None]  # reference and policy, as sides.side takes them
 EVALUATED = "evaluated.yaml"  # the settings that the metrics were made with

@@ -39,8 +39,8 @@ def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryC
     worst: list[tuple[float, int, str, Tensor]] = []
     for start in range(0, cache.pairs, 8):
         pairs = list(range(start, min(start + 8, cache.pairs)))
-        before = decode(vae, cache.gather("clean", pairs))
-        after = decode(vae, cache.gather("reconstructed", pairs))
+        before = decode(vae, cache.of_images("clean", pairs))
+        after = decode(vae, cache.of_images("reconstructed", pairs))
         for row, value in enumerate(psnr(before, after).tolist()):
             decibels.append(value)
             side = "winner" if row < len(pairs) else "loser"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from inversion_dpo.data.images import decode_image
+from inversion_dpo.data.source import configured_pairs
 from inversion_dpo.evaluation import exports, figures
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
 from inversion_dpo.evaluation.evaluate import EVALUATED, both_sides
@@ -33,8 +34,7 @@ from inversion_dpo.evaluation.wording import (
 )
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.folder import read_config, read_seconds
-from inversion_dpo.training.recipe import source_of
-from inversion_dpo.training.step import read_rows
+from inversion_dpo.training.run_files import read_rows
 
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 
@@ -382,7 +382,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         if r
     ]
     reference, policy = (read_images(file, first) for file in files)
-    examples = [] if models else list(source_of(read_config(folder), 6))
+    examples = [] if models else list(configured_pairs(read_config(folder).data, 6))
     data = ReportData(
         title=title(models),
         setting=setting(e.seeds),

@@ -1,27 +1,24 @@
 """Preference objectives: pure functions from per-pair errors to per-pair losses.
 
 An error is the mean over a latent's elements of ||target - prediction||^2, of eps in diffusion
-models and of the velocity in flow models (``schedule.error_scale``). What the target is, and where
-x_t comes from, a cached inversion trajectory or fresh noise, is decided before:
-``target_prediction`` and ``OBJECTIVES``. Losses are per pair; nothing is averaged inside the
-sigmoid. Equations and sources: docs/explanation/objectives.md.
+models and of the velocity in flow models (``schedule.error_scale``). A method is a loss, a path and
+a target, see ``METHODS``. Losses are per pair; nothing is averaged inside the sigmoid. Equations
+and sources: docs/explanation/objectives.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inversion_dpo.maths.records import Levels, LossOutput, LossSettings, PairErrors
-from inversion_dpo.maths.schedule import prediction_between, step_coefficients
+from inversion_dpo.maths.records import LossOutput, LossSettings, PairErrors
+from inversion_dpo.maths.targets import TARGETS
 
-TARGETS = ("transition", "x0", "reference")
 LINKS = ("sigmoid", "hinge", "ipo")
-WEIGHTS = ("uniform", "min_snr", "transition", "velocity")
 
 
 def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
@@ -33,61 +30,6 @@ def residual_overlap(target: Tensor, prediction: Tensor) -> Tensor:
     """Inner product of winners' and losers' residuals, mean over elements: (2P, *) -> [P]."""
     winner, loser = torch.chunk(target.float() - prediction.float(), 2)
     return (winner * loser).flatten(1).mean(1)
-
-
-def target_prediction(
-    target: str,
-    i: Tensor,
-    states: tuple[Tensor, Tensor, Tensor],
-    reference: Tensor,
-    levels: Levels,
-    kind: str,
-) -> Tensor:
-    """What the policy should predict at a state x_t = x_{t_i} of a trajectory; (B, *).
-
-    Args:
-        target: transition: the prediction that leads back to x_{t_{i-1}}, the observed transition.
-            x0: the prediction that leads straight to the clean image.
-            reference: the reference's own, whose gradient is exactly zero at the reference.
-        i: index on the grid [B], from 1 on.
-        states: the clean x_0, x_{t_{i-1}} and x_t.
-        reference: the reference's prediction at x_t.
-        levels: of the grid.
-        kind: what the network predicts.
-    """
-    x_0, x_before, x_t = states
-    if target == "transition":
-        return prediction_between(x_before, levels[i - 1], x_t, levels[i], kind)
-    if target == "x0":
-        return prediction_between(x_0, levels[0], x_t, levels[i], kind)
-    if target == "reference":
-        return reference
-    raise ValueError(f"unknown target {target!r}; one of {', '.join(TARGETS)}")
-
-
-def step_weights(levels: Levels, kind: str, name: str) -> Tensor:
-    """k of every level but the first, [n-1], before it is scaled to mean 1.
-
-    uniform: 1.
-    min_snr: min(SNR, 5) on errors of x_0 (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
-    velocity: 1 / alpha^2, which makes errors of eps errors of v: the high noise where the layout
-        of a picture is decided counts in full (Salimans & Ho, 2022,
-        https://arxiv.org/abs/2202.00512).
-    transition: how far an error of the prediction moves the state one step below, squared: the
-        exact k of Gaussian transitions that all have one variance.
-    """
-    flow, here = kind == "flow_prediction", levels[slice(1, None)]
-    if name == "uniform":
-        return torch.ones_like(here.alpha)
-    if name == "min_snr":
-        snr = (here.alpha / here.sigma).square()
-        return snr.clamp(max=5) * here.sigma.square() if flow else (5 / snr).clamp(max=1)
-    if name == "velocity":
-        return torch.ones_like(here.alpha) if flow else here.alpha.pow(-2).nan_to_num(posinf=0.0)
-    if name == "transition":
-        _, c_p = step_coefficients(here, levels[slice(None, -1)], kind if flow else "epsilon")
-        return c_p.square().nan_to_num(posinf=0.0)  # where alpha = 0 errors of eps count nothing
-    raise ValueError(f"unknown weighting {name!r}; one of {', '.join(WEIGHTS)}")
 
 
 def dpo_logit(errors: PairErrors, beta: float) -> Tensor:
@@ -223,34 +165,96 @@ def safeguarded(errors: PairErrors, mu: float = 0.0) -> PairErrors:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A loss, where its x_t come from, and what it needs.
+class Loss:
+    """A loss function, and what it needs to be computed.
 
-    source: ``trajectory`` (cached inversion under the reference), ``noise`` (fresh, shared by the
-        pair), ``policy`` (inverted under the policy as it is, at every step) or ``renoise`` (the
-        same, each step along the mean of two predictions).
-    reference: whether the loss compares with the reference.
-    linked: whether ``link`` and ``label_smoothing`` have a part in it.
+    function: pure, from errors [P] to losses [P]. uses: what has a part in it: the labels, and
+    settings of ``objective``. reference: whether it compares with the reference. baseline: whether
+    it looks at the mean over the whole batch, which several processes must sum up.
     """
 
-    loss: Callable[[PairErrors, LossSettings], LossOutput]
-    source: str
+    function: Callable[[PairErrors, LossSettings], LossOutput]
+    uses: frozenset[str]
     reference: bool = True
-    linked: bool = False
+    baseline: bool = False
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "inversion_dpo": Objective(dpo, "trajectory", linked=True),
-    "inversion_dpo_released": Objective(released_sign, "trajectory", linked=True),
-    "diffusion_dpo": Objective(dpo, "noise", linked=True),
-    "inpo": Objective(dpo, "policy", linked=True),
-    "smpo": Objective(smpo, "renoise"),
-    "dspo": Objective(dspo, "noise"),
-    "mapo": Objective(mapo, "noise", reference=False),
-    "kto": Objective(kto, "noise"),
-    "sft": Objective(sft, "noise", reference=False),
-    "denoising": Objective(denoising, "noise", reference=False),
+LINKED = frozenset({"labels", "beta", "link", "label_smoothing", "soft_labels", "safeguard"})
+
+LOSSES: dict[str, Loss] = {
+    "dpo": Loss(dpo, LINKED),
+    "dpo_released": Loss(released_sign, LINKED),
+    "smpo": Loss(smpo, frozenset({"labels", "beta", "soft_labels", "safeguard"})),
+    "dspo": Loss(dspo, frozenset({"labels", "beta", "safeguard"})),
+    "mapo": Loss(mapo, frozenset({"labels", "beta"}), reference=False),
+    "kto": Loss(kto, frozenset({"labels", "beta", "safeguard"}), baseline=True),
+    "sft": Loss(sft, frozenset({"labels"}), reference=False),
+    "denoising": Loss(denoising, frozenset(), reference=False),
 }
+
+# Where a state x_t comes from.
+PATHS = {
+    "trajectory": "a state of the image's inversion under the reference, from the cache",
+    "noise": "the image with fresh noise, which the two images of a pair share",
+    "policy": "the image inverted under the policy as it is, at every step (DDIM-InPO)",
+    "renoise": "the same along the mean of two predictions (SmPO)",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loss, where its states come from, and what is to be predicted there."""
+
+    loss: str
+    path: str
+    target: str = "x0"
+
+
+METHODS: dict[str, Method] = {
+    "inversion_dpo": Method("dpo", "trajectory"),
+    "inversion_dpo_released": Method("dpo_released", "trajectory", "reference"),
+    "diffusion_dpo": Method("dpo", "noise"),
+    "inpo": Method("dpo", "policy"),
+    "smpo": Method("smpo", "renoise"),
+    "dspo": Method("dspo", "noise"),
+    "mapo": Method("mapo", "noise"),
+    "kto": Method("kto", "noise"),
+    "sft": Method("sft", "noise"),
+    "denoising": Method("denoising", "noise"),
+}
+
+
+def method_of(
+    name: str, *, loss: str | None = None, path: str | None = None, target: str | None = None
+) -> Method:
+    """Take a row of METHODS, with another loss, path or target where one is given.
+
+    Raises:
+        ValueError: an unknown name, or a target that the path does not have.
+    """
+    choices: dict[str, tuple[str | None, Iterable[str]]] = {
+        "loss": (loss, LOSSES),
+        "path": (path, PATHS),
+        "target": (target, TARGETS),
+    }
+    if name not in METHODS:
+        raise ValueError(f"objective.name={name!r} is not one of {', '.join(METHODS)}")
+    for key, (value, known) in choices.items():
+        if value is not None and value not in known:
+            raise ValueError(f"objective.{key}={value!r} is not one of {', '.join(known)}")
+    given = {key: value for key, (value, _) in choices.items() if value is not None}
+    method = replace(METHODS[name], **given)
+    if method.path != "trajectory" and method.target != "x0":
+        raise ValueError(
+            f"objective.target={method.target} needs objective.path=trajectory: a state of path "
+            f"{method.path} has no stored neighbour or prediction; set objective.target=x0"
+        )
+    if method.loss == "dpo_released" and method.target != "reference":
+        raise ValueError(
+            "objective.loss=dpo_released reproduces the sign of the released script and is defined "
+            f"for objective.target=reference only, not for {method.target}"
+        )
+    return method
 
 
 def implicit_accuracy(margin: Tensor) -> Tensor:
@@ -259,32 +263,32 @@ def implicit_accuracy(margin: Tensor) -> Tensor:
 
 
 def as_pair_errors(
-    policy: Tensor,
-    reference: Tensor,
-    moved: Tensor | None = None,
-    overlap: Tensor | None = None,
-    weight: Tensor | None = None,
-    preference: Tensor | None = None,
-    baseline: Tensor | None = None,
+    policy: Tensor, reference: Tensor, *, moved: Tensor | None = None, **of_pairs: Tensor
 ) -> PairErrors:
-    """Split errors [2P], winners first, into halves [P]; the last four are [P] already.
+    """Split errors of images into those of winners and losers.
 
-    By default nothing moved or overlaps, levels and labels count 1, and the baseline is 0.
+    Args:
+        policy: squared errors [2P] of the policy, winners first.
+        reference: the same of the reference.
+        moved: squared distance [2P] between their predictions; none by default.
+        of_pairs: other fields of PairErrors, [P]. By default levels and labels count 1, nothing
+            overlaps, and the baseline is 0.
+
+    Raises:
+        ValueError: the two have other shapes, or an odd number of images.
     """
     if policy.shape != reference.shape or policy.shape[0] % 2:
         raise ValueError(f"need two equal [2P] tensors, got {policy.shape} and {reference.shape}")
-    (w, l), (w_ref, l_ref) = torch.chunk(policy, 2), torch.chunk(reference, 2)
-    w_moved, l_moved = torch.chunk(torch.zeros_like(policy) if moved is None else moved, 2)
-    zero, one = torch.zeros_like(w_ref), torch.ones_like(w_ref)
+    (winner, loser), (winner_ref, loser_ref) = policy.chunk(2), reference.chunk(2)
+    winner_moved, loser_moved = (torch.zeros_like(policy) if moved is None else moved).chunk(2)
+    zero, one = torch.zeros_like(winner_ref), torch.ones_like(winner_ref)
+    default = {"overlap": zero, "weight": one, "preference": one, "baseline": zero}
     return PairErrors(
-        w,
-        l,
-        w_ref,
-        l_ref,
-        w_moved,
-        l_moved,
-        zero if overlap is None else overlap,
-        one if weight is None else weight,
-        one if preference is None else preference,
-        zero if baseline is None else baseline,
+        winner=winner,
+        loser=loser,
+        winner_ref=winner_ref,
+        loser_ref=loser_ref,
+        winner_moved=winner_moved,
+        loser_moved=loser_moved,
+        **default | of_pairs,
     )

@@ -6,7 +6,8 @@ the winners come first and the losers second, so B is twice the number of pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,31 +113,26 @@ class LossOutput:
 
 
 @dataclass(frozen=True)
-class TrainingPoints:
-    """One state per image, winners first: all (B, *) but i, timesteps and scale, which are [B].
+class NoisyStates:
+    """One state x_t for each image, winners first; (B, *) or [B].
 
-    ``i`` is the level's index on the grid (of fresh noise: in the schedule). ``target`` is what the
-    network should predict at x_t, ``reference`` what the reference does; ``scale`` is what their
-    squared errors count for. ``spent``: network evaluations per image that it took to come here.
+    level: index [B] of the noise level, on the grid or (path ``noise``) in the schedule.
+    timesteps: [B], as the network takes them. target: (B, *), what the network should predict.
+    reference: (B, *), what the reference predicts. scale: [B], what their squared errors count for.
+    evaluations: of the network, for each image, that it took to come here.
     """
 
-    i: Tensor
+    level: Tensor
     x_t: Tensor
     timesteps: Tensor
     scale: Tensor
     target: Tensor
     reference: Tensor
-    spent: int = 0
+    evaluations: int = 0
 
-
-@dataclass(frozen=True)
-class Framing:
-    """How an image came to its size; (height, width) in pixels.
-
-    original: as stored. crop: (top, left) corner of what is seen, in pixels of the resized image;
-    (0, 0) unless it was cropped. target: what the network sees.
-    """
-
-    original: tuple[int, int]
-    crop: tuple[int, int]
-    target: tuple[int, int]
+    def to(self, device: torch.device) -> NoisyStates:
+        """The same states on a device."""
+        tensors: dict[str, Any] = {
+            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return replace(self, **tensors)

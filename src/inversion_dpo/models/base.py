@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from inversion_dpo.data.transforms import Framing as Framing
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.maths.records import Framing
 from inversion_dpo.maths.schedule import Schedule
 
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis

@@ -10,8 +10,8 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
+from inversion_dpo.data.transforms import Framing
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.maths.records import Framing
 from inversion_dpo.models.base import Condition
 from inversion_dpo.models.schedules import flow_schedule
 

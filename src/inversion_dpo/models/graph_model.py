@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from inversion_dpo.data.transforms import Framing
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.maths.records import Framing
 from inversion_dpo.models.base import GRAPH_KEYS, Condition, DiffusionModel, ModelError
 from inversion_dpo.models.graph_encoder import GraphShape, SceneGraphEncoder
 

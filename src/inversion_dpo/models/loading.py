@@ -17,10 +17,12 @@ from diffusers import (
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 
-from inversion_dpo.models.base import DiffusionModel, ModelError, freeze
+from inversion_dpo.models.base import DiffusionModel, ModelError, freeze, network_of
 from inversion_dpo.models.flow import Flux, StableDiffusion3
-from inversion_dpo.models.graph_model import SceneGraphModel
+from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
+from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.stable_diffusion import StableDiffusion, StableDiffusionXL
+from inversion_dpo.run.config import Config, resolve
 
 FAMILIES = (
     StableDiffusionPipeline,
@@ -115,6 +117,27 @@ def _remedy(error: Exception) -> str:
 
 def _local(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def load_model(config: Config, device: torch.device) -> DiffusionModel:
+    """Load the configured pipeline as the frozen model; weights to be trained are in float32.
+
+    With ``policy.kind=scene_graph`` and no ``model.scene_graph`` a new encoder is installed, which
+    is what will be trained.
+    """
+    m, p = config.model, config.policy
+    dtype = getattr(torch, m.dtype)
+    pipeline = load_pipeline(resolve(m.path), m.revision, m.variant, dtype, m.vae, m.lora, m.t5)
+    pipeline.to(device)
+    if m.scene_graph:
+        install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)
+    elif p.kind == "scene_graph":
+        shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
+        install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
+    model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
+    if p.kind == "full":
+        network_of(model).float()
+    return model
 
 
 def base_name(path: str) -> str:

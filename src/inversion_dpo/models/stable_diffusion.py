@@ -9,8 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
+from inversion_dpo.data.transforms import Framing
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.maths.records import Framing
 from inversion_dpo.models.base import Condition
 from inversion_dpo.models.prompts import encode_clip, encode_two_clips
 from inversion_dpo.models.schedules import discrete_schedule

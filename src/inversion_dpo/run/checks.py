@@ -22,12 +22,12 @@ def check_combinations(config: Config) -> None:
         )
     if inversion.max_error is not None and not inversion.reconstruct:
         raise ConfigError("inversion.max_error needs inversion.reconstruct=true, which measures it")
-    if objective.name == "inversion_dpo_released" and objective.target != "reference":
+    if objective.name == "inversion_dpo_released" and objective.target not in (None, "reference"):
         raise ConfigError(
             "objective.name=inversion_dpo_released reproduces the released script's sign and is "
             "defined for objective.target=reference only"
         )
-    if objective.name == "smpo" and not objective.soft_labels:
+    if (objective.loss or objective.name) == "smpo" and not objective.soft_labels:
         raise ConfigError(
             "objective.name=smpo scales each pair by its soft label, and without them is another "
             "method: set objective.soft_labels=true, or objective.name=inpo"

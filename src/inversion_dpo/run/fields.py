@@ -187,8 +187,14 @@ class ObjectiveConfig:
         "denoising",
     ] = "inversion_dpo"
     """The method; docs/explanation/objectives.md has the formula and the source of each."""
-    target: Annotated[Literal["transition", "x0", "reference"], Effect("target")] = "x0"
-    """What the policy should predict at a state of a trajectory."""
+    loss: (
+        Literal["dpo", "dpo_released", "smpo", "dspo", "mapo", "kto", "sft", "denoising"] | None
+    ) = None
+    """Another loss than the method's own; null keeps it."""
+    path: Literal["trajectory", "noise", "policy", "renoise"] | None = None
+    """Where the noisy states come from, if not from the method's own path."""
+    target: Annotated[Literal["x0", "transition", "reference"] | None, Effect("target")] = None
+    """What the policy should predict at a state, if not the method's own target."""
     beta: Annotated[Positive, Effect("beta")] = 2000.0
     """Strength of the preference; a larger value keeps the policy closer to the reference."""
     link: Annotated[Literal["sigmoid", "hinge", "ipo"], Effect("link")] = "sigmoid"

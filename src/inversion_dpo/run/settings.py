@@ -86,7 +86,9 @@ def _settings_of(group: Any, before: str) -> Iterator[Setting]:
             info.description or "",
             range_of(schema),
             default,
-            tuple(schema.get("enum", ())),
+            tuple(
+                word for part in (schema, *schema.get("anyOf", ())) for word in part.get("enum", ())
+            ),
             schema.get("type") == "object",
             effects[0] if effects else None,
         )

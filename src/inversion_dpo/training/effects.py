@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
-from inversion_dpo.maths import losses
+from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.config import Config, ConfigError, has_effect, load_given, without_effect
+from inversion_dpo.trajectories.key import chosen_method
 
-_LINKED = frozenset({"beta", "link", "label_smoothing", "soft_labels", "safeguard", "labels"})
-_USES: dict[Any, frozenset[str]] = {
-    losses.dpo: _LINKED,
-    losses.released_sign: _LINKED,
-    losses.smpo: frozenset({"beta", "soft_labels", "safeguard", "labels"}),
-    losses.dspo: frozenset({"beta", "safeguard", "labels"}),
-    losses.mapo: frozenset({"beta", "labels"}),
-    losses.kto: frozenset({"beta", "safeguard", "labels"}),
-    losses.sft: frozenset({"labels"}),
-    losses.denoising: frozenset(),
-}
 _PATHS: dict[str, frozenset[str]] = {
     "trajectory": frozenset({"inversion", "grid", "target"}),
     "policy": frozenset({"grid"}),
@@ -29,8 +18,8 @@ _PATHS: dict[str, frozenset[str]] = {
 
 def active_tags(config: Config) -> frozenset[str]:
     """The tags of ``run.fields.TAGS`` that hold in a run."""
-    objective = losses.OBJECTIVES[config.objective.name]
-    return _USES[objective.loss] | _PATHS[objective.source]
+    method = chosen_method(config)
+    return LOSSES[method.loss].uses | _PATHS[method.path]
 
 
 def load_checked(preset: str | None, overrides: list[str]) -> Config:

@@ -17,39 +17,33 @@ from torch import Tensor, nn
 from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder
 from inversion_dpo.models.graph_model import save_encoder
-from inversion_dpo.models.loading import merge_lora
+from inversion_dpo.models.loading import base_name, merge_lora
+from inversion_dpo.run.config import Config, PolicyConfig, TrainingConfig
 from inversion_dpo.run.disk import steady_header
 
 
 class LoraPolicy:
     """Low-rank adapters on the network; the reference is the same weights, adapters off.
 
-    target_modules: name endings as peft takes them; a single entry that begins with ``^`` is one
-    pattern for whole names. With ``dora`` the weights' magnitudes are trained too (Liu et al.,
-    2024, https://arxiv.org/abs/2402.09353). Adapters are float32 whatever the frozen weights are.
+    ``policy.target_modules``: name endings as peft takes them; a single entry that begins with
+    ``^`` is one pattern for whole names. With ``policy.dora`` the weights' magnitudes are trained
+    too (Liu et al., 2024, https://arxiv.org/abs/2402.09353). Adapters are float32 whatever the
+    frozen weights are.
 
     Raises:
         ModelError: no layer has such a name.
     """
 
-    def __init__(
-        self,
-        model: DiffusionModel,
-        rank: int,
-        alpha: float,
-        target_modules: list[str],
-        seed: int,
-        dora: bool = False,
-    ) -> None:
-        self.model, self.network = model, network_of(model)
+    def __init__(self, model: DiffusionModel, p: PolicyConfig, seed: int) -> None:
+        self.model, self.network, target_modules = model, network_of(model), p.target_modules
         pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
         targets = target_modules[0] if pattern else list(target_modules)
         config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
+            r=p.rank,
+            lora_alpha=p.alpha,
             target_modules=targets,
             exclude_modules=model.unreached,
-            use_dora=dora,
+            use_dora=p.dora,
         )
         try:
             with torch.random.fork_rng():
@@ -195,3 +189,33 @@ Policy = LoraPolicy | FullPolicy | SceneGraphPolicy
 def trainable_copy(policy: Policy) -> dict[str, Tensor]:
     """Detached copies of the trainable tensors."""
     return {n: p.detach().clone() for n, p in policy.trainable().items()}
+
+
+def attach(model: DiffusionModel, config: Config) -> Policy:
+    """Attach what is trained to the frozen model; the network is switched to training as is."""
+    p = config.policy
+    if p.kind == "full":
+        return FullPolicy(model)
+    if p.kind == "scene_graph":
+        return SceneGraphPolicy(model, base_name(config.model.path))
+    return LoraPolicy(model, p, config.training.seed)
+
+
+def make_optimizer(t: TrainingConfig, parameters: list[nn.Parameter]) -> Any:
+    """AdamW, 8-bit AdamW or Adafactor at a fixed rate; ModelError if it is not installed."""
+    rate, decay = t.learning_rate, t.weight_decay
+    if t.optimizer == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise ModelError(
+                "training.optimizer=adamw8bit needs `pip install bitsandbytes` and a GPU; or set "
+                "training.optimizer=adafactor, which needs little memory too"
+            ) from error
+        return bitsandbytes.optim.AdamW8bit(parameters, lr=rate, weight_decay=decay)
+    if t.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        fixed = {"scale_parameter": False, "relative_step": False}
+        return Adafactor(parameters, lr=rate, weight_decay=decay, **fixed)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)

@@ -1,10 +1,14 @@
-"""Everything that is alive during training: model, trajectories, policy, optimizer."""
+"""The recipe: from a configuration to a trained policy, read from top to bottom.
+
+``invert`` is :func:`prepare` and nothing else. Everything is loaded, hashed and decoded once.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,78 +17,216 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from inversion_dpo.data.formats import Reading
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.source import PairSource, open_pairs
-from inversion_dpo.maths.losses import OBJECTIVES, Objective, step_weights
-from inversion_dpo.maths.records import Grid, LossSettings
-from inversion_dpo.maths.schedule import Schedule
-from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity, network_of
-from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
-from inversion_dpo.models.graph_model import load_encoder
-from inversion_dpo.models.loading import adapt, base_name, load_pipeline
+from inversion_dpo.data.source import configured_pairs
+from inversion_dpo.models.base import DiffusionModel, frozen_parts
+from inversion_dpo.models.loading import load_model
 from inversion_dpo.models.prompts import T5_LIMITS, limits
-from inversion_dpo.run.config import Config, ConfigError, InversionConfig, resolve
+from inversion_dpo.run.config import Config, ConfigError, TrainingConfig
+from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
+from inversion_dpo.run.folder import stage
 from inversion_dpo.run.processes import Team, current_team
-from inversion_dpo.training.policy import FullPolicy, LoraPolicy, Policy, SceneGraphPolicy
-from inversion_dpo.training.startup import StartupError, check_noise
-from inversion_dpo.trajectories.cache import CacheKey, TrajectoryCache
-from inversion_dpo.trajectories.fill import build_cache, noise_variance, round_trip_error
+from inversion_dpo.training.checkpoint import Progress
+from inversion_dpo.training.checks import Watch, asked_to_stop, check_noise, check_step
+from inversion_dpo.training.plan import Plan, make_plan
+from inversion_dpo.training.policy import Policy, attach, make_optimizer, trainable_copy
+from inversion_dpo.training.run_files import (
+    append_row,
+    begin_tracker,
+    peak_memory,
+    resume,
+    save_policy,
+    save_session,
+    tracker_of,
+)
+from inversion_dpo.training.step import Row, heldout, pairs_of_step, step
+from inversion_dpo.trajectories.cache import TrajectoryCache
+from inversion_dpo.trajectories.fill import fill, noise_variance, round_trip_error
+from inversion_dpo.trajectories.key import chosen_method, key_of
 
 logger = logging.getLogger(__name__)
+LEAST_PAIRS = 4
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The plain values a step needs."""
+class Prepared:
+    """The frozen model and the trajectories of all pairs under it."""
 
-    objective: Objective
-    settings: LossSettings
-    target: str
-    low: int  # lowest and highest index on the grid that is trained on
-    high: int
-    timesteps: tuple[int, int]  # the same in the schedule, for fresh noise
-    weights: Tensor  # k by index, on the grid or in the schedule; mean 1 over what is trained on
-    states: int  # states per pair and step
-    safeguard: bool
-    soft_labels: bool
-    batch_size: int
-    accumulation: int
-    seed: int
-    prompt_dropout: float
-    graph_dropout: float = 0.0
-    caption_dropout: float = 0.0
-    guidance_scale: float = 1.0  # of policy and reference alike
-
-    @property
-    def drops(self) -> bool:
-        """Whether some pairs are shown without their prompt, their scene graph or caption."""
-        return max(self.prompt_dropout, self.graph_dropout, self.caption_dropout) > 0
+    accelerator: Accelerator
+    model: DiffusionModel
+    cache: TrajectoryCache
 
 
 @dataclass
 class Session:
-    """Everything that is alive during training."""
+    """Everything that is alive during training.
+
+    network: the prepared policy network, which every forward goes through. coefficients: whatever
+    adapts, kept in checkpoints. skipped: steps whose loss or gradient was not finite.
+    """
 
     accelerator: Accelerator
     model: DiffusionModel
     policy: Policy
-    network: nn.Module  # the prepared policy network: every forward goes through it
+    network: nn.Module
     optimizer: Any
     cache: TrajectoryCache
     train_pairs: list[int]
     heldout_pairs: list[int]
-    recipe: Recipe
+    plan: Plan
+    clip: float
+    max_skipped: int
+    keep_checkpoints: int
     team: Team = field(default_factory=Team)
-    coefficients: dict[str, float] = field(default_factory=dict)  # that adapt: kept in checkpoints
-    skipped: int = 0  # steps whose loss or gradient was not finite
+    coefficients: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+
+    def pairs_of(self, number: int) -> list[int]:
+        """The pairs of a step, over all processes."""
+        batch = pairs_of_step(self.train_pairs, self.plan.batch_size, self.plan.seed, number)
+        return [pair for pair, _ in batch]
+
+
+def train(config: Config, folder: Path, cache_root: Path | None = None) -> Session:
+    """Train to ``training.steps``, from the last checkpoint if there is one; save the policy.
+
+    Leaves ``folder/adapter`` (LoRA weights or a pipeline folder), ``metrics.jsonl`` and
+    ``checkpoints/``.
+
+    Args:
+        config: the run's settings.
+        folder: the run's folder, which is made if need be.
+        cache_root: the folder of caches, ``folder/cache`` by default.
+
+    Raises:
+        StartupError, DataError, ModelError, CheckpointError, NotFiniteError, OutOfMemoryError,
+            DiskError: each says what to do.
+        Terminated: SIGTERM came, and all is saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
+    with stage(folder, "invert"), memory_advice("inversion"):
+        prepared = prepare(config, cache_root or folder / "cache")
+    with stage(folder, "train"), memory_advice("training"), stop_requests() as stopping:
+        session = set_up(config, prepared)
+        progress = resume(session, folder)
+        begin_tracker(session.accelerator, config.training.tracker, folder, progress.step)
+        last = run_steps(session, config.training, folder, progress, stopping)
+        finish(session, config, folder, last)
+    return session
+
+
+def prepare(config: Config, cache_root: Path) -> Prepared:
+    """Load the model, read the pairs, invert what is not inverted yet."""
+    accelerator, team = make_accelerator(config), current_team()
+    model = load_model(config, accelerator.device)
+    pairs = configured_pairs(config.data)
+    key = key_of(config, pairs, model)
+    with accelerator.autocast():
+        cache = fill(cache_root, model, pairs, key, device=accelerator.device, team=team)
+        if key.guidance_scale > 1 and team.main:
+            errors = [round_trip_error(model, cache, s) for s in (1.0, key.guidance_scale)]
+            logger.warning(guidance_text(key.guidance_scale, *errors))
+    logger.info(counts_text(cache))
+    if any(cache.overlong.values()):
+        logger.warning(overlong_text(cache, model, key.prompt_chunks))
+    if cache.pairs < LEAST_PAIRS:
+        raise DataError(
+            f"{pairs.name}: only {cache.pairs} usable pairs; give at least {LEAST_PAIRS}"
+        )
+    return Prepared(accelerator, model, cache)
+
+
+def set_up(config: Config, prepared: Prepared) -> Session:
+    """Attach the policy to the model, choose its pairs, make its optimizer and its plan."""
+    accelerator, model, cache = prepared.accelerator, prepared.model, prepared.cache
+    t, team = config.training, current_team()
+    plan = make_plan(config, model.schedule, cache.grid)
+    check_usable(config, cache, plan)
+    only_network_stays(model)
+    policy = attach(model, config)
+    if t.gradient_checkpointing:
+        policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
+        policy.network.train()
+    optimizer = make_optimizer(t, list(policy.trainable().values()))
+    network, optimizer = accelerator.prepare(policy.network, optimizer)
+    if t.compile:
+        network = torch.compile(network)
+    usable = reproducible(cache, config.inversion.max_error)
+    train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
+    cache.swap(train_pairs, config.data.label_noise, t.seed)
+    return Session(
+        accelerator=accelerator,
+        model=model,
+        policy=policy,
+        network=network,
+        optimizer=optimizer,
+        cache=cache,
+        train_pairs=train_pairs,
+        heldout_pairs=heldout_pairs,
+        plan=plan,
+        clip=t.max_grad_norm,
+        max_skipped=t.max_skipped,
+        keep_checkpoints=t.keep_checkpoints,
+        team=team,
+    )
+
+
+def run_steps(
+    session: Session, t: TrainingConfig, folder: Path, start: Progress, stopping: Callable[[], bool]
+) -> Row:
+    """Take the steps from where the run stands; returns the last row of the metrics."""
+    begun, seconds, looked, main = time.time(), start.seconds, Row(), session.team.main
+    before = trainable_copy(session.policy) if start.step == 0 else None
+    watch, numbers = Watch(), range(start.step, t.steps)
+    bar = tqdm(
+        numbers, "train", t.steps, initial=start.step, unit="step", mininterval=1, disable=not main
+    )
+    for number in bar:
+        measured = (looked or heldout(session)) if number % t.eval_every == 0 else {}
+        looked = {}
+        row = step(session, number, rate_at(number, t))
+        check_step(session, number, row, before)
+        seconds = start.seconds + time.time() - begun
+        if main:
+            watch.see({"step": number, **row, **measured})
+            append_row(folder, {"step": number, **row, **measured, "seconds": round(seconds, 3)})
+        session.accelerator.log(row | measured, step=number)
+        bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
+        done, stop = number + 1, asked_to_stop(session, stopping)
+        if done % t.checkpoint_every == 0 or done == t.steps or stop:
+            looked = heldout(session)
+            save_session(session, folder, step=done, seconds=seconds, looked=looked)
+        if t.snapshot_every and done % t.snapshot_every == 0:
+            save_policy(session, folder / "snapshots" / f"step-{done:06d}")
+        if stop:
+            raise Terminated(f"stopped by SIGTERM after step {done} of {t.steps}, all saved")
+    return {"step": t.steps, **(looked or heldout(session)), "seconds": round(seconds, 3)}
+
+
+def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
+    """Write the last measurements and the policy, merged if asked for."""
+    if session.team.main:
+        peak = round(peak_memory(session.accelerator.device))
+        logger.info("peak memory: %d MB", peak)
+        append_row(folder, last | {"peak_memory_mb": peak, "pairs": session.cache.pairs})
+    save_policy(session, folder / "adapter")
+    if config.policy.merge and session.team.main:
+        session.policy.merge(folder / "merged")
+    for tracker in session.accelerator.trackers:  # end_training() would end the processes' group
+        tracker.finish()
+    session.team.wait()
+
+
+# ---------------------------------------------------------------- the parts, in their order
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """One accelerate engine; gradients are accumulated by the step itself.
+    """Start accelerate; ConfigError for a policy that could not be merged after hours.
 
-    ConfigError for a policy that could not be merged after hours of training.
+    Gradients are accumulated by the step itself.
     """
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
     if config.policy.merge and accelerator.distributed_type == DistributedType.FSDP:
@@ -96,152 +238,75 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def load_model(config: Config, device: torch.device) -> DiffusionModel:
-    """The frozen pipeline of the configuration, on the device; weights to be trained in float32."""
-    m = config.model
-    pipeline = load_pipeline(
-        resolve(m.path), m.revision, m.variant, getattr(torch, m.dtype), m.vae, m.lora, m.t5
-    )
-    add_scene_graph(pipeline.to(device), config)
-    model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
-    if config.policy.kind == "full":
-        network_of(model).float()
-    return model
-
-
-def add_scene_graph(pipeline: Any, config: Config) -> None:
-    """Install the configured scene-graph encoder, or the new one that is to be trained."""
-    m, p = config.model, config.policy
-    if m.scene_graph:
-        install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)
-    elif p.kind == "scene_graph":
-        shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
-        install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
-
-
-def window(config: Config) -> tuple[int, int]:
-    """Lowest and highest index on the inversion's grid that is trained on."""
-    o, n = config.objective, config.inversion.steps
-    low = max(1, math.ceil(o.t_min * n))
-    return low, max(low, math.floor(o.t_max * n))
-
-
-def needed_states(config: Config) -> tuple[int, int]:
-    """Lowest and highest index that must be inverted: what is trained on, or sampled back from.
-
-    (1, 0), none, where the objective looks at no trajectories.
-    """
-    low, high = window(config)
-    if config.inversion.reconstruct:
-        return low, config.inversion.steps
-    return (low, high) if looks_at_trajectories(config) else (1, 0)
-
-
-def looks_at_trajectories(config: Config) -> bool:
-    """Whether training looks at the reference's inverted paths, and not at noise of its own."""
-    return OBJECTIVES[config.objective.name].source == "trajectory"
-
-
-def make_recipe(config: Config, schedule: Schedule, grid: Grid) -> Recipe:
-    """The plain values of a configuration that a step needs."""
-    o, t, (low, high) = config.objective, config.training, window(config)
-    last, fresh = len(schedule) - 1, OBJECTIVES[o.name].source == "noise"
-    if not fresh and grid.levels.sigma[low] <= grid.levels.sigma[0]:
-        raise ConfigError(
-            "this scheduler's first noisy state is as noisy as its clean end (timestep 0, "
-            f"set_alpha_to_one false): set objective.t_min={1.5 / grid.steps:g}, or "
-            "inversion.spacing=even"
+def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
+    """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
+    team = current_team()
+    if plan.path == "trajectory":
+        check_noise(noise_variance(cache))
+    if cache.counts.get("single") and chosen_method(config).loss not in ("sft", "denoising"):
+        raise DataError(
+            f"{config.data.pairs}: no preference among single annotated images: set "
+            "objective.name=denoising, or give pairs"
         )
-    timesteps = round(o.t_min * last), round(o.t_max * last)
-    levels, (first, final) = (schedule.levels, timesteps) if fresh else (grid.levels, (low, high))
-    weights = step_weights(levels, schedule.kind, o.weighting)
-    weights = torch.cat([weights[:1], weights])  # the clean end, if drawn, counts as its neighbour
-    weights = (weights / weights[first : final + 1].mean()).float()
-    return Recipe(
-        OBJECTIVES[o.name],
-        LossSettings(o.beta, o.link, o.label_smoothing),
-        o.target,
-        low,
-        high,
-        timesteps,
-        weights,
-        o.states,
-        o.safeguard,
-        o.soft_labels,
-        t.batch_size,
-        t.gradient_accumulation,
-        t.seed,
-        config.data.prompt_dropout,
-        config.data.graph_dropout,
-        config.data.caption_dropout,
-        o.guidance_scale,
+    if plan.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
+        raise DataError(
+            "objective.soft_labels=true, but no pair has a preference_0 (docs/reference/formats.md)"
+        )
+    if trained_guidance(config) != config.evaluation.guidance_scale:
+        logger.info(guidances_text(config))
+    if plan.batch_size < team.size * plan.accumulation:
+        raise ConfigError(
+            f"training.batch_size={plan.batch_size} counts the pairs of a step over all "
+            f"processes; {team.size} processes in training.gradient_accumulation="
+            f"{plan.accumulation} parts need at least {team.size * plan.accumulation}"
+        )
+
+
+def only_network_stays(model: DiffusionModel) -> None:
+    """Move autoencoder and text encoders off the device: their outputs are cached."""
+    for name, module in frozen_parts(model.pipeline).items():
+        if name != model.component:
+            module.to("cpu")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reproducible(cache: TrajectoryCache, max_error: float | None) -> list[int]:
+    """Numbers of the pairs whose reconstruction error is at most ``max_error``, if one is set."""
+    if max_error is None:
+        return list(range(cache.pairs))
+    kept = [k for k, error in enumerate(cache.errors) if error <= max_error]
+    logger.info(
+        "inversion.max_error leaves out %d of %d pairs", cache.pairs - len(kept), cache.pairs
     )
+    if len(kept) < LEAST_PAIRS:
+        raise DataError(f"inversion.max_error={max_error} leaves only {len(kept)} pairs: raise it")
+    return kept
 
 
-def source_of(config: Config, limit: int | None = None) -> PairSource:
-    """The configured pairs, or the first ``limit`` of them."""
-    d = config.data
-    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
-    return open_pairs(resolve(d.pairs), reading, limit or d.limit, d.on_bad_row)
+def split_pairs(numbers: list[int], holdout: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Shuffle pair numbers and set a share aside (at least one): training, held-out."""
+    count = len(numbers)
+    generator = torch.Generator().manual_seed(seed)
+    order: Tensor = torch.randperm(count, generator=generator)
+    aside = min(count - 1, max(1, round(count * holdout)))
+    training, heldout_places = sorted(order[aside:].tolist()), sorted(order[:aside].tolist())
+    return [numbers[k] for k in training], [numbers[k] for k in heldout_places]
 
 
-def cache_key(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
-    """What the run's trajectories depend on."""
-    i, d, parts = config.inversion, config.data, frozen_parts(model.pipeline)
-    looked_at, (first, last) = looks_at_trajectories(config), needed_states(config)
-    if not last:  # how paths would be made makes no difference then
-        i = InversionConfig(steps=i.steps, spacing=i.spacing, batch_size=i.batch_size)
-    return CacheKey(
-        pairs=pairs.fingerprint,
-        fit=d.fit,
-        flip_seed=config.training.seed if d.flip else None,
-        model=identity(parts.values()),
-        schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),
-        resolution=config.model.resolution,
-        guidance_embed=config.model.guidance_embed,
-        steps=i.steps,
-        spacing=i.spacing,
-        guidance_scale=i.guidance_scale,
-        fixed_point_iterations=i.fixed_point_iterations,
-        t_start=i.t_start,
-        first=first,
-        last=None if last == i.steps else last,
-        reference_guidance=config.objective.guidance_scale if looked_at else 1.0,
-        batch_size=i.batch_size,
-        keep=None if i.keep is None else (i.keep, *window(config)),
-        reconstruct=i.reconstruct,
-        precision=f"{config.model.dtype} {config.training.mixed_precision}",
-        prompt_chunks=config.model.prompt_chunks,
-        scene_graph=graph_identity(config, model),
-    )
+def rate_at(number: int, t: TrainingConfig) -> float:
+    """The learning rate of a step: linear warm-up, then ``training.lr_scheduler``'s decay.
+
+    The factors are those of diffusers' ``get_scheduler``, but depend on the step alone, so that
+    nothing of them need be stored; the first step of a warm-up is not 0.
+    """
+    warm = min(1.0, (number + 1) / max(1, t.warmup))
+    done = max(0, number - t.warmup) / max(1, t.steps - t.warmup)
+    left = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
+    return t.learning_rate * warm * left[t.lr_scheduler]
 
 
-def graph_identity(config: Config, model: DiffusionModel) -> str | None:
-    """What trajectories depend on beside the UNet: the encoder, or of a new one its tokens only."""
-    encoder = getattr(model.pipeline, "scene_graph", None)
-    if encoder is None:
-        return None
-    return identity([encoder]) if config.model.scene_graph else f"new {encoder.shape.tokens}"
-
-
-def prepare_cache(
-    config: Config, accelerator: Accelerator, model: DiffusionModel, root: Path
-) -> TrajectoryCache:
-    """Read the pairs, invert what is not inverted yet."""
-    pairs = source_of(config)
-    key = cache_key(config, pairs, model)
-    with accelerator.autocast():
-        cache = build_cache(root, model, pairs, key, accelerator.device, current_team())
-        if key.guidance_scale > 1 and cache.pairs and current_team().main:
-            scales = (1.0, key.guidance_scale)
-            errors = [round_trip_error(model, cache, s, accelerator.device) for s in scales]
-            logger.warning(guidance_text(key.guidance_scale, *errors))
-    logger.info(counts_text(cache))
-    if any(cache.overlong.values()):
-        logger.warning(overlong_text(cache, model, key.prompt_chunks))
-    if cache.pairs < 4:
-        raise DataError(f"{pairs.name}: only {cache.pairs} usable pairs; give at least 4")
-    return cache
+# ---------------------------------------------------------------- what is said on the way
 
 
 def guidance_text(scale: float, plain: float, guided: float) -> str:
@@ -287,115 +352,3 @@ def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) ->
     if model.pipeline.__class__.__name__ in T5_LIMITS:
         return text
     return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"
-
-
-def make_optimizer(name: str, parameters: list[nn.Parameter], rate: float, decay: float) -> Any:
-    """AdamW, 8-bit AdamW or Adafactor at a fixed rate; StartupError if it is not installed."""
-    if name == "adamw8bit":
-        try:
-            import bitsandbytes
-        except ImportError as error:
-            raise StartupError(
-                "training.optimizer=adamw8bit needs `pip install bitsandbytes` and a GPU; or set "
-                "training.optimizer=adafactor, which needs little memory too"
-            ) from error
-        return bitsandbytes.optim.AdamW8bit(parameters, lr=rate, weight_decay=decay)
-    if name == "adafactor":
-        from transformers.optimization import Adafactor
-
-        return Adafactor(
-            parameters, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
-        )
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-
-
-def only_network_stays(model: DiffusionModel) -> None:
-    """Autoencoder and text encoders leave the device: their outputs are cached."""
-    for name, module in frozen_parts(model.pipeline).items():
-        if name != model.component:
-            module.to("cpu")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def make_policy(config: Config, model: DiffusionModel) -> Policy:
-    """LoRA or full; the network is switched to training as is."""
-    p = config.policy
-    if p.kind == "full":
-        return FullPolicy(model)
-    if p.kind == "scene_graph":
-        return SceneGraphPolicy(model, base_name(config.model.path))
-    return LoraPolicy(model, p.rank, p.alpha, p.target_modules, config.training.seed, p.dora)
-
-
-def reproducible(cache: TrajectoryCache, max_error: float | None) -> list[int]:
-    """Numbers of the pairs whose reconstruction error is at most ``max_error``, if one is set."""
-    if max_error is None:
-        return list(range(cache.pairs))
-    kept = [k for k, error in enumerate(cache.errors) if error <= max_error]
-    logger.info(
-        "inversion.max_error leaves out %d of %d pairs", cache.pairs - len(kept), cache.pairs
-    )
-    if len(kept) < 4:
-        raise DataError(f"inversion.max_error={max_error} leaves only {len(kept)} pairs: raise it")
-    return kept
-
-
-def split_pairs(numbers: list[int], holdout: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Shuffle pair numbers and set a share aside (at least one): training, held-out."""
-    count = len(numbers)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(count, generator=generator).tolist()
-    aside = min(count - 1, max(1, round(count * holdout)))
-    train, heldout = sorted(order[aside:]), sorted(order[:aside])
-    return [numbers[k] for k in train], [numbers[k] for k in heldout]
-
-
-def set_up(config: Config, cache_root: Path) -> Session:
-    """Load the model, invert the pairs under it, then attach the policy to be trained."""
-    accelerator = make_accelerator(config)
-    model = load_model(config, accelerator.device)
-    cache = prepare_cache(config, accelerator, model, cache_root)
-    only_network_stays(model)
-    policy = make_policy(config, model)
-    t = config.training
-    if t.gradient_checkpointing:
-        policy.network.enable_gradient_checkpointing()  # type: ignore[operator]
-        policy.network.train()
-    if trained_guidance(config) != config.evaluation.guidance_scale:
-        logger.info(guidances_text(config))
-    parameters = list(policy.trainable().values())
-    optimizer = make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay)
-    network, optimizer = accelerator.prepare(policy.network, optimizer)
-    if t.compile:
-        network = torch.compile(network)
-    recipe = make_recipe(config, model.schedule, cache.grid)
-    if recipe.objective.source == "trajectory":
-        check_noise(noise_variance(cache))
-    if cache.counts.get("single") and config.objective.name not in ("sft", "denoising"):
-        raise DataError(
-            f"{config.data.pairs}: no preference among single annotated images: set "
-            "objective.name=denoising, or give pairs"
-        )
-    if recipe.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
-        raise DataError(
-            "objective.soft_labels=true, but no pair has a preference_0 (docs/reference/formats.md)"
-        )
-    usable = reproducible(cache, config.inversion.max_error)
-    train, heldout = split_pairs(usable, config.data.holdout)
-    cache.swap(train, config.data.label_noise, t.seed)
-    team = current_team()
-    _check_batch(recipe, team)
-    return Session(
-        accelerator, model, policy, network, optimizer, cache, train, heldout, recipe, team
-    )
-
-
-def _check_batch(recipe: Recipe, team: Team) -> None:
-    """Every process needs a pair in every part of a batch."""
-    if recipe.batch_size < team.size * recipe.accumulation:
-        raise ConfigError(
-            f"training.batch_size={recipe.batch_size} counts the pairs of a step over all "
-            f"processes; {team.size} processes in training.gradient_accumulation="
-            f"{recipe.accumulation} parts need at least {team.size * recipe.accumulation}"
-        )

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder: metrics, checkpoints, the policy."""
+"""What a run keeps in its folder: metrics, checkpoints, the policy; and trackers beside them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import math
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 
+from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.processes import is_cut, whole_tensors
 from inversion_dpo.training.checkpoint import (
@@ -19,7 +22,11 @@ from inversion_dpo.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from inversion_dpo.training.recipe import Session
+
+if TYPE_CHECKING:
+    from inversion_dpo.training.recipe import Session
+
+PROJECT = "inversion-dpo"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -58,11 +65,6 @@ def resume(session: Session, folder: Path) -> Progress:
     return progress
 
 
-def scaler_state(scaler: Any) -> dict[str, float]:
-    """What the loss scaler of fp16 has adapted to, under names of its own; without one nothing."""
-    return {} if scaler is None else {f"scaler.{k}": v for k, v in scaler.state_dict().items()}
-
-
 def save_policy(session: Session, target: Path) -> None:
     """The policy as users load it, whole or not at all; every process must call it."""
     parameters = session.policy.trainable()
@@ -79,26 +81,60 @@ def peak_memory(device: torch.device) -> float:
     return used / 1e6 if sys.platform == "darwin" else used / 1e3
 
 
-def score_of(looked: dict[str, float], preference: bool) -> float | None:
-    """What the best checkpoint is chosen by: held-out accuracy, or the winners' error, negated."""
-    score = looked["heldout_accuracy"] if preference else -looked["heldout_winner_error"]
-    return score if math.isfinite(score) else None
-
-
 def save_session(
-    session: Session, folder: Path, step: int, seconds: float, looked: dict[str, float], keep: int
+    session: Session, folder: Path, *, step: int, seconds: float, looked: dict[str, float]
 ) -> None:
-    """Checkpoint the policy, its optimizer and whatever adapts; every process must call it."""
-    score = score_of(looked, session.recipe.objective.reference)
+    """Checkpoint the policy, its optimizer and whatever adapts; every process must call it.
+
+    The score, by which the best checkpoint is kept, is the held-out accuracy, or the winners'
+    held-out error, negated, where the loss has no margin.
+    """
+    compared, scaler = session.plan.loss.reference, session.accelerator.scaler
+    score = looked["heldout_accuracy"] if compared else -looked["heldout_winner_error"]
+    scales = {} if scaler is None else {f"scaler.{k}": v for k, v in scaler.state_dict().items()}
     progress = Progress(
-        step,
-        seconds,
-        session.cache.folder.name,
-        session.cache.reference,
-        session.skipped,
-        score,
-        session.coefficients | scaler_state(session.accelerator.scaler),
+        step=step,
+        seconds=seconds,
+        identity=session.cache.folder.name,
+        reference=session.cache.reference,
+        skipped=session.skipped,
+        score=score if math.isfinite(score) else None,
+        coefficients=session.coefficients | scales,
     )
     inner = getattr(session.optimizer, "optimizer", session.optimizer)
-    parameters = session.policy.trainable()
+    parameters, keep = session.policy.trainable(), session.keep_checkpoints
     save_checkpoint(folder / "checkpoints", parameters, inner, progress, keep, session.team)
+
+
+def tracker_of(name: str) -> str | None:
+    """The tracker to use: ``auto`` is TensorBoard if it is installed; None is none.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    installed = {str(t) for t in get_available_trackers()}
+    if name == "none" or (name == "auto" and "tensorboard" not in installed):
+        return None
+    wanted = "tensorboard" if name == "auto" else name
+    if wanted not in installed:
+        raise ConfigError(
+            f"training.tracker={wanted} needs `pip install {wanted}`; or set it to none"
+        )
+    return wanted
+
+
+def begin_tracker(accelerator: Accelerator, name: str, folder: Path, step: int) -> None:
+    """Start the tracker, if any, for a run that stands at ``step``.
+
+    TensorBoard's files go into ``folder/tensorboard``; what was logged of later steps is dropped.
+    """
+    tracker = tracker_of(name)
+    if tracker is None:
+        return
+    accelerator.log_with = [tracker]
+    accelerator.project_configuration.set_directories(str(folder))
+    settings: dict[str, Any] = {"name": folder.name}
+    if tracker == "tensorboard":
+        settings = {"purge_step": step}
+    project = tracker if tracker == "tensorboard" else PROJECT
+    accelerator.init_trackers(project, init_kwargs={tracker: settings})

@@ -1,4 +1,4 @@
-"""Train a policy on cached trajectories: one step, and the loop.
+"""One training step: states, predictions, errors, loss, gradient, update.
 
 A step on a trajectory is a policy forward and backward and nothing else: the state, its target
 and the reference's prediction come from the cache.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inversion_dpo.maths.inversion import passes
 from inversion_dpo.maths.losses import (
@@ -27,117 +24,139 @@ from inversion_dpo.maths.losses import (
     safeguarded,
     squared_error,
 )
-from inversion_dpo.maths.records import LossOutput, PairErrors, TrainingPoints
-from inversion_dpo.run.config import Config, TrainingConfig
-from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
+from inversion_dpo.maths.records import LossOutput, NoisyStates, PairErrors
 from inversion_dpo.run.processes import settle, share, total, whole
-from inversion_dpo.training.checkpoint import Progress
+from inversion_dpo.training.checks import is_finite, leave_out
 from inversion_dpo.training.generators import Generators, generator_for
-from inversion_dpo.training.health import Watch
-from inversion_dpo.training.policy import trainable_copy
-from inversion_dpo.training.recipe import Session, set_up
-from inversion_dpo.training.run_files import (
-    append_row,
-    peak_memory,
-    resume,
-    save_policy,
-    save_session,
-)
-from inversion_dpo.training.run_files import read_rows as read_rows
-from inversion_dpo.training.skipping import asked_to_stop, is_finite, leave_out
-from inversion_dpo.training.startup import (
-    CHECKED_STEPS,
-    check_all_moved,
-    check_gradient,
-    check_is_reference,
-)
-from inversion_dpo.training.states import SOURCES, live_reference, predict, to_device, with_dropout
-from inversion_dpo.training.trackers import begin
+from inversion_dpo.training.states import STATES, predict, with_dropout, with_reference
+
+if TYPE_CHECKING:
+    from inversion_dpo.training.recipe import Session
 
 logger = logging.getLogger(__name__)
 Row = dict[str, float]
 
 
-# ---------------------------------------------------------------- one step
+def step(session: Session, number: int, learning_rate: float) -> Row:
+    """Take one step: backward, clip, update; the measurements are averaged over processes.
+
+    A step whose loss or gradient is not finite is left out; the one after ``training.max_skipped``
+    such is a NotFiniteError.
+
+    Args:
+        session: everything that is alive.
+        number: of the step, from 0; with the seed it decides pairs, states and noise.
+        learning_rate: of this step.
+    """
+    accelerator, optimizer = session.accelerator, session.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad()
+    mine, blamed = backward(session, number)
+    norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), session.clip)
+    row = total(mine, accelerator.device, session.team)
+    row["grad_norm"] = float(whole(norm))
+    if is_finite(row) or accelerator.scaler is not None:
+        optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
+    if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
+        leave_out(session, number, row, blamed)
+    return row
 
 
-def pairs_of_step(pairs: list[int], batch: int, seed: int, step: int) -> list[tuple[int, int]]:
-    """The global batch of a step as (pair, epoch): fresh permutations, laid end to end."""
-    chosen: list[tuple[int, int]] = []
-    position = step * batch
-    while len(chosen) < batch:
-        epoch, offset = divmod(position + len(chosen), len(pairs))
-        order = epoch_order(len(pairs), seed, epoch)[offset : offset + batch - len(chosen)]
-        chosen += [(pairs[i], epoch) for i in order.tolist()]
-    return chosen
+def backward(session: Session, number: int) -> tuple[Row, list[int]]:
+    """Backward on this process's share of the step's pairs.
 
+    Any number of processes and parts has the same gradient, but for rounding: DDP and FSDP average
+    over processes, and every pair weighs the same.
 
-@lru_cache(maxsize=2)
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of an epoch; kept, for a million pairs take longer to shuffle than a step."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)
+    Returns:
+        This process's part of the batch's mean measurements, and its pairs whose loss is not
+        finite.
+    """
+    accelerator, plan, team = session.accelerator, session.plan, session.team
+    parts, items = plan.accumulation, plan.batch_size * plan.states
+    batch = pairs_of_step(session.train_pairs, plan.batch_size, plan.seed, number)
+    mine = share(range(plan.batch_size), team.size, team.rank)
+    rows, blamed = [], []
+    for part in range(parts):
+        with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
+            places = [(k, s) for k in share(mine, parts, part) for s in range(plan.states)]
+            here = [batch[k] for k, _ in places]
+            generators = [generator_for(0, plan.seed, number, *place) for place in places]
+            output, errors, evaluations = losses(session, here, generators, drop=plan.drops)
+            accelerator.backward(output.loss.sum() * (team.size / items))
+        row = measurements(output, errors, compared=plan.loss.reference)
+        row["evaluations"] = 2.0 * evaluations * items  # parts and processes add up
+        rows.append((len(here) / items, row))
+        finite = output.loss.detach().isfinite().tolist()
+        blamed += [pair for (pair, _), good in zip(here, finite, strict=True) if not good]
+    return weighted_sum(rows), blamed
 
 
 def losses(
     session: Session,
     batch: list[tuple[int, int]],
     generators: Generators,
+    *,
     drop: bool = False,
     compare: bool = False,
 ) -> tuple[LossOutput, PairErrors, int]:
     """Per-pair losses and errors of (pair, epoch)s, and the network evaluations per image.
 
-    With ``drop``, some prompts or scene graphs are dropped; the cached predictions of the
-    reference, which knew them, are then replaced. With ``compare``, the reference is evaluated
-    whatever the objective.
+    Args:
+        session: everything that is alive.
+        batch: numbers of pairs, each with its epoch.
+        generators: one for each pair.
+        drop: drop some prompts or scene graphs; the cached predictions of the reference, which knew
+            them, are then replaced.
+        compare: evaluate the reference whatever the loss.
     """
-    recipe, device, pairs = session.recipe, session.accelerator.device, [p for p, _ in batch]
-    objective = recipe.objective
+    plan, device, pairs = session.plan, session.accelerator.device, [pair for pair, _ in batch]
     condition = session.cache.condition(pairs)
     if drop:
         with_dropout(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
-    points = SOURCES[objective.source](session, pairs, condition, generators)
-    if (objective.reference or compare) and (drop or objective.source != "trajectory"):
-        points = live_reference(session, points, condition)
-    points = to_device(points, device)
-    found = predict(session, session.network, points.x_t, points.timesteps, condition)
-    errors = pair_errors(session, points, found, pairs)
-    if recipe.safeguard:
+    states = STATES[plan.path](session, pairs, condition, generators)
+    if (plan.loss.reference or compare) and (drop or plan.path != "trajectory"):
+        states = with_reference(session, states, condition)
+    states = states.to(device)
+    prediction = predict(session, session.network, states.x_t, states.timesteps, condition)
+    errors = pair_errors(session, states, prediction, pairs)
+    if plan.safeguard:
         errors = safeguarded(errors)
-    spent = passes(recipe.guidance_scale) * (points.spent + 3)
-    return objective.loss(errors, recipe.settings), errors, spent
+    evaluations = passes(plan.guidance_scale) * (states.evaluations + 3)
+    return plan.loss.function(errors, plan.settings), errors, evaluations
 
 
 def pair_errors(
-    session: Session, points: TrainingPoints, found: Tensor, pairs: list[int]
+    session: Session, states: NoisyStates, prediction: Tensor, pairs: list[int]
 ) -> PairErrors:
-    """Everything that an objective may ask of the policy's predictions ``found``."""
-    recipe, count = session.recipe, len(pairs)
-    policy, reference, moved = (
-        points.scale * squared_error(a, b)
-        for a, b in (
-            (points.target, found),
-            (points.target, points.reference),
-            (points.reference, found),
-        )
-    )
-    weight = recipe.weights.to(found.device)[points.i[:count]]
-    preference = torch.ones_like(policy[:count])
-    if recipe.soft_labels:
-        preference = session.cache.preference(pairs).to(preference)
-    gain = (reference - policy).detach()
-    baseline = gain.mean()
-    if session.accelerator.num_processes > 1:  # shares may be uneven: the mean of means is not it
-        sums = torch.stack([gain.sum(), gain.new_tensor(len(gain))])
-        summed = session.accelerator.reduce(sums, "sum")
-        baseline = summed[0] / summed[1]
-    overlap = points.scale[:count] * residual_overlap(points.target, found.detach())
-    return as_pair_errors(policy, reference, moved, overlap, weight, preference, baseline)
+    """Compare predictions (2P, *) with their targets and the reference: what the loss needs."""
+    plan, count = session.plan, len(pairs)
+    policy = states.scale * squared_error(states.target, prediction)
+    reference = states.scale * squared_error(states.target, states.reference)
+    moved = states.scale * squared_error(states.reference, prediction)
+    more = {"weight": plan.weights.to(prediction.device)[states.level[:count]]}
+    if plan.soft_labels:
+        more["preference"] = session.cache.preference(pairs).to(policy)
+    if plan.loss.baseline:
+        more["baseline"] = mean_gain(session, (reference - policy).detach())
+    if plan.safeguard:
+        overlap = residual_overlap(states.target, prediction.detach())
+        more["overlap"] = states.scale[:count] * overlap
+    return as_pair_errors(policy, reference, moved=moved, **more)
 
 
-def measurements(output: LossOutput, errors: PairErrors, compared: bool) -> Row:
+def mean_gain(session: Session, gain: Tensor) -> Tensor:
+    """Mean of the gains [2P] over all images that are computed at once, on all processes."""
+    if session.accelerator.num_processes == 1:
+        return gain.mean()
+    sums = torch.stack([gain.sum(), gain.new_tensor(len(gain))])
+    summed = session.accelerator.reduce(sums, "sum")  # shares may be uneven
+    return summed[0] / summed[1]
+
+
+def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> Row:
     """What is always logged apart: winner and loser errors, accuracy, margin, drift."""
     row = {"loss": output.loss, "winner_error": errors.winner, "loser_error": errors.loser}
     if compared:
@@ -156,39 +175,12 @@ def weighted_sum(rows: Sequence[tuple[float, Row]]) -> Row:
     return {k: sum(w * r[k] for w, r in rows) for k in rows[0][1]}
 
 
-def train_step(session: Session, step: int) -> tuple[Row, list[int]]:
-    """Backward on this process's share of the step's pairs.
-
-    Returns this process's part of the batch's mean measurements, and its pairs whose loss is not
-    finite. Any number of processes and parts has the same gradient, but for rounding: DDP and FSDP
-    average over processes, and every pair weighs the same.
-    """
-    accelerator, recipe, team = session.accelerator, session.recipe, session.team
-    count, parts = recipe.batch_size, recipe.accumulation
-    batch = pairs_of_step(session.train_pairs, count, recipe.seed, step)
-    mine = share(range(count), team.size, team.rank)
-    rows, blamed = [], []
-    for part in range(parts):
-        with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
-            places = [(k, s) for k in share(mine, parts, part) for s in range(recipe.states)]
-            here = [batch[k] for k, _ in places]
-            generators = [generator_for(0, recipe.seed, step, *place) for place in places]
-            output, errors, spent = losses(session, here, generators, recipe.drops)
-            accelerator.backward(output.loss.sum() * (team.size / (count * recipe.states)))
-        row = measurements(output, errors, recipe.objective.reference)
-        row["evaluations"] = 2.0 * spent * count * recipe.states  # parts and processes add up
-        rows.append((len(here) / (count * recipe.states), row))
-        finite = output.loss.detach().isfinite().tolist()
-        blamed += [pair for (pair, _), good in zip(here, finite, strict=True) if not good]
-    return weighted_sum(rows), blamed
-
-
 @torch.no_grad()
 def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
     """Measurements on pairs never trained on, at the same states every time, over all processes."""
-    recipe, team, pairs = session.recipe, session.team, session.heldout_pairs[:limit]
+    plan, team, pairs = session.plan, session.team, session.heldout_pairs[:limit]
     items = [(draw, place) for draw in range(draws) for place in range(len(pairs))]
-    size = -(-recipe.batch_size // (team.size * recipe.accumulation))
+    size = -(-plan.batch_size // (team.size * plan.accumulation))
     chunks = [items[k : k + size] for k in range(0, len(items), size)]
     rows = []
     for first in range(0, len(chunks), team.size):  # as many forwards on every process: FSDP waits
@@ -197,135 +189,25 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         generators = [generator_for(1, *item) for item in chunk]
         batch = [(pairs[place], 0) for _, place in chunk]
         output, errors, _ = losses(session, batch, generators, compare=True)
-        row = measurements(output, errors, True)
+        row = measurements(output, errors, compared=True)
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
     settle(session.network)
     mean = total(weighted_sum(rows), session.accelerator.device, team)
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}
 
 
-# ---------------------------------------------------------------- the loop
+def pairs_of_step(pairs: list[int], batch: int, seed: int, number: int) -> list[tuple[int, int]]:
+    """The global batch of a step as (pair, epoch): fresh permutations, laid end to end."""
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < batch:
+        epoch, offset = divmod(number * batch + len(chosen), len(pairs))
+        order = epoch_order(len(pairs), seed, epoch)[offset : offset + batch - len(chosen)]
+        chosen += [(pairs[i], epoch) for i in order.tolist()]
+    return chosen
 
 
-def rate_at(step: int, t: TrainingConfig) -> float:
-    """The learning rate of a step: linear warm-up, then ``training.lr_scheduler``'s decay.
-
-    The factors are those of diffusers' ``get_scheduler``, but depend on the step alone, so that
-    nothing of them need be stored; the first step of a warm-up is not 0.
-    """
-    warm = min(1.0, (step + 1) / max(1, t.warmup))
-    done = max(0, step - t.warmup) / max(1, t.steps - t.warmup)
-    left = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
-    return t.learning_rate * warm * left[t.lr_scheduler]
-
-
-def update(session: Session, step: int, learning_rate: float, clip: float, limit: int = 0) -> Row:
-    """Backward, clip, optimizer step; returns what was measured, averaged over processes.
-
-    A step whose loss or gradient is not finite is left out; the one after ``limit`` such is a
-    NotFiniteError.
-    """
-    accelerator = session.accelerator
-    for group in session.optimizer.param_groups:
-        group["lr"] = learning_rate
-    session.optimizer.zero_grad()
-    mine, blamed = train_step(session, step)
-    norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), clip)
-    row = total(mine, accelerator.device, session.team)
-    row["grad_norm"] = float(whole(norm))
-    if is_finite(row) or accelerator.scaler is not None:
-        session.optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
-    if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
-        recipe = session.recipe
-        batch = pairs_of_step(session.train_pairs, recipe.batch_size, recipe.seed, step)
-        leave_out(session, step, row, blamed, [pair for pair, _ in batch], limit)
-    return row
-
-
-def check_step(session: Session, step: int, row: Row, before: dict[str, Tensor] | None) -> None:
-    """The start-up checks that belong after this step, if any; ``before`` is the start."""
-    recipe, precision = session.recipe, session.accelerator.mixed_precision
-    if not is_finite(row):
-        return
-    if step == 0 and recipe.objective.reference:
-        exact = precision == "no" and session.model.pipeline.dtype == torch.float32
-        check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
-    saddle = recipe.target == "reference" and recipe.objective.source == "trajectory"
-    if step == 0:
-        check_gradient(row["grad_norm"], saddle)
-    if before is not None and step + 1 == CHECKED_STEPS and not saddle:
-        check_all_moved(before, session.policy.trainable())
-
-
-def steps_with_bar(start: int, total: int, enabled: bool) -> Iterator[tuple[int, Any]]:
-    """Step numbers with a progress bar that shows the time left."""
-    bar = tqdm(
-        range(start, total),
-        initial=start,
-        total=total,
-        desc="train",
-        unit="step",
-        disable=not enabled,
-        mininterval=1.0,
-    )
-    for step in bar:
-        yield step, bar
-
-
-def train(config: Config, folder: Path, cache_root: Path | None = None) -> Session:
-    """Train to ``training.steps``, from the last checkpoint if there is one; save the policy.
-
-    Leaves ``folder/adapter`` (LoRA weights or a pipeline folder), ``metrics.jsonl`` and
-    ``checkpoints/``. Raises StartupError, DataError, ModelError, CacheError, CheckpointError,
-    NotFiniteError, OutOfMemoryError, DiskError; Terminated once SIGTERM came and all is saved.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with memory_advice("inversion"):
-        session = set_up(config, cache_root or folder / "cache")
-    progress = resume(session, folder)
-    begin(session.accelerator, config.training.tracker, folder, progress.step)
-    with memory_advice("training"), stop_requests() as stopping:
-        looked, seconds = run_steps(session, config, folder, progress, stopping)
-        looked = looked or heldout(session)
-    if session.team.main:
-        peak = round(peak_memory(session.accelerator.device))
-        logger.info("peak memory: %d MB", peak)
-        final = {"step": config.training.steps, **looked, "seconds": round(seconds, 3)}
-        final |= {"peak_memory_mb": peak, "pairs": session.cache.pairs}
-        append_row(folder, final)
-    save_policy(session, folder / "adapter")
-    if config.policy.merge and session.team.main:
-        session.policy.merge(folder / "merged")
-    for tracker in session.accelerator.trackers:  # end_training() would end the processes' group
-        tracker.finish()
-    session.team.wait()
-    return session
-
-
-def run_steps(
-    session: Session, config: Config, folder: Path, start: Progress, stopping: Callable[[], bool]
-) -> tuple[Row, float]:
-    """The steps from where the run stands; held-out measurements of its end, seconds in all."""
-    t, begun, seconds, looked = config.training, time.time(), start.seconds, Row()
-    before = trainable_copy(session.policy) if start.step == 0 else None
-    watch = Watch()
-    for step, bar in steps_with_bar(start.step, t.steps, session.team.main):
-        measured = (looked or heldout(session)) if step % t.eval_every == 0 else {}
-        looked = {}
-        row = update(session, step, rate_at(step, t), t.max_grad_norm, t.max_skipped)
-        check_step(session, step, row, before)
-        seconds = start.seconds + time.time() - begun
-        if session.team.main:
-            watch.see({"step": step, **row, **measured})
-            append_row(folder, {"step": step, **row, **measured, "seconds": round(seconds, 3)})
-        session.accelerator.log(row | measured, step=step)
-        bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
-        stop = asked_to_stop(session, stopping)
-        if (step + 1) % t.checkpoint_every == 0 or step + 1 == t.steps or stop:
-            looked = heldout(session)
-            save_session(session, folder, step + 1, seconds, looked, t.keep_checkpoints)
-        if t.snapshot_every and (step + 1) % t.snapshot_every == 0:
-            save_policy(session, folder / "snapshots" / f"step-{step + 1:06d}")
-        if stop:
-            raise Terminated(f"stopped by SIGTERM after step {step + 1} of {t.steps}, all saved")
-    return looked, seconds
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The permutation of an epoch; kept, for a million pairs take longer to shuffle than a step."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator)

@@ -1,7 +1,7 @@
 """Fill the cache: encode every pair, invert it under the frozen reference, write shards.
 
-Where the objective looks at no trajectories, pairs are encoded and that is all.
-An interrupted inversion continues with the missing shards, on any number of processes.
+Where the method looks at no trajectories, pairs are encoded and that is all. An interrupted
+inversion continues with the missing shards, on any number of processes.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from inversion_dpo.data.images import decode_image, stack_pixels
-from inversion_dpo.data.source import Pair, PairSource, graph_of
-from inversion_dpo.data.transforms import fit, flip, flips
+from inversion_dpo.data.images import stack_pixels
+from inversion_dpo.data.source import graph_of
+from inversion_dpo.data.transforms import Framing, fit, flip, flips
 from inversion_dpo.maths.inversion import (
     Compare,
     Predict,
@@ -35,7 +33,7 @@ from inversion_dpo.maths.inversion import (
     reconstruction_error,
     recovered_noise,
 )
-from inversion_dpo.maths.records import Framing, Grid
+from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import (
     Condition,
     DiffusionModel,
@@ -47,237 +45,103 @@ from inversion_dpo.models.base import (
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.run.disk import atomic_save, atomic_text, sha256_of
 from inversion_dpo.run.processes import Team
-from inversion_dpo.trajectories.cache import (
-    CacheKey,
-    TrajectoryCache,
-    damaged_files,
-    open_cache,
-)
+from inversion_dpo.trajectories.cache import EMPTY, MANIFEST, TrajectoryCache, damaged_files
+from inversion_dpo.trajectories.key import CacheKey
+
+if TYPE_CHECKING:
+    from inversion_dpo.data.source import Pair, PairSource
 
 logger = logging.getLogger(__name__)
 
 
-def conditional(model: DiffusionModel, condition: Condition) -> Predict:
-    """The prediction at (x_t, t) of the model's network under a fixed condition."""
-    return lambda x, t: model.predict(network_of(model), x, t, condition)
+@dataclass(frozen=True)
+class Inverter:
+    """How pairs become trajectories: the frozen model, the key, the grid and the device."""
+
+    model: DiffusionModel
+    key: CacheKey
+    device: torch.device
+
+    @property
+    def grid(self) -> Grid:
+        """The levels that every image passes."""
+        return self.model.schedule.grid(self.key.steps, self.key.spacing)
 
 
-def under_guidance(
-    model: DiffusionModel, condition: Condition, empty: Condition, scale: float
-) -> Predict:
-    """:func:`models.base.guided` of the model's network under a fixed condition."""
-    return lambda x, t: guided(model, network_of(model), x, t, condition, empty, scale)
-
-
-def under_another(
-    model: DiffusionModel, condition: Condition, empty: Condition, path: float, wanted: float
-) -> Compare:
-    """The prediction under guidance ``wanted``, from that of a path under guidance ``path``.
-
-    One evaluation, not two: p_s = p_u + s (p_c - p_u), so p_w = p_u + w / s (p_s - p_u).
-    """
-    plain = conditional(model, condition)
-    if wanted == 1:
-        return lambda x, t, _: plain(x, t)
-    alone = conditional(model, without_prompt(condition, empty))
-
-    def compare(x: Tensor, t: Tensor, along: Tensor) -> Tensor:
-        p_u = alone(x, t)
-        return p_u + wanted / path * (along - p_u)
-
-    return compare
-
-
-def _repeat(condition: Condition, times: int) -> Condition:
-    return {k: v.repeat_interleave(times, 0) for k, v in condition.items()}
-
-
-def pair_noise(first: int, shape: torch.Size) -> Tensor:
-    """Standard normal (B, *) for consecutive pairs from number ``first``; both images share it."""
-    seeds = (first + k // 2 for k in range(shape[0]))
-    return torch.stack(
-        [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
-    )
-
-
-def kept_steps(first: int, count: int, keep: tuple[int, int, int] | None, steps: int) -> Tensor:
-    """Grid indices [P, K] to store of consecutive pairs: all, or k stratified draws each.
-
-    ``keep`` = (k, low, high): the indices low..high are cut into k strata of equal size, and one
-    is drawn from each, by the pair's number; fewer than k if there are fewer indices.
-    """
-    if keep is None:
-        return torch.arange(1, steps + 1).expand(count, steps)
-    k, low, high = keep
-    edges = np.unique(np.linspace(low, high + 1, k + 1).round().astype(int))
-    rows = []
-    for number in range(first, first + count):
-        rng = np.random.default_rng(number)
-        rows.append([int(rng.integers(a, b)) for a, b in itertools.pairwise(edges)])
-    return torch.tensor(rows)
-
-
-def encode_pairs(
-    model: DiffusionModel, pairs: list[Pair], key: CacheKey
-) -> tuple[Tensor, Condition, Condition]:
-    """Latents (2P, *), conditions [P, ...] of the prompts and framing [2P, ...] of the images."""
-    fitted, size = [], (key.resolution, key.resolution)
-    for pair in pairs:
-        both = decode_image(pair.winner, pair.where), decode_image(pair.loser, pair.where)
-        if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
-            both = flip(*both)
-        fitted += [fit(image, size, key.fit) for image in both]
-    x_0 = encode(model.pipeline.vae, stack_pixels([f.image for f in fitted]))
-    framing = model.framing([f.framing for f in fitted])
-    captions, graphs = [p.caption for p in pairs], [graph_of(p) for p in pairs]
-    return x_0, model.condition(captions, graphs), framing
-
-
-def invert_pairs(
-    model: DiffusionModel,
-    pairs: list[Pair],
-    first: int,
-    key: CacheKey,
-    grid: Grid,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """One shard, see :class:`TrajectoryCache`; ``first`` is the number of the first pair."""
-    x_0, condition, framing = encode_pairs(model, pairs, key)
-    shard = {"clean": x_0.cpu()}
-    shard["preference"] = torch.tensor([p.preference for p in pairs])
-    if key.inverts:
-        shard |= paths(model, x_0.to(device), condition, framing, first, key, grid)
-    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
-    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
-
-
-def paths(
-    model: DiffusionModel,
-    x_0: Tensor,
-    condition: Condition,
-    framing: Condition,
-    first: int,
-    key: CacheKey,
-    grid: Grid,
-) -> dict[str, Tensor]:
-    """What a shard holds of the inversion of its latents x_0 [2P, *]."""
-    per_image, kind = _repeat(condition, 2) | framing, model.schedule.kind
-    scales = key.guidance_scale, key.reference_guidance
-    empty = {} if scales == (1.0, 1.0) else model.condition([""])
-    predict = under_guidance(model, per_image, empty, scales[0])
-    reference = under_another(model, per_image, empty, *scales)
-    trajectory = invert(
-        x_0,
-        grid,
-        predict,
-        kind,
-        key.fixed_point_iterations,
-        None if scales[0] == scales[1] else reference,
-        pair_noise(first, x_0.shape).to(x_0),
-        key.start,
-        key.first,
-        key.last,
-    )
-    steps = kept_steps(first, len(x_0) // 2, key.keep, key.last or grid.steps)
-    rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
-    noise = recovered_noise(trajectory)
-    found = {
-        "steps": steps,
-        "states": trajectory.states.transpose(0, 1).cpu()[rows, columns],
-        "reference": trajectory.reference.transpose(0, 1).cpu()[rows, columns],
-        "x_T_variance": noise.flatten(1).double().square().mean(1).cpu(),
-    }
-    if key.reconstruct:
-        again = reconstruct(trajectory.states[-1], grid, predict, kind)
-        found["reconstructed"] = again.cpu()
-        found["reconstruction"] = reconstruction_error(x_0, again).cpu()
-    return found
-
-
-def announce(
-    model: DiffusionModel, key: CacheKey, grid: Grid, count: int | None, device: str
-) -> None:
-    """Say, before the work begins, how large the cache will be and how long it may take."""
-    per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
-    blank = torch.zeros(1, 3, key.resolution, key.resolution)
-    x_0 = encode(model.pipeline.vae, blank).to(device)
-    framing = Framing((key.resolution, key.resolution), (0, 0), (key.resolution, key.resolution))
-    condition = model.condition(["a picture"])
-    last = grid.steps if key.last is None else key.last
-    states = key.keep[0] if key.keep else last
-    text = sum(v.nbytes for v in condition.values())
-    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text) / 1e6
-    if not key.inverts:
-        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size)
-        return
-    batch = min(key.batch_size, 2 * count)
-    many = _repeat(condition | model.framing([framing]), batch)
-    begun = time.time()
-    with torch.no_grad():
-        conditional(model, many)(
-            x_0.repeat_interleave(batch, 0), grid.timesteps[1].to(device).expand(batch)
-        )
-    each = evaluations_per_image(
-        key.start,
-        key.first,
-        last,
-        key.fixed_point_iterations,
-        key.guidance_scale,
-        key.reference_guidance,
-    ) + grid.steps * key.reconstruct * passes(key.guidance_scale)
-    minutes = (time.time() - begun) * each * -(-2 * count // batch) / 60
-    logger.info(
-        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
-        grid.steps,
-        per,
-        size,
-        minutes,
-    )
-
-
-def build_cache(
+def fill(
     root: Path,
     model: DiffusionModel,
     pairs: PairSource,
     key: CacheKey,
+    *,
     device: torch.device,
     team: Team | None = None,
 ) -> TrajectoryCache:
-    """Invert all pairs, or what is missing or damaged, and return the cache; idempotent.
+    """Invert all pairs, or what is missing or damaged, and open the cache; idempotent.
 
     The source is read once, a shard's worth at a time: a stream need not fit in memory or on disk.
-    Several processes share the shards among them; all must call this.
+
+    Args:
+        root: the folder that holds caches, one for each key.
+        model: the frozen reference.
+        pairs: read only if the cache is not whole.
+        key: what the trajectories depend on.
+        device: where the network computes.
+        team: the processes that share the shards among them; all must call this.
+
+    Returns:
+        The cache, whose checksums hold.
     """
-    folder, grid = root / key.name(), model.schedule.grid(key.steps, key.spacing)
-    team, manifest = team or Team(), folder / "manifest.json"
-    whole = manifest.exists() and not _forget_damaged(folder, team)
-    team.wait()
-    if not whole:
+    team, how = team or Team(), Inverter(model, key, device)
+    folder, grid = root / key.name(), how.grid
+    if not _whole(folder, team):
         count = pairs.expected() if team.main else None
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
-            announce(model, key, grid, count, str(device))
-            atomic_save(
-                {k: v.cpu() for k, v in model.condition([""]).items()}, folder / "empty.safetensors"
-            )
+            announce(how, count)
+            atomic_save({k: v.cpu() for k, v in model.condition([""]).items()}, folder / EMPTY)
         team.wait()
-        shards, per_shard = _fill(folder, model, pairs, count, key, grid, device, team)
+        shards = _write_missing(folder, how, pairs, count, team)
         team.wait()
         if team.main:
-            _write_manifest(folder, key, per_shard, shards, dict(pairs.counts))
+            _write_manifest(folder, key, shards, dict(pairs.counts))
         team.wait()
-    return open_cache(folder, model.schedule, key.steps, key.spacing, verify=False)
+    return TrajectoryCache(folder, grid, model.schedule.kind)
 
 
-def _forget_damaged(folder: Path, team: Team) -> bool:
-    """Name damaged files and delete them and the manifest, so that they are made again."""
-    damaged = damaged_files(folder, team)
+def _whole(folder: Path, team: Team) -> bool:
+    """Whether every file is there and intact; damaged ones are named, deleted and made again."""
+    finished = (folder / MANIFEST).exists()
+    damaged = damaged_files(folder, team) if finished else []
     if damaged and team.main:
         for path in damaged:
             logger.warning("%s is missing or damaged (checksum differs): made again", path)
             path.unlink(missing_ok=True)
-        (folder / "manifest.json").unlink()
-    return bool(damaged)
+        (folder / MANIFEST).unlink()
+    team.wait()
+    return finished and not damaged
+
+
+def _write_missing(
+    folder: Path, how: Inverter, pairs: PairSource, count: int | None, team: Team
+) -> int:
+    """Write this process's share of the missing shards; how many shards there are."""
+    per_shard, number = pairs_per_shard(how.key), 0
+    stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
+    doing = "invert" if how.key.inverts else "encode"
+    with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
+        while chunk := list(itertools.islice(stream, per_shard)):
+            path, digests = shard_path(folder, number), [pair.digest for pair in chunk]
+            if number % team.size == team.rank and not _intact(path, digests):
+                write_shard(path, how, chunk, number * per_shard)
+            number += 1
+            bar.update(len(chunk))
+    return number
+
+
+def pairs_per_shard(key: CacheKey) -> int:
+    """Pairs whose images make up one batch of the inversion."""
+    return max(1, key.batch_size // 2)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -285,40 +149,18 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.safetensors"
 
 
-def _fill(
-    folder: Path,
-    model: DiffusionModel,
-    pairs: PairSource,
-    count: int | None,
-    key: CacheKey,
-    grid: Grid,
-    device: torch.device,
-    team: Team,
-) -> tuple[int, int]:
-    """Write this process's share of the missing shards; how many there are, pairs in each."""
-    per_shard, first = max(1, key.batch_size // 2), 0
-    stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
-    doing = "invert" if key.inverts else "encode"
-    with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
-        number = 0
-        while chunk := list(itertools.islice(stream, per_shard)):
-            path, digests = shard_path(folder, number), [p.digest for p in chunk]
-            if number % team.size == team.rank and not _intact(path, digests):
-                cut = overlong(model.pipeline, [p.caption for p in chunk], key.prompt_chunks)
-                shard = invert_pairs(model, chunk, first, key, grid, device)
-                write_shard(path, shard, digests, cut)
-            first, number = first + len(chunk), number + 1
-            bar.update(len(chunk))
-    return number, per_shard
-
-
-def write_shard(
-    path: Path, tensors: dict[str, Tensor], digests: list[str], cut: Mapping[str, int]
-) -> None:
-    """A shard, then its entry: without one it counts as missing. ``cut``: overlong captions."""
-    atomic_save(tensors, path)
-    entry = {"digests": digests, "reconstruction": _pair_errors(path), "sha256": sha256_of(path)}
-    entry["overlong"] = dict(cut)
+def write_shard(path: Path, how: Inverter, pairs: list[Pair], first: int) -> None:
+    """Write a shard, then its entry: without one it counts as missing."""
+    shard = invert_pairs(how, pairs, first)
+    atomic_save(shard, path)
+    errors = shard.get("reconstruction", torch.empty(0)).reshape(-1, 2).amax(1)
+    captions = [pair.caption for pair in pairs]
+    entry = {
+        "digests": [pair.digest for pair in pairs],
+        "reconstruction": [round(e, 6) for e in errors.tolist()],  # the worse of a pair's two
+        "overlong": overlong(how.model.pipeline, captions, how.key.prompt_chunks),
+        "sha256": sha256_of(path),
+    }
     atomic_text(json.dumps(entry), path.with_suffix(".json"))
 
 
@@ -334,37 +176,185 @@ def _intact(path: Path, digests: list[str]) -> bool:
     return same
 
 
-def _write_manifest(
-    folder: Path, key: CacheKey, per_shard: int, shards: int, counts: dict[str, int]
-) -> None:
+def _write_manifest(folder: Path, key: CacheKey, shards: int, counts: dict[str, int]) -> None:
     """Put the entries of all shards together; whoever wrote them."""
     paths = [shard_path(folder, number) for number in range(shards)]
     entries = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
-    empty = folder / "empty.safetensors"
     sums = {p.name: e["sha256"] for p, e in zip(paths, entries, strict=True)}
     cut: Counter[str] = Counter()
     for entry in entries:
         cut.update(entry["overlong"])
+    digests = [d for e in entries for d in e["digests"]]
     manifest = {
         "key": asdict(key),
-        "pairs": sum(len(e["digests"]) for e in entries),
-        "pairs_per_shard": per_shard,
+        "pairs": len(digests),
+        "pairs_per_shard": pairs_per_shard(key),
         "counts": counts,
         "overlong": dict(cut),
-        "digests": [d for e in entries for d in e["digests"]],
+        "digests": digests,
         "reconstruction": [r for e in entries for r in e["reconstruction"]],
-        "shards": sums | {empty.name: sha256_of(empty)},
+        "shards": sums | {EMPTY: sha256_of(folder / EMPTY)},
     }
-    atomic_text(json.dumps(manifest, indent=1), folder / "manifest.json")
+    atomic_text(json.dumps(manifest, indent=1), folder / MANIFEST)
 
 
-def _pair_errors(shard: Path) -> list[float]:
-    """Relative reconstruction error of each pair, the worse of its two; empty if not measured."""
-    with safe_open(shard, framework="pt") as handle:
-        if "reconstruction" not in handle.keys():
-            return []
-        errors: Tensor = handle.get_tensor("reconstruction").reshape(-1, 2).amax(1)
-    return [round(e, 6) for e in errors.tolist()]
+# ---------------------------------------------------------------- one shard
+
+
+def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tensor]:
+    """Make one shard, see :class:`TrajectoryCache`; ``first`` is the number of the first pair."""
+    x_0, condition, framing = encode_pairs(how.model, pairs, how.key)
+    shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
+    if how.key.inverts:
+        per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
+        shard |= paths(how, x_0.to(how.device), per_image, first)
+    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
+    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+
+
+def encode_pairs(
+    model: DiffusionModel, pairs: list[Pair], key: CacheKey
+) -> tuple[Tensor, Condition, Condition]:
+    """Latents (2P, *), conditions [P, ...] of the prompts and framing [2P, ...] of the images."""
+    fitted, size = [], (key.resolution, key.resolution)
+    for pair in pairs:
+        winner, loser = pair.images
+        if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
+            winner, loser = flip(winner, loser)
+        fitted += [fit(image, size, key.fit) for image in (winner, loser)]
+    x_0 = encode(model.pipeline.vae, stack_pixels([f.image for f in fitted]))
+    graphs = [graph_of(pair) for pair in pairs] if key.scene_graph else None
+    condition = model.condition([pair.caption for pair in pairs], graphs)
+    return x_0, condition, model.framing([f.framing for f in fitted])
+
+
+def paths(how: Inverter, x_0: Tensor, condition: Condition, first: int) -> dict[str, Tensor]:
+    """What a shard holds of the inversion of its latents x_0 [2P, *]."""
+    model, key, grid = how.model, how.key, how.grid
+    predict, reference = predictions(model, condition, key.guidance_scale, key.reference_guidance)
+    trajectory = invert(
+        x_0,
+        grid,
+        predict,
+        model.schedule.kind,
+        key.fixed_point_iterations,
+        reference,
+        pair_noise(first, x_0.shape).to(x_0),
+        key.start,
+        key.first,
+        key.last,
+    )
+    steps = kept_steps(first, len(x_0) // 2, key)
+    rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
+    noise = recovered_noise(trajectory)
+    found = {
+        "steps": steps,
+        "states": trajectory.states.transpose(0, 1).cpu()[rows, columns],
+        "reference": trajectory.reference.transpose(0, 1).cpu()[rows, columns],
+        "x_T_variance": noise.flatten(1).double().square().mean(1).cpu(),
+    }
+    if key.reconstruct:
+        again = reconstruct(trajectory.states[-1], grid, predict, model.schedule.kind)
+        found["reconstructed"] = again.cpu()
+        found["reconstruction"] = reconstruction_error(x_0, again).cpu()
+    return found
+
+
+def predictions(
+    model: DiffusionModel, condition: Condition, along: float, wanted: float
+) -> tuple[Predict, Compare | None]:
+    """The prediction that a path follows, and what is stored of it where that is another.
+
+    Args:
+        model: whose network predicts.
+        condition: of every image, [B, ...].
+        along: guidance of the path.
+        wanted: guidance of the stored predictions. They take one evaluation, not two:
+            p_s = p_u + s (p_c - p_u), so p_w = p_u + w / s (p_s - p_u).
+    """
+    network = network_of(model)
+    empty = model.condition([""]) if (along, wanted) != (1.0, 1.0) else {}
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return guided(model, network, x, t, condition, empty, along)
+
+    def compare(x: Tensor, t: Tensor, followed: Tensor) -> Tensor:
+        if wanted == 1:
+            return model.predict(network, x, t, condition)
+        p_u = model.predict(network, x, t, without_prompt(condition, empty))
+        return p_u + wanted / along * (followed - p_u)
+
+    return predict, None if along == wanted else compare
+
+
+def pair_noise(first: int, shape: torch.Size) -> Tensor:
+    """Standard normal (B, *) for consecutive pairs from number ``first``; both images share it."""
+    seeds = (first + k // 2 for k in range(shape[0]))
+    return torch.stack(
+        [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
+
+
+def kept_steps(first: int, count: int, key: CacheKey) -> Tensor:
+    """Grid indices [P, K] to store of consecutive pairs: all, or k stratified draws each.
+
+    ``key.keep`` = (k, low, high): the indices low..high are cut into k strata of equal size, and
+    one is drawn from each, by the pair's number; fewer than k if there are fewer indices.
+    """
+    if key.keep is None:
+        return torch.arange(1, key.last + 1).expand(count, key.last)
+    k, low, high = key.keep
+    edges = np.unique(np.linspace(low, high + 1, k + 1).round().astype(int))
+    rows = []
+    for number in range(first, first + count):
+        rng = np.random.default_rng(number)
+        rows.append([int(rng.integers(a, b)) for a, b in itertools.pairwise(edges)])
+    return torch.tensor(rows)
+
+
+# ---------------------------------------------------------------- what it costs, how exact it is
+
+
+def announce(how: Inverter, count: int | None) -> None:
+    """Say, before the work begins, how large the cache will be and how long it may take."""
+    model, key = how.model, how.key
+    per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
+    side = (key.resolution, key.resolution)
+    x_0 = encode(model.pipeline.vae, torch.zeros(1, 3, *side)).to(how.device)
+    condition = model.condition(["a picture"])
+    states = key.keep[0] if key.keep else key.last
+    text = sum(v.nbytes for v in condition.values())
+    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text) / 1e6
+    if not key.inverts:
+        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size)
+        return
+    batch = min(key.batch_size, 2 * count)
+    every = condition | model.framing([Framing(side, (0, 0), side)])
+    many = {k: v.repeat_interleave(batch, 0) for k, v in every.items()}
+    t, begun = how.grid.timesteps[1].to(how.device).expand(batch), time.time()
+    with torch.no_grad():
+        model.predict(network_of(model), x_0.repeat_interleave(batch, 0), t, many)
+    minutes = (time.time() - begun) * evaluations_of(key) * -(-2 * count // batch) / 60
+    logger.info(
+        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
+        key.steps,
+        per,
+        size,
+        minutes,
+    )
+
+
+def evaluations_of(key: CacheKey) -> int:
+    """Network evaluations that one image takes, sampling back included."""
+    inverting = evaluations_per_image(
+        key.start,
+        key.first,
+        key.last,
+        key.fixed_point_iterations,
+        key.guidance_scale,
+        key.reference_guidance,
+    )
+    return inverting + key.steps * key.reconstruct * passes(key.guidance_scale)
 
 
 def noise_variance(cache: TrajectoryCache) -> float:
@@ -372,20 +362,17 @@ def noise_variance(cache: TrajectoryCache) -> float:
     return float(cache.shard(0).get_tensor("x_T_variance").mean())
 
 
-def round_trip_error(
-    model: DiffusionModel, cache: TrajectoryCache, guidance_scale: float, device: torch.device
-) -> float:
+def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float) -> float:
     """Mean relative error of inverting the first shard's latents and sampling back.
 
-    Both ways naive, under one guidance: what guidance above 1 costs is seen beside 1.
+    Both ways naive, under guidance ``scale``: what guidance above 1 costs is seen beside 1.
     """
-    tensors = load_file(cache.folder / "shard-00000.safetensors")
-    tensors = {k: v.to(device) for k, v in tensors.items()}  # a launch's cpu:0 cannot be read to
-    framing = {k[8:]: v for k, v in tensors.items() if k.startswith("framing.")}
-    condition = {k[10:]: v for k, v in tensors.items() if k.startswith("condition.")}
-    x_0 = tensors["clean"]
-    per_image = _repeat(condition, 2) | framing
-    predict = under_guidance(model, per_image, cache.empty, guidance_scale)
+    shard, device = cache.shard(0), next(network_of(model).parameters()).device
+    x_0 = shard.get_tensor("clean").to(device)
+    condition = cache.condition(range(len(x_0) // 2))  # winners first; the shard has them in turn
+    order = torch.arange(len(x_0)).reshape(2, -1).T.flatten()
+    per_image = {k: v[order].to(device) for k, v in condition.items()}
+    predict, _ = predictions(model, per_image, scale, scale)
     x_T = invert(x_0, cache.grid, predict, cache.kind).states[-1]
     again = reconstruct(x_T, cache.grid, predict, cache.kind)
     return float(reconstruction_error(x_0, again).mean())

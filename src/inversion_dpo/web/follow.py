@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from inversion_dpo.run.config import Config
-from inversion_dpo.training.step import read_rows
+from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.web.app import Tab
 
 MOST_POINTS = 400  # of a curve: more are not seen

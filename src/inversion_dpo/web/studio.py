@@ -23,7 +23,7 @@ from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import decode, encode
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config
-from inversion_dpo.trajectories.fill import conditional, pair_noise
+from inversion_dpo.trajectories.fill import pair_noise, predictions
 
 LoadSampler = Callable[[Config, Path | None], Sampler]  # (configuration, adapter)
 MOST_IMAGES = 512  # kept in memory
@@ -95,7 +95,7 @@ def strip(sampler: Sampler, data: bytes, caption: str, grid: Grid) -> Strip:
     pixels = stack_pixels([fitted.image])
     x_0 = encode(vae, pixels)
     condition = model.condition([caption], [sampler.graph_of(caption)])
-    predict = conditional(model, condition | model.framing([fitted.framing]))
+    predict, _ = predictions(model, condition | model.framing([fitted.framing]), 1.0, 1.0)
     noise = pair_noise(0, x_0.shape).to(x_0)
     path = invert(
         x_0, grid, predict, model.schedule.kind, i.fixed_point_iterations, None, noise, i.start

@@ -17,7 +17,7 @@ import torch
 from inversion_dpo.compare.runs import seeded
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import sampled
-from inversion_dpo.run.config import load_config
+from inversion_dpo.run.config import PolicyConfig, load_config
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))  # its processes import it too
 SCRIPT: Any = importlib.import_module("scale")
@@ -116,7 +116,9 @@ def test_training_starts_at_the_reference_and_moves(
         if method == "x0"
         else SCRIPT.noise_points(world, settings, pairs)
     )
-    policy = SCRIPT.LoraPolicy(world.model, 2, 2, ["to_q"], 0)
+    policy = SCRIPT.LoraPolicy(
+        world.model, PolicyConfig(rank=2, alpha=2, target_modules=["to_q"]), 0
+    )
     before = {n: p.detach().clone() for n, p in policy.trainable().items()}
     try:
         SCRIPT.train(world, settings, pairs, policy, points, 7)

@@ -1,8 +1,6 @@
 """Prompts in chunks: one chunk is what the pipelines do, several are windows laid end to end."""
 
-import hashlib
-import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from inversion_dpo.data.transforms import Framing
 from inversion_dpo.maths.inversion import reconstruct
-from inversion_dpo.maths.records import Framing
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.prompts import (
@@ -23,10 +21,9 @@ from inversion_dpo.models.prompts import (
 )
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.training.recipe import set_up
-from inversion_dpo.training.step import train
-from inversion_dpo.trajectories.cache import LAYOUT, CacheKey
-from inversion_dpo.trajectories.fill import conditional
+from inversion_dpo.training.recipe import train
+from inversion_dpo.trajectories.key import CacheKey
+from tests.sessions import conditional, set_up
 
 LONG = "a large blue cross " * 25  # 100 tokens: 75 and 25
 PROMPTS = ["a small red star", "", "a " * 75, "a " * 76, LONG]
@@ -166,16 +163,32 @@ def test_t5_is_counted_by_what_its_pipeline_reads(part, limit, family, tiny):
     assert overlong(pipe, [words, words + "red"], 1)[name] == 1
 
 
-def test_a_key_of_one_chunk_is_what_it_was():
-    """Caches that were made before there were chunks stay good; others have names of their own."""
-    plain = ["", "", None, "", "", 64, 1.0, 20, "", 1.0, 0, 0.0, 8, None, False, ""]
-    later = ("prompt_chunks", "scene_graph", "first", "last", "reference_guidance")
-    names = [f.name for f in fields(CacheKey) if f.name not in later]
-    before = dict(zip(names, plain, strict=True)) | {"layout": LAYOUT}
-    name = hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16]
-    assert CacheKey(*plain).name() == CacheKey(*plain, prompt_chunks=1).name() == name
-    others = [{"prompt_chunks": 2}, {"first": 2}, {"last": 9}, {"reference_guidance": 2.0}]
-    assert len({CacheKey(*plain, **other).name() for other in [{}, *others]}) == 5
+def test_every_field_of_a_key_changes_the_name():
+    plain = CacheKey(
+        pairs="",
+        fit="pad",
+        flip_seed=None,
+        model="",
+        schedule="",
+        resolution=64,
+        guidance_embed=1.0,
+        steps=20,
+        spacing="even",
+        guidance_scale=1.0,
+        fixed_point_iterations=0,
+        t_start=0.0,
+        batch_size=8,
+        keep=None,
+        reconstruct=False,
+        precision="",
+        prompt_chunks=1,
+        scene_graph=None,
+        first=1,
+        last=20,
+        reference_guidance=1.0,
+    )
+    names = {replace(plain, **{f.name: "another"}).name() for f in fields(CacheKey)}
+    assert len(names | {plain.name()}) == len(fields(CacheKey)) + 1
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from inversion_dpo.models.graph_model import (
 )
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.sampler import Sampler
-from inversion_dpo.run.config import load_config, resolve
+from inversion_dpo.run.config import PolicyConfig, load_config, resolve
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 
 FAMILIES = ("embedded", "sd15", "sdxl")
@@ -69,7 +69,7 @@ def predicted(model, condition, seed=0):
 
 def framed(model, condition):
     """With SDXL's sizes."""
-    from inversion_dpo.maths.records import Framing
+    from inversion_dpo.data.transforms import Framing
 
     count = len(condition["encoder_hidden_states"])
     return condition | model.framing([Framing((64, 64), (0, 0), (64, 64))] * count)
@@ -263,7 +263,7 @@ def test_a_lora_sees_only_the_unet_and_a_saved_pipeline_is_plain(pipeline_of, tm
     FullPolicy(model).save(tmp_path / "full")
     again = DiffusionPipeline.from_pretrained(tmp_path / "full")
     assert sorted(again.unet.state_dict()) == plain
-    policy = LoraPolicy(model, 2, 2, ["to_q", "to_k", "to_v", "to_out.0"], 0)
+    policy = LoraPolicy(model, PolicyConfig(rank=2, alpha=2), 0)
     assert not [n for n in policy.trainable() if "projections" in n]
     policy.save(tmp_path / "lora")
     pipeline_of("sd15").load_lora_weights(tmp_path / "lora")

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.sides import sampler_of
@@ -91,14 +92,15 @@ def test_the_film_strip_is_the_runs_own_inversion(page, store, studio, config):
 
 def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, store):
     """Both images of a pair, inverted one at a time here and together by the trainer's code."""
-    from inversion_dpo.training.recipe import cache_key, source_of
-    from inversion_dpo.trajectories.fill import invert_pairs
+    from inversion_dpo.data.source import configured_pairs
+    from inversion_dpo.trajectories.fill import Inverter, invert_pairs
+    from inversion_dpo.trajectories.key import key_of
 
     model = studio.sampler(None).model
-    source = source_of(config)
-    key = replace(cache_key(config, source, model), reconstruct=True)
+    source = configured_pairs(config.data)
+    key = replace(key_of(config, source, model), reconstruct=True)
     pairs = list(source)[:1]
-    shard = invert_pairs(model, pairs, 0, key, model.schedule.grid(5, "sampler"), "cpu")
+    shard = invert_pairs(Inverter(model, key, torch.device("cpu")), pairs, 0)
     for k, data in enumerate((pairs[0].winner, pairs[0].loser)):
         strip = studio.inversion(data, pairs[0].caption)
         assert strip.variance == pytest.approx(float(shard["x_T_variance"][k]), rel=1e-4)

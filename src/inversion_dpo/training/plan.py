@@ -1,0 +1,87 @@
+"""The plain values that a training step needs, taken out of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inversion_dpo.maths.losses import LOSSES, Loss
+from inversion_dpo.maths.records import Grid, LossSettings
+from inversion_dpo.maths.schedule import Schedule
+from inversion_dpo.maths.targets import level_weights
+from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.trajectories.key import chosen_method, window
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step does, in plain values.
+
+    low, high: lowest and highest level that is trained on: index on the inversion's grid, or in the
+    schedule where the path is ``noise``. weights: k of each level, mean 1 over those. states: of
+    each pair in a step. guidance_scale: of the prediction that is trained, policy and reference
+    alike. The dropouts are shares of pairs that are shown without prompt, graph or caption.
+    """
+
+    loss: Loss
+    settings: LossSettings
+    path: str
+    target: str
+    low: int
+    high: int
+    weights: Tensor
+    states: int
+    safeguard: bool
+    soft_labels: bool
+    guidance_scale: float
+    batch_size: int
+    accumulation: int
+    seed: int
+    prompt_dropout: float
+    graph_dropout: float
+    caption_dropout: float
+
+    @property
+    def drops(self) -> bool:
+        """Whether some pairs are shown without their prompt, their scene graph or caption."""
+        return max(self.prompt_dropout, self.graph_dropout, self.caption_dropout) > 0
+
+    @property
+    def on_saddle(self) -> bool:
+        """Whether the target is the reference itself, so that there is no gradient at first."""
+        return self.target == "reference"
+
+
+def make_plan(config: Config, schedule: Schedule, grid: Grid) -> Plan:
+    """Take out of a configuration what a step needs; ConfigError for a grid that cannot be used."""
+    o, t, d, method = config.objective, config.training, config.data, chosen_method(config)
+    levels, (low, high) = grid.levels, window(config)
+    if method.path == "noise":
+        last = len(schedule) - 1
+        levels, low, high = schedule.levels, round(o.t_min * last), round(o.t_max * last)
+    elif levels.sigma[low] <= levels.sigma[0]:
+        raise ConfigError(
+            "this scheduler's first noisy state is as noisy as its clean end (timestep 0, "
+            f"set_alpha_to_one false): set objective.t_min={1.5 / grid.steps:g}, or "
+            "inversion.spacing=even"
+        )
+    return Plan(
+        loss=LOSSES[method.loss],
+        settings=LossSettings(o.beta, o.link, o.label_smoothing),
+        path=method.path,
+        target=method.target,
+        low=low,
+        high=high,
+        weights=level_weights(levels, schedule.kind, o.weighting, low, high),
+        states=o.states,
+        safeguard=o.safeguard,
+        soft_labels=o.soft_labels,
+        guidance_scale=o.guidance_scale,
+        batch_size=t.batch_size,
+        accumulation=t.gradient_accumulation,
+        seed=t.seed,
+        prompt_dropout=d.prompt_dropout,
+        graph_dropout=d.graph_dropout,
+        caption_dropout=d.caption_dropout,
+    )

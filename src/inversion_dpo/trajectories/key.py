@@ -1,0 +1,126 @@
+"""What a run's trajectories depend on, taken out of its configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from inversion_dpo.maths.losses import Method, method_of
+from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
+from inversion_dpo.run.config import Config, ConfigError, InversionConfig
+
+if TYPE_CHECKING:
+    from inversion_dpo.data.source import PairSource
+
+LAYOUT = 5  # of the cache's files
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """Everything that the cached numbers depend on; equal keys share a cache."""
+
+    pairs: str  # fingerprint of the pairs' source
+    fit: str  # how images come to their size
+    flip_seed: int | None  # of the mirrored pairs; None: no pair is
+    model: str  # identity of the frozen weights
+    schedule: str  # the scheduler's configuration
+    resolution: int
+    guidance_embed: float
+    steps: int
+    spacing: str
+    guidance_scale: float
+    fixed_point_iterations: int
+    t_start: float
+    batch_size: int
+    keep: tuple[int, int, int] | None  # states per pair, lowest and highest index; None: all
+    reconstruct: bool
+    precision: str  # autocast of the network, the policy's own
+    prompt_chunks: int
+    scene_graph: str | None  # identity of the encoder, if there is one
+    first: int  # index of the lowest state with a prediction
+    last: int  # of the highest state; 0: pairs are encoded only
+    reference_guidance: float  # of the reference's stored predictions
+    layout: int = LAYOUT
+
+    @property
+    def start(self) -> int:
+        """Index of the highest state that is x_0 with noise added."""
+        return round(self.t_start * self.steps)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether there are trajectories, and not latents and conditions alone."""
+        return self.last > 0
+
+    def name(self) -> str:
+        """The cache's folder name: sixteen hex digits."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
+
+def chosen_method(config: Config) -> Method:
+    """The configured loss, path and target; ConfigError for what cannot go together."""
+    o = config.objective
+    try:
+        return method_of(o.name, loss=o.loss, path=o.path, target=o.target)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def window(config: Config) -> tuple[int, int]:
+    """Lowest and highest index on the inversion's grid that is trained on."""
+    o, n = config.objective, config.inversion.steps
+    low = max(1, math.ceil(o.t_min * n))
+    return low, max(low, math.floor(o.t_max * n))
+
+
+def inverted_range(config: Config) -> tuple[int, int]:
+    """Lowest and highest index that is inverted: what is trained on, or sampled back from.
+
+    (1, 0), none, where the method looks at no trajectories.
+    """
+    low, high = window(config)
+    if config.inversion.reconstruct:
+        return low, config.inversion.steps
+    return (low, high) if chosen_method(config).path == "trajectory" else (1, 0)
+
+
+def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
+    """Take out of a configuration what the trajectories of its pairs depend on."""
+    i, inverted = config.inversion, chosen_method(config).path == "trajectory"
+    first, last = inverted_range(config)
+    if not last:  # how paths would be made makes no difference then
+        i = InversionConfig(steps=i.steps, spacing=i.spacing, batch_size=i.batch_size)
+    return CacheKey(
+        pairs=pairs.fingerprint,
+        fit=config.data.fit,
+        flip_seed=config.training.seed if config.data.flip else None,
+        model=identity(frozen_parts(model.pipeline).values()),
+        schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),
+        resolution=config.model.resolution,
+        guidance_embed=config.model.guidance_embed,
+        steps=i.steps,
+        spacing=i.spacing,
+        guidance_scale=i.guidance_scale,
+        fixed_point_iterations=i.fixed_point_iterations,
+        t_start=i.t_start,
+        batch_size=i.batch_size,
+        keep=None if i.keep is None else (i.keep, *window(config)),
+        reconstruct=i.reconstruct,
+        precision=f"{config.model.dtype} {config.training.mixed_precision}",
+        prompt_chunks=config.model.prompt_chunks,
+        scene_graph=graph_identity(config, model),
+        first=first,
+        last=last,
+        reference_guidance=config.objective.guidance_scale if inverted else 1.0,
+    )
+
+
+def graph_identity(config: Config, model: DiffusionModel) -> str | None:
+    """What trajectories depend on beside the UNet: the encoder, or of a new one its tokens only."""
+    encoder = getattr(model.pipeline, "scene_graph", None)
+    if encoder is None:
+        return None
+    return identity([encoder]) if config.model.scene_graph else f"new {encoder.shape.tokens}"

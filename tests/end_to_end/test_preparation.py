@@ -1,0 +1,83 @@
+"""A run loads, hashes and decodes everything once; a step computes what its loss needs."""
+
+from collections import Counter
+
+import pytest
+
+from inversion_dpo.data import formats, rows, source, tables
+from inversion_dpo.models import loading
+from inversion_dpo.training import step as training_step
+from inversion_dpo.training.generators import generator_for
+from inversion_dpo.training.recipe import train
+from inversion_dpo.trajectories import cache, fill, key
+from tests.sessions import set_up
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts of what costs time, by name."""
+    counts = Counter()
+
+    def counted(module, name, label, weight=lambda *_, **__: 1):
+        real = getattr(module, name)
+
+        def call(*args, **kwargs):
+            counts[label] += weight(*args, **kwargs)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(loading, "load_pipeline", "loads of the model")
+    counted(key, "identity", "hashes of the weights")
+    counted(formats, "_digest", "hashes of the pairs")
+    counted(rows, "decode_image", "decoded images")
+    counted(source, "decode_image", "decoded images")
+    counted(cache, "sha256_of", "verified files")
+    counted(fill, "encode", "encodings")
+    return counts
+
+
+def test_a_run_prepares_once(tiny_config, tmp_path, calls):
+    config = tiny_config("training.steps=2")
+    train(config, tmp_path)
+    assert calls["loads of the model"] == calls["hashes of the weights"] == 1
+    assert calls["hashes of the pairs"] == 1
+    assert calls["decoded images"] == 2 * 16  # each image of each pair
+    assert calls["encodings"] == 1 + 4  # one to announce the cache's size, one for each shard
+
+    calls.clear()
+    train(tiny_config("training.steps=4"), tmp_path)
+    assert calls["loads of the model"] == calls["hashes of the weights"] == 1
+    assert calls["decoded images"] == calls["encodings"] == 0
+    assert calls["verified files"] == 4 + 1  # every shard, and the empty prompt, once
+
+
+def test_the_total_of_the_bar_reads_no_image(tiny_config, tmp_path, monkeypatch):
+    pairs = source.configured_pairs(tiny_config().data)
+    monkeypatch.setattr(tables, "_READ_ROWS", 1)
+    wanted = []
+    real = tables.pq.ParquetFile.iter_batches
+
+    def noted(self, *args, columns=None, **kwargs):
+        wanted.extend(columns)
+        return real(self, *args, columns=columns, **kwargs)
+
+    monkeypatch.setattr(tables.pq.ParquetFile, "iter_batches", noted)
+    assert pairs.expected() == 16 and wanted == ["label_0"]
+
+
+@pytest.mark.parametrize("name", ["inversion_dpo", "diffusion_dpo", "dspo", "sft", "kto"])
+def test_only_kto_needs_the_mean_over_all_processes(name, tiny_config, tmp_path, monkeypatch):
+    session = set_up(tiny_config(f"objective.name={name}"), tmp_path)
+    asked = []
+    monkeypatch.setattr(training_step, "mean_gain", lambda s, gain: asked.append(s) or gain.mean())
+    generators = [generator_for(0, 0, 0, k) for k in (0, 1)]
+    training_step.losses(session, [(0, 0), (1, 0)], generators)
+    assert bool(asked) is (name == "kto")
+
+
+@pytest.mark.parametrize("loss", ["kto", "dspo"])
+def test_another_loss_on_the_trajectory_is_a_setting(loss, tiny_config, tmp_path):
+    config = tiny_config(f"objective.loss={loss}", "objective.beta=100", "training.steps=2")
+    session = train(config, tmp_path)
+    assert session.plan.path == "trajectory" and session.cache.inverted
