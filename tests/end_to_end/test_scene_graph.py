@@ -92,6 +92,7 @@ def test_evaluate_and_report(capsys, trained, tmp_path, monkeypatch):
             "evaluation.parser.prompt_price=1",
             "evaluation.parser.completion_price=2",
             "evaluation.seeds=3",
+            "evaluation.guidance_scale=1",
         ]
         code, text, err = command(capsys, "evaluate", run, *settings)
         assert code == 0 and "sg_iou" in text and "parsed" in text, err

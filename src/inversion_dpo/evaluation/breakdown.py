@@ -18,7 +18,6 @@ from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs
 from inversion_dpo.evaluation.scorers.answers import read_vocabulary
 from inversion_dpo.evaluation.scorers.scene_graph import (
     SCENE_GRAPH,
-    prices_of,
     spent,
     stored_answers,
 )
@@ -162,17 +161,20 @@ def read_graphs(path: Path) -> Graphs | None:
 def structure(asked: PromptSet, files: list[Path], config: Config) -> dict[str, Any]:
     """Under ``structure`` the breakdown of reference and policy, where graphs are known.
 
-    Words are levelled as the scorer levels them. Under ``scoring`` what the answers that are kept
-    beside the samples have cost.
+    Words are levelled as the scorer levels them.
     """
-    e, parts = config.evaluation, {}
+    e, found = config.evaluation, {}
     synonyms = read_vocabulary(e.parser.vocabulary).synonyms if e.parser.vocabulary else {}
     reference, policy = (read_graphs(file) for file in files)
     if reference and policy:
         known = intended_graphs(asked)
         intended = [plain(known[p], synonyms) if p in known else None for p in asked.prompts]
         r, p = ([g and plain(g) for g in side] for side in (reference, policy))
-        parts["structure"] = breakdown(intended, r, p, e.seeds)
-    if answers := stored_answers(files[0].parent / "scores.sqlite"):
-        parts["scoring"] = {SCENE_GRAPH: spent(answers, prices_of(e.parser))}
-    return {name: part for name, part in parts.items() if part}
+        found = breakdown(intended, r, p, e.seeds)
+    return {"structure": found} if found else {}
+
+
+def scoring(memo: Path, config: Config) -> dict[str, Any]:
+    """Under ``scoring`` what the answers that are kept beside the samples have cost."""
+    answers = stored_answers(memo / "scores.sqlite")
+    return {"scoring": {SCENE_GRAPH: spent(answers, config.evaluation.parser)}} if answers else {}

@@ -92,8 +92,8 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     e = config.evaluation
     extractor: nn.Module | int = 2048
     if features == "clip":
-        path, _, revision = e.checkpoints.get("clip", CHECKPOINTS["clip"]).partition("@")
-        extractor = ClipFeatures(ClipScorer("clip", Checkpoint("clip", path, revision or None)))
+        place = Checkpoint.at("clip", e.checkpoints.get("clip", CHECKPOINTS["clip"]))
+        extractor = ClipFeatures(ClipScorer("clip", place))
     pictures, prompts = read_images(real), read_prompts(e.prompts, e.limit)
     found: dict[str, Any] = {"features": features, "real": len(pictures)}
     for word, adapter in (("reference", None), ("policy", folder / "adapter")):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from inversion_dpo.evaluation.breakdown import structure
+from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, compare
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
@@ -65,7 +65,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
         metrics |= judged(asked, reference, policy, config)
         if current_team().main:
             write_table(folder / "per_prompt.parquet", asked, config, reference, policy)
-    metrics |= structure(asked, files, config) | changes(*files)
+    metrics |= structure(asked, files, config) | scoring(memo, config) | changes(*files)
     metrics |= training_facts(folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     write_metrics(folder, metrics)
@@ -99,7 +99,7 @@ def at_training_guidance(folder: Path, config: Config, models: Models | None) ->
     return {
         OTHER_GUIDANCE: other | judged(asked, reference, policy, config),
         "seconds": read_seconds(folder),
-    }
+    } | scoring(folder / "samples", config)
 
 
 def both_sides(folder: Path, config: Config, memo: Path, models: Models | None) -> list[Path]:

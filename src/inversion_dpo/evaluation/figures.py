@@ -8,7 +8,6 @@ colour-blind readers can tell apart.
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -20,12 +19,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from inversion_dpo.data.images import png
 from inversion_dpo.evaluation.metrics import interval_text, metric_rows, verdict
-from inversion_dpo.run.disk import atomic_figure
+from inversion_dpo.run.disk import atomic_bytes, atomic_figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
 VERDICT_COLOUR = {"gain": BLUE, "loss": ORANGE, "none": GREY}
@@ -146,71 +147,49 @@ def image_grid(
     policy_images: Sequence[Pixels],
     path: Path,
     columns: int = 4,
-    side: int | None = None,
 ) -> None:
     """Write prompts in rows of ``columns``: reference left, policy right, caption beneath.
 
-    Images are uint8 [H, W, 3], shown at about ``side`` pixels (128, or 256 for larger ones);
-    ValueError if the three lists are empty or of different lengths.
+    Images are uint8 [H, W, 3], shown at about 128 pixels, or 256 for larger ones, none of them
+    resampled by the layout. ValueError if the lists are empty or of different lengths.
     """
     if not len(captions) == len(reference_images) == len(policy_images) or not captions:
         raise ValueError(
             f"need one caption per image pair, got {len(captions)} captions, "
             f"{len(reference_images)} reference and {len(policy_images)} policy images"
         )
-    largest = max(n for i in (*reference_images, *policy_images) for n in i.shape[:2])
-    side = side or (128 if largest <= 128 else 256)
-    pairs = [
-        (thumbnail(r, side), thumbnail(p, side))
-        for r, p in zip(reference_images, policy_images, strict=True)
-    ]
-    _Grid(pairs, [_wrapped(c, side) for c in captions], min(columns, len(captions))).save(path)
+    both = list(zip(reference_images, policy_images, strict=True))
+    side = 128 if max(n for pair in both for i in pair for n in i.shape[:2]) <= 128 else 256
+    pairs = [[thumbnail(image, side) for image in pair] for pair in both]
+    texts = [_wrapped(caption, side) for caption in captions]
+    columns, edge, gap, head, line, between = min(columns, len(texts)), 24, 6, 26, 15, 18  # pixels
+    box = max(n for pair in pairs for image in pair for n in image.shape[:2])
+    cell = 2 * box + gap + 2 * between
+    starts = range(0, len(texts), columns)
+    most = [max(text.count("\n") + 1 for text in texts[k : k + columns]) for k in starts]
+    rows = [box + gap + n * line + between for n in most]
+    size = 2 * edge + columns * cell - 2 * between, 2 * edge + head + sum(rows) - between
+    page = Image.new("RGB", size, PAPER)
+    pen, (small, bold) = ImageDraw.Draw(page), (_font(12, "normal"), _font(14, "bold"))
+    for k, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
+        row, column = divmod(k, columns)
+        left, top = edge + column * cell, edge + head + sum(rows[:row])
+        for n, (image, word) in enumerate(zip(pair, ("reference", "policy"), strict=True)):
+            place = left + n * (box + gap)
+            page.paste(Image.fromarray(image), (place, top))
+            if not row:
+                pen.text((place, edge), word, INK, bold)
+        for n, words in enumerate(text.split("\n")):
+            pen.text((left, top + box + gap + n * line), words, INK, small)
+    atomic_bytes(png(np.asarray(page)), path)
 
 
-class _Grid:
-    """Lays images and text out in whole pixels, so that no pixel is resampled."""
-
-    edge, gap, head, line, between = 24, 6, 30, 15, 18  # pixels
-
-    def __init__(self, pairs: list[tuple[Pixels, Pixels]], captions: list[str], columns: int):
-        self.pairs, self.captions, self.columns = pairs, captions, columns
-        self.box = max(n for pair in pairs for image in pair for n in image.shape[:2])
-        self.cell = 2 * self.box + self.gap + 2 * self.between
-        starts = range(0, len(pairs), columns)
-        lines = [max(c.count("\n") + 1 for c in captions[k : k + columns]) for k in starts]
-        self.rows = [self.box + self.gap + n * self.line + self.between for n in lines]
-        self.width = 2 * self.edge + columns * self.cell - 2 * self.between
-        self.height = 2 * self.edge + self.head + sum(self.rows) - self.between
-        self.figure = Figure((self.width / 100, self.height / 100), dpi=100, facecolor=PAPER)
-
-    def save(self, path: Path) -> None:
-        """Draw headers and every cell, then write the PNG at one image pixel per pixel."""
-        for column in range(self.columns):
-            for k, word in enumerate(("reference", "policy")):
-                left = self.edge + column * self.cell + k * (self.box + self.gap)
-                self._line(left, self.edge + 12, word, 10, "bold")
-        for k, (pair, caption) in enumerate(zip(self.pairs, self.captions, strict=True)):
-            row, column = divmod(k, self.columns)
-            top = self.edge + self.head - 4 + sum(self.rows[:row])
-            self._cell(self.edge + column * self.cell, top, pair, caption)
-        with warnings.catch_warnings():  # scripts the font lacks; the page shows them as text
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
-            atomic_figure(self.figure, path, dpi=100, facecolor=PAPER)
-
-    def _cell(self, left: int, top: int, pair: tuple[Pixels, Pixels], caption: str) -> None:
-        for k, image in enumerate(pair):
-            x, y = left + k * (self.box + self.gap), self.height - top - image.shape[0]
-            self.figure.figimage(image, x, y, origin="upper")
-        for k, line in enumerate(caption.split("\n")):
-            self._line(left, top + self.box + self.gap + 13 + k * self.line, line, 8.5)
-
-    def _line(self, x: int, y: int, text: str, size: float, weight: str = "normal") -> None:
-        place = x / self.width, 1 - y / self.height
-        self.figure.text(*place, text, size=size, weight=weight, color=INK, parse_math=False)
+def _font(pixels: int, weight: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont(FontProperties(weight=weight)), pixels)
 
 
 def _wrapped(caption: str, side: int, lines: int = 4) -> str:
-    width = max(16, round(2 * side / 6.6))  # 6.6 pixels: a mean letter at 8.5 points, 100 dpi
+    width = max(16, round(2 * side / 6.6))  # 6.6 pixels: a mean letter
     return textwrap.fill(caption, width, max_lines=lines, placeholder=" …") or " "
 
 

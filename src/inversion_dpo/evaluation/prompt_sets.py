@@ -6,7 +6,7 @@ The embedded world is a prompt set too: this module and the registry of scorers 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -94,16 +94,21 @@ def scenes(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
     return graphs_of(split, kind, seed)
 
 
-def intended_graphs(asked: PromptSet) -> dict[str, SceneGraph]:
-    """Prompt -> the graph that it asks for: the set's own, or what a caption of `scenes` says.
+def intended_graphs(
+    asked: PromptSet, said: Callable[[str], SceneGraph | None] = graph_of_prompt
+) -> dict[str, SceneGraph]:
+    """Prompt -> the graph that it asks for: the set's own, or else what its text says.
 
     ConfigError if a prompt occurs with two graphs.
     """
     known: dict[str, SceneGraph] = {}
     for prompt, given in zip(asked.prompts, asked.graphs, strict=True):
-        graph = given or graph_of_prompt(prompt)
+        graph = given or said(prompt)
         if graph is not None and known.setdefault(prompt, graph) != graph:
-            raise ConfigError(f"evaluation.prompts: {prompt!r} occurs with two scene graphs")
+            raise ConfigError(
+                f"evaluation.prompts: {prompt[:60]!r} occurs with two scene graphs; "
+                "word the two prompts differently"
+            )
     return known
 
 
@@ -111,23 +116,6 @@ def prompts_with_graphs(asked: PromptSet) -> list[str | SceneGraph]:
     """Return each prompt as a sampler takes it: with its scene graph, where the set gives one."""
     both = zip(asked.prompts, asked.graphs, strict=True)
     return [replace(graph, caption=prompt) if graph else prompt for prompt, graph in both]
-
-
-def graphs_by_prompt(source: str, prompts: set[str]) -> dict[str, SceneGraph]:
-    """The scene graphs that a set gives to these prompts; a prompt without one is not among them.
-
-    ConfigError if the set gives one prompt two graphs.
-    """
-    found: dict[str, SceneGraph] = {}
-    for prompt, _, graph in _rows(source, 0):
-        if graph is None or prompt not in prompts:
-            continue
-        if found.setdefault(prompt, graph) != graph:
-            raise ConfigError(
-                f"evaluation.prompts: {source} gives {prompt[:60]!r} two different scene graphs; "
-                "word the two prompts differently"
-            )
-    return found
 
 
 _Row = tuple[str, str, SceneGraph | None]  # prompt, category, graph

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from inversion_dpo.data.images import decode_image, png
@@ -162,13 +163,7 @@ def write_samples(
 
 def read_samples(path: Path) -> tuple[Images, Scores]:
     """Inverse of :func:`write_samples`."""
-    table = pq.read_table(path)
-    images = [
-        np.array(decode_image(b, f"{path} row {k}"))
-        for k, b in enumerate(table["image"].to_pylist())
-    ]
-    names = [n for n in table.column_names if n.startswith("score.")]
-    return images, {n[6:]: table[n].to_numpy() for n in names}
+    return [np.array(image) for image in pictures(path)], read_scores(path)
 
 
 def read_scores(path: Path) -> Scores:
@@ -179,12 +174,15 @@ def read_scores(path: Path) -> Scores:
 
 
 def read_images(path: Path, rows: list[int]) -> Images:
-    """The images of these rows, which ascend; a few encoded ones are in memory at a time."""
-    images, wanted, start = [], set(rows), 0
+    """The images of these rows, which ascend."""
+    return [np.array(image) for image in pictures(path, frozenset(rows).__contains__)]
+
+
+def pictures(path: Path, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[Image.Image]:
+    """The wanted rows' images of a file of samples, a few encoded ones in memory at a time."""
+    row = 0
     for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["image"]):
-        for k in range(batch.num_rows):
-            if start + k in wanted:
-                encoded = batch["image"][k].as_py()
-                images.append(np.array(decode_image(encoded, f"{path} row {start + k}")))
-        start += batch.num_rows
-    return images
+        for encoded in batch["image"]:
+            if wanted(row):
+                yield decode_image(encoded.as_py(), f"{path} row {row}")
+            row += 1

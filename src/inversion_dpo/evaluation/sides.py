@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, graphs_by_prompt
+from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, intended_graphs, read_prompt_set
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_encoder import install
 from inversion_dpo.models.graph_model import is_encoder, load_encoder
 from inversion_dpo.models.loading import load_pipeline
-from inversion_dpo.models.sampler import Sampler
+from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.folder import read_config
 from inversion_dpo.run.processes import launch_state
@@ -68,8 +68,8 @@ def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict
     """The scene graphs that the prompt set gives to these prompts, where a model takes any."""
     if not config.model.scene_graph and not (adapter is not None and is_encoder(adapter)):
         return {}
-    known = graphs_by_prompt(config.evaluation.prompts, set(prompts))
-    return {prompt: replace(graph, caption=prompt) for prompt, graph in known.items()}
+    given = intended_graphs(read_prompt_set(config.evaluation.prompts, None), no_graph)
+    return {p: replace(graph, caption=p) for p, graph in given.items() if p in set(prompts)}
 
 
 def sampler_of(config: Config, adapter: Path | None) -> Sampler:

@@ -14,8 +14,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.evaluation.scorers.registry import load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import (
     Answer,
-    Prices,
-    scene_graph_scorer,
+    SceneGraphScorer,
     spent,
     spent_text,
     stored_answers,
@@ -54,7 +53,7 @@ RIGHT = said("dog", "red cat", relations=[(0, "right of", 1)])  # the converse o
 
 def scorer(url, store=None, **settings):
     parser = ParserConfig(url=url, model="seer", **({"retries": 0, "timeout": 5.0} | settings))
-    return scene_graph_scorer(parser, None, SET, store)
+    return SceneGraphScorer(parser, None, SET, store)
 
 
 def test_scores_are_agreement_on_exact_triples():
@@ -119,7 +118,10 @@ def test_what_cannot_be_read_twice_is_counted_by_name(caplog, tmp_path):
     for text in ("1 refused", "1 unknown_word", "1 wrong_shape", "cost 0.0028"):
         assert text in caplog.text
     assert "Ignore" not in caplog.text
-    total = spent(stored_answers(tmp_path / "kept.sqlite"), Prices(2.0, 10.0))
+    total = spent(
+        stored_answers(tmp_path / "kept.sqlite"),
+        ParserConfig(prompt_price=2.0, completion_price=10.0),
+    )
     assert total == {
         "answers": 4,
         "requests": 7,
@@ -213,7 +215,7 @@ def test_a_vocabulary_file_must_have_what_is_asked(tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"url": "http://h/v1"}, {"model": "m"}])
 def test_neither_server_nor_folder(settings):
     with pytest.raises(ScorerError, match="evaluation.checkpoints.scene-graph"):
-        scene_graph_scorer(ParserConfig(**settings), None, SET, None)
+        SceneGraphScorer(ParserConfig(**settings), None, SET, None)
 
 
 @pytest.mark.parametrize("setting", ["parallel=0", "retries=-1", "timeout=0", "prompt_price=-1"])
@@ -223,9 +225,9 @@ def test_bad_settings_are_named(setting):
 
 
 def test_cost_of_no_answer_and_without_prices():
-    total = spent([], Prices(1.0, 1.0))
+    total = spent([], ParserConfig(prompt_price=1.0, completion_price=1.0))
     assert total["answers"] == 0 and total["cost"] == 0 and "all could be read" in spent_text(total)
-    assert spent([Answer(None, "cut", 1, 5, 7)], Prices(1.0))["cost"] is None
+    assert spent([Answer(None, "cut", 1, 5, 7)], ParserConfig(prompt_price=1.0))["cost"] is None
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +294,7 @@ def test_a_local_model_sees_the_image_and_says_what_it_generates(folder, monkeyp
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    score = scene_graph_scorer(ParserConfig(), str(tmp_path), SET, None)
+    score = SceneGraphScorer(ParserConfig(), str(tmp_path), SET, None)
     with pytest.raises(ScorerError, match="evaluation.checkpoints.scene-graph=") as refusal:
         score([image(0)], [PROMPT])
     assert "\n" not in str(refusal.value)

@@ -29,6 +29,12 @@ class Checkpoint:
     path: str
     revision: str | None = None
 
+    @classmethod
+    def at(cls, scorer: str, place: str) -> Checkpoint:
+        """A folder, or OWNER/NAME with an optional @REVISION."""
+        path, _, revision = place.partition("@")
+        return cls(scorer, path, revision or None)
+
     @property
     def folder(self) -> Path | None:
         """The folder, if it is one; ScorerError if the path can only be one that is missing."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, scene_graph_scorer
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SceneGraphScorer
 from inversion_dpo.evaluation.scorers.score_store import ScoreStore, score_key
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ParserConfig
@@ -176,13 +176,12 @@ def load_scorers(
         if name == SCENE_GRAPH:
             if asked is None:
                 raise ScorerError(f"{name} needs the prompts' graphs: give `asked`")
-            reader = partial(scene_graph_scorer, parser or ParserConfig(), given.get(name))
-            return Named(name, lambda: reader(asked(), store))
+            how = parser or ParserConfig()
+            return Named(name, lambda: SceneGraphScorer(how, given.get(name), asked(), store))
         if name == SCENES:
             return Named(name, exact_checker)
         if name in CHECKPOINTS:
-            path, _, revision = given.get(name, CHECKPOINTS[name]).partition("@")
-            weights = Checkpoint(name, path, revision or None)
+            weights = Checkpoint.at(name, given.get(name, CHECKPOINTS[name]))
             return Named(name, partial(built, name, weights), weights)
         if ":" in name:
             return Named(name, partial(imported, name))

@@ -65,14 +65,6 @@ class Answer:
     completion_tokens: int
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Money for a million tokens, in whatever currency; None: not known."""
-
-    prompt: float | None = None
-    completion: float | None = None
-
-
 class SceneGraphScorer:
     """(images, prompts) -> sg_iou, entity_iou, relation_iou, exact and parsed, each [B], and graph.
 
@@ -81,28 +73,26 @@ class SceneGraphScorer:
     is kept, faults too, and is never asked for again.
 
     Args:
-        backend: the model.
-        intended: prompt -> the graph that it asks for, or None.
-        words: the plain intended graph -> the vocabulary that is offered.
-        parallel: images that are asked about at once.
+        parser: server or generation, words and prices: ``evaluation.parser``.
+        checkpoint: a local model's folder, if there is no server.
+        asked: all prompts with their graphs; the words of all are offered as distractors.
         store: keeps the answers; None: none are kept.
-        prices: of tokens.
 
     Raises:
-        ScorerError: a prompt without a graph, by name; what the backend raises.
+        ScorerError: neither server nor folder; a prompt without a graph, by name; what the model
+            raises.
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        intended: Callable[[str], SceneGraph | None],
-        words: Callable[[SceneGraph], Vocabulary],
-        parallel: int = 1,
-        store: AnswerStore | None = None,
-        prices: Prices = Prices(),  # noqa: B008
+        self, parser: ParserConfig, checkpoint: str | None, asked: PromptSet, store: Path | None
     ) -> None:
-        self.backend, self.intended, self.words = backend, intended, words
-        self.parallel, self.store, self.prices = parallel, store, prices
+        if importlib.util.find_spec("jsonschema") is None:
+            raise ScorerError(f"{SCENE_GRAPH} needs jsonschema: pip install 'inversion-dpo[vlm]'")
+        self.parser, self.backend = parser, backend_of(parser, checkpoint)
+        self.intended = intended_graphs(asked)
+        self.words = vocabularies(parser, self.intended)
+        self.parallel = parser.parallel if parser.url else 1  # images that are asked about at once
+        self.store = AnswerStore(store) if store else None
         self.asked: list[Answer] = []  # by this object
         self.known = 0  # answers that were kept before
 
@@ -122,7 +112,7 @@ class SceneGraphScorer:
         return scores | {"parsed": np.array([float(f is not None) for f in found]), "graph": found}
 
     def _graph_of(self, prompt: str) -> SceneGraph:
-        graph = self.intended(prompt)
+        graph = self.intended.get(prompt)
         if graph is None:
             raise ScorerError(
                 f"{SCENE_GRAPH}: no scene graph is known of the prompt {prompt!r}; give the "
@@ -165,7 +155,7 @@ class SceneGraphScorer:
                 "%s: %d answers were there; %s",
                 SCENE_GRAPH,
                 self.known,
-                spent_text(spent(self.asked, self.prices)),
+                spent_text(spent(self.asked, self.parser)),
             )
 
 
@@ -211,16 +201,15 @@ def stored_answers(path: Path) -> list[Answer]:
     return [Answer(**json.loads(text)) for text in texts]
 
 
-def spent(answers: Sequence[Answer], prices: Prices) -> dict[str, Any]:
-    """Totals of answers, ready for JSON; ``cost`` is None without both prices."""
+def spent(answers: Sequence[Answer], parser: ParserConfig) -> dict[str, Any]:
+    """Totals of answers, ready for JSON; ``cost`` is None without both prices of tokens."""
     sums = {
         name: sum(getattr(a, name) for a in answers)
         for name in ("requests", "prompt_tokens", "completion_tokens")
     }
-    cost = None
-    if prices.prompt is not None and prices.completion is not None:
-        cost = sums["prompt_tokens"] * prices.prompt + sums["completion_tokens"] * prices.completion
-        cost /= 1e6
+    a, b = parser.prompt_price, parser.completion_price  # of a million tokens
+    known = a is not None and b is not None
+    cost = (sums["prompt_tokens"] * a + sums["completion_tokens"] * b) / 1e6 if known else None
     faults = Counter(a.fault for a in answers if a.fault)
     return {"answers": len(answers), **sums, "cost": cost, "faults": dict(sorted(faults.items()))}
 
@@ -233,25 +222,6 @@ def spent_text(total: Mapping[str, Any]) -> str:
     return (
         f"{total['answers']} new from {total['requests']} requests, {total['prompt_tokens']} + "
         f"{total['completion_tokens']} tokens{cost}{unread}"
-    )
-
-
-def scene_graph_scorer(
-    parser: ParserConfig, checkpoint: str | None, asked: PromptSet, store: Path | None
-) -> SceneGraphScorer:
-    """The scorer ``scene-graph`` for a prompt set; ScorerError if it cannot be made."""
-    if not all(importlib.util.find_spec(name) for name in ("jsonschema", "openai")):
-        raise ScorerError(
-            f"{SCENE_GRAPH} needs jsonschema and openai: pip install 'inversion-dpo[vlm]'"
-        )
-    known = intended_graphs(asked)
-    return SceneGraphScorer(
-        backend_of(parser, checkpoint),
-        known.get,
-        vocabularies(parser, known),
-        parser.parallel if parser.url else 1,
-        AnswerStore(store) if store else None,
-        prices_of(parser),
     )
 
 
@@ -277,9 +247,8 @@ def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
 
     from inversion_dpo.evaluation.scorers.local_vlm import LocalModel
 
-    path, _, revision = str(checkpoint).partition("@")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LocalModel(Checkpoint(SCENE_GRAPH, path, revision or None), parser.max_tokens, device)
+    return LocalModel(Checkpoint.at(SCENE_GRAPH, str(checkpoint)), parser.max_tokens, device)
 
 
 def vocabularies(
@@ -301,8 +270,3 @@ def vocabularies(
         return fixed
 
     return of_file
-
-
-def prices_of(parser: ParserConfig) -> Prices:
-    """Of a million tokens."""
-    return Prices(parser.prompt_price, parser.completion_price)
