@@ -18,6 +18,7 @@ from inversion_dpo.data.rankings import SCHEMES
 from inversion_dpo.data.rows import Fault, Raw, Table, image_paths, number
 from inversion_dpo.data.shards import read_shard
 from inversion_dpo.data.tables import read_dataset, read_labels, read_parquet, read_text
+from inversion_dpo.run.disk import sha256_of
 
 FORMATS = ("auto", "parquet", "table", "webdataset", "dataset", "annotated")
 HUB = "hf:"
@@ -201,8 +202,7 @@ def _digest(files: Iterable[Path]) -> str:
     """SHA-256 of the files' own digests, in order."""
     total = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(bytes.fromhex(sha256_of(file)))
     return total.hexdigest()
 
 

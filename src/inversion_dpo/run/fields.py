@@ -304,7 +304,7 @@ class ParserConfig:
     max_tokens: Annotated[Count, _PARSED] = 1500
     """Longest answer in tokens."""
     timeout: Annotated[float, Strict(), Field(ge=1), _SERVED] = 120.0
-    """Seconds after which a request counts as failed."""
+    """Seconds without an answer from the server after which a request counts as failed."""
     retries: Annotated[Natural, _SERVED] = 5
     """Times that a failed request is repeated."""
     parallel: Annotated[Count, _SERVED] = 4
