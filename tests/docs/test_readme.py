@@ -44,6 +44,14 @@ def test_the_main_road_is_at_most_five_files_that_exist():
     assert [n for n in road if not (PACKAGE / n).is_file()] == []
 
 
+def test_the_recipe_calls_what_the_recipe_calls():
+    block = re.search(r"```python\n(def train\(.*?)```", README, re.S)[1]
+    called = set(re.findall(r"(\w+)\(", block)) - {"train", "range"}
+    source = (PACKAGE / "training" / "recipe.py").read_text(encoding="utf-8")
+    assert len(called) >= 6
+    assert [name for name in sorted(called) if f"{name}(" not in source] == []
+
+
 def test_paths_of_the_checklists_exist():
     named = re.findall(r"`((?:src|tests|tools|docs|benchmarks)/[\w/.-]+)`", CONTRIBUTING)
     assert len(named) > 20
