@@ -161,7 +161,7 @@ def sections(summary: Summary, preference: str, pictures: Mapping[str, bytes]) -
 
     pictures: name -> PNG bytes; without one its section has none.
     """
-    found = gain_parts(summary, preference) + cost_parts(summary, preference)
+    found = gain_parts(summary, preference) + cost_parts(summary)
     found += other_parts(summary, preference)
     return [
         Section(heading, note, Table.of(rows), plates=[pictures[n] for n in names if n in pictures])
@@ -199,7 +199,7 @@ def gain_parts(summary: Summary, preference: str) -> list[Part]:
     return found
 
 
-def cost_parts(summary: Summary, preference: str) -> list[Part]:
+def cost_parts(summary: Summary) -> list[Part]:
     """What training takes."""
     found: list[Part] = []
     if any(v["curve"] for v in summary["variants"].values()):

@@ -43,24 +43,13 @@ VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 class ReportData:
     """Everything a report shows; what is empty is left out of the page.
 
-    Attributes:
-        title: heading of the page, as plain text like every other string here.
-        metrics: the result of :func:`inversion_dpo.evaluation.metrics.compare`; other keys are
-            ignored. Without a scorer ``n_prompts`` alone.
-        preference: name of the metric that the pairs were ordered by.
-        captions: of the prompts shown.
-        reference_images: uint8 [H, W, 3], one for each caption.
-        policy_images: uint8 [H, W, 3], from the same prompts and noise.
-        scores: {"reference": .., "policy": ..} by ``preference``, one for each caption.
-        pairs: (caption, winner image, loser image) examples of the training data.
-        history: training rows, see :func:`inversion_dpo.evaluation.figures.training_curves`.
-        config: the resolved configuration as YAML.
-        versions: package or hardware -> version.
-        seconds: stage -> wall-clock seconds.
-        seeds: purpose -> seed.
-        setting: which prompts were compared and how; a fragment within the first sentence.
-        selection: a sentence that says how the prompts shown were picked.
-        preference_note: a sentence that says what the pairs prefer.
+    metrics: of :func:`evaluate.evaluate`; without a scorer ``n_prompts`` alone. preference: the
+    metric that the pairs were ordered by. captions: of the prompts shown, with uint8 images
+    [H, W, 3] of both models from the same noise, and their ``scores`` by the preference under
+    "reference" and "policy". pairs: caption, winner and loser of some training pairs. history:
+    training rows, see :func:`figures.training_curves`. config: as YAML. seconds: by stage. seeds:
+    by purpose. setting: which prompts were compared and how, a fragment within the first sentence.
+    selection, preference_note: sentences on the prompts shown, and on what the pairs prefer.
     """
 
     title: str

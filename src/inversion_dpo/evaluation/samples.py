@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.evaluation.scorers.registry import Graphs, Scores, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import graphs_for, sampler_of
-from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_table, atomic_tables, read_table, sha256_of
 from inversion_dpo.run.faults import memory_advice
@@ -85,13 +85,11 @@ def sampled_file(
     asked += f" {e.parser} {e.prompts}" if SCENE_GRAPH in str(e.scorer) else ""
     path = memo / f"{desc}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.parquet"
     if not _known(path):
-        pictured = [p for p in prompts for _ in range(repeats)]
+        pictured = [graphs.get(p, p) for p in prompts for _ in range(repeats)]
         seeds = [e.seed + k + REPEAT * j for k in range(len(prompts)) for j in range(repeats)]
         team = current_team()
         with memory_advice("sampling"):
-            parts = sample_parts(
-                config, adapter, path.with_suffix(""), pictured, seeds, desc, graphs
-            )
+            parts = sample_parts(config, adapter, path.with_suffix(""), pictured, seeds, desc)
         team.wait()
         if team.main:
             join_parts(parts, path)
@@ -103,10 +101,9 @@ def sample_parts(
     config: Config,
     adapter: Path | None,
     folder: Path,
-    prompts: list[str],
+    prompts: Sequence[Prompt],
     seeds: list[int],
     desc: str,
-    graphs: Mapping[str, SceneGraph],
 ) -> list[Path]:
     """Sample and score batch by batch into files of ``folder``, the processes in turn.
 
@@ -122,10 +119,10 @@ def sample_parts(
     bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=not team.main)
     for start, part in list(zip(starts, parts, strict=True))[team.rank :: team.size]:
         batch = slice(start, start + e.batch_size)
-        asked, noise = prompts[batch], seeds[batch]
+        asked = [p if isinstance(p, str) else p.caption for p in prompts[batch]]
         if read_table(part) is None:
-            sampler = sampler or sampler_of(config, adapter)
-            images = sampler.draw([graphs.get(p, p) for p in asked], noise)
+            sampler, noise = sampler or sampler_of(config, adapter), seeds[batch]
+            images = sampler.draw(prompts[batch], noise)
             judged = score.judge(images, asked) if score else ({}, None)
             write_samples(part, asked, noise, images, *judged)
         bar.update(len(asked) * team.size)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inversion_dpo.data.images import decode_image, png, stack_pixels
 from inversion_dpo.data.transforms import fit
+from inversion_dpo.evaluation.reconstruction import psnr
 from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import decode, encode
@@ -108,7 +109,7 @@ def strip(sampler: Sampler, data: bytes, caption: str, grid: Grid) -> Strip:
         frames=shown(torch.cat([decode(vae, path.states[k]) for k in where])),
         timesteps=[float(grid.timesteps[k]) for k in where],
         reconstruction=shown(after)[0],
-        psnr=float(10 * torch.log10(4 / (before - after).square().mean().clamp_min(1e-12))),
+        psnr=float(psnr(before, after)[0]),
         error=float(reconstruction_error(x_0, again)),
         variance=float(recovered_noise(path).double().square().mean()),
     )
