@@ -62,7 +62,7 @@ def check(capsys, data):
 def test_pairs_check_of_annotations(capsys, tmp_path):
     from pathlib import Path
 
-    code, text = check(capsys, Path(__file__).with_name("laion_sg.jsonl"))
+    code, text = check(capsys, Path(__file__).parents[1] / "data" / "laion_sg.jsonl")
     assert code == 1 and "problems: 6" in text and "row 9: relations[0] names item_id 2" in text
     assert "laion_sg.jsonl: 6 scene graphs\n" in text and "isolated items: 2" in text
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")

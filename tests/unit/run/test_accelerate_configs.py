@@ -8,7 +8,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from diffusers import models
 
-FILES = sorted((Path(__file__).parents[2] / "configs/accelerate").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[3] / "configs/accelerate").glob("*.yaml"))
 
 
 def test_there_is_one_for_each_case():
