@@ -119,8 +119,8 @@ def pair_rows(count):
     """Rows of a pair file: warm scenes preferred to cool ones."""
     from dataclasses import replace
 
-    from inversion_dpo.world.drawing import render
     from inversion_dpo.world.scene_prompts import scenes
+    from tools.embedded.painting import render
 
     rows = []
     for k, scene in enumerate(itertools.islice(scenes("train", 3), count)):

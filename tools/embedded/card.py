@@ -19,7 +19,7 @@ import numpy as np
 from inversion_dpo.evaluation.sides import sampler_of
 from inversion_dpo.run.config import PACKAGE, load_config
 from inversion_dpo.world.scene_prompts import prompts
-from inversion_dpo.world.scorer import score
+from inversion_dpo.world.scorer import NAMES, judge
 
 CARD = """---
 license: apache-2.0
@@ -72,7 +72,8 @@ def measure(folder: Path, count: int, steps: int, guidance: float, seed: int) ->
     )
     sampler = sampler_of(config, None).under(guidance_scale=guidance)
     images = sampler.draw(captions, seeds, desc="score")
-    return {"captions": captions, "scores": score(images, captions)}
+    scores = judge(images, captions)
+    return {"captions": captions, "scores": {name: scores[name] for name in NAMES}}
 
 
 def by_objects(captions: list[str], exact: np.ndarray) -> str:

@@ -30,7 +30,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from inversion_dpo.run.disk import atomic_folder, atomic_save
 from inversion_dpo.world.captions import COLOURS, RELATIONS, SHAPES, SIZES
-from inversion_dpo.world.drawing import Scene, render
+from inversion_dpo.world.drawing import Scene
 from inversion_dpo.world.scene_prompts import scenes
 from tools.embedded.architecture import (
     SCHEDULER,
@@ -40,6 +40,7 @@ from tools.embedded.architecture import (
     build_vae,
     tokenize,
 )
+from tools.embedded.painting import render
 
 Log = Callable[[str], None]
 

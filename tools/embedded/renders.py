@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from inversion_dpo.making_pairs.candidates import encode_image
 from inversion_dpo.run.disk import atomic_table
-from inversion_dpo.world.drawing import Scene, lay_out, render, sample_scene
+from inversion_dpo.world.drawing import Scene, sample_scene
 from inversion_dpo.world.scene_prompts import split_of
+from tools.embedded.painting import lay_out, render
 
 SHARES = (0.1, 0.3, 0.3, 0.3)  # of scenes with one, two, three and four objects
 

@@ -82,8 +82,7 @@ def scenes(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
             ConfigError for what is none.
         seed: of the stream.
     """
-    from inversion_dpo.world.complexity import graphs_of, parse_kind
-    from inversion_dpo.world.scene_prompts import SPLITS
+    from inversion_dpo.world.scene_prompts import SPLITS, graphs_of, parse_kind
 
     if split not in SPLITS:
         raise ConfigError(f"build.splits.{split}: the scenes have {', '.join(SPLITS)}")

@@ -14,10 +14,41 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    Strict,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 # Said of the same two objects the other way round.
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def _digits(value: Any) -> Any:
+    """A whole number that is written as text."""
+    written = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value)
+    return int(value) if written else value
+
+
+def _parts(value: Any) -> Any:
+    """Attributes that are one text, with commas between them."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+Number = Annotated[int, Strict(), BeforeValidator(_digits)]
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
+OptionalText = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 
 
 @dataclass(frozen=True)
@@ -27,10 +58,10 @@ class Item:
     item_id: its number in this image. global_item_id: its number in the whole data, if it has one.
     """
 
-    item_id: int
-    label: str
-    attributes: tuple[str, ...] = ()
-    global_item_id: int | None = None
+    item_id: Number
+    label: Text
+    attributes: Annotated[tuple[Text, ...], BeforeValidator(_parts)] = ()
+    global_item_id: Number | None = None
 
     @property
     def name(self) -> str:
@@ -42,10 +73,10 @@ class Item:
 class Relation:
     """``item1 relation item2``; items are named by their ``item_id``."""
 
-    item1: int
-    relation: str
-    item2: int
-    global_relation_id: int | None = None
+    item1: Number
+    relation: Text
+    item2: Number
+    global_relation_id: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +88,9 @@ class SceneGraph:
 
     items: tuple[Item, ...]
     relations: tuple[Relation, ...] = ()
-    caption: str = ""
-    name: str = ""
-    img_id: str = ""
+    caption: Annotated[OptionalText, Field(alias="caption_ori")] = ""
+    name: OptionalText = ""
+    img_id: Annotated[OptionalText, BeforeValidator(_as_text)] = ""
 
     def item(self, item_id: int) -> Item:
         """The item with this id; KeyError if there is none."""
@@ -101,23 +132,21 @@ class SceneGraph:
             ValueError: in one line: a field missing, empty or of another type, an item_id used
                 twice, a relation of an item to itself or to one that is not there.
         """
-        if not isinstance(data, dict):
-            raise ValueError(f"a scene graph is an object {{...}}, not {_shown(data)}")
-        items = tuple(_item(f"items[{k}]", v) for k, v in enumerate(_list(data, "items")))
-        rows = _list(data, "relations") if "relations" in data else []
-        relations = tuple(_relation(f"relations[{k}]", v) for k, v in enumerate(rows))
-        ids = [i.item_id for i in items]
+        try:
+            graph = _GRAPH.validate_python(data)
+        except ValidationError as error:
+            raise ValueError(_why(error)) from error
+        ids = [i.item_id for i in graph.items]
         if len(set(ids)) < len(ids):
             raise ValueError(f"item_ids are not unique: {ids}")
-        for k, r in enumerate(relations):
+        for k, r in enumerate(graph.relations):
             if absent := {r.item1, r.item2} - set(ids):
                 raise ValueError(
                     f"relations[{k}] names item_id {min(absent)}, which is not among {sorted(ids)}"
                 )
             if r.item1 == r.item2:
                 raise ValueError(f"relations[{k}] relates item_id {r.item1} to itself")
-        caption, name = _optional(data, "caption_ori"), _optional(data, "name")
-        return SceneGraph(items, relations, caption, name, _optional(data, "img_id"))
+        return graph
 
     @staticmethod
     def from_json(text: str) -> SceneGraph:
@@ -133,74 +162,26 @@ def _if_set(key: str, value: int | None) -> dict[str, int]:
     return {} if value is None else {key: value}
 
 
-def _item(where: str, data: Any) -> Item:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} is {_shown(data)}, not an object {{...}}")
-    attributes = data.get("attributes", [])
-    if isinstance(attributes, str):
-        attributes = [part.strip() for part in attributes.split(",") if part.strip()]
-    if not isinstance(attributes, list):
-        raise ValueError(f"{where}.attributes is {_shown(attributes)}, not a list of texts")
-    return Item(
-        _integer(where, data, "item_id"),
-        _text(f"{where}.label", data.get("label")),
-        tuple(_text(f"{where}.attributes[{k}]", a) for k, a in enumerate(attributes)),
-        _number(where, data, "global_item_id"),
-    )
+_GRAPH: TypeAdapter[SceneGraph] = TypeAdapter(SceneGraph)
+_WANTED = {
+    "dataclass_type": "an object {...}",
+    "int_type": "an integer",
+    "tuple_type": "a list",
+    "string_type": "a text",
+    "string_unicode": "a text that UTF-8 can hold",
+}
 
 
-def _relation(where: str, data: Any) -> Relation:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} is {_shown(data)}, not an object {{...}}")
-    return Relation(
-        _integer(where, data, "item1"),
-        _text(f"{where}.relation", data.get("relation")),
-        _integer(where, data, "item2"),
-        _number(where, data, "global_relation_id"),
-    )
-
-
-def _list(data: dict[str, Any], key: str) -> list[Any]:
-    if key not in data:
-        raise ValueError(f"{key} is missing, the list that LAION-SG's layout needs")
-    if not isinstance(data[key], list):
-        raise ValueError(f"{key} is {_shown(data[key])}, not a list")
-    return data[key]
-
-
-def _integer(where: str, data: dict[str, Any], key: str) -> int:
-    """An integer, also written as text."""
-    value = data.get(key)
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"{where}.{key} is {_shown(value)}, not an integer")
-
-
-def _number(where: str, data: dict[str, Any], key: str) -> int | None:
-    return None if data.get(key) is None else _integer(where, data, key)
-
-
-def _text(where: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{where} is {_shown(value)}, not a text")
-    if not value.strip():
-        raise ValueError(f"{where} is empty")
-    return value
-
-
-def _optional(data: dict[str, Any], key: str) -> str:
-    value = data.get(key)
-    if isinstance(value, int) and not isinstance(value, bool) and key == "img_id":
-        return str(value)
-    if not isinstance(value, str | None):
-        raise ValueError(f"{key} is {_shown(value)}, not a text")
-    return value or ""
-
-
-def _shown(value: Any) -> str:
-    return "missing" if value is None else repr(value)[:60]
+def _why(error: ValidationError) -> str:
+    """The first error in one line, with the field as one writes it: ``items[0].label``."""
+    first = error.errors()[0]
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+    field = "".join(steps).removeprefix(".") or "a scene graph"
+    kind, value = first["type"], first["input"]
+    if kind in ("missing", "string_pattern_mismatch"):
+        return f"{field} is {'missing' if kind == 'missing' else 'empty'}"
+    given = "missing" if value is None else repr(value)[:60]
+    return f"{field} is {given}, not {_WANTED.get(kind, first['msg'])}"
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from inversion_dpo.labels.store import Conflict, LabelStore
-from inversion_dpo.web.guard import Guard
-from inversion_dpo.web.incoming import DEFAULT_LABELLER, labeller_of
+from inversion_dpo.web.guard import guard
+from inversion_dpo.web.incoming import labeller_of
 from inversion_dpo.web.labelling import Lookup, image_route, label_routes
 
 STATIC = Path(__file__).parent / "static"
 TITLES = {"label": "Label", "compare": "Compare", "follow": "Follow"}
+_TEMPLATES = Environment(
+    loader=PackageLoader("inversion_dpo.web"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 Facts = Callable[[Request], dict[str, Any]]
 
 
@@ -50,7 +59,8 @@ def make_app(
         hosts: by which the server may be addressed, see :func:`guard.hosts_for`.
         more: further pages.
     """
-    pages = [("label", _label_facts), *((tab.page, tab.facts) for tab in more)]
+    pages: list[tuple[str, Facts]] = [("label", lambda request: {"labeller": labeller_of(request)})]
+    pages += [(tab.page, tab.facts) for tab in more]
     lookups = [store.image, *(tab.image for tab in more if tab.image)]
     tabs = [(page, TITLES[page]) for page, _ in pages]
     routes: list[BaseRoute] = [
@@ -65,38 +75,28 @@ def make_app(
         routes=routes,
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
-            Middleware(Guard),
+            Middleware(BaseHTTPMiddleware, dispatch=guard),
         ],
-        exception_handlers={Conflict: _conflict},
-    )
-
-
-def templates() -> Environment:
-    """The pages' templates; whatever is put into them is escaped."""
-    return Environment(
-        loader=PackageLoader("inversion_dpo.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        exception_handlers={Conflict: _conflict, ValidationError: _unusable},
     )
 
 
 def _page(
     page: str, facts: Facts, tabs: list[tuple[str, str]], name: str
 ) -> Callable[[Request], Response]:
-    template = templates().get_template(f"{page}.html.jinja")
+    template = _TEMPLATES.get_template(f"{page}.html.jinja")
 
     def render(request: Request) -> Response:
-        told = facts(request)
-        return HTMLResponse(template.render(page=page, tabs=tabs, name=name, **told))
+        return HTMLResponse(template.render(page=page, tabs=tabs, name=name, **facts(request)))
 
     return render
 
 
-def _label_facts(request: Request) -> dict[str, Any]:
-    return {"labeller": labeller_of(request.query_params.get("labeller", DEFAULT_LABELLER))}
-
-
 def _conflict(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 409)
+    return PlainTextResponse(str(error), 409)
+
+
+def _unusable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    first = error.errors()[0]
+    return PlainTextResponse(": ".join([*map(str, first["loc"]), first["msg"]]), 400)

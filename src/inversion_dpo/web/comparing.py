@@ -6,22 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from inversion_dpo.labels.store import Asked, LabelStore
+from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.web.app import Tab
 from inversion_dpo.web.follow import policies
-from inversion_dpo.web.incoming import body, one_of, text, whole
+from inversion_dpo.web.incoming import Key, Prompt, Sent, body
 from inversion_dpo.web.studio import Studio
 
 REFERENCE = "reference"
-MOST_SAMPLES = 16  # in one request
-MOST_STEPS = 200
-LONGEST = 2000  # characters of a prompt
 T = TypeVar("T")
 
 
@@ -38,23 +36,23 @@ async def made(make: Callable[[], T]) -> T:
         raise HTTPException(409, str(error)[:500]) from error
 
 
-def prompts_of(value: object) -> list[str]:
-    """1 to 16 prompts; HTTPException 400 if they are none."""
-    if not isinstance(value, list) or not 1 <= len(value) <= MOST_SAMPLES:
-        raise HTTPException(400, f"prompts must be 1 to {MOST_SAMPLES} texts")
-    return [text(prompt, "prompt", LONGEST) for prompt in value]
+class Inversion(Sent):
+    """A film strip that is asked for. image: its SHA-256."""
 
-
-def guidance_of(value: object) -> float:
-    """A guidance scale from 0 to 30; HTTPException 400 if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 30:
-        raise HTTPException(400, "guidance must be a number from 0 to 30")
-    return float(value)
+    image: Key
+    caption: Prompt
 
 
 def compare_tab(studio: Studio, store: LabelStore, run: Path | None) -> Tab:
     """The page on which pictures are made."""
     e = studio.config.evaluation
+
+    class Samples(Sent):
+        model: str
+        prompts: list[Prompt] = Field(min_length=1, max_length=16)
+        seed: int = Field(ge=0, le=2**31)
+        steps: int = Field(e.sample_steps, ge=1, le=200)
+        guidance: float = Field(e.guidance_scale, ge=0, le=30)
 
     def facts(request: Request) -> dict[str, Any]:
         first = store.shown(0, 1)
@@ -67,24 +65,23 @@ def compare_tab(studio: Studio, store: LabelStore, run: Path | None) -> Tab:
         }
 
     async def samples(request: Request) -> JSONResponse:
-        sent, there = await body(request), folders(run)
-        model = one_of(sent.get("model"), "model", tuple(there))
-        prompts = prompts_of(sent.get("prompts"))
-        seed = whole(sent.get("seed"), "seed", 0, 2**31)
-        steps = whole(sent.get("steps", e.sample_steps), "steps", 1, MOST_STEPS)
-        guidance = guidance_of(sent.get("guidance", e.guidance_scale))
-        seeds = [seed + k for k in range(len(prompts))]
-        images = await made(lambda: studio.samples(there[model], prompts, seeds, steps, guidance))
+        sent, there = await body(request, Samples), folders(run)
+        if sent.model not in there:
+            raise HTTPException(400, f"model must be one of {', '.join(there)}")
+        seeds = [sent.seed + k for k in range(len(sent.prompts))]
+        images = await made(
+            lambda: studio.samples(
+                there[sent.model], sent.prompts, seeds, sent.steps, sent.guidance
+            )
+        )
         return JSONResponse({"images": images, "seeds": seeds})
 
     async def strip(request: Request) -> JSONResponse:
-        sent = await body(request)
-        name = text(sent.get("image"), "image", 64)
-        caption = text(sent.get("caption"), "caption", LONGEST)
-        data = store.image(name) or studio.pictures.get(name)
+        sent = await body(request, Inversion)
+        data = store.image(sent.image) or studio.pictures.get(sent.image)
         if data is None:
             raise HTTPException(404, "no such image")
-        return JSONResponse(await made(lambda: film(studio, data, caption)))
+        return JSONResponse(await made(lambda: film(studio, data, sent.caption)))
 
     def pair(request: Request) -> JSONResponse:
         number = request.query_params.get("number", "")
@@ -92,7 +89,8 @@ def compare_tab(studio: Studio, store: LabelStore, run: Path | None) -> Tab:
         found = store.shown(int(number), 1) if usable else []
         if not found:
             raise HTTPException(404, "no such pair")
-        return JSONResponse(_seen(found[0]))
+        images = [found[0].left, found[0].right]
+        return JSONResponse({"caption": found[0].caption, "images": images})
 
     routes = [
         Route("/api/samples", samples, methods=["POST"]),
@@ -116,7 +114,3 @@ def film(studio: Studio, data: bytes, caption: str) -> dict[str, Any]:
         "error": round(strip.error, 4),
         "variance": round(strip.variance, 2),
     }
-
-
-def _seen(pair: Asked) -> dict[str, Any]:
-    return {"caption": pair.caption, "images": [pair.left, pair.right]}

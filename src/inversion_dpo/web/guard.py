@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from inversion_dpo.labels.questions import WebError
 
@@ -49,36 +50,20 @@ def hosts_for(host: str, allow_remote: bool) -> list[str]:
     return ["*"]
 
 
-class Guard:
-    """Refuse writes that another site sends; add the headers that confine the page.
-
-    A browser says with every POST where it comes from (Origin); what is sent as JSON cannot be
-    sent from another site without asking first, and nobody answers.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_confined(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
-        refusal = refused(scope["method"], Headers(scope=scope))
-        app = PlainTextResponse(refusal, 403) if refusal else self.app
-        await app(scope, receive, send_confined)
+async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Refuse writes that another site sends; add the headers that confine the page."""
+    refusal = refused(request.method, request.headers)
+    response = PlainTextResponse(refusal, 403) if refusal else await call_next(request)
+    response.headers.update(_HEADERS)
+    return response
 
 
 def refused(method: str, headers: Headers) -> str | None:
-    """Why a request is refused; None if it is not."""
+    """Why a request is refused; None if it is not.
+
+    A browser says with every POST where it comes from (Origin). Another site must ask before it
+    sends JSON, and nobody answers.
+    """
     if method in ("GET", "HEAD"):
         return None
     origin = headers.get("origin")

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -18,11 +18,24 @@ from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import agreement
-from inversion_dpo.web.incoming import DEFAULT_LABELLER, body, labeller_of, one_of, text
+from inversion_dpo.web.incoming import Key, Labeller, Sent, body, labeller_of
 
-SIDES = ("left", "right", "tie", "bad")
 Lookup = Callable[[str], bytes | None]  # image by its SHA-256
 _TYPES = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png", b"RI": "image/webp"}
+
+
+class Undo(Sent):
+    """Withdraw the labeller's latest label. request: an id that makes a repeat harmless."""
+
+    labeller: Labeller
+    request: Key
+
+
+class Label(Undo):
+    """One label on a pair."""
+
+    pair: Key
+    choice: Literal["left", "right", "tie", "bad"]
 
 
 def image_route(lookups: Sequence[Lookup]) -> Route:
@@ -81,33 +94,22 @@ def label_routes(store: LabelStore) -> list[Route]:
     """The routes; what waits for the disk runs in a thread."""
 
     def ahead(request: Request) -> JSONResponse:
-        name = labeller_of(request.query_params.get("labeller", DEFAULT_LABELLER))
-        return JSONResponse(state(store, name))
+        return JSONResponse(state(store, labeller_of(request)))
 
     async def label(request: Request) -> JSONResponse:
-        sent = await body(request)
-        name = labeller_of(sent.get("labeller"))
-        choice = one_of(sent.get("choice"), "choice", SIDES)
-        key, pair = text(sent.get("request"), "request", 64), text(sent.get("pair"), "pair", 64)
-        await run_in_threadpool(store.label, key, name, pair, choice)
-        return JSONResponse(await run_in_threadpool(state, store, name))
+        sent = await body(request, Label)
+        await run_in_threadpool(store.label, sent.request, sent.labeller, sent.pair, sent.choice)
+        return JSONResponse(await run_in_threadpool(state, store, sent.labeller))
 
     async def undo(request: Request) -> JSONResponse:
-        sent = await body(request)
-        name, key = labeller_of(sent.get("labeller")), text(sent.get("request"), "request", 64)
-        await run_in_threadpool(store.undo, key, name)
-        return JSONResponse(await run_in_threadpool(state, store, name))
-
-    def labellers(request: Request) -> JSONResponse:
-        return JSONResponse(team(store))
-
-    def download(request: Request) -> Response:
-        return exported(store)
+        sent = await body(request, Undo)
+        await run_in_threadpool(store.undo, sent.request, sent.labeller)
+        return JSONResponse(await run_in_threadpool(state, store, sent.labeller))
 
     return [
         Route("/api/next", ahead),
         Route("/api/label", label, methods=["POST"]),
         Route("/api/undo", undo, methods=["POST"]),
-        Route("/api/team", labellers),
-        Route("/api/export", download),
+        Route("/api/team", lambda request: JSONResponse(team(store))),
+        Route("/api/export", lambda request: exported(store)),
     ]

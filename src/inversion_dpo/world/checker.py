@@ -7,14 +7,14 @@ LAION-SG defines (Li et al., 2024, https://arxiv.org/abs/2412.08580).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from inversion_dpo.graphs.graph import Item, Relation, SceneGraph, agreement
+from inversion_dpo.graphs.graph import Agreement, Item, Relation, SceneGraph, agreement
 from inversion_dpo.world.captions import SHAPES, SIZES
 from inversion_dpo.world.drawing import (
     CROP,
@@ -65,13 +65,9 @@ class Detected:
 
 
 @dataclass(frozen=True)
-class SceneScores:
+class SceneScores(Agreement):
     """Scores of one image against the graph its caption states; all but warmth in [0, 1]."""
 
-    entity_iou: float
-    relation_iou: float
-    sg_iou: float
-    exact: float
     shape_quality: float
     warmth: float
 
@@ -172,13 +168,6 @@ def _centroid(shape: str, size: str) -> tuple[float, float]:
 
 def score(intended: SceneGraph, detected: Detected) -> SceneScores:
     """Compare a detected scene with the graph its caption states."""
+    quality = float(np.mean([o.confidence for o in detected.objects] or [0.0]))
     found = agreement(intended, detected.graph())
-    quality = [o.confidence for o in detected.objects]
-    return SceneScores(
-        entity_iou=found.entity_iou,
-        relation_iou=found.relation_iou,
-        sg_iou=found.sg_iou,
-        exact=found.exact,
-        shape_quality=float(np.mean(quality)) if quality else 0.0,
-        warmth=detected.warmth,
-    )
+    return SceneScores(**asdict(found), shape_quality=quality, warmth=detected.warmth)

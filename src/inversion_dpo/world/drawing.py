@@ -1,4 +1,4 @@
-"""Sampling and rendering of scenes: 64x64 RGB, one to four flat shapes on a plain ground.
+"""Sampling of scenes: 64x64 RGB, one to four flat shapes on a plain ground.
 
 A scene is a :class:`~inversion_dpo.world.captions.SceneGraph` plus positions and a ground colour.
 The caption states objects and relations; it never states the ground's ``warmth``.
@@ -33,7 +33,7 @@ _SUPERSAMPLE = 4
 _OBJECT_COUNTS = (1, 2, 3, 4)
 _OBJECT_PROBABILITIES = (0.15, 0.60, 0.18, 0.07)
 _GAP = 2.0  # least distance between the circles around two objects, pixels
-_CLEAR = 4.0  # a stated relation's axis exceeds the other by at least this, pixels
+CLEAR = 4.0  # a stated relation's axis exceeds the other by at least this, pixels
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,6 @@ def coverage(shape: str, size: str, phase_x: float, phase_y: float) -> NDArray[n
     return cover
 
 
-def place(cover: NDArray[np.float64], col: int, row: int) -> NDArray[np.float64]:
-    """Put a crop with its middle pixel at (col, row) on an empty image; cut at the borders."""
-    half = CROP // 2
-    padded = np.zeros((IMAGE_SIZE + 2 * CROP, IMAGE_SIZE + 2 * CROP))
-    top, left = row - half + CROP, col - half + CROP
-    if 0 <= top <= IMAGE_SIZE + CROP and 0 <= left <= IMAGE_SIZE + CROP:
-        padded[top : top + CROP, left : left + CROP] = cover
-    return padded[CROP:-CROP, CROP:-CROP]
-
-
 def quantise(position: float) -> tuple[int, float]:
     """Split a coordinate into a pixel and a phase in quarter pixels."""
     quarter = round(position * 4) / 4
@@ -109,26 +99,10 @@ def quantise(position: float) -> tuple[int, float]:
     return pixel, quarter - pixel
 
 
-def draw(shape: str, size: str, x: float, y: float) -> NDArray[np.float64]:
-    """Coverage [64, 64] of one object, its centre rounded to a quarter pixel."""
-    (col, phase_x), (row, phase_y) = quantise(x), quantise(y)
-    return place(coverage(shape, size, phase_x, phase_y), col, row)
-
-
 def ground_colour(warmth: float) -> NDArray[np.float64]:
     """RGB in 0..255 on the line from the cool to the warm ground."""
     cool, warm = np.array(COOL_GROUND, float), np.array(WARM_GROUND, float)
     return cool + (warm - cool) * warmth
-
-
-def render(scene: Scene) -> NDArray[np.uint8]:
-    """Paint a scene: uint8 [64, 64, 3]."""
-    image = np.broadcast_to(ground_colour(scene.warmth), (IMAGE_SIZE, IMAGE_SIZE, 3)).copy()
-    for item, (x, y) in zip(scene.graph.items, scene.positions, strict=True):
-        size, colour = item.attributes
-        alpha = draw(item.label, size, x, y)[..., None]
-        image = image * (1 - alpha) + np.array(PALETTE[colour], float) * alpha
-    return np.round(image).astype(np.uint8)
 
 
 def dominant_relation(
@@ -149,27 +123,15 @@ def sample_scene(rng: np.random.Generator, n_objects: int | None = None) -> Scen
     kinds = rng.choice(len(SIZES) * len(COLOURS) * len(SHAPES), size=n, replace=False)
     items = tuple(_item(k, int(kind)) for k, kind in enumerate(kinds))
     while True:
-        positions = _try_layout(rng, [RADIUS[i.attributes[0]] for i in items])
+        positions = try_layout(rng, [RADIUS[i.attributes[0]] for i in items])
         if positions is None:
             continue
-        stated = [dominant_relation(positions[k], positions[k + 1], _CLEAR) for k in range(n - 1)]
+        stated = [dominant_relation(positions[k], positions[k + 1], CLEAR) for k in range(n - 1)]
         if None not in stated:
             break
     relations = tuple(Relation(k, str(r), k + 1) for k, r in enumerate(stated))
     graph = SceneGraph(items, relations, caption_of(items, relations))
     return Scene(graph, positions, float(rng.uniform()))
-
-
-def lay_out(rng: np.random.Generator, graph: SceneGraph) -> tuple[tuple[float, float], ...]:
-    """Draw positions under which every relation of a graph is clear, by trying; see ``_CLEAR``."""
-    place = {item.item_id: k for k, item in enumerate(graph.items)}
-    while True:
-        found = _try_layout(rng, [RADIUS[i.attributes[0]] for i in graph.items])
-        if found and all(
-            dominant_relation(found[place[r.item1]], found[place[r.item2]], _CLEAR) == r.relation
-            for r in graph.relations
-        ):
-            return found
 
 
 def _item(item_id: int, kind: int) -> Item:
@@ -178,9 +140,10 @@ def _item(item_id: int, kind: int) -> Item:
     return Item(item_id, SHAPES[shape], (SIZES[size], COLOURS[colour]))
 
 
-def _try_layout(
+def try_layout(
     rng: np.random.Generator, radii: list[float]
 ) -> tuple[tuple[float, float], ...] | None:
+    """Draw centres under which no two objects touch; None where there is no room."""
     placed: list[tuple[float, float]] = []
     for k, radius in enumerate(radii):
         for _ in range(20):

@@ -64,7 +64,7 @@ def test_lists_objects_by_id_and_single_annotations(tmp_path):
     file.write_text(json.dumps({"77": 5, "78": rows[1]}))
     by_id, problems = read_annotations(file)
     assert [g.img_id for g in by_id] == ["78"]
-    assert problems == ["graphs.json, row 0: a scene graph is an object {...}, not 5"]
+    assert problems == ["graphs.json, row 0: a scene graph is 5, not an object {...}"]
     file.write_text(json.dumps(rows[0]))
     assert len(read_annotations(file)[0]) == 1
     file.write_text("\n".join(map(json.dumps, rows)))  # lines, whatever the suffix says

@@ -384,11 +384,11 @@ def test_several_scorers_at_once(folders, here):
 
 
 def test_scenes_are_the_exact_checker():
-    from inversion_dpo.world.scorer import score
+    from inversion_dpo.world.scorer import NAMES, judge
 
     images = [np.zeros((64, 64, 3), np.uint8)] * 2
-    theirs, ours = score(images, PROMPTS), load_scorers("scenes")(images, PROMPTS)
-    assert list(ours) == list(theirs) and all(np.array_equal(ours[k], theirs[k]) for k in ours)
+    theirs, ours = judge(images, PROMPTS), load_scorers("scenes")(images, PROMPTS)
+    assert list(ours) == list(NAMES) and all(np.array_equal(ours[k], theirs[k]) for k in ours)
 
 
 def tensors(images, prompts):

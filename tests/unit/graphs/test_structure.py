@@ -186,7 +186,8 @@ def test_exact_means_no_departures_in_rendered_scenes():
     import numpy as np
 
     from inversion_dpo.world.checker import detect
-    from inversion_dpo.world.drawing import render, sample_scene
+    from inversion_dpo.world.drawing import sample_scene
+    from tools.embedded.painting import render
 
     rng = np.random.default_rng(0)
     for _ in range(20):

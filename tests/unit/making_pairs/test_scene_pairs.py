@@ -15,9 +15,10 @@ from inversion_dpo.making_pairs.build import LABELLINGS
 from inversion_dpo.making_pairs.candidates import Candidate, encode_image, write_pairs
 from inversion_dpo.making_pairs.labelling import Labelling, Sampling, pairs_of, scored_samples
 from inversion_dpo.world.captions import parse_caption
-from inversion_dpo.world.drawing import Scene, render, sample_scene
+from inversion_dpo.world.drawing import Scene, sample_scene
 from tests.pair_files import read_pairs
 from tests.scenes import judge_scenes, score_image
+from tools.embedded.painting import render
 
 VERDICT = ("entity_iou", "relation_iou", "sg_iou", "exact", "composition")
 

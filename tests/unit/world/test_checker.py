@@ -10,7 +10,8 @@ from scipy import ndimage
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph, set_iou, triples
 from inversion_dpo.world.captions import RELATIONS, parse_caption
 from inversion_dpo.world.checker import Detected, Detection, SceneScores, detect, score
-from inversion_dpo.world.drawing import PALETTE, Scene, render, sample_scene
+from inversion_dpo.world.drawing import PALETTE, Scene, sample_scene
+from tools.embedded.painting import render
 
 Object = tuple[str, str, str, float, float]  # size, colour, shape, x, y
 Spoil = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]

@@ -7,10 +7,10 @@ import pytest
 
 from inversion_dpo.world.captions import parse_caption, with_entailed
 from inversion_dpo.world.checker import detect
-from inversion_dpo.world.complexity import graphs_of, parse_kind
-from inversion_dpo.world.drawing import render, sample_scene
-from inversion_dpo.world.scene_prompts import split_of
+from inversion_dpo.world.drawing import sample_scene
+from inversion_dpo.world.scene_prompts import graphs_of, parse_kind, split_of
 from tests.scenes import score_image
+from tools.embedded.painting import render
 
 
 @pytest.mark.parametrize("kind", ["1/0", "2/1", "3/2", "3/3", "4/3"])

@@ -15,13 +15,12 @@ from inversion_dpo.world.drawing import (
     Scene,
     coverage,
     dominant_relation,
-    draw,
     inside,
     quantise,
-    render,
     sample_scene,
 )
 from inversion_dpo.world.scene_prompts import SPLITS, prompts, scenes, split_of
+from tools.embedded.painting import draw, render
 
 RNG_SEED = 0
 
