@@ -17,8 +17,8 @@ help:  ## what can be asked for
 demo: $(VENV)/.package  ## train, compare and report on the embedded pipeline (CPU, no download)
 	$(VENV)/bin/inversion-dpo demo --output $(OUTPUT)
 
-test: $(VENV)/.dev  ## the tests, without the slow ones
-	$(RUN) -m pytest
+test: $(VENV)/.dev  ## the tests, without the slow ones, on up to four cores
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.dev  ## the slow tests only
 	$(RUN) -m pytest -m slow

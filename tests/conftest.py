@@ -1,4 +1,7 @@
-"""The same surroundings for every test: two threads (or OMP_NUM_THREADS), no network."""
+"""The same surroundings for every test: no network, and a fixed number of threads.
+
+OMP_NUM_THREADS says how many; without it there are two, or one in each worker of pytest-xdist.
+"""
 
 import os
 
@@ -7,6 +10,8 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 # Without it MKL's sums depend, on Xeons with AMX, on where in memory a tensor happens to lie.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that a test starts obey it too
 
 import torch
 
