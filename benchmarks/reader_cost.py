@@ -54,7 +54,7 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 def measure(path: Path) -> dict[str, float]:
     """Seconds, and MB of memory above what the imports take."""
     from inversion_dpo.data.source import open_pairs
-    from inversion_dpo.training.step import epoch_order, pairs_of_step
+    from inversion_dpo.training.session import epoch_order, pairs_of_step
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     begun = time.perf_counter()

@@ -54,7 +54,7 @@ from inversion_dpo.run.config import PolicyConfig, TrainingConfig, load_config, 
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.training.policy import LoraPolicy
 from inversion_dpo.training.recipe import rate_at
-from inversion_dpo.training.step import pairs_of_step
+from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories.fill import predictions
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import scenes

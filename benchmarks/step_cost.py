@@ -22,7 +22,8 @@ import torch
 
 from inversion_dpo.run.config import Config, load_config
 from inversion_dpo.training import step as training
-from inversion_dpo.training.recipe import Session, prepare, set_up
+from inversion_dpo.training.recipe import prepare, set_up
+from inversion_dpo.training.session import Session
 
 PAIRS = 32
 

@@ -27,6 +27,7 @@ from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint
 from inversion_dpo.training.checks import StartupError, check_noise
 from inversion_dpo.training.recipe import train, trained_guidance
+from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories import fill as trajectories
 from inversion_dpo.trajectories.cache import damaged_files
 from inversion_dpo.trajectories.fill import round_trip_error
@@ -293,7 +294,7 @@ def test_a_distilled_network_is_trained_at_the_guidance_that_it_is_told():
 
 def test_batch_order_covers_every_pair_once_an_epoch():
     pairs = list(range(10, 20))
-    drawn = [p for step in range(5) for p in training.pairs_of_step(pairs, 4, 0, step)]
+    drawn = [p for step in range(5) for p in pairs_of_step(pairs, 4, 0, step)]
     seen = [p for p, _ in drawn]
     assert [epoch for _, epoch in drawn] == [0] * 10 + [1] * 10
     assert sorted(seen[:10]) == pairs and sorted(seen[10:]) == pairs

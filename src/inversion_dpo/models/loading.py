@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,17 @@ def load_pipeline(
     _check_path(path)
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype}
     try:
-        extra = {"vae": AutoencoderKL.from_pretrained(_local(vae), **settings)} if vae else {}
+        extra = (
+            {"vae": AutoencoderKL.from_pretrained(os.path.expanduser(vae), **settings)}
+            if vae
+            else {}
+        )
         extra |= {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
         pipeline: Any = DiffusionPipeline.from_pretrained(
-            _local(path), revision=revision, variant=variant, **settings, **extra
+            os.path.expanduser(path), revision=revision, variant=variant, **settings, **extra
         )
         if lora:
-            _add_lora(pipeline, _local(lora))
+            _add_lora(pipeline, os.path.expanduser(lora))
     except Exception as error:  # damaged files and wrong names end in nearly any error
         extras = "".join(f", {n} {v!r}" for n, v in (("vae", vae), ("lora", lora)) if v)
         reason = " ".join(str(error).split()).rstrip(".")
@@ -115,10 +120,6 @@ def _remedy(error: Exception) -> str:
     return "The folder needs model_index.json and safetensors weights"
 
 
-def _local(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
-
-
 def load_model(config: Config, device: torch.device) -> DiffusionModel:
     """Load the configured pipeline as the frozen model; weights to be trained are in float32.
 
@@ -159,7 +160,11 @@ def adapt(
         prompt_chunks: of 75 tokens, see :mod:`.prompts`; one where the family has T5.
     """
     freeze(pipeline)
-    _check_resolution(pipeline, resolution)
+    factor = 2 * getattr(pipeline, "vae_scale_factor", 8)
+    if resolution % factor:
+        raise ModelError(
+            f"model.resolution={resolution} must be a multiple of {factor} for this pipeline"
+        )
     model = _of_family(pipeline, resolution, guidance_embed, prompt_chunks)
     encoder = getattr(pipeline, "scene_graph", None)
     return model if encoder is None else SceneGraphModel(model, encoder)
@@ -172,26 +177,14 @@ def _of_family(
         return StableDiffusionXL(pipeline, prompt_chunks)
     if isinstance(pipeline, StableDiffusionPipeline):
         return StableDiffusion(pipeline, prompt_chunks)
-    _check_chunks(pipeline, prompt_chunks)
+    if prompt_chunks > 1:
+        raise ModelError(
+            f"model.prompt_chunks={prompt_chunks} is for Stable Diffusion 1, 2 and XL; "
+            f"{type(pipeline).__name__} reads long prompts with T5: set model.prompt_chunks=1"
+        )
     if isinstance(pipeline, StableDiffusion3Pipeline):
         return StableDiffusion3(pipeline, resolution)
     if isinstance(pipeline, FluxPipeline):
         return Flux(pipeline, resolution, guidance_embed)
     names = ", ".join(f.__name__ for f in FAMILIES)
     raise ModelError(f"{type(pipeline).__name__} is not supported; supported: {names}")
-
-
-def _check_chunks(pipeline: Any, prompt_chunks: int) -> None:
-    if prompt_chunks > 1:
-        raise ModelError(
-            f"model.prompt_chunks={prompt_chunks} is for Stable Diffusion 1, 2 and XL; "
-            f"{type(pipeline).__name__} reads long prompts with T5: set model.prompt_chunks=1"
-        )
-
-
-def _check_resolution(pipeline: Any, resolution: int) -> None:
-    factor = 2 * getattr(pipeline, "vae_scale_factor", 8)
-    if resolution % factor:
-        raise ModelError(
-            f"model.resolution={resolution} must be a multiple of {factor} for this pipeline"
-        )

@@ -72,7 +72,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Detached whole tensors on the CPU; every process must call it."""
-    return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
+    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:

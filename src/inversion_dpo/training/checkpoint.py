@@ -94,8 +94,8 @@ def save_checkpoint(
 
     def fill(partial: Path) -> None:
         partial.mkdir()
-        save_file(_contiguous(weights), partial / "policy.safetensors")
-        save_file(_contiguous(moments), partial / "optimizer.safetensors")
+        save_file(weights, partial / "policy.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
         files = {p.name: sha256_of(p) for p in sorted(partial.glob("*.safetensors"))}
         state = asdict(progress) | {"files": files}
         state["checksum"] = _checksum(state)
@@ -105,10 +105,6 @@ def save_checkpoint(
         atomic_folder(target, fill)
         _prune(folder, keep)
     return target
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
@@ -140,21 +136,14 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     return state if _checksum(state) == claimed else None
 
 
-def _intact(folder: Path) -> bool:
-    state = _read_state(folder)
-    if state is None:
-        return False
-    return all(
-        (folder / n).exists() and sha256_of(folder / n) == d for n, d in state["files"].items()
-    )
-
-
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose checksums hold; damaged ones are named and passed over."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
+        state = _read_state(candidate)
+        files = {} if state is None else {candidate / n: d for n, d in state["files"].items()}
         if candidate.suffix == ".partial":
             continue
-        if _intact(candidate):
+        if files and all(f.exists() and sha256_of(f) == digest for f, digest in files.items()):
             return candidate
         logger.warning("%s is damaged (checksum differs): the one before it is used", candidate)
     return None

@@ -7,15 +7,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from inversion_dpo.run.processes import total
-
-if TYPE_CHECKING:
-    from inversion_dpo.training.recipe import Session
+from inversion_dpo.training.session import Session
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, float]
@@ -128,7 +125,9 @@ def leave_out(session: Session, number: int, row: dict[str, float], blamed: list
     """
     session.skipped += 1
     row["skipped"] = session.skipped
-    pairs = sorted(set(session.team.collect(blamed))) or session.pairs_of(number)
+    pairs = sorted(set(session.team.collect(blamed))) or [
+        pair for pair, _ in session.batch_of(number)
+    ]
     text = skipped_text(number, row, [f"{p} ({session.cache.digests[p][:16]})" for p in pairs])
     if session.skipped > session.max_skipped:
         raise NotFiniteError(
@@ -145,71 +144,40 @@ def asked_to_stop(session: Session, stopping: Callable[[], bool]) -> bool:
     return total({"stop": float(stopping())}, session.accelerator.device, session.team)["stop"] > 0
 
 
-def flat_loss(rows: Sequence[Row]) -> str | None:
-    """The loss has not left log 2 for a whole window."""
-    losses = [r["loss"] for r in rows]
-    if len(rows) < WINDOW or any(abs(x - math.log(2)) > 2e-3 for x in losses):
-        return None
-    return (
-        f"the loss has stayed at log 2 = 0.693 for {len(rows)} steps: the policy does not leave "
-        "the reference. Raise training.learning_rate or objective.beta, or see whether winners "
-        "and losers differ at all"
-    )
-
-
-def loser_only(rows: Sequence[Row]) -> str | None:
-    """A margin that comes from losers getting worse, while winners get worse too."""
-    if len(rows) < WINDOW or fmean(r["margin"] for r in rows) <= 0:
-        return None
-    ours, theirs = (fmean(r[k] for r in rows) for k in ("winner_error", "winner_error_ref"))
-    if ours <= 1.02 * theirs:
-        return None
-    return (
-        f"the margin rises only through the losers: the error on winners is {ours:.4g}, above the "
-        f"reference's {theirs:.4g}. Samples may get worse while accuracy rises; lower "
-        "training.learning_rate or raise objective.beta, and stop early"
-    )
-
-
-def drifted(rows: Sequence[Row]) -> str | None:
-    """The policy is further from the reference than the reference is from the data."""
-    if len(rows) < WINDOW:
-        return None
-    drift, error = (fmean(r[k] for r in rows) for k in ("drift", "winner_error_ref"))
-    if drift <= error:
-        return None
-    return (
-        f"the policy has drifted: its distance to the reference, {drift:.4g}, exceeds the "
-        f"reference's own error on winners, {error:.4g}. Lower training.learning_rate or "
-        "training.steps, or raise objective.beta"
-    )
-
-
-def perfect_at_once(rows: Sequence[Row]) -> str | None:
-    """All pairs are told apart before anything could be learned."""
-    early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY]
-    if len(early) < EARLY or min(early) < 1.0:
-        return None
-    return (
-        f"every pair was ranked right in each of the first {EARLY} steps: winners and losers "
-        "differ in something trivial (another model, size or compression), or "
-        "training.learning_rate is far too high"
-    )
-
-
-CHECKS: dict[str, Callable[[Sequence[Row]], str | None]] = {
-    "flat loss": flat_loss,
-    "loser only": loser_only,
-    "drift": drifted,
-    "perfect at once": perfect_at_once,
-}
-
-
 def complaints(rows: Sequence[Row]) -> dict[str, str]:
-    """What is wrong, by kind, of consecutive metrics rows of an objective with a reference."""
-    compared = [r for r in rows if "margin" in r and math.isfinite(r["loss"])]
-    found = {name: check(compared) for name, check in CHECKS.items()}
-    return {name: text for name, text in found.items() if text}
+    """What is wrong, by kind, of consecutive metrics rows of a loss with a reference."""
+    rows = [r for r in rows if "margin" in r and math.isfinite(r["loss"])]
+    early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY]
+    found = {}
+    if len(early) >= EARLY and min(early) == 1.0:
+        found["perfect at once"] = (
+            f"every pair was ranked right in each of the first {EARLY} steps: winners and losers "
+            "differ in something trivial (another model, size or compression), or "
+            "training.learning_rate is far too high"
+        )
+    if len(rows) < WINDOW:
+        return found
+    keys = ("margin", "winner_error", "winner_error_ref", "drift")
+    margin, winner, winner_ref, drift = (fmean(r[k] for r in rows) for k in keys)
+    if all(abs(r["loss"] - math.log(2)) <= 2e-3 for r in rows):
+        found["flat loss"] = (
+            f"the loss has stayed at log 2 = 0.693 for {len(rows)} steps: the policy does not "
+            "leave the reference. Raise training.learning_rate or objective.beta, or see whether "
+            "winners and losers differ at all"
+        )
+    if margin > 0 and winner > 1.02 * winner_ref:
+        found["loser only"] = (
+            f"the margin rises only through the losers: the error on winners is {winner:.4g}, "
+            f"above the reference's {winner_ref:.4g}. Samples may get worse while accuracy rises; "
+            "lower training.learning_rate or raise objective.beta, and stop early"
+        )
+    if drift > winner_ref:
+        found["drift"] = (
+            f"the policy has drifted: its distance to the reference, {drift:.4g}, exceeds the "
+            f"reference's own error on winners, {winner_ref:.4g}. Lower training.learning_rate or "
+            "training.steps, or raise objective.beta"
+        )
+    return found
 
 
 def status(row: Row) -> str:

@@ -77,7 +77,10 @@ class LoraPolicy:
         part = self.model.component
         layers = get_peft_model_state_dict(self.network, state_dict=whole)
         weights = {f"{part}_lora_layers": layers}
-        settings = {f"{part}_lora_adapter_metadata": self._lora_settings()}
+        about: dict[str, Any] = self.network.peft_config["default"].to_dict()  # type: ignore
+        if not isinstance(about["target_modules"], str):
+            about["target_modules"] = sorted(about["target_modules"])
+        settings = {f"{part}_lora_adapter_metadata": about}  # else alpha = rank would be assumed
         self.model.pipeline.save_lora_weights(
             save_directory=folder, safe_serialization=True, **weights, **settings
         )
@@ -87,15 +90,6 @@ class LoraPolicy:
         """Add the adapter to the weights and write the whole pipeline; ends the training."""
         merge_lora(self.model.pipeline)
         self.model.pipeline.save_pretrained(folder, safe_serialization=True)
-
-    def _lora_settings(self) -> dict[str, Any]:
-        """Rank, alpha and targets: without them diffusers would assume alpha = rank."""
-        network: Any = self.network
-        settings: dict[str, Any] = network.peft_config["default"].to_dict()
-        targets = settings["target_modules"]
-        return settings | {
-            "target_modules": targets if isinstance(targets, str) else sorted(targets)
-        }
 
 
 class FullPolicy:
@@ -184,11 +178,6 @@ class SceneGraphPolicy:
 
 
 Policy = LoraPolicy | FullPolicy | SceneGraphPolicy
-
-
-def trainable_copy(policy: Policy) -> dict[str, Tensor]:
-    """Detached copies of the trainable tensors."""
-    return {n: p.detach().clone() for n, p in policy.trainable().items()}
 
 
 def attach(model: DiffusionModel, config: Config) -> Policy:

@@ -9,14 +9,13 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from inversion_dpo.data.images import DataError
@@ -27,11 +26,11 @@ from inversion_dpo.models.prompts import T5_LIMITS, limits
 from inversion_dpo.run.config import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.folder import stage
-from inversion_dpo.run.processes import Team, current_team
+from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.checks import Watch, asked_to_stop, check_noise, check_step
 from inversion_dpo.training.plan import Plan, make_plan
-from inversion_dpo.training.policy import Policy, attach, make_optimizer, trainable_copy
+from inversion_dpo.training.policy import attach, make_optimizer
 from inversion_dpo.training.run_files import (
     append_row,
     begin_tracker,
@@ -41,7 +40,8 @@ from inversion_dpo.training.run_files import (
     save_session,
     tracker_of,
 )
-from inversion_dpo.training.step import Row, heldout, pairs_of_step, step
+from inversion_dpo.training.session import Session
+from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import fill, noise_variance, round_trip_error
 from inversion_dpo.trajectories.key import chosen_method, key_of
@@ -57,36 +57,6 @@ class Prepared:
     accelerator: Accelerator
     model: DiffusionModel
     cache: TrajectoryCache
-
-
-@dataclass
-class Session:
-    """Everything that is alive during training.
-
-    network: the prepared policy network, which every forward goes through. coefficients: whatever
-    adapts, kept in checkpoints. skipped: steps whose loss or gradient was not finite.
-    """
-
-    accelerator: Accelerator
-    model: DiffusionModel
-    policy: Policy
-    network: nn.Module
-    optimizer: Any
-    cache: TrajectoryCache
-    train_pairs: list[int]
-    heldout_pairs: list[int]
-    plan: Plan
-    clip: float
-    max_skipped: int
-    keep_checkpoints: int
-    team: Team = field(default_factory=Team)
-    coefficients: dict[str, float] = field(default_factory=dict)
-    skipped: int = 0
-
-    def pairs_of(self, number: int) -> list[int]:
-        """The pairs of a step, over all processes."""
-        batch = pairs_of_step(self.train_pairs, self.plan.batch_size, self.plan.seed, number)
-        return [pair for pair, _ in batch]
 
 
 def train(config: Config, folder: Path, cache_root: Path | None = None) -> Session:
@@ -179,7 +149,8 @@ def run_steps(
 ) -> Row:
     """Take the steps from where the run stands; returns the last row of the metrics."""
     begun, seconds, looked, main = time.time(), start.seconds, Row(), session.team.main
-    before = trainable_copy(session.policy) if start.step == 0 else None
+    trainable = session.policy.trainable()
+    before = {n: p.detach().clone() for n, p in trainable.items()} if start.step == 0 else None
     watch, numbers = Watch(), range(start.step, t.steps)
     bar = tqdm(
         numbers, "train", t.steps, initial=start.step, unit="step", mininterval=1, disable=not main

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +22,7 @@ from inversion_dpo.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-
-if TYPE_CHECKING:
-    from inversion_dpo.training.recipe import Session
+from inversion_dpo.training.session import Session
 
 PROJECT = "inversion-dpo"
 

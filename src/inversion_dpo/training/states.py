@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,7 @@ from inversion_dpo.maths.schedule import (
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import GRAPH_KEYS, Condition, guided
 from inversion_dpo.training.generators import Generators, integers, normal
-
-if TYPE_CHECKING:
-    from inversion_dpo.training.recipe import Session
+from inversion_dpo.training.session import Session
 
 INPO_ETA = 0.1  # DDIM-InPO's noise beside the inversion, in standard deviations of the posterior
 
@@ -109,7 +106,7 @@ def policy_states(
     return NoisyStates(level, x, timesteps, scale, target, target, evaluations)
 
 
-StatesOf = Callable[["Session", list[int], Condition, Generators], NoisyStates]
+StatesOf = Callable[[Session, list[int], Condition, Generators], NoisyStates]
 STATES: dict[str, StatesOf] = {
     "trajectory": trajectory_states,
     "noise": noise_states,

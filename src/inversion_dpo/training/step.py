@@ -10,8 +10,6 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,10 +26,8 @@ from inversion_dpo.maths.records import LossOutput, NoisyStates, PairErrors
 from inversion_dpo.run.processes import settle, share, total, whole
 from inversion_dpo.training.checks import is_finite, leave_out
 from inversion_dpo.training.generators import Generators, generator_for
+from inversion_dpo.training.session import Session
 from inversion_dpo.training.states import STATES, predict, with_dropout, with_reference
-
-if TYPE_CHECKING:
-    from inversion_dpo.training.recipe import Session
 
 logger = logging.getLogger(__name__)
 Row = dict[str, float]
@@ -75,7 +71,7 @@ def backward(session: Session, number: int) -> tuple[Row, list[int]]:
     """
     accelerator, plan, team = session.accelerator, session.plan, session.team
     parts, items = plan.accumulation, plan.batch_size * plan.states
-    batch = pairs_of_step(session.train_pairs, plan.batch_size, plan.seed, number)
+    batch = session.batch_of(number)
     mine = share(range(plan.batch_size), team.size, team.rank)
     rows, blamed = [], []
     for part in range(parts):
@@ -194,20 +190,3 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
     settle(session.network)
     mean = total(weighted_sum(rows), session.accelerator.device, team)
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}
-
-
-def pairs_of_step(pairs: list[int], batch: int, seed: int, number: int) -> list[tuple[int, int]]:
-    """The global batch of a step as (pair, epoch): fresh permutations, laid end to end."""
-    chosen: list[tuple[int, int]] = []
-    while len(chosen) < batch:
-        epoch, offset = divmod(number * batch + len(chosen), len(pairs))
-        order = epoch_order(len(pairs), seed, epoch)[offset : offset + batch - len(chosen)]
-        chosen += [(pairs[i], epoch) for i in order.tolist()]
-    return chosen
-
-
-@lru_cache(maxsize=2)
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of an epoch; kept, for a million pairs take longer to shuffle than a step."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)

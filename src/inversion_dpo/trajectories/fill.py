@@ -202,20 +202,14 @@ def _write_manifest(folder: Path, key: CacheKey, shards: int, counts: dict[str, 
 
 
 def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tensor]:
-    """Make one shard, see :class:`TrajectoryCache`; ``first`` is the number of the first pair."""
-    x_0, condition, framing = encode_pairs(how.model, pairs, how.key)
-    shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
-    if how.key.inverts:
-        per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
-        shard |= paths(how, x_0.to(how.device), per_image, first)
-    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
-    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+    """Make one shard, see :class:`TrajectoryCache`.
 
-
-def encode_pairs(
-    model: DiffusionModel, pairs: list[Pair], key: CacheKey
-) -> tuple[Tensor, Condition, Condition]:
-    """Latents (2P, *), conditions [P, ...] of the prompts and framing [2P, ...] of the images."""
+    Args:
+        how: model, key and device.
+        pairs: P of them.
+        first: number of the first pair, which its noise depends on.
+    """
+    model, key = how.model, how.key
     fitted, size = [], (key.resolution, key.resolution)
     for pair in pairs:
         winner, loser = pair.images
@@ -225,7 +219,13 @@ def encode_pairs(
     x_0 = encode(model.pipeline.vae, stack_pixels([f.image for f in fitted]))
     graphs = [graph_of(pair) for pair in pairs] if key.scene_graph else None
     condition = model.condition([pair.caption for pair in pairs], graphs)
-    return x_0, condition, model.framing([f.framing for f in fitted])
+    framing = model.framing([f.framing for f in fitted])
+    shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
+    if key.inverts:
+        per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
+        shard |= paths(how, x_0.to(how.device), per_image, first)
+    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
+    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
 
 
 def paths(how: Inverter, x_0: Tensor, condition: Condition, first: int) -> dict[str, Tensor]:
@@ -334,7 +334,11 @@ def announce(how: Inverter, count: int | None) -> None:
     t, begun = how.grid.timesteps[1].to(how.device).expand(batch), time.time()
     with torch.no_grad():
         model.predict(network_of(model), x_0.repeat_interleave(batch, 0), t, many)
-    minutes = (time.time() - begun) * evaluations_of(key) * -(-2 * count // batch) / 60
+    seconds, scales = time.time() - begun, (key.guidance_scale, key.reference_guidance)
+    each = evaluations_per_image(
+        key.start, key.first, key.last, key.fixed_point_iterations, *scales
+    ) + key.steps * key.reconstruct * passes(scales[0])
+    minutes = seconds * each * -(-2 * count // batch) / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
         key.steps,
@@ -342,19 +346,6 @@ def announce(how: Inverter, count: int | None) -> None:
         size,
         minutes,
     )
-
-
-def evaluations_of(key: CacheKey) -> int:
-    """Network evaluations that one image takes, sampling back included."""
-    inverting = evaluations_per_image(
-        key.start,
-        key.first,
-        key.last,
-        key.fixed_point_iterations,
-        key.guidance_scale,
-        key.reference_guidance,
-    )
-    return inverting + key.steps * key.reconstruct * passes(key.guidance_scale)
 
 
 def noise_variance(cache: TrajectoryCache) -> float:

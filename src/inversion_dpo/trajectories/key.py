@@ -33,7 +33,7 @@ class CacheKey:
     spacing: str
     guidance_scale: float
     fixed_point_iterations: int
-    t_start: float
+    start: int  # index of the highest state that is x_0 with noise added
     batch_size: int
     keep: tuple[int, int, int] | None  # states per pair, lowest and highest index; None: all
     reconstruct: bool
@@ -44,11 +44,6 @@ class CacheKey:
     last: int  # of the highest state; 0: pairs are encoded only
     reference_guidance: float  # of the reference's stored predictions
     layout: int = LAYOUT
-
-    @property
-    def start(self) -> int:
-        """Index of the highest state that is x_0 with noise added."""
-        return round(self.t_start * self.steps)
 
     @property
     def inverts(self) -> bool:
@@ -93,6 +88,10 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
     first, last = inverted_range(config)
     if not last:  # how paths would be made makes no difference then
         i = InversionConfig(steps=i.steps, spacing=i.spacing, batch_size=i.batch_size)
+    graph, encoder = None, getattr(model.pipeline, "scene_graph", None)
+    if encoder is not None:  # of a new one only the number of its tokens counts
+        known = config.model.scene_graph
+        graph = identity([encoder]) if known else f"new {encoder.shape.tokens}"
     return CacheKey(
         pairs=pairs.fingerprint,
         fit=config.data.fit,
@@ -105,22 +104,14 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         spacing=i.spacing,
         guidance_scale=i.guidance_scale,
         fixed_point_iterations=i.fixed_point_iterations,
-        t_start=i.t_start,
+        start=i.start,
         batch_size=i.batch_size,
         keep=None if i.keep is None else (i.keep, *window(config)),
         reconstruct=i.reconstruct,
         precision=f"{config.model.dtype} {config.training.mixed_precision}",
         prompt_chunks=config.model.prompt_chunks,
-        scene_graph=graph_identity(config, model),
+        scene_graph=graph,
         first=first,
         last=last,
         reference_guidance=config.objective.guidance_scale if inverted else 1.0,
     )
-
-
-def graph_identity(config: Config, model: DiffusionModel) -> str | None:
-    """What trajectories depend on beside the UNet: the encoder, or of a new one its tokens only."""
-    encoder = getattr(model.pipeline, "scene_graph", None)
-    if encoder is None:
-        return None
-    return identity([encoder]) if config.model.scene_graph else f"new {encoder.shape.tokens}"
