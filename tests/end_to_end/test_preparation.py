@@ -1,11 +1,15 @@
 """A run loads, hashes and decodes everything once; a step computes what its loss needs."""
 
+import json
+import shutil
 from collections import Counter
 
 import pytest
+import torch
 
 from inversion_dpo.data import formats, rows, source, tables
 from inversion_dpo.models import loading
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.training import step as training_step
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.recipe import train
@@ -81,3 +85,40 @@ def test_another_loss_on_the_trajectory_is_a_setting(loss, tiny_config, tmp_path
     config = tiny_config(f"objective.loss={loss}", "objective.beta=100", "training.steps=2")
     session = train(config, tmp_path)
     assert session.plan.path == "trajectory" and session.cache.inverted
+
+
+def overflowing(real, part):
+    """An autoencoder or network whose third output is no number."""
+    made = []
+
+    def call(*args, **kwargs):
+        value = real(*args, **kwargs)
+        made.append(value)
+        return value.index_fill(0, torch.tensor([2]), torch.inf) if len(made) == part else value
+
+    return call
+
+
+def test_an_autoencoder_that_overflows_is_named_with_its_image(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(fill, "encode", overflowing(fill.encode, 2))  # the first one is announced
+    with pytest.raises(ModelError, match="row 1, winner: its latent has values .* model.dtype"):
+        train(tiny_config(), tmp_path)
+    assert not list(tmp_path.rglob("shard-*"))
+
+
+def test_a_path_that_overflows_is_named_with_its_image(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(fill, "guided", overflowing(fill.guided, 3))
+    with pytest.raises(ModelError, match="row 1, winner: its inverted path has values"):
+        train(tiny_config(), tmp_path)
+
+
+def test_the_autoencoders_configuration_counts(tiny_config, tmp_path, tiny_pipeline):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "model")
+    names = set()
+    for scale in (0.2, 0.3):
+        file = folder / "vae" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": scale}))
+        config = tiny_config(f"model.path={folder}")
+        model = loading.load_model(config, torch.device("cpu"))
+        names.add(key.key_of(config, source.configured_pairs(config.data), model).name())
+    assert len(names) == 2

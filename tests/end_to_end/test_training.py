@@ -338,10 +338,15 @@ def test_reference_target_warns_that_it_starts_on_a_saddle(tiny_config, tmp_path
 
 def test_noise_of_the_wrong_variance_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
-        check_noise(0.9)
+        check_noise(0.9, 0.0)
+        check_noise(1.9, 0.1)
         assert not caplog.text
-        check_noise(0.33)
-    assert "0.33" in caplog.text and "inversion.t_start" in caplog.text
+        check_noise(0.33, 0.1)
+        assert "0.33" in caplog.text and "inversion.t_start=0.2 adds" in caplog.text
+        caplog.clear()
+        check_noise(2.13, 0.1)
+    assert "2.13" in caplog.text and "lower inversion.t_start (it is 0.1)" in caplog.text
+    assert "adds the missing noise" not in caplog.text
 
 
 # ---- the cache

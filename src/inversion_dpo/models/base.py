@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -98,9 +99,16 @@ def freeze(pipeline: Any) -> None:
 
 
 def identity(modules: Iterable[nn.Module]) -> str:
-    """SHA-256 over every weight: what trajectories depend on."""
+    """SHA-256 over every weight and every module's configuration: what trajectories depend on."""
     digest = hashlib.sha256()
     for module in modules:
+        about = getattr(module, "config", {})
+        config = about.to_dict() if hasattr(about, "to_dict") else dict(about)
+        about_file = {"transformers_version"} | {
+            k for k in config if k.startswith("_")
+        }  # by whom, where
+        settings = {k: v for k, v in config.items() if k not in about_file}
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode())
             flat = tensor.detach().cpu().contiguous().flatten()

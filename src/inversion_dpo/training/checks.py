@@ -89,15 +89,24 @@ def check_all_moved(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> 
         )
 
 
-def check_noise(variance: float) -> None:
+def check_noise(variance: float, t_start: float) -> None:
     """Warn where the recovered x_T is not the noise that sampling starts from, of variance 1."""
-    if not 0.5 < variance < 2.0:
-        logger.warning(
-            "the noise recovered by inversion has variance %.2f, where sampling starts from 1: the "
-            "trajectories lie off the paths that the model samples. Encoded images are smoother "
-            "than sampled latents; inversion.t_start=0.1 adds the missing noise",
-            variance,
+    told = "the noise recovered by inversion has variance %.2f, where sampling starts from 1: %s"
+    if variance <= 0.5:
+        more = min(0.5, 2 * t_start or 0.1)
+        remedy = (
+            "encoded images are smoother than sampled latents. "
+            f"inversion.t_start={more:g} adds the missing noise (it is {t_start:g})"
         )
+        logger.warning(told, variance, remedy)
+    if variance >= 2.0:
+        less = f"lower inversion.t_start (it is {t_start:g}), " if t_start else ""
+        remedy = (
+            "the inversion leaves the paths that the model samples. "
+            f"Try {less}more inversion.steps, inversion.guidance_scale=1, and look whether the "
+            "autoencoder and the images fit the model"
+        )
+        logger.warning(told, variance, remedy)
 
 
 # ---------------------------------------------------------------- during the run

@@ -213,7 +213,7 @@ def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
     """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
     team = current_team()
     if plan.path == "trajectory":
-        check_noise(noise_variance(cache))
+        check_noise(noise_variance(cache), config.inversion.t_start)
     if cache.counts.get("single") and chosen_method(config).loss not in ("sft", "denoising"):
         raise DataError(
             f"{config.data.pairs}: no preference among single annotated images: set "

@@ -37,6 +37,7 @@ from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import (
     Condition,
     DiffusionModel,
+    ModelError,
     encode,
     guided,
     network_of,
@@ -152,6 +153,7 @@ def shard_path(folder: Path, number: int) -> Path:
 def write_shard(path: Path, how: Inverter, pairs: list[Pair], first: int) -> None:
     """Write a shard, then its entry: without one it counts as missing."""
     shard = invert_pairs(how, pairs, first)
+    check_finite(shard, pairs, how.key.first)
     atomic_save(shard, path)
     errors = shard.get("reconstruction", torch.empty(0)).reshape(-1, 2).amax(1)
     captions = [pair.caption for pair in pairs]
@@ -162,6 +164,32 @@ def write_shard(path: Path, how: Inverter, pairs: list[Pair], first: int) -> Non
         "sha256": sha256_of(path),
     }
     atomic_text(json.dumps(entry), path.with_suffix(".json"))
+
+
+def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> None:
+    """Refuse a shard with values that are not finite; ModelError names the image and the remedy.
+
+    Args:
+        shard: as :func:`invert_pairs` makes it.
+        pairs: whose it is.
+        first: index of the lowest state with a prediction; there is none below.
+    """
+    for name in ("clean", "states", "reference"):
+        if name not in shard:
+            continue
+        good = shard[name].isfinite()
+        if name == "reference":
+            rows = (shard["steps"] < first).repeat_interleave(2, 0)
+            good = good | rows.reshape(*rows.shape, *[1] * (good.ndim - 2))
+        bad = (~good.flatten(1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            pair, side = divmod(bad[0], 2)
+            what = "latent" if name == "clean" else "inverted path"
+            raise ModelError(
+                f"{pairs[pair].where}, {('winner', 'loser')[side]}: its {what} has values that are "
+                "not finite. Set model.dtype=float32 or bfloat16, or another model.vae: SDXL's own "
+                "autoencoder overflows in float16"
+            )
 
 
 def _intact(path: Path, digests: list[str]) -> bool:
