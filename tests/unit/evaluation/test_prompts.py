@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from inversion_dpo.evaluation.prompt_sets import read_prompt_set
+from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, read_prompt_set, read_prompts
 from inversion_dpo.run.config import PACKAGE, ConfigError
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import split_of
@@ -20,6 +20,15 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path):
     (tmp_path / "p.txt").write_text("one\n\n  two \nthree\n")
     found = read_prompt_set(str(tmp_path / "p.txt"), 2)
     assert found.prompts == ["one", "two"] and found.by_category == {}
+
+
+def test_a_number_counts_training_captions_of_the_embedded_world():
+    found = read_prompt_set("20", None, seed=3)
+    assert len(set(found.prompts)) == 20 and {split_of(p) for p in found.prompts} == {"train"}
+    assert read_prompts("30", 20, seed=3) == found.prompts
+    assert read_prompts("20", None, seed=4) != found.prompts
+    assert all(graph_of_prompt(p) == parse_caption(p) for p in found.prompts)
+    assert graph_of_prompt("a dog on a sofa") is None
 
 
 def test_genevals_own_file_is_understood(tmp_path):
