@@ -26,7 +26,7 @@ from inversion_dpo.maths.losses import as_pair_errors, dpo, squared_error
 from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.models.base import Condition, freeze
 from inversion_dpo.models.stable_diffusion import StableDiffusionXL
-from inversion_dpo.run.config import PolicyConfig
+from inversion_dpo.run.fields import PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 from inversion_dpo.training.run_files import peak_memory
 from tools.tiny.pipelines import write_tiny

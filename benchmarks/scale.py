@@ -50,8 +50,9 @@ from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline, merge_lora
-from inversion_dpo.run.config import PolicyConfig, TrainingConfig, load_config, resolve
+from inversion_dpo.run.config import load_config, resolve
 from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.fields import PolicyConfig, TrainingConfig
 from inversion_dpo.training.policy import LoraPolicy
 from inversion_dpo.training.recipe import rate_at
 from inversion_dpo.training.session import pairs_of_step

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.run.folder import claim, claim_together, occupied, read_config
+from inversion_dpo.run.folder import claim, occupied, read_config
 from inversion_dpo.training.effects import load_checked
 
 
@@ -37,7 +37,7 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
 
     folder, config = Path(output), load_checked(preset, list(overrides))
     with occupied(folder):
-        claim_together(folder, config)
+        claim(folder, config)
         train(config, folder)
     return folder
 

@@ -12,8 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from inversion_dpo.cli.stages import train_run
 from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.folder import claim
 from inversion_dpo.training.checkpoint import latest_checkpoint
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
@@ -217,7 +217,9 @@ def test_the_commands_run_on_two_processes_as_on_one(results, tiny_config, tmp_p
     """
     preset = tmp_path / "run.yaml"
     preset.write_text(to_yaml(tiny_config(*COMMON, "evaluation.batch_size=1")))
-    train_run(load_config(str(preset), ["training.steps=2"]), tmp_path / "two")
+    run = load_config(str(preset), ["training.steps=2"])
+    claim(tmp_path / "two", run)
+    train(run, tmp_path / "two")
     (cache,) = (tmp_path / "two/cache").iterdir()
     shards = sorted(cache.glob("shard-*.safetensors"))
     assert len(shards) == 4

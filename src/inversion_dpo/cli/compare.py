@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,8 +17,7 @@ from inversion_dpo.cli.options import (
     Rounding,
     resolved,
 )
-from inversion_dpo.cli.stages import run_all
-from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.config import Config, ConfigError
 
 
 def demo(
@@ -43,6 +43,31 @@ def demo(
     run_all(config, output)
     for settings, folder in later_rounds(config, output, asked):
         run_all(settings, folder, config)
+
+
+def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
+    """Train, evaluate and report a run, each stage skipped or resumed where it was left.
+
+    Args:
+        config: the run's settings.
+        output: the run's folder.
+        origin: in a later round, the settings of the model that its policy is measured against.
+    """
+    from inversion_dpo.evaluation.evaluate import evaluate
+    from inversion_dpo.evaluation.report import report
+    from inversion_dpo.evaluation.wording import headline
+    from inversion_dpo.run.folder import claim, occupied
+    from inversion_dpo.training.recipe import train
+
+    with occupied(output):
+        claim(output, config)
+        train(config, output)
+        models = (None, str(output)) if origin else None
+        metrics = evaluate(output, origin or config, models)
+        page = report(output)
+    if "preference" in metrics:
+        typer.echo(headline(metrics, config.evaluation.preference, "held-out prompts"))
+    typer.echo(f"report:  {page}\nadapter: {output / 'adapter'}")
 
 
 def compare(

@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, say
-from inversion_dpo.cli.stages import config_of
-from inversion_dpo.run.config import load_config
 
 
 def evaluate(
@@ -30,16 +28,16 @@ def evaluate(
     """
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
     from inversion_dpo.evaluation.wording import lines
-    from inversion_dpo.run.folder import claim_together, occupied
+    from inversion_dpo.run.folder import claim, occupied, read_config
     from inversion_dpo.training.effects import load_checked
 
-    begun = (run / "config.yaml").is_file()
-    if not begun and policy is None:
-        config_of(run)
-    settings = load_checked(str(config_of(run)) if begun else config, overrides or [])
+    if policy is None:
+        read_config(run)
+    own = run / "config.yaml"
+    settings = load_checked(str(own) if own.is_file() else config, overrides or [])
     models = (reference, policy or str(run)) if policy or reference else None
     with occupied(run):
-        claim_together(run, settings)
+        claim(run, settings)
         metrics = evaluate_models(run, settings, models=models)
     say("\n".join(lines(metrics)))
 
@@ -63,8 +61,9 @@ def fid(
 ) -> None:
     """FID and KID of reference and policy against real images; writes RUN/distribution.json."""
     from inversion_dpo.evaluation.distribution import measure
+    from inversion_dpo.run.folder import read_config
 
-    found = measure(run, load_config(str(config_of(run)), overrides or []), real, features)
+    found = measure(run, read_config(run, overrides or []), real, features)
     for word in ("reference", "policy"):
         f = found[word]
         typer.echo(

@@ -9,10 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from inversion_dpo.cli.options import Overrides
+from inversion_dpo.cli.options import DEFAULT, Overrides, Preset
 from inversion_dpo.run.config import Config, load_config, resolve
-
-MISSING = "the page needs the packages of the extra: pip install 'inversion-dpo[web]'"
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,15 @@ class Subject:
 
 
 def subject_of(given: str, preset: str, overrides: list[str], labels: Path | None) -> Subject:
-    """A run's folder (it has config.yaml), or data with the settings of a preset.
+    """Find a run by its folder, which has config.yaml, or data with the settings of a preset.
 
     Labels go to RUN/labels.sqlite, or to NAME.labels.sqlite in the current folder.
     """
+    from inversion_dpo.run.folder import read_config
+
     folder = Path(given)
     if (folder / "config.yaml").is_file():
-        config = load_config(str(folder / "config.yaml"), overrides)
+        config = read_config(folder, overrides)
         return Subject(folder.resolve().name, config, folder, labels or folder / "labels.sqlite")
     config = load_config(preset, [*overrides, f"data.pairs={given}"])
     stem = Path(given.replace(":", "/")).stem or "pairs"
@@ -51,93 +51,72 @@ def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
     return store.add(asked), counts
 
 
-def register(app: typer.Typer, pairs_app: typer.Typer) -> None:
-    """Add the commands."""
-    register_web(app)
-    register_sample(pairs_app)
-    register_export(pairs_app)
+def web(
+    subject: Annotated[
+        str, typer.Argument(metavar="RUN_OR_DATA", help="A run's folder, or pairs to label.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="How data is read, which model: data.*"),
+    ] = None,
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="Preset or YAML file: the model, for data.")
+    ] = DEFAULT,
+    labels: Annotated[
+        Path | None, typer.Option(help="SQLite file. [default: RUN/labels.sqlite or here]")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most pairs; copied into LABELS.")] = 1000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Allow a --host that others can reach.")
+    ] = False,
+) -> None:
+    """Label pairs, compare reference and policy, follow a run: a page in the browser.
+
+    Only this machine can reach it. Labels are on the disk before the next pair is shown, and
+    `inversion-dpo pairs export` makes pairs of them.
+    """
+    about = subject_of(subject, config, overrides or [], labels)
+    run_page(about, limit, host, port, allow_remote)
 
 
-def register_web(app: typer.Typer) -> None:
-    """Add ``web``."""
+def pairs_export(
+    labels: Annotated[Path, typer.Argument(help="The SQLite file that `web` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
+    labeller: Annotated[
+        str | None, typer.Option(help="Only this one's labels; without it, the majority.")
+    ] = None,
+) -> None:
+    """Write hand-made labels as pairs that `train` reads (Pick-a-Pic's columns)."""
+    from inversion_dpo.labels.export import export, summary
+    from inversion_dpo.labels.questions import WebError
+    from inversion_dpo.labels.store import LabelStore
 
-    @app.command()
-    def web(
-        subject: Annotated[
-            str, typer.Argument(metavar="RUN_OR_DATA", help="A run's folder, or pairs to label.")
-        ],
-        overrides: Annotated[
-            list[str] | None,
-            typer.Argument(metavar="[KEY=VALUE]...", help="How data is read, which model: data.*"),
-        ] = None,
-        config: Annotated[
-            str, typer.Option("--config", "-c", help="Preset or YAML file: the model, for data.")
-        ] = "taste",
-        labels: Annotated[
-            Path | None, typer.Option(help="SQLite file. [default: RUN/labels.sqlite or here]")
-        ] = None,
-        limit: Annotated[int, typer.Option(min=1, help="Most pairs; copied into LABELS.")] = 1000,
-        host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-        port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-        allow_remote: Annotated[
-            bool, typer.Option("--allow-remote", help="Allow a --host that others can reach.")
-        ] = False,
-    ) -> None:
-        """Label pairs, compare reference and policy, follow a run: a page in the browser.
-
-        Only this machine can reach it. Labels are on the disk before the next pair is shown, and
-        `inversion-dpo pairs export` makes pairs of them.
-        """
-        about = subject_of(subject, config, overrides or [], labels)
-        run_page(about, limit, host, port, allow_remote)
+    if not labels.is_file():
+        raise WebError(f"there is no file {labels}; label pairs first: inversion-dpo web DATA")
+    typer.echo(f"{output}: {summary(export(LabelStore(labels), output, labeller))}")
 
 
-def register_export(pairs_app: typer.Typer) -> None:
-    """Add ``pairs export``."""
+def pairs_sample(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
+    overrides: Overrides = None,
+    config: Preset = DEFAULT,
+    prompts: Annotated[
+        str, typer.Option(help="A prompt set; scenes: those of the embedded world.")
+    ] = "scenes",
+    count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
+    seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
+) -> None:
+    """Sample two images of each prompt for people to label; sampling is evaluation.*."""
+    from inversion_dpo.evaluation.prompt_sets import read_prompts
+    from inversion_dpo.evaluation.sides import sampler_of
+    from inversion_dpo.labels.asking import sample_pairs
 
-    @pairs_app.command("export")
-    def pairs_export(
-        labels: Annotated[Path, typer.Argument(help="The SQLite file that `web` wrote.")],
-        output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
-        labeller: Annotated[
-            str | None, typer.Option(help="Only this one's labels; without it, the majority.")
-        ] = None,
-    ) -> None:
-        """Write hand-made labels as pairs that `train` reads (Pick-a-Pic's columns)."""
-        from inversion_dpo.labels.export import export, summary
-        from inversion_dpo.labels.questions import WebError
-        from inversion_dpo.labels.store import LabelStore
-
-        if not labels.is_file():
-            raise WebError(f"there is no file {labels}; label pairs first: inversion-dpo web DATA")
-        typer.echo(f"{output}: {summary(export(LabelStore(labels), output, labeller))}")
-
-
-def register_sample(pairs_app: typer.Typer) -> None:
-    """Add ``pairs sample``."""
-
-    @pairs_app.command("sample")
-    def pairs_sample(
-        output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
-        overrides: Overrides = None,
-        config: Annotated[
-            str, typer.Option("--config", "-c", help="Preset or YAML file: model and sampling.")
-        ] = "taste",
-        prompts: Annotated[
-            str, typer.Option(help="A prompt set; scenes: those of the embedded world.")
-        ] = "scenes",
-        count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
-        seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
-    ) -> None:
-        """Sample two images of each prompt for people to label; sampling is evaluation.*."""
-        from inversion_dpo.evaluation.prompt_sets import read_prompts
-        from inversion_dpo.evaluation.sides import sampler_of
-        from inversion_dpo.labels.asking import sample_pairs
-
-        settings = load_config(config, overrides or [])
-        captions = read_prompts(str(count) if prompts == "scenes" else prompts, count)
-        sample_pairs(output, sampler_of(settings, None), captions, seed)
-        typer.echo(f"{len(captions)} pairs in {output}\nnext: inversion-dpo web {output}")
+    settings = load_config(config, overrides or [])
+    captions = read_prompts(str(count) if prompts == "scenes" else prompts, count)
+    sample_pairs(output, sampler_of(settings, None), captions, seed)
+    typer.echo(f"{len(captions)} pairs in {output}\nnext: inversion-dpo web {output}")
 
 
 def run_page(about: Subject, limit: int, host: str, port: int, remote: bool) -> None:
@@ -151,7 +130,9 @@ def run_page(about: Subject, limit: int, host: str, port: int, remote: bool) -> 
         from inversion_dpo.web.guard import hosts_for
         from inversion_dpo.web.server import listen, serve
     except ModuleNotFoundError as error:
-        raise WebError(MISSING) from error
+        raise WebError(
+            "the page needs the packages of the extra: pip install 'inversion-dpo[web]'"
+        ) from error
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.labels.store import LabelStore
     from inversion_dpo.web.studio import Studio

@@ -15,11 +15,10 @@ import typer
 
 from inversion_dpo.cli.compare import compare, demo
 from inversion_dpo.cli.evaluate import evaluate, export_run, fid, report
-from inversion_dpo.cli.label import register
+from inversion_dpo.cli.label import pairs_export, pairs_sample, web
 from inversion_dpo.cli.options import DEFAULT, DryRun, Output, Overrides, Preset, resolved, say
 from inversion_dpo.cli.pairs import pairs_app
 from inversion_dpo.cli.settings import config, print_version
-from inversion_dpo.cli.stages import config_of, train_run
 from inversion_dpo.run.config import ConfigError, load_config
 
 app = typer.Typer(
@@ -28,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+pairs_app.command("sample")(pairs_sample)
+pairs_app.command("export")(pairs_export)
 app.add_typer(pairs_app, name="pairs")
 app.command()(demo)
 
@@ -53,14 +54,14 @@ def invert(
     """
     from inversion_dpo.evaluation.reconstruction import write_reconstruction
     from inversion_dpo.run.faults import memory_advice
-    from inversion_dpo.run.folder import claim_together, occupied, stage
+    from inversion_dpo.run.folder import claim, occupied, stage
     from inversion_dpo.run.processes import current_team
     from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance, round_trip_error
 
     run = resolved(config, overrides, dry_run)
     with occupied(output):
-        claim_together(output, run)
+        claim(output, run)
         with stage(output, "invert"), memory_advice("inversion"):
             prepared = prepare(run, output / "cache")
         if not current_team().main:
@@ -92,11 +93,13 @@ def train(
 
     Run it again with the same settings to resume; raise training.steps to go on.
     """
-    from inversion_dpo.run.folder import occupied
+    from inversion_dpo.run.folder import claim, occupied
+    from inversion_dpo.training import recipe
 
     run = resolved(config, overrides, dry_run)
     with occupied(output):
-        train_run(run, output)
+        claim(output, run)
+        recipe.train(run, output)
     say(f"policy: {output / 'adapter'}\nnext: inversion-dpo evaluate {output}")
 
 
@@ -119,9 +122,10 @@ def sample(
     from inversion_dpo.evaluation.prompt_sets import asked_for
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.run.disk import atomic_bytes
+    from inversion_dpo.run.folder import read_config
 
     asked = asked_for(prompts or [], scene_graph)
-    settings = load_config(str(config_of(run)) if run else config, [])
+    settings = read_config(run) if run else load_config(config, [])
     sampler = sampler_of(settings, run / "adapter" if run else None)
     if scene_graph and not sampler.takes_graphs:
         raise ConfigError(
@@ -136,10 +140,9 @@ def sample(
         typer.echo(str(output / f"{s:06d}.png"))
 
 
-for command in (evaluate, report, fid, compare, config):
+for command in (evaluate, report, fid, compare, config, web):
     app.command()(command)
 app.command("export")(export_run)
-register(app, pairs_app)
 
 
 def quieten() -> None:

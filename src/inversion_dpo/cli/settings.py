@@ -31,13 +31,10 @@ def config(
     Settings that have no effect with the preset's method are commented out.
     Example: `inversion-dpo config sdxl > mine.yaml`, then `inversion-dpo train --config mine.yaml`.
     """
-    from inversion_dpo.run.config import has_effect
-    from inversion_dpo.run.settings import commented, every_setting
-    from inversion_dpo.training.effects import active_tags, load_checked
+    from inversion_dpo.run.settings import commented
+    from inversion_dpo.training.effects import load_checked, without_effect
 
     if "=" in preset:
         preset, overrides = DEFAULT, [preset, *(overrides or [])]
     settings = load_checked(preset, overrides or [])
-    active = active_tags(settings)
-    idle = [k for k in every_setting() if not has_effect(k, settings, active)]
-    typer.echo(commented(settings, idle), nl=False)
+    typer.echo(commented(settings, without_effect(settings)), nl=False)

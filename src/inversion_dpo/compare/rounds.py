@@ -21,8 +21,8 @@ from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
 from inversion_dpo.models.loading import merge_lora
-from inversion_dpo.run.config import Config, ConfigError, DataConfig
 from inversion_dpo.run.disk import atomic_folder, atomic_text
+from inversion_dpo.run.fields import Config, ConfigError, DataConfig
 from inversion_dpo.run.folder import claim, occupied, stage
 
 Result = dict[str, Any]

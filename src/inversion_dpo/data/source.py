@@ -16,7 +16,8 @@ from inversion_dpo.data.formats import Opened, Reading, fingerprint, open_rows
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rows import Row, inspect, rows_of
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.run.config import DataConfig, resolve
+from inversion_dpo.run.config import resolve
+from inversion_dpo.run.fields import DataConfig
 
 ON_BAD_ROW = ("error", "skip")
 _LISTED = 5  # rows that the warning about skipped ones spells out

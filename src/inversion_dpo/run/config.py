@@ -1,62 +1,22 @@
-"""The configuration of a run: a preset or YAML file, then ``key=value`` overrides, checked.
-
-The settings themselves are in ``run.fields``. Configuration objects stop at the entry functions of
-the rooms; what they call takes plain values.
-"""
+"""The configuration of a run: a preset or YAML file, then ``key=value`` overrides, checked."""
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
 from inversion_dpo.run.checks import check_combinations
-from inversion_dpo.run.fields import (
-    BuildConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    EvaluationConfig,
-    InversionConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    ParserConfig,
-    PolicyConfig,
-    TrainingConfig,
-)
-from inversion_dpo.run.settings import KEYED, every_setting, plain, value_of, written
+from inversion_dpo.run.fields import Config as Config
+from inversion_dpo.run.fields import ConfigError as ConfigError
+from inversion_dpo.run.settings import every_setting, written
 
-__all__ = [
-    "PACKAGE",
-    "PRESETS",
-    "BuildConfig",
-    "Config",
-    "ConfigError",
-    "DataConfig",
-    "EvaluationConfig",
-    "InversionConfig",
-    "ModelConfig",
-    "ObjectiveConfig",
-    "ParserConfig",
-    "PolicyConfig",
-    "TrainingConfig",
-    "has_effect",
-    "load_config",
-    "load_given",
-    "preset_names",
-    "preset_path",
-    "resolve",
-    "to_yaml",
-    "without_effect",
-]
 PACKAGE = Path(__file__).parents[1]
 PRESETS = PACKAGE / "presets"
 Tree = dict[str, Any]
@@ -68,12 +28,12 @@ def resolve(path: str) -> str:
 
 
 def preset_names() -> list[str]:
-    """Names of the packaged presets."""
+    """List the names of the packaged presets."""
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 
 def preset_path(name: str) -> Path:
-    """A YAML file by path, or a packaged preset by name; ConfigError if neither exists."""
+    """Find a YAML file by path, or a packaged preset by name; ConfigError if neither exists."""
     if Path(name).is_file():
         return Path(name)
     if (PRESETS / f"{name}.yaml").is_file():
@@ -84,16 +44,15 @@ def preset_path(name: str) -> Path:
 
 
 def load_config(preset: str | None, overrides: list[str]) -> Config:
-    """Defaults, then the preset, then ``key=value`` overrides; ConfigError names what is wrong."""
+    """Load defaults, preset and ``key=value`` overrides; ConfigError names what is wrong."""
     return load_given(preset, overrides)[0]
 
 
 def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozenset[str]]:
-    """:func:`load_config`, and the keys that the user wrote.
+    """Load a configuration and the keys that the user wrote, in overrides or an own YAML file.
 
-    Those are the keys of the overrides and of the user's own YAML file. The keys of a packaged
-    preset are not, nor those that a program wrote: a run's ``config.yaml``, and any file that
-    states every setting.
+    A packaged preset is not the user's own, nor is what a program wrote: a run's ``config.yaml``,
+    and any file that states every setting.
     """
     tree: Tree = {}
     keys: set[str] = set()
@@ -125,38 +84,31 @@ def _made(tree: Tree, before: str = "") -> Config:
 
 
 def _read(source: str, load: Any) -> Tree:
-    """Settings as written, every key known; ConfigError names the source.
+    """Read settings as written and check that every key is known; ConfigError names the source.
 
     OmegaConf's ``${...}`` is refused: it would copy the environment, and with it tokens, into a
     run's files.
     """
     try:
-        loaded = load()
-        if not isinstance(loaded, DictConfig):
+        tree: Any = OmegaConf.to_container(load(), resolve=False)
+        if not isinstance(tree, dict):
+            raise ConfigError("a configuration is keys and values, e.g. training: {steps: 200}")
+        if "${" in str(tree):
             raise ConfigError(
-                f"{source}: a configuration is keys and values, e.g. training: {{steps: 200}}"
+                "${...} is not taken in a configuration: write the value itself "
+                "(interpolation would copy the environment into the run)"
             )
-        tree: Any = OmegaConf.to_container(loaded, resolve=False)
-        interpolated = "${" in str(tree)
-    except OmegaConfBaseException as error:
+        _keys_of(tree)
+    except (OmegaConfBaseException, ConfigError) as error:
         raise ConfigError(f"{source}: {str(error).splitlines()[0]}") from error
     except (YAMLError, OSError, UnicodeError, RecursionError) as error:
         first = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(f"{source} is no YAML that can be read ({first})") from error
-    if interpolated:
-        raise ConfigError(
-            "${...} is not taken in a configuration: write the value itself "
-            "(interpolation would copy the environment into the run)"
-        )
-    try:
-        _keys_of(tree)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
     return tree
 
 
 def _keys_of(tree: Tree, before: str = "") -> set[str]:
-    """Dotted keys of the settings in nested settings; ConfigError for a key that is none."""
+    """List the dotted keys in nested settings; ConfigError for a key that is none."""
     known, found = every_setting(), set[str]()
     groups = {key.rpartition(".")[0] for key in known}
     for name, value in tree.items():
@@ -188,7 +140,7 @@ def _merge(tree: Tree, own: Tree) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """One line: key, value, what may stand there."""
+    """Say in one line the key, its value and what may stand there."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     known = every_setting()
@@ -197,52 +149,14 @@ def _explain(error: ValidationError) -> str:
     allowed, hint = setting.range, ""
     if first["type"] == "finite_number":
         allowed = allowed.replace("a number", "a finite number")
-    if setting.keyed and len(path) > 2:
-        key, allowed = ".".join(path[:3]), allowed.removeprefix(KEYED)
+    if isinstance(setting.default, dict) and len(path) > 2:
+        key, allowed = ".".join(path[:3]), allowed.removeprefix("names, each with ")
     if isinstance(value, str) and setting.choices:
         near = difflib.get_close_matches(value, setting.choices, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{key}={written(value)[:100]}: give {allowed}{hint}"
 
 
-def has_effect(key: str, config: Config, active: Collection[str]) -> bool:
-    """Whether a setting has an effect in a run in which these tags hold."""
-    effect = every_setting()[key].effect
-    return effect is None or any(
-        all(_holds(condition, config, active) for condition in one.split(" and "))
-        for one in effect.when.split(" or ")
-    )
-
-
-def _holds(condition: str, config: Config, active: Collection[str]) -> bool:
-    key, equals, pattern = condition.partition("=")
-    if not equals:
-        return key in active
-    matches = re.fullmatch(pattern, plain(value_of(config, key.rstrip("!"))))
-    return bool(matches) is not key.endswith("!")
-
-
-def without_effect(config: Config, given: Collection[str], active: Collection[str]) -> list[str]:
-    """Complaints about settings that were given, differ from their default and change nothing.
-
-    Args:
-        config: the whole configuration.
-        given: dotted keys that the user wrote (:func:`load_given`).
-        active: tags of ``TAGS`` that hold in this run.
-    """
-    complaints = []
-    for key, setting in every_setting().items():
-        value = value_of(config, key)
-        if key in given and value != setting.default and not has_effect(key, config, active):
-            method = config.objective.name
-            unlike = f" (not objective.name={method})" if setting.by_method else ""
-            complaints.append(
-                f"{key}={written(value)} has no effect in this run: it needs {setting.needs}"
-                f"{unlike}. Leave it out"
-            )
-    return complaints
-
-
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML."""
+    """Write the resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
@@ -396,8 +396,3 @@ class Config:
     training: Group[TrainingConfig] = field(default_factory=TrainingConfig)
     evaluation: Group[EvaluationConfig] = field(default_factory=EvaluationConfig)
     build: Group[BuildConfig] = field(default_factory=BuildConfig)
-
-
-def schema_of(group: type) -> dict[str, Any]:
-    """The JSON schema of a group of settings, groups inside it by reference."""
-    return pydantic.TypeAdapter(group).json_schema()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import atomic_text
@@ -39,29 +39,23 @@ class BusyError(RuntimeError):
 
 @contextmanager
 def occupied(folder: Path, run: bool = True) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if need be; BusyError if one is there.
+    """Make a folder if need be and keep other runs out of it.
 
-    run: whether the folder is a run's, and ConfigError if it holds anything else. The lock belongs
-    to the first process of a launch and ends with it, however it ends: the file that stays behind
-    holds nobody up.
+    The lock belongs to the first process of a launch and ends with it, however it ends: the file
+    that stays behind holds nobody up.
+
+    Args:
+        folder: of a run, or of a command that makes several.
+        run: whether to refuse a folder that holds anything but a run.
+
+    Raises:
+        BusyError: another run works there, or the file system knows no locks.
+        ConfigError: a file, or a folder of other files.
     """
     if not current_team().main:
         yield
         return
-    if folder.is_file():
-        raise ConfigError(f"--output {folder} is a file: give a folder")
-    if run:
-        _refuse_foreign(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _locked(folder)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _locked(folder: Path) -> BaseFileLock:
-    """The folder's lock, taken; BusyError if that is not possible."""
+    _make_own(folder, run)
     lock = FileLock(folder / LOCK, blocking=False)
     try:
         lock.acquire()
@@ -76,19 +70,19 @@ def _locked(folder: Path) -> BaseFileLock:
             f"{folder} cannot be locked ({error}), so that nothing would keep a second run out: "
             "choose an --output on a file system with flock"
         ) from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Dotted key -> value."""
+    """Map the dotted key of every setting to its value."""
     return {key: value_of(config, key) for key in every_setting()}
 
 
 def differences(folder: Path, config: Config) -> dict[str, str]:
-    """Keys whose value in the run of ``folder`` is another, each with both values, in words.
-
-    A key that is younger than the run has its default there.
-    """
+    """Compare with the run in ``folder``: each key that differs, with a text of both values."""
     theirs, ours = flat(read_config(folder)), flat(config)
     return {
         k: f"{k} is {theirs[k]!r} there and {v!r} here" for k, v in ours.items() if v != theirs[k]
@@ -98,16 +92,16 @@ def differences(folder: Path, config: Config) -> dict[str, str]:
 def claim(folder: Path, config: Config) -> None:
     """Make ``folder`` this run's; ConfigError if it holds another run or other files.
 
-    A folder in which nothing was trained yet may change hands: its cache is kept by content.
+    The first process of a launch does, and the others wait for it. A folder in which nothing was
+    trained yet may change hands: its cache is kept by content.
     """
-    owner = folder / "config.yaml"
-    if folder.is_file():
-        raise ConfigError(f"--output {folder} is a file: give a folder")
-    if owner.exists():
+    if current_team().main:
+        _make_own(folder)
+        owner = folder / "config.yaml"
         changed = [
-            said
-            for k, said in differences(folder, config).items()
-            if k not in _FREE and not k.startswith(("evaluation.", "build."))
+            text
+            for key, text in (differences(folder, config) if owner.exists() else {}).items()
+            if key not in _FREE and not key.startswith(("evaluation.", "build."))
         ]
         if changed and (folder / "checkpoints").exists():
             raise ConfigError(
@@ -115,41 +109,35 @@ def claim(folder: Path, config: Config) -> None:
                 f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
                 "Choose another --output, or repeat that run's settings to resume it"
             )
-    _refuse_foreign(folder)
+        atomic_text(to_yaml(config), owner)
+    current_team().wait()
+
+
+def _make_own(folder: Path, run: bool = True) -> None:
+    """Make a folder; ConfigError for a file and, if a run's, for a folder of other files."""
+    if folder.is_file():
+        raise ConfigError(f"--output {folder} is a file: give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_text(to_yaml(config), owner)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    """ConfigError if a folder holds files but no run."""
-    names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    if names - {LOCK} and "config.yaml" not in names:
+    names = {p.name for p in folder.iterdir()}
+    if run and names - {LOCK} and "config.yaml" not in names:
         raise ConfigError(
             f"{folder} is not empty and holds no run of ours (no config.yaml): choose another "
             "--output"
         )
 
 
-def claim_together(folder: Path, config: Config) -> None:
-    """:func:`claim` by the first process of a launch; the others wait for it."""
-    team = current_team()
-    if team.main:
-        claim(folder, config)
-    team.wait()
-
-
-def read_config(folder: Path) -> Config:
-    """The configuration of a run's folder; ConfigError if it is none."""
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """Load the configuration of a run's folder; ConfigError if it is none."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"{folder} is not a run: it has no config.yaml. Train one with "
             f"`inversion-dpo train --output {folder}`"
         )
-    return load_config(str(folder / "config.yaml"), [])
+    return load_config(str(folder / "config.yaml"), list(overrides))
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
-    """Stage -> wall-clock seconds, summed over interruptions."""
+    """Read the wall-clock seconds of each stage, summed over interruptions."""
     path = folder / "seconds.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 

@@ -12,8 +12,9 @@ from operator import attrgetter
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
-from inversion_dpo.run.fields import TAGS, Config, Effect, schema_of
+from inversion_dpo.run.fields import TAGS, Config, Effect
 
 _LIMITS = {
     "minimum": "of at least",
@@ -21,7 +22,6 @@ _LIMITS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
-KEYED = "names, each with "
 _TYPES = {
     "integer": "a whole number",
     "number": "a number",
@@ -33,23 +33,18 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
-
-    range: what may stand there, in words. choices: the words, if there is a list of them.
-    keyed: whether it holds names of the user's own, each with a value.
-    """
+    """One setting; ``range`` says in words what may stand there, ``choices`` lists it if it can."""
 
     key: str
     text: str
     range: str
     default: Any
     choices: tuple[str, ...]
-    keyed: bool
     effect: Effect | None
 
     @property
     def needs(self) -> str:
-        """When it has an effect, in words; nothing if always."""
+        """Say when it has an effect; nothing if always."""
         when = self.effect.when if self.effect else ""
         for plain, words in {r"\d+": "NUMBER", ".*": "*", "\\": "", "!=": " other than "}.items():
             when = when.replace(plain, words)
@@ -74,7 +69,7 @@ def groups() -> dict[str, str]:
 
 
 def _settings_of(group: Any, before: str) -> Iterator[Setting]:
-    schemas = schema_of(type(group))["properties"]
+    schemas = TypeAdapter(type(group)).json_schema()["properties"]
     for name, info in type(group).__pydantic_fields__.items():
         default, schema = getattr(group, name), schemas[name]
         if is_dataclass(default):
@@ -89,13 +84,12 @@ def _settings_of(group: Any, before: str) -> Iterator[Setting]:
             tuple(
                 word for part in (schema, *schema.get("anyOf", ())) for word in part.get("enum", ())
             ),
-            schema.get("type") == "object",
             effects[0] if effects else None,
         )
 
 
 def range_of(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, in words."""
+    """Say what a JSON schema allows."""
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     if "anyOf" in schema:
@@ -104,7 +98,7 @@ def range_of(schema: dict[str, Any]) -> str:
         entries = range_of(schema["items"]).replace("text", "texts").replace("a number", "numbers")
         return f"a list of {'one or more ' if schema.get('minItems') else ''}{entries}"
     if schema["type"] == "object":
-        return KEYED + range_of(schema["additionalProperties"])
+        return f"names, each with {range_of(schema['additionalProperties'])}"
     kind = _TYPES[schema["type"]]
     if "minimum" in schema and "maximum" in schema:
         return f"{kind} from {schema['minimum']} to {schema['maximum']}"
@@ -113,40 +107,18 @@ def range_of(schema: dict[str, Any]) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as it is written in YAML, on one line."""
+    """Write a value as YAML on one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{written(k)}: {written(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(written, value)) + "]"
-    return _scalar(value)
-
-
-def plain(value: Any) -> str:
-    """A value as text to compare with: lists comma-separated, text without quotes."""
-    if isinstance(value, list) and value:
-        return ",".join(map(plain, value))
-    return value if isinstance(value, str) else written(value)
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, str):
-        bare = re.fullmatch(r"[A-Za-z][\w./:-]*", value, re.ASCII) and not value.endswith(":")
-        if bare and yaml.safe_load(value) == value:
-            return value
-        return str(yaml.safe_dump(value, default_style='"', width=math.inf)).strip()
-    if isinstance(value, float):
-        text = repr(value)  # with a point: YAML takes 1e-05 for text
-        return text if "." in text else text.replace("e", ".0e")
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    bare = not isinstance(value, str) or re.fullmatch(r"[A-Za-z][\w./:-]*(?<!:)", value, re.ASCII)
+    text = yaml.safe_dump(value, default_style=None if bare else '"', width=math.inf)
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def commented(config: Any, idle: Collection[str]) -> str:
-    """The configuration as YAML to start from, each setting with its sentence and range.
-
-    Args:
-        config: what is written.
-        idle: keys that have no effect in it; they are commented out.
-    """
+    """Write YAML to start from, each setting with its sentence; ``idle`` keys commented out."""
     lines: list[str] = []
     for group, about in groups().items():
         depth = "  " * group.count(".")
@@ -166,5 +138,5 @@ def commented(config: Any, idle: Collection[str]) -> str:
 
 
 def value_of(config: Any, key: str) -> Any:
-    """The value of a setting by its dotted key."""
+    """Look up the value of a setting by its dotted key."""
     return attrgetter(key)(config)

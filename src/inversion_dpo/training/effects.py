@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 from inversion_dpo.maths.losses import LOSSES
-from inversion_dpo.run.config import Config, ConfigError, has_effect, load_given, without_effect
+from inversion_dpo.run.config import Config, ConfigError, load_given
+from inversion_dpo.run.settings import every_setting, value_of, written
 from inversion_dpo.trajectories.key import chosen_method
 
 _PATHS: dict[str, frozenset[str]] = {
@@ -17,9 +19,28 @@ _PATHS: dict[str, frozenset[str]] = {
 
 
 def active_tags(config: Config) -> frozenset[str]:
-    """The tags of ``run.fields.TAGS`` that hold in a run."""
+    """List the tags of ``run.fields.TAGS`` that hold in a run."""
     method = chosen_method(config)
     return LOSSES[method.loss].uses | _PATHS[method.path]
+
+
+def without_effect(config: Config) -> set[str]:
+    """List the settings that change nothing in a run."""
+    active = active_tags(config)
+
+    def holds(condition: str) -> bool:
+        key, equals, pattern = condition.partition("=")
+        if not equals:
+            return key in active
+        value = value_of(config, key.rstrip("!"))
+        text = ",".join(value) if isinstance(value, list) else value
+        matches = re.fullmatch(pattern, text if isinstance(text, str) else written(text))
+        return bool(matches) is not key.endswith("!")
+
+    def useful(when: str) -> bool:
+        return any(all(map(holds, one.split(" and "))) for one in when.split(" or "))
+
+    return {k for k, s in every_setting().items() if s.effect and not useful(s.effect.when)}
 
 
 def load_checked(preset: str | None, overrides: list[str]) -> Config:
@@ -30,15 +51,27 @@ def load_checked(preset: str | None, overrides: list[str]) -> Config:
 
 
 def check_effects(runs: Sequence[Config], given: Collection[str]) -> None:
-    """ConfigError if a given setting has an effect in none of the runs.
+    """Refuse a setting that was given, differs from its default and has no effect in any run.
 
     Args:
         runs: one configuration, or those of the methods that are compared.
         given: dotted keys that the user wrote.
+
+    Raises:
+        ConfigError: names the first such setting and what it needs.
     """
-    useful = {key for key in given for run in runs if has_effect(key, run, active_tags(run))}
-    idle = set(given) - useful
-    complaints = [line for run in runs for line in without_effect(run, idle, active_tags(run))]
+    idle, complaints = set(given).intersection(*map(without_effect, runs)), dict[str, str]()
+    for run in runs:
+        for key, setting in every_setting().items():
+            value = value_of(run, key)
+            if key in idle and value != setting.default:
+                unlike = f" (not objective.name={run.objective.name})" if setting.by_method else ""
+                complaints.setdefault(
+                    key,
+                    f"{key}={written(value)} has no effect in this run: it needs {setting.needs}"
+                    f"{unlike}. Leave it out",
+                )
     if complaints:
-        more = len({line.partition("=")[0] for line in complaints}) - 1
-        raise ConfigError(complaints[0] + (f" (and {more} more such settings)" if more else ""))
+        more = len(complaints) - 1
+        first = next(iter(complaints.values()))
+        raise ConfigError(first + (f" (and {more} more such settings)" if more else ""))

@@ -18,8 +18,8 @@ from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder
 from inversion_dpo.models.graph_model import save_encoder
 from inversion_dpo.models.loading import base_name, merge_lora
-from inversion_dpo.run.config import Config, PolicyConfig, TrainingConfig
 from inversion_dpo.run.disk import steady_header
+from inversion_dpo.run.fields import Config, PolicyConfig, TrainingConfig
 
 
 class LoraPolicy:

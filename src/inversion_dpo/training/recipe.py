@@ -23,8 +23,8 @@ from inversion_dpo.data.source import configured_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.models.prompts import T5_LIMITS, limits
-from inversion_dpo.run.config import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
+from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.folder import stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.checkpoint import Progress

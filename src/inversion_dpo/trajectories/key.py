@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from inversion_dpo.maths.losses import Method, method_of
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
-from inversion_dpo.run.config import Config, ConfigError, InversionConfig
+from inversion_dpo.run.fields import Config, ConfigError, InversionConfig
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource

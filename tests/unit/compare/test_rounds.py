@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from inversion_dpo.cli.compare import run_all
 from inversion_dpo.cli.label import fill, subject_of
-from inversion_dpo.cli.stages import run_all
 from inversion_dpo.compare import experiment as comparing
 from inversion_dpo.compare import runs as comparing_runs
 from inversion_dpo.compare.rounds import (

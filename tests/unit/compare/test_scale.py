@@ -17,7 +17,8 @@ import torch
 from inversion_dpo.compare.runs import seeded
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import sampled
-from inversion_dpo.run.config import PolicyConfig, load_config
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.fields import PolicyConfig
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))  # its processes import it too
 SCRIPT: Any = importlib.import_module("scale")

@@ -20,7 +20,8 @@ from inversion_dpo.evaluation.scorers.scene_graph import (
     stored_answers,
 )
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
-from inversion_dpo.run.config import ConfigError, ParserConfig, load_config
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.fields import ParserConfig
 
 path = Path(__file__).parents[2] / "chat_server.py"
 spec = importlib.util.spec_from_file_location("chat_server", path)

@@ -17,7 +17,8 @@ from inversion_dpo.making_pairs.card import size_category
 from inversion_dpo.making_pairs.dataset import refuse_leaks, refuse_repeats
 from inversion_dpo.making_pairs.labelling import Labelled
 from inversion_dpo.making_pairs.splits import leaks, split_by_hash
-from inversion_dpo.run.config import BuildConfig, ConfigError, load_config
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.drawing import ground_colour
 from inversion_dpo.world.scene_prompts import split_of

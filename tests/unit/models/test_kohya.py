@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import read_lora, to_kohya, write_kohya
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.run.config import PolicyConfig
+from inversion_dpo.run.fields import PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 
 EVERYWHERE = [

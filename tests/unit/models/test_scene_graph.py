@@ -33,7 +33,8 @@ from inversion_dpo.models.graph_model import (
 )
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.sampler import Sampler
-from inversion_dpo.run.config import PolicyConfig, load_config, resolve
+from inversion_dpo.run.config import load_config, resolve
+from inversion_dpo.run.fields import PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 
 FAMILIES = ("embedded", "sd15", "sdxl")

@@ -3,17 +3,10 @@
 import pytest
 
 from inversion_dpo.compare.methods import METHODS, check
-from inversion_dpo.run.config import (
-    PRESETS,
-    ConfigError,
-    load_config,
-    load_given,
-    preset_names,
-    without_effect,
-)
+from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_given, preset_names
 from inversion_dpo.run.fields import TAGS
 from inversion_dpo.run.settings import every_setting
-from inversion_dpo.training.effects import active_tags, load_checked
+from inversion_dpo.training.effects import active_tags, check_effects, load_checked
 
 IDLE = {  # setting -> what else is set, so that it has no effect
     "objective.soft_labels=true": ["kto", "dspo", "mapo", "sft", "denoising"],
@@ -110,8 +103,7 @@ def test_what_the_user_did_not_write_is_not_complained_of(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_packaged_preset_sets_nothing_that_has_no_effect(name):
-    config = load_config(name, [])
-    assert without_effect(config, every_setting(), active_tags(config)) == []
+    check_effects([load_config(name, [])], every_setting())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from inversion_dpo.run.config import ConfigError, TrainingConfig, load_config
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.fields import TrainingConfig
 from inversion_dpo.training.recipe import rate_at
 
 DIFFUSERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}

@@ -21,7 +21,7 @@ from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SceneGraphScorer
 from inversion_dpo.evaluation.scorers.score_store import ScoreStore, score_key
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.run.config import ParserConfig
+from inversion_dpo.run.fields import ParserConfig
 
 Scores = dict[str, NDArray[np.float64]]
 Graphs = list[SceneGraph | None]  # found in images; None where one could not be read

@@ -32,7 +32,7 @@ from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.score_store import AnswerStore, score_key
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.graphs.matching import plain
-from inversion_dpo.run.config import ParserConfig
+from inversion_dpo.run.fields import ParserConfig
 
 SCENE_GRAPH = "scene-graph"
 SCORES = ("sg_iou", "entity_iou", "relation_iou", "exact")
