@@ -192,7 +192,9 @@ def run(words, capsys):
 
 
 def cases(kind):
-    return [pytest.param(c, id=f"{page}: {c[:60]}") for page, c in EVERY if treatment(c) == kind]
+    """Each command once, under the first page that has it."""
+    first = {command: page for page, command in reversed(EVERY) if treatment(command) == kind}
+    return [pytest.param(c, id=f"{page}: {c[:60]}") for c, page in reversed(first.items())]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.training.states import STATES
 from inversion_dpo.trajectories.fill import predictions
 from tests.sessions import conditional, set_up, under_guidance
+from tests.slow import slow_but
 from tools.tiny.pipelines import SD_BETAS
 
 DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
@@ -323,8 +325,13 @@ def image_of(pipe):
     ).images
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", ["lora", "full"])
+# In `make test`: each pipeline class with LoRA, a UNet and a transformer whole. The others of a
+# class differ by their schedule or a text encoder, whose oracles above are fast for all of them.
+WAYS = [("lora", "sd15"), ("lora", "sdxl"), ("lora", "sd3"), ("lora", "flux")]
+WAYS += [("full", "sd15"), ("full", "sd3")]
+
+
+@pytest.mark.parametrize(("kind", "family"), slow_but(WAYS, product(["lora", "full"], FAMILIES)))
 def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
     """invert, train three steps, save, load in plain diffusers: the image is another one.
 
@@ -354,22 +361,23 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
     assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-4
 
 
-@pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3", "flux"])
+# In `make test`: every objective once, and once every kind of prediction (v, eps, flow).
+OBJECTIVES = ["target=transition", "target=reference", "name=diffusion_dpo", "name=sft"]
+ONCE = [("sd2", "target=transition"), ("sdxl", "target=reference")]
+ONCE += [("sd3", "name=diffusion_dpo"), ("flux", "name=sft")]
+
+
 @pytest.mark.parametrize(
-    "overrides",
-    [
-        ["objective.target=transition"],
-        ["objective.target=reference"],
-        ["objective.name=diffusion_dpo"],
-        ["objective.name=sft"],
-    ],
+    ("family", "objective"), slow_but(ONCE, product(["sd2", "sdxl", "sd3", "flux"], OBJECTIVES))
 )
-def test_every_objective(family, overrides, tiny, pair_file, tmp_path):
-    train(config_for(family, tiny, pair_file, *overrides), tmp_path)
+def test_every_objective(family, objective, tiny, pair_file, tmp_path):
+    train(config_for(family, tiny, pair_file, f"objective.{objective}"), tmp_path)
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize(
+    "kind", slow_but(["lora"], ["lora", "full"])
+)  # tracing costs half a minute
 def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatch):
     """Traced as torch.compile does it, run without a compiler; the adapter has its plain names."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -398,7 +406,8 @@ def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatc
     assert names["true"] == names["false"] != []
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+# In `make test`: one UNet and one transformer.
+@pytest.mark.parametrize("family", slow_but(["sd15", "sd3"], ["sd15", "sdxl", "sd3", "flux"]))
 def test_checkpointing_changes_no_gradient(family, tiny, pair_file, tmp_path):
     gradients = []
     for checkpointing in ("false", "true"):
@@ -431,8 +440,14 @@ def test_only_the_network_stays_on_the_device(tiny, pair_file, tmp_path, monkeyp
     assert not any(m is network_of(model) for m in left)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+# In `make test`: one UNet and one transformer, with adapter and whole.
+HALF = [("sdxl", "lora"), ("sd15", "full"), ("flux", "lora"), ("sd3", "full")]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    slow_but(HALF, product(["sd15", "sdxl", "sd3", "flux"], ["lora", "full"])),
+)
 def test_half_precision_policy_is_exactly_the_reference(family, kind, tiny, pair_file, tmp_path):
     """Same kernels, same batch: not a bit of difference, in the frozen weights' bfloat16."""
     settings = ["model.dtype=bfloat16", f"policy.kind={kind}", "training.learning_rate=1e-3"]
@@ -614,8 +629,19 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "sd3", "flux"])
-@pytest.mark.parametrize("name", ["inpo", "smpo", "dspo", "mapo", "kto"])
+# In `make test`: every objective once, and every family once; the policy's own inversion (InPO) by
+# v and by flow. test_training.py resumes each objective on eps.
+OWN = [("sd2", "inpo"), ("sd3", "inpo"), ("sdxl", "smpo"), ("flux", "dspo")]
+OWN += [("sd15", "kto"), ("sd3", "mapo")]
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    slow_but(
+        OWN,
+        product(["sd15", "sd2", "sdxl", "sd3", "flux"], ["inpo", "smpo", "dspo", "mapo", "kto"]),
+    ),
+)
 def test_every_objective_on_every_family(family, name, tiny, soft_pair_file, tmp_path):
     """Two steps: eps, v and flow, fresh noise or the policy's own inversion."""
     config = config_for(

@@ -32,6 +32,7 @@ from inversion_dpo.trajectories import fill as trajectories
 from inversion_dpo.trajectories.cache import damaged_files
 from inversion_dpo.trajectories.fill import round_trip_error
 from tests.sessions import set_up
+from tests.slow import slow_but
 
 
 def rows_of(folder):
@@ -144,7 +145,8 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeyp
 OTHERS = [*METHODS.keys() - {"inversion_dpo", "diffusion_dpo"}, "adafactor"]  # than above
 
 
-@pytest.mark.parametrize("name", sorted(OTHERS))
+# In `make test`: the paths that the test above has not, KTO's baseline, another optimizer.
+@pytest.mark.parametrize("name", slow_but(["inpo", "smpo", "kto", "adafactor"], sorted(OTHERS)))
 def test_every_objective_resumes_in_the_same_bits(tiny_config, soft_pair_file, tmp_path, name):
     """None keeps a state of its own; what moves is the policy and the optimizer's moments."""
     words = [f"training.optimizer={name}" if name == "adafactor" else f"objective.name={name}"]
@@ -245,7 +247,11 @@ def test_fresh_noise_needs_no_other_cache_under_guidance(tiny_config, tmp_path):
         assert len(found) == folders
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.path != "trajectory"])
+PATHLESS = [n for n, m in METHODS.items() if m.path != "trajectory"]
+
+
+# In `make test`: one method of each path.
+@pytest.mark.parametrize("name", slow_but(["diffusion_dpo", "inpo", "smpo"], PATHLESS))
 def test_no_path_is_made_that_nobody_looks_at(
     tiny_config, soft_pair_file, tmp_path, monkeypatch, name
 ):

@@ -20,6 +20,7 @@ from mixture_model import (
 from scipy import integrate
 
 from inversion_dpo.maths.records import Levels
+from tests.slow import slow_but
 
 
 def density(mixture):
@@ -93,7 +94,8 @@ def test_every_method_is_tried_where_the_optimum_is_known():
     assert set(ENDS) | {"reference", "released"} == set(METHODS)
 
 
-@pytest.mark.parametrize("name", ENDS)
+# Seconds each: in `make test` one method of each path, and one without a reference.
+@pytest.mark.parametrize("name", slow_but(["x0", "diffusion_dpo", "inpo", "mapo"], ENDS))
 def test_a_method_comes_nearer_to_the_optimum(name):
     rate, beta, share = ENDS[name]
     steps = 60 if name in ("inpo", "smpo") else 300  # these invert at every step

@@ -125,6 +125,7 @@ def test_a_scene_graph_stands_beside_its_prompt(tmp_path):
         assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow  # it makes all scenes of the embedded world; the test above has one file of three
 def test_the_shipped_prompt_sets_are_what_the_workshop_writes(tmp_path):
     write_all(tmp_path)
     for file in tmp_path.iterdir():

@@ -157,7 +157,10 @@ SINGLE = [
 
 @pytest.mark.parametrize("modules", [[*DOUBLE, *SINGLE], [DOUBLE[0], SINGLE[0]], [SINGLE[3]]])
 def test_flux_there_and_back_by_diffusers_own_reader(modules):
-    """The reader splits what was fused; the change of every module's weight is the same."""
+    """The reader splits what was fused; the change of every module's weight is the same.
+
+    Two linear maps that agree on random vectors are one: so no matrix of FLUX's size is multiplied.
+    """
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
     from inversion_dpo.models.kohya import flux_to_kohya
@@ -166,12 +169,14 @@ def test_flux_there_and_back_by_diffusers_own_reader(modules):
     kohya = flux_to_kohya(ours, ALPHA)
     back = _convert_kohya_flux_lora_to_diffusers(dict(kohya))
     for module in {key.rsplit(".lora_", 1)[0] for key in back}:
-        change = back[f"{module}.lora_B.weight"] @ back[f"{module}.lora_A.weight"]
+        down = back[f"{module}.lora_A.weight"]
+        vectors = torch.randn(down.shape[1], 3)
+        change = back[f"{module}.lora_B.weight"] @ (down @ vectors)
         if f"{module}.lora_A.weight" not in ours:
             assert not change.any(), module
             continue
-        own = ours[f"{module}.lora_B.weight"] @ ours[f"{module}.lora_A.weight"]
-        torch.testing.assert_close(change, own * ALPHA / RANK)
+        own = ours[f"{module}.lora_B.weight"] @ (ours[f"{module}.lora_A.weight"] @ vectors)
+        torch.testing.assert_close(change, own * ALPHA / RANK, rtol=1e-4, atol=1e-3)
     assert {f"transformer.{m}.lora_A.weight" for m in modules} <= set(back)
 
 
