@@ -54,11 +54,12 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 def measure(path: Path) -> dict[str, float]:
     """Seconds, and MB of memory above what the imports take."""
     from inversion_dpo.data.source import open_pairs
+    from inversion_dpo.run.fields import DataConfig
     from inversion_dpo.training.session import epoch_order, pairs_of_step
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     begun = time.perf_counter()
-    count = sum(1 for _ in open_pairs(path))
+    count = sum(1 for _ in open_pairs(DataConfig(pairs=str(path))))
     read = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - before
     numbers, begun = list(range(count)), time.perf_counter()

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from inversion_dpo.data.source import Pair, open_pairs
+from inversion_dpo.data import check, source
+from inversion_dpo.data.source import Pair, PairSource
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.run.fields import DataConfig
+
+
+def open_pairs(data: object, **settings: Any) -> PairSource:
+    """Open pairs with the settings of ``data.*``."""
+    return source.open_pairs(DataConfig(pairs=str(data), **settings))
+
+
+def check_pairs(
+    data: object, measure: check.Measure | None = None, **settings: Any
+) -> check.PairReport:
+    """Check pairs with the settings of ``data.*``."""
+    return check.check_pairs(DataConfig(pairs=str(data), **settings), measure)
+
+
+def write_annotations(graphs: Iterable[SceneGraph], path: Path) -> None:
+    """Write graphs to a .jsonl file, one a line, or else as a JSON list."""
+    lines = [graph.to_json() for graph in graphs]
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(text if path.suffix == ".jsonl" else f"[{','.join(lines)}]")
 
 
 @dataclass(frozen=True)
@@ -31,13 +55,13 @@ def read_pairs(path: Path, limit: int | None = None) -> PairFile:
         DataError: whatever :func:`open_pairs` and iterating raise.
         ValueError: a limit below 1.
     """
-    source = open_pairs(path, limit=limit)
-    pairs, counts = tuple(source), source.counts
+    opened = open_pairs(path, limit=limit)
+    pairs, counts = tuple(opened), opened.counts
     return PairFile(
         path=Path(path),
         pairs=pairs,
         rows=counts["rows"],
         ties=counts["ties"],
         identical=counts["identical"],
-        fingerprint=source.fingerprint,
+        fingerprint=opened.fingerprint,
     )

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.check import check_pairs
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.graphs.graph import SceneGraph
@@ -16,6 +15,7 @@ from inversion_dpo.making_pairs.build import LABELLINGS
 from inversion_dpo.run.config import load_config, resolve
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import split_of
+from tests.pair_files import check_pairs
 from tests.scenes import score_image
 
 PIPELINE = resolve("asset:pipeline")

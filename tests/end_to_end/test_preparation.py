@@ -57,7 +57,7 @@ def test_a_run_prepares_once(tiny_config, tmp_path, calls):
 
 
 def test_the_total_of_the_bar_reads_no_image(tiny_config, tmp_path, monkeypatch):
-    pairs = source.configured_pairs(tiny_config().data)
+    pairs = source.open_pairs(tiny_config().data)
     monkeypatch.setattr(tables, "_READ_ROWS", 1)
     wanted = []
     real = tables.pq.ParquetFile.iter_batches
@@ -120,5 +120,5 @@ def test_the_autoencoders_configuration_counts(tiny_config, tmp_path, tiny_pipel
         file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": scale}))
         config = tiny_config(f"model.path={folder}")
         model = loading.load_model(config, torch.device("cpu"))
-        names.add(key.key_of(config, source.configured_pairs(config.data), model).name())
+        names.add(key.key_of(config, source.open_pairs(config.data), model).name())
     assert len(names) == 2

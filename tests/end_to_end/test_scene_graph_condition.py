@@ -12,7 +12,6 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from inversion_dpo.cli.main import main
-from inversion_dpo.data.annotations import write_annotations
 from inversion_dpo.data.images import DataError
 from inversion_dpo.evaluation.evaluate import evaluate
 from inversion_dpo.evaluation.publish import export
@@ -27,7 +26,7 @@ from inversion_dpo.training import step as training
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.world.checker import detect, score
-from tests.pair_files import read_pairs
+from tests.pair_files import read_pairs, write_annotations
 from tests.sessions import set_up
 from tools.embedded.renders import rows
 
@@ -124,7 +123,7 @@ def test_preferences_are_trained_under_the_graph(
 
 
 def test_trajectories_depend_on_the_encoder(encoder, tiny_config_of_module):
-    from inversion_dpo.data.source import configured_pairs
+    from inversion_dpo.data.source import open_pairs
     from inversion_dpo.models.loading import load_model
     from inversion_dpo.trajectories.key import key_of
 
@@ -132,7 +131,7 @@ def test_trajectories_depend_on_the_encoder(encoder, tiny_config_of_module):
     for overrides in ((), (f"model.scene_graph={encoder[0] / 'adapter'}",), ENCODER[:1]):
         config = tiny_config_of_module(*overrides)
         model = load_model(config, torch.device("cpu"))
-        names.add(key_of(config, configured_pairs(config.data), model).name())
+        names.add(key_of(config, open_pairs(config.data), model).name())
     assert len(names) == 3
 
 

@@ -9,16 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.check import check_pairs
-from inversion_dpo.data.formats import Reading
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.data.source import open_pairs
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.making_pairs.splits import leaks
 from inversion_dpo.run.config import load_config
 from inversion_dpo.world.captions import parse_caption, with_entailed
 from inversion_dpo.world.checker import detect
 from inversion_dpo.world.scene_prompts import split_of
+from tests.pair_files import check_pairs, open_pairs
 from tests.scenes import score_image
 
 FOLDER = Path(__file__).parents[2] / "datasets" / "scenes-pairs"
@@ -99,8 +97,8 @@ def test_stored_images_have_the_scores_and_graphs_that_are_told(everything):
 def test_our_reader_and_plain_datasets_read_it(tmp_path):
     import datasets
 
-    report = check_pairs(FOLDER / "validation", Reading())
-    assert report.ok and report.pairs == 400 and report.duplicates == 0
+    report = check_pairs(FOLDER / "validation")
+    assert report.ok and report.counts["pairs"] == 400 and report.counts["duplicates"] == 0
     assert len(report.graphs.items) == 400
     pair = next(iter(open_pairs(FOLDER / "train")))
     assert 0.5 < pair.preference < 1 and pair.scene_graph

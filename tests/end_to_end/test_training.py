@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from inversion_dpo.data.source import configured_pairs
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.maths.losses import METHODS
 from inversion_dpo.maths.schedule import step
 from inversion_dpo.run.config import load_config, to_yaml
@@ -487,7 +487,7 @@ def test_flipped_pairs_are_mirrored_together(tiny_config, tiny_pipeline, tmp_pat
     flipped = set_up(tiny_config("data.flip=true"), tmp_path).cache
     assert plain.folder != flipped.folder
     turned = 0
-    for pair, source in enumerate(configured_pairs(tiny_config().data)):
+    for pair, source in enumerate(open_pairs(tiny_config().data)):
         same = [
             torch.equal(plain.of_images("clean", [pair])[s], flipped.of_images("clean", [pair])[s])
             for s in (0, 1)

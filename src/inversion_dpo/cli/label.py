@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, Overrides, Preset
-from inversion_dpo.run.config import Config, load_config, resolve
+from inversion_dpo.run.config import Config, load_config
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,10 @@ def subject_of(given: str, preset: str, overrides: list[str], labels: Path | Non
 
 def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
     """Add the configured pairs to the store: how many there are, and what was left out."""
-    from inversion_dpo.data.formats import Reading
     from inversion_dpo.labels.questions import questions
 
     d, counts = config.data, Counter[str]()
-    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
-    asked = questions(resolve(d.pairs), reading, min(limit, d.limit or limit), d.on_bad_row, counts)
+    asked = questions(d, min(limit, d.limit or limit), counts)
     return store.add(asked), counts
 
 

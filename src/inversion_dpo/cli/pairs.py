@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,16 +33,14 @@ def pairs_check(
     """
     from inversion_dpo.data.annotations import check_annotations, is_annotated
     from inversion_dpo.data.check import check_pairs, format_report, tokens_of
-    from inversion_dpo.data.formats import Reading
 
     if is_annotated(data):
         lines, sound = check_annotations(data)
         typer.echo("\n".join(lines))
         raise typer.Exit(0 if sound else 1)
     d = load_config(None, overrides or []).data
-    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
     measure = tokens_of(tokenizer) if tokenizer else None
-    found = check_pairs(data, reading, d.limit, measure)
+    found = check_pairs(replace(d, pairs=str(data)), measure)
     typer.echo(format_report(found))
     if not found.ok:
         raise typer.Exit(1)

@@ -7,18 +7,16 @@ gives what is sound and, apart from it, one line for each row that is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.data.columns import Layout
 from inversion_dpo.data.images import DataError, decode_image
-from inversion_dpo.data.rows import Fault, Table, find_inside
+from inversion_dpo.data.rows import Fault, find_inside
 from inversion_dpo.data.tables import parse_object
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import format_statistics, statistics_of
-from inversion_dpo.run.disk import atomic_text
 
 MAX_LISTED = 50  # problems a report spells out
 NAMES = ("annotations.json", "annotations.jsonl")
@@ -71,14 +69,6 @@ def read_annotated(folder: str | Path) -> tuple[list[AnnotatedImage], list[str]]
         else:
             images.append(found)
     return images, problems
-
-
-def write_annotations(graphs: Iterable[SceneGraph], path: Path) -> None:
-    """Write graphs to a .jsonl file, one a line, or else as a JSON list; whole or not at all."""
-    lines = [graph.to_json() for graph in graphs]
-    as_lines = path.suffix == ".jsonl"
-    text = "".join(f"{line}\n" for line in lines)
-    atomic_text(text if as_lines else "[\n" + ",\n".join(lines) + "\n]\n", path)
 
 
 def annotation_file(path: str | Path) -> Path:
@@ -155,8 +145,7 @@ def _image_of(graph: SceneGraph, folder: Path, where: str) -> AnnotatedImage | F
     names = [graph.name] if graph.name else [graph.img_id + s for s in _SUFFIXES if graph.img_id]
     if not names:
         return Fault("bad_rows", f"{where}: neither name nor img_id says which image it is of")
-    table = Table(Layout("labelled", {}), folder)
-    found = [find_inside(table, name) for name in names]
+    found = [find_inside(folder, name) for name in names]
     best = next((path for path in found if isinstance(path, Path)), found[0])
     if isinstance(best, Fault):
         return replace(best, text=f"{where}: {best.text}")

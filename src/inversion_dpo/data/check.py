@@ -9,24 +9,17 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from inversion_dpo.data.formats import Reading, open_rows
+from inversion_dpo.data.annotations import MAX_LISTED
+from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Row, inspect, rows_of
 from inversion_dpo.data.source import content, no_pairs
 from inversion_dpo.data.traits import Share, Tally, format_shares, traits
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
+from inversion_dpo.run.fields import DataConfig
 
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
-MAX_LISTED = 50  # problems a report spells out
-_PROBLEMS = (
-    "bad_labels",
-    "empty_captions",
-    "broken_images",
-    "bad_paths",
-    "bad_rows",
-    "bad_graphs",
-)
 
 
 @dataclass(frozen=True)
@@ -42,31 +35,16 @@ class Measure:
 class PairReport:
     """What :func:`check_pairs` found.
 
-    Counts of rows: ties, identical (same bytes twice), unpaired (a ranking of one image),
-    empty_captions, bad_labels, bad_rows (not readable as a row); of images: broken_images
-    (missing or unreadable), bad_paths (outside the data's folder); bad_graphs (a scene graph that
-    is none; such a row can be trained on, without it). What follows speaks of the
-    usable ``pairs``: duplicates (caption and images seen before, in either order), mixed_sizes
-    (the two images differ in size), image_sizes {(width, height): images}, captions (least,
-    median, most in ``measure``'s unit), long_captions (longer than its longest), first_preferred
-    (share of labelled rows with label_0 = 1), traits (what else winners have more of), graphs
-    (statistics of the scene graphs). ``problems`` spells out the first 50 of ``problems_total``.
+    counts: of rows and images, as :class:`source.PairSource` counts them; also mixed_sizes (pairs
+    of two image sizes) and bad_graphs (a scene graph that is none; its row can be trained on,
+    without it). What follows speaks of the usable pairs: image_sizes {(width, height): images},
+    captions (least, median, most in ``measure``'s unit), long_captions (longer than its longest),
+    first_preferred (share of labelled rows with label_0 = 1), traits (what else winners have more
+    of), graphs. ``problems`` spells out the first 50 of ``problems_total``.
     """
 
-    path: str | Path
-    rows: int
-    pairs: int
-    ties: int
-    identical: int
-    unpaired: int
-    duplicates: int
-    mixed_sizes: int
-    broken_images: int
-    bad_paths: int
-    empty_captions: int
-    bad_labels: int
-    bad_rows: int
-    bad_graphs: int
+    path: str
+    counts: Counter[str]
     image_sizes: Counter[tuple[int, int]]
     captions: tuple[int, float, int] | None
     measure: Measure
@@ -83,27 +61,22 @@ class PairReport:
         return self.problems_total == 0
 
 
-def check_pairs(
-    data: str | Path,
-    reading: Reading | None = None,
-    limit: int | None = None,
-    measure: Measure | None = None,
-) -> PairReport:
-    """Look at every row, or the first ``limit``, and list what is wrong, without raising for a row.
+def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairReport:
+    """Look at every row, or those up to the limit, and list what is wrong, without raising for one.
 
     Raises:
         DataError: what is wrong with a whole file: missing, damaged, of no known format, a column
             missing or of the wrong type.
     """
-    how, measure = reading or Reading(), measure or Measure()
+    measure = measure or Measure()
     counts: Counter[str] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     lengths: list[int] = []
-    problems: list[str] = []
+    problems, total = list[str](), 0
     graphs: list[SceneGraph] = []
     tally = Tally()
     seen: set[bytes] = set()
-    for row in islice(rows_of(open_rows(data, how).rows(), how.ranking), limit):
+    for row in islice(rows_of(open_rows(config).rows(), config.ranking), config.limit):
         counts["rows"] += 1
         if reason := row.left_out:
             counts[reason] += 1
@@ -113,6 +86,7 @@ def check_pairs(
         faults = [*found, graph] if isinstance(graph, Fault) else found
         counts.update(fault.kind for fault in faults)
         problems += [fault.text for fault in faults][: MAX_LISTED - len(problems)]
+        total += len(faults)
         if found:
             continue
         graphs += [graph] if isinstance(graph, SceneGraph) else []
@@ -125,7 +99,21 @@ def check_pairs(
         lengths.append(measure.length(row.caption or ""))
         if not row.single:
             tally.add(*map(traits, images if row.label else images[::-1]))
-    return _report(data, counts, sizes, lengths, measure, problems, graphs, tally.shares())
+    if not counts["pairs"] and not total:
+        problems, total = [no_pairs(config.pairs, counts)], 1
+    return PairReport(
+        path=config.pairs,
+        counts=counts,
+        image_sizes=sizes,
+        captions=(min(lengths), statistics.median(lengths), max(lengths)) if lengths else None,
+        measure=measure,
+        long_captions=sum(n > measure.longest for n in lengths),
+        first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
+        traits=tally.shares(),
+        graphs=statistics_of(graphs),
+        problems=tuple(problems),
+        problems_total=total,
+    )
 
 
 def _graph(row: Row) -> SceneGraph | Fault | None:
@@ -169,12 +157,13 @@ def tokens_of(folder: str | Path) -> Measure:
 
 def format_report(report: PairReport) -> str:
     """The report as lines of text, problems last."""
-    unit, longest = report.measure.unit, report.measure.longest
+    unit, longest, counts = report.measure.unit, report.measure.longest, report.counts
     lines = [
-        f"{report.path}: {report.pairs} usable pairs in {report.rows} rows",
-        f"  left out: {report.ties} ties, {report.identical} with identical images"
-        + (f", {report.unpaired} rankings of one image" if report.unpaired else ""),
-        f"  kept: {report.duplicates} duplicate pairs, {report.mixed_sizes} of two image sizes",
+        f"{report.path}: {counts['pairs']} usable pairs in {counts['rows']} rows",
+        f"  left out: {counts['ties']} ties, {counts['identical']} with identical images"
+        + (f", {counts['unpaired']} rankings of one image" if counts["unpaired"] else ""),
+        f"  kept: {counts['duplicates']} duplicate pairs, {counts['mixed_sizes']} of two image "
+        "sizes",
     ]
     if report.image_sizes:
         common = report.image_sizes.most_common(5)
@@ -193,49 +182,12 @@ def format_report(report: PairReport) -> str:
     if report.ok:
         return "\n".join([*lines, "  no problems"])
     lines.append(
-        f"  problems: {report.problems_total} ({report.bad_labels} labels, "
-        f"{report.empty_captions} captions, {report.broken_images} images, {report.bad_paths} "
-        f"paths, {report.bad_rows} rows, {report.bad_graphs} scene graphs); rows count from 0"
+        f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
+        f"{counts['empty_captions']} captions, {counts['broken_images']} images, "
+        f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['bad_graphs']} scene "
+        "graphs); rows count from 0"
     )
     lines += [f"    {text}" for text in report.problems]
     if (rest := report.problems_total - len(report.problems)) > 0:
         lines.append(f"    ... and {rest} more")
     return "\n".join(lines)
-
-
-def _report(
-    data: str | Path,
-    counts: Counter[str],
-    sizes: Counter[tuple[int, int]],
-    lengths: list[int],
-    measure: Measure,
-    problems: list[str],
-    graphs: list[SceneGraph],
-    winners: Mapping[str, Share],
-) -> PairReport:
-    total = sum(counts[kind] for kind in _PROBLEMS)
-    if not counts["pairs"] and not total:
-        problems, total = [no_pairs(data, counts)], 1
-    same = (
-        "rows",
-        "pairs",
-        "ties",
-        "identical",
-        "unpaired",
-        "duplicates",
-        "mixed_sizes",
-        *_PROBLEMS,
-    )
-    return PairReport(
-        path=data,
-        **{name: counts[name] for name in same},
-        image_sizes=sizes,
-        captions=(min(lengths), statistics.median(lengths), max(lengths)) if lengths else None,
-        measure=measure,
-        long_captions=sum(n > measure.longest for n in lengths),
-        first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
-        traits=winners,
-        graphs=statistics_of(graphs),
-        problems=tuple(problems),
-        problems_total=total,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ LAYOUTS = {
     "choice": ("images", "preferences", "caption"),
     "unlabelled": ("jpg_0", "jpg_1", "caption"),  # to be labelled; no preference yet
 }
+RANKED = ("ranking", "choice")
 # The columns of pairs that we write ourselves: Pick-a-Pic's.
 WRITTEN = (
     ("jpg_0", pa.binary()),
@@ -47,29 +49,46 @@ KNOWN = {
 _NUMBERS = {"null", "bool", "halffloat", "float", "double"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
-_BINARY = {"null", "binary", "large_binary", "binary_view"}
 _TEXT = {"null", "string", "large_string", "string_view"}
+_IMAGE = (
+    {"null", "binary", "large_binary", "binary_view"},
+    "binary (encoded images) or a struct with a binary field 'bytes'",
+)
+# Arrow's types that a column may have, and what an error calls them; rankings are looked at by row.
+_TYPES = {
+    **dict.fromkeys(("jpg_0", "jpg_1", "winner", "loser"), _IMAGE),
+    "label_0": (_NUMBERS, "numbers (0, 0.5 or 1)"),
+    "preference_0": (_NUMBERS, "numbers from 0 to 1"),
+    "caption": (_TEXT, "text"),
+    "scene_graph": (_TEXT, "text"),
+}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A kind of :data:`LAYOUTS`, and the table's own name of each of its columns."""
+class Table:
+    """What rows come from.
+
+    kind: one of :data:`LAYOUTS`. names: the table's own names by ours. folder: the image files that
+    rows name lie in here; None if paths are not followed. stem: the file's name without its suffix,
+    if the table holds rankings.
+    """
 
     kind: str
     names: Mapping[str, str]
-
-    def translate(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A row under our names; what it lacks is None."""
-        return {ours: values.get(theirs) for ours, theirs in self.names.items()}
+    folder: Path | None = None
+    stem: str = ""
 
 
-def find_layout(where: str, columns: Iterable[str], mapping: Mapping[str, str]) -> Layout:
-    """The layout that these columns have.
+def find_table(
+    where: str, columns: Iterable[str], mapping: Mapping[str, str], file: Path | None = None
+) -> Table:
+    """Find the layout that these columns have.
 
     Args:
         where: what an error calls the table.
         columns: its columns.
         mapping: ours to theirs, where they differ from what is known.
+        file: the table, if its rows may name image files beside it.
 
     Raises:
         DataError: the mapping names a column that is not there, or no layout is complete.
@@ -82,68 +101,38 @@ def find_layout(where: str, columns: Iterable[str], mapping: Mapping[str, str]) 
             )
     known = {ours: (mapping[ours],) if ours in mapping else KNOWN[ours] for ours in KNOWN}
     names = {
-        ours: found[0]
+        ours: next(name for name in options if name in there)
         for ours, options in known.items()
-        if (found := [name for name in options if name in there])
+        if not set(options).isdisjoint(there)
     }
     meant = [k for k, needed in LAYOUTS.items() if set(mapping) <= {*needed, *OPTIONAL}]
     for kind in meant:
         if set(LAYOUTS[kind]) <= set(names):
-            keep = (*LAYOUTS[kind], *OPTIONAL)
-            return Layout(kind, {ours: names[ours] for ours in keep if ours in names})
-    raise DataError(_incomplete(where, there, names, meant or list(LAYOUTS)))
-
-
-def _incomplete(where: str, there: list[str], names: dict[str, str], kinds: list[str]) -> str:
-    nearest = max(kinds, key=lambda kind: sum(ours in names for ours in LAYOUTS[kind]))
-    needed = LAYOUTS[nearest]
-    missing = [ours for ours in needed if ours not in names]
-    return (
+            keep = {n: names[n] for n in (*LAYOUTS[kind], *OPTIONAL) if n in names}
+            stem = file.stem if file and kind in RANKED else ""
+            return Table(kind, keep, file.parent if file else None, stem)
+    nearest = max(meant or LAYOUTS, key=lambda kind: len(set(LAYOUTS[kind]) & set(names)))
+    missing = [ours for ours in LAYOUTS[nearest] if ours not in names]
+    raise DataError(
         f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(there)}; rename or add "
-        f"columns until it has {', '.join(needed)}, or say which they are, e.g. "
+        f"columns until it has {', '.join(LAYOUTS[nearest])}, or say which they are, e.g. "
         f"data.columns.{missing[0]}=THEIR_NAME"
     )
 
 
-def check_once(where: str, names: list[str]) -> None:
-    """DataError if a column's name is there twice: which one is meant cannot be known."""
-    for name in names:
-        if name and names.count(name) > 1:
-            raise DataError(f"{where} has two columns named {name}; rename or drop one")
-
-
-def check_types(where: str, schema: Any, layout: Layout) -> None:
-    """Refuse an Arrow table whose columns cannot be what the layout takes them for.
-
-    Raises:
-        DataError: names the column, what it holds and what it should.
-    """
-    for ours, theirs in layout.names.items():
-        kind = schema.field(theirs).type
-        if not _type_fits(ours, kind):
-            raise DataError(f"{where}: column {theirs} holds {kind}; store it as {_wanted(ours)}")
-
-
-def _wanted(name: str) -> str:
-    if name == "preference_0":
-        return "numbers from 0 to 1"
-    if name == "label_0":
-        return "numbers (0, 0.5 or 1)"
-    if name in ("caption", "scene_graph"):
-        return "text"
-    return "binary (encoded images) or a struct with a binary field 'bytes'"
-
-
-def _type_fits(name: str, kind: Any) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if name in ("caption", "scene_graph"):
-        return str(kind) in _TEXT
-    if name in ("label_0", "preference_0"):
-        return str(kind) in _NUMBERS or pa.types.is_decimal(kind)
-    if name not in ("jpg_0", "jpg_1", "winner", "loser"):
-        return True  # of a ranking: looked at row by row
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _type_fits(name, kind.field(index).type)
-    return str(kind) in _BINARY
+def check_types(where: str, schema: Any, table: Table) -> None:
+    """Raise DataError if a column of an Arrow table cannot be what it is taken for."""
+    for ours, theirs in table.names.items():
+        if schema.get_field_index(theirs) < 0:  # what Arrow says of a name that is there twice
+            raise DataError(f"{where} has two columns named {theirs}; rename or drop one")
+        if ours not in _TYPES:
+            continue
+        kind, (allowed, wanted) = schema.field(theirs).type, _TYPES[ours]
+        if allowed is _IMAGE[0] and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if str(kind) in allowed or (allowed is _NUMBERS and pa.types.is_decimal(kind)):
+            continue
+        stored = schema.field(theirs).type
+        raise DataError(f"{where}: column {theirs} holds {stored}; store it as {wanted}")

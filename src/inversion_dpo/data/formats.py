@@ -6,21 +6,22 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotated
-from inversion_dpo.data.columns import KNOWN, Layout
+from inversion_dpo.data.columns import KNOWN, RANKED, Table
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rankings import SCHEMES
-from inversion_dpo.data.rows import Fault, Raw, Table, image_paths, number
+from inversion_dpo.data.rows import Fault, Raw, image_paths, number
 from inversion_dpo.data.shards import read_shard
-from inversion_dpo.data.tables import read_dataset, read_labels, read_parquet, read_text
+from inversion_dpo.data.tables import read_dataset, read_parquet, read_text
+from inversion_dpo.run.config import resolve
 from inversion_dpo.run.disk import sha256_of
+from inversion_dpo.run.fields import DataConfig
 
-FORMATS = ("auto", "parquet", "table", "webdataset", "dataset", "annotated")
 HUB = "hf:"
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SAVED = ("state.json", "dataset_dict.json")
@@ -31,39 +32,11 @@ _SUFFIXES = {
     ".jsonl": "table",
     ".tar": "webdataset",
 }
-Reader = Callable[[Path, Mapping[str, str]], Iterator[Raw]]
-_READERS: dict[str, Reader] = {
+_READERS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[Raw]]] = {
     "parquet": read_parquet,
     "table": read_text,
     "webdataset": read_shard,
 }
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How to read: everything but the path that changes which pairs come out.
-
-    format: one of FORMATS. split, revision: of Hugging Face datasets. columns: ours to theirs,
-    see :data:`columns.KNOWN`. ranking: which pairs a ranking gives, one of rankings.SCHEMES.
-
-    Raises:
-        DataError: an unknown format, column or ranking.
-    """
-
-    format: str = "auto"
-    split: str = "train"
-    revision: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    ranking: str = "best_worst"
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("format", self.format, FORMATS),
-            ("ranking", self.ranking, SCHEMES),
-            *(("columns", ours, tuple(KNOWN)) for ours in self.columns),
-        ):
-            if value not in allowed:
-                raise DataError(f"data.{name}: {value!r} is not one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -79,123 +52,105 @@ class Opened:
     count: Callable[[], int | None] = lambda: None
 
 
-def open_rows(data: str | Path, reading: Reading) -> Opened:
+def open_rows(config: DataConfig) -> Opened:
     """Find out what the data is and prepare to read it.
 
     Local data is identified by the SHA-256 of its files, those that a table names included; a
     stream from the hub by dataset, commit, configuration and split.
 
     Raises:
-        DataError: no such file, dataset or split, or a folder of nothing that is known.
+        DataError: no such file, dataset, split or column, or a folder of nothing that is known.
     """
-    if str(data).startswith(HUB):
-        return _open_hub(str(data), reading)
-    path = Path(data)
+    columns, given = dict(config.columns), resolve(config.pairs)
+    if unknown := sorted(set(columns) - set(KNOWN)):
+        raise DataError(f"data.columns: {unknown[0]!r} is not one of {', '.join(KNOWN)}")
+    if given.startswith(HUB):
+        return _open_hub(given, config)
+    path = Path(given)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file, a folder or hf:OWNER/NAME")
-    kind = _detect(path) if reading.format == "auto" else reading.format
+    if path.is_file():
+        kind, files = _kind_of(path) if config.format == "auto" else config.format, [path]
+    else:
+        kind, files = _inside(path, config.format)
     if kind == "annotated":
         return _open_annotated(path)
     if kind == "dataset":
-        return _open_saved(path, reading)
-    files = _inside(path, _files(path, kind))
+        return _open_saved(path, config.split, columns)
     read = _READERS[kind]
 
-    def rows() -> Iterator[Raw]:
-        for file in files:
-            yield from read(file, reading.columns)
-
     def identity() -> str:
-        named = () if kind == "webdataset" else _named(files, read, reading.columns)
+        named: list[Path] = []
+        for file in files if kind != "webdataset" else ():
+            for raw in read(file, columns):
+                if raw.table.folder is None:  # images are embedded
+                    break
+                named += image_paths(raw)
         return _digest([*files, *named])
 
-    return Opened(rows, identity, partial(_count, files, kind, reading.columns))
+    return Opened(
+        lambda: chain.from_iterable(read(file, columns) for file in files),
+        identity,
+        partial(_count, files, kind, columns),
+    )
 
 
 def _count(files: list[Path], kind: str, columns: Mapping[str, str]) -> int | None:
     """Labelled rows that are no ties; None for rankings and shards, which must be read for it."""
     if kind == "webdataset":
         return None
-    read = read_labels if kind == "parquet" else read_text
+    read = partial(read_parquet, only=("label_0",)) if kind == "parquet" else read_text
     raws = [raw for file in files for raw in read(file, columns)]
-    if any(raw.table.layout.kind in ("ranking", "choice") for raw in raws):
+    if any(raw.table.kind in RANKED for raw in raws):
         return None
     return sum(1 for raw in raws if number(raw.values.get("label_0")) != 0.5)
 
 
-def _detect(path: Path) -> str:
-    """The format by the file's suffix, or by what the folder holds."""
-    if path.is_file():
-        return _detect_file(path)
-    found = {
-        "dataset": any((path / name).is_file() for name in _SAVED),
-        "annotated": any((path / name).is_file() for name in NAMES),
-        "table": any((path / name).is_file() for name in _METADATA),
-        "parquet": bool(_matching(path, ".parquet")),
-        "webdataset": bool(_matching(path, ".tar")),
-    }
-    there = [kind for kind, seen in found.items() if seen]
-    if len(there) > 1:
-        raise DataError(f"{path} holds several formats; choose data.format={' or '.join(there)}")
-    if not there:
-        raise DataError(
-            f"{path} holds no *.parquet files, no *.tar shards, no metadata.csv or metadata.jsonl "
-            "(another table: give the file itself), no annotations.json and no saved dataset; "
-            "give the folder that does"
-        )
-    return there[0]
-
-
-def _detect_file(path: Path) -> str:
-    kind = _SUFFIXES.get(path.suffix.lower())
+def _kind_of(file: Path) -> str:
+    """The format of a file by its suffix, or else by its first bytes."""
+    kind = _SUFFIXES.get(file.suffix.lower())
     if kind is None:
-        with path.open("rb") as stream:
+        with file.open("rb") as stream:
             kind = "parquet" if stream.read(4) == b"PAR1" else None
     if kind is None:
         raise DataError(
-            f"{path} is none of {', '.join(_SUFFIXES)}; export it as one of them, unpack an "
+            f"{file} is none of {', '.join(_SUFFIXES)}; export it as one of them, unpack an "
             "archive, or say what it is (data.format)"
         )
     return kind
 
 
-def _files(path: Path, kind: str) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if kind == "table":
-        files = [path / name for name in _METADATA if (path / name).is_file()]
-        if len(files) > 1:
-            raise DataError(f"{path} holds both {' and '.join(_METADATA)}; give one as the path")
-    else:
-        files = _matching(path, ".parquet" if kind == "parquet" else ".tar")
+def _inside(folder: Path, asked: str) -> tuple[str, list[Path]]:
+    """The format of a folder by what it holds, unless it is asked for, and the files to read."""
+    there = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+    held = {
+        "dataset": [f for f in there if f.name in _SAVED],
+        "annotated": [f for f in there if f.name in NAMES],
+        "table": [f for f in there if f.name in _METADATA],
+        "parquet": [f for f in there if f.suffix.lower() == ".parquet"],
+        "webdataset": [f for f in there if f.suffix.lower() == ".tar"],
+    }
+    kinds = [kind for kind in held if held[kind]] if asked == "auto" else [asked]
+    if len(kinds) > 1:
+        raise DataError(f"{folder} holds several formats; choose data.format={' or '.join(kinds)}")
+    if not kinds:
+        raise DataError(
+            f"{folder} holds no *.parquet files, no *.tar shards, no metadata.csv or "
+            "metadata.jsonl (another table: give the file itself), no annotations.json and no "
+            "saved dataset; give the folder that does"
+        )
+    kind, files = kinds[0], held[kinds[0]]
     if not files:
-        raise DataError(f"{path} holds nothing of data.format={kind}; give the folder that does")
-    return files
-
-
-def _inside(path: Path, files: list[Path]) -> list[Path]:
-    """The files; DataError for a link that leads out of the folder ``path``."""
-    for file in files if path.is_dir() else ():
-        if not file.resolve().is_relative_to(path.resolve()):
+        raise DataError(f"{folder} holds nothing of data.format={kind}; give the folder that does")
+    if kind == "table" and len(files) > 1:
+        raise DataError(f"{folder} holds both {' and '.join(_METADATA)}; give one as the path")
+    for file in folder.rglob("*") if kind == "dataset" else files:
+        if not file.resolve().is_relative_to(folder.resolve()):
             raise DataError(
-                f"{file} is a link out of {path}; put the file itself there, or give it as the path"
+                f"{file} is a link out of {folder}; put the file itself there, or give it as the "
+                "path"
             )
-    return files
-
-
-def _matching(path: Path, suffix: str) -> list[Path]:
-    return sorted(
-        f for f in path.iterdir() if f.suffix.lower() == suffix and not f.name.startswith(".")
-    )
-
-
-def _named(files: list[Path], read: Reader, columns: Mapping[str, str]) -> Iterator[Path]:
-    """The image files that tables name, in order; ends at once where images are embedded."""
-    for file in files:
-        for raw in read(file, columns):
-            if raw.table.folder is None:
-                break
-            yield from image_paths(raw)
+    return kind, files
 
 
 def _digest(files: Iterable[Path]) -> str:
@@ -211,7 +166,7 @@ def _open_annotated(path: Path) -> Opened:
     file = annotation_file(path)
 
     def rows() -> Iterator[Raw]:
-        table = Table(Layout("single", {"winner": "image", "loser": "image"}), file.parent)
+        table = Table("single", {"winner": "image", "loser": "image"}, file.parent)
         images, problems = read_annotated(file)
         for image in images:
             name = str(image.path.relative_to(file.parent))
@@ -225,29 +180,27 @@ def _open_annotated(path: Path) -> Opened:
     return Opened(rows, identity, lambda: len(read_annotated(file)[0]))
 
 
-def _open_saved(path: Path, reading: Reading) -> Opened:
+def _open_saved(path: Path, split: str, columns: Mapping[str, str]) -> Opened:
     import datasets
 
     name = path.name
-    _inside(path, list(path.rglob("*")))
     try:
         dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets lets any error of a damaged file through
         raise DataError(f"{path} cannot be loaded ({error}); save_to_disk it again") from error
     if isinstance(dataset, datasets.DatasetDict):
-        if reading.split not in dataset:
+        if split not in dataset:
             raise DataError(
-                f"{path} has no split {reading.split!r}; set data.split to one of "
+                f"{path} has no split {split!r}; set data.split to one of "
                 f"{', '.join(map(str, dataset))}"
             )
-        dataset, name = dataset[reading.split], f"{path.name}/{reading.split}"
-        path = path / reading.split
-    rows = partial(read_dataset, dataset, name, reading.columns)
+        dataset, name, path = dataset[split], f"{path.name}/{split}", path / split
+    rows = partial(read_dataset, dataset, name, columns)
     files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
     return Opened(rows, partial(_digest, files), lambda: len(dataset))
 
 
-def _open_hub(data: str, reading: Reading) -> Opened:
+def _open_hub(data: str, config: DataConfig) -> Opened:
     """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit.
 
     Offline (HF_HUB_OFFLINE=1) from the hub's cache, where the whole repository must lie.
@@ -255,17 +208,16 @@ def _open_hub(data: str, reading: Reading) -> Opened:
     from huggingface_hub import constants
 
     name, _, configuration = data.removeprefix(HUB).partition(":")
-    cached = _cached(name, reading.revision) if constants.HF_HUB_OFFLINE else None
-    revision = cached.name if cached else _commit(name, reading.revision)
+    cached = _cached(name, config.revision) if constants.HF_HUB_OFFLINE else None
+    revision = cached.name if cached else _commit(name, config.revision)
+
+    place, commit = (str(cached), None) if cached else (name, revision)  # this folder is a commit
 
     def rows() -> Iterator[Raw]:
-        if cached:  # this folder is the commit
-            dataset = _hub_stream(str(cached), configuration or None, reading.split, None)
-        else:
-            dataset = _hub_stream(name, configuration or None, reading.split, revision)
-        yield from read_dataset(dataset, data, reading.columns)
+        dataset = _hub_stream(place, configuration or None, config.split, commit)
+        yield from read_dataset(dataset, data, config.columns)
 
-    source = json.dumps([name, configuration, reading.split, revision])
+    source = json.dumps([name, configuration, config.split, revision])
     return Opened(rows, lambda: hashlib.sha256(source.encode()).hexdigest())
 
 
@@ -312,10 +264,3 @@ def _hub_stream(name: str, configuration: str | None, split: str, revision: str 
         raise DataError(
             f"{HUB}{name} cannot be streamed ({reason}); check name, data.split and data.revision"
         ) from error
-
-
-def fingerprint(opened: Opened, reading: Reading, limit: int | None, on_bad_row: str) -> str:
-    """SHA-256 over everything that changes which pairs come out."""
-    settings = asdict(reading) | {"columns": dict(sorted(reading.columns.items()))}
-    plain = json.dumps([opened.identity(), settings, limit, on_bad_row])
-    return hashlib.sha256(plain.encode()).hexdigest()

@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from inversion_dpo.data.transforms import fit
-
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -31,14 +29,23 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         DataError: not such an image, truncated, or of more than 2**26 pixels.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is over {MAX_IMAGE_PIXELS} pixels")
-        return _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise DataError(_unreadable(where, "no such image file")) from error
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise DataError(_unreadable(where, str(error))) from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        raise DataError(
+            f"{where}: the image cannot be read ({'no such image file' if unknown else error}); it "
+            f"must be one complete JPEG, PNG or WebP of at most {MAX_IMAGE_PIXELS} pixels: write "
+            "it again or drop the row"
+        ) from error
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
@@ -53,34 +60,7 @@ def data_uri(encoded: bytes) -> str:
     return "data:image/png;base64," + b64encode(encoded).decode("ascii")
 
 
-def to_pixels(images: list[Image.Image], size: int) -> torch.Tensor:
-    """Stack images to float32 [B, 3, size, size] in [-1, 1].
-
-    An image is cut to the square at its centre, as wide as its shorter side, and resized to
-    ``size`` (Lanczos); one whose shorter side is ``size`` already is not resampled.
-    """
-    if not images:
-        return torch.empty(0, 3, size, size)
-    return stack_pixels([fit(image, (size, size), "crop").image for image in images])
-
-
 def stack_pixels(images: list[Image.Image]) -> torch.Tensor:
-    """Images of one size, at least one, to float32 [B, 3, height, width] in [-1, 1]."""
+    """Stack images of one size, at least one, to float32 [B, 3, height, width] in [-1, 1]."""
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
-
-
-def _unreadable(where: str, reason: str) -> str:
-    return (
-        f"{where}: the image cannot be read ({reason}); it must be one complete JPEG, PNG or WebP "
-        f"of at most {MAX_IMAGE_PIXELS} pixels: write it again or drop the row"
-    )
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

@@ -20,7 +20,7 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
-    """Samples of a tar shard.
+    """Read the samples of a tar shard.
 
     Of a sample's members ``KEY.FIELD.jpg`` (or .jpeg, .png, .webp) is an image, ``KEY.FIELD.txt``
     a text, ``KEY.txt`` the caption, and the entries of ``KEY.json`` are fields of their own.
@@ -33,7 +33,8 @@ def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
 
 def _samples(file: Path) -> Iterator[dict[str, Any] | Fault]:
     done = 0
-    key, sample = None, _Sample()
+    key: tuple[str, str] | None = None
+    sample: list[tuple[str, bytes | Fault]] = []
     try:
         with tarfile.open(file, "r|") as tar:
             for member in tar:
@@ -42,53 +43,45 @@ def _samples(file: Path) -> Iterator[dict[str, Any] | Fault]:
                 if member.isdir() or not stem:
                     continue
                 if key not in (None, (folder, stem)):
-                    yield sample.result()
-                    done, sample = done + 1, _Sample()
+                    yield _fields(sample)
+                    done, sample = done + 1, []
                 key = (folder, stem)
-                sample.add(field.lower(), _content(tar, member))
+                sample.append((field.lower(), _content(tar, member)))
         _check_end(file)
     except (tarfile.TarError, EOFError, OSError) as error:
         what = f"is damaged in row {done}" if key else "cannot be read as an uncompressed tar"
         raise DataError(f"{file} {what} ({error}); copy or download it again") from error
     if key:
-        yield sample.result()
+        yield _fields(sample)
 
 
-class _Sample:
-    """The members of one key, turned into fields."""
-
-    def __init__(self) -> None:
-        self.fields: dict[str, Any] = {}
-        self.seen: set[str] = set()
-        self.fault: Fault | None = None
-
-    def add(self, field: str, content: bytes | Fault) -> None:
-        """Take a member; one whose name is not understood becomes a field nobody asks for."""
+def _fields(members: list[tuple[str, bytes | Fault]]) -> dict[str, Any] | Fault:
+    """The fields of one sample; a member whose name is not understood is one nobody asks for."""
+    fields: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    seen: set[str] = set()
+    for field, content in members:
         name, dot, suffix = field.rpartition(".")
         key = name if dot + suffix in _IMAGES else field
-        if key in self.seen:
+        if key in seen:
             text = f"{key} is there twice under one key; give every sample a key of its own"
-            self.fault = Fault("bad_rows", text)
-        self.seen.add(key)
+            return Fault("bad_rows", text)
+        seen.add(key)
         if isinstance(content, Fault):
-            self.fields[key] = content
+            fields[key] = content
         elif field == "json":
-            entries = parse_object(content)
-            if isinstance(entries, Fault):
-                self.fault = entries
-            else:
-                self.fields = entries | self.fields
+            found = parse_object(content)
+            if isinstance(found, Fault):
+                return found
+            entries = found
         elif suffix == "txt":
             try:
-                self.fields[name or "caption"] = content.decode("utf-8-sig").strip()
+                fields[name or "caption"] = content.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:
-                self.fault = Fault("bad_rows", f"{field} is no UTF-8 ({error}); write it as UTF-8")
+                return Fault("bad_rows", f"{field} is no UTF-8 ({error}); write it as UTF-8")
         else:
-            self.fields[key] = content
-
-    def result(self) -> dict[str, Any] | Fault:
-        """The fields, or why they cannot be used."""
-        return self.fault or self.fields
+            fields[key] = content
+    return entries | fields
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,14 +13,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from inversion_dpo.data.formats import Opened, Reading, fingerprint, open_rows
+from inversion_dpo.data.formats import Opened, open_rows
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rows import Row, inspect, rows_of
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import DataConfig
 
-ON_BAD_ROW = ("error", "skip")
 _LISTED = 5  # rows that the warning about skipped ones spells out
 _log = logging.getLogger(__name__)
 
@@ -59,133 +59,106 @@ class Pair:
 
 
 def graph_of(pair: Pair) -> SceneGraph | None:
-    """The pair's scene graph, if it has one; DataError names the row of one that cannot be read."""
+    """Read the pair's scene graph, if it has one; DataError names the row of a wrong one."""
     if pair.scene_graph is None:
         return None
     try:
         return SceneGraph.from_json(pair.scene_graph)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"{pair.where}: scene_graph: {reason}; write LAION-SG's items and relations, or nothing"
         ) from error
 
 
+@dataclass
 class PairSource:
     """Pairs to be iterated as often as one likes; a few rows are in memory at a time.
 
-    name: the data as it was given. fingerprint: SHA-256 of the source and of all that changes
-    which pairs come out. counts, of the iteration begun last: rows, pairs; left out: ties,
-    identical (one image twice), unpaired (a ranking of one image); duplicates and single (one
-    image, annotated; both kept); and of rows
-    skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
+    counts, of the iteration begun last: rows, pairs; left out: ties, identical (one image twice),
+    unpaired (a ranking of one image); duplicates and single (one image, annotated; both kept); and
+    of rows skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
     bad_paths, bad_rows.
 
-    Iterating raises DataError for a file that cannot be read, for a bad row unless ``on_bad_row``
-    is skip, and when there is no usable pair at all.
+    Iterating raises DataError for a file that cannot be read, for a bad row unless
+    ``data.on_bad_row`` is skip, and when there is no usable pair at all.
     """
 
-    def __init__(
-        self,
-        name: str,
-        opened: Opened,
-        reading: Reading,
-        limit: int | None,
-        on_bad_row: str,
-    ) -> None:
-        self.name, self.limit, self.on_bad_row = name, limit, on_bad_row
-        self.counts: Counter[str] = Counter()
-        self._opened, self._reading = opened, reading
+    config: DataConfig
+    opened: Opened
+    limit: int | None
+    counts: Counter[str] = field(default_factory=Counter)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Reads local files once; of a hub stream nothing."""
-        return fingerprint(self._opened, self._reading, self.limit, self.on_bad_row)
+        """SHA-256 of local files or a stream's commit, and of all that changes the pairs."""
+        d = self.config
+        how = {
+            "format": d.format,
+            "split": d.split,
+            "revision": d.revision,
+            "columns": dict(sorted(d.columns.items())),
+            "ranking": d.ranking,
+        }
+        plain = json.dumps([self.opened.identity(), how, self.limit, d.on_bad_row])
+        return hashlib.sha256(plain.encode()).hexdigest()
 
     def expected(self) -> int | None:
         """How many pairs there may be, without reading an image; None if that cannot be known."""
-        count = self._opened.count()
+        count = self.opened.count()
         return self.limit if count is None else min(count, self.limit or count)
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read(lambda number: True)
 
     def read(self, ours: Callable[[int], bool]) -> Iterator[Pair]:
-        """All pairs, of which only those whose number is ``ours`` have their images decoded.
+        """Read all pairs, and decode the images of those whose number is ``ours``.
 
         For several processes that share the work; where bad rows are skipped every image is decoded
         all the same, since the numbers depend on it.
         """
         counts = self.counts = Counter()
+        skip = self.config.on_bad_row == "skip"
         bad: list[str] = []
         seen: set[bytes] = set()
-        for index, row in enumerate(rows_of(self._opened.rows(), self._reading.ranking)):
+        for index, row in enumerate(rows_of(self.opened.rows(), self.config.ranking)):
             counts["rows"] += 1
             if reason := row.left_out:
                 counts[reason] += 1
                 continue
-            decode = self.on_bad_row == "skip" or ours(counts["pairs"])
-            faults, images = inspect(row, decode)
-            if faults and self.on_bad_row == "error":
+            faults, images = inspect(row, skip or ours(counts["pairs"]))
+            if faults and not skip:
                 raise DataError(faults[0].text)
             if faults:
                 counts.update(["skipped", *sorted({fault.kind for fault in faults})])
                 bad += [faults[0].text][: _LISTED - len(bad)]
                 continue
-            pair = _pair(index, row, images)
             key = content(row)
             counts.update(pairs=1, duplicates=int(key in seen))
-            if row.single:
-                counts["single"] += 1
+            counts.update(["single"] if row.single else [])
             seen.add(key)
-            yield pair
+            yield _pair(index, row, images)
             if counts["pairs"] == self.limit:
                 break
         if counts["skipped"]:
-            _log.warning(skipped_text(self.name, counts, bad))
+            _log.warning(_skipped(self.config.pairs, counts, bad))
         if not counts["pairs"]:
-            raise DataError(no_pairs(self.name, counts))
+            raise DataError(no_pairs(resolve(self.config.pairs), counts))
 
 
-def open_pairs(
-    data: str | Path,
-    reading: Reading | None = None,
-    limit: int | None = None,
-    on_bad_row: str = "error",
-) -> PairSource:
-    """Open preference pairs of any format; see docs/reference/formats.md.
-
-    Every image of a pair is decoded once when it is yielded, so that a broken one is found there.
-
-    Args:
-        data: a file, a folder, or ``hf:OWNER/NAME`` with an optional ``:CONFIGURATION``.
-        reading: how to read it; by default the format is found out.
-        limit: stop after this many pairs; the counts then speak of the part that was read.
-        on_bad_row: ``error`` stops at a row that cannot be used, ``skip`` leaves it out, counts it
-            and warns.
+def open_pairs(config: DataConfig, limit: int | None = None) -> PairSource:
+    """Open the configured pairs, or the first ``limit`` of them; see docs/reference/formats.md.
 
     Raises:
         DataError: there is no such data, or its format is not known.
-        ValueError: a limit below 1, or an unknown ``on_bad_row``.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
-    if on_bad_row not in ON_BAD_ROW:
-        raise ValueError(f"on_bad_row {on_bad_row!r} is not one of {', '.join(ON_BAD_ROW)}")
-    how = reading or Reading()
-    return PairSource(str(data), open_rows(data, how), how, limit, on_bad_row)
-
-
-def configured_pairs(d: DataConfig, limit: int | None = None) -> PairSource:
-    """Open the configured pairs, or the first ``limit`` of them."""
-    reading = Reading(d.format, d.split, d.revision, dict(d.columns), d.ranking)
-    return open_pairs(resolve(d.pairs), reading, limit or d.limit, d.on_bad_row)
+    return PairSource(config, open_rows(config), limit or config.limit)
 
 
 def content(row: Row) -> bytes:
     """Eight bytes that stand for caption and images, the same for either order of the images."""
-    parts = [hashlib.sha256(i if isinstance(i, bytes) else b"").digest() for i in row.images]
-    return hashlib.sha256(b"".join([*sorted(parts), (row.caption or "").encode()])).digest()[:8]
+    parts = sorted(hashlib.sha256(image).digest() for image in row.encoded)
+    return hashlib.sha256(b"".join([*parts, (row.caption or "").encode()])).digest()[:8]
 
 
 def no_pairs(name: str | Path, counts: Counter[str]) -> str:
@@ -199,7 +172,7 @@ def no_pairs(name: str | Path, counts: Counter[str]) -> str:
     )
 
 
-def skipped_text(name: str, counts: Counter[str], bad: list[str]) -> str:
+def _skipped(name: str, counts: Counter[str], bad: list[str]) -> str:
     """The warning after an iteration that skipped rows: how many, why, and the first of them."""
     kinds = ("bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows")
     reasons = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
@@ -209,11 +182,16 @@ def skipped_text(name: str, counts: Counter[str], bad: list[str]) -> str:
 
 
 def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
-    first, second = (image if isinstance(image, bytes) else b"" for image in row.images)
-    winner, loser = (first, second) if row.label == 1.0 else (second, first)
-    seen = tuple(decoded if row.label == 1.0 else reversed(decoded))
-    p = row.preference
-    p_first = p if isinstance(p, float) else float(row.label == 1.0)
-    preference = p_first if row.label == 1.0 else 1 - p_first
-    caption, graph = row.caption or "", row.scene_graph
-    return Pair(index, caption, winner, loser, graph, row.where, preference, seen)
+    order = 1 if row.label == 1.0 else -1
+    winner, loser = row.encoded[::order]
+    first = row.preference if isinstance(row.preference, float) else float(row.label == 1.0)
+    return Pair(
+        row=index,
+        caption=row.caption or "",
+        winner=winner,
+        loser=loser,
+        scene_graph=row.scene_graph,
+        where=row.where,
+        preference=first if order == 1 else 1 - first,
+        decoded=tuple(decoded[::order]),
+    )

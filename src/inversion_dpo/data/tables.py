@@ -8,55 +8,48 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inversion_dpo.data.columns import Layout, check_once, check_types, find_layout
+from inversion_dpo.data.columns import RANKED, Table, check_types, find_table
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Fault, Raw, Table
+from inversion_dpo.data.rows import Fault, Raw
 
 _READ_ROWS = 64  # rows decoded from Parquet or Arrow at a time
+_TEXTS = (".csv", ".json", ".jsonl")
 Columns = Mapping[str, str]
 
 
-def read_parquet(file: Path, columns: Columns) -> Iterator[Raw]:
-    """Rows of a Parquet file; only the columns that matter are read.
+def read_parquet(
+    file: Path, columns: Columns, only: Collection[str] | None = None
+) -> Iterator[Raw]:
+    """Read the rows of a Parquet file, and no columns but those that matter.
+
+    Args:
+        file: the table.
+        columns: ours to theirs.
+        only: read nothing but these of our columns.
 
     Raises:
         DataError: not Parquet, damaged, a column missing or of the wrong type.
     """
-    yield from _parquet(file, columns, lambda layout: list(layout.names))
-
-
-def read_labels(file: Path, columns: Columns) -> Iterator[Raw]:
-    """Rows of a Parquet file with nothing but their labels: no image is read.
-
-    Raises:
-        DataError: as :func:`read_parquet`.
-    """
-    yield from _parquet(file, columns, lambda layout: [n for n in layout.names if n == "label_0"])
-
-
-def _parquet(file: Path, columns: Columns, part: Callable[[Layout], list[str]]) -> Iterator[Raw]:
-    """Rows with the columns that ``part`` chooses of a layout, under our names."""
     read = 0
     try:
         with pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            check_once(str(file), schema.names)
-            layout = find_layout(str(file), schema.names, columns)
-            check_types(str(file), schema, layout)
-            ranked = layout.kind in ("ranking", "choice")  # these may name files
-            table = Table(layout, file.parent if ranked else None, file.stem)
-            ours = part(layout)
-            wanted = [layout.names[name] for name in ours]
+            table = find_table(str(file), parquet.schema_arrow.names, columns, file)
+            check_types(str(file), parquet.schema_arrow, table)
+            if table.kind not in RANKED:  # only rankings name files
+                table = replace(table, folder=None)
+            names = {n: t for n, t in table.names.items() if only is None or n in only}
+            wanted = list(names.values())
             for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=wanted):
                 for index, values in enumerate(batch.to_pylist(), start=read):
-                    named = {name: values[layout.names[name]] for name in ours}
+                    named = {ours: values[theirs] for ours, theirs in names.items()}
                     yield Raw(f"{file.name}, row {index}", table, named)
                 read += batch.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -68,30 +61,33 @@ def _parquet(file: Path, columns: Columns, part: Callable[[Layout], list[str]]) 
 
 
 def read_text(file: Path, columns: Columns) -> Iterator[Raw]:
-    """Rows of a CSV, JSON (a list of objects) or JSON Lines file that names image files.
-
-    Images are looked for in the table's own folder and nowhere else.
-
-    Raises:
-        DataError: not such a file, not UTF-8, or a column missing.
-    """
-    yield from records(file, read_objects(file), columns, file.parent)
+    """Read a CSV, JSON or JSON Lines file whose rows name image files in its own folder."""
+    return records(file, read_objects(file), columns, file)
 
 
 def read_objects(file: Path) -> Iterator[dict[str, Any] | Fault]:
-    """The rows of a CSV, JSON or JSON Lines file under their own names.
+    """Read the rows of a CSV, JSON (a list of objects) or JSON Lines file under their own names.
 
     Raises:
         DataError: not such a file, not there, or not UTF-8.
     """
-    readers = {".csv": _csv, ".json": _json, ".jsonl": _json_lines}
     suffix = file.suffix.lower()
-    if suffix not in readers:
-        raise DataError(f"{file} is none of {', '.join(readers)}; rename or export it as one")
+    if suffix not in _TEXTS:
+        raise DataError(f"{file} is none of {', '.join(_TEXTS)}; rename or export it as one")
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     try:
-        yield from readers[suffix](file)
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            if suffix == ".csv":
+                yield from _csv(file, stream)
+            elif suffix == ".jsonl":
+                yield from (parse_object(line) for line in stream if line.strip())
+            else:
+                rows = json.load(stream)
+                if not isinstance(rows, list):
+                    remedy = "write [{...}, ...] or JSON Lines"
+                    raise DataError(f"{file} is not a list of objects; {remedy}")
+                yield from map(_object, rows)
     except DataError:
         raise
     except (ValueError, RecursionError, OSError) as error:
@@ -100,10 +96,9 @@ def read_objects(file: Path) -> Iterator[dict[str, Any] | Fault]:
 
 
 def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
-    """Rows of a ``datasets`` Dataset or IterableDataset.
+    """Read a ``datasets`` Dataset or IterableDataset by Arrow tables.
 
-    They are taken as Arrow tables: so images come as the bytes that are stored, not decoded, and
-    no path among them is followed.
+    So images come as the bytes that are stored, not decoded, and no path among them is followed.
 
     Args:
         dataset: one split.
@@ -124,12 +119,11 @@ def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
         if batch is None:
             return
         if table is None:
-            layout = find_layout(name, batch.schema.names, columns)
-            check_types(name, batch.schema, layout)
-            table = Table(layout)
-        batch = batch.select(list(table.layout.names.values()))
-        for values in batch.to_pylist():
-            yield Raw(f"{name}, row {read}", table, table.layout.translate(values))
+            table = find_table(name, batch.schema.names, columns)
+            check_types(name, batch.schema, table)
+        for values in batch.select(list(table.names.values())).to_pylist():
+            named = {ours: values[theirs] for ours, theirs in table.names.items()}
+            yield Raw(f"{name}, row {read}", table, named)
             read += 1
 
 
@@ -137,9 +131,15 @@ def records(
     file: Path,
     rows: Iterable[dict[str, Any] | Fault],
     columns: Columns,
-    folder: Path | None = None,
+    beside: Path | None = None,
 ) -> Iterator[Raw]:
-    """Dictionaries of one file as raw rows; the first sound one says which columns there are.
+    """Make raw rows of one file's dictionaries; the first sound one says which columns there are.
+
+    Args:
+        file: what errors call the table.
+        rows: under their own names.
+        columns: ours to theirs.
+        beside: the file whose folder holds the images that rows name; None if they hold them.
 
     Raises:
         DataError: a column missing.
@@ -148,32 +148,43 @@ def records(
     for index, row in enumerate(rows):
         where = f"{file.name}, row {index}"
         if isinstance(row, Fault):
-            yield Raw(where, table or Table(Layout("labelled", {}), folder), {}, row)
+            unknown = Table("labelled", {}, beside.parent if beside else None)
+            yield Raw(where, table or unknown, {}, row)
             continue
-        if table is None:
-            table = Table(find_layout(str(file), row, columns), folder, file.stem)
-        yield Raw(where, table, table.layout.translate(row))
+        table = table or find_table(str(file), row, columns, beside)
+        yield Raw(where, table, {ours: row.get(theirs) for ours, theirs in table.names.items()})
 
 
-def _csv(file: Path) -> Iterator[dict[str, Any] | Fault]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = filter(None, csv.reader(stream, strict=True, skipinitialspace=True))
-        header: list[str] = []
-        count = -1  # rows count from 0, after the header
-        try:
-            for count, cells in enumerate(rows, start=-1):
-                if count < 0:
-                    header = _header(file, cells)
-                elif len(cells) == len(header):
-                    yield dict(zip(header, cells, strict=True))
-                else:
-                    text = f"{len(cells)} cells under {len(header)} columns; quote text with commas"
-                    yield Fault("bad_rows", text)
-        except csv.Error as error:
-            raise DataError(
-                f"{file}, row {count + 1} cannot be read ({error}); look at its "
-                "quotation marks: each must be closed, and doubled inside a text"
-            ) from error
+def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
+    """Parse a JSON object, or give the fault that it is none."""
+    try:
+        return _object(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        return Fault("bad_rows", f"not JSON ({error}); write one object {{...}} a line")
+
+
+def _object(value: Any) -> dict[str, Any] | Fault:
+    return value if isinstance(value, dict) else Fault("bad_rows", "not an object; write {...}")
+
+
+def _csv(file: Path, stream: TextIO) -> Iterator[dict[str, Any] | Fault]:
+    rows = filter(None, csv.reader(stream, strict=True, skipinitialspace=True))
+    header: list[str] = []
+    count = -1  # rows count from 0, after the header
+    try:
+        for count, cells in enumerate(rows, start=-1):
+            if count < 0:
+                header = _header(file, cells)
+            elif len(cells) == len(header):
+                yield dict(zip(header, cells, strict=True))
+            else:
+                text = f"{len(cells)} cells under {len(header)} columns; quote text with commas"
+                yield Fault("bad_rows", text)
+    except csv.Error as error:
+        raise DataError(
+            f"{file}, row {count + 1} cannot be read ({error}); look at its "
+            "quotation marks: each must be closed, and doubled inside a text"
+        ) from error
 
 
 def _header(file: Path, cells: list[str]) -> list[str]:
@@ -181,28 +192,7 @@ def _header(file: Path, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
         raise DataError(f"{file}: cells are separated by {other!r}; export it with commas")
-    check_once(str(file), names)
+    for name in names:
+        if name and names.count(name) > 1:
+            raise DataError(f"{file} has two columns named {name}; rename or drop one")
     return names
-
-
-def _json(file: Path) -> Iterator[dict[str, Any] | Fault]:
-    rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    if not isinstance(rows, list):
-        raise DataError(f"{file} is not a list of objects; write [{{...}}, ...] or JSON Lines")
-    for row in rows:
-        yield row if isinstance(row, dict) else Fault("bad_rows", "not an object; write {...}")
-
-
-def _json_lines(file: Path) -> Iterator[dict[str, Any] | Fault]:
-    with file.open(encoding="utf-8-sig") as stream:
-        for line in filter(str.strip, stream):
-            yield parse_object(line)
-
-
-def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
-    """A JSON object, or the fault that it is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Fault("bad_rows", f"not JSON ({error}); write one object {{...}} a line")
-    return value if isinstance(value, dict) else Fault("bad_rows", "not an object; write {...}")

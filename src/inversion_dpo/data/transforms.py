@@ -52,7 +52,25 @@ def fit(image: Image.Image, size: Size, mode: str) -> Fitted:
     """
     if mode not in FITS:
         raise ValueError(f"mode {mode!r} is not one of {', '.join(FITS)}")
-    return _pad(image, size) if mode == "pad" else _crop(image, size)
+    (height, width), original = size, (image.height, image.width)
+    ratios, image = (height / image.height, width / image.width), image.convert("RGB")
+    if mode == "pad":
+        scale = min(ratios)
+        wide = min(width, max(1, round(image.width * scale)))
+        high = min(height, max(1, round(image.height * scale)))
+        canvas = Image.new("RGB", (width, height), GREY)
+        whole = image.resize((wide, high), Image.Resampling.LANCZOS)
+        canvas.paste(whole, ((width - wide) // 2, (height - high) // 2))
+        return Fitted(canvas, Framing(original, (0, 0), size))
+    scale = max(ratios)
+    # cut first: a long strip is not blown up; Pillow copies where the size stays the same
+    wide = min(image.width, max(1, round(width / scale)))
+    high = min(image.height, max(1, round(height / scale)))
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    cut = image.crop((left, top, left + wide, top + high))
+    corner = (round(top * scale), round(left * scale))
+    resized = cut.resize((width, height), Image.Resampling.LANCZOS)
+    return Fitted(resized, Framing(original, corner, size))
 
 
 def flip(winner: Image.Image, loser: Image.Image) -> tuple[Image.Image, Image.Image]:
@@ -65,51 +83,17 @@ def flips(caption: str, seed: int, digest: str, epoch: int) -> bool:
 
     Never if a word of the caption begins with left or right.
     """
-    return not _SIDES.search(caption) and _chance("flip", seed, digest, epoch) < 0.5
+    return not _SIDES.search(caption) and chance("flip", seed, digest, epoch) < 0.5
 
 
-def drops_prompt(seed: int, digest: str, epoch: int, share: float) -> bool:
-    """Whether a pair is shown without its prompt in this epoch: ``share`` of them, by chance."""
-    return _chance("prompt", seed, digest, epoch) < share
+def chance(what: str, seed: int, digest: str, epoch: int) -> float:
+    """Draw a number in [0, 1) for a pair and an epoch, the same everywhere.
 
-
-def drops_graph(seed: int, digest: str, epoch: int, share: float) -> bool:
-    """Whether a pair is shown without its scene graph in this epoch; apart from its prompt."""
-    return _chance("graph", seed, digest, epoch) < share
-
-
-def drops_caption(seed: int, digest: str, epoch: int, share: float) -> bool:
-    """Whether a pair is shown with its scene graph alone in this epoch; apart from the others."""
-    return _chance("caption", seed, digest, epoch) < share
-
-
-def _chance(what: str, seed: int, digest: str, epoch: int) -> float:
-    """Uniform in [0, 1), the same for the same arguments everywhere."""
+    Args:
+        what: the decision; ``prompt``, ``graph`` and ``caption`` are drawn apart from each other.
+        seed: of the run.
+        digest: of the pair.
+        epoch: counted from 0.
+    """
     name = f"{what} {seed} {epoch} {digest}"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
-
-
-def _pad(image: Image.Image, size: Size) -> Fitted:
-    (height, width), original = size, (image.height, image.width)
-    scale = min(height / image.height, width / image.width)
-    wide = min(width, max(1, round(image.width * scale)))
-    high = min(height, max(1, round(image.height * scale)))
-    canvas = Image.new("RGB", (width, height), GREY)
-    seen = image.convert("RGB").resize((wide, high), Image.Resampling.LANCZOS)
-    canvas.paste(seen, ((width - wide) // 2, (height - high) // 2))
-    return Fitted(canvas, Framing(original, (0, 0), size))
-
-
-def _crop(image: Image.Image, size: Size) -> Fitted:
-    (height, width), original = size, (image.height, image.width)
-    scale = max(height / image.height, width / image.width)
-    # cut first: a long strip is not blown up; Pillow copies where the size stays the same
-    wide, high = (
-        min(side, max(1, round(target / scale)))
-        for side, target in ((image.width, width), (image.height, height))
-    )
-    left, top = (image.width - wide) // 2, (image.height - high) // 2
-    cut = image.convert("RGB").crop((left, top, left + wide, top + high))
-    corner = (round(top * scale), round(left * scale))
-    resized = cut.resize((width, height), Image.Resampling.LANCZOS)
-    return Fitted(resized, Framing(original, corner, size))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.data.source import configured_pairs
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation import exports, figures
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
 from inversion_dpo.evaluation.evaluate import EVALUATED, both_sides
@@ -371,7 +371,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         if r
     ]
     reference, policy = (read_images(file, first) for file in files)
-    examples = [] if models else list(configured_pairs(read_config(folder).data, 6))
+    examples = [] if models else list(open_pairs(read_config(folder).data, 6))
     data = ReportData(
         title=title(models),
         setting=setting(e.seeds),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from inversion_dpo.data.columns import WRITTEN, Layout
+from inversion_dpo.data.columns import WRITTEN, Table
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Fault, Row, Table, encoded_image, inspect
+from inversion_dpo.data.rows import Fault, Row, encoded_image, inspect
+from inversion_dpo.data.source import content
 from inversion_dpo.data.tables import read_objects
 from inversion_dpo.making_pairs.candidates import write_rows
 
@@ -72,7 +72,10 @@ def import_choices(
         if choice is None:
             counts["neither"] += 1
             continue
-        _count_vote(found, row, choice, voice)
+        votes = found.setdefault(content(row), Votes(row.caption or "", row.encoded))
+        votes.first += choice if votes.images == row.encoded else 1 - choice
+        votes.count += 1
+        votes.voices.add(voice if voice is not None else f"row {votes.count}")
     if not found:
         raise DataError(f"{file} names no choice in {counts['rows']} rows; nothing was written")
     write_rows(output, [_as_row(v) for v in found.values()], SCHEMA)
@@ -85,7 +88,7 @@ def _rows(
 ) -> Iterator[tuple[str, Row, float | None, str | None]]:
     """(where, row, 1 / 0 / 0.5 or None for neither, labeller) of every row of the table."""
     names: dict[str, str] | None = None
-    table = Table(Layout("labelled", {}), file.parent, file.stem)
+    table = Table("labelled", {}, file.parent)
     for index, raw in enumerate(read_objects(file)):
         where = f"{file.name}, row {index}"
         if isinstance(raw, Fault):
@@ -130,17 +133,6 @@ def _choice(where: str, values: Mapping[str, Any], names: Mapping[str, str]) -> 
         f"{where}: {names['choice']} is {said!r}; write left, right, tie or neither, or the "
         "name of the image (numbers are not taken: some tools count from 0, some from 1)"
     )
-
-
-def _count_vote(found: dict[bytes, Votes], row: Row, choice: float, voice: str | None) -> None:
-    first, second = (image if isinstance(image, bytes) else b"" for image in row.images)
-    caption = row.caption or ""
-    digests = [hashlib.sha256(part).digest() for part in (first, second)]
-    key = hashlib.sha256(b"".join([*sorted(digests), caption.encode()])).digest()
-    votes = found.setdefault(key, Votes(caption, (first, second)))
-    votes.first += choice if votes.images[0] == first else 1 - choice
-    votes.count += 1
-    votes.voices.add(voice if voice is not None else f"row {votes.count}")
 
 
 def _as_row(votes: Votes) -> dict[str, Any]:

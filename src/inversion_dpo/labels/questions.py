@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from inversion_dpo.data.formats import Reading, open_rows
+from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Raw, Row, inspect, rows_of
+from inversion_dpo.data.rows import Raw, inspect, rows_of
 from inversion_dpo.data.source import content
+from inversion_dpo.run.fields import DataConfig
 
 
 class WebError(ValueError):
@@ -29,9 +30,7 @@ class Question:
     scene_graph: str | None
 
 
-def questions(
-    data: str, reading: Reading, limit: int | None, on_bad_row: str, counts: Counter[str]
-) -> Iterator[Question]:
+def questions(config: DataConfig, limit: int | None, counts: Counter[str]) -> Iterator[Question]:
     """The first ``limit`` pairs of the data; labels in it are not looked at.
 
     ``counts`` is told what is left out: ``identical`` (one image twice), ``unpaired``, ``ties`` of
@@ -40,26 +39,21 @@ def questions(
     Raises:
         DataError: no such data, or a row that cannot be used unless ``on_bad_row`` is skip.
     """
-    raws = (_unlabelled(raw) for raw in open_rows(data, reading).rows())
-    for row in rows_of(raws, reading.ranking):
+    raws = (_unlabelled(raw) for raw in open_rows(config).rows())
+    for row in rows_of(raws, config.ranking):
         if limit is not None and counts["pairs"] >= limit:
             return
         if row.left_out:
             counts[row.left_out] += 1
             continue
         faults, _ = inspect(row)
-        if faults and on_bad_row == "error":
+        if faults and config.on_bad_row == "error":
             raise DataError(f"{faults[0].text}, or set data.on_bad_row=skip")
         counts["skipped" if faults else "pairs"] += 1
         if not faults:
-            yield _question(row)
+            yield Question(content(row).hex(), row.caption or "", row.encoded, row.scene_graph)
 
 
 def _unlabelled(raw: Raw) -> Raw:
     """The row with any valid label: so that both images of a tie or an unlabelled row are read."""
     return replace(raw, values={**raw.values, "label_0": 1.0})
-
-
-def _question(row: Row) -> Question:
-    first, second = (image if isinstance(image, bytes) else b"" for image in row.images)
-    return Question(content(row).hex(), row.caption or "", (first, second), row.scene_graph)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.source import configured_pairs
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.models.prompts import T5_LIMITS, limits
@@ -92,7 +92,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     """Load the model, read the pairs, invert what is not inverted yet."""
     accelerator, team = make_accelerator(config), current_team()
     model = load_model(config, accelerator.device)
-    pairs = configured_pairs(config.data)
+    pairs = open_pairs(config.data)
     key = key_of(config, pairs, model)
     with accelerator.autocast():
         cache = fill(cache_root, model, pairs, key, device=accelerator.device, team=team)
@@ -104,7 +104,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
         logger.warning(overlong_text(cache, model, key.prompt_chunks))
     if cache.pairs < LEAST_PAIRS:
         raise DataError(
-            f"{pairs.name}: only {cache.pairs} usable pairs; give at least {LEAST_PAIRS}"
+            f"{pairs.config.pairs}: only {cache.pairs} usable pairs; give at least {LEAST_PAIRS}"
         )
     return Prepared(accelerator, model, cache)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from inversion_dpo.data.transforms import drops_caption, drops_graph, drops_prompt
+from inversion_dpo.data.transforms import chance
 from inversion_dpo.maths.records import NoisyStates
 from inversion_dpo.maths.schedule import (
     add_noise,
@@ -37,9 +37,9 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
     """
     plan, empty = session.plan, session.cache.empty
     keys = [(plan.seed, session.cache.digests[p], epoch) for p, epoch in batch]
-    prompts = [drops_prompt(*key, plan.prompt_dropout) for key in keys]
-    graphs = [drops_graph(*key, plan.graph_dropout) for key in keys]
-    captions = [drops_caption(*key, plan.caption_dropout) for key in keys]
+    prompts = [chance("prompt", *key) < plan.prompt_dropout for key in keys]
+    graphs = [chance("graph", *key) < plan.graph_dropout for key in keys]
+    captions = [chance("caption", *key) < plan.caption_dropout for key in keys]
     every, graph = set(empty), set(empty) & set(GRAPH_KEYS)
     for dropped, names in ((prompts, every), (graphs, graph), (captions, every - graph)):
         rows = torch.tensor([*dropped, *dropped])

@@ -19,10 +19,10 @@ from PIL import Image
 from datasets import Dataset
 from inversion_dpo.cli.main import main
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.run.config import PACKAGE, ConfigError, load_config, to_yaml
+from tests.pair_files import open_pairs
 
 SECRETS = {"HF_TOKEN": "hf_SECRETSECRETSECRET", "WANDB_API_KEY": "wandb5ecret5ecret5ecret"}
 

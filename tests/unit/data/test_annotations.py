@@ -10,10 +10,10 @@ from inversion_dpo.data.annotations import (
     is_annotated,
     read_annotated,
     read_annotations,
-    write_annotations,
 )
 from inversion_dpo.data.images import DataError
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from tests.pair_files import write_annotations
 
 SAMPLE = Path(__file__).with_name("laion_sg.jsonl")  # twelve rows; those of odd number are spoiled
 

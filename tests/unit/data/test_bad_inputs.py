@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.data.check import check_pairs
 from inversion_dpo.data.images import DataError, decode_image
-from inversion_dpo.data.source import open_pairs
+from tests.pair_files import check_pairs, open_pairs
 
 
 def encoded(colour: Any, form: str = "PNG", mode: str = "RGB", **settings: Any) -> bytes:

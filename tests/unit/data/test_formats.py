@@ -18,11 +18,11 @@ from huggingface_hub import HfApi, constants
 from PIL import Image
 
 from inversion_dpo.data import formats
-from inversion_dpo.data.check import check_pairs, format_report, tokens_of
-from inversion_dpo.data.formats import Reading
+from inversion_dpo.data.check import format_report, tokens_of
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rankings import order
-from inversion_dpo.data.source import open_pairs
+from inversion_dpo.data.rows import SCHEMES
+from inversion_dpo.run.fields import DataConfig
+from tests.pair_files import check_pairs, open_pairs
 
 
 def encoded(colour: str, size: tuple[int, int] = (8, 6)) -> bytes:
@@ -36,7 +36,7 @@ RED, BLUE, GREEN, WHITE = (encoded(c) for c in COLOURS)
 
 
 def triples(data: Any, **reading: Any) -> list[tuple[str, bytes, bytes]]:
-    return [(p.caption, p.winner, p.loser) for p in open_pairs(data, Reading(**reading))]
+    return [(p.caption, p.winner, p.loser) for p in open_pairs(data, **reading)]
 
 
 def put_images(folder: Path) -> Path:
@@ -89,7 +89,7 @@ def test_a_path_that_leads_out_is_refused(tmp_path: Path, bad: str) -> None:
     folder = put_csv(tmp_path / "data", CHOSEN, ["red.png", "blue.png", "a"], ["red.png", bad, "b"])
     with pytest.raises(DataError, match=r"metadata.csv, row 1, file_name_loser.*leads out"):
         triples(folder)
-    assert check_pairs(folder).bad_paths == 1
+    assert check_pairs(folder).counts["bad_paths"] == 1
 
 
 def test_a_link_that_leads_out_is_refused(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_mapping_to_no_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data.columns.caption=texts names no column; it has"):
         triples(folder, columns={"caption": "texts"})
     with pytest.raises(DataError, match="'captoin' is not one of"):
-        Reading(columns={"captoin": "prompt"})
+        triples(folder, columns={"captoin": "prompt"})
 
 
 # ---- Hugging Face datasets
@@ -209,11 +209,11 @@ def test_a_hub_dataset_is_streamed_as_far_as_it_is_needed(monkeypatch: Any) -> N
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(formats, "_hub_stream", lambda *a: asked.append(a) or stream)
     commit = "0123456789abcdef0123456789abcdef01234567"
-    source = open_pairs("hf:owner/name", Reading(revision=commit), limit=70)
+    source = open_pairs("hf:owner/name", revision=commit, limit=70)
     assert stream.served == 0 and source.fingerprint  # known before anything is read
     assert sum(1 for _ in source) == 70
     assert asked == [("owner/name", None, "train", commit)]
-    other = open_pairs("hf:owner/name", Reading(revision=commit[::-1]), limit=70)
+    other = open_pairs("hf:owner/name", revision=commit[::-1], limit=70)
     assert other.fingerprint != source.fingerprint
 
 
@@ -237,12 +237,10 @@ def test_offline_a_hub_dataset_is_read_from_the_hubs_cache(tmp_path: Path, hub_c
     columns = {"caption": "text"}
     assert triples("hf:owner/pairs", columns=columns) == [("a", RED, BLUE)]
     assert triples("hf:owner/pairs", columns=columns, revision="v2") == [("a", RED, BLUE)]
-    one, two = (
-        open_pairs("hf:owner/pairs", Reading(columns=columns, revision=r)) for r in (None, "v2")
-    )
+    one, two = (open_pairs("hf:owner/pairs", columns=columns, revision=r) for r in (None, "v2"))
     assert one.fingerprint != two.fingerprint
     with pytest.raises(DataError, match="hf:owner/pairs at v3 is not in the hub's cache.*download"):
-        open_pairs("hf:owner/pairs", Reading(revision="v3"))
+        open_pairs("hf:owner/pairs", revision="v3")
     with pytest.raises(DataError, match="hf:owner/none at main.*hf download --repo-type dataset"):
         open_pairs("hf:owner/none")
     with pytest.raises(DataError, match="cannot be streamed"):
@@ -329,9 +327,9 @@ def test_a_sample_that_lacks_an_image_is_left_out_whole(tmp_path: Path) -> None:
     ],
 )
 def test_pairs_of_a_ranking_by_hand(scheme: str, expected: list[tuple[int, int]]) -> None:
-    assert order([3, 2, 1], scheme) == expected
-    with pytest.raises(ValueError, match="best_worst, adjacent, all"):
-        order([1, 2], "some")
+    assert list(SCHEMES[scheme]([2, 1, 0])) == expected
+    with pytest.raises(ValueError, match="best_worst.*adjacent.*all"):
+        DataConfig(ranking="some")  # type: ignore[arg-type]
 
 
 def test_ranked_images_of_one_prompt_in_json(tmp_path: Path) -> None:
@@ -373,7 +371,12 @@ def test_the_check_speaks_of_every_format(tmp_path: Path) -> None:
     )
     (folder / "big.png").write_bytes(encoded("blue", (16, 6)))
     report = check_pairs(folder)
-    assert (report.pairs, report.identical, report.duplicates, report.mixed_sizes) == (3, 1, 1, 1)
+    assert (
+        report.counts["pairs"],
+        report.counts["identical"],
+        report.counts["duplicates"],
+        report.counts["mixed_sizes"],
+    ) == (3, 1, 1, 1)
     assert "1 duplicate pairs, 1 of two image sizes" in format_report(report)
     assert report.first_preferred is None  # nobody labelled a first and a second image
 

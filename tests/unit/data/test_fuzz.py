@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inversion_dpo.data.images import DataError, decode_image
-from inversion_dpo.data.source import open_pairs
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
+from tests.pair_files import open_pairs
 
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.data.check import check_pairs, format_report
+from inversion_dpo.data.check import format_report
 from inversion_dpo.data.traits import Share, Tally, format_shares, traits
+from tests.pair_files import check_pairs
 
 
 def flat(r: int, g: int, b: int, size: int = 8) -> Image.Image:

@@ -11,7 +11,7 @@ from PIL import Image
 from inversion_dpo.data.images import data_uri, decode_image, png
 from inversion_dpo.data.transforms import (
     Framing,
-    drops_prompt,
+    chance,
     fit,
     flip,
     flips,
@@ -113,16 +113,16 @@ def test_decisions_follow_seed_pair_and_epoch_only() -> None:
 
 def test_a_coin_is_fair_and_the_two_decisions_are_independent() -> None:
     names = digests(4000)
-    table = Counter((flips("a", 0, d, 0), drops_prompt(0, d, 0, 0.5)) for d in names)
+    table = Counter((flips("a", 0, d, 0), chance("prompt", 0, d, 0) < 0.5) for d in names)
     # each cell is binomial(4000, 1/4): standard deviation 27.4, four of them
     assert all(abs(table[a, b] - 1000) < 110 for a in (True, False) for b in (True, False))
 
 
 def test_prompt_dropout_has_its_share() -> None:
     names = digests(4000)
-    assert not any(drops_prompt(0, d, 0, 0.0) for d in names)
-    assert all(drops_prompt(0, d, 0, 1.0) for d in names)
-    dropped = {p: {d for d in names if drops_prompt(0, d, 0, p)} for p in (0.1, 0.3)}
+    assert not any(chance("prompt", 0, d, 0) < 0.0 for d in names)
+    assert all(chance("prompt", 0, d, 0) < 1.0 for d in names)
+    dropped = {p: {d for d in names if chance("prompt", 0, d, 0) < p} for p in (0.1, 0.3)}
     assert dropped[0.1] < dropped[0.3]  # a larger share drops the same ones and more
     assert abs(len(dropped[0.1]) - 400) < 76  # four standard deviations
 

@@ -8,10 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.data.check import check_pairs
 from inversion_dpo.data.images import DataError
 from inversion_dpo.labels.choices import import_choices
-from tests.pair_files import read_pairs
+from tests.pair_files import check_pairs, read_pairs
 
 
 @pytest.fixture

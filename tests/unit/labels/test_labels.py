@@ -8,18 +8,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.formats import Reading
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.source import open_pairs
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import WebError, questions
 from inversion_dpo.labels.store import Conflict, LabelStore, swapped
 from inversion_dpo.labels.votes import agreement, outcome
+from inversion_dpo.run.fields import DataConfig
+from tests.pair_files import open_pairs
 
 
 def asked(path, limit=None, on_bad_row="error"):
     counts = Counter()
-    return list(questions(str(path), Reading(), limit, on_bad_row, counts)), counts
+    return list(
+        questions(DataConfig(pairs=str(path), on_bad_row=on_bad_row), limit, counts)
+    ), counts
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from inversion_dpo.making_pairs.labelling import (
 )
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.processes import Team
+from tests.pair_files import read_pairs
 
 PROMPTS = [SceneGraph((), (), f"prompt {k}") for k in range(40)]
 
@@ -182,7 +183,6 @@ def test_a_hash_by_hand():
 
 def test_what_is_built_is_written_and_read(tmp_path):
     from inversion_dpo.making_pairs.build import write_labelled
-    from tests.pair_files import read_pairs
 
     config = load_config(None, [])
     assert write_labelled(config, tmp_path, made(tmp_path / "c")) == {"pairs": 40}

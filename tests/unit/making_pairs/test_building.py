@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.annotations import write_annotations
 from inversion_dpo.data.images import DataError
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey
@@ -22,6 +21,7 @@ from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.drawing import ground_colour
 from inversion_dpo.world.scene_prompts import split_of
+from tests.pair_files import write_annotations
 
 SMALL = BuildConfig(
     prompts="scenes",

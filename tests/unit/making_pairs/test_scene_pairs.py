@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.data.check import check_pairs
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.build import LABELLINGS
@@ -16,7 +15,7 @@ from inversion_dpo.making_pairs.candidates import Candidate, encode_image, write
 from inversion_dpo.making_pairs.labelling import Labelling, Sampling, pairs_of, scored_samples
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.drawing import Scene, sample_scene
-from tests.pair_files import read_pairs
+from tests.pair_files import check_pairs, read_pairs
 from tests.scenes import judge_scenes, score_image
 from tools.embedded.painting import render
 
@@ -152,7 +151,11 @@ def test_a_written_file_is_sound_and_small(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.parquet", warm_and_cool(60), seed=0)
     report = check_pairs(tmp_path / "pairs.parquet")
     assert report.ok
-    assert (report.pairs, report.duplicates, report.first_preferred) == (60, 0, 0.5)
+    assert (report.counts["pairs"], report.counts["duplicates"], report.first_preferred) == (
+        60,
+        0,
+        0.5,
+    )
     assert report.image_sizes == {(64, 64): 120}
     assert (tmp_path / "pairs.parquet").stat().st_size < 60 * 3000
 

@@ -6,9 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from inversion_dpo.data.formats import FORMATS
-from inversion_dpo.data.rankings import SCHEMES
-from inversion_dpo.data.source import ON_BAD_ROW
+from inversion_dpo.data.rows import SCHEMES
 from inversion_dpo.data.transforms import FITS
 from inversion_dpo.evaluation.publish import KINDS
 from inversion_dpo.making_pairs.mining import MINERS
@@ -65,9 +63,7 @@ def test_a_dataset_whose_images_could_stand_in_two_pairs_is_refused_before_it_is
         ("objective.target", TARGETS),
         ("objective.link", LINKS),
         ("objective.weighting", WEIGHTS),
-        ("data.format", FORMATS),
         ("data.ranking", SCHEMES),
-        ("data.on_bad_row", ON_BAD_ROW),
         ("data.fit", FITS),
         ("inversion.spacing", SPACINGS),
         ("build.mining", MINERS),

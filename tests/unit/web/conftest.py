@@ -59,11 +59,11 @@ def serve():
 @pytest.fixture
 def store(pair_file, tmp_path):
     """Sixteen pairs to be labelled."""
-    from inversion_dpo.data.formats import Reading
     from inversion_dpo.labels.questions import questions
     from inversion_dpo.labels.store import LabelStore
+    from inversion_dpo.run.fields import DataConfig
 
     store = LabelStore(tmp_path / "labels.sqlite")
-    store.add(questions(str(pair_file), Reading(), None, "error", Counter()))
+    store.add(questions(DataConfig(pairs=str(pair_file)), None, Counter()))
     yield store
     store.close()

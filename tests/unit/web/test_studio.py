@@ -92,12 +92,12 @@ def test_the_film_strip_is_the_runs_own_inversion(page, store, studio, config):
 
 def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, store):
     """Both images of a pair, inverted one at a time here and together by the trainer's code."""
-    from inversion_dpo.data.source import configured_pairs
+    from inversion_dpo.data.source import open_pairs
     from inversion_dpo.trajectories.fill import Inverter, invert_pairs
     from inversion_dpo.trajectories.key import key_of
 
     model = studio.sampler(None).model
-    source = configured_pairs(config.data)
+    source = open_pairs(config.data)
     key = replace(key_of(config, source, model), reconstruct=True)
     pairs = list(source)[:1]
     shard = invert_pairs(Inverter(model, key, torch.device("cpu")), pairs, 0)
