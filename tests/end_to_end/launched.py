@@ -43,7 +43,7 @@ def one_step(name, config, root):
     def noted(session, batch, *rest, **more):
         found = losses(session, batch, *rest, **more)
         seen.extend(batch)
-        baselines.append(float(found[1].baseline))
+        baselines.append(float(found[1].baseline.mean()))
         return found
 
     session = set_up(config, root / f"cache-{name}")
