@@ -11,7 +11,7 @@ import pytest
 
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.graphs.graph import SceneGraph, agreement
-from inversion_dpo.making_pairs.splits import leaks
+from inversion_dpo.making_pairs.dataset import leaks
 from inversion_dpo.run.config import load_config
 from inversion_dpo.world.captions import parse_caption, with_entailed
 from inversion_dpo.world.checker import detect

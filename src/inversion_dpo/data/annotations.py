@@ -7,7 +7,7 @@ gives what is sound and, apart from it, one line for each row that is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,11 +166,17 @@ def check_annotations(data: str | Path) -> tuple[list[str], bool]:
     lines = [f"{data}: {len(graphs)} {what}", *format_statistics(statistics_of(graphs))]
     if not graphs and not problems:
         problems = [f"{data} holds no annotations"]
-    if not problems:
-        return [*lines, "  no problems"], True
-    listed = [f"    {text}" for text in problems[:MAX_LISTED]]
-    more = [f"    ... and {n} more"] if (n := len(problems) - MAX_LISTED) > 0 else []
-    return [*lines, f"  problems: {len(problems)}; rows count from 0", *listed, *more], False
+    head = f"  problems: {len(problems)}; rows count from 0"
+    return [*lines, *listed(head, problems, len(problems))], not problems
+
+
+def listed(head: str, problems: Sequence[str], total: int) -> list[str]:
+    """List the first of all problems under a headline, for a report."""
+    if not total:
+        return ["  no problems"]
+    shown = [f"    {text}" for text in problems[:MAX_LISTED]]
+    more = total - len(shown)
+    return [head, *shown, *([f"    ... and {more} more"] if more else [])]
 
 
 def _broken(image: AnnotatedImage) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from inversion_dpo.data.annotations import MAX_LISTED
+from inversion_dpo.data.annotations import MAX_LISTED, listed
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Row, inspect, rows_of
@@ -179,15 +179,10 @@ def format_report(report: PairReport) -> str:
     if report.first_preferred is not None:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
     lines += format_shares(report.traits) + format_statistics(report.graphs)
-    if report.ok:
-        return "\n".join([*lines, "  no problems"])
-    lines.append(
+    head = (
         f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
         f"{counts['empty_captions']} captions, {counts['broken_images']} images, "
         f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['bad_graphs']} scene "
         "graphs); rows count from 0"
     )
-    lines += [f"    {text}" for text in report.problems]
-    if (rest := report.problems_total - len(report.problems)) > 0:
-        lines.append(f"    ... and {rest} more")
-    return "\n".join(lines)
+    return "\n".join([*lines, *listed(head, report.problems, report.problems_total)])

@@ -201,55 +201,47 @@ def _open_saved(path: Path, split: str, columns: Mapping[str, str]) -> Opened:
 
 
 def _open_hub(data: str, config: DataConfig) -> Opened:
-    """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit.
-
-    Offline (HF_HUB_OFFLINE=1) from the hub's cache, where the whole repository must lie.
-    """
-    from huggingface_hub import constants
-
+    """Stream ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:CONFIGURATION`` at one commit."""
     name, _, configuration = data.removeprefix(HUB).partition(":")
-    cached = _cached(name, config.revision) if constants.HF_HUB_OFFLINE else None
-    revision = cached.name if cached else _commit(name, config.revision)
-
-    place, commit = (str(cached), None) if cached else (name, revision)  # this folder is a commit
+    commit, folder = _commit(name, config.revision)
+    place, revision = (folder, None) if folder else (name, commit)  # the folder is the commit
 
     def rows() -> Iterator[Raw]:
-        dataset = _hub_stream(place, configuration or None, config.split, commit)
+        dataset = _hub_stream(place, configuration or None, config.split, revision)
         yield from read_dataset(dataset, data, config.columns)
 
-    source = json.dumps([name, configuration, config.split, revision])
+    source = json.dumps([name, configuration, config.split, commit])
     return Opened(rows, lambda: hashlib.sha256(source.encode()).hexdigest())
 
 
-def _cached(name: str, revision: str | None) -> Path:
-    """The folder of a dataset's commit in the hub's cache."""
-    from huggingface_hub import snapshot_download
+def _commit(name: str, revision: str | None) -> tuple[str, str]:
+    """The commit that a branch or tag stands for, and its folder, if it lies in the hub's cache.
 
+    Offline (HF_HUB_OFFLINE=1) the whole repository must lie there. A commit that is given in full
+    needs no network.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    offline = constants.HF_HUB_OFFLINE
+    if not offline and revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision, ""
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision))
-    except Exception as error:  # one for a missing repository, others for a bad name
-        raise DataError(
-            f"{HUB}{name} at {revision or 'main'} is not in the hub's cache (HF_HOME), and "
-            "HF_HUB_OFFLINE=1 keeps it from being streamed: download it first "
-            f"(hf download --repo-type dataset {name}), or give data.revision as it is there"
-        ) from error
-
-
-def _commit(name: str, revision: str | None) -> str:
-    """The commit that a branch or tag stands for now; one given in full needs no network."""
-    if revision and re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
-    from huggingface_hub import HfApi
-
-    try:
-        sha = HfApi().dataset_info(name, revision=revision).sha
+        if not offline:
+            return str(HfApi().dataset_info(name, revision=revision).sha), ""
+        folder = snapshot_download(name, repo_type="dataset", revision=revision)
+        return Path(folder).name, folder
     except Exception as error:  # the hub's own errors and those of the network below
+        if offline:
+            raise DataError(
+                f"{HUB}{name} at {revision or 'main'} is not in the hub's cache (HF_HOME), and "
+                "HF_HUB_OFFLINE=1 keeps it from being streamed: download it first "
+                f"(hf download --repo-type dataset {name}), or give data.revision as it is there"
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"{HUB}{name}: the hub does not say which commit {revision or 'main'} is ({reason}); "
             "check the name and the network, or give the commit as data.revision"
         ) from error
-    return str(sha)
 
 
 def _hub_stream(name: str, configuration: str | None, split: str, revision: str | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inversion_dpo.graphs.graph import SceneGraph
@@ -37,23 +37,19 @@ class GraphStatistics:
         return sorted(label for label, times in self.labels.items() if times == 1)
 
 
-def statistics_of(graphs: Iterable[SceneGraph]) -> GraphStatistics:
-    """Count; the graphs are looked at one at a time."""
-    sizes: list[tuple[int, int, int]] = []
-    labels: Counter[str] = Counter()
-    words: Counter[str] = Counter()
-    isolated = repeated = mutual = 0
-    for graph in graphs:
-        attributes = sum(len(i.attributes) for i in graph.items)
-        sizes.append((len(graph.items), attributes, len(graph.relations)))
-        labels.update(i.label for i in graph.items)
-        words.update(r.relation for r in graph.relations)
-        isolated += len(isolated_items(graph))
-        repeated += len({i.name for i in graph.items}) < len(graph.items)
-        ways = {(r.item1, r.item2) for r in graph.relations}
-        mutual += any((b, a) in ways for a, b in ways)
-    items, attributes_, relations = zip(*sizes, strict=True) if sizes else ((), (), ())
-    return GraphStatistics(items, attributes_, relations, labels, words, isolated, repeated, mutual)
+def statistics_of(graphs: Sequence[SceneGraph]) -> GraphStatistics:
+    """Count what is in the graphs."""
+    ways = [{(r.item1, r.item2) for r in g.relations} for g in graphs]
+    return GraphStatistics(
+        items=tuple(len(g.items) for g in graphs),
+        attributes=tuple(sum(len(i.attributes) for i in g.items) for g in graphs),
+        relations=tuple(len(g.relations) for g in graphs),
+        labels=Counter(i.label for g in graphs for i in g.items),
+        words=Counter(r.relation for g in graphs for r in g.relations),
+        isolated=sum(len(isolated_items(g)) for g in graphs),
+        repeated=sum(len({i.name for i in g.items}) < len(g.items) for g in graphs),
+        mutual=sum(any((b, a) in pairs for a, b in pairs) for pairs in ways),
+    )
 
 
 def isolated_items(graph: SceneGraph) -> list[int]:

@@ -42,6 +42,18 @@ class Votes:
     count: int = 0
     voices: set[str] = field(default_factory=set)
 
+    def row(self) -> dict[str, Any]:
+        """The pair as it is written."""
+        share = self.first / self.count
+        return {
+            "jpg_0": self.images[0],
+            "jpg_1": self.images[1],
+            "label_0": 0.5 if share == 0.5 else float(share > 0.5),
+            "caption": self.caption,
+            "preference_0": share,
+            "labellers": len(self.voices),
+        }
+
 
 def import_choices(
     file: Path, output: Path, columns: Mapping[str, str] | None = None
@@ -78,7 +90,7 @@ def import_choices(
         votes.voices.add(voice if voice is not None else f"row {votes.count}")
     if not found:
         raise DataError(f"{file} names no choice in {counts['rows']} rows; nothing was written")
-    write_rows(output, [_as_row(v) for v in found.values()], SCHEMA)
+    write_rows(output, [votes.row() for votes in found.values()], SCHEMA)
     split = sum(v.first * 2 == v.count for v in found.values())
     return counts + Counter(pairs=len(found), ties=split)
 
@@ -133,15 +145,3 @@ def _choice(where: str, values: Mapping[str, Any], names: Mapping[str, str]) -> 
         f"{where}: {names['choice']} is {said!r}; write left, right, tie or neither, or the "
         "name of the image (numbers are not taken: some tools count from 0, some from 1)"
     )
-
-
-def _as_row(votes: Votes) -> dict[str, Any]:
-    share = votes.first / votes.count
-    return {
-        "jpg_0": votes.images[0],
-        "jpg_1": votes.images[1],
-        "label_0": 0.5 if share == 0.5 else float(share > 0.5),
-        "caption": votes.caption,
-        "preference_0": share,
-        "labellers": len(votes.voices),
-    }

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inversion_dpo.data.columns import WRITTEN
-from inversion_dpo.labels.questions import Question, WebError
+from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import CHOICES, outcome
 from inversion_dpo.run.disk import writing
@@ -60,7 +60,7 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
 def _rows(
     store: LabelStore, labeller: str | None, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """The rows to be written; ``counts`` is told every pair's outcome."""
+    """Give the rows to be written; count every pair's outcome in ``counts``."""
     votes = store.votes()
     for question in store.pairs():
         by = votes.get(question.pair, {})
@@ -68,25 +68,21 @@ def _rows(
         found = outcome(chosen)
         counts[found] += 1
         if found in LABELS:
-            yield _row(question, LABELS[found], Counter(chosen))
+            yield {
+                "jpg_0": question.images[0],
+                "jpg_1": question.images[1],
+                "label_0": LABELS[found],
+                "caption": question.caption,
+                "scene_graph": question.scene_graph,
+                **{f"votes_{choice}": chosen.count(choice) for choice in CHOICES},
+            }
 
 
 def summary(counts: Mapping[str, int]) -> str:
-    """What an export holds, in one line."""
+    """Say what an export holds, in one line."""
     kept = sum(counts.get(name, 0) for name in LABELS)
     ties, split = counts.get("tie", 0), counts.get("split", 0)
     return (
         f"{kept} pairs, of them {ties} ties and {split} without a majority (also ties); left out: "
         f"{counts.get('bad', 0)} both bad, {counts.get('unlabelled', 0)} not labelled"
     )
-
-
-def _row(question: Question, label: float, votes: Counter[str]) -> dict[str, Any]:
-    return {
-        "jpg_0": question.images[0],
-        "jpg_1": question.images[1],
-        "label_0": label,
-        "caption": question.caption,
-        "scene_graph": question.scene_graph,
-        **{f"votes_{choice}": votes[choice] for choice in CHOICES},
-    }

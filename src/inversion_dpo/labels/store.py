@@ -74,47 +74,37 @@ class LabelStore:
             self._db = sqlite3.connect(
                 path, timeout=30, check_same_thread=False, isolation_level=None
             )
-            self._prepare()
+            ours = self._number("PRAGMA application_id") == APPLICATION
+            if not ours and self._number("SELECT count(*) FROM sqlite_master"):
+                raise sqlite3.DatabaseError("it holds other data")
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                self._db.execute(f"PRAGMA {pragma}")
+            with self._transaction():
+                if not self._number("SELECT count(*) FROM sqlite_master"):
+                    for statement in _SCHEMA.split(";\n"):
+                        self._db.execute(statement)
         except sqlite3.Error as error:
             raise WebError(
                 f"{path} cannot be used for labels ({error}); give another file as --labels"
             ) from error
 
-    def _prepare(self) -> None:
-        """Refuse other data before anything is changed; make the tables of a new file."""
-        db = self._db
-        found = db.execute("PRAGMA application_id").fetchone()[0]
-        if found != APPLICATION and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise sqlite3.DatabaseError("it holds other data")
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            db.execute(f"PRAGMA {pragma}")
-        with self._transaction():
-            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._lock, self._db:  # which commits, or rolls back at an error
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            yield
 
     def _rows(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
+    def _number(self, query: str, *values: object) -> int:
+        return int(self._rows(query, *values)[0][0])
+
     def close(self) -> None:
         """Close the file; the log is folded into it."""
         with self._lock:
             self._db.close()
-
-    # ------------------------------------------------------------ pairs
 
     def add(self, questions: Iterable[Question]) -> int:
         """Store pairs that are not there yet, in order; returns how many there are now."""
@@ -134,7 +124,7 @@ class LabelStore:
 
     def total(self) -> int:
         """How many pairs there are."""
-        return int(self._rows("SELECT count(*) FROM pairs")[0][0])
+        return self._number("SELECT count(*) FROM pairs")
 
     def image(self, sha256: str) -> bytes | None:
         """An image's bytes by their hash; None if no pair has it."""
@@ -160,8 +150,6 @@ class LabelStore:
             first,
         )
         return [Asked(*row) for row in rows]
-
-    # ------------------------------------------------------------ labels
 
     def ahead(self, labeller: str, count: int = 2) -> list[Asked]:
         """The next pairs that this labeller has no standing label on; at most ``count``."""
@@ -224,8 +212,7 @@ class LabelStore:
 
     def done(self, labeller: str) -> int:
         """How many pairs this labeller has labelled."""
-        query = "SELECT count(*) FROM standing WHERE labeller = ?"
-        return int(self._rows(query, labeller)[0][0])
+        return self._number("SELECT count(*) FROM standing WHERE labeller = ?", labeller)
 
     def votes(self) -> dict[str, dict[str, str]]:
         """Pair -> labeller -> choice, of all standing labels."""

@@ -24,13 +24,12 @@ from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import Side, sampler_of, side
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey
-from inversion_dpo.making_pairs.candidates import write_pairs
+from inversion_dpo.making_pairs.candidates import Labelled, pair_rows, schema_of, write_rows
 from inversion_dpo.making_pairs.duplicates import Duplicates
 from inversion_dpo.making_pairs.labelling import (
     Cell,
     Draw,
     Judge,
-    Labelled,
     Labelling,
     Pixels,
     Sampling,
@@ -38,7 +37,6 @@ from inversion_dpo.making_pairs.labelling import (
     claim,
     fill,
 )
-from inversion_dpo.making_pairs.splits import split_by_hash
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.processes import current_team
@@ -103,10 +101,8 @@ def write_labelled(
             raise DataError(
                 f"{output}: no prompt gave a pair of {name}; take more samples, or lower --least"
             )
-        both = [(p.winner, p.loser) for p in pairs]
-        write_pairs(
-            output / f"{name}.parquet", both, config.build.seed, [p.preference for p in pairs]
-        )
+        rows = pair_rows(pairs, config.build.seed)
+        write_rows(output / f"{name}.parquet", rows, schema_of(rows))
     return {name: len(pairs) for name, pairs in labelled.items()}
 
 
@@ -170,6 +166,17 @@ def split_cells(config: Config, split: str) -> list[tuple[str, Iterable[SceneGra
         )
         for kind, quota in zip(b.mix, quotas, strict=True)
     ]
+
+
+def split_by_hash(graph: SceneGraph, shares: Mapping[str, float]) -> str:
+    """One of the splits, in proportion to their shares, from the SHA-256 of the scene's text."""
+    digest = hashlib.sha256(SceneKey(graph).text.encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64 * sum(shares.values())
+    for name, share in shares.items():
+        place -= share
+        if place < 0:
+            return name
+    return list(shares)[-1]
 
 
 def apportion(total: int, shares: Sequence[float]) -> list[int]:

@@ -17,6 +17,7 @@ from PIL import Image
 from inversion_dpo.evaluation.figures import INK, PAPER, bare
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey
+from inversion_dpo.making_pairs.candidates import graph_of
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_figure, atomic_text
 
@@ -30,7 +31,10 @@ Rows = Sequence[Mapping[str, Any]]
 def write_card(folder: Path, config: Config, splits: Mapping[str, Rows]) -> None:
     """README.md, distributions.png and pairs.png into the dataset's folder."""
     rows = [row for part in splits.values() for row in part]
-    graphs = {split: [graph_of(row) for row in part] for split, part in splits.items()}
+    graphs = {
+        split: [graph_of(row["caption"], row["scene_graph"]) for row in part]
+        for split, part in splits.items()
+    }
     draw_distributions(folder / "distributions.png", graphs, rows, config.build.by)
     draw_sheet(folder / "pairs.png", rows, config.build.by, config.build.seed)
     atomic_text(card(config, splits, graphs), folder / "README.md")
@@ -67,12 +71,6 @@ def card(
             sources=sorted(sources.items()),
         )
     )
-
-
-def graph_of(row: Mapping[str, Any]) -> SceneGraph:
-    """What a row asks for; without a scene graph the caption alone."""
-    text = row["scene_graph"]
-    return SceneGraph.from_json(text) if text else SceneGraph((), (), row["caption"])
 
 
 def split_table(graphs: Mapping[str, Sequence[SceneGraph]]) -> list[list[object]]:

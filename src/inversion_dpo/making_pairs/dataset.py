@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.images import DataError
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.making_pairs.candidates import pair_rows, schema_of, write_rows
-from inversion_dpo.making_pairs.labelling import Labelled
-from inversion_dpo.making_pairs.splits import leaks
+from inversion_dpo.graphs.scene_key import SceneKey
+from inversion_dpo.making_pairs.candidates import (
+    Labelled,
+    graph_of,
+    pair_rows,
+    schema_of,
+    write_rows,
+)
 from inversion_dpo.run.config import Config, to_yaml
 from inversion_dpo.run.disk import atomic_folder, atomic_text, sha256_of
 
@@ -33,7 +38,7 @@ def write_dataset(
     made: dict[str, int] = {}
 
     def write(folder: Path) -> None:
-        shards = {split: rows_of_split(pairs, config.build.seed) for split, pairs in splits.items()}
+        shards = {split: pair_rows(pairs, config.build.seed) for split, pairs in splits.items()}
         for split, rows in shards.items():
             made.update(write_shards(folder / split, split, rows))
         atomic_text(to_yaml(config), folder / "config.yaml")
@@ -42,11 +47,6 @@ def write_dataset(
 
     atomic_folder(output / "dataset", write)
     return {f"dataset/{name}": count for name, count in made.items()}
-
-
-def rows_of_split(pairs: Sequence[Labelled], seed: int) -> list[dict[str, Any]]:
-    """A split's rows: in half of them the winner stands first."""
-    return pair_rows([(p.winner, p.loser) for p in pairs], seed, [p.preference for p in pairs])
 
 
 def write_shards(folder: Path, split: str, rows: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -64,13 +64,29 @@ def write_shards(folder: Path, split: str, rows: Sequence[dict[str, Any]]) -> di
 
 
 def refuse_leaks(splits: Mapping[str, Sequence[Labelled]]) -> None:
-    """DataError if a scene stands in more than one split."""
-    if found := leaks({split: map(_graph, pairs) for split, pairs in splits.items()}):
+    """Raise DataError if a scene stands in more than one split."""
+    graphs = {
+        split: [graph_of(p.winner.caption, p.winner.scene_graph) for p in pairs]
+        for split, pairs in splits.items()
+    }
+    if found := leaks(graphs):
         raise DataError(f"{len(found)} scenes leak between splits, the first: {found[0]}")
 
 
+def leaks(splits: Mapping[str, Iterable[SceneGraph]]) -> list[str]:
+    """List each scene that stands in more than one split."""
+    seen: dict[SceneKey, str] = {}
+    found = []
+    for split, graphs in splits.items():
+        for graph in graphs:
+            first = seen.setdefault(SceneKey(graph), split)
+            if first != split:
+                found.append(f"{graph.caption!r} stands in {first} and in {split}")
+    return found
+
+
 def refuse_repeats(splits: Mapping[str, Sequence[Labelled]]) -> None:
-    """DataError if an image, by its bytes, stands in more than one pair."""
+    """Raise DataError if an image, by its bytes, stands in more than one pair."""
     images = [c.jpg for pairs in splits.values() for p in pairs for c in (p.winner, p.loser)]
     if repeated := len(images) - len(set(images)):
         raise DataError(f"{repeated} images stand in more than one pair; set build.once=true")
@@ -81,8 +97,3 @@ def write_checksums(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
     lines = [f"{sha256_of(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
     atomic_text("".join(lines), folder / CHECKSUMS)
-
-
-def _graph(pair: Labelled) -> SceneGraph:
-    text = pair.winner.scene_graph
-    return SceneGraph.from_json(text) if text else SceneGraph((), (), pair.winner.caption)

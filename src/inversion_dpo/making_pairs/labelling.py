@@ -11,19 +11,21 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.making_pairs.candidates import Candidate, encode_image, load_chunk, save_chunk
+from inversion_dpo.making_pairs.candidates import Candidate, Labelled, encode_image
 from inversion_dpo.making_pairs.duplicates import Duplicates
 from inversion_dpo.making_pairs.mining import MINERS, disjoint
-from inversion_dpo.run.disk import atomic_text, read_table
+from inversion_dpo.run.disk import atomic_table, atomic_text, read_table
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.processes import current_team
 
@@ -81,15 +83,6 @@ class Cell:
     first_seed: int = 0
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A pair and the probability, above one half, that its winner is preferred."""
-
-    winner: Candidate
-    loser: Candidate
-    preference: float
-
-
 def fill(
     cell: Cell,
     folder: Path,
@@ -132,7 +125,9 @@ def groups(cell: Cell, folder: Path, sampling: Sampling) -> Iterator[list[Candid
             make_chunk(paths[team.rank], ours, seed, sampling)
         team.wait()
         for part, path in zip(parts, paths, strict=True):
-            chunk, k = load_chunk(path) if part else [], sampling.samples
+            rows = pq.read_table(path).to_pylist() if part else []
+            chunk = [Candidate(**row | {"scores": json.loads(row["scores"])}) for row in rows]
+            k = sampling.samples
             yield from (chunk[i : i + k] for i in range(0, len(chunk), k))
         if len(parts[-1]) < CHUNK:
             return
@@ -147,7 +142,9 @@ def make_chunk(
         path.unlink()
     if not path.exists():
         with memory_advice("sampling"):
-            save_chunk(path, scored_samples(graphs, first_seed, sampling))
+            made = scored_samples(graphs, first_seed, sampling)
+            rows = [asdict(c) | {"scores": json.dumps(c.scores)} for c in made]
+            atomic_table(pa.Table.from_pylist(rows), path)
 
 
 def scored_samples(

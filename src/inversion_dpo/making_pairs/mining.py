@@ -7,8 +7,9 @@ in the group. Images of equal score are told apart by their order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -35,7 +36,7 @@ Miner = Callable[[Sequence[Scores], Sequence[str], float], list[Mined]]
 
 
 def best_worst(group: Sequence[Scores], by: Sequence[str], least: float) -> list[Mined]:
-    """The image of the highest mean score with the one of the lowest.
+    """Pair the image of the highest mean score with the one of the lowest.
 
     Choose it where every prompt shall count once and contrasts shall be clear.
     """
@@ -45,40 +46,36 @@ def best_worst(group: Sequence[Scores], by: Sequence[str], least: float) -> list
 
 
 def margin(group: Sequence[Scores], by: Sequence[str], least: float) -> list[Mined]:
-    """Every two images whose mean scores differ by at least ``least``, the widest first.
+    """Pair every two images whose mean scores differ by at least ``least``, the widest first.
 
     Choose it where sampling is dear: a prompt gives several pairs, none of them a close call.
     """
-    return _apart(means(group, by), _ordered(len(group)), least)
+    return _apart(means(group, by), permutations(range(len(group)), 2), least)
 
 
 def every(group: Sequence[Scores], by: Sequence[str], least: float) -> list[Mined]:
-    """Every two images of different mean scores, whatever ``least`` is, the widest first.
+    """Pair every two images of different mean scores, whatever ``least`` is, the widest first.
 
     Choose it to train with soft labels, which weigh the close calls down.
     """
-    return _apart(means(group, by), _ordered(len(group)), 0.0)
+    return margin(group, by, 0.0)
 
 
 def pareto(group: Sequence[Scores], by: Sequence[str], least: float) -> list[Mined]:
-    """Every two images of which one is no worse in any score, better in some and ``least`` better
-    in the mean, the widest first.
+    """Pair every two images of which one is ``least`` better in the mean and worse in no score.
 
-    Choose it where no score may be bought with another one.
-    """  # noqa: D205
-    better = [
-        (w, l)
-        for w, l in _ordered(len(group))
-        if all(group[w][name] >= group[l][name] for name in _named(group, by))
-    ]
-    found = _apart(means(group, by), better, least)
+    The widest come first. Choose it where no score may be bought with another one.
+    """
+    names = _named(group, by)
     return [
-        Mined(p.winner, p.loser, preference(group[p.winner], group[p.loser], by)) for p in found
+        replace(p, preference=preference(group[p.winner], group[p.loser], by))
+        for p in margin(group, by, least)
+        if all(group[p.winner][name] >= group[p.loser][name] for name in names)
     ]
 
 
 def majority(group: Sequence[Scores], by: Sequence[str], least: float) -> list[Mined]:
-    """The image that most scores prefer to the others, with the one that most prefer the others to.
+    """Pair the image that most scores prefer with the one that fewest prefer.
 
     ``least``: the least share of votes for the winner, above one half. Choose it where scores have
     no common scale, such as those of several learned judges.
@@ -106,11 +103,9 @@ MINERS: dict[str, Miner] = {
 
 def disjoint(pairs: Sequence[Mined]) -> list[Mined]:
     """The first pairs that share no image: each image stands in one pair at most."""
-    used: set[int] = set()
-    kept = []
+    kept: list[Mined] = []
     for pair in pairs:
-        if not {pair.winner, pair.loser} & used:
-            used |= {pair.winner, pair.loser}
+        if not {pair.winner, pair.loser} & {k for p in kept for k in (p.winner, p.loser)}:
             kept.append(pair)
     return kept
 
@@ -148,17 +143,12 @@ def _named(group: Sequence[Scores], by: Sequence[str]) -> Sequence[str]:
     return by or there
 
 
-def _ordered(count: int) -> list[tuple[int, int]]:
-    return [(w, l) for w in range(count) for l in range(count) if w != l]
-
-
-def _apart(value: Sequence[float], pairs: Sequence[tuple[int, int]], least: float) -> list[Mined]:
+def _apart(value: Sequence[float], pairs: Iterable[tuple[int, ...]], least: float) -> list[Mined]:
     """Those whose winner's value is higher, by ``least``; the widest first.
 
     Their probability is the sigmoid of the gap, as SmPO has it (2025,
     https://arxiv.org/abs/2506.02698).
     """
     gaps = {(w, l): value[w] - value[l] for w, l in pairs}
-    wide = [pair for pair, gap in gaps.items() if gap > 0 and gap >= least]
-    wide.sort(key=lambda pair: (-gaps[pair], pair))
-    return [Mined(w, l, sigmoid(gaps[w, l])) for w, l in wide]
+    wide = sorted((-gap, pair) for pair, gap in gaps.items() if gap > 0 and gap >= least)
+    return [Mined(w, l, sigmoid(-gap)) for gap, (w, l) in wide]

@@ -10,12 +10,10 @@ import pytest
 from inversion_dpo.data.images import DataError
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey
-from inversion_dpo.making_pairs.build import apportion, build
-from inversion_dpo.making_pairs.candidates import Candidate
+from inversion_dpo.making_pairs.build import apportion, build, split_by_hash
+from inversion_dpo.making_pairs.candidates import Candidate, Labelled
 from inversion_dpo.making_pairs.card import size_category
-from inversion_dpo.making_pairs.dataset import refuse_leaks, refuse_repeats
-from inversion_dpo.making_pairs.labelling import Labelled
-from inversion_dpo.making_pairs.splits import leaks, split_by_hash
+from inversion_dpo.making_pairs.dataset import leaks, refuse_leaks, refuse_repeats
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.world.captions import parse_caption

@@ -11,7 +11,14 @@ import pytest
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.build import LABELLINGS
-from inversion_dpo.making_pairs.candidates import Candidate, encode_image, write_pairs
+from inversion_dpo.making_pairs.candidates import (
+    Candidate,
+    Labelled,
+    encode_image,
+    pair_rows,
+    schema_of,
+    write_rows,
+)
 from inversion_dpo.making_pairs.labelling import Labelling, Sampling, pairs_of, scored_samples
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.drawing import Scene, sample_scene
@@ -20,6 +27,11 @@ from tests.scenes import judge_scenes, score_image
 from tools.embedded.painting import render
 
 VERDICT = ("entity_iou", "relation_iou", "sg_iou", "exact", "composition")
+
+
+def write_pairs(path: Path, pairs: list[tuple[Candidate, Candidate]], seed: int) -> None:
+    rows = pair_rows([Labelled(winner, loser, 0.9) for winner, loser in pairs], seed)
+    write_rows(path, rows, schema_of(rows))
 
 
 def made_up(seed: int, scores: dict[str, float] | None = None, caption: str = "a") -> Candidate:
