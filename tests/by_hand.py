@@ -1,0 +1,198 @@
+"""A cache, a model and a session whose every number is known, without a pipeline."""
+
+import json
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import torch
+from safetensors.torch import save_file
+
+from inversion_dpo.maths.losses import LOSSES, METHODS
+from inversion_dpo.maths.records import Grid, Levels, LossSettings
+from inversion_dpo.maths.schedule import Schedule
+from inversion_dpo.run.disk import sha256_of
+from inversion_dpo.run.processes import Team
+from inversion_dpo.training.plan import Plan
+from inversion_dpo.training.session import pairs_of_step
+from inversion_dpo.trajectories.cache import TrajectoryCache
+
+PAIRS, PER_SHARD, STEPS = 5, 2, 3
+# alpha = 1, 0.96, 0.8, 0.6
+ALPHA = torch.tensor([1.0, 0.96, 0.8, 0.6], dtype=torch.float64)
+GRID = Grid(torch.tensor([0, 10, 20, 30]), Levels(ALPHA, (1 - ALPHA**2).sqrt()))
+
+
+def clean(pair, side):
+    """The pair's number in hundreds, one ten more for the loser; two elements."""
+    return torch.tensor([100.0 * pair + 10 * side, -1.0]) / 100
+
+
+def state(pair, side, i):
+    """The state at grid index i: the clean image and a hundredth for each step."""
+    return clean(pair, side) + i / 100
+
+
+def reference(pair, side, i):
+    """What the reference predicts there."""
+    return state(pair, side, i) / 2 + i
+
+
+def write_cache(folder, *, steps=None, kind="v_prediction"):
+    """Write and open a cache of five pairs in three shards.
+
+    steps: of every pair the grid indices that are kept; all of them by default.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = steps or [list(range(1, STEPS + 1))] * PAIRS
+    sums = {}
+    for number, first in enumerate(range(0, PAIRS, PER_SHARD)):
+        pairs = range(first, min(first + PER_SHARD, PAIRS))
+        images = [(p, side) for p in pairs for side in (0, 1)]
+        tensors = {
+            "clean": torch.stack([clean(*image) for image in images]),
+            "preference": torch.tensor([1 - p / 10 for p in pairs]),
+            "steps": torch.tensor([kept[p] for p in pairs]),
+            "condition.prompt": torch.tensor([[p + 1.0] for p in pairs]),
+            "condition.graph_rows": torch.tensor([[p + 0.5] for p in pairs]),
+            "framing.size": torch.tensor([[10.0 * p + side] for p, side in images]),
+            "x_T_variance": torch.tensor([0.5 + p for p, _ in images]),
+        }
+        for name, value in (("states", state), ("reference", reference)):
+            rows = [torch.stack([value(*i, k) for k in kept[i[0]]]) for i in images]
+            tensors[name] = torch.stack(rows)
+        path = folder / f"shard-{number:05d}.safetensors"
+        save_file(tensors, path)
+        sums[path.name] = sha256_of(path)
+    empty = {"prompt": torch.tensor([[-7.0]]), "graph_rows": torch.tensor([[-9.0]])}
+    save_file(empty, folder / "empty.safetensors")
+    sums["empty.safetensors"] = sha256_of(folder / "empty.safetensors")
+    manifest = {
+        "key": {
+            "model": "0123456789abcdef" * 4,
+            "keep": [1, 1, 3] if steps else None,
+            "last": STEPS,
+        },
+        "pairs": PAIRS,
+        "pairs_per_shard": PER_SHARD,
+        "counts": {"rows": 7, "pairs": PAIRS, "ties": 2},
+        "overlong": {"tokenizer": 0},
+        "digests": [f"{p}" * 64 for p in range(PAIRS)],
+        "reconstruction": [0.1, 0.5, 0.2, 0.4, 0.3],
+        "shards": sums,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return TrajectoryCache(folder, GRID, kind)
+
+
+class Scaled(torch.nn.Module):
+    """Predicts ``weight`` times what it is given."""
+
+    def __init__(self, weight=0.5):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(float(weight)))
+
+    def forward(self, x):
+        return self.weight * x
+
+
+class Model:
+    """Predicts weight x + prompt + t / 10; counts its evaluations in ``calls``, one an image."""
+
+    unreached, component = None, "unet"
+
+    def __init__(self, network=None, kind="v_prediction", grid=GRID):
+        self.schedule = Schedule(kind, grid.timesteps, grid.levels, lambda steps: grid)
+        self.pipeline = SimpleNamespace(unet=network or Scaled())
+        self.calls = 0
+
+    def predict(self, network, x, t, condition):
+        self.calls += len(x)
+        return (
+            network(x)
+            + condition["prompt"].reshape(-1, *[1] * (x.ndim - 1))
+            + (t.reshape(-1, *[1] * (x.ndim - 1)).to(x) / 10)
+        )
+
+
+class Accelerator:
+    """One process on the CPU, no mixed precision."""
+
+    device, num_processes, scaler, mixed_precision = torch.device("cpu"), 1, None, "no"
+
+    def __init__(self):
+        self.unsynced, self.logged, self.trackers = 0, [], []
+
+    autocast = staticmethod(nullcontext)
+
+    @contextmanager
+    def no_sync(self, network):
+        self.unsynced += 1
+        yield
+
+    def backward(self, loss):
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters, limit):
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def log(self, row, step):
+        self.logged.append((step, row))
+
+
+def make_plan(name="inversion_dpo", **changed):
+    """A plan of a method, over all levels of the grid, with equal weights."""
+    method = METHODS[name]
+    values = {
+        "loss": LOSSES[method.loss],
+        "settings": LossSettings(2.0),
+        "path": method.path,
+        "target": method.target,
+        "low": 1,
+        "high": STEPS,
+        "weights": torch.ones(STEPS + 1),
+        "states": 1,
+        "safeguard": False,
+        "soft_labels": False,
+        "guidance_scale": 1.0,
+        "batch_size": 4,
+        "accumulation": 1,
+        "seed": 0,
+        "prompt_dropout": 0.0,
+        "graph_dropout": 0.0,
+        "caption_dropout": 0.0,
+    }
+    return Plan(**values | changed)
+
+
+def make_session(cache, plan=None, weight=0.5, **more):
+    """A session that trains the one weight of :class:`Scaled`; the reference has 0.25."""
+    network, frozen = Scaled(weight), Scaled(0.25)
+
+    @contextmanager
+    def of_reference(given):
+        assert given is network
+        yield frozen
+
+    policy = SimpleNamespace(
+        trainable=lambda: {"weight": network.weight}, reference=of_reference, network=network
+    )
+    values = {
+        "accelerator": Accelerator(),
+        "model": Model(network),
+        "policy": policy,
+        "network": network,
+        "optimizer": torch.optim.SGD([network.weight], lr=1.0),
+        "cache": cache,
+        "train_pairs": [0, 1, 2, 3],
+        "heldout_pairs": [4],
+        "plan": plan or make_plan(),
+        "clip": 1e9,
+        "max_skipped": 1,
+        "skipped": 0,
+        "team": Team(),
+    }
+    session = SimpleNamespace(**values | more)
+    session.batch_of = lambda number: pairs_of_step(
+        session.train_pairs, session.plan.batch_size, session.plan.seed, number
+    )
+    return session

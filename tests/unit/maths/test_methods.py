@@ -1,0 +1,150 @@
+"""The table of methods, what each loss needs, and small laws of the losses."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from inversion_dpo.maths.losses import (
+    LOSSES,
+    METHODS,
+    as_pair_errors,
+    dpo_logit,
+    link_loss,
+    method_of,
+    residual_overlap,
+    safeguarded,
+    squared_error,
+)
+from inversion_dpo.maths.records import LossSettings
+
+# ---- what is taken from the table
+
+
+def test_a_method_is_its_row_with_what_is_given():
+    assert method_of("kto") == METHODS["kto"]
+    kto = method_of("kto", path="trajectory", target="transition")
+    assert (kto.loss, kto.path, kto.target) == ("kto", "trajectory", "transition")
+    assert method_of("diffusion_dpo", loss="sft").loss == "sft"
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"name": "ppo"}, "objective.name='ppo' is not one of inversion_dpo, "),
+        ({"loss": "ppo"}, "objective.loss='ppo' is not one of dpo, "),
+        ({"path": "ppo"}, "objective.path='ppo' is not one of trajectory, "),
+        ({"target": "ppo"}, "objective.target='ppo' is not one of x0, "),
+        ({"path": "noise", "target": "transition"}, "needs objective.path=trajectory"),
+        ({"path": "policy", "target": "reference"}, "needs objective.path=trajectory"),
+        ({"loss": "dpo_released"}, "for objective.target=reference only, not for x0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given, what):
+    with pytest.raises(ValueError) as error:
+        method_of(**{"name": "inversion_dpo"} | given)
+    assert what in str(error.value)
+
+
+def probed(name, **changed):
+    """Loss of three made-up pairs, with other errors where given."""
+    torch.manual_seed(3)
+    made = [0.1 + 0.2 * torch.rand(6, dtype=torch.float64) for _ in range(3)]
+    errors = as_pair_errors(made[0], made[1], moved=made[2])
+    return LOSSES[name].function(replace(errors, **changed), LossSettings(3.0)).loss
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_table_says_what_a_loss_depends_on(name):
+    """Move the reference, or the baseline, and look whether the loss moves."""
+    reference = {k: torch.full((3,), 0.7).double() for k in ("winner_ref", "loser_ref")}
+    baseline = {"baseline": torch.full((3,), 0.2).double()}
+    for said, changed in (
+        (LOSSES[name].reference, reference),
+        (LOSSES[name].baseline, baseline),
+    ):
+        assert torch.equal(probed(name), probed(name, **changed)) != said
+
+
+# ---- laws
+
+
+def test_every_loss_has_a_slope_and_no_margin_has_one():
+    for name, loss in LOSSES.items():
+        policy = torch.tensor([0.2, 0.3], requires_grad=True)
+        out = loss.function(as_pair_errors(policy, torch.tensor([0.25, 0.25])), LossSettings(1.0))
+        assert not out.margin.requires_grad, name
+        out.loss.sum().backward()
+        assert (policy.grad[0] > 0) == (name != "dpo_released"), name  # worse winner, more loss
+
+
+@pytest.mark.parametrize("link", ["sigmoid", "hinge", "ipo"])
+def test_links_are_symmetric_in_the_label(link):
+    z, p = torch.tensor([-2.0, 0.3, 1.5]), torch.tensor([0.2, 0.9, 1.0])
+    torch.testing.assert_close(link_loss(z, p, link), link_loss(-z, 1 - p, link))
+
+
+def test_links_by_hand():
+    z, p = torch.tensor([0.25]), torch.tensor([0.75])
+    assert link_loss(z, p, "hinge").item() == pytest.approx(0.75 * 0.75 + 0.25 * 1.25)
+    assert link_loss(z, p, "ipo").item() == pytest.approx(0.75 * 0.0625 + 0.25 * 0.5625)
+    wanted = 0.75 * math.log(1 + math.exp(-0.25)) + 0.25 * math.log(1 + math.exp(0.25))
+    assert link_loss(z, p, "sigmoid").item() == pytest.approx(wanted)
+    assert link_loss(torch.tensor([3.0]), torch.tensor([1.0]), "hinge").item() == 0
+    assert link_loss(torch.tensor([-3.0]), torch.tensor([0.0]), "hinge").item() == 0
+
+
+def test_label_smoothing_is_a_softer_label():
+    """Smoothing by e of a label p is the loss of a label e + (1 - 2e) p."""
+    errors = as_pair_errors(torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.2]))
+    soft = LossSettings(5.0, label_smoothing=0.2)
+    for p in (1.0, 0.6, 0.5):
+        found = LOSSES["dpo"].function(replace(errors, preference=torch.tensor([p])), soft)
+        wanted = link_loss(dpo_logit(errors, 5.0), torch.tensor([0.2 + 0.6 * p]), "sigmoid")
+        torch.testing.assert_close(found.loss, wanted)
+
+
+def test_safeguard_takes_mu_off_the_winners_error():
+    # (1 - 0.25) * 0.5 / 1.5 = 0.25 of the loser's slope
+    loser = torch.tensor([2.0], requires_grad=True)
+    errors = as_pair_errors(torch.tensor([0.5, 2.0]), torch.zeros(2), overlap=torch.tensor([1.5]))
+    held = safeguarded(replace(errors, loser=loser), mu=0.25)
+    held.loser.sum().backward()
+    assert loser.grad.item() == pytest.approx(0.25)
+    assert held.loser.item() == 2.0
+
+
+def test_the_safeguards_scale_has_no_slope_of_its_own():
+    winner = torch.tensor([0.5], requires_grad=True)
+    loser = torch.tensor([2.0], requires_grad=True)
+    errors = as_pair_errors(torch.tensor([0.5, 2.0]), torch.zeros(2), overlap=torch.tensor([1.5]))
+    held = safeguarded(replace(errors, winner=winner, loser=loser * 1.0))
+    held.loser.sum().backward()
+    assert winner.grad is None
+
+
+def test_mapo_takes_a_winner_without_error():
+    out = LOSSES["mapo"].function(
+        as_pair_errors(torch.tensor([0.0, 1.0]).double(), torch.zeros(2).double()),
+        LossSettings(0.1),
+    )
+    # phi(0) = 1, phi(0.5) = 0.5 / (e^0.5 - 1) = 0.7707: a logit of 229
+    assert out.margin.item() == pytest.approx(1000 * (1 - 0.5 / math.expm1(0.5)))
+    assert out.loss.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_half_precision_errors_are_taken_in_float32():
+    target, prediction = torch.full((2, 4), 300.0).half(), torch.zeros(2, 4).half()
+    assert squared_error(target, prediction).tolist() == [90000.0] * 2  # over half's 65504
+    assert residual_overlap(target, prediction).tolist() == [90000.0]
+
+
+def test_errors_are_split_or_refused():
+    errors = as_pair_errors(torch.arange(4.0), torch.arange(4.0, 8.0))
+    assert errors.winner_moved.tolist() == errors.loser_moved.tolist() == [0, 0]
+    assert errors.weight.tolist() == errors.preference.tolist() == [1, 1]
+    assert errors.overlap.tolist() == errors.baseline.tolist() == [0, 0]
+    for shapes in ((3, 3), (4, 2), (2, 4)):
+        with pytest.raises(ValueError, match="need two equal"):
+            as_pair_errors(*(torch.zeros(n) for n in shapes))

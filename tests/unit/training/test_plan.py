@@ -1,0 +1,72 @@
+"""What a step takes out of a configuration."""
+
+import pytest
+import torch
+
+from inversion_dpo.maths.records import Grid, Levels
+from inversion_dpo.maths.schedule import Schedule
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.training.plan import make_plan
+from tests.by_hand import make_plan as plan_by_hand
+
+ALPHA = torch.linspace(1.0, 0.1, 11, dtype=torch.float64)
+LEVELS = Levels(ALPHA, (1 - ALPHA**2).sqrt())
+SCHEDULE = Schedule("epsilon", torch.arange(11), LEVELS, lambda steps: GRID)
+GRID = Grid(torch.tensor([0, 2, 4, 6, 8]), LEVELS[torch.tensor([0, 2, 4, 6, 8])])
+
+
+def plan(*overrides, grid=GRID):
+    steps = f"inversion.steps={grid.steps}"
+    return make_plan(load_config(None, [steps, *overrides]), SCHEDULE, grid)
+
+
+def test_a_trajectory_is_trained_on_its_grids_levels():
+    p = plan("objective.t_min=0.3", "objective.t_max=0.8")
+    assert (p.low, p.high, p.path, p.target) == (2, 3, "trajectory", "x0")
+    assert len(p.weights) == 5 and p.weights[2:4].mean().item() == pytest.approx(1)
+
+
+def test_fresh_noise_is_trained_on_the_schedules_levels():
+    p = plan("objective.name=diffusion_dpo", "objective.t_min=0.3", "objective.t_max=0.8")
+    assert (p.low, p.high) == (3, 8) and len(p.weights) == 11
+    # 1 / alpha^2 over levels 3 to 8, mean 1
+    p = plan("objective.name=diffusion_dpo", "objective.weighting=velocity")
+    assert p.weights[1:].mean().item() == pytest.approx(1, abs=0.1)
+    ratio = (p.weights[10] / p.weights[5]).item()
+    assert ratio == pytest.approx((0.55 / 0.1) ** 2, rel=1e-5)
+
+
+def test_a_first_state_without_more_noise_than_the_image_is_refused():
+    alpha = torch.tensor([0.99, 0.99, 0.5], dtype=torch.float64)
+    flat = Grid(torch.tensor([0, 0, 5]), Levels(alpha, (1 - alpha**2).sqrt()))
+    with pytest.raises(ConfigError, match=r"objective.t_min=0.75, or"):
+        plan(grid=flat)
+    assert plan("objective.t_min=0.75", grid=flat).low == 2
+    assert plan("objective.name=diffusion_dpo", "objective.t_min=0.0", grid=flat).low == 0
+
+
+@pytest.mark.parametrize("share", ["prompt_dropout", "graph_dropout", "caption_dropout"])
+def test_any_dropout_is_a_dropout(share):
+    assert plan_by_hand(**{share: 0.01}).drops
+    assert not plan_by_hand().drops
+
+
+def test_only_the_reference_as_target_is_a_saddle():
+    assert plan("objective.target=reference").on_saddle
+    assert not plan("objective.target=transition").on_saddle
+
+
+def test_values_arrive_where_they_belong():
+    p = plan(
+        "objective.beta=7",
+        "objective.link=ipo",
+        "objective.label_smoothing=0.125",
+        "objective.states=3",
+        "training.gradient_accumulation=2",
+        "training.seed=5",
+        "training.batch_size=6",
+        "data.prompt_dropout=0.25",
+    )
+    assert (p.settings.beta, p.settings.link, p.settings.label_smoothing) == (7, "ipo", 0.125)
+    assert (p.states, p.accumulation, p.seed, p.batch_size) == (3, 2, 5, 6)
+    assert (p.prompt_dropout, p.graph_dropout, p.caption_dropout) == (0.25, 0, 0)

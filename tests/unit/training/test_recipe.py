@@ -1,0 +1,480 @@
+"""The recipe's parts, with everything around them made up."""
+
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+
+from inversion_dpo.data.images import DataError
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.faults import Terminated
+from inversion_dpo.run.processes import Team
+from inversion_dpo.training import recipe
+from inversion_dpo.training.checkpoint import Progress
+from inversion_dpo.training.recipe import (
+    Prepared,
+    check_usable,
+    counts_text,
+    finish,
+    guidance_text,
+    only_network_stays,
+    overlong_text,
+    prepare,
+    rate_at,
+    reproducible,
+    run_steps,
+    set_up,
+    split_pairs,
+    train,
+)
+from tests.by_hand import Accelerator, Model, Scaled, make_plan, make_session, write_cache
+
+
+def config(*overrides):
+    return load_config(None, ["inversion.steps=3", *overrides])
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return write_cache(tmp_path / "cache")
+
+
+# ---- pairs
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "aside"),
+    [(10, 0.2, 2), (10, 0.26, 3), (10, 0.001, 1), (10, 0.0, 1), (10, 1.0, 9), (2, 0.9, 1)],
+)
+def test_a_share_is_held_out_at_least_one_and_not_all(count, share, aside):
+    numbers = [100 + k for k in range(count)]
+    training, heldout = split_pairs(numbers, share)
+    assert len(heldout) == aside
+    assert sorted(training + heldout) == numbers
+    assert training == sorted(training) and heldout == sorted(heldout)
+
+
+def test_the_split_is_seeded_and_by_chance():
+    numbers = list(range(1000))
+    assert split_pairs(numbers, 0.5) == split_pairs(numbers, 0.5, seed=0)
+    assert split_pairs(numbers, 0.5) != split_pairs(numbers, 0.5, seed=1)
+    assert 400 < sum(split_pairs(numbers, 0.5)[1]) / 500 < 600
+
+
+def test_pairs_that_do_not_come_back_are_left_out(cache, caplog, monkeypatch):
+    assert reproducible(cache, None) == [0, 1, 2, 3, 4]
+    with caplog.at_level(logging.INFO):
+        assert reproducible(cache, 0.4) == [0, 2, 3, 4]  # errors .1 .5 .2 .4 .3
+    assert "inversion.max_error leaves out 1 of 5 pairs" in caplog.text
+    with pytest.raises(DataError, match="max_error=0.3 leaves only 3 pairs"):
+        reproducible(cache, 0.3)
+
+
+# ---- what is refused
+
+
+def refused(cache, *overrides, team=None, monkeypatch, **plan):
+    monkeypatch.setattr(recipe, "current_team", lambda: team or Team())
+    check_usable(config(*overrides), cache, make_plan(**plan))
+
+
+def test_single_images_need_a_loss_without_preference(cache, monkeypatch):
+    cache.counts["single"] = 2
+    with pytest.raises(DataError, match="objective.name=denoising"):
+        refused(cache, monkeypatch=monkeypatch)
+    for name in ("sft", "denoising"):
+        refused(cache, f"objective.name={name}", monkeypatch=monkeypatch, name=name)
+    cache.counts["single"] = 0
+    refused(cache, monkeypatch=monkeypatch)
+
+
+def test_soft_labels_need_one_soft_label(cache, monkeypatch):
+    refused(cache, monkeypatch=monkeypatch, soft_labels=True)
+    cache.preference = lambda pairs: torch.ones(len(pairs))
+    with pytest.raises(DataError, match="no pair has a preference_0"):
+        refused(cache, monkeypatch=monkeypatch, soft_labels=True)
+    refused(cache, monkeypatch=monkeypatch)
+
+
+def test_a_batch_holds_a_pair_for_each_part_of_each_process(cache, monkeypatch):
+    refused(cache, team=Team(0, 2), monkeypatch=monkeypatch, batch_size=6, accumulation=3)
+    with pytest.raises(ConfigError, match="2 processes in .*=3 parts need at least 6"):
+        refused(cache, team=Team(0, 2), monkeypatch=monkeypatch, batch_size=5, accumulation=3)
+
+
+def test_noise_is_looked_at_where_there_are_trajectories(cache, monkeypatch, caplog):
+    monkeypatch.setattr(recipe, "noise_variance", lambda cache: 0.1)
+    refused(cache, monkeypatch=monkeypatch, name="diffusion_dpo")
+    assert "variance" not in caplog.text
+    refused(cache, monkeypatch=monkeypatch)
+    assert "has variance 0.10" in caplog.text
+    refused(cache, "inversion.t_start=0.2", monkeypatch=monkeypatch)
+    assert "(it is 0.2)" in caplog.text
+
+
+def test_another_guidance_in_sampling_is_said(cache, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    same = ["objective.guidance_scale=3", "evaluation.guidance_scale=3"]
+    refused(cache, *same, monkeypatch=monkeypatch)
+    assert "training at guidance" not in caplog.text
+    refused(cache, "evaluation.guidance_scale=3", monkeypatch=monkeypatch)
+    assert "training at guidance 1, sampling at evaluation.guidance_scale=3:" in caplog.text
+    caplog.clear()  # a distilled network is trained at what it is told
+    embedded = ["model.guidance_embed=3", "evaluation.guidance_scale=3"]
+    refused(cache, *embedded, monkeypatch=monkeypatch)
+    assert "training at guidance" not in caplog.text
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.NO])
+def test_merging_is_refused_under_fsdp_alone(merge, kind, monkeypatch):
+    asked = []
+    engine = SimpleNamespace(distributed_type=kind)
+    monkeypatch.setattr(recipe, "Accelerator", lambda **given: asked.append(given) or engine)
+    settings = config(f"policy.merge={merge}".lower(), "training.mixed_precision=bf16")
+    if merge and kind == DistributedType.FSDP:
+        with pytest.raises(ConfigError, match="policy.merge=true does not work under FSDP"):
+            recipe.make_accelerator(settings)
+    else:
+        assert recipe.make_accelerator(settings) is engine
+    assert asked == [{"mixed_precision": "bf16"}]
+
+
+def test_a_policy_stays_on_the_device_and_the_rest_leaves(monkeypatch):
+    moved, emptied = [], []
+
+    class Part(torch.nn.Module):
+        def to(self, device):
+            moved.append((self, device))
+
+    unet, vae, text = Part(), Part(), Part()
+    parts = {"unet": unet, "vae": vae, "text_encoder": text, "tokenizer": object()}
+    model = SimpleNamespace(component="unet", pipeline=SimpleNamespace(components=parts))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        moved.clear()
+        only_network_stays(model)
+        assert moved == [(text, "cpu"), (vae, "cpu")] and len(emptied) == there
+
+
+# ---- what is prepared
+
+
+class Prepares:
+    """Stands for loading, reading and filling."""
+
+    def __init__(self, monkeypatch, cache, *, guidance=1.0, main=True):
+        self.filled, self.asked = [], []
+        self.model = Model()
+        self.key = SimpleNamespace(guidance_scale=guidance, prompt_chunks=2)
+        tokenizer = SimpleNamespace(model_max_length=77)
+        self.model.pipeline.tokenizer = tokenizer
+
+        def fill(root, model, pairs, key, *, device, team):
+            self.filled.append((root, model, pairs, key, device, team))
+            return cache
+
+        def error(model, cache, scale):
+            self.asked.append(scale)
+            return scale / 10
+
+        team, pairs = (
+            Team(0 if main else 1, 1),
+            SimpleNamespace(config=SimpleNamespace(pairs="made up")),
+        )
+        for name, value in {
+            "make_accelerator": lambda config: Accelerator(),
+            "current_team": lambda: team,
+            "load_model": lambda config, device: self.model,
+            "open_pairs": lambda config: pairs,
+            "key_of": lambda config, pairs, model: self.key,
+            "fill": fill,
+            "round_trip_error": error,
+        }.items():
+            monkeypatch.setattr(recipe, name, value)
+
+
+def test_preparing_fills_once_and_says_what_there_is(cache, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    made = Prepares(monkeypatch, cache)
+    prepared = prepare(config(), tmp_path / "root")
+    assert prepared.cache is cache and prepared.model is made.model
+    assert len(made.filled) == 1 and made.filled[0][0] == tmp_path / "root"
+    assert made.asked == []
+    assert caplog.messages == ["5 pairs of 7 rows; left out: 2 ties"]
+
+
+@pytest.mark.parametrize(("guidance", "main", "asked"), [(2.0, True, [1.0, 2.0]), (2.0, False, [])])
+def test_inverting_under_guidance_is_measured_by_the_first_process(
+    cache, tmp_path, monkeypatch, caplog, guidance, main, asked
+):
+    made = Prepares(monkeypatch, cache, guidance=guidance, main=main)
+    prepare(config(), tmp_path)
+    assert made.asked == asked
+    assert ("by 0.2000 of their norm, and by 0.1000 at guidance 1" in caplog.text) == main
+
+
+def test_captions_that_are_cut_are_counted(cache, tmp_path, monkeypatch, caplog):
+    cache.overlong = {"tokenizer": 3}
+    Prepares(monkeypatch, cache)
+    prepare(config(), tmp_path)
+    assert "of 5 captions the end is cut: 3 by tokenizer (reads 150 tokens)" in caplog.text
+    assert "model.prompt_chunks=3 reads 75 more" in caplog.text
+
+
+@pytest.mark.parametrize(("pairs", "enough"), [(3, False), (4, True)])
+def test_fewer_than_four_pairs_are_refused(cache, tmp_path, monkeypatch, pairs, enough):
+    cache.pairs = pairs
+    Prepares(monkeypatch, cache)
+    if enough:
+        prepare(config(), tmp_path)
+    else:
+        with pytest.raises(DataError, match="made up: only 3 usable pairs; give at least 4"):
+            prepare(config(), tmp_path)
+
+
+def test_texts():
+    counted = SimpleNamespace(pairs=3, counts={"rows": 9, "pairs": 3, "ties": 2, "identical": 0})
+    counted.counts |= {"skipped": 4, "bad_rows": 4, "duplicates": 1, "single": 1}
+    assert counts_text(counted) == "3 pairs of 9 rows; left out: 2 ties, 4 bad_rows"
+    assert counts_text(SimpleNamespace(pairs=0, counts={})) == "0 pairs of 0 rows"
+    assert "guidance_scale=2: " in guidance_text(2.0, 0.125, 0.5)
+    assert "by 0.5000 of their norm, and by 0.1250" in guidance_text(2.0, 0.125, 0.5)
+    cut = SimpleNamespace(pairs=5, overlong={"tokenizer": 0, "tokenizer_2": 2})
+    pipeline = SimpleNamespace(
+        tokenizer=SimpleNamespace(model_max_length=77),
+        tokenizer_2=SimpleNamespace(model_max_length=52),
+    )
+    text = overlong_text(cut, SimpleNamespace(pipeline=pipeline), 2)
+    assert text == (
+        "of 5 captions the end is cut: 2 by tokenizer_2 (reads 100 tokens); "
+        "model.prompt_chunks=3 reads 75 more"
+    )
+
+
+# ---- what is set up
+
+
+@pytest.fixture
+def prepared(cache, monkeypatch):
+    """A prepared run whose policy is one number."""
+    network = Scaled()
+    network.calls = []
+    network.enable_gradient_checkpointing = lambda: network.calls.append("checkpointing")
+    network.train = lambda mode=True: network.calls.append("train")
+    policy = SimpleNamespace(network=network, trainable=lambda: {"weight": network.weight})
+    accelerator = Accelerator()
+    accelerator.prepare = lambda *both: both
+    monkeypatch.setattr(recipe, "attach", lambda model, config: policy)
+    monkeypatch.setattr(recipe, "only_network_stays", lambda model: None)
+    return Prepared(accelerator, Model(network), cache)
+
+
+def test_a_session_holds_the_settings_and_swaps_training_labels_only(prepared):
+    extra = ["data.holdout=0.4", "data.label_noise=1", "training.max_grad_norm=0.5"]
+    counts = ["training.max_skipped=7", "training.keep_checkpoints=9"]
+    session = set_up(config(*extra, *counts), prepared)
+    assert len(session.heldout_pairs) == 2 and len(session.train_pairs) == 3
+    assert prepared.cache._swapped == set(session.train_pairs)
+    assert (session.clip, session.max_skipped, session.keep_checkpoints) == (0.5, 7, 9)
+    assert session.plan.high == 3 and session.skipped == 0
+    assert prepared.model.pipeline.unet.calls == []
+    batch = [pair for pair, _ in session.batch_of(0)]
+    assert set(batch) <= set(session.train_pairs) and len(batch) == session.plan.batch_size
+
+
+def test_checkpointing_and_compilation_are_done_where_asked(prepared, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network: ("compiled", network))
+    plain = set_up(config(), prepared)
+    assert plain.network is prepared.model.pipeline.unet
+    asked = config("training.gradient_checkpointing=true", "training.compile=true")
+    session = set_up(asked, prepared)
+    assert session.network == ("compiled", prepared.model.pipeline.unet)
+    assert prepared.model.pipeline.unet.calls == ["checkpointing", "train"]
+
+
+# ---- the steps
+
+
+class Steps:
+    """Stands for what a step does; keeps what was called, and with what."""
+
+    def __init__(self, monkeypatch, stop_after=None, looks=None):
+        self.rows, self.saved, self.snapshots, self.rates = [], [], [], []
+        self.looks, self.before = 0, []
+
+        def heldout(session):
+            self.looks += 1
+            return {"heldout_accuracy": float(self.looks)}
+
+        def taken(session, number, rate):
+            self.rates.append(rate)
+            return {"loss": 0.5, "grad_norm": 1.0}
+
+        def save(session, folder, *, step, seconds, looked):
+            self.saved.append((step, looked["heldout_accuracy"], seconds))
+
+        def asked(session, stopping):
+            return stop_after is not None and len(self.rates) >= stop_after
+
+        clock = iter(range(1000))
+        for name, value in {
+            "heldout": heldout,
+            "step": taken,
+            "check_step": lambda session, number, row, before: self.before.append(before),
+            "append_row": lambda folder, row: self.rows.append(row),
+            "save_session": save,
+            "save_policy": lambda session, target: self.snapshots.append(target.name),
+            "asked_to_stop": asked,
+            "time": SimpleNamespace(time=lambda: next(clock)),
+        }.items():
+            monkeypatch.setattr(recipe, name, value)
+
+
+def run(cache, tmp_path, *overrides, start=0, seconds=0.0, team=None):
+    session = make_session(cache, team=team or Team())
+    t = config("training.steps=7", *overrides).training
+    progress = Progress(start, seconds, "of the cache")
+    return run_steps(session, t, tmp_path, progress, lambda: False), session
+
+
+EVERY = ("training.eval_every=4", "training.checkpoint_every=3")
+
+
+def test_measured_and_saved_when_it_is_due(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch)
+    last, session = run(cache, tmp_path, *EVERY)
+    assert [r["step"] for r in made.rows] == list(range(7))
+    looked = [r["step"] for r in made.rows if "heldout_accuracy" in r]
+    assert looked == [0, 4]
+    assert [(step, look) for step, look, _ in made.saved] == [(3, 2.0), (6, 4.0), (7, 5.0)]
+    assert last["step"] == 7 and last["heldout_accuracy"] == 5.0  # measured at the end, once
+    assert made.looks == 5 and made.snapshots == []
+    # the clock ticks once at the beginning and once a step
+    assert [r["seconds"] for r in made.rows] == [float(k) for k in range(1, 8)]
+    assert [number for number, _ in session.accelerator.logged] == list(range(7))
+    assert last["seconds"] == made.saved[-1][2] == 7.0
+
+
+def test_one_look_serves_a_checkpoint_and_the_row_after_it(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch)
+    run(cache, tmp_path, "training.eval_every=3", "training.checkpoint_every=3")
+    looks = {r["step"]: r["heldout_accuracy"] for r in made.rows if "heldout_accuracy" in r}
+    assert looks == {0: 1.0, 3: 2.0, 6: 3.0} and made.looks == 4
+    assert [(step, look) for step, look, _ in made.saved] == [(3, 2.0), (6, 3.0), (7, 4.0)]
+
+
+def test_a_run_goes_on_where_it_stood(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch)
+    run(cache, tmp_path, *EVERY, start=5, seconds=100.0)
+    assert [r["step"] for r in made.rows] == [5, 6]
+    assert [r["seconds"] for r in made.rows] == [101.0, 102.0]
+    assert made.before == [None, None]  # all tensors moved long ago
+    made = Steps(monkeypatch)
+    run(cache, tmp_path, *EVERY)
+    assert made.before[0]["weight"].item() == 0.5
+
+
+def test_a_finished_run_only_measures(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch)
+    last, _ = run(cache, tmp_path, *EVERY, start=7)
+    assert made.rows == [] and last["heldout_accuracy"] == 1.0 and made.saved == []
+
+
+def test_snapshots_are_kept_every_so_often(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch)
+    run(cache, tmp_path, *EVERY, "training.snapshot_every=2")
+    assert made.snapshots == ["step-000002", "step-000004", "step-000006"]
+
+
+def test_a_stop_saves_first(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch, stop_after=2)
+    with pytest.raises(Terminated, match="after step 2 of 7"):
+        run(cache, tmp_path, *EVERY)
+    assert [step for step, *_ in made.saved] == [2] and len(made.rows) == 2
+
+
+def test_only_the_first_process_writes(cache, tmp_path, monkeypatch, capsys):
+    made = Steps(monkeypatch)
+    run(cache, tmp_path, *EVERY, team=Team(1, 2))
+    assert made.rows == [] and len(made.saved) == 3
+    assert capsys.readouterr().err == ""  # nor does it draw a bar
+    run(cache, tmp_path, *EVERY)
+    assert "loss=0.500" in capsys.readouterr().err
+
+
+def test_each_step_has_its_own_rate(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch)
+    overrides = ["training.warmup=2", "training.lr_scheduler=cosine", "training.learning_rate=2"]
+    run(cache, tmp_path, *EVERY, *overrides)
+    decay = [1 + math.cos(math.pi * k / 5) for k in range(5)]  # 2 times a half of it
+    assert made.rates == pytest.approx([1.0, 2.0, *decay])
+    t = config("training.steps=2", "training.warmup=2", "training.lr_scheduler=linear").training
+    assert rate_at(1, t) == t.learning_rate  # a warm-up as long as the run
+
+
+# ---- the end
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("main", [False, True])
+def test_the_end_writes_the_policy(cache, tmp_path, monkeypatch, merge, main):
+    rows, saved, merged, ended = [], [], [], []
+    monkeypatch.setattr(recipe, "append_row", lambda folder, row: rows.append(row))
+    monkeypatch.setattr(recipe, "save_policy", lambda session, target: saved.append(target.name))
+    monkeypatch.setattr(recipe, "peak_memory", lambda device: 123.6)
+    monkeypatch.setattr(Team, "wait", lambda self: ended.append("wait"))
+    session = make_session(cache, team=Team(0 if main else 1, 2))
+    session.policy.merge = lambda folder: merged.append(folder.name)
+    tracker = SimpleNamespace(finish=lambda: ended.append("tracker"))
+    session.accelerator.trackers = [tracker]
+    finish(session, config(f"policy.merge={merge}".lower()), tmp_path, {"step": 7})
+    assert rows == [{"step": 7, "peak_memory_mb": 124, "pairs": 5}] * main
+    assert saved == ["adapter"] and merged == ["merged"] * (merge and main)
+    assert ended == ["tracker", "wait"]
+
+
+def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
+    called = []
+    session = SimpleNamespace(accelerator="accelerator")
+
+    def part(name, result=None):
+        def made(*given):
+            called.append((name, given))
+            return result
+
+        monkeypatch.setattr(recipe, name, made)
+
+    progress = Progress(5, 1.0, "x")
+    for name, result in {
+        "tracker_of": None,
+        "prepare": "prepared",
+        "set_up": session,
+        "resume": progress,
+        "begin_tracker": None,
+        "run_steps": {"step": 8},
+        "finish": None,
+    }.items():
+        part(name, result)
+    settings, folder = config(), tmp_path / "a" / "b"
+    assert train(settings, folder) is session and folder.is_dir()
+    given = dict(called)
+    assert list(given) == [
+        "tracker_of",
+        "prepare",
+        "set_up",
+        "resume",
+        "begin_tracker",
+        "run_steps",
+        "finish",
+    ]
+    assert given["prepare"] == (settings, folder / "cache")
+    assert given["set_up"] == (settings, "prepared")
+    assert given["begin_tracker"][-1] == 5 and given["run_steps"][3] is progress
+    assert given["finish"] == (session, settings, folder, {"step": 8})
+    train(settings, folder, tmp_path / "caches")
+    assert called[8] == ("prepare", (settings, tmp_path / "caches"))

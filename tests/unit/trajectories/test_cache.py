@@ -1,0 +1,156 @@
+"""Random access to a cache that was written by hand, so that every number is known."""
+
+import pytest
+import torch
+
+from inversion_dpo.maths.schedule import prediction_between
+from inversion_dpo.run.processes import Team
+from inversion_dpo.trajectories import cache as cache_module
+from inversion_dpo.trajectories.cache import damaged_files
+from tests.by_hand import GRID, PAIRS, clean, reference, state, write_cache
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return write_cache(tmp_path / "cache")
+
+
+def test_images_are_winners_then_losers_of_any_shard(cache):
+    found = cache.of_images("clean", [3, 0, 4])
+    wanted = [clean(p, side) for side in (0, 1) for p in (3, 0, 4)]
+    assert torch.equal(found, torch.stack(wanted))
+
+
+def test_each_pair_is_looked_at_where_it_is_asked(cache):
+    found = cache.of_images("states", [1, 2], [0, 2])
+    wanted = [state(p, side, i) for side in (0, 1) for p, i in ((1, 1), (2, 3))]
+    assert torch.equal(found, torch.stack(wanted))
+
+
+def test_the_error_of_a_v_network_is_scaled_to_that_of_eps(cache):
+    # alpha = 0.96, 0.8, 0.6 at the three levels: an error of v counts alpha^2
+    states = cache.states([0, 1, 2], [0, 1, 2], "x0")
+    assert states.scale.tolist() == pytest.approx([0.9216, 0.64, 0.36] * 2)
+    assert states.scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow_prediction"])
+def test_errors_of_other_networks_count_as_they_are(tmp_path, kind):
+    cache = write_cache(tmp_path / kind, kind=kind)
+    assert cache.states([0, 1], [0, 2], "x0").scale.tolist() == [1] * 4
+
+
+def test_states_are_at_the_level_after_their_position(cache):
+    states = cache.states([3, 1], [0, 2], "reference")
+    assert states.level.tolist() == [1, 3, 1, 3]
+    assert states.timesteps.tolist() == [10, 30, 10, 30]
+    images = [(3, 0, 1), (1, 0, 3), (3, 1, 1), (1, 1, 3)]
+    assert torch.equal(states.x_t, torch.stack([state(*i) for i in images]))
+    wanted = torch.stack([reference(*i) for i in images])
+    assert torch.equal(states.reference, wanted) and torch.equal(states.target, wanted)
+    assert states.evaluations == 0
+
+
+@pytest.mark.parametrize("target", ["x0", "transition"])
+def test_targets_lead_to_the_clean_image_or_one_state_down(cache, target):
+    """At position 0 the state below is the clean image; below others it is the stored one."""
+    states = cache.states([3, 1], [0, 2], target)
+    for row, (p, side, i) in enumerate([(3, 0, 1), (1, 0, 3), (3, 1, 1), (1, 1, 3)]):
+        below = i - 1 if target == "transition" else 0
+        end = state(p, side, below) if below else clean(p, side)
+        levels, here = GRID.levels, state(p, side, i)
+        wanted = prediction_between(end, levels[below], here, levels[i], "v_prediction")
+        torch.testing.assert_close(states.target[row], wanted)
+
+
+def test_kept_states_have_the_levels_that_are_stored(tmp_path):
+    cache = write_cache(tmp_path / "kept", steps=[[3], [1], [2], [3], [1]])
+    states = cache.states([0, 1, 2], [0, 0, 0], "x0")
+    assert states.level.tolist() == [3, 1, 2] * 2
+    assert torch.equal(states.x_t[2], state(2, 0, 2))
+    assert not cache.all_steps and cache.positions(2, 3) == (0, 0)
+
+
+def test_positions_count_from_the_first_state_with_noise(cache):
+    assert cache.all_steps and cache.positions(1, 3) == (0, 2) and cache.positions(2, 2) == (1, 1)
+
+
+def test_two_kept_states_are_two_positions(tmp_path):
+    cache = write_cache(tmp_path / "two", steps=[[1, 3]] * PAIRS)
+    assert cache.positions(1, 3) == (0, 1)
+    states = cache.states([4, 2], [1, 0], "x0")
+    assert states.level.tolist() == [3, 1] * 2
+    assert torch.equal(states.x_t[3], state(2, 1, 1))
+
+
+def test_a_prompt_is_both_images_and_a_frame_is_its_own(cache):
+    condition = cache.condition([4, 1])
+    assert set(condition) == {"prompt", "graph_rows", "size"}
+    assert condition["prompt"].flatten().tolist() == [5, 2, 5, 2]
+    assert condition["size"].flatten().tolist() == [40, 10, 41, 11]
+    assert cache.empty["prompt"].tolist() == [[-7]]
+
+
+def test_preferences_are_of_pairs(cache):
+    assert cache.preference([4, 0, 1]).tolist() == pytest.approx([0.6, 1.0, 0.9])
+
+
+def test_label_noise_exchanges_images_and_leaves_the_rest(cache):
+    cache.swap([0, 2, 4], 1.0, 0)
+    found = cache.of_images("clean", [2, 1])
+    wanted = [clean(2, 1), clean(1, 0), clean(2, 0), clean(1, 1)]
+    assert torch.equal(found, torch.stack(wanted))
+    assert cache.condition([2, 1])["size"].flatten().tolist() == [21, 10, 20, 11]
+    assert cache.condition([2, 1])["prompt"].flatten().tolist() == [3, 2, 3, 2]
+    cache.swap([0, 2, 4], 0.0, 0)
+    assert torch.equal(cache.of_images("clean", [2])[0], clean(2, 0))
+
+
+def test_label_noise_is_a_seeded_share(cache):
+    numbers = range(10_000)
+    cache.swap(numbers, 0.3, 1)
+    first = cache._swapped
+    assert len(first) / 10_000 == pytest.approx(0.3, abs=0.02)
+    cache.swap(numbers, 0.3, 1)
+    assert cache._swapped == first
+    cache.swap(numbers, 0.3, 2)
+    assert cache._swapped != first
+
+
+def test_what_the_manifest_says(cache):
+    assert cache.pairs == 5 and cache.counts["ties"] == 2 and cache.inverted
+    assert cache.reference == "0123456789abcdef"
+    assert cache.errors == [0.1, 0.5, 0.2, 0.4, 0.3] and cache.digests[3] == "3" * 64
+    assert cache.overlong == {"tokenizer": 0}
+
+
+def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path):
+    write_cache(tmp_path / "cache")
+    path = tmp_path / "cache" / "manifest.json"
+    path.write_text(path.read_text().replace('"last": 3', '"last": 0'))
+    again = cache_module.TrajectoryCache(tmp_path / "cache", GRID, "epsilon")
+    assert not again.inverted
+
+
+def test_no_more_shards_are_open_than_allowed(cache, monkeypatch):
+    monkeypatch.setattr(cache_module, "OPEN", 2)
+    whole = cache.of_images("clean", [0, 2, 4, 0])
+    assert len(cache._handles) == 2
+    assert torch.equal(whole[0], clean(0, 0)) and torch.equal(whole[2], clean(4, 0))
+    same = cache.shard(1)
+    assert cache.shard(1) is same
+
+
+def test_damage_is_named_each_file_by_one_process(cache):
+    assert damaged_files(cache.folder) == []
+    missing, cut = (cache.folder / f"shard-{k:05d}.safetensors" for k in (1, 2))
+    missing.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert damaged_files(cache.folder) == [missing, cut]
+
+    class One(Team):
+        def collect(self, found):  # without the others' share
+            return found
+
+    shares = [damaged_files(cache.folder, One(rank, 2)) for rank in (0, 1)]
+    assert shares == [[missing], [cut]]  # empty, 0, 1, 2: every second file

@@ -1,0 +1,435 @@
+"""Filling a cache, with an autoencoder and a network that can be worked out by hand."""
+
+import json
+import logging
+import re
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from inversion_dpo.data.source import Pair
+from inversion_dpo.data.transforms import flips
+from inversion_dpo.maths.schedule import add_noise, step
+from inversion_dpo.models.base import ModelError, guided
+from inversion_dpo.run.processes import Team
+from inversion_dpo.trajectories import fill as module
+from inversion_dpo.trajectories.fill import (
+    Inverter,
+    announce,
+    check_finite,
+    fill,
+    invert_pairs,
+    kept_steps,
+    noise_variance,
+    pair_noise,
+    predictions,
+    round_trip_error,
+)
+from inversion_dpo.trajectories.key import CacheKey
+from tests.by_hand import GRID, Model, Scaled
+
+CPU, SIDE, KIND = torch.device("cpu"), 2, "v_prediction"
+KEY = CacheKey(
+    pairs="five",
+    fit="pad",
+    flip_seed=None,
+    model="m" * 64,
+    schedule="{}",
+    resolution=SIDE,
+    guidance_embed=1.0,
+    steps=3,
+    spacing="sampler",
+    guidance_scale=1.0,
+    fixed_point_iterations=0,
+    start=0,
+    batch_size=4,
+    keep=None,
+    reconstruct=False,
+    precision="float32 no",
+    prompt_chunks=1,
+    scene_graph=None,
+    first=1,
+    last=3,
+    reference_guidance=1.0,
+)
+
+
+class Pipeline(Model):
+    """Latents are twice the red channel; the prompt's number is its length, 0 for none."""
+
+    def __init__(self):
+        super().__init__(Scaled(0.1))
+        vae = torch.nn.Identity()
+        vae.device, vae.dtype = CPU, torch.float32
+        vae.config = SimpleNamespace(scaling_factor=2.0)
+        vae.encode = lambda x: SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: x[:, :1]))
+        self.pipeline.vae = vae
+        self.pipeline.tokenizer = Tokenizer()
+        self.graphs = []
+
+    def condition(self, prompts, graphs=None):
+        self.graphs.append(graphs)
+        return {"prompt": torch.tensor([[float(len(p))] for p in prompts])}
+
+    def framing(self, framings):
+        return {"size": torch.tensor([[float(f.original[0])] for f in framings])}
+
+
+class Tokenizer:
+    model_max_length = 6  # four letters and two marks
+
+    def __call__(self, prompt, **_):
+        return SimpleNamespace(input_ids=list(prompt))
+
+
+def picture(left, right, side=SIDE):
+    """Red of two columns."""
+    image = Image.new("RGB", (side, side), (left, 0, 0))
+    image.paste((right, 0, 0), (side // 2, 0, side, side))
+    return image
+
+
+def pair(number):
+    """A pair whose caption has number + 1 letters; the loser is the darker one."""
+    images = picture(200 + 10 * number, 100), picture(60 + 10 * number, 30, 2 * SIDE)
+    data = [f"{number} {side}".encode() for side in "wl"]
+    return Pair(number, "abcdefg"[: number + 1], *data, None, "here", 1 - number / 10, images)
+
+
+class Source:
+    """Five pairs, counted as they are read."""
+
+    counts = Counter(rows=6, pairs=5, ties=1)
+
+    def __init__(self, count=5):
+        self.pairs, self.asked = [pair(k) for k in range(count)], []
+
+    def expected(self):
+        return len(self.pairs)
+
+    def read(self, ours):
+        self.asked = [ours(k) for k in range(len(self.pairs))]
+        yield from self.pairs
+
+
+def filled(tmp_path, key=KEY, model=None):
+    return fill(tmp_path, model or Pipeline(), Source(), key, device=CPU)
+
+
+def red(value):
+    """A red value as the latent that it becomes."""
+    return 2 * (value / 127.5 - 1)
+
+
+def prediction(x, i, prompt):
+    return 0.1 * x + prompt + GRID.timesteps[i] / 10
+
+
+# ---- a whole cache
+
+
+def test_every_number_of_a_cache_by_hand(tmp_path):
+    cache = filled(tmp_path)
+    assert cache.folder == tmp_path / KEY.name() and cache.pairs == 5
+    assert cache.counts == {"rows": 6, "pairs": 5, "ties": 1}
+    assert cache.overlong == {"tokenizer": 1}  # abcde has five letters
+    assert cache.digests == [p.digest for p in Source().pairs] and cache.errors == []
+    assert cache.preference(range(5)).tolist() == pytest.approx([1, 0.9, 0.8, 0.7, 0.6])
+    condition = cache.condition([4, 1])
+    assert condition["prompt"].flatten().tolist() == [5, 2, 5, 2]
+    assert condition["size"].flatten().tolist() == [2, 2, 4, 4]  # the losers came larger
+    for k in range(5):
+        for side, left in enumerate((200 + 10 * k, 60 + 10 * k)):
+            x = cache.of_images("clean", [k])[side, 0]
+            close = 0.1 if side else 1e-5  # the losers are resampled
+            assert x[0, 0].item() == pytest.approx(red(left), abs=close)
+            for i in (1, 2, 3):  # each state follows the prediction below it
+                x = step(x, prediction(x, i - 1, k + 1), GRID.levels[i - 1], GRID.levels[i], KIND)
+                found = cache.of_images("states", [k], [i - 1])[side, 0]
+                torch.testing.assert_close(found, x)
+                found = cache.of_images("reference", [k], [i - 1])[side, 0]
+                torch.testing.assert_close(found, prediction(x, i, k + 1))
+    assert [sorted(p.name for p in cache.folder.glob("shard*"))[n] for n in (0, 5)] == [
+        "shard-00000.json",
+        "shard-00002.safetensors",
+    ]
+
+
+def test_a_whole_cache_is_only_opened(tmp_path):
+    filled(tmp_path)
+    model = Pipeline()
+    again = fill(tmp_path, model, None, KEY, device=CPU)
+    assert again.pairs == 5 and model.calls == 0
+
+
+def test_only_a_damaged_shard_is_made_again(tmp_path, caplog):
+    cache = filled(tmp_path)
+    shards = sorted(cache.folder.glob("*.safetensors"))
+    whole = [p.read_bytes() for p in shards]
+    shards[2].write_bytes(whole[2][:-1] + b"?")
+    model = Pipeline()
+    with caplog.at_level(logging.WARNING):
+        filled(tmp_path, model=model)
+    assert "shard-00001.safetensors is missing or damaged" in caplog.text
+    assert [p.read_bytes() for p in shards] == whole
+    assert model.calls == 4 + 4 * 4  # the trial of a batch, and four images at four levels
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path):
+    cache = filled(tmp_path)
+    (cache.folder / "manifest.json").unlink()
+    (cache.folder / "shard-00002.json").unlink()  # without its entry a shard counts as missing
+    model = Pipeline()
+    filled(tmp_path, model=model)
+    assert model.calls == 4 + 2 * 4  # a last shard of one pair
+
+
+def test_a_shard_of_other_pairs_or_bytes_is_made_again(tmp_path, caplog):
+    cache = filled(tmp_path)
+    for change in ({"digests": ["x", "y"]}, {"sha256": "0" * 64}):
+        (cache.folder / "manifest.json").unlink()
+        path = cache.folder / "shard-00000.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        caplog.clear()
+        filled(tmp_path)
+        assert "shard-00000.safetensors is damaged or of other pairs" in caplog.text
+    assert "shard-00001" not in caplog.text
+
+
+def test_processes_share_the_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(Team, "wait", lambda self: None)
+    monkeypatch.setattr(Team, "collect", lambda self, found: found)
+    folder = tmp_path / KEY.name()
+    folder.mkdir(parents=True)
+    sources = [Source(), Source()]
+    for rank in (1, 0):
+        how = Inverter(Pipeline(), KEY, CPU)
+        assert module._write_missing(folder, how, sources[rank], 5, Team(rank, 2)) == 3
+        names = sorted(p.name for p in folder.glob("*.safetensors"))
+        assert names == [f"shard-{k:05d}.safetensors" for k in ([1] if rank else [0, 1, 2])]
+    assert sources[0].asked == [True, True, False, False, True]
+    assert sources[1].asked == [False, False, True, True, False]
+
+
+def test_pairs_that_need_no_path_are_encoded_only(tmp_path, caplog):
+    model = Pipeline()
+    with caplog.at_level(logging.INFO):
+        cache = filled(tmp_path, replace(KEY, first=1, last=0), model)
+    assert model.calls == 0 and not cache.inverted
+    assert set(cache.shard(0).keys()) == {"clean", "preference", "condition.prompt", "framing.size"}
+    assert "encoding pairs, none is inverted" in caplog.text
+
+
+@pytest.mark.parametrize(("size", "per_shard"), [(1, 1), (2, 1), (5, 2), (6, 3)])
+def test_a_batch_is_whole_pairs(size, per_shard):
+    assert module.pairs_per_shard(replace(KEY, batch_size=size)) == per_shard
+
+
+# ---- one shard
+
+
+def test_sampling_back_has_an_error_of_which_the_worse_image_counts(tmp_path):
+    cache = filled(tmp_path, replace(KEY, reconstruct=True))
+    shard = cache.shard(1)
+    clean, again = (shard.get_tensor(n).double() for n in ("clean", "reconstructed"))
+    errors = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
+    assert (errors[0] - errors[1]).abs() > 1e-4
+    wanted = [max(errors[0:2]).item(), max(errors[2:4]).item()]
+    assert cache.errors[2:4] == pytest.approx(wanted, abs=2e-6)
+    assert len(cache.errors) == 5 and all(len(str(e).split(".")[1]) <= 6 for e in cache.errors)
+    x = cache.of_images("states", [2], [2])[0]
+    for i in (3, 2, 1):
+        x = step(x, prediction(x, i, 3), GRID.levels[i], GRID.levels[i - 1], KIND)
+    torch.testing.assert_close(cache.of_images("reconstructed", [2])[0], x)
+
+
+def test_a_start_with_noise_has_each_pairs_own(tmp_path):
+    cache = filled(tmp_path, replace(KEY, start=1))
+    for k in (0, 3):
+        noise = torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(k))
+        clean = cache.of_images("clean", [k])
+        wanted = add_noise(clean, torch.stack([noise, noise]), GRID.levels[1])
+        torch.testing.assert_close(cache.of_images("states", [k], [0]), wanted)
+
+
+def test_the_noise_of_pairs_is_their_numbers():
+    found = pair_noise(7, torch.Size([4, 1, 2]))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(pair_noise(8, torch.Size([2, 1, 2]))[0], found[2])
+
+
+def test_kept_states_are_rows_of_the_whole(tmp_path):
+    whole = filled(tmp_path)
+    part = filled(tmp_path, replace(KEY, keep=(2, 1, 3)))
+    for k in range(5):
+        kept = part.of_pairs("steps", [k])[0].tolist()
+        for place, i in enumerate(kept):
+            for name in ("states", "reference"):
+                found = part.of_images(name, [k], [place])
+                assert torch.equal(found, whole.of_images(name, [k], [i - 1]))
+
+
+def test_one_state_is_kept_of_each_stratum():
+    key = replace(KEY, keep=(3, 4, 12))  # 4-6, 7-9, 10-12
+    rows = kept_steps(0, 400, key)
+    for column, low in enumerate((4, 7, 10)):
+        assert set(rows[:, column].tolist()) == {low, low + 1, low + 2}
+    assert torch.equal(kept_steps(100, 20, key), rows[100:120])  # by the pair's number
+    few = kept_steps(0, 3, replace(KEY, keep=(5, 2, 3)))
+    assert few.tolist() == [[2, 3]] * 3  # two indices are two states
+    assert kept_steps(9, 2, KEY).tolist() == [[1, 2, 3]] * 2
+
+
+def test_the_variance_is_that_of_the_recovered_noise(tmp_path):
+    cache = filled(tmp_path)
+    top, clean = cache.of_images("states", [0, 1], [2, 2]), cache.of_images("clean", [0, 1])
+    noise = (top - GRID.levels.alpha[3] * clean) / GRID.levels.sigma[3]  # x_3 = a x_0 + s eps
+    assert noise_variance(cache) == pytest.approx(noise.square().mean().item(), rel=1e-5)
+
+
+def latents(key):
+    return invert_pairs(Inverter(Pipeline(), key, CPU), [pair(0)], 0)["clean"]
+
+
+def test_a_mirrored_pair_is_mirrored_whole():
+    seed = next(s for s in range(20) if flips("a", s, pair(0).digest, 0))
+    plain, mirrored = (latents(replace(KEY, flip_seed=s)) for s in (None, seed))
+    assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored, plain)
+    other = next(s for s in range(20) if not flips("a", s, pair(0).digest, 0))
+    assert torch.equal(latents(replace(KEY, flip_seed=other)), plain)
+
+
+def test_scene_graphs_are_read_where_the_model_takes_them():
+    model = Pipeline()
+    for graph in (None, "new 4"):
+        how = Inverter(model, replace(KEY, scene_graph=graph, first=1, last=0), CPU)
+        invert_pairs(how, [pair(0), pair(1)], 0)
+    assert model.graphs == [None, [None, None]]
+
+
+def test_a_number_that_is_not_finite_is_refused_by_its_image():
+    pairs = [replace(pair(k), where=f"row {k}") for k in range(2)]
+    shard = {"clean": torch.zeros(4, 2), "steps": torch.tensor([[1, 2], [2, 3]])}
+    shard |= {name: torch.zeros(4, 2, 2) for name in ("states", "reference")}
+    check_finite(shard, pairs, 1)
+    check_finite({"clean": torch.zeros(4, 2)}, pairs, 1)
+    for name, place, what in (
+        ("clean", (2, 1), "row 1, winner: its latent"),
+        ("states", (1, 0, 0), "row 0, loser: its inverted path"),
+        ("reference", (3, 1, 1), "row 1, loser: its inverted path"),
+    ):
+        bad = shard | {name: shard[name].clone()}
+        bad[name][place] = torch.nan
+        with pytest.raises(ModelError, match=what):
+            check_finite(bad, pairs, 1)
+    # below the first state that is wanted there is no prediction: at index 1, of the first pair
+    unknown = shard | {"reference": shard["reference"].clone()}
+    unknown["reference"][:2, 0] = torch.nan
+    check_finite(unknown, pairs, 2)
+    unknown["reference"][2, 0] = torch.nan
+    with pytest.raises(ModelError, match="row 1, winner"):
+        check_finite(unknown, pairs, 2)
+
+
+# ---- guidance
+
+
+@pytest.mark.parametrize(
+    ("along", "wanted"), [(1.0, 1.0), (2.0, 2.0), (2.0, 1.0), (1.0, 3.0), (2.0, 5.0)]
+)
+def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
+    model, x, t = Pipeline(), torch.randn(2, 1, 2, 2), torch.tensor([10, 10])
+    condition, empty = {"prompt": torch.tensor([[3.0], [4.0]])}, model.condition([""])
+    predict, compare = predictions(model, condition, along, wanted)
+    followed = predict(x, t)
+    network = model.pipeline.unet
+    torch.testing.assert_close(followed, guided(model, network, x, t, condition, empty, along))
+    assert (compare is None) == (along == wanted)
+    if compare:
+        before = model.calls
+        found = compare(x, t, followed)
+        assert model.calls == before + 2  # one evaluation for each image, not two
+        torch.testing.assert_close(found, guided(model, network, x, t, condition, empty, wanted))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"guidance_scale": 2.0, "reference_guidance": 2.0},
+        {"guidance_scale": 2.0},
+        {"reference_guidance": 3.0, "first": 2},
+        {"fixed_point_iterations": 2, "start": 1},
+        {"reconstruct": True, "guidance_scale": 2.0},
+        {"last": 2, "first": 2},
+    ],
+)
+def test_the_time_is_that_of_the_evaluations_that_are_done(change, caplog, monkeypatch):
+    model, key = Pipeline(), replace(KEY, **change)
+    invert_pairs(Inverter(model, key, CPU), [pair(0), pair(1)], 0)
+    text, _ = said(caplog, monkeypatch, 2, change, seconds=60.0)  # one batch of four images
+    assert f"and {model.calls / 4:.1f} min" in text
+
+
+def test_the_round_trip_is_that_of_the_first_shard(tmp_path):
+    cache, model = filled(tmp_path), Pipeline()
+    for scale in (1.0, 2.0):
+        errors = []
+        for k, side in ((k, side) for k in (0, 1) for side in (0, 1)):
+            x_0 = x = cache.of_images("clean", [k])[side].double()
+            prompt = scale * (k + 1)  # the empty one's number is 0
+            for i in (1, 2, 3):
+                x = step(x, prediction(x, i - 1, prompt), GRID.levels[i - 1], GRID.levels[i], KIND)
+            for i in (3, 2, 1):
+                x = step(x, prediction(x, i, prompt), GRID.levels[i], GRID.levels[i - 1], KIND)
+            errors.append(((x - x_0).norm() / x_0.norm()).item())
+        wanted = sum(errors) / 4
+        assert round_trip_error(model, cache, scale) == pytest.approx(wanted, rel=1e-4)
+
+
+# ---- what is said beforehand
+
+
+def said(caplog, monkeypatch, count, change=None, seconds=3.0):
+    """Megabytes and minutes, where one evaluation of a batch takes so many seconds."""
+    clock = iter([0.0, seconds])
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: next(clock)))
+    monkeypatch.setattr(module.torch, "no_grad", nullcontext)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        model = Pipeline()
+        announce(Inverter(model, replace(KEY, **change or {}), CPU), count)
+    return caplog.messages[0], model.calls
+
+
+def test_size_and_time_are_worked_out_beforehand(caplog, monkeypatch):
+    # an image: 16 bytes, and two tensors for each of three states; a prompt: 4 bytes
+    text, calls = said(caplog, monkeypatch, 1_000_000)
+    assert calls == 4
+    megabytes, minutes = re.search(r"about (\d+) MB on disk and ([\d.]+) min", text).groups()
+    assert int(megabytes) == 2 * 16 * 7 + 4
+    # 500,000 batches of four images, each four evaluations of 3 s
+    assert float(minutes) == 500_000 * 4 * 3 / 60
+    assert text.startswith("inverting pairs in 3 steps: about")
+
+
+def test_fewer_states_need_less_room(caplog, monkeypatch):
+    text, _ = said(caplog, monkeypatch, 1_000_000, {"keep": (2, 1, 3)})
+    assert f"about {2 * 16 * 5 + 4} MB" in text
+    text, calls = said(caplog, monkeypatch, 1_000_000, {"last": 0})
+    assert f"about {2 * 16 + 4} MB" in text and calls == 0
+
+
+def test_a_stream_is_said_by_the_thousand_and_a_few_pairs_by_a_small_batch(caplog, monkeypatch):
+    text, _ = said(caplog, monkeypatch, None, seconds=3.0)
+    assert "for every 1,000 pairs of a stream, about 0 MB on disk and 100.0 min" in text
+    text, calls = said(caplog, monkeypatch, 1)
+    assert calls == 2 and "and 0.2 min" in text  # one batch of two images, four times 3 s
+    text, _ = said(caplog, monkeypatch, 3)
+    assert "and 0.4 min" in text  # six images are two batches
