@@ -58,8 +58,8 @@ from inversion_dpo.training.recipe import rate_at
 from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories.fill import predictions
 from inversion_dpo.world.captions import parse_caption
+from inversion_dpo.world.checker import NAMES, judge
 from inversion_dpo.world.scene_prompts import scenes
-from inversion_dpo.world.scorer import NAMES, judge
 
 CONFIG = load_config("composition", [])
 VALIDATION = "asset:prompts-validation.txt"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.world.scorer import NAMES, judge
+from inversion_dpo.world.checker import NAMES, judge
 
 
 def judge_scenes(

@@ -351,7 +351,7 @@ def test_upward_bites(line: str, module: str, is_package: bool, rises: bool) -> 
         ("from inversion_dpo.world.captions import parse_caption", "making_pairs/build.py", True),
         ("from inversion_dpo import world", "compare/rounds.py", True),
         ("from .scorers.registry import load_scorers", "evaluation/evaluate.py", False),
-        ("import inversion_dpo.world.scorer", "evaluation/scorers/registry.py", False),
+        ("import inversion_dpo.world.checker", "evaluation/scorers/registry.py", False),
     ],
 )
 def test_outsiders_bites(line: str, path: str, refused: bool) -> None:

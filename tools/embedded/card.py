@@ -18,8 +18,8 @@ import numpy as np
 
 from inversion_dpo.evaluation.sides import sampler_of
 from inversion_dpo.run.config import PACKAGE, load_config
+from inversion_dpo.world.checker import NAMES, judge
 from inversion_dpo.world.scene_prompts import prompts
-from inversion_dpo.world.scorer import NAMES, judge
 
 CARD = """---
 license: apache-2.0

@@ -34,13 +34,9 @@ class AnnotatedImage:
 
 
 def read_annotations(path: str | Path) -> tuple[list[SceneGraph], list[str]]:
-    """The sound scene graphs of an annotation file, and a line for each row that is not sound.
+    """Read the scene graphs of a file, or of a folder with one, and a line for each wrong row.
 
-    Args:
-        path: the file, or a folder that holds one of NAMES.
-
-    Raises:
-        DataError: no such file, or it is as a whole neither JSON nor JSON Lines.
+    DataError says that there is no such file, or that it is neither JSON nor JSON Lines.
     """
     rows = list(_checked(annotation_file(path)))
     graphs = [graph for _, graph in rows if isinstance(graph, SceneGraph)]
@@ -48,16 +44,10 @@ def read_annotations(path: str | Path) -> tuple[list[SceneGraph], list[str]]:
 
 
 def read_annotated(folder: str | Path) -> tuple[list[AnnotatedImage], list[str]]:
-    """The images that an annotation file names, and a line for each row that is not sound.
+    """Find the images that an annotation file names, and give a line for each wrong row.
 
     An image is looked for under ``name``, or else under ``img_id`` with .jpg, .jpeg, .png or .webp,
     in the annotation file's folder and nowhere outside of it. Images are not decoded.
-
-    Args:
-        folder: with one of NAMES and the images; or the annotation file itself.
-
-    Raises:
-        DataError: as :func:`read_annotations`.
     """
     file = annotation_file(folder)
     images: list[AnnotatedImage] = []
@@ -153,10 +143,7 @@ def _image_of(graph: SceneGraph, folder: Path, where: str) -> AnnotatedImage | F
 
 
 def check_annotations(data: str | Path) -> tuple[list[str], bool]:
-    """Lines of a report on an annotation file, of a folder also on its images; whether all is well.
-
-    Images are decoded one at a time. DataError as :func:`read_annotations`.
-    """
+    """Report on an annotation file, of a folder also on its images; say whether all is well."""
     if Path(data).is_dir():
         images, problems = read_annotated(data)
         graphs, what = [image.graph for image in images], "images with their scene graphs"

@@ -62,11 +62,9 @@ class PairReport:
 
 
 def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairReport:
-    """Look at every row, or those up to the limit, and list what is wrong, without raising for one.
+    """Look at every row, or those up to the limit, and list what is wrong with each.
 
-    Raises:
-        DataError: what is wrong with a whole file: missing, damaged, of no known format, a column
-            missing or of the wrong type.
+    DataError is for a whole file: missing, damaged, of no known format, a column missing.
     """
     measure = measure or Measure()
     counts: Counter[str] = Counter()
@@ -130,8 +128,7 @@ def _graph(row: Row) -> SceneGraph | Fault | None:
 def tokens_of(folder: str | Path) -> Measure:
     """Measure captions in tokens, special ones included, of a pipeline's or a tokenizer's folder.
 
-    Raises:
-        DataError: there is no tokenizer in it, or it does not say how many tokens are read.
+    DataError says that it holds no tokenizer, or that this does not say how many tokens are read.
     """
     from transformers import AutoTokenizer
 

@@ -57,9 +57,6 @@ def open_rows(config: DataConfig) -> Opened:
 
     Local data is identified by the SHA-256 of its files, those that a table names included; a
     stream from the hub by dataset, commit, configuration and split.
-
-    Raises:
-        DataError: no such file, dataset, split or column, or a folder of nothing that is known.
     """
     columns, given = dict(config.columns), resolve(config.pairs)
     if unknown := sorted(set(columns) - set(KNOWN)):

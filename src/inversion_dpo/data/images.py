@@ -21,12 +21,7 @@ class DataError(ValueError):
 def decode_image(data: bytes, where: str) -> Image.Image:
     """Decode a JPEG, PNG or WebP to RGB, upright by its EXIF, transparency over white.
 
-    Args:
-        data: the encoded image, complete.
-        where: what an error message calls it, e.g. ``train.parquet, row 7, jpg_1``.
-
-    Raises:
-        DataError: not such an image, truncated, or of more than 2**26 pixels.
+    DataError, which calls it ``where``, is for any other file, a truncated one and a huge one.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)

@@ -125,12 +125,7 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
 
 
 def rows_of(raws: Iterable[Raw], scheme: str) -> Iterator[Row]:
-    """Give the rows to be checked: one for each row of a table, and for rankings one for each pair.
-
-    Args:
-        raws: rows of any layout.
-        scheme: which pairs a ranking gives, one of :data:`SCHEMES`.
-    """
+    """Give the rows to be checked: for rankings one for each pair of a scheme of SCHEMES."""
     seen: set[object] = set()
     for ranked, part in groupby(raws, lambda raw: raw.table.kind in RANKED and not raw.fault):
         yield from map(_row, _unranked(part, scheme, seen) if ranked else part)  # noqa: B031

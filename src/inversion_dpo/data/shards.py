@@ -24,9 +24,6 @@ def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
 
     Of a sample's members ``KEY.FIELD.jpg`` (or .jpeg, .png, .webp) is an image, ``KEY.FIELD.txt``
     a text, ``KEY.txt`` the caption, and the entries of ``KEY.json`` are fields of their own.
-
-    Raises:
-        DataError: not a tar, cut short, or a field missing in its first sample.
     """
     return records(file, _samples(file), columns)
 

@@ -114,8 +114,7 @@ class PairSource:
     def read(self, ours: Callable[[int], bool]) -> Iterator[Pair]:
         """Read all pairs, and decode the images of those whose number is ``ours``.
 
-        For several processes that share the work; where bad rows are skipped every image is decoded
-        all the same, since the numbers depend on it.
+        Where bad rows are skipped every image is decoded, since the numbers depend on it.
         """
         counts = self.counts = Counter()
         skip = self.config.on_bad_row == "skip"
@@ -147,11 +146,7 @@ class PairSource:
 
 
 def open_pairs(config: DataConfig, limit: int | None = None) -> PairSource:
-    """Open the configured pairs, or the first ``limit`` of them; see docs/reference/formats.md.
-
-    Raises:
-        DataError: there is no such data, or its format is not known.
-    """
+    """Open the configured pairs, or the first ``limit`` of them; see docs/reference/formats.md."""
     return PairSource(config, open_rows(config), limit or config.limit)
 
 

@@ -66,11 +66,7 @@ def read_text(file: Path, columns: Columns) -> Iterator[Raw]:
 
 
 def read_objects(file: Path) -> Iterator[dict[str, Any] | Fault]:
-    """Read the rows of a CSV, JSON (a list of objects) or JSON Lines file under their own names.
-
-    Raises:
-        DataError: not such a file, not there, or not UTF-8.
-    """
+    """Read the rows of a CSV, JSON (a list of objects) or JSON Lines file under their own names."""
     suffix = file.suffix.lower()
     if suffix not in _TEXTS:
         raise DataError(f"{file} is none of {', '.join(_TEXTS)}; rename or export it as one")
@@ -128,10 +124,7 @@ def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
 
 
 def records(
-    file: Path,
-    rows: Iterable[dict[str, Any] | Fault],
-    columns: Columns,
-    beside: Path | None = None,
+    file: Path, rows: Iterable[dict[str, Any] | Fault], columns: Columns, beside: Path | None = None
 ) -> Iterator[Raw]:
     """Make raw rows of one file's dictionaries; the first sound one says which columns there are.
 

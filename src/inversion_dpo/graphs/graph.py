@@ -16,14 +16,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    Strict,
-    StringConstraints,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BeforeValidator, Field, Strict, StringConstraints, TypeAdapter, ValidationError
 
 # Said of the same two objects the other way round.
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -125,12 +118,8 @@ class SceneGraph:
     def from_dict(data: Any) -> SceneGraph:
         """Read the LAION-SG layout.
 
-        Needed are ``items``, of each ``item_id`` and ``label``, and of each relation ``item1``,
-        ``relation`` and ``item2``. ``attributes`` may also be one text, with commas between them.
-
-        Raises:
-            ValueError: in one line: a field missing, empty or of another type, an item_id used
-                twice, a relation of an item to itself or to one that is not there.
+        ValueError says in one line which field is missing, empty or of another type, which item_id
+        is used twice, or which relation names an item twice or one that is not there.
         """
         try:
             graph = _GRAPH.validate_python(data)

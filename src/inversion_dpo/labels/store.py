@@ -112,8 +112,7 @@ class LabelStore:
             for q in questions:
                 names = [hashlib.sha256(image).hexdigest() for image in q.images]
                 self._db.executemany(
-                    "INSERT OR IGNORE INTO images VALUES (?, ?)",
-                    zip(names, q.images, strict=True),
+                    "INSERT OR IGNORE INTO images VALUES (?, ?)", zip(names, q.images, strict=True)
                 )
                 self._db.execute(
                     "INSERT OR IGNORE INTO pairs (pair, caption, image_0, image_1, scene_graph)"
@@ -180,11 +179,7 @@ class LabelStore:
             self._event(request, labeller, pair, sides.get(choice, choice), shown)
 
     def undo(self, request: str, labeller: str) -> None:
-        """Withdraw the labeller's latest standing label, if there is one; a repeat is ignored.
-
-        Raises:
-            Conflict: the request id was used for something else.
-        """
+        """Withdraw the labeller's latest standing label, if there is one; a repeat is ignored."""
         with self._transaction():
             if self._known(request, labeller, None, UNDO):
                 return

@@ -13,12 +13,7 @@ import numpy as np
 
 from inversion_dpo.data.annotations import is_annotated, read_annotations
 from inversion_dpo.data.images import DataError
-from inversion_dpo.evaluation.prompt_sets import (
-    PromptSet,
-    intended_graphs,
-    read_prompt_set,
-    scenes,
-)
+from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs, read_prompt_set, scenes
 from inversion_dpo.evaluation.scorers.registry import SCENES, ScorerGroup, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import Side, sampler_of, side
@@ -54,11 +49,6 @@ def build(config: Config, output: Path) -> dict[str, int]:
 
     Without ``build.splits`` OUTPUT/NAME.parquet for each labelling, with them the folder
     OUTPUT/dataset. Of several processes all must call it; the first one writes and has the numbers.
-
-    Raises:
-        ConfigError: nobody labels, or the prompts cannot be read.
-        DataError: another build lies in the folder, no pair or too few came out, or a score that
-            shall decide is not there.
     """
     from inversion_dpo.making_pairs.dataset import write_dataset
 

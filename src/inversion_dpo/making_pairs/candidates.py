@@ -82,11 +82,7 @@ def graph_of(caption: str, scene_graph: str) -> SceneGraph:
 
 
 def pair_rows(pairs: Sequence[Labelled], seed: int) -> list[dict[str, Any]]:
-    """Make rows in Pick-a-Pic's columns; ``seed`` says in which half the winner comes first.
-
-    Raises:
-        ValueError: no pairs, or a pair of two captions or scene graphs.
-    """
+    """Make rows in Pick-a-Pic's columns; ``seed`` says in which half the winner comes first."""
     if not pairs:
         raise ValueError("no pairs to write")
     rows = []

@@ -46,10 +46,7 @@ class Tab:
 
 
 def make_app(
-    store: LabelStore,
-    name: str,
-    hosts: Sequence[str],
-    more: Sequence[Tab] = (),
+    store: LabelStore, name: str, hosts: Sequence[str], more: Sequence[Tab] = ()
 ) -> Starlette:
     """The page over a store.
 

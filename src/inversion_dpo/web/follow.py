@@ -12,6 +12,7 @@ from starlette.routing import Route
 from inversion_dpo.run.config import Config
 from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.web.app import Tab
+from inversion_dpo.web.studio import spread
 
 MOST_POINTS = 400  # of a curve: more are not seen
 PANELS = (
@@ -27,9 +28,7 @@ PANELS = (
 
 def thinned(points: list[list[float]], most: int = MOST_POINTS) -> list[list[float]]:
     """At most ``most`` of the points, evenly spread, the first and the last among them."""
-    if len(points) <= most:
-        return points
-    return [points[round(k * (len(points) - 1) / (most - 1))] for k in range(most)]
+    return [points[k] for k in spread(len(points), most)]
 
 
 def curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

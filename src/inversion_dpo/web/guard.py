@@ -36,9 +36,6 @@ def hosts_for(host: str, allow_remote: bool) -> list[str]:
     """The names by which the server may be addressed; "*" beyond this machine.
 
     A name that resolves to this machine but is not ours is how DNS rebinding reaches a page.
-
-    Raises:
-        WebError: ``host`` can be reached from other machines and that was not asked for.
     """
     if is_loopback(host):
         return [*LOOPBACK, host]

@@ -7,15 +7,17 @@ LAION-SG defines (Li et al., 2024, https://arxiv.org/abs/2412.08580).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from inversion_dpo.graphs.graph import Agreement, Item, Relation, SceneGraph, agreement
-from inversion_dpo.world.captions import SHAPES, SIZES
+from inversion_dpo.world.captions import SHAPES, SIZES, parse_caption
 from inversion_dpo.world.drawing import (
     CROP,
     IMAGE_SIZE,
@@ -26,6 +28,7 @@ from inversion_dpo.world.drawing import (
     quantise,
 )
 
+NAMES = ("sg_iou", "entity_iou", "relation_iou", "exact", "composition", "warmth", "shape_quality")
 MIN_CONFIDENCE = 0.7  # a component matching no template this well is a "blob"
 _MIN_AREA = 20  # pixels; smaller components are antialiasing or specks
 _MIN_CORE = 3  # pixels left after a 3x3 erosion; thin fringes have none
@@ -171,3 +174,26 @@ def score(intended: SceneGraph, detected: Detected) -> SceneScores:
     quality = float(np.mean([o.confidence for o in detected.objects] or [0.0]))
     found = agreement(intended, detected.graph())
     return SceneScores(**asdict(found), shape_quality=quality, warmth=detected.warmth)
+
+
+def judge(
+    images: Sequence[NDArray[np.uint8]],
+    prompts: Sequence[str],
+    graphs: Sequence[SceneGraph | None] | None = None,
+) -> dict[str, Any]:
+    """Score images [B] by name, and give under ``graph`` the scene graph found in each image.
+
+    Args:
+        images: uint8 [64, 64, 3].
+        prompts: captions of the embedded world, one for each image.
+        graphs: what each prompt asks for; None: what its caption says.
+
+    Raises:
+        ValueError: a prompt without a graph is not of the caption grammar.
+    """
+    given = graphs or [None] * len(prompts)
+    asked = [g if g and g.items else parse_caption(p) for g, p in zip(given, prompts, strict=True)]
+    seen = [detect(image) for image in images]
+    found = [score(graph, d) for graph, d in zip(asked, seen, strict=True)]
+    scores = {n: np.array([getattr(s, n) for s in found], dtype=np.float64) for n in NAMES}
+    return scores | {"graph": [d.graph() for d in seen]}

@@ -384,7 +384,7 @@ def test_several_scorers_at_once(folders, here):
 
 
 def test_scenes_are_the_exact_checker():
-    from inversion_dpo.world.scorer import NAMES, judge
+    from inversion_dpo.world.checker import NAMES, judge
 
     images = [np.zeros((64, 64, 3), np.uint8)] * 2
     theirs, ours = judge(images, PROMPTS), load_scorers("scenes")(images, PROMPTS)

@@ -195,7 +195,7 @@ def load_scorers(
 
 def exact_checker() -> Scorer:
     """The embedded world's own scorer, which is exact and takes the graphs that are asked for."""
-    from inversion_dpo.world.scorer import judge
+    from inversion_dpo.world.checker import judge
 
     return judge
 
