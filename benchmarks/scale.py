@@ -25,7 +25,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline, merge_lora
-from inversion_dpo.run.config import load_config, resolve
+from inversion_dpo.run.config import load_config
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import PolicyConfig, TrainingConfig
 from inversion_dpo.training.policy import LoraPolicy
@@ -142,8 +142,9 @@ def make_world(workers: int) -> World:
     list(checkers.map(abs, range(workers)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    kinds = torch.float32, torch.bfloat16 if device.type == "cuda" else torch.float32
-    pipelines = [load_pipeline(resolve(CONFIG.model.path), dtype=k).to(device) for k in kinds]
+    m = CONFIG.model
+    faster = replace(m, dtype="bfloat16" if device.type == "cuda" else "float32")
+    pipelines = [load_pipeline(m, device), load_pipeline(faster, device)]
     for part in (pipelines[1].unet, pipelines[1].vae):
         part.to(memory_format=torch.channels_last)
     model, sampler = (adapt(p, CONFIG.model.resolution) for p in pipelines)

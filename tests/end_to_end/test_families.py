@@ -22,6 +22,7 @@ from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.models.base import Framing, ModelError, decode, encode, network_of
 from inversion_dpo.models.loading import adapt, load_model, load_pipeline
 from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.training import step as training
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.recipe import train
@@ -81,7 +82,7 @@ def plain(folder, family):
 
 def model_of(family, tiny):
     """The adapter, and a condition of two prompts as training would make it."""
-    pipeline = load_pipeline(str(tiny(family)), t5=family != "sd3-no-t5")
+    pipeline = load_pipeline(ModelConfig(str(tiny(family)), t5=family != "sd3-no-t5"))
     model = adapt(pipeline, 64, guidance_embed=3.5)
     framing = model.framing([Framing((64, 64), (0, 0), (64, 64))] * 2)
     return model, model.condition(PROMPTS) | framing
@@ -237,7 +238,7 @@ def test_a_folder_of_another_scheduler(name, tiny, tmp_path):
     settings = SD_BETAS | settings | ({"clip_sample": False} if kind is DDIMScheduler else {})
     pipe.scheduler = kind(**settings)
     pipe.save_pretrained(tmp_path)
-    model = adapt(load_pipeline(str(tmp_path)), 64)
+    model = adapt(load_pipeline(ModelConfig(str(tmp_path))), 64)
     x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     seen = []
     with torch.no_grad():
@@ -496,7 +497,7 @@ def test_flux_is_told_the_guidance(tiny):
     x = torch.randn(1, 16, 8, 8)
     found = []
     for guidance in (1.0, 3.5):
-        model = adapt(load_pipeline(str(tiny("flux"))), 64, guidance)
+        model = adapt(load_pipeline(ModelConfig(str(tiny("flux")))), 64, guidance)
         condition, t = model.condition(PROMPTS[:1]), model.schedule.timesteps[[500]]
         with torch.no_grad():
             found.append(model.predict(network_of(model), x, t, condition))
@@ -506,7 +507,7 @@ def test_flux_is_told_the_guidance(tiny):
 @pytest.mark.parametrize("resolution", [60, 72])
 def test_a_resolution_that_does_not_fit_is_refused(resolution, tiny):
     with pytest.raises(ModelError, match="multiple of 16"):
-        adapt(load_pipeline(str(tiny("flux"))), resolution)
+        adapt(load_pipeline(ModelConfig(str(tiny("flux")))), resolution)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "flux"])

@@ -27,6 +27,7 @@ from inversion_dpo.run.faults import (
     memory_advice,
     stop_requests,
 )
+from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.run.folder import LOCK, BusyError, occupied
 from inversion_dpo.run.processes import share
 from inversion_dpo.training import step as training
@@ -364,4 +365,4 @@ def test_a_stop_is_not_taken_for_a_damaged_image_or_folder(monkeypatch, tmp_path
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", stopped)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(Terminated):
-        load_pipeline(str(tmp_path))
+        load_pipeline(ModelConfig(str(tmp_path)))

@@ -21,6 +21,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 MAX_FUNCTION_LINES = 75
 MAX_FILE_LINES = 500
+MAX_PARAMETERS = 6
+MANY_PARAMETERS = {"maths/inversion.py", "data/check.py"}  # to be mended
 PURE = sorted(f"maths/{p.name}" for p in (PACKAGE / "maths").glob("*.py"))
 # Arrows between rooms point down this list only.
 LAYERS = (
@@ -167,6 +169,17 @@ def overlong(tree: ast.AST) -> list[str]:
     return [f"{name}, {n} lines" for name, n in lengths.items() if n > MAX_FUNCTION_LINES]
 
 
+def overloaded(tree: ast.AST) -> list[str]:
+    """Functions of more parameters than the house allows; ``self`` and ``cls`` are not counted."""
+    found = []
+    for node in functions(tree):
+        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = sum(parameter.arg not in ("self", "cls") for parameter in given)
+        if count > MAX_PARAMETERS:
+            found.append(f"line {node.lineno}: {node.name}, {count} parameters")
+    return found
+
+
 def undocumented(tree: ast.Module | ast.ClassDef) -> list[str]:
     """Public functions, classes and methods without a docstring."""
     found = []
@@ -253,6 +266,13 @@ def test_the_embedded_world_stands_behind_two_registries() -> None:
 def test_functions_and_files_are_short(path: Path) -> None:
     assert overlong(parsed(path)) == []
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@each_source
+def test_functions_have_few_parameters(path: Path) -> None:
+    command = path.parent.name == "cli"  # typer makes an option of each parameter
+    name = path.relative_to(PACKAGE).as_posix()
+    assert command or name in MANY_PARAMETERS or overloaded(parsed(path)) == []
 
 
 @each_source
@@ -365,6 +385,13 @@ def test_overlong_bites_at_the_limit() -> None:
     assert overlong(of_length(MAX_FUNCTION_LINES)) == []
     assert overlong(of_length(MAX_FUNCTION_LINES + 1)) == [
         f"line 1: f, {MAX_FUNCTION_LINES + 1} lines"
+    ]
+
+
+def test_overloaded_bites_at_the_limit() -> None:
+    assert overloaded(ast.parse("class C:\n    def f(self, a, b, c, d, e, *, f): ...")) == []
+    assert overloaded(ast.parse("def f(a, b, c, d, e, *, f, g): ...")) == [
+        "line 1: f, 7 parameters"
     ]
 
 

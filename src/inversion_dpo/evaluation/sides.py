@@ -6,15 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, intended_graphs, read_prompt_set
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.graph_encoder import install
-from inversion_dpo.models.graph_model import is_encoder, load_encoder
+from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.sampler import Sampler, no_graph
-from inversion_dpo.run.config import Config, ConfigError, resolve
+from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.folder import read_config
 from inversion_dpo.run.processes import launch_state
 
@@ -78,23 +75,17 @@ def sampler_of(config: Config, adapter: Path | None) -> Sampler:
 
 
 def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
-    """The pipeline as users load it: the base, plus a LoRA, or a full pipeline folder.
-
-    Conditioned on scene graphs where ``adapter`` or the configuration names an encoder of them.
-    """
-    m = config.model
-    full = adapter is not None and (adapter / "model_index.json").exists()
-    encoder = str(adapter) if adapter is not None and is_encoder(adapter) else m.scene_graph
-    path = str(adapter) if full else resolve(m.path)
-    extras = (None, None, m.t5) if full else (m.vae, m.lora, m.t5)
-    pipeline = load_pipeline(path, m.revision, m.variant, getattr(torch, m.dtype), *extras)
-    if encoder is not None:
-        install(pipeline, load_encoder(encoder), m.prompt_chunks)
-    if adapter is not None and not full and encoder != str(adapter):
-        weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
-        if not weights.exists():
-            raise ConfigError(
-                f"{adapter} holds no LoRA, pipeline or scene-graph encoder: train first"
-            )
-        pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
-    return pipeline.to(launch_state().device)
+    """Load the pipeline as users do: the base and a LoRA or graph encoder, or a full folder."""
+    m, device = config.model, launch_state().device
+    if adapter is None:
+        return load_pipeline(m, device)
+    if is_encoder(adapter):
+        return load_pipeline(replace(m, scene_graph=str(adapter)), device)
+    if (adapter / "model_index.json").exists():
+        return load_pipeline(replace(m, path=str(adapter), vae=None, lora=None), device)
+    pipeline = load_pipeline(m, device)
+    weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
+    if not weights.exists():
+        raise ConfigError(f"{adapter} holds no LoRA, pipeline or scene-graph encoder: train first")
+    pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
+    return pipeline

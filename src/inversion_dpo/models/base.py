@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -50,25 +50,41 @@ class DiffusionModel(Protocol):
         """The prediction (B, *) at x_t (B, *) and timesteps [B], float32; see schedule.kind."""
 
 
+def no_framing(framings: list[Framing]) -> Condition:
+    """Say nothing of the images: most models are not told their size."""
+    return {}
+
+
 def guided(
-    model: DiffusionModel,
-    network: nn.Module,
+    predict: Callable[[Tensor, Tensor, Condition], Tensor],
     x_t: Tensor,
     timesteps: Tensor,
     condition: Condition,
+    *,
     empty: Condition,
     scale: float,
 ) -> Tensor:
-    """Classifier-free guidance, p_u + scale (p_c - p_u), (B, *), in one pass of twice the batch.
+    """Predict under classifier-free guidance: p_u + scale (p_c - p_u), in one pass.
 
-    At scale 1 it is p_c alone, in a pass of the batch, and ``empty`` is not looked at.
-    ``empty``: as for :func:`without_prompt`. Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598.
+    The pass is of twice the batch; at scale 1 it is p_c alone, of the batch.
+    Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598.
+
+    Args:
+        predict: of a model with its network, see :meth:`DiffusionModel.predict`.
+        x_t: noisy latents (B, *).
+        timesteps: [B].
+        condition: of the prompts, [B, ...] each.
+        empty: of the empty prompt, [1, ...] each.
+        scale: the guidance.
+
+    Returns:
+        The prediction (B, *).
     """
     if scale == 1:
-        return model.predict(network, x_t, timesteps, condition)
+        return predict(x_t, timesteps, condition)
     alone = without_prompt(condition, empty)
     both = {k: torch.cat([alone[k], v]) for k, v in condition.items()}
-    p = model.predict(network, torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
+    p = predict(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
     p_u, p_c = p.chunk(2)
     return p_u + scale * (p_c - p_u)
 
@@ -82,20 +98,14 @@ def without_prompt(condition: Condition, empty: Condition) -> Condition:
 
 
 def network_of(model: DiffusionModel) -> nn.Module:
-    """The network that is trained."""
+    """Find the network that is trained."""
     network: nn.Module = getattr(model.pipeline, model.component)
     return network
 
 
 def frozen_parts(pipeline: Any) -> dict[str, nn.Module]:
-    """Every network of a pipeline by name."""
+    """List every network of a pipeline by name."""
     return {n: m for n, m in sorted(pipeline.components.items()) if isinstance(m, nn.Module)}
-
-
-def freeze(pipeline: Any) -> None:
-    """No gradient and no dropout anywhere."""
-    for module in frozen_parts(pipeline).values():
-        module.requires_grad_(False).eval()
 
 
 def identity(modules: Iterable[nn.Module]) -> str:

@@ -9,10 +9,9 @@ for ever: both are the model without a graph, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,8 +38,9 @@ class GraphShape:
     layers: int = 3
 
 
-def cross_attentions(unet: nn.Module) -> dict[str, Any]:
-    """The text cross-attentions of a UNet by name, in order; ModelError if there are none."""
+def cross_attentions(pipeline: Any) -> dict[str, Any]:
+    """List the text cross-attentions of a UNet by name; ModelError if there are none."""
+    unet = getattr(pipeline, "unet", None) or nn.Module()
     found = {
         name: module
         for name, module in sorted(unet.named_modules())
@@ -48,27 +48,16 @@ def cross_attentions(unet: nn.Module) -> dict[str, Any]:
     }
     if not found:
         raise ModelError(
-            f"{type(unet).__name__} has no cross-attention to add a scene graph to; model.scene_"
-            "graph and policy.kind=scene_graph are for Stable Diffusion 1, 2 and XL"
+            f"{type(pipeline).__name__} has no UNet with cross-attention. A scene graph needs "
+            "Stable Diffusion 1, 2 or XL: set model.scene_graph=null and another policy.kind"
         )
     return found
 
 
-def unet_of(pipeline: Any) -> Any:
-    """The UNet of a pipeline; ModelError if it has none."""
-    if getattr(pipeline, "unet", None) is None:
-        raise ModelError(
-            f"{type(pipeline).__name__} cannot be conditioned on a scene graph, which needs Stable "
-            "Diffusion 1, 2 or XL: set model.scene_graph=null and another policy.kind"
-        )
-    return pipeline.unet
-
-
 def shape_for(pipeline: Any, tokens: int, width: int, layers: int) -> GraphShape:
-    """The shape of an encoder for this pipeline; ModelError if it can have none."""
-    unet = unet_of(pipeline)
-    places = {n: [a.query_dim, a.inner_dim] for n, a in cross_attentions(unet).items()}
-    return GraphShape(unet.config.cross_attention_dim, places, tokens, width, layers)
+    """Shape an encoder for this pipeline; ModelError if it can have none."""
+    places = {n: [a.query_dim, a.inner_dim] for n, a in cross_attentions(pipeline).items()}
+    return GraphShape(pipeline.unet.config.cross_attention_dim, places, tokens, width, layers)
 
 
 def mlp(inputs: int, width: int) -> nn.Sequential:
@@ -77,10 +66,10 @@ def mlp(inputs: int, width: int) -> nn.Sequential:
 
 
 class MessagePassing(nn.Module):
-    """One exchange between triples and the items that they speak of, in both directions.
+    """One exchange between triples and their items, which does not depend on the rows' order.
 
     A triple hears its subject and its object; an item hears the mean of the triples that it is
-    subject of, and the mean of those that it is object of. Nothing depends on the rows' order.
+    subject of, and the mean of those that it is object of.
     """
 
     def __init__(self, width: int) -> None:
@@ -88,20 +77,19 @@ class MessagePassing(nn.Module):
         self.triple, self.item = mlp(3 * width, width), mlp(3 * width, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, rows: Tensor, subject: Tensor, object_: Tensor, is_item: Tensor) -> Tensor:
-        """[B, M, W] -> [B, M, W]; subject, object_ [B, M, M]: 1 where the row speaks of the column.
+    def forward(self, rows: Tensor, links: Sequence[Tensor], is_item: Tensor) -> Tensor:
+        """Update rows [B, M, W].
 
-        is_item: [B, M, 1].
+        Args:
+            rows: states of items and triples [B, M, W].
+            links: subjects and objects, [B, M, M] each: 1 where the row's triple has that item.
+            is_item: [B, M, 1].
         """
-        heard = torch.cat([rows, subject @ rows, object_ @ rows], -1)
-        told = torch.cat([rows, mean_of(subject, rows), mean_of(object_, rows)], -1)
-        return self.norm(rows + torch.where(is_item, self.item(told), self.triple(heard)))
-
-
-def mean_of(links: Tensor, rows: Tensor) -> Tensor:
-    """For every item the mean of the triples linked to it; zero where there are none."""
-    back = links.transpose(1, 2)
-    return back @ rows / back.sum(-1, keepdim=True).clamp(min=1)
+        heard = [link @ rows for link in links]
+        backs = [link.transpose(1, 2) for link in links]
+        means = [back @ rows / back.sum(-1, keepdim=True).clamp(min=1) for back in backs]
+        triples, items = self.triple(torch.cat([rows, *heard], -1)), torch.cat([rows, *means], -1)
+        return self.norm(rows + torch.where(is_item, self.item(items), triples))
 
 
 class GraphNetwork(nn.Module):
@@ -115,7 +103,7 @@ class GraphNetwork(nn.Module):
         self.leave = nn.Linear(width, text_width)
 
     def forward(self, rows: Tensor, links: Tensor) -> Tensor:
-        """Tokens [B, M, D], zero where there is no row.
+        """Make tokens [B, M, D], zero where there is no row.
 
         rows: text embeddings [B, M, D]. links: [B, M, 2], the rows of a triple's subject and
         object; of an item twice its own row; -1 where there is none.
@@ -123,12 +111,10 @@ class GraphNetwork(nn.Module):
         there = links[..., 0] >= 0
         is_item = links[..., 0] == torch.arange(links.shape[1], device=links.device)
         speaks = (there & ~is_item)[..., None].to(rows.dtype)
-        subject, object_ = (
-            F.one_hot(links[..., k].clamp(min=0), links.shape[1]) * speaks for k in (0, 1)
-        )
+        ends = [F.one_hot(links[..., k].clamp(min=0), links.shape[1]) * speaks for k in (0, 1)]
         states = self.enter(rows) + self.kind(is_item.long())
         for layer in self.layers:
-            states = layer(states, subject, object_, is_item[..., None])
+            states = layer(states, ends, is_item[..., None])
         return self.leave(states) * there[..., None]
 
 
@@ -143,10 +129,9 @@ class GraphProjections(nn.Module):
         nn.init.zeros_(self.to_out.weight)
 
     def forward(self, query: Tensor, tokens: Tensor, heads: int) -> Tensor:
-        """What queries [B, Q, H * d] read of tokens [B, M, D]; rows of zeros are padding.
+        """Attend with queries [B, Q, H * d] to tokens [B, M, D]; rows of zeros are padding.
 
-        Beside the tokens there is always one key and one value of zero, so that a query may attend
-        to nothing, and to nothing else where there is no token.
+        One key and one value of zero come first, so that a query may attend to nothing.
         """
         tokens = F.pad(tokens.to(self.to_k.weight.dtype), (0, 0, 1, 0))
         mask = tokens.ne(0).any(-1)
@@ -178,23 +163,19 @@ class SceneGraphEncoder(nn.Module):
             )
 
     def forward(self, rows: Tensor, links: Tensor) -> Tensor:
-        """Tokens of graphs, see :class:`GraphNetwork`, on this module's device."""
+        """Make tokens of graphs, see :class:`GraphNetwork`, on this module's device."""
         weight = self.network.enter.weight
         tokens: Tensor = self.network(rows.to(weight.device, weight.dtype), links.to(weight.device))
         return tokens
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """As if no graph had been given: the model without it."""
+        """Leave graphs out inside: the model without them."""
         self.enabled = False
         try:
             yield
         finally:
             self.enabled = True
-
-    def described(self) -> dict[str, Any]:
-        """The shape as plain JSON types."""
-        return asdict(self.shape)
 
 
 class GraphAttention:
@@ -211,30 +192,14 @@ class GraphAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Of (prompt, tokens) both; of a prompt alone what was there before."""
-        if not isinstance(encoder_hidden_states, tuple):
-            text, tokens = encoder_hidden_states, None
-        else:
-            text, tokens = encoder_hidden_states
+        """Attend to a prompt, and to a graph where both are given as (prompt, tokens)."""
+        given = encoder_hidden_states
+        text, tokens = given if isinstance(given, tuple) else (given, None)
         out: Tensor = self.plain(attn, hidden_states, text, attention_mask, temb)
         if tokens is None or not self.encoder.enabled:
             return out
         query = attn.to_q(hidden_states)
         return out + self.encoder.projections[self.place](query, tokens, attn.heads)
-
-
-def split_tokens(
-    prompt: int, tokens: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Before a UNet's forward: embeddings of prompt and graph in one become a pair.
-
-    Embeddings of any other length than ``prompt + tokens`` are taken as they are, without a graph.
-    """
-    hidden = kwargs.get("encoder_hidden_states")
-    if isinstance(hidden, Tensor) and hidden.shape[1] == prompt + tokens:
-        pair = (hidden[:, :prompt], hidden[:, prompt:])
-        return args, kwargs | {"encoder_hidden_states": pair}
-    return args, kwargs
 
 
 def install(pipeline: Any, encoder: SceneGraphEncoder, prompt_chunks: int = 1) -> None:
@@ -243,18 +208,24 @@ def install(pipeline: Any, encoder: SceneGraphEncoder, prompt_chunks: int = 1) -
     The pipeline, called with ``prompt_embeds`` to which a graph's tokens are appended, and
     ``negative_prompt_embeds`` with as many rows of zeros, is conditioned on both.
     """
-    unet = unet_of(pipeline)
     check_fits(pipeline, encoder.shape)
-    for place, attention in enumerate(cross_attentions(unet).values()):
+    for place, attention in enumerate(cross_attentions(pipeline).values()):
         attention.set_processor(GraphAttention(attention.processor, encoder, place))
-    length = pipeline.tokenizer.model_max_length * prompt_chunks
-    hook = partial(split_tokens, length, encoder.shape.tokens)
-    unet.register_forward_pre_hook(hook, with_kwargs=True)
-    pipeline.scene_graph = encoder.to(unet.device)
+    prompt = pipeline.tokenizer.model_max_length * prompt_chunks
+
+    def split(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Part embeddings of prompt and graph in one; those of another length have no graph."""
+        hidden = kwargs.get("encoder_hidden_states")
+        if isinstance(hidden, Tensor) and hidden.shape[1] == prompt + encoder.shape.tokens:
+            kwargs = kwargs | {"encoder_hidden_states": (hidden[:, :prompt], hidden[:, prompt:])}
+        return args, kwargs
+
+    pipeline.unet.register_forward_pre_hook(split, with_kwargs=True)
+    pipeline.scene_graph = encoder.to(pipeline.unet.device)
 
 
 def check_fits(pipeline: Any, shape: GraphShape) -> None:
-    """ModelError names the first difference between this pipeline and what the encoder is for."""
+    """Compare a pipeline with what an encoder is for; ModelError names the first difference."""
     here = shape_for(pipeline, shape.tokens, shape.width, shape.layers)
     advice = "use the encoder that was trained on this pipeline (model.scene_graph)"
     if here.cross_attention_dim != shape.cross_attention_dim:

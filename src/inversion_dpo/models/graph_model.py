@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inversion_dpo.data.transforms import Framing
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.base import GRAPH_KEYS, Condition, DiffusionModel, ModelError
 from inversion_dpo.models.graph_encoder import GraphShape, SceneGraphEncoder
@@ -28,30 +28,29 @@ TEXTS = 256  # embedded at a time
 
 
 def rows_of(graph: SceneGraph | None) -> tuple[list[str], list[tuple[int, int]]]:
-    """A graph's rows in words, and their links: its items, then its triples, each in its order.
+    """Put a graph's items, then its triples, into words, and link the rows.
 
     Links are (subject's row, object's row) of a triple and twice its own row of an item.
     """
     if graph is None:
         return [], []
     place = {item.item_id: k for k, item in enumerate(graph.items)}
-    names = [item.name for item in graph.items]
-    linked = [(place[r.item1], place[r.item2]) for r in graph.relations]
-    said = [
-        f"{names[a]} {r.relation} {names[b]}"
-        for (a, b), r in zip(linked, graph.relations, strict=True)
-    ]
-    return names + said, [(k, k) for k in range(len(names))] + linked
+    texts, links = [item.name for item in graph.items], [(k, k) for k in range(len(place))]
+    for r in graph.relations:
+        a, b = place[r.item1], place[r.item2]
+        texts.append(f"{texts[a]} {r.relation} {texts[b]}")
+        links.append((a, b))
+    return texts, links
 
 
 @torch.no_grad()
 def embed_texts(model: DiffusionModel, texts: Sequence[str]) -> Tensor:
-    """One embedding [N, D] a text: the mean of the text encoder's outputs over its tokens."""
+    """Embed texts [N, D]: the mean of the text encoder's outputs over the tokens of each."""
     tokenizer, parts = model.pipeline.tokenizer, []
+    length = tokenizer.model_max_length
     for start in range(0, len(texts), TEXTS):
         part = list(texts[start : start + TEXTS])
         hidden = model.condition(part)["encoder_hidden_states"].float()
-        length = tokenizer.model_max_length
         mask = tokenizer(
             part, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).attention_mask.to(hidden)[..., None]
@@ -62,9 +61,9 @@ def embed_texts(model: DiffusionModel, texts: Sequence[str]) -> Tensor:
 def graph_condition(
     model: DiffusionModel, graphs: Sequence[SceneGraph | None], most: int
 ) -> Condition:
-    """``graph_rows`` [B, most, D] and ``graph_links`` [B, most, 2]; zeros and -1 beyond a graph.
+    """Make ``graph_rows`` [B, most, D] and ``graph_links`` [B, most, 2]; zeros and -1 for no row.
 
-    Of a graph of more rows the last are left out: triples first, then items.
+    A graph of more rows loses the last of them: triples first, then items.
     """
     every = [rows_of(graph) for graph in graphs]
     unique = {text: k for k, text in enumerate(dict.fromkeys(t for ts, _ in every for t in ts))}
@@ -88,12 +87,12 @@ class SceneGraphModel:
 
     def __init__(self, inner: DiffusionModel, encoder: SceneGraphEncoder) -> None:
         self.inner, self.encoder = inner, encoder
-        self.pipeline, self.schedule = inner.pipeline, inner.schedule
+        self.pipeline, self.schedule, self.framing = inner.pipeline, inner.schedule, inner.framing
 
     def condition(
         self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
     ) -> Condition:
-        """The family's own condition, with the graphs'; None is the empty graph."""
+        """Encode prompts as the family does, and the graphs; None is the empty graph."""
         given, most = graphs or [None] * len(prompts), self.encoder.shape.tokens
         if not self.encoder.warned and any(len(rows_of(g)[0]) > most for g in given):
             self.encoder.warned = True
@@ -104,12 +103,8 @@ class SceneGraphModel:
             )
         return self.inner.condition(prompts) | graph_condition(self.inner, given, most)
 
-    def framing(self, framings: list[Framing]) -> Condition:
-        """The family's own."""
-        return self.inner.framing(framings)
-
     def embedded(self, condition: Condition) -> Condition:
-        """The family's own condition, the graph's tokens appended to the prompt's embeddings."""
+        """Append the graph's tokens to the prompt's embeddings."""
         rows, links = (condition[key] for key in GRAPH_KEYS)
         hidden = condition["encoder_hidden_states"]
         tokens = self.encoder(rows, links).to(hidden)
@@ -119,7 +114,7 @@ class SceneGraphModel:
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
     ) -> Tensor:
-        """The family's own prediction under prompt and graph."""
+        """Predict as the family does, under prompt and graph."""
         return self.inner.predict(network, x_t, timesteps, self.embedded(condition))
 
 
@@ -131,9 +126,13 @@ def save_encoder(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors``.
 
-    base: names the model it was made for. tensors: the weights, if they are not the encoder's own.
+    Args:
+        encoder: what is written.
+        folder: where; it is made.
+        base: name of the model that the encoder was made for.
+        tensors: the weights, if they are not the encoder's own.
     """
-    about = {"kind": KIND, "base_model": base, **encoder.described()}
+    about = {"kind": KIND, "base_model": base, **asdict(encoder.shape)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
     whole = encoder.state_dict() if tensors is None else tensors
@@ -142,7 +141,7 @@ def save_encoder(
 
 
 def is_encoder(folder: Path) -> bool:
-    """Whether a folder holds a scene-graph encoder."""
+    """Say whether a folder holds a scene-graph encoder."""
     try:
         return bool(json.loads((folder / "config.json").read_text())["kind"] == KIND)
     except (OSError, ValueError, KeyError, TypeError):
@@ -150,7 +149,7 @@ def is_encoder(folder: Path) -> bool:
 
 
 def load_encoder(path: str) -> SceneGraphEncoder:
-    """Inverse of :func:`save_encoder`, frozen; ModelError if the folder holds no such encoder."""
+    """Load a frozen encoder from its folder; ModelError if the folder holds none."""
     folder = Path(path).expanduser()
     if not is_encoder(folder):
         raise ModelError(

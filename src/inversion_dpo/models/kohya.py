@@ -49,7 +49,7 @@ MLP = 4  # the width of proj_mlp over that of the others
 
 
 def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and file metadata in kohya's form of a LoRA, from the adapter's folder.
+    """Rename an adapter's tensors as kohya's programs do; with them the file's metadata.
 
     Stable Diffusion 1, 2 and XL: diffusers' own names with ``.`` as ``_``
     (``lora_unet_down_blocks_0_...``), which ComfyUI and AUTOMATIC1111 know. FLUX.1: see
@@ -87,7 +87,7 @@ def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an adapter's folder and its settings; ModelError if it is none of ours."""
+    """Read an adapter's tensors and settings from its folder; ModelError if it is none of ours."""
     file = adapter / WEIGHTS
     if not file.is_file():
         raise ModelError(f"{adapter} holds no LoRA ({WEIGHTS}): train one first")
@@ -123,33 +123,27 @@ def flux_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tens
     for blocks, number in sorted(places):
         prefix, fused = BLOCKS.get(blocks, ("", {}))
         for name, modules in fused.items():
-            keys = [f"{blocks}.{number}.{module}" for module in modules]
-            parts = [_pop(left, key) for key in keys]
-            if any(parts):
+            parts = {}
+            for module in modules:
+                keys = [f"{blocks}.{number}.{module}.lora_{part}.weight" for part in "AB"]
+                if left.keys() >= set(keys):
+                    parts[module] = [left.pop(key) for key in keys]
+            if parts:
                 made |= _fused(f"{prefix}_{number}_{name}", modules, parts, alpha)
     if left:
         raise ModelError(f"kohya's names have nothing for {min(left)}: train other target_modules")
     return made
 
 
-def _pop(left: dict[str, Tensor], key: str) -> tuple[Tensor, Tensor] | None:
-    down = left.pop(f"{key}.lora_A.weight", None)
-    up = left.pop(f"{key}.lora_B.weight", None)
-    return None if down is None or up is None else (down, up)
-
-
 def _fused(
-    name: str, modules: Sequence[str], parts: Sequence[tuple[Tensor, Tensor] | None], alpha: float
+    name: str, modules: Sequence[str], parts: Mapping[str, Sequence[Tensor]], alpha: float
 ) -> dict[str, Tensor]:
-    """The tensors of one of kohya's modules."""
-    here = {module: part for module, part in zip(modules, parts, strict=True) if part}
-    module, (down, up) = next(iter(here.items()))
-    width = len(up) // (MLP if module == "proj_mlp" else 1)
-    whole = []
-    for module in modules:
-        rows = width * (MLP if module == "proj_mlp" else 1)
-        zeros = torch.zeros_like(down), up.new_zeros(rows, up.shape[1])
-        whole.append(here.get(module, zeros))
+    """Fuse the LoRAs (A, B) of some modules into one of kohya's."""
+    times = {module: MLP if module == "proj_mlp" else 1 for module in modules}
+    module, (down, up) = next(iter(parts.items()))
+    width, rank = len(up) // times[module], up.shape[1]
+    empty = {m: (torch.zeros_like(down), up.new_zeros(width * times[m], rank)) for m in modules}
+    whole = [parts.get(m, empty[m]) for m in modules]
     return {
         f"{name}.lora_down.weight": torch.cat([a for a, _ in whole]),
         f"{name}.lora_up.weight": torch.block_diag(*[b for _, b in whole]),

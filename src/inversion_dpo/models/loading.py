@@ -18,66 +18,27 @@ from diffusers import (
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 
-from inversion_dpo.models.base import DiffusionModel, ModelError, freeze, network_of
-from inversion_dpo.models.flow import Flux, StableDiffusion3
+from inversion_dpo.models.base import DiffusionModel, ModelError, frozen_parts, network_of
+from inversion_dpo.models.flux import Flux
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.stable_diffusion import StableDiffusion, StableDiffusionXL
+from inversion_dpo.models.stable_diffusion_3 import StableDiffusion3
 from inversion_dpo.run.config import Config, resolve
-
-FAMILIES = (
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    StableDiffusion3Pipeline,
-    FluxPipeline,
-)
+from inversion_dpo.run.fields import ModelConfig
 
 
-def load_pipeline(
-    path: str,
-    revision: str | None = None,
-    variant: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    vae: str | None = None,
-    lora: str | None = None,
-    t5: bool = True,
-) -> Any:
-    """Load a diffusers pipeline, safetensors only; ModelError if that is not possible.
+def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
+    """Load a diffusers pipeline, safetensors only, with its LoRA merged and its graph encoder.
 
     Args:
-        path: a folder or a hub id; an id is looked up in the local hub cache when offline.
-        revision: of the hub repository.
-        variant: of the weight files, e.g. ``fp16``.
-        dtype: of all frozen weights.
-        vae: folder or hub id of another autoencoder, e.g. SDXL's fp16 fix.
-        lora: folder or hub id of a LoRA to add to the weights.
-        t5: whether Stable Diffusion 3 loads its third and largest text encoder.
+        m: a hub id in it is looked up in the local hub cache when offline.
+        device: where the pipeline goes, the CPU by default.
+
+    Raises:
+        ModelError: says what cannot be loaded, and what to do.
     """
-    _check_path(path)
-    settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype}
-    try:
-        extra = (
-            {"vae": AutoencoderKL.from_pretrained(os.path.expanduser(vae), **settings)}
-            if vae
-            else {}
-        )
-        extra |= {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
-        pipeline: Any = DiffusionPipeline.from_pretrained(
-            os.path.expanduser(path), revision=revision, variant=variant, **settings, **extra
-        )
-        if lora:
-            _add_lora(pipeline, os.path.expanduser(lora))
-    except Exception as error:  # damaged files and wrong names end in nearly any error
-        extras = "".join(f", {n} {v!r}" for n, v in (("vae", vae), ("lora", lora)) if v)
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ModelError(
-            f"cannot load a diffusers pipeline from {path!r}{extras}: {reason}. {_remedy(error)}"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _check_path(path: str) -> None:
+    path = resolve(m.path)
     if Path(path).suffix in (".safetensors", ".ckpt", ".bin", ".gguf"):
         raise ModelError(
             f"{path} is a single file, not a diffusers folder: make one with diffusers, e.g. "
@@ -85,14 +46,31 @@ def _check_path(path: str) -> None:
         )
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise ModelError(f"no diffusers folder at {path}: set model.path to a folder or a hub id")
-
-
-def _add_lora(pipeline: Any, lora: str) -> None:
-    """Add a LoRA to the weights; of a hub id offline, the name of its file must be known."""
-    cached = constants.HF_HUB_OFFLINE and not Path(lora).exists()
-    named = {"weight_name": "pytorch_lora_weights.safetensors"} if cached else {}
-    pipeline.load_lora_weights(lora, use_safetensors=True, **named)
-    merge_lora(pipeline)
+    how: dict[str, Any] = {"use_safetensors": True, "torch_dtype": getattr(torch, m.dtype)}
+    parts: dict[str, Any] = {} if m.t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    try:
+        if m.vae:
+            parts["vae"] = AutoencoderKL.from_pretrained(os.path.expanduser(m.vae), **how)
+        pipeline: Any = DiffusionPipeline.from_pretrained(
+            os.path.expanduser(path), revision=m.revision, variant=m.variant, **how, **parts
+        )
+        if m.lora:
+            lora = os.path.expanduser(m.lora)
+            offline = constants.HF_HUB_OFFLINE and not Path(lora).exists()  # knows no file names
+            named = {"weight_name": "pytorch_lora_weights.safetensors"} if offline else {}
+            pipeline.load_lora_weights(lora, use_safetensors=True, **named)
+            merge_lora(pipeline)
+    except Exception as error:  # damaged files and wrong names end in nearly any error
+        extras = "".join(f", {n} {v!r}" for n, v in (("vae", m.vae), ("lora", m.lora)) if v)
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ModelError(
+            f"cannot load a diffusers pipeline from {path!r}{extras}: {reason}. {_remedy(error)}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if m.scene_graph:
+        install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)
+    return pipeline
 
 
 def merge_lora(pipeline: Any) -> None:
@@ -127,12 +105,8 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
     is what will be trained.
     """
     m, p = config.model, config.policy
-    dtype = getattr(torch, m.dtype)
-    pipeline = load_pipeline(resolve(m.path), m.revision, m.variant, dtype, m.vae, m.lora, m.t5)
-    pipeline.to(device)
-    if m.scene_graph:
-        install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)
-    elif p.kind == "scene_graph":
+    pipeline = load_pipeline(m, device)
+    if p.kind == "scene_graph" and not m.scene_graph:
         shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
         install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
     model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
@@ -142,49 +116,49 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
 
 
 def base_name(path: str) -> str:
-    """What a file that is given away may say of its model: the hub's or asset's name, no path."""
+    """Shorten a model's path to a name that may be given away: the hub's or asset's, no folder."""
     return Path(path).name if Path(path).expanduser().exists() else path
 
 
 def adapt(
     pipeline: Any, resolution: int, guidance_embed: float = 1.0, prompt_chunks: int = 1
 ) -> DiffusionModel:
-    """Freeze the pipeline and return its family's adapter; ModelError names the families.
-
-    With a scene-graph encoder installed (:mod:`.scene_graph`), its condition takes graphs too.
+    """Freeze the pipeline and return its family's adapter, with its scene-graph encoder if any.
 
     Args:
         pipeline: as loaded.
         resolution: side of the images in pixels, which flow models shift their schedule by.
-        guidance_embed: the guidance that FLUX.1-dev's network is told.
+        guidance_embed: the guidance that FLUX.1-dev's network gets as an input.
         prompt_chunks: of 75 tokens, see :mod:`.prompts`; one where the family has T5.
+
+    Raises:
+        ModelError: another family, or a setting that this family does not take.
     """
-    freeze(pipeline)
+    for part in frozen_parts(pipeline).values():
+        part.requires_grad_(False).eval()
     factor = 2 * getattr(pipeline, "vae_scale_factor", 8)
     if resolution % factor:
         raise ModelError(
             f"model.resolution={resolution} must be a multiple of {factor} for this pipeline"
         )
-    model = _of_family(pipeline, resolution, guidance_embed, prompt_chunks)
-    encoder = getattr(pipeline, "scene_graph", None)
-    return model if encoder is None else SceneGraphModel(model, encoder)
-
-
-def _of_family(
-    pipeline: Any, resolution: int, guidance_embed: float, prompt_chunks: int
-) -> DiffusionModel:
+    model: DiffusionModel
     if isinstance(pipeline, StableDiffusionXLPipeline):
-        return StableDiffusionXL(pipeline, prompt_chunks)
-    if isinstance(pipeline, StableDiffusionPipeline):
-        return StableDiffusion(pipeline, prompt_chunks)
-    if prompt_chunks > 1:
+        model = StableDiffusionXL(pipeline, prompt_chunks)
+    elif isinstance(pipeline, StableDiffusionPipeline):
+        model = StableDiffusion(pipeline, prompt_chunks)
+    elif prompt_chunks > 1:
         raise ModelError(
             f"model.prompt_chunks={prompt_chunks} is for Stable Diffusion 1, 2 and XL; "
             f"{type(pipeline).__name__} reads long prompts with T5: set model.prompt_chunks=1"
         )
-    if isinstance(pipeline, StableDiffusion3Pipeline):
-        return StableDiffusion3(pipeline, resolution)
-    if isinstance(pipeline, FluxPipeline):
-        return Flux(pipeline, resolution, guidance_embed)
-    names = ", ".join(f.__name__ for f in FAMILIES)
-    raise ModelError(f"{type(pipeline).__name__} is not supported; supported: {names}")
+    elif isinstance(pipeline, StableDiffusion3Pipeline):
+        model = StableDiffusion3(pipeline, resolution)
+    elif isinstance(pipeline, FluxPipeline):
+        model = Flux(pipeline, resolution, guidance_embed)
+    else:
+        raise ModelError(
+            f"{type(pipeline).__name__} is not supported; supported: StableDiffusionPipeline, "
+            "StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline"
+        )
+    encoder = getattr(pipeline, "scene_graph", None)
+    return model if encoder is None else SceneGraphModel(model, encoder)

@@ -22,7 +22,7 @@ T5_LIMITS = {"StableDiffusion3Pipeline": ("tokenizer_3", 256), "FluxPipeline": (
 
 
 def chunk_ids(tokenizer: Any, prompts: Sequence[str], chunks: int) -> Tensor:
-    """Token ids [B * chunks, L], chunks of one prompt in a row; L is what the encoder reads.
+    """Cut prompts into token ids [B * chunks, L]; L is what the encoder reads.
 
     A first chunk is what the pipelines make of the prompt; one past its end is the empty prompt.
     What does not fit into the last is cut.
@@ -39,18 +39,19 @@ def chunk_ids(tokenizer: Any, prompts: Sequence[str], chunks: int) -> Tensor:
 
 
 def encode_clip(pipeline: Any, prompts: Sequence[str], chunks: int) -> Tensor:
-    """Stable Diffusion 1 and 2: last hidden states [B, chunks * L, D]."""
+    """Encode as Stable Diffusion 1 and 2 do: last hidden states [B, chunks * L, D]."""
     encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     ids = chunk_ids(tokenizer, prompts, chunks)
     mask = None
     if getattr(encoder.config, "use_attention_mask", False):
-        mask = _attended(ids, tokenizer.eos_token_id).to(encoder.device)
+        ends = (ids == tokenizer.eos_token_id).int()
+        mask = (ends.cumsum(1) - ends == 0).long().to(encoder.device)  # 1 up to the first end
     hidden: Tensor = encoder(ids.to(encoder.device), attention_mask=mask)[0]
     return hidden.reshape(len(prompts), -1, hidden.shape[-1])
 
 
 def encode_two_clips(pipeline: Any, prompts: Sequence[str], chunks: int) -> tuple[Tensor, Tensor]:
-    """SDXL: both encoders' last hidden states but one [B, chunks * L, D], and the pooled [B, E].
+    """Encode as SDXL does: last hidden states but one [B, chunks * L, D], and pooled [B, E].
 
     The pooled one is the second encoder's of the first chunk.
     """
@@ -65,14 +66,8 @@ def encode_two_clips(pipeline: Any, prompts: Sequence[str], chunks: int) -> tupl
     return torch.cat(parts, dim=-1), pooled
 
 
-def _attended(ids: Tensor, end: int) -> Tensor:
-    """1 up to the first mark of the end, 0 after it, as tokenizers have it."""
-    ended = (ids == end).int().cumsum(1)
-    return (ended - (ids == end).int() == 0).long()
-
-
 def call_arguments(empty: Condition, condition: Condition) -> dict[str, Tensor]:
-    """Encoded prompts under the names that a Stable Diffusion pipeline is called with.
+    """Name encoded prompts as a Stable Diffusion pipeline takes them.
 
     ``empty`` is what guidance leads away from, repeated for each prompt.
     """
@@ -84,7 +79,7 @@ def call_arguments(empty: Condition, condition: Condition) -> dict[str, Tensor]:
 
 
 def limits(pipeline: Any, chunks: int) -> dict[str, int]:
-    """Tokens that are read of a prompt by each tokenizer of the pipeline, marks not counted."""
+    """Count the tokens that each tokenizer of the pipeline reads of a prompt, marks left out."""
     t5, longest = T5_LIMITS.get(type(pipeline).__name__, ("", 0))
     found: dict[str, int] = {}
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
@@ -97,7 +92,7 @@ def limits(pipeline: Any, chunks: int) -> dict[str, int]:
 
 
 def overlong(pipeline: Any, prompts: Sequence[str], chunks: int) -> dict[str, int]:
-    """How many prompts lose their end, by tokenizer."""
+    """Count the prompts that lose their end, by tokenizer."""
     return {
         name: sum(
             len(getattr(pipeline, name)(p, add_special_tokens=False, verbose=False).input_ids) > n

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from inversion_dpo.maths.records import Grid, Levels
 from inversion_dpo.maths.schedule import Schedule
@@ -14,7 +15,7 @@ from inversion_dpo.models.base import ModelError
 
 
 def discrete_schedule(scheduler: Any) -> Schedule:
-    """The schedule of a diffusion model, eps- or v-prediction, whatever its sampler is.
+    """Make the schedule of a diffusion model, eps- or v-prediction, whatever its sampler is.
 
     The sampler grid is that of DDIM with the same configuration: same timesteps (leading, trailing
     or linspace spacing), betas (also rescaled to zero terminal SNR) and final level. A step leads
@@ -26,7 +27,14 @@ def discrete_schedule(scheduler: Any) -> Schedule:
             prediction type, or eps-prediction with zero terminal SNR, where the prediction says
             nothing about the image.
     """
-    ddim = _ddim(scheduler)
+    name = type(scheduler).__name__
+    remedy = "give the pipeline a DDIMScheduler with the betas that the model was trained with"
+    if "beta_schedule" not in scheduler.config:
+        raise ModelError(f"{name} has no betas, so that its noise levels are not known; {remedy}")
+    try:
+        ddim: Any = DDIMScheduler.from_config(scheduler.config)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ModelError(f"the betas of {name} are not known ({error}); {remedy}") from error
     kind = ddim.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ModelError(
@@ -39,36 +47,39 @@ def discrete_schedule(scheduler: Any) -> Schedule:
             "rescale_betas_zero_snr or by the betas), from where prediction_type epsilon cannot be "
             "sampled: set rescale_betas_zero_snr=false if the model was trained without it"
         )
-    levels = _levels(alpha_bar)
 
     def sampler(steps: int) -> Grid:
         ddim.set_timesteps(steps)
         chosen = ddim.timesteps.flip(0).long()
         final = torch.as_tensor(ddim.final_alpha_cumprod, dtype=torch.float64).reshape(1)
-        alpha_bar_chosen = torch.cat([final, alpha_bar[chosen]])
-        return Grid(torch.cat([torch.zeros(1).long(), chosen]), _levels(alpha_bar_chosen))
+        kept = torch.cat([final, alpha_bar[chosen]])
+        levels = Levels(kept.sqrt(), (1 - kept).sqrt())
+        return Grid(torch.cat([torch.zeros(1).long(), chosen]), levels)
 
+    levels = Levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return Schedule(kind, torch.arange(len(alpha_bar)), levels, sampler)
 
 
-def _ddim(scheduler: Any) -> Any:
-    """DDIM with the configuration of another scheduler of the same betas."""
-    name = type(scheduler).__name__
-    remedy = "give the pipeline a DDIMScheduler with the betas that the model was trained with"
-    if "beta_schedule" not in scheduler.config:
-        raise ModelError(f"{name} has no betas, so that its noise levels are not known; {remedy}")
-    try:
-        return DDIMScheduler.from_config(scheduler.config)
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ModelError(f"the betas of {name} are not known ({error}); {remedy}") from error
+def dynamic_shift(scheduler: Any, image_tokens: int, default: float) -> float | None:
+    """Compute mu for so many image tokens; None where the scheduler does not shift by resolution.
 
-
-def _levels(alpha_bar: torch.Tensor) -> Levels:
-    return Levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    ``default`` is the pipeline's own largest shift, for a configuration that names none.
+    """
+    config = scheduler.config
+    if not config.use_dynamic_shifting:
+        return None
+    mu: float = calculate_shift(
+        image_tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", default),
+    )
+    return mu
 
 
 def flow_schedule(scheduler: Any, mu: float | None = None, flux_sigmas: bool = False) -> Schedule:
-    """The schedule of a flow-matching model with its shift.
+    """Make the schedule of a flow-matching model with its shift.
 
     Args:
         scheduler: a FlowMatchEulerDiscreteScheduler.

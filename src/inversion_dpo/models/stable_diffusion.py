@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Framing
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import Condition
+from inversion_dpo.models.base import Condition, no_framing
 from inversion_dpo.models.prompts import encode_clip, encode_two_clips
 from inversion_dpo.models.schedules import discrete_schedule
 
@@ -21,6 +21,7 @@ class StableDiffusion:
 
     component = "unet"
     unreached: str | None = None
+    framing = staticmethod(no_framing)
 
     def __init__(self, pipeline: StableDiffusionPipeline, prompt_chunks: int = 1) -> None:
         self.pipeline: Any = pipeline
@@ -31,19 +32,12 @@ class StableDiffusion:
     def condition(
         self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
     ) -> Condition:
-        """Text embeddings [B, L, D], padded and truncated exactly as the pipeline does.
-
-        In several chunks as :mod:`.prompts` says, [B, chunks * L, D].
-        """
+        """Encode prompts as the pipeline does, [B, L, D]; in several chunks [B, chunks * L, D]."""
         pipe = self.pipeline
         if self.prompt_chunks > 1:
             return {"encoder_hidden_states": encode_clip(pipe, prompts, self.prompt_chunks)}
         embeddings, _ = pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, False)
         return {"encoder_hidden_states": embeddings}
-
-    def framing(self, framings: list[Framing]) -> Condition:
-        """Nothing: these models are not told the image's size."""
-        return {}
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
@@ -70,10 +64,7 @@ class StableDiffusionXL:
     def condition(
         self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
     ) -> Condition:
-        """Both encoders' embeddings [B, 77, D] and the pooled one [B, E]; zeros for no prompt.
-
-        In several chunks as :mod:`.prompts` says, [B, 77 * chunks, D].
-        """
+        """Encode by both encoders, [B, chunks * 77, D] and pooled [B, E]; zeros for no prompt."""
         pipe = self.pipeline
         if self.prompt_chunks > 1:
             hidden, pooled = encode_two_clips(pipe, prompts, self.prompt_chunks)
@@ -87,10 +78,7 @@ class StableDiffusionXL:
         return {"encoder_hidden_states": hidden, "text_embeds": pooled}
 
     def framing(self, framings: list[Framing]) -> Condition:
-        """``time_ids`` [B, 6]: original size, crop's corner, target size (Podell et al., 2023).
-
-        https://arxiv.org/abs/2307.01952
-        """
+        """List original size, crop's corner, target size, [B, 6] (https://arxiv.org/abs/2307.01952)."""
         ids = [[*f.original, *f.crop, *f.target] for f in framings]
         return {"time_ids": torch.tensor(ids, dtype=torch.float32)}
 

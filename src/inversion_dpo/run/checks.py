@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from inversion_dpo.run.fields import BuildConfig, Config, ConfigError
+from inversion_dpo.run.fields import Config, ConfigError
 
 
 def check_combinations(config: Config) -> None:
     """Refuse what cannot work before anything is loaded; ConfigError names key and remedy."""
     objective, inversion, training = config.objective, config.inversion, config.training
+    build = config.build
     if config.policy.kind == "scene_graph" and config.policy.merge:
         raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
     if objective.target == "transition" and inversion.fixed_point_iterations:
@@ -46,10 +47,6 @@ def check_combinations(config: Config) -> None:
             f"training.batch_size={training.batch_size} must be a multiple of "
             f"training.gradient_accumulation={training.gradient_accumulation}"
         )
-    _check_build(config.build)
-
-
-def _check_build(build: BuildConfig) -> None:
     if build.splits and not build.once and build.mining not in ("best_worst", "majority"):
         raise ConfigError(
             f"build.mining={build.mining} may put an image into several pairs; in a dataset each "

@@ -32,17 +32,6 @@ def preset_names() -> list[str]:
     return sorted(p.stem for p in PRESETS.glob("*.yaml"))
 
 
-def preset_path(name: str) -> Path:
-    """Find a YAML file by path, or a packaged preset by name; ConfigError if neither exists."""
-    if Path(name).is_file():
-        return Path(name)
-    if (PRESETS / f"{name}.yaml").is_file():
-        return PRESETS / f"{name}.yaml"
-    raise ConfigError(
-        f"no configuration {name!r}: give a YAML file or one of: {', '.join(preset_names())}"
-    )
-
-
 def load_config(preset: str | None, overrides: list[str]) -> Config:
     """Load defaults, preset and ``key=value`` overrides; ConfigError names what is wrong."""
     return load_given(preset, overrides)[0]
@@ -57,7 +46,12 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     tree: Tree = {}
     keys: set[str] = set()
     if preset is not None:
-        path = preset_path(preset)
+        path = Path(preset) if Path(preset).is_file() else PRESETS / f"{preset}.yaml"
+        if not path.is_file():
+            raise ConfigError(
+                f"no configuration {preset!r}: give a YAML file or one of: "
+                f"{', '.join(preset_names())}"
+            )
         tree = _read(str(path), lambda: OmegaConf.load(path))
         chosen = _keys_of(tree)
         packaged = path.resolve().parent == PRESETS.resolve()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from inversion_dpo.run.disk import atomic_folder, sha256_of
 from inversion_dpo.run.processes import Team, cut_like, whole_tensors
@@ -49,48 +49,27 @@ class Progress:
     coefficients: dict[str, float] = field(default_factory=dict)
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
-) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as named tensors."""
-    tensors = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}:{name}"] = torch.as_tensor(value).detach()
-    return tensors
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: dict[str, nn.Parameter],
-    tensors: dict[str, Tensor],
-) -> None:
-    """Inverse of :func:`optimizer_tensors`; of a sharded parameter each process takes its part."""
-    for full_name, value in tensors.items():
-        key, name = full_name.split(":", 1)
-        parameter = parameters[name]
-        if value.shape == parameter.shape:
-            value = cut_like(value, parameter)
-        elif key != "step":
-            value = value.to(parameter.device)
-        optimizer.state[parameter][key] = value
-
-
 def save_checkpoint(
     folder: Path,
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
-    team: Team | None = None,
+    team: Team,
 ) -> Path:
     """Write ``folder/step-NNNNNN`` whole or not at all; keep the newest ``keep`` and the best.
 
     Every process must call it; the first one writes. DiskError if the disk refuses.
     """
-    team, target = team or Team(), folder / f"step-{progress.step:06d}"
+    target = folder / f"step-{progress.step:06d}"
     weights = whole_tensors(parameters)
-    moments = whole_tensors(optimizer_tensors(optimizer, parameters))
+    moments = whole_tensors(
+        {
+            f"{key}:{name}": torch.as_tensor(value)
+            for name, parameter in parameters.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+    )
 
     def fill(partial: Path) -> None:
         partial.mkdir()
@@ -103,7 +82,10 @@ def save_checkpoint(
 
     if team.main:
         atomic_folder(target, fill)
-        _prune(folder, keep)
+        found = sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+        kept = {*found[-keep:], best_checkpoint(folder)}
+        for old in [p for p in found if p not in kept] + sorted(folder.glob("*.partial")):
+            shutil.rmtree(old)  # also what a kill left behind
     return target
 
 
@@ -111,23 +93,15 @@ def _checksum(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _prune(folder: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest ``keep`` and the best, and what a kill left behind."""
-    found = sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
-    kept = {*found[-keep:], best_checkpoint(folder)}
-    for old in [p for p in found if p not in kept] + sorted(folder.glob("*.partial")):
-        shutil.rmtree(old)
-
-
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest held-out score, the earliest of equal ones."""
+    """Find the checkpoint of the highest held-out score, the earliest of equal ones."""
     states = {p: _read_state(p) for p in sorted(folder.glob("step-*"))}
     scores = {p: s["score"] for p, s in states.items() if s and s["score"] is not None}
     return max(scores, key=lambda p: scores[p], default=None)
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself; None if it is missing or its own checksum differs."""
+    """Read a checkpoint's state; None if it is missing or its own checksum differs."""
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
         claimed = state.pop("checksum")
@@ -137,7 +111,7 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose checksums hold; damaged ones are named and passed over."""
+    """Find the newest checkpoint whose checksums hold; damaged ones are named and passed over."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         state = _read_state(candidate)
         files = {} if state is None else {candidate / n: d for n, d in state["files"].items()}
@@ -156,7 +130,18 @@ def load_checkpoint(
     identity: str,
     reference: str = "",
 ) -> Progress:
-    """Restore weights and moments in place; CheckpointError if the reference is another."""
+    """Restore weights and moments in place, of a sharded parameter this process's part.
+
+    Args:
+        folder: of the checkpoint.
+        parameters: by name, to be filled.
+        optimizer: theirs, whose moments are filled.
+        identity: of this run's cache.
+        reference: hash of this run's reference; nothing: it is not compared.
+
+    Raises:
+        CheckpointError: it is damaged, or of another reference, other data or another policy.
+    """
     state = _read_state(folder)
     if state is None:
         raise CheckpointError(f"{folder} is damaged: delete it, and the one before it is used")
@@ -181,5 +166,12 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(cut_like(weights[name], parameter))
-    restore_optimizer(optimizer, parameters, load_file(folder / "optimizer.safetensors"))
+    for full_name, value in load_file(folder / "optimizer.safetensors").items():
+        key, name = full_name.split(":", 1)
+        parameter = parameters[name]
+        if value.shape == parameter.shape:
+            value = cut_like(value, parameter)
+        elif key != "step":
+            value = value.to(parameter.device)
+        optimizer.state[parameter][key] = value
     return progress

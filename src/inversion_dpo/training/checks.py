@@ -33,23 +33,51 @@ class NotFiniteError(RuntimeError):
 
 
 def check_step(session: Session, number: int, row: Row, before: dict[str, Tensor] | None) -> None:
-    """Run the checks that belong after a step, if any; ``before`` is the policy at the start."""
-    plan, precision = session.plan, session.accelerator.mixed_precision
+    """Run the checks that belong after a step, if any.
+
+    Args:
+        session: what is alive.
+        number: of the step, from 0.
+        row: its measurements.
+        before: the policy at the start, of a run that began with step 0.
+
+    Raises:
+        StartupError: nothing could be learned; says why and what to change.
+    """
+    plan = session.plan
     if not is_finite(row):
         return
     if number == 0 and plan.loss.reference:
-        exact = precision == "no" and session.model.pipeline.dtype == torch.float32
+        exact = session.accelerator.mixed_precision == "no"
+        exact = exact and session.model.pipeline.dtype == torch.float32
         check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
-    if number == 0:
-        check_gradient(row["grad_norm"], plan.on_saddle)
-    if before is not None and number + 1 == CHECKED_STEPS and not plan.on_saddle:
-        check_all_moved(before, session.policy.trainable())
+    if number == 0 and plan.on_saddle:
+        logger.warning(
+            "objective.target=reference has exactly zero gradient while the policy is the "
+            "reference: it starts on a saddle, and rounding noise decides where it goes. Kept to "
+            "reproduce the paper's figure; use objective.target=x0 for results"
+        )
+    elif number == 0 and not row["grad_norm"] > 0:
+        raise StartupError(
+            f"the gradient at step 0 is {row['grad_norm']}: nothing would be learned. Check "
+            "objective.beta, policy.target_modules, and that winner and loser images differ"
+        )
+    if before is None or number + 1 != CHECKED_STEPS or plan.on_saddle:
+        return
+    trainable = session.policy.trainable()
+    if still := [n for n, p in trainable.items() if torch.equal(p.detach(), before[n])]:
+        raise StartupError(
+            f"{len(still)} trainable tensors did not move in {CHECKED_STEPS} steps, e.g. "
+            f"{still[0]}: they are not reached by the loss. Take them out of "
+            "policy.target_modules, raise training.learning_rate if it is tiny, or raise "
+            "model.resolution if an attention is left with one place"
+        )
 
 
-def check_is_reference(row: Mapping[str, float], tolerance: float) -> None:
-    """At step 0 the policy's errors are the reference's, so that the loss is log 2.
+def check_is_reference(row: Row, tolerance: float) -> None:
+    """Compare the errors of policy and reference at step 0, where the loss is log 2.
 
-    tolerance is relative to the reference's error: rounding of another batch or precision.
+    ``tolerance`` is relative to the reference's error: rounding of another batch or precision.
     """
     for side in ("winner", "loser"):
         ours, theirs = row[f"{side}_error"], row[f"{side}_error_ref"]
@@ -60,33 +88,6 @@ def check_is_reference(row: Mapping[str, float], tolerance: float) -> None:
                 f"{math.log(2):.4f}. The cache or the adapter does not belong to this model: "
                 "delete the cache folder and run again"
             )
-
-
-def check_gradient(norm: float, saddle: bool) -> None:
-    """The first gradient is not zero; on the known saddle of ``reference`` warn instead."""
-    if saddle:
-        logger.warning(
-            "objective.target=reference has exactly zero gradient while the policy is the "
-            "reference: it starts on a saddle, and rounding noise decides where it goes. Kept to "
-            "reproduce the paper's figure; use objective.target=x0 for results"
-        )
-    elif not norm > 0:
-        raise StartupError(
-            f"the gradient at step 0 is {norm}: nothing would be learned. Check objective.beta, "
-            "policy.target_modules, and that winner and loser images differ"
-        )
-
-
-def check_all_moved(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
-    """No trainable tensor is bit for bit where it was."""
-    still = [n for n, p in now.items() if torch.equal(p.detach(), before[n])]
-    if still:
-        raise StartupError(
-            f"{len(still)} trainable tensors did not move in {CHECKED_STEPS} steps, e.g. "
-            f"{still[0]}: they are not reached by the loss. Take them out of "
-            "policy.target_modules, raise training.learning_rate if it is tiny, or raise "
-            "model.resolution if an attention is left with one place"
-        )
 
 
 def check_noise(variance: float, t_start: float) -> None:
@@ -112,32 +113,34 @@ def check_noise(variance: float, t_start: float) -> None:
 # ---------------------------------------------------------------- during the run
 
 
-def is_finite(row: Mapping[str, float]) -> bool:
-    """Whether a step's loss and gradient can be used."""
+def is_finite(row: Row) -> bool:
+    """Say whether a step's loss and gradient can be used."""
     return math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
 
 
-def skipped_text(step: int, row: Mapping[str, float], pairs: Sequence[str], shown: int = 5) -> str:
-    """A step left out, and the pairs that it may be due to, of which the first are named."""
-    names = ", ".join(pairs[:shown]) + (f" and {len(pairs) - shown} more" * (len(pairs) > shown))
-    return (
-        f"step {step} is left out: its loss is {row['loss']:g}, its gradient's norm "
-        f"{row['grad_norm']:g}; pairs {names}"
-    )
-
-
 def leave_out(session: Session, number: int, row: dict[str, float], blamed: list[int]) -> None:
-    """Count a step that could not be used and say so; NotFiniteError beyond the limit.
+    """Count a step that could not be used, and name the first of the pairs it may be due to.
 
-    blamed: pairs of this process whose own loss is not finite; if there are none on any, the whole
-    batch is named. Pairs by number, among the usable ones from 0, and by digest.
+    Args:
+        session: what is alive.
+        number: of the step, from 0.
+        row: its measurements, to which the count is added.
+        blamed: pairs of this process whose own loss is not finite, counted among the usable ones
+            from 0. If no process has any, the whole batch is named.
+
+    Raises:
+        NotFiniteError: more steps were left out than ``training.max_skipped``.
     """
     session.skipped += 1
     row["skipped"] = session.skipped
-    pairs = sorted(set(session.team.collect(blamed))) or [
-        pair for pair, _ in session.batch_of(number)
-    ]
-    text = skipped_text(number, row, [f"{p} ({session.cache.digests[p][:16]})" for p in pairs])
+    batch = [pair for pair, _ in session.batch_of(number)]
+    pairs = sorted(set(session.team.collect(blamed))) or batch
+    names = ", ".join(f"{pair} ({session.cache.digests[pair][:16]})" for pair in pairs[:5])
+    more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
+    text = (
+        f"step {number} is left out: its loss is {row['loss']:g}, its gradient's norm "
+        f"{row['grad_norm']:g}; pairs {names}{more}"
+    )
     if session.skipped > session.max_skipped:
         raise NotFiniteError(
             f"{text}. {session.skipped} steps were left out, "
@@ -154,7 +157,7 @@ def asked_to_stop(session: Session, stopping: Callable[[], bool]) -> bool:
 
 
 def complaints(rows: Sequence[Row]) -> dict[str, str]:
-    """What is wrong, by kind, of consecutive metrics rows of a loss with a reference."""
+    """Look at consecutive rows of a loss with a reference: a text for each kind of trouble."""
     rows = [r for r in rows if "margin" in r and math.isfinite(r["loss"])]
     early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY]
     found = {}
@@ -190,17 +193,11 @@ def complaints(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def status(row: Row) -> str:
-    """One line on the state of a run, from a row with held-out measurements."""
-    names = {
-        "loss": "loss",
-        "winner error": "winner_error",
-        "loser error": "loser_error",
-        "margin": "margin",
-        "drift": "drift",
-        "grad norm": "grad_norm",
-        "held-out accuracy": "heldout_accuracy",
-    }
-    parts = [f"{name} {row[key]:.4g}" for name, key in names.items() if key in row]
+    """Write one line on the state of a run, from a row with held-out measurements."""
+    keys = ("loss", "winner_error", "loser_error", "margin", "drift", "grad_norm")
+    parts = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in keys if key in row]
+    if "heldout_accuracy" in row:
+        parts.append(f"held-out accuracy {row['heldout_accuracy']:.4g}")
     return f"step {row['step']:.0f}: " + ", ".join(parts)
 
 

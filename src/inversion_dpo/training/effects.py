@@ -37,10 +37,12 @@ def without_effect(config: Config) -> set[str]:
         matches = re.fullmatch(pattern, text if isinstance(text, str) else written(text))
         return bool(matches) is not key.endswith("!")
 
-    def useful(when: str) -> bool:
-        return any(all(map(holds, one.split(" and "))) for one in when.split(" or "))
-
-    return {k for k, s in every_setting().items() if s.effect and not useful(s.effect.when)}
+    return {
+        key
+        for key, setting in every_setting().items()
+        if setting.effect
+        and not any(all(map(holds, s.split(" and "))) for s in setting.effect.when.split(" or "))
+    }
 
 
 def load_checked(preset: str | None, overrides: list[str]) -> Config:

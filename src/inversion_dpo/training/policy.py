@@ -1,4 +1,7 @@
-"""What is trained, and how the frozen reference is had beside it."""
+"""What is trained, and the frozen reference beside it.
+
+``save`` takes the trainable tensors as ``whole`` where FSDP has cut those of the network.
+"""
 
 from __future__ import annotations
 
@@ -70,10 +73,7 @@ class LoraPolicy:
             self.network.enable_adapters()  # type: ignore[operator]
 
     def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
-        """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``.
-
-        whole: the trainable tensors, where FSDP has cut those of the network.
-        """
+        """Write ``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights(folder)``."""
         part = self.model.component
         layers = get_peft_model_state_dict(self.network, state_dict=whole)
         weights = {f"{part}_lora_layers": layers}
@@ -112,10 +112,7 @@ class FullPolicy:
         yield self._frozen
 
     def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
-        """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``.
-
-        whole: the trainable tensors, where FSDP has cut those of the network.
-        """
+        """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``."""
         pipeline, network = self.model.pipeline, self.network
         if whole is not None:
             network = copy.deepcopy(self._frozen)
@@ -166,10 +163,7 @@ class SceneGraphPolicy:
             yield network
 
     def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors``, which ``model.scene_graph`` takes.
-
-        whole: the trainable tensors, where FSDP has cut those of the network.
-        """
+        """Write ``config.json`` and ``model.safetensors``, which ``model.scene_graph`` takes."""
         save_encoder(self.encoder, folder, self.base, whole)
 
     def merge(self, folder: Path) -> None:

@@ -24,11 +24,9 @@ from inversion_dpo.training.checkpoint import (
 )
 from inversion_dpo.training.session import Session
 
-PROJECT = "inversion-dpo"
-
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Metrics rows of a run, a torn last line left out."""
+    """Read the metrics rows of a run, a torn last line left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -64,7 +62,7 @@ def resume(session: Session, folder: Path) -> Progress:
 
 
 def save_policy(session: Session, target: Path) -> None:
-    """The policy as users load it, whole or not at all; every process must call it."""
+    """Write the policy as users load it, whole or not at all; every process must call it."""
     parameters = session.policy.trainable()
     tensors = whole_tensors(parameters) if is_cut(parameters) else None
     if session.team.main:
@@ -72,7 +70,7 @@ def save_policy(session: Session, target: Path) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """MB: the most that torch held on the device, or the whole process on a CPU."""
+    """Measure the most MB that torch held on the device, or the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -105,11 +103,7 @@ def save_session(
 
 
 def tracker_of(name: str) -> str | None:
-    """The tracker to use: ``auto`` is TensorBoard if it is installed; None is none.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Choose the tracker, None for none; ConfigError if it is not installed."""
     installed = {str(t) for t in get_available_trackers()}
     if name == "none" or (name == "auto" and "tensorboard" not in installed):
         return None
@@ -134,5 +128,5 @@ def begin_tracker(accelerator: Accelerator, name: str, folder: Path, step: int) 
     settings: dict[str, Any] = {"name": folder.name}
     if tracker == "tensorboard":
         settings = {"purge_step": step}
-    project = tracker if tracker == "tensorboard" else PROJECT
+    project = tracker if tracker == "tensorboard" else "inversion-dpo"
     accelerator.init_trackers(project, init_kwargs={tracker: settings})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -134,4 +135,5 @@ def predict(
     """
     model, scale = session.model, session.plan.guidance_scale
     with session.accelerator.autocast():
-        return guided(model, network, x_t, t, condition, session.cache.empty, scale)
+        denoiser = partial(model.predict, network)
+        return guided(denoiser, x_t, t, condition, empty=session.cache.empty, scale=scale)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -300,16 +301,16 @@ def predictions(
         wanted: guidance of the stored predictions. They take one evaluation, not two:
             p_s = p_u + s (p_c - p_u), so p_w = p_u + w / s (p_s - p_u).
     """
-    network = network_of(model)
+    denoiser = partial(model.predict, network_of(model))
     empty = model.condition([""]) if (along, wanted) != (1.0, 1.0) else {}
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        return guided(model, network, x, t, condition, empty, along)
+        return guided(denoiser, x, t, condition, empty=empty, scale=along)
 
     def compare(x: Tensor, t: Tensor, followed: Tensor) -> Tensor:
         if wanted == 1:
-            return model.predict(network, x, t, condition)
-        p_u = model.predict(network, x, t, without_prompt(condition, empty))
+            return denoiser(x, t, condition)
+        p_u = denoiser(x, t, without_prompt(condition, empty))
         return p_u + wanted / along * (followed - p_u)
 
     return predict, None if along == wanted else compare

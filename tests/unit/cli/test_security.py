@@ -22,6 +22,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.run.config import PACKAGE, ConfigError, load_config, to_yaml
+from inversion_dpo.run.fields import ModelConfig
 from tests.pair_files import open_pairs
 
 SECRETS = {"HF_TOKEN": "hf_SECRETSECRETSECRET", "WANDB_API_KEY": "wandb5ecret5ecret5ecret"}
@@ -60,7 +61,7 @@ def test_a_pickled_weights_file_is_not_opened(
     else:
         (folder / "unet" / name).write_bytes(payload)
     with pytest.raises(ModelError, match="safetensors"):
-        load_pipeline(str(folder))
+        load_pipeline(ModelConfig(str(folder)))
     assert not hit.exists()
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import read_lora, to_kohya, write_kohya
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.run.fields import PolicyConfig
+from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 
 EVERYWHERE = [
@@ -33,7 +33,7 @@ EVERYWHERE = [
 def trained(folder, out, targets, alpha=8.0, dora=False):
     """A LoRA of rank 4 whose every matrix is random, saved as train saves it."""
     how = PolicyConfig(rank=4, alpha=alpha, target_modules=targets, dora=dora)
-    policy = LoraPolicy(adapt(load_pipeline(str(folder)), 64), how, 0)
+    policy = LoraPolicy(adapt(load_pipeline(ModelConfig(str(folder))), 64), how, 0)
     torch.manual_seed(1)
     for parameter in policy.trainable().values():
         torch.nn.init.normal_(parameter.data, std=0.2)

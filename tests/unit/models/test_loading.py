@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.run.fields import ModelConfig
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +26,13 @@ def half(tiny, tmp_path_factory):
 def test_a_hub_id_from_the_cache_offline(tiny, half, hub_cache):
     hub_cache("models", "owner/name", tiny("sd15"))
     hub_cache("models", "owner/name", half, "v2", "b" * 40)
-    whole = load_pipeline("owner/name")
+    whole = load_pipeline(ModelConfig("owner/name"))
     assert whole.unet.dtype == torch.float32
-    part = load_pipeline("owner/name", "v2", "fp16", torch.float16, vae=str(tiny("sd2") / "vae"))
+    part = load_pipeline(
+        ModelConfig("owner/name", "v2", "fp16", "float16", vae=str(tiny("sd2") / "vae"))
+    )
     assert part.unet.dtype == part.vae.dtype == torch.float16
-    by_commit = load_pipeline("owner/name", "b" * 40, "fp16")
+    by_commit = load_pipeline(ModelConfig("owner/name", "b" * 40, "fp16"))
     assert torch.equal(by_commit.unet.conv_in.weight, part.unet.conv_in.weight.float())
     refused = {
         ("owner/name", "v3", None): "owner/name.*model.revision.*hf download OWNER/NAME",
@@ -39,7 +42,7 @@ def test_a_hub_id_from_the_cache_offline(tiny, half, hub_cache):
     }
     for (name, revision, variant), message in refused.items():
         with pytest.raises(ModelError, match=message) as caught:
-            load_pipeline(name, revision, variant)
+            load_pipeline(ModelConfig(name, revision, variant))
         assert "\n" not in str(caught.value)
 
 
@@ -54,12 +57,12 @@ def test_a_lora_and_an_autoencoder_from_the_cache(tiny, hub_cache, tmp_path):
     save_file(weights, tmp_path / "lora/pytorch_lora_weights.safetensors")
     hub_cache("models", "owner/lora", tmp_path / "lora")
     hub_cache("models", "owner/vae", tiny("sd2") / "vae")
-    found = load_pipeline(str(tiny("sd15")), vae="owner/vae", lora="owner/lora")
+    found = load_pipeline(ModelConfig(str(tiny("sd15")), vae="owner/vae", lora="owner/lora"))
     after = found.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
     torch.testing.assert_close(after, before + up @ down)
     for part in ({"vae": "owner/none"}, {"lora": "owner/none"}):
         with pytest.raises(ModelError, match="owner/none"):
-            load_pipeline(str(tiny("sd15")), **part)
+            load_pipeline(ModelConfig(str(tiny("sd15")), **part))
 
 
 def test_a_gated_model_says_what_to_do(monkeypatch):
@@ -68,7 +71,7 @@ def test_a_gated_model_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", gated)
     with pytest.raises(ModelError, match="Accept its licence on the hub and log in"):
-        load_pipeline("owner/gated")
+        load_pipeline(ModelConfig("owner/gated"))
 
 
 def cut(file):
@@ -112,11 +115,11 @@ def test_a_spoiled_folder_is_one_line(spoil, message, tiny, tmp_path):
     folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
     spoil(folder)
     with pytest.raises(ModelError, match=message) as caught:
-        adapt(load_pipeline(str(folder)), 64)
+        adapt(load_pipeline(ModelConfig(str(folder))), 64)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "/nowhere/model.ckpt"])
 def test_a_single_file_says_how_to_make_a_folder(name):
     with pytest.raises(ModelError, match="single file.*from_single_file"):
-        load_pipeline(name)
+        load_pipeline(ModelConfig(name))

@@ -21,6 +21,7 @@ from inversion_dpo.models.prompts import (
 )
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.training.recipe import train
 from inversion_dpo.trajectories.key import CacheKey
 from tests.sessions import conditional, set_up
@@ -31,13 +32,13 @@ PROMPTS = ["a small red star", "", "a " * 75, "a " * 76, LONG]
 
 @pytest.mark.parametrize("family", ["sd15", "sd2"])
 def test_one_chunk_is_what_the_pipeline_makes(family, tiny):
-    pipe = load_pipeline(str(tiny(family)))
+    pipe = load_pipeline(ModelConfig(str(tiny(family))))
     theirs, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
     assert torch.equal(encode_clip(pipe, PROMPTS, 1), theirs)
 
 
 def test_one_chunk_is_what_sdxls_pipeline_makes(tiny):
-    pipe = load_pipeline(str(tiny("sdxl")))
+    pipe = load_pipeline(ModelConfig(str(tiny("sdxl"))))
     theirs = pipe.encode_prompt(PROMPTS, device="cpu", do_classifier_free_guidance=False)
     hidden, pooled = encode_two_clips(pipe, PROMPTS, 1)
     assert torch.equal(hidden, theirs[0]) and torch.equal(pooled, theirs[2])
@@ -45,7 +46,7 @@ def test_one_chunk_is_what_sdxls_pipeline_makes(tiny):
 
 def test_one_chunk_under_an_attention_mask(tiny):
     """Some text encoders of SD2's descendants ask for one (config.use_attention_mask)."""
-    pipe = load_pipeline(str(tiny("sd2")))
+    pipe = load_pipeline(ModelConfig(str(tiny("sd2"))))
     without = encode_clip(pipe, PROMPTS, 1)
     pipe.text_encoder.config.use_attention_mask = True
     theirs, _ = pipe.encode_prompt(PROMPTS, "cpu", 1, False)
@@ -56,7 +57,8 @@ def test_one_chunk_under_an_attention_mask(tiny):
 
 def test_windows_by_hand(tiny):
     """100 tokens: 75 between marks, then 25 between marks and the rest padding."""
-    tokenizer = load_pipeline(str(tiny("sd2"))).tokenizer  # pads with another token than the end
+    # SD2 pads with another token than the end
+    tokenizer = load_pipeline(ModelConfig(str(tiny("sd2")))).tokenizer
     words = tokenizer(LONG, add_special_tokens=False).input_ids
     assert len(words) == 100
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -67,7 +69,7 @@ def test_windows_by_hand(tiny):
 
 
 def test_chunks_are_encoded_one_by_one(tiny):
-    pipe = load_pipeline(str(tiny("sdxl")))
+    pipe = load_pipeline(ModelConfig(str(tiny("sdxl"))))
     rest = pipe.tokenizer.decode(pipe.tokenizer(LONG, add_special_tokens=False).input_ids[75:])
     both, pooled = encode_two_clips(pipe, [LONG], 2)
     for part, text in ((slice(0, 77), LONG), (slice(77, 154), rest)):
@@ -78,7 +80,7 @@ def test_chunks_are_encoded_one_by_one(tiny):
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_all_prompts_come_out_equally_long(family, tiny):
-    model = adapt(load_pipeline(str(tiny(family))), 64, prompt_chunks=3)
+    model = adapt(load_pipeline(ModelConfig(str(tiny(family)))), 64, prompt_chunks=3)
     assert model.condition(PROMPTS)["encoder_hidden_states"].shape[:2] == (5, 231)
     empty = model.condition([""])["encoder_hidden_states"]
     assert empty.shape[1] == 231 and (not empty.any()) == (family == "sdxl")
@@ -93,7 +95,7 @@ def test_all_prompts_come_out_equally_long(family, tiny):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_what_is_trained_is_what_is_sampled(family, guidance, tiny):
     """The pipeline given the chunks goes where our own sampler goes with the trained condition."""
-    pipe = load_pipeline(str(tiny(family)))
+    pipe = load_pipeline(ModelConfig(str(tiny(family))))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     model = adapt(pipe, 64, prompt_chunks=2)
     condition, empty = model.condition([LONG]), model.condition([""])
@@ -119,7 +121,7 @@ def test_what_is_trained_is_what_is_sampled(family, guidance, tiny):
 
 
 def test_samples_depend_on_the_end_of_the_prompt(tiny):
-    pipe = load_pipeline(str(tiny("sd15")))
+    pipe = load_pipeline(ModelConfig(str(tiny("sd15"))))
     both = [LONG, LONG + "red star"]
     cut, whole = (
         Sampler(
@@ -133,7 +135,7 @@ def test_samples_depend_on_the_end_of_the_prompt(tiny):
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_families_with_t5_refuse_chunks(family, tiny):
     with pytest.raises(ModelError, match="prompt_chunks=2 is for Stable Diffusion 1, 2 and XL"):
-        adapt(load_pipeline(str(tiny(family))), 64, prompt_chunks=2)
+        adapt(load_pipeline(ModelConfig(str(tiny(family)))), 64, prompt_chunks=2)
 
 
 def test_no_chunks_are_refused():
@@ -151,12 +153,12 @@ def test_no_chunks_are_refused():
     ],
 )
 def test_prompts_that_lose_their_end_are_counted(family, chunks, expected, tiny):
-    assert overlong(load_pipeline(str(tiny(family))), PROMPTS, chunks) == expected
+    assert overlong(load_pipeline(ModelConfig(str(tiny(family)))), PROMPTS, chunks) == expected
 
 
 @pytest.mark.parametrize(("part", "limit", "family"), [("_3", 255, "sd3"), ("_2", 511, "flux")])
 def test_t5_is_counted_by_what_its_pipeline_reads(part, limit, family, tiny):
-    pipe = load_pipeline(str(tiny(family)))
+    pipe = load_pipeline(ModelConfig(str(tiny(family))))
     name = f"tokenizer{part}"
     length = len(getattr(pipe, name)("red " * 10, add_special_tokens=False).input_ids)
     words = "red " * (limit * 10 // length)  # as many as are read, then one more

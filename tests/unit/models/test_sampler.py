@@ -1,14 +1,17 @@
 """Whoever draws a picture reads the whole prompt and the scene graph that came with it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from inversion_dpo import api
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.evaluation.sides import sampler_of, side
+from inversion_dpo.evaluation import sides
+from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of, side
 from inversion_dpo.graphs.graph import Item, SceneGraph
 from inversion_dpo.labels.asking import sample_pairs
 from inversion_dpo.making_pairs.build import drawing
@@ -17,6 +20,7 @@ from inversion_dpo.models.graph_model import save_encoder
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.web.studio import Studio
 
 WORDS = "a large red circle left of a small blue star " * 10
@@ -70,7 +74,7 @@ def test_the_end_of_a_long_prompt_counts(way, config, tmp_path):
 @pytest.fixture
 def with_graphs(tiny, tmp_path):
     """A configuration whose encoder of scene graphs does something."""
-    pipeline = load_pipeline(str(tiny("sd15")))
+    pipeline = load_pipeline(ModelConfig(str(tiny("sd15"))))
     encoder = SceneGraphEncoder(shape_for(pipeline, 8, 16, 1))
     for part in encoder.projections:
         part.to_out.weight.data.normal_()
@@ -113,3 +117,15 @@ def test_noise_is_the_seeds_and_not_the_batchs(config):
 def test_every_prompt_needs_a_seed(config):
     with pytest.raises(ValueError, match="2 prompts need as many seeds, got 1"):
         sampler_of(config, None).draw(["a", "b"], [1])
+
+
+def test_an_encoder_goes_where_its_pipeline_goes(tiny, tmp_path, monkeypatch):
+    pipeline = load_pipeline(ModelConfig(str(tiny("sd15"))))
+    save_encoder(SceneGraphEncoder(shape_for(pipeline, 8, 16, 1)), tmp_path / "encoder")
+    elsewhere = SimpleNamespace(device=torch.device("meta"))
+    monkeypatch.setattr(sides, "launch_state", lambda: elsewhere)
+    config = load_config("taste", [f"model.path={tiny('sd15')}"])
+    found = load_policy_pipeline(config, tmp_path / "encoder")
+    assert {p.device.type for p in (*found.unet.parameters(), *found.scene_graph.parameters())} == {
+        "meta"
+    }

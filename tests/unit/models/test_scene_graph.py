@@ -33,8 +33,8 @@ from inversion_dpo.models.graph_model import (
 )
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.sampler import Sampler
-from inversion_dpo.run.config import load_config, resolve
-from inversion_dpo.run.fields import PolicyConfig
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 
 FAMILIES = ("embedded", "sd15", "sdxl")
@@ -46,7 +46,7 @@ TWO = SceneGraph((Item(0, "circle", RED), Item(1, "star", BLUE)), (Relation(0, "
 def pipeline_of(tiny):
     """family -> a fresh pipeline; ``embedded`` is the packaged one."""
     return lambda family: load_pipeline(
-        resolve("asset:pipeline") if family == "embedded" else str(tiny(family))
+        ModelConfig("asset:pipeline" if family == "embedded" else str(tiny(family)))
     )
 
 
@@ -290,7 +290,7 @@ def test_saved_and_loaded_it_predicts_the_same(pipeline_of, tmp_path):
     save_encoder(model.encoder, tmp_path, "a-model")
     about = json.loads((tmp_path / "config.json").read_text())
     assert about["cross_attention_dim"] == 16 and about["base_model"] == "a-model"
-    assert list(about["attentions"]) == list(cross_attentions(model.pipeline.unet))
+    assert list(about["attentions"]) == list(cross_attentions(model.pipeline))
     pipeline = pipeline_of("sd15")
     install(pipeline, load_encoder(str(tmp_path)))
     again = adapt(pipeline, 64)

@@ -1,0 +1,62 @@
+"""FLUX.1: a flow-matching transformer of packed latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor, nn
+
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.base import Condition, no_framing
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+
+
+class Flux:
+    """Adapter for ``FluxPipeline``: packed latents, guidance as an input of the network."""
+
+    component = "transformer"
+    unreached: str | None = None
+    framing = staticmethod(no_framing)
+
+    def __init__(self, pipeline: FluxPipeline, resolution: int, guidance_embed: float) -> None:
+        self.pipeline: Any = pipeline
+        self.guidance_embed = guidance_embed
+        side = resolution // pipeline.vae_scale_factor // 2
+        mu = dynamic_shift(pipeline.scheduler, side * side, 1.15)
+        self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
+
+    @torch.no_grad()
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
+        """Encode T5's embeddings [B, L, D] and CLIP's pooled one [B, E], as the pipeline does."""
+        pipe = self.pipeline
+        hidden, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe.text_encoder.device)
+        return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
+    ) -> Tensor:
+        """Predict the velocity eps - x_0 [B, 16, h, w], in float32."""
+        pipe, (batch, channels, h, w) = self.pipeline, x_t.shape
+        dtype, device = pipe.transformer.dtype, x_t.device
+        text = {k: v.to(device, dtype) for k, v in condition.items()}
+        guidance = None
+        if pipe.transformer.config.guidance_embeds:
+            guidance = torch.full([batch], self.guidance_embed, device=device)
+        packed = pipe._pack_latents(x_t, batch, channels, h, w)
+        output = network(
+            hidden_states=packed.to(dtype),
+            timestep=timesteps.float() / pipe.scheduler.config.num_train_timesteps,
+            guidance=guidance,
+            txt_ids=torch.zeros(text["encoder_hidden_states"].shape[1], 3, device=device),
+            img_ids=pipe._prepare_latent_image_ids(batch, h // 2, w // 2, device, dtype),
+            return_dict=False,
+            **text,
+        )[0]
+        f = pipe.vae_scale_factor
+        velocity: Tensor = pipe._unpack_latents(output, h * f, w * f, f)
+        return velocity.float()

@@ -1,0 +1,55 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.base import Condition, no_framing
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+
+
+class StableDiffusion3:
+    """Adapter for ``StableDiffusion3Pipeline``: two CLIPs and, if it is there, T5.
+
+    The last block drops the text's side of its output, so what makes the text's queries there
+    is never reached by a loss and is not trained.
+    """
+
+    component = "transformer"
+    framing = staticmethod(no_framing)
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, resolution: int) -> None:
+        self.pipeline: Any = pipeline
+        last = len(pipeline.transformer.transformer_blocks) - 1
+        self.unreached: str | None = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|norm_added_q)"
+        side = resolution // pipeline.vae_scale_factor // pipeline.transformer.config.patch_size
+        mu = dynamic_shift(pipeline.scheduler, side * side, 1.16)
+        self.schedule = flow_schedule(pipeline.scheduler, mu)
+
+    @torch.no_grad()
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
+        """Encode joint embeddings [B, L, D] and the pooled one [B, E], as the pipeline does."""
+        device = self.pipeline.text_encoder.device
+        hidden, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, None, None, device=device, do_classifier_free_guidance=False
+        )
+        return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
+    ) -> Tensor:
+        """Predict the velocity eps - x_0 [B, 16, h, w], in float32."""
+        dtype = self.pipeline.transformer.dtype
+        text = {k: v.to(x_t.device, dtype) for k, v in condition.items()}
+        output: Tensor = network(
+            hidden_states=x_t.to(dtype), timestep=timesteps.float(), return_dict=False, **text
+        )[0]
+        return output.float()
