@@ -22,7 +22,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES = 75
 MAX_FILE_LINES = 500
 MAX_PARAMETERS = 6
-MANY_PARAMETERS = {"maths/inversion.py", "data/check.py"}  # to be mended
+MANY_PARAMETERS = {"maths/inversion.py"}  # to be mended
 PURE = sorted(f"maths/{p.name}" for p in (PACKAGE / "maths").glob("*.py"))
 # Arrows between rooms point down this list only.
 LAYERS = (

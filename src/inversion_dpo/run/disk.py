@@ -57,7 +57,7 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def refusal(error: BaseException) -> str | None:
-    """The system's words for a full or forbidden disk; None for any other error."""
+    """Quote the system about a full or forbidden disk; None for any other error."""
     if isinstance(error, OSError):
         return error.strerror if error.errno in REFUSALS else None
     for number in REFUSALS:  # safetensors passes the system's error on as text
@@ -168,7 +168,7 @@ def steady_header(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """Hash a file (SHA-256), read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

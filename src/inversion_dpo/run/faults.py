@@ -39,7 +39,7 @@ class OutOfMemoryError(RuntimeError):
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM changes nothing but the answer of what is given: whether it has come.
+    """Give a function that says whether SIGTERM has come, and hold its effect back inside.
 
     Outside the main thread, where Python takes no signals, the answer is always no.
     """
@@ -55,7 +55,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def raise_terminated(number: int, frame: Any) -> None:
-    """A handler of SIGTERM for stages whose finished parts are on disk at any moment."""
+    """Handle SIGTERM in stages whose finished parts are on disk at any moment."""
     raise Terminated("stopped by SIGTERM; finished parts are saved")
 
 
@@ -64,13 +64,9 @@ def memory_advice(stage: str) -> Iterator[None]:
     """Turn running out of memory in ``inversion``, ``training`` or ``sampling`` into advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):  # the CPU's allocator says so
             raise
         first = (str(error) or "no more memory").splitlines()[0]
         raise OutOfMemoryError(f"out of memory in {stage} ({first}): {_SETTINGS[stage]}") from error
-
-
-def _is_memory(error: RuntimeError) -> bool:
-    """CUDA has a class of its own; the CPU's allocator only says so."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -38,12 +38,12 @@ class Team:
             launch_state().wait_for_everyone()
 
     def collect(self, found: list[Any]) -> list[Any]:
-        """What all processes found, the same list in each."""
+        """Join the lists of all processes, the same in each."""
         return list(gather_object(found)) if self.size > 1 else found
 
 
 def launch_state() -> Any:
-    """Accelerate's view of this launch: device and processes.
+    """Ask accelerate for this launch's device and processes.
 
     PartialState alone does not look at ACCELERATE_USE_CPU, as Accelerator does: on CPUs every
     process would take itself for the only one.
@@ -52,38 +52,35 @@ def launch_state() -> Any:
 
 
 def current_team() -> Team:
-    """The processes of this launch."""
+    """Find the processes of this launch."""
     state = launch_state()
     return Team(state.process_index, state.num_processes)
 
 
 def share(items: Sequence[T], parts: int, part: int) -> Sequence[T]:
-    """The ``part``-th of ``parts`` runs of consecutive items; their lengths differ by at most 1."""
+    """Take the ``part``-th of ``parts`` runs of consecutive items, all of nearly equal length."""
     return items[len(items) * part // parts : len(items) * (part + 1) // parts]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP has cut among the processes, put together; any other as it is.
-
-    Every process must call it.
-    """
+    """Put together a tensor that FSDP has cut; every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached whole tensors on the CPU; every process must call it."""
+    """Detach tensors, whole and on the CPU; every process must call it."""
     return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, cut and placed as ``like`` is."""
+    """Take this process's part of a whole tensor, cut and placed as ``like`` is."""
     if not isinstance(like, DTensor):
         return value.to(like.device)
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def is_cut(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether FSDP has cut any of the tensors."""
+    """Say whether FSDP has cut any of the tensors."""
     return any(isinstance(tensor, DTensor) for tensor in tensors.values())
 
 
@@ -95,7 +92,7 @@ def settle(network: nn.Module) -> None:
 
 
 def total(row: Mapping[str, float], device: torch.device, team: Team) -> dict[str, float]:
-    """Key-wise sum over all processes, which must have the same keys."""
+    """Sum by key over all processes, which must have the same keys."""
     keys = sorted(row)
     if team.size == 1:
         return dict(row)
