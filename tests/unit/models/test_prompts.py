@@ -178,7 +178,7 @@ def test_every_field_of_a_key_changes_the_name():
         spacing="even",
         guidance_scale=1.0,
         fixed_point_iterations=0,
-        t_start=0.0,
+        start=0,
         batch_size=8,
         keep=None,
         reconstruct=False,
