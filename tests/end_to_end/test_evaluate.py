@@ -112,7 +112,7 @@ def test_both_guidances_are_reported(capsys, run):
     own = load_config(str(run / "config.yaml"), [])
     assert (own.objective.guidance_scale, own.evaluation.guidance_scale) == (1, 4)
     code, text, _ = command(capsys, "evaluate", run)
-    assert code == 0 and "sampled at guidance 1, as it was trained, and not at 4" in text
+    assert code == 0 and "at the guidance of training, 1, not 4" in text
     found = json.loads((run / "metrics.json").read_text())
     other = found["at_training_guidance"]
     assert (other["guidance_scale"], other["instead_of"]) == (1, 4)

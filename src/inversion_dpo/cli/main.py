@@ -119,12 +119,12 @@ def sample(
 ) -> None:
     """Generate images from a run's policy, or from the reference."""
     from inversion_dpo.data.images import png
-    from inversion_dpo.evaluation.prompt_sets import asked_for
+    from inversion_dpo.evaluation.prompt_sets import prompts_to_sample
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.run.disk import atomic_bytes
     from inversion_dpo.run.folder import read_config
 
-    asked = asked_for(prompts or [], scene_graph)
+    asked = prompts_to_sample(prompts or [], scene_graph)
     settings = read_config(run) if run else load_config(config, [])
     sampler = sampler_of(settings, run / "adapter" if run else None)
     if scene_graph and not sampler.takes_graphs:

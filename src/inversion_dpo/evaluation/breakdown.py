@@ -1,6 +1,6 @@
-"""Policy against reference by number of objects, by relation and by kind of error.
+"""Compare policy and reference by number of objects, by relation and by kind of error.
 
-For scorers that find a scene graph in an image, where the graph that its prompt asks for is known.
+This needs scorers that read a scene graph from an image, and prompts whose graph is known.
 """
 
 from __future__ import annotations
@@ -38,64 +38,59 @@ _Values = dict[str, NDArray[np.float64]]
 def breakdown(
     intended: Graphs, reference: Graphs, policy: Graphs, seeds: int = 1
 ) -> dict[str, Any]:
-    """Mean of both sides and the paired gain with its 95% interval, part by part.
+    """Compute both sides' means and the paired gain with its 95% interval, part by part.
 
     Args:
-        intended: of every prompt, [n]; None where it is not known.
-        reference: found in the reference's images, [n seeds], those of a prompt in a row; None
-            where an image could not be read.
-        policy: the same of the policy, from the same noise.
-        seeds: images of a prompt.
+        intended: scene graph of each prompt, [n]; None where it is unknown.
+        reference: graphs read from the reference's images, [n seeds], one prompt's in a row; None
+            for an image that the scorer could not read.
+        policy: the same for the policy, from the same noise.
+        seeds: images per prompt.
 
     Returns:
-        plain numbers, ready for JSON; every row is :func:`metrics.gain_row`'s. ``all``: rows of
-        sg_iou, exact and the mean number of errors an image (ERRORS, see
-        :class:`structure.Departures`), and n_prompts; ``objects``: the same by the number of
-        intended objects; ``relations``: of every relation n_prompts and the row ``held``
-        (:func:`structure.relations_held`); ``left_out``: prompts of unknown graph or of an image
-        that could not be read. Empty without a single prompt to compare.
+        Plain numbers, ready for JSON; :func:`metrics.gain_row` makes each row. ``all``: rows of
+        sg_iou, exact and the mean errors per image (ERRORS, see :class:`matching.Departures`), and
+        n_prompts. ``objects``: the same by number of intended objects. ``relations``: n_prompts and
+        the row ``held`` (:func:`matching.relations_held`) of each relation. ``left_out``: number of
+        prompts with an unknown graph or an unreadable image. Empty if no prompt can be compared.
 
     Raises:
-        ValueError: the lists do not fit each other.
+        ValueError: the lists have lengths that do not fit.
     """
     if not len(intended) * seeds == len(reference) == len(policy):
         raise ValueError(
-            f"{len(intended)} prompts, {seeds} images of each, but {len(reference)} graphs of the "
-            f"reference and {len(policy)} of the policy"
+            f"{len(intended)} prompts with {seeds} images each need as many graphs, got "
+            f"{len(reference)} for the reference and {len(policy)} for the policy"
         )
-    known = [
-        k
-        for k, graph in enumerate(intended)
-        if graph
-        and all(reference[k * seeds : (k + 1) * seeds])
-        and all(policy[k * seeds : (k + 1) * seeds])
-    ]
-    if not known:
-        return {}
-    asked = [intended[k] for k in known]
     r, p = (
-        [[side[k * seeds + j] for j in range(seeds)] for k in known] for side in (reference, policy)
+        [side[k : k + seeds] for k in range(0, len(side), seeds)] for side in (reference, policy)
     )
-    sides = measured(asked, r), measured(asked, p)
+    whole = [k for k, graph in enumerate(intended) if graph and all(r[k]) and all(p[k])]
+    if not whole:
+        return {}
+    graphs = [intended[k] for k in whole]
+    r, p = ([side[k] for k in whole] for side in (r, p))
+    sides = measured(graphs, r), measured(graphs, p)
+    by_objects = sorted(_by_objects(graphs).items())
     return {
-        "all": _part(*sides, list(range(len(asked)))),
-        "objects": {name: _part(*sides, rows) for name, rows in sorted(_by_objects(asked).items())},
-        "relations": _by_relation(asked, r, p),
-        "left_out": len(intended) - len(known),
+        "all": _part(*sides, list(range(len(graphs)))),
+        "objects": {name: _part(*sides, rows) for name, rows in by_objects},
+        "relations": _by_relation(graphs, r, p),
+        "left_out": len(intended) - len(whole),
     }
 
 
-def measured(intended: Sequence[Any], found: Sequence[Sequence[Any]]) -> _Values:
-    """Measures of every image by name, [n, s], of intended graphs [n] and found ones [n][s]."""
-    rows = [[_measures(i, f) for f in images] for i, images in zip(intended, found, strict=True)]
+def measured(intended: Sequence[Any], read: Sequence[Sequence[Any]]) -> _Values:
+    """Measure every image, by name, [n, s], from intended graphs [n] and read ones [n][s]."""
+    rows = [[_measures(i, f) for f in images] for i, images in zip(intended, read, strict=True)]
     return {
         name: np.array([[image[name] for image in images] for images in rows])
         for name in rows[0][0]
     }
 
 
-def _measures(intended: SceneGraph, found: SceneGraph) -> dict[str, float]:
-    fit, wrong = agreement(intended, found), departures(intended, found)
+def _measures(intended: SceneGraph, read: SceneGraph) -> dict[str, float]:
+    fit, wrong = agreement(intended, read), departures(intended, read)
     return {
         "sg_iou": fit.sg_iou,
         "exact": fit.exact,
@@ -106,12 +101,12 @@ def _measures(intended: SceneGraph, found: SceneGraph) -> dict[str, float]:
 
 
 def _part(reference: _Values, policy: _Values, rows: list[int]) -> dict[str, Any]:
-    found = {k: gain_row(k, reference[k][rows], policy[k][rows]) for k in reference}
-    return {"n_prompts": len(rows), **found}
+    gains = {k: gain_row(k, reference[k][rows], policy[k][rows]) for k in reference}
+    return {"n_prompts": len(rows), **gains}
 
 
 def _by_objects(intended: Sequence[Any]) -> dict[str, list[int]]:
-    """Number of intended objects, as text -> places of the prompts."""
+    """Group the prompts: number of intended objects, as text -> places of the prompts."""
     groups: dict[str, list[int]] = {}
     for k, graph in enumerate(intended):
         count = len(graph.items)
@@ -135,7 +130,7 @@ def _by_relation(
 
 
 def table_rows(structure: Mapping[str, Any]) -> list[tuple[str, int, str, Mapping[str, float]]]:
-    """What one table shows: (part, prompts, measure, row) by objects, relations and errors."""
+    """List the rows of the table: (part, prompts, measure, row)."""
     if not structure:
         return []
     rows = [
@@ -151,30 +146,30 @@ def table_rows(structure: Mapping[str, Any]) -> list[tuple[str, int, str, Mappin
 
 
 def read_graphs(path: Path) -> Graphs | None:
-    """The graphs found in a samples file's images; None if its scorers find none."""
+    """Read the graphs in a samples file; None if its scorers read none."""
     if "graph" not in pq.read_schema(path).names:
         return None
     texts = pq.read_table(path, columns=["graph"])["graph"].to_pylist()
     return [None if text is None else SceneGraph.from_json(text) for text in texts]
 
 
-def structure(asked: PromptSet, files: list[Path], config: Config) -> dict[str, Any]:
-    """Under ``structure`` the breakdown of reference and policy, where graphs are known.
+def structure(prompt_set: PromptSet, files: list[Path], config: Config) -> dict[str, Any]:
+    """Return {"structure": breakdown of reference and policy}; empty if no graph is known.
 
-    Words are levelled as the scorer levels them.
+    Words are normalised as the scorer normalises them.
     """
-    e, found = config.evaluation, {}
+    e, parts = config.evaluation, {}
     synonyms = read_vocabulary(e.parser.vocabulary).synonyms if e.parser.vocabulary else {}
     reference, policy = (read_graphs(file) for file in files)
     if reference and policy:
-        known = intended_graphs(asked)
-        intended = [plain(known[p], synonyms) if p in known else None for p in asked.prompts]
+        graphs = intended_graphs(prompt_set)
+        intended = [plain(graphs[p], synonyms) if p in graphs else None for p in prompt_set.prompts]
         r, p = ([g and plain(g) for g in side] for side in (reference, policy))
-        found = breakdown(intended, r, p, e.seeds)
-    return {"structure": found} if found else {}
+        parts = breakdown(intended, r, p, e.seeds)
+    return {"structure": parts} if parts else {}
 
 
 def scoring(memo: Path, config: Config) -> dict[str, Any]:
-    """Under ``scoring`` what the answers that are kept beside the samples have cost."""
+    """Return {"scoring": cost of the answers stored beside the samples}; empty without any."""
     answers = stored_answers(memo / "scores.sqlite")
     return {"scoring": {SCENE_GRAPH: spent(answers, config.evaluation.parser)}} if answers else {}

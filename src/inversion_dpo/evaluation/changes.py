@@ -1,4 +1,4 @@
-"""How the policy's pictures look beside the reference's, whatever the scores say."""
+"""Compare how the pictures of policy and reference look, whatever the scores say."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from inversion_dpo.evaluation.samples import pictures
 
 
 def changes(reference: Path, policy: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """``traits``: the share of images in which the policy's has more of each, same noise.
+    """Return ``traits``: the share of images in which the policy's has more of each trait.
 
-    reference, policy: files of samples in the same order. Empty where nothing differs, and for
-    fewer images than make an interval.
+    reference, policy: sample files in the same order, from the same noise. The result is empty if
+    nothing differs, or if there are too few images for an interval.
     """
     tally = Tally()
     for before, after in zip(pictures(reference), pictures(policy), strict=True):

@@ -1,9 +1,9 @@
-"""Distances between two sets of images, FID and KID, by torchmetrics.
+"""Measure FID and KID, distances between two sets of images, with torchmetrics.
 
 Sources: Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017,
 https://arxiv.org/abs/1706.08500; Binkowski et al., Demystifying MMD GANs, 2018,
-https://arxiv.org/abs/1801.01401. On CLIP's features instead of Inception's: Kynkaanniemi et al.,
-The Role of ImageNet Classes in Frechet Inception Distance, 2023, https://arxiv.org/abs/2203.06026.
+https://arxiv.org/abs/1801.01401. With CLIP's features: Kynkaanniemi et al., The Role of ImageNet
+Classes in Frechet Inception Distance, 2023, https://arxiv.org/abs/2203.06026.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from inversion_dpo.run.disk import atomic_text
 
 FEATURES = ("clip", "inception")
 BATCH = 16
-SUBSET = 1000  # images of each of KID's subsets, if there are as many
+SUBSET = 1000  # images in each of KID's subsets, at most
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 class ClipFeatures(nn.Module):
-    """CLIP's image embedding [B, D] of uint8 images [B, 3, H, W]."""
+    """Compute CLIP's image embeddings [B, D] from uint8 images [B, 3, H, W]."""
 
     def __init__(self, scorer: ClipScorer) -> None:
         super().__init__()
         self.scorer = scorer
 
     def forward(self, images: Tensor) -> Tensor:
-        """Projected, not normalised."""
+        """Return the projected embeddings [B, D], not normalised."""
         pixels = [image.permute(1, 2, 0).cpu().numpy() for image in images]
         with torch.no_grad():
             return self.scorer.image_embeddings(self.scorer.pixels(pixels))
@@ -51,19 +51,24 @@ class ClipFeatures(nn.Module):
 def distances(
     real: Sequence[Pixels], made: Sequence[Pixels], features: nn.Module | int
 ) -> dict[str, float]:
-    """FID, and KID with its standard deviation over 100 subsets; 0 where the sets are alike.
+    """Compute FID, and KID with its standard deviation over 100 subsets.
 
     Args:
         real: uint8 images [H, W, 3].
-        made: the same of a model.
-        features: uint8 [B, 3, H, W] -> [B, D]; or 2048, torch-fidelity's Inception.
+        made: a model's images, in the same form.
+        features: a module uint8 [B, 3, H, W] -> [B, D]; or 2048 for torch-fidelity's Inception.
+
+    Returns:
+        ``fid``, ``kid`` and ``kid_std``; equal sets have distance 0.
 
     Raises:
-        ConfigError: torchmetrics, or for Inception torch-fidelity and torchvision, is not
-            installed; or fewer than two images.
+        ConfigError: torchmetrics is missing, or for Inception torch-fidelity and torchvision; or a
+            set has fewer than two images.
     """
     if min(len(real), len(made)) < 2:
-        raise ConfigError(f"FID needs two images or more of each, got {len(real)} and {len(made)}")
+        raise ConfigError(
+            f"FID needs at least two images in each set, got {len(real)} and {len(made)}"
+        )
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
@@ -83,28 +88,38 @@ def distances(
 
 
 def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str, Any]:
-    """Distances of the run's reference and policy samples from real images.
+    """Measure distances of a run's reference and policy samples from real images.
 
-    Writes ``distribution.json``. ConfigError as :func:`distances`, or for a folder without images.
+    Args:
+        folder: the run; ``distribution.json`` is written there.
+        config: its settings.
+        real: a folder of PNG, JPEG or WebP images.
+        features: ``clip`` or ``inception``.
+
+    Returns:
+        What ``distribution.json`` holds: for each side :func:`distances` and the number of images.
+
+    Raises:
+        ConfigError: as :func:`distances`; unknown features; a folder without images.
     """
     if features not in FEATURES:
-        raise ConfigError(f"--features {features}: one of {', '.join(FEATURES)}")
+        raise ConfigError(f"--features {features} is unknown: give one of {', '.join(FEATURES)}")
     e = config.evaluation
     extractor: nn.Module | int = 2048
     if features == "clip":
         place = Checkpoint.at("clip", e.checkpoints.get("clip", CHECKPOINTS["clip"]))
         extractor = ClipFeatures(ClipScorer("clip", place))
     pictures, prompts = read_images(real), read_prompts(e.prompts, e.limit)
-    found: dict[str, Any] = {"features": features, "real": len(pictures)}
+    report: dict[str, Any] = {"features": features, "real": len(pictures)}
     for word, adapter in (("reference", None), ("policy", folder / "adapter")):
         images, _ = sampled(config, adapter, folder / "samples", prompts, word, e.seeds)
-        found[word] = {"images": len(images), **distances(pictures, images, extractor)}
-    atomic_text(json.dumps(found, indent=1), folder / "distribution.json")
-    return found
+        report[word] = {"images": len(images), **distances(pictures, images, extractor)}
+    atomic_text(json.dumps(report, indent=1), folder / "distribution.json")
+    return report
 
 
 def read_images(folder: Path) -> list[Pixels]:
-    """Every PNG, JPEG and WebP file of a folder, by name; ConfigError if there is none."""
+    """Read every PNG, JPEG and WebP file in a folder, by name; ConfigError if there is none."""
     files = sorted(f for f in folder.glob("*") if f.suffix.lower() in ENDINGS)
     if not files:
         raise ConfigError(f"--real {folder} holds no PNG, JPEG or WebP files")
@@ -112,7 +127,7 @@ def read_images(folder: Path) -> list[Pixels]:
 
 
 def _batches(images: Sequence[Pixels]) -> Iterator[Tensor]:
-    """uint8 [B, 3, H, W], images of one size that follow each other together."""
+    """Yield uint8 [B, 3, H, W]; consecutive images of one size share a batch."""
     for _, group in groupby(images, key=lambda image: image.shape):
         same = list(group)
         for start in range(0, len(same), BATCH):

@@ -1,4 +1,4 @@
-"""Policy against reference on held-out prompts, from the same noise."""
+"""Compare policy and reference on held-out prompts, from the same noise."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from inversion_dpo.training.recipe import trained_guidance
 from inversion_dpo.training.run_files import read_rows
 
 Models = tuple[str | None, str | None]  # reference and policy, as sides.side takes them
-EVALUATED = "evaluated.yaml"  # the settings that the metrics were made with
+EVALUATED = "evaluated.yaml"  # the settings behind metrics.json
 
 
 def evaluate(
-    folder: Path,
-    config: Config | None = None,
-    models: Models | None = None,
+    folder: Path, config: Config | None = None, models: Models | None = None
 ) -> dict[str, Any]:
     """Compare reference and policy; write ``metrics.json`` and ``per_prompt.parquet``.
 
-    A policy that was trained at another guidance than it is sampled at is compared at both; the
-    comparison at the guidance of training stands under ``at_training_guidance``.
+    If training and sampling have different guidance scales, both are compared. The comparison at
+    the scale of training stands under ``at_training_guidance``. Every process must call this.
 
     Args:
-        folder: a finished run's, or one to hold the evaluation of any two models.
-        config: its settings, if they differ from the folder's own.
+        folder: a finished run, or a folder for the evaluation of any two models.
+        config: settings, if they differ from the folder's own.
         models: reference and policy as :func:`sides.side` takes them; by default the
-            configuration's model and the run's policy. Of several processes all must call it.
+            configuration's model and the run's policy.
+
+    Returns:
+        What ``metrics.json`` holds.
     """
     config = config or read_config(folder)
     metrics = measure(folder, config, folder / "samples", models)
@@ -54,18 +55,18 @@ def evaluate(
 def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> dict[str, Any]:
     """Compare two models at ``evaluation.guidance_scale``; write what :func:`evaluate` writes.
 
-    memo: keeps samples so that the same reference is sampled once for many runs.
+    memo: folder that keeps samples, so that many runs share the samples of one reference.
     """
     e = config.evaluation
-    asked = read_prompt_set(e.prompts, e.limit)
+    prompt_set = read_prompt_set(e.prompts, e.limit)
     files = both_sides(folder, config, memo, models)
     reference, policy = (read_scores(file) for file in files)
-    metrics: dict[str, Any] = {"n_prompts": len(asked.prompts), "seeds": e.seeds}
+    metrics: dict[str, Any] = {"n_prompts": len(prompt_set.prompts), "seeds": e.seeds}
     if reference:
-        metrics |= judged(asked, reference, policy, config)
+        metrics |= judged(prompt_set, reference, policy, config)
         if current_team().main:
-            write_table(folder / "per_prompt.parquet", asked, config, reference, policy)
-    metrics |= structure(asked, files, config) | scoring(memo, config) | changes(*files)
+            write_table(folder / "per_prompt.parquet", prompt_set, config, reference, policy)
+    metrics |= structure(prompt_set, files, config) | scoring(memo, config) | changes(*files)
     metrics |= training_facts(folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     write_metrics(folder, metrics)
@@ -75,15 +76,15 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write ``metrics.json``; of several processes the first one does."""
+    """Write ``metrics.json`` in the first process."""
     if current_team().main:
         atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
 
 
 def at_training_guidance(folder: Path, config: Config, models: Models | None) -> dict[str, Any]:
-    """The comparison at the guidance of the policy's training; empty where that is the same.
+    """Compare both models at the guidance scale of the policy's training, on the same noise.
 
-    Of a policy that is no run it is not known. Prompts and noise are the same.
+    The result is empty if that scale is the one already evaluated, or if the policy is not a run.
     """
     run, e = Path((models or (None, folder))[1] or ""), config.evaluation
     if not (run / "config.yaml").is_file():
@@ -93,19 +94,19 @@ def at_training_guidance(folder: Path, config: Config, models: Models | None) ->
         return {}
     config = replace(config, evaluation=replace(e, guidance_scale=trained))
     files = both_sides(folder, config, folder / "samples", models)
-    asked = read_prompt_set(e.prompts, e.limit)
+    prompt_set = read_prompt_set(e.prompts, e.limit)
     reference, policy = (read_scores(file) for file in files)
     other = {"guidance_scale": trained, "instead_of": e.guidance_scale}
     return {
-        OTHER_GUIDANCE: other | judged(asked, reference, policy, config),
+        OTHER_GUIDANCE: other | judged(prompt_set, reference, policy, config),
         "seconds": read_seconds(folder),
     } | scoring(folder / "samples", config)
 
 
 def both_sides(folder: Path, config: Config, memo: Path, models: Models | None) -> list[Path]:
-    """The files of both sides' images and scores [n s], each made in a timed stage of the folder.
+    """Sample and score both sides, each in a timed stage; return their files, reference first.
 
-    What is sampled at another guidance than the folder's own adds to the time of its stage.
+    Samples at a second guidance scale add to the time of the same stage.
     """
     e, files = config.evaluation, []
     prompts = read_prompts(e.prompts, e.limit)
@@ -116,36 +117,38 @@ def both_sides(folder: Path, config: Config, memo: Path, models: Models | None) 
     return files
 
 
-def judged(asked: PromptSet, reference: Scores, policy: Scores, config: Config) -> dict[str, Any]:
-    """The comparison over all prompts, and under ``categories`` over each category's."""
+def judged(
+    prompt_set: PromptSet, reference: Scores, policy: Scores, config: Config
+) -> dict[str, Any]:
+    """Compare over all prompts, and per category under ``categories``."""
     e = config.evaluation
     if e.preference not in reference:
         raise ConfigError(
-            f"evaluation.preference={e.preference!r} is not a score of {e.scorer}; it gives "
+            f"evaluation.preference={e.preference!r} is not a score of {e.scorer}: choose one of "
             f"{', '.join(reference)}"
         )
-    shape = (len(asked.prompts), e.seeds)
+    shape = (len(prompt_set.prompts), e.seeds)
     r, p = ({k: v.reshape(shape) for k, v in side.items()} for side in (reference, policy))
-    found = compare(r, p, e.preference)
+    overall = compare(r, p, e.preference)
     by_category = {
         name: compare(
             {k: v[rows] for k, v in r.items()}, {k: v[rows] for k, v in p.items()}, e.preference
         )
-        for name, rows in asked.by_category.items()
+        for name, rows in prompt_set.by_category.items()
     }
-    return found | ({"categories": by_category} if by_category else {})
+    return overall | ({"categories": by_category} if by_category else {})
 
 
 def write_table(
-    path: Path, asked: PromptSet, config: Config, reference: Scores, policy: Scores
+    path: Path, prompt_set: PromptSet, config: Config, reference: Scores, policy: Scores
 ) -> None:
-    """One row an image: prompt, category, seed, every score of both sides, and who won."""
+    """Write one row per image: prompt, category, seed, every score of both sides, and who won."""
     e = config.evaluation
-    places = [(k, j) for k in range(len(asked.prompts)) for j in range(e.seeds)]
+    places = [(k, j) for k in range(len(prompt_set.prompts)) for j in range(e.seeds)]
     ours, theirs = policy[e.preference], reference[e.preference]
     columns: dict[str, Any] = {
-        "prompt": [asked.prompts[k] for k, _ in places],
-        "category": [asked.categories[k] for k, _ in places],
+        "prompt": [prompt_set.prompts[k] for k, _ in places],
+        "category": [prompt_set.categories[k] for k, _ in places],
         "seed": [e.seed + k + REPEAT * j for k, j in places],
         "win": (ours > theirs) + 0.5 * (ours == theirs),
     }
@@ -155,7 +158,7 @@ def write_table(
 
 
 def training_facts(folder: Path, config: Config) -> dict[str, Any]:
-    """What the run's own log says; of a folder without a training nothing."""
+    """Read the last row of the run's training log; without a training it is empty."""
     rows = read_rows(folder / "metrics.jsonl")
     if not rows:
         return {"pairs": 0, "steps": config.training.steps, "training": {}}

@@ -1,4 +1,4 @@
-"""The data of a report's figures, as CSV and JSON beside the PNG files."""
+"""Write the data of a report's figures, as CSV and JSON beside the PNG files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ WINS = ("win_rate", "win_rate_low", "win_rate_high", "n_prompts")
 
 
 def write_gains(metrics: Mapping[str, Any], path: Path) -> None:
-    """``gains.csv``: one row a metric, what gains.png shows."""
-    rows = [{"metric": name, **_part(row, GAIN)} for name, row in metric_rows(metrics).items()]
+    """Write ``gains.csv``: one row per metric, the numbers in gains.png."""
+    rows = [{"metric": name, **row} for name, row in metric_rows(metrics).items()]
     write_csv(path, ("metric", *GAIN), rows)
 
 
 def write_categories(metrics: Mapping[str, Any], path: Path) -> None:
-    """``categories.csv``: one row a category and metric, with the category's win rate."""
+    """Write ``categories.csv``: one row per category and metric, with the category's win rate."""
     rows = [
-        {"category": category, "metric": name, **_part(row, GAIN), **_part(part, WINS)}
+        {"category": category, "metric": name, **row, **part}
         for category, part in metrics["categories"].items()
         for name, row in metric_rows(part).items()
     ]
@@ -32,14 +32,14 @@ def write_categories(metrics: Mapping[str, Any], path: Path) -> None:
 
 
 def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """``curves.csv``: one row a logged step, every number that was logged; empty where none was."""
+    """Write ``curves.csv``: one row per logged step with its numbers; other cells stay empty."""
     numbers = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in history]
     names = dict.fromkeys(name for row in numbers for name in row)
     write_csv(path, tuple(names), numbers)
 
 
 def write_grid(captions: Sequence[str], scores: Sequence[Mapping[str, float]], path: Path) -> None:
-    """``grid.json``: caption and scores of every pair of images in grid.png, in its order."""
+    """Write ``grid.json``: caption and scores of every pair of images in grid.png, in its order."""
     rows = [
         {"caption": caption, **(dict(scores[k]) if scores else {})}
         for k, caption in enumerate(captions)
@@ -48,12 +48,8 @@ def write_grid(captions: Sequence[str], scores: Sequence[Mapping[str, float]], p
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV file with a header; absent values are empty."""
+    """Write a CSV file with a header; absent values are empty, other columns are left out."""
     with writing(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, names, restval="")
+        writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _part(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: row[name] for name in names}

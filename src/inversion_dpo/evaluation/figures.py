@@ -1,8 +1,8 @@
-"""Figures of a report: image grid, training curves and gains, as PNG files.
+"""Draw a report's figures as PNG files: image grid, training curves and gains.
 
 Every figure is a :class:`matplotlib.figure.Figure` of its own: no pyplot, no global state, no
-display. Colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), which
-colour-blind readers can tell apart.
+display. The colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), which
+colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ INK, FAINT, PAPER = "#24292F", "#D5D9DE", "#FFFFFF"
 _DPI = 160
 
 Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float64]
 History = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: the value of ``key`` in each row, less that of ``minus`` where it is named.
+    """Describe one line: the value of ``key`` in each row, less that of ``minus`` if it is named.
 
-    A held-out series without its ``minus`` key in the history is drawn relative to its first
-    value instead, which is the reference's own error if the first evaluation is at step 0.
+    A held-out series whose ``minus`` key is not in the history is drawn relative to its first
+    value. That is the reference's own error if the first evaluation is at step 0.
     """
 
     label: str
@@ -54,7 +55,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot; ``note`` says in a sentence how to read it."""
+    """Describe one small plot; ``note`` is a sentence that says how to read it."""
 
     title: str
     note: str
@@ -122,7 +123,7 @@ PANELS = (
 
 
 def canvas(width: float, height: float) -> Figure:
-    """A figure on paper, in inches, that keeps its parts apart."""
+    """Make a figure, in inches, whose parts do not overlap."""
     return Figure((width, height), dpi=_DPI, facecolor=PAPER, layout="constrained")
 
 
@@ -150,8 +151,15 @@ def image_grid(
 ) -> None:
     """Write prompts in rows of ``columns``: reference left, policy right, caption beneath.
 
-    Images are uint8 [H, W, 3], shown at about 128 pixels, or 256 for larger ones, none of them
-    resampled by the layout. ValueError if the lists are empty or of different lengths.
+    Args:
+        captions: one per prompt.
+        reference_images: uint8 [H, W, 3], shown at about 128 pixels, or 256 for larger ones.
+        policy_images: the same for the policy.
+        path: the PNG file to write.
+        columns: prompts per row, at most.
+
+    Raises:
+        ValueError: the lists are empty or have different lengths.
     """
     if not len(captions) == len(reference_images) == len(policy_images) or not captions:
         raise ValueError(
@@ -194,12 +202,12 @@ def _wrapped(caption: str, side: int, lines: int = 4) -> str:
 
 
 def recorded(history: History) -> list[Panel]:
-    """The panels for which the history holds at least one value."""
+    """List the panels for which the history holds at least one value."""
     return [p for p in PANELS if any(len(points(history, s)[0]) for s in p.series)]
 
 
-def points(history: History, series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps [n] and values [n] of the rows that hold the series; other rows are skipped."""
+def points(history: History, series: Series) -> tuple[Floats, Floats]:
+    """Return the steps [n] and values [n] of the rows that hold the series."""
     paired = bool(series.minus) and any(_number(row, series.minus) for row in history)
     if series.minus and not paired and not series.held_out:
         return np.empty(0), np.empty(0)
@@ -215,11 +223,16 @@ def points(history: History, series: Series) -> tuple[NDArray[np.float64], NDArr
 
 
 def training_curves(history: History, path: Path) -> None:
-    """Write every recorded panel as small multiples; ValueError if there is none.
+    """Write every recorded panel as small multiples.
 
-    Rows are one step each: ``step`` and any of ``loss``, ``accuracy``, ``margin``,
-    ``drift``, ``grad_norm``, ``winner_error``, ``loser_error`` with their
-    ``_ref``; all but ``loss`` and ``grad_norm`` also with the prefix ``heldout_``.
+    Args:
+        history: one row per step: ``step`` and any of ``loss``, ``grad_norm``, ``accuracy``,
+            ``margin``, ``drift``, ``winner_error``, ``loser_error``, the last two also with
+            ``_ref``; all but the first two also with the prefix ``heldout_``.
+        path: the PNG file to write.
+
+    Raises:
+        ValueError: the history holds none of these.
     """
     panels = recorded(history)
     if not panels:
@@ -233,7 +246,7 @@ def training_curves(history: History, path: Path) -> None:
 
 
 def panel_png(panel: Panel, history: History) -> bytes:
-    """One panel alone, as PNG bytes, without its title (the page sets that as text)."""
+    """Draw one panel alone as PNG bytes, without its title (the page writes that as text)."""
     figure = canvas(3.7, 2.5)
     draw_panel(figure.add_subplot(), replace(panel, title=""), history)
     figure.savefig(buffer := BytesIO(), format="png")
@@ -241,7 +254,7 @@ def panel_png(panel: Panel, history: History) -> bytes:
 
 
 def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
-    """Raw values faint with their running mean on top; held-out values as marked points."""
+    """Draw raw values faint under their running mean, and held-out values as marked points."""
     bare(axes)
     if panel.baseline is not None:
         axes.axhline(panel.baseline, color=GREY, lw=0.8, ls=(0, (4, 3)), zorder=1)
@@ -255,26 +268,10 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6)
 
 
-def _draw_series(
-    axes: Axes,
-    series: Series,
-    steps: NDArray[np.float64],
-    values: NDArray[np.float64],
-    thin: bool,
-) -> None:
+def _draw_series(axes: Axes, series: Series, steps: Floats, values: Floats, thin: bool) -> None:
     if series.held_out:
-        axes.plot(
-            steps,
-            values,
-            color=series.colour,
-            lw=1.4,
-            marker="o",
-            ms=4.5,
-            mec=PAPER,
-            mew=0.8,
-            label=series.label,
-            zorder=4,
-        )
+        mark: dict[str, Any] = {"marker": "o", "ms": 4.5, "mec": PAPER, "mew": 0.8}
+        axes.plot(steps, values, color=series.colour, lw=1.4, label=series.label, zorder=4, **mark)
         return
     window = max(1, len(values) // 25)
     if window > 1:
@@ -284,8 +281,8 @@ def _draw_series(
     axes.plot(steps, smooth, color=series.colour, lw=width, alpha=alpha, label=series.label)
 
 
-def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Centred mean over ``window`` values [n]; at the ends over those there are."""
+def running_mean(values: Floats, window: int) -> Floats:
+    """Average over a centred ``window`` of values [n], cut off at both ends."""
     ones = np.ones(min(window, len(values)))
     total = np.convolve(values, ones, "same")
     return np.asarray(total / np.convolve(np.ones(len(values)), ones, "same"))
@@ -294,12 +291,12 @@ def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
 def gains(metrics: Mapping[str, Any], path: Path) -> None:
     """Write each metric's mean gain as a dot with its 95% interval, from ``compare``'s result.
 
-    Units differ between metrics, so every row has its own scale, symmetric about 0.
-    ValueError if there is no metric.
+    Units differ between metrics, so every row has its own scale, symmetric about 0. ValueError if
+    there is no metric.
     """
     rows = metric_rows(metrics)
     if not rows:
-        raise ValueError("no metric to draw")
+        raise ValueError("the result holds no metric to draw")
     figure = Figure((5.2, 0.4 + 0.4 * len(rows)), dpi=_DPI, facecolor=PAPER)
     texts = [interval_text(r["gain"], r["gain_low"], r["gain_high"]) for r in rows.values()]
     left, right = (0.045 + 0.0137 * max(map(len, words)) for words in (rows, texts))
@@ -340,7 +337,7 @@ def _number(row: Mapping[str, Any], key: str) -> bool:
 
 
 def bare(axes: Axes) -> None:
-    """Two thin axes, faint lines across, few ticks."""
+    """Give the axes two thin lines, a faint horizontal grid and few ticks."""
     axes.set_facecolor(PAPER)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

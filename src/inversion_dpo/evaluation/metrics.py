@@ -1,4 +1,4 @@
-"""Paired comparison of per-prompt scores: mean gains and win rates, with intervals.
+"""Compare scores prompt by prompt: mean gains and win rates, with intervals.
 
 Both models answer the same prompts from the same noise, so every statistic is taken over
 prompts: position k of both arrays must be the same prompt. Higher is better throughout.
@@ -52,14 +52,22 @@ def paired_bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Mean of policy - reference over prompts [n], with a percentile bootstrap interval.
+    """Estimate the mean of policy - reference over prompts, with a percentile bootstrap interval.
 
     A prompt is drawn with both of its scores, so what makes a prompt easy for both models
-    cancels. The same ``seed`` and n draw the same prompts for every metric. Scores [n, s] of s
-    images a prompt: whole prompts are drawn, with all of their images, since images of one prompt
-    are not independent.
-    ValueError if the arrays differ in length, are empty or hold a non-finite score.
+    cancels. The same ``seed`` and n draw the same prompts for every metric.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13.
+
+    Args:
+        reference: scores [n], or [n, s] with s images per prompt. Images of one prompt are not
+            independent, so a drawn prompt brings all of its images.
+        policy: scores of the same shape.
+        samples: number of bootstrap samples.
+        level: of confidence, between 0 and 1.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: the arrays differ in shape, are empty or hold a score that is not finite.
     """
     difference = np.subtract(*_paired(policy, reference)).mean(axis=1)
     draws = _draws(len(difference), samples, seed)
@@ -70,13 +78,13 @@ def paired_bootstrap(
 
 
 def win_rate(reference: ArrayLike, policy: ArrayLike, level: float = 0.95) -> Interval:
-    """Share of prompts [n] on which policy > reference, in [0, 1]; a tie counts half.
+    """Compute the share of prompts on which policy > reference, in [0, 1]; a tie counts half.
 
     The interval is Wilson's score interval. Unlike a bootstrap it keeps a width when every
-    prompt is won; with ties it is a little too wide, since half a win varies less than a coin.
-    Scores [n, s] of s images a prompt: the share of images, with an interval for n prompts, which
-    is as wide as if all images of a prompt were won or lost together, and so never too narrow.
-    ValueError as in :func:`paired_bootstrap`.
+    prompt is won. With ties it is a little too wide, since half a win varies less than a coin.
+    For scores [n, s] the share is over images and the interval is for n prompts. It is as wide as
+    if all images of a prompt were won or lost together, so it is never too narrow.
+    Arguments and errors are those of :func:`paired_bootstrap`.
     Source: Wilson, JASA 22, 1927; Brown, Cai and DasGupta, Statistical Science 16(2), 2001.
     """
     ours, theirs = _paired(policy, reference)
@@ -90,15 +98,15 @@ def win_rate(reference: ArrayLike, policy: ArrayLike, level: float = 0.95) -> In
 def compare(
     reference: Mapping[str, NDArray[Any]], policy: Mapping[str, NDArray[Any]], preference: str
 ) -> dict[str, Any]:
-    """Every metric's means and gain, and the win rate by the metric ``preference``.
+    """Compute every metric's means and gain, and the win rate by the metric ``preference``.
 
     Args:
-        reference: metric name -> scores of the reference [n], or [n, s] of s images a prompt.
+        reference: metric name -> scores of the reference [n], or [n, s] with s images per prompt.
         policy: the same names -> scores of the policy, in the same order of prompts.
-        preference: the metric that the training pairs were ordered by.
+        preference: the metric that ordered the training pairs.
 
     Returns:
-        plain numbers, ready for JSON: for every metric {"reference", "policy", "gain",
+        Plain numbers, ready for JSON: for every metric {"reference", "policy", "gain",
         "gain_low", "gain_high"}; the same under "preference" for the preferred one; "win_rate",
         "win_rate_low", "win_rate_high" in [0, 1]; "n_prompts".
 
@@ -123,7 +131,7 @@ def compare(
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Only the metrics of :func:`compare`'s result, in their order, whatever else was added."""
+    """Select the metrics from :func:`compare`'s result, in their order."""
     return {
         name: row
         for name, row in metrics.items()
@@ -132,21 +140,21 @@ def metric_rows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def verdict(low: float, high: float, null: float = 0.0) -> str:
-    """``gain`` or ``loss`` if the interval lies wholly to one side of ``null``, else ``none``."""
+    """Return ``gain`` or ``loss`` if the interval lies on one side of ``null``, else ``none``."""
     return "gain" if low > null else "loss" if high < null else "none"
 
 
 def interval_text(
     value: float, low: float, high: float, *, digits: int | None = None, sign: str = "+"
 ) -> str:
-    """``+0.31 [+0.29, +0.33]``; the value alone where there is no interval.
+    """Write an estimate as ``+0.31 [+0.29, +0.33]``, or its value alone without an interval.
 
     Args:
         value: the estimate.
-        low: lower bound; not finite: there is no interval, as of a single seed.
+        low: lower bound; not finite if there is no interval, as for a single seed.
         high: upper bound.
-        digits: after the point; None: as many as the half-width justifies (:func:`decimals`), and
-            as show that an interval excludes 0.
+        digits: after the point. By default the half-width decides (:func:`decimals`), with enough
+            digits to show that an interval excludes 0.
         sign: "+" writes the sign of positive values too, "" does not.
 
     >>> interval_text(0.3124, 0.2911, 0.3333), interval_text(0.0501, 0.0004, 0.0998)
@@ -161,7 +169,7 @@ def interval_text(
 
 
 def decimals(uncertainty: float) -> int:
-    """Decimal places that an uncertainty justifies: 0 to 6, and 3 where there is none.
+    """Count the decimal places that an uncertainty justifies: 0 to 6, and 3 if it is 0.
 
     The rule of the Particle Data Group (Review of Particle Physics, section 5.3): two
     significant digits if they are below 36, one if they are below 95, else the next power of ten.
@@ -173,9 +181,9 @@ def decimals(uncertainty: float) -> int:
 
 
 def gain_row(name: str, reference: NDArray[Any], policy: NDArray[Any]) -> dict[str, float]:
-    """Means of both sides, the gain and its interval, as :func:`compare` has them of a metric.
+    """Compute both means, the gain and its interval of one metric, as :func:`compare` returns them.
 
-    ValueError, which says the name, as in :func:`paired_bootstrap`.
+    ValueError names the metric; its causes are those of :func:`paired_bootstrap`.
     """
     try:
         gain = paired_bootstrap(reference, policy)
@@ -200,7 +208,7 @@ def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def _draws(n: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of resampled prompts, ``samples`` rows of n, in chunks that fit the cache."""
+    """Yield indices of resampled prompts, ``samples`` rows of n, in chunks that fit the cache."""
     if samples < 1:
         raise ValueError(f"need at least one bootstrap sample, got {samples}")
     rng, rows = np.random.default_rng(seed), max(1, _CHUNK // n)

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: what the reports of runs and of comparisons are made of."""
+"""Write a self-contained HTML page: the form of the reports of runs and of comparisons."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Table:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, str]], **looks: Any) -> Table | None:
-        """Rows by column; None without rows."""
+        """Make a table from rows by column; None without rows."""
         return cls(list(rows[0]), [list(row.values()) for row in rows], **looks) if rows else None
 
     def markdown(self) -> str:
-        """The table for documentation."""
+        """Write the table as Markdown."""
         lines = [self.head, ["---"] * len(self.head), *self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a note how to read what follows, and what there is of the rest.
+    """A heading, a sentence or two on how to read the section, and its contents.
 
     cards: a caption and the two pictures above it. plates: figures, PNG bytes. panels: title,
     note and PNG bytes of small figures.
@@ -69,7 +69,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on a page; what is empty is left out.
+    """The contents of a page; empty parts are left out.
 
     statements: verdict and sentence each. tiles: label, number and small print. closing: the last
     heading, over the resolved ``config`` and ``facts``, small tables under headings of their own.
@@ -86,39 +86,39 @@ class Page:
     facts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
 
     def write(self, path: Path) -> Path:
-        """Write the page, which needs no other file and no network; its path."""
+        """Write the page, which needs no other file and no network; return its path."""
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_text(environment().get_template("page.html.jinja").render(page=self), path)
         return path
 
 
 def inlined(image: Pixels) -> str:
-    """uint8 [H, W, 3] as a ``data:`` address, its longest edge near 320 pixels."""
+    """Encode uint8 [H, W, 3] as a ``data:`` URL, its longest edge near 320 pixels."""
     return data_uri(png(thumbnail(image, _SIDE)))
 
 
 def inline_text(text: str) -> Markup:
-    """Escape text; backticks become code, minuses real ones, [intervals] stay on one line."""
+    """Escape text; mark code in backticks, write real minus signs, keep [intervals] on one line."""
     signed = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", str(escape(text)))
     coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", signed)
     return Markup(re.sub(r"\[[^\[\]]{1,40}\]", r'<span class="whole">\g<0></span>', coded))
 
 
 def reading(verdict: str, words: str) -> Markup:
-    """A verdict's words in its colour, with its mark."""
+    """Colour a verdict's words and put its mark before them."""
     return Markup('<span class="{0}"><span class="mark {0}"></span> {1}</span>').format(
         verdict, words
     )
 
 
 def environment() -> Environment:
-    """The templates here; all text is escaped."""
-    environment = Environment(
+    """Load the templates beside this file; all text is escaped."""
+    templates = Environment(
         loader=PackageLoader("inversion_dpo.evaluation", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"inline": inline_text, "data_uri": data_uri}
-    return environment
+    templates.filters |= {"inline": inline_text, "data_uri": data_uri}
+    return templates

@@ -1,6 +1,6 @@
-"""Prompt sets: text, JSON lines with categories as GenEval's, Parquet, a column on the hub.
+"""Read prompt sets: text, JSON lines with GenEval's categories, Parquet, or a column on the hub.
 
-The embedded world is a prompt set too: this module and the registry of scorers alone know it.
+The embedded world is a prompt set too; only this module and the registry of scorers import it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ HUB = "hf:"
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts, the category of each where the set has any, and the scene graph that it asks for.
+    """Prompts, each with its category and the scene graph that it asks for.
 
-    Without categories all are empty, without graphs all are None; one for each prompt.
+    A prompt without a category has "", one without a graph has None.
     """
 
     prompts: list[str]
@@ -33,38 +33,41 @@ class PromptSet:
     @property
     def by_category(self) -> dict[str, list[int]]:
         """Category -> places of its prompts, in the set's order; empty without categories."""
-        found: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = {}
         for place, category in enumerate(self.categories):
             if category:
-                found.setdefault(category, []).append(place)
-        return found
+                places.setdefault(category, []).append(place)
+        return places
 
 
 def read_prompt_set(source: str, limit: int | None, seed: int = 0) -> PromptSet:
-    """The first ``limit`` prompts of a set; ConfigError if there is none.
+    """Read the first ``limit`` prompts of a set.
 
     Args:
-        source: a number of training captions of the embedded world; a text file with a prompt a
-            line; a .jsonl file with ``prompt`` and, if it has any, ``category`` or ``tag``
+        source: a number of training captions of the embedded world; a text file with one prompt a
+            line; a .jsonl file with ``prompt`` and, optionally, ``category`` or ``tag``
             (GenEval's evaluation_metadata.jsonl) and ``scene_graph`` in LAION-SG's layout; a
-            .parquet file of the same columns; or a dataset's column on the hub,
+            .parquet file with the same columns; or a dataset's column on the hub,
             ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
-        limit: None: all.
+        limit: None for all.
         seed: of the embedded world's captions.
+
+    Raises:
+        ConfigError: the source cannot be read or holds no prompts.
     """
     rows = list(islice(_rows(source, seed), limit))
     if not rows:
-        raise ConfigError(f"evaluation.prompts: {source} holds no prompts; write one a line")
+        raise ConfigError(f"evaluation.prompts: {source} holds no prompts: write one a line")
     return PromptSet(*(list(column) for column in zip(*rows, strict=True)))
 
 
 def read_prompts(source: str, limit: int | None, seed: int = 0) -> list[str]:
-    """Only the prompts of :func:`read_prompt_set`."""
+    """Read only the prompts of :func:`read_prompt_set`."""
     return read_prompt_set(source, limit, seed).prompts
 
 
 def graph_of_prompt(prompt: str) -> SceneGraph | None:
-    """The scene graph that a caption of the embedded world asks for; None for any other text."""
+    """Parse a caption of the embedded world into its scene graph; None for any other text."""
     from inversion_dpo.world.captions import parse_caption
 
     try:
@@ -74,18 +77,22 @@ def graph_of_prompt(prompt: str) -> SceneGraph | None:
 
 
 def scenes(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
-    """An endless stream of the embedded world's graphs, with the relations that they entail.
+    """Yield the embedded world's graphs without end, with the relations that they entail.
 
     Args:
-        split: train, validation or test; ConfigError for any other.
-        kind: OBJECTS/RELATIONS, such as 3/2: as many objects, at least so many relations;
-            ConfigError for what is none.
+        split: train, validation or test.
+        kind: OBJECTS/RELATIONS, such as 3/2: the number of objects and the least of relations.
         seed: of the stream.
+
+    Raises:
+        ConfigError: an unknown split, or a kind of another form.
     """
     from inversion_dpo.world.scene_prompts import SPLITS, graphs_of, parse_kind
 
     if split not in SPLITS:
-        raise ConfigError(f"build.splits.{split}: the scenes have {', '.join(SPLITS)}")
+        raise ConfigError(
+            f"build.splits.{split} is unknown: the embedded world has {', '.join(SPLITS)}"
+        )
     try:
         parse_kind(kind)
     except ValueError as error:
@@ -94,26 +101,31 @@ def scenes(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
 
 
 def intended_graphs(
-    asked: PromptSet, said: Callable[[str], SceneGraph | None] = graph_of_prompt
+    prompt_set: PromptSet, parse: Callable[[str], SceneGraph | None] = graph_of_prompt
 ) -> dict[str, SceneGraph]:
-    """Prompt -> the graph that it asks for: the set's own, or else what its text says.
+    """Map each prompt to the graph that it asks for: the set's own, or else its text's.
 
-    ConfigError if a prompt occurs with two graphs.
+    Args:
+        prompt_set: the prompts, and their graphs where the set gives any.
+        parse: text -> graph, or None if the text has none.
+
+    Raises:
+        ConfigError: a prompt occurs with two graphs.
     """
-    known: dict[str, SceneGraph] = {}
-    for prompt, given in zip(asked.prompts, asked.graphs, strict=True):
-        graph = given or said(prompt)
-        if graph is not None and known.setdefault(prompt, graph) != graph:
+    graphs: dict[str, SceneGraph] = {}
+    for prompt, own in zip(prompt_set.prompts, prompt_set.graphs, strict=True):
+        graph = own or parse(prompt)
+        if graph is not None and graphs.setdefault(prompt, graph) != graph:
             raise ConfigError(
                 f"evaluation.prompts: {prompt[:60]!r} occurs with two scene graphs; "
                 "word the two prompts differently"
             )
-    return known
+    return graphs
 
 
-def prompts_with_graphs(asked: PromptSet) -> list[str | SceneGraph]:
-    """Return each prompt as a sampler takes it: with its scene graph, where the set gives one."""
-    both = zip(asked.prompts, asked.graphs, strict=True)
+def prompts_with_graphs(prompt_set: PromptSet) -> list[str | SceneGraph]:
+    """Return each prompt for a sampler: its scene graph where the set gives one, else its text."""
+    both = zip(prompt_set.prompts, prompt_set.graphs, strict=True)
     return [replace(graph, caption=prompt) if graph else prompt for prompt, graph in both]
 
 
@@ -132,7 +144,7 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     file = Path(resolve(source))
     if not file.is_file():
         raise ConfigError(
-            f"evaluation.prompts: no file {file}; give a text file, a prompt a line, or "
+            f"evaluation.prompts: no file {file}; give a text file with one prompt a line, or "
             "hf:OWNER/NAME:COLUMN"
         )
     if file.suffix == ".parquet":
@@ -160,10 +172,10 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    known = ("prompt", "category", "tag", "scene_graph")
+    columns = ("prompt", "category", "tag", "scene_graph")
     try:
         names = pq.read_schema(file).names
-        rows = pq.read_table(file, columns=[n for n in known if n in names]).to_pylist()
+        rows = pq.read_table(file, columns=[n for n in columns if n in names]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"evaluation.prompts: {file} cannot be read ({reason})") from error
@@ -178,12 +190,12 @@ def _row(row: dict[str, Any], where: str) -> _Row:
     return prompt.strip(), str(row.get("category", row.get("tag")) or ""), graph
 
 
-def _graph(given: Any, where: str) -> SceneGraph | None:
-    """LAION-SG's layout, as an object or as its text."""
-    if given is None or given == "":
+def _graph(value: Any, where: str) -> SceneGraph | None:
+    """Parse LAION-SG's layout, given as an object or as its text."""
+    if value is None or value == "":
         return None
     try:
-        return SceneGraph.from_dict(json.loads(given) if isinstance(given, str) else given)
+        return SceneGraph.from_dict(json.loads(value) if isinstance(value, str) else value)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f'evaluation.prompts: {where}, "scene_graph": {error}') from error
 
@@ -208,11 +220,11 @@ def _hub_rows(source: str) -> Iterator[_Row]:
         ) from error
 
 
-def asked_for(prompts: list[str], file: Path | None) -> list[str | SceneGraph]:
-    """Prompts of a sampling by hand: texts, scene graphs of a file, or both together.
+def prompts_to_sample(prompts: list[str], file: Path | None) -> list[str | SceneGraph]:
+    """Return the prompts of `inversion-dpo sample`: texts, scene graphs of a file, or both.
 
-    Without texts the graphs' captions are taken. ConfigError names the row of the file that cannot
-    be used.
+    Without texts the graphs' captions are taken. ConfigError names the file's row that cannot be
+    used.
     """
     if file is None:
         if not prompts:

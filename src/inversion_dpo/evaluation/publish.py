@@ -1,4 +1,4 @@
-"""A finished run as a folder to give away: weights, kohya's copy, model card; and its upload."""
+"""Export a finished run as a folder with weights, kohya's copy and model card, and upload it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inversion_dpo.run.folder import flat, read_config
 FORMATS = ("diffusers", "kohya")
 KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-TOLD = (
+CARD_SETTINGS = (
     "objective.target",
     "objective.beta",
     "objective.t_min",
@@ -42,17 +42,17 @@ TOLD = (
 
 
 class PublishError(RuntimeError):
-    """A run that cannot be exported or uploaded; one line with the remedy."""
+    """A run cannot be exported or uploaded; one line with the remedy."""
 
 
 def export(run: Path, form: str = "diffusers") -> Path:
-    """Write RUN/export: the policy, its card, and with ``kohya`` a copy under kohya's names.
+    """Write RUN/export: the policy and its card, and with ``kohya`` a copy under kohya's names.
 
-    PublishError if the run has no policy or the format is not known; ModelError if its LoRA cannot
-    be written so.
+    PublishError if the run has no policy or the format is unknown; ModelError if its LoRA does not
+    fit kohya's names.
     """
     if form not in FORMATS:
-        raise PublishError(f"--format {form}: one of {', '.join(FORMATS)}")
+        raise PublishError(f"--format {form} is unknown: give one of {', '.join(FORMATS)}")
     config, adapter = read_config(run), run / "adapter"
     if not adapter.is_dir():
         raise PublishError(f"{run} has no adapter: finish its training first")
@@ -72,7 +72,7 @@ def export(run: Path, form: str = "diffusers") -> Path:
 
 
 def card(run: Path, config: Config) -> str:
-    """The model card as Markdown with the hub's metadata; it names no path of this machine."""
+    """Write the model card as Markdown with the hub's metadata and without local paths."""
     from huggingface_hub import ModelCard, ModelCardData
 
     file = run / "metrics.json"
@@ -96,7 +96,7 @@ def card(run: Path, config: Config) -> str:
         load=loading(base) if lora and base else "",
         grid=(run / "grid.png").is_file(),
         data=data_text(config, metrics),
-        settings=[(key, values[key]) for key in TOLD],
+        settings=[(key, values[key]) for key in CARD_SETTINGS],
         rows=score_rows(metrics),
         measured=measured_text(metrics, config),
         guidance=guidance_words(metrics, config),
@@ -107,24 +107,24 @@ def card(run: Path, config: Config) -> str:
 
 
 def hub_id(path: str) -> str | None:
-    """The path if it is a hub id, OWNER/NAME, and no folder here; else None."""
+    """Return the path if it is a hub id, OWNER/NAME, and no folder here; else None."""
     name = path.split(":")[0]
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
     return name if is_id and not Path(path).exists() else None
 
 
 def dataset_id(pairs: str) -> str | None:
-    """OWNER/NAME of ``hf:OWNER/NAME``; None for local pairs."""
+    """Return OWNER/NAME of ``hf:OWNER/NAME``; None for local pairs."""
     return hub_id(pairs.removeprefix("hf:")) if pairs.startswith("hf:") else None
 
 
 def plain(text: str) -> str:
-    """One line without Markdown's or HTML's signs."""
+    """Replace every sign that Markdown or HTML could read as markup."""
     return re.sub(r"[^\w .,+-]", "_", text)
 
 
 def loading(base: str) -> str:
-    """How to use the LoRA."""
+    """Write the code that loads the LoRA."""
     return (
         "from diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{base}")\n'
@@ -133,7 +133,7 @@ def loading(base: str) -> str:
 
 
 def data_text(config: Config, metrics: Mapping[str, Any]) -> str:
-    """Which pairs, and how many."""
+    """Name the pairs and their number."""
     name = dataset_id(config.data.pairs) or plain(Path(resolve(config.data.pairs)).name)
     count = f"{metrics['pairs']:,} pairs" if metrics.get("pairs") else "Pairs"
     noise = config.data.label_noise
@@ -142,7 +142,7 @@ def data_text(config: Config, metrics: Mapping[str, Any]) -> str:
 
 
 def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Every score of both models."""
+    """List every score of both models."""
     return [
         {
             "name": f"`{plain(name)}`",
@@ -155,7 +155,7 @@ def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def measured_text(metrics: Mapping[str, Any], config: Config) -> str:
-    """How the scores were made."""
+    """Describe how the scores were measured."""
     if "win_rate" not in metrics:
         return ""
     by = plain(config.evaluation.preference)
@@ -174,7 +174,7 @@ def measured_text(metrics: Mapping[str, Any], config: Config) -> str:
 
 
 def guidance_words(metrics: Mapping[str, Any], config: Config) -> str:
-    """The guidances that it was sampled at."""
+    """List the guidance scales at which the policy was sampled."""
     scales = [config.evaluation.guidance_scale]
     if other := metrics.get(OTHER_GUIDANCE):
         scales.append(other["guidance_scale"])
@@ -182,7 +182,7 @@ def guidance_words(metrics: Mapping[str, Any], config: Config) -> str:
 
 
 def limits(metrics: Mapping[str, Any]) -> list[str]:
-    """What the numbers themselves warn of."""
+    """List warnings that the numbers themselves give."""
     worse = [r["name"] for r in score_rows(metrics) if metrics[r["name"][1:-1]]["gain_high"] < 0]
     out = [f"It is measurably worse than the base model by {', '.join(worse)}."] if worse else []
     if metrics and metrics["n_prompts"] < 100:
@@ -193,12 +193,12 @@ def limits(metrics: Mapping[str, Any]) -> list[str]:
 def push(folder: Path, repository: str, private: bool = True) -> str:
     """Upload an exported folder to the hub and return its address.
 
-    PublishError if that is not possible, offline for one; the token is never part of a message.
+    PublishError if that fails, for example offline; no message contains the token.
     """
     from huggingface_hub import HfApi, get_token
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise PublishError(f"--push-to-hub {repository}: write OWNER/NAME")
+        raise PublishError(f"--push-to-hub {repository} is no hub id: write OWNER/NAME")
     token = get_token()
     if not token:
         raise PublishError("--push-to-hub needs a token: `hf auth login`, or set HF_TOKEN")

@@ -1,4 +1,4 @@
-"""What the reference cannot reproduce: invert, sample back, compare."""
+"""Measure what the reference cannot reproduce: invert, sample back, compare."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from inversion_dpo.trajectories.cache import TrajectoryCache
 
 
 def psnr(images: Tensor, again: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB per image [B], of images (B, *) in [-1, 1]."""
+    """Compute the peak signal-to-noise ratio in dB [B] between images (B, *) in [-1, 1]."""
     error = (images - again).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp_min(1e-12))
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    """Least, quartiles and most."""
+    """Compute minimum, quartiles and maximum."""
     names = ("least", "quarter", "median", "three_quarters", "most")
-    found = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
-    return {n: round(float(v), 4) for n, v in zip(names, found, strict=True)}
+    points = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    return {n: round(float(v), 4) for n, v in zip(names, points, strict=True)}
 
 
 def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryCache) -> str:
-    """Write ``reconstruction.json`` and pictures of the worst images; returns a summary.
+    """Write ``reconstruction.json`` and pictures of the worst images; return a summary.
 
     Both the stored latents and those sampled back are decoded, so that the autoencoder's own loss
-    is not counted. In ``reconstruction-worst.png`` each row shows an image and what came back.
+    does not count. Each row of ``reconstruction-worst.png`` shows an image and its reconstruction.
     """
     vae = model.pipeline.vae
     decibels: list[float] = []

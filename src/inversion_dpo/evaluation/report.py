@@ -1,4 +1,4 @@
-"""The report of a run: what it did, good or bad, with its evidence."""
+"""Write the report of a run: its result, good or bad, with the evidence."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything a report shows; what is empty is left out of the page.
+    """The contents of a report; empty parts are left out of the page.
 
-    metrics: of :func:`evaluate.evaluate`; without a scorer ``n_prompts`` alone. preference: the
-    metric that the pairs were ordered by. captions: of the prompts shown, with uint8 images
+    metrics: from :func:`evaluate.evaluate`; without a scorer ``n_prompts`` alone. preference: the
+    metric that ordered the pairs. captions: of the prompts shown, with uint8 images
     [H, W, 3] of both models from the same noise, and their ``scores`` by the preference under
     "reference" and "policy". pairs: caption, winner and loser of some training pairs. history:
     training rows, see :func:`figures.training_curves`. config: as YAML. seconds: by stage. seeds:
-    by purpose. setting: which prompts were compared and how, a fragment within the first sentence.
+    by purpose. setting: how prompts were compared, a fragment for the first sentence.
     selection, preference_note: sentences on the prompts shown, and on what the pairs prefer.
     """
 
@@ -73,11 +73,10 @@ class ReportData:
 def write_report(folder: Path, data: ReportData) -> Path:
     """Write ``report.html``, ``grid.png``, ``curves.png``, ``gains.png``; return the page's path.
 
-    Beside them lie their data: ``grid.json``, ``curves.csv``, ``gains.csv``, ``categories.csv``.
-
+    Their data lie beside them: ``grid.json``, ``curves.csv``, ``gains.csv``, ``categories.csv``.
     The page needs no other file and no network. Without images there is no grid, without
-    recorded training rows no curves, without scores no gains. ValueError if captions, images
-    and scores do not match.
+    training rows no curves, without scores no gains. ValueError if captions, images and scores do
+    not match.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cards = _sample_cards(data)
@@ -121,7 +120,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
 
 
 def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
-    """Caption and two pictures; with their scores, if there are any, the higher one bold."""
+    """Make caption and two pictures per prompt; of two scores the higher one is bold."""
     n = len(data.captions)
     if not len(data.reference_images) == len(data.policy_images) == n:
         raise ValueError(
@@ -149,29 +148,30 @@ def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
 
 def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Section | None:
     numbers = f"Numbers are `{data.preference}`; the higher one is bold. " if data.scores else ""
-    note = f"Left the reference, right the policy, from the same noise. {numbers}{data.selection}"
+    sides = "The reference is on the left, the policy on the right, from the same noise."
+    note = f"{sides} {numbers}{data.selection}"
     return Section("Samples", note, cards=cards) if cards else None
 
 
 def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
-    """The preferred metric first, then the others in their order."""
-    found = metric_rows(data.metrics)
-    names = sorted(found, key=lambda name: name != data.preference)
+    """List the preferred metric first, then the others in their order."""
+    metrics = metric_rows(data.metrics)
+    names = sorted(metrics, key=lambda name: name != data.preference)
     rows = [
-        {"metric": f"`{name}`", **_cells(found[name]), "reading": _read(found[name])}
+        {"metric": f"`{name}`", **_cells(metrics[name]), "reading": _read(metrics[name])}
         for name in names
     ]
     note = (
-        "Means over the same prompts. The gain is policy minus reference with its 95% bootstrap "
-        "interval over prompts, the win rate's is Wilson's; an interval that includes 0 is no "
-        "measurable change. The first row is what the pairs prefer."
+        "Means over the same prompts. The gain is policy minus reference, with its 95% bootstrap "
+        "interval over prompts. The win rate has Wilson's interval. An interval that includes 0 "
+        "shows no measurable change. The first row is the score that the pairs prefer."
     )
     table = Table.of(rows, numbers=range(1, 5), strong=1)
     return Section("Metrics", note, table, plates=plates) if rows else None
 
 
 def _other_guidance(metrics: Mapping[str, Any]) -> Section | None:
-    """The same comparison at the guidance that the policy was trained at, if it is another one."""
+    """Compare again at the guidance scale of training, if it is another one."""
     if not (other := metrics.get(OTHER_GUIDANCE)):
         return None
     trained = f"{other['guidance_scale']:g}, as trained"
@@ -182,15 +182,15 @@ def _other_guidance(metrics: Mapping[str, Any]) -> Section | None:
         for scale, part in scales.items()
     ]
     note = (
-        "The policy was trained at another guidance than it is sampled at. Both rows have the same "
-        "prompts and noise; numbers are the win rate, and the gain by each metric."
+        "Training and sampling have different guidance scales. Both rows use the same prompts and "
+        "noise. They show the win rate and the gain of each metric."
     )
     width = len(rows[0])
     return Section("At both guidances", note, Table.of(rows, numbers=range(1, width)))
 
 
 def _categories(data: ReportData) -> Section | None:
-    """One row a category: the preferred metric there, and the win rate."""
+    """List the preferred metric and the win rate, one row per category."""
     rows = [
         {"category": name, "prompts": str(part["n_prompts"]), **_cells(part["preference"])}
         | {"win rate": share_text(part)}
@@ -198,14 +198,14 @@ def _categories(data: ReportData) -> Section | None:
     ]
     note = (
         f"The same comparison within each category, by `{data.preference}`. Few prompts make wide "
-        "intervals; a category whose interval includes 0 shows no measurable change."
+        "intervals. A category whose interval includes 0 shows no measurable change."
     )
     table = Table.of(rows, numbers=range(1, 7))
     return Section("By category of prompt", note, table) if rows else None
 
 
 def _structure(metrics: Mapping[str, Any]) -> Section | None:
-    """One row a number of objects, a relation and a kind of error, which is better if lower."""
+    """List the numbers by objects, relations and kind of error; fewer errors are better."""
     structure, rows = metrics.get("structure") or {}, []
     for name, prompts, measure, row in table_rows(structure):
         lower = name in ERRORS.values()
@@ -214,22 +214,21 @@ def _structure(metrics: Mapping[str, Any]) -> Section | None:
             | {"reading": _read(row, lower_is_better=lower)}
         )
     note = (
-        "The scene graph that a prompt asks for against the one found in its image. By number of "
-        "objects the mean scene-graph IoU; by relation the share of its triples found; below, "
-        "errors an image, where fewer are better. A wrong relation counts only between two objects "
-        "that are both there."
+        "The table compares the scene graph that a prompt asks for with the one read from its "
+        "image. Rows by objects show the mean scene-graph IoU. Rows by relation show the share of "
+        "its triples that hold. The last rows show errors per image; fewer are better. A wrong "
+        "relation counts only between two objects that the image shows."
     )
     if left := structure.get("left_out"):
         note += (
-            f" Left out: {left} prompts without a known graph or with an image that could not be "
-            "read."
+            f" {left} prompts are left out: their graph is unknown or an image could not be read."
         )
     heading = "By objects, relations and kinds of error"
     return Section(heading, note, Table.of(rows, numbers=range(2, 7))) if rows else None
 
 
 def _traits(metrics: Mapping[str, Any]) -> Section | None:
-    """One row a trait: in which share of the images the policy's has more of it."""
+    """List the share of images in which the policy has more of a trait, one row per trait."""
     words = {"gain": "more", "loss": "less", "none": "no measurable change"}
     rows = [
         {
@@ -241,10 +240,10 @@ def _traits(metrics: Mapping[str, Any]) -> Section | None:
         for name, s in shares_of(metrics).items()
     ]
     note = (
-        "In which share of the images the policy's has more of a trait than the reference's from "
-        "the same noise, with a 99% interval; half is no change. No score has a part in it. "
-        "`inversion-dpo pairs check` says the same of the winners of your pairs: where both lean "
-        "one way, the policy may have learned it from them."
+        "The share of images in which the policy's has more of a trait than the reference's from "
+        "the same noise, with a 99% interval. Half means no change. This needs no scorer. "
+        "`inversion-dpo pairs check` measures the same on the winners of your pairs. If both lean "
+        "one way, the policy may have learned the trait from them."
     )
     table = Table.of(rows, numbers=range(1, 3))
     return Section("What else changed", note, table) if rows else None
@@ -256,7 +255,7 @@ def _training(history: figures.History) -> Section | None:
         for panel in figures.recorded(history)
     ]
     note = (
-        "Faint lines are single batches, strong lines their running mean; marked points are "
+        "Faint lines are single batches, strong lines their running mean. Marked points are "
         "held-out pairs."
     )
     return Section("Training", note, panels=panels) if panels else None
@@ -273,10 +272,7 @@ def _pairs(data: ReportData) -> Section | None:
         )
         for caption, winner, loser in data.pairs
     ]
-    note = (
-        f"{data.preference_note} Left the preferred image, right the other, as in the training "
-        "data."
-    )
+    note = f"{data.preference_note} The preferred image is on the left, as in the training data."
     return Section("What the pairs prefer", note, cards=cards) if cards else None
 
 
@@ -292,14 +288,14 @@ def _cells(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def _read(row: Mapping[str, float], lower_is_better: bool = False) -> str:
-    """The verdict on a gain, in words and with its mark."""
+    """Put the verdict on a gain in words, with its mark."""
     low, high = row["gain_low"], row["gain_high"]
     kind = verdict(-high, -low) if lower_is_better else verdict(low, high)
     return reading(kind, VERDICT_WORDS[kind])
 
 
 def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
-    """(label, number, small print) of the strip under the headline."""
+    """List the tiles under the headline: label, number, small print."""
     tiles = [("prompts", f"{data.metrics['n_prompts']:,}", "paired")]
     if "preference" in data.metrics:
         change = gain_text(data.metrics["preference"])
@@ -316,7 +312,7 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
 
 
 def _facts(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(heading, rows) of the small tables at the end; empty ones are left out."""
+    """List the small tables at the end, (heading, rows), without the empty ones."""
     times = [(stage, duration(s)) for stage, s in (data.seconds or {}).items()]
     if len(times) > 1:
         times.append(("total", duration(sum((data.seconds or {}).values()))))
@@ -327,28 +323,28 @@ def _facts(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def pick(prompts: list[str], count: int, seed: int = 0) -> list[int]:
-    """Which prompts to show: a seeded draw, not the best."""
+    """Draw the prompts to show with a seed, not the best ones."""
     rng = np.random.default_rng(seed)
     return sorted(rng.choice(len(prompts), min(count, len(prompts)), replace=False).tolist())
 
 
 def versions() -> dict[str, str]:
-    """What the numbers were made with."""
+    """List the versions of this package, its libraries and the machine."""
     names = ("inversion-dpo", "torch", "diffusers", "transformers", "peft", "accelerate")
-    found = {n: version(n) for n in names}
-    return found | {"python": platform.python_version(), "machine": platform.machine()}
+    packages = {n: version(n) for n in names}
+    return packages | {"python": platform.python_version(), "machine": platform.machine()}
 
 
 def title(models: list[str | None] | None) -> str:
-    """The report's title: what is compared."""
+    """Name the two models that the report compares."""
     if not models:
         return "Inversion-DPO: policy against reference"
     return f"{models[1]} against {models[0] or 'the base model'}"
 
 
 def setting(seeds: int) -> str:
-    """Of a report's first sentence: what was compared how."""
-    each = f", {seeds} images of each" if seeds > 1 else ""
+    """Write how prompts were compared, for the report's first sentence."""
+    each = f", {seeds} images each" if seeds > 1 else ""
     return f"held-out prompts{each}, with the same noise"
 
 
@@ -364,7 +360,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     files = both_sides(folder, config, folder / "samples", models)
     r, p = (read_scores(file) for file in files)
     show = pick(prompts, shown)
-    first = [k * e.seeds for k in show]  # of each prompt the first image
+    first = [k * e.seeds for k in show]  # the first image of each prompt
     scores = [
         {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
         for k in first
@@ -390,7 +386,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         versions=versions(),
         seconds=read_seconds(folder),
         seeds={"training": config.training.seed, "evaluation, first prompt": e.seed},
-        preference_note=f"Of each pair the image with the higher {e.preference} is preferred.",
+        preference_note=f"Each pair prefers the image with the higher {e.preference}.",
         selection=f"{len(show)} of {len(prompts)} prompts, drawn at random with seed 0.",
     )
     return write_report(folder, data)

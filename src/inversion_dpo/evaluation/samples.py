@@ -1,4 +1,4 @@
-"""Samples and their scores on disk: one Parquet file for each model, prompt set and setting."""
+"""Keep samples and their scores: one Parquet file per model, prompt set and setting."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REPEAT = 1_000_000  # between the seeds of a prompt's images
 
 
 def model_digest(config: Config, adapter: Path | None) -> str:
-    """A short hash of what would be sampled: the model's name and every weight file."""
+    """Hash the model to sample: its name and every weight file."""
     digest = hashlib.sha256(f"{config.model}".encode())
     base = Path(resolve(config.model.path))
     encoder = Path(config.model.scene_graph).expanduser() if config.model.scene_graph else None
@@ -46,13 +46,13 @@ def model_digest(config: Config, adapter: Path | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _known(path: Path) -> bool:
-    """Whether samples are on disk, of which every process has the same answer; all must ask."""
+def _on_disk(path: Path) -> bool:
+    """Tell every process the same: whether intact samples are on disk. All must call this."""
     team = current_team()
     exists = team.main and path.exists()
     intact = exists and read_table(path) is not None
     if exists and not intact:
-        logger.warning("%s is damaged: sampled again", path)
+        logger.warning("%s is damaged: sampling it again", path)
         path.unlink()
     return any(team.collect([intact]))
 
@@ -65,26 +65,33 @@ def sampled(
     desc: str,
     repeats: int = 1,
 ) -> tuple[Images, Scores]:
-    """Images and scores of one model on the prompts: what :func:`sampled_file` holds."""
+    """Return one model's images and scores on the prompts, see :func:`sampled_file`."""
     return read_samples(sampled_file(config, adapter, memo, prompts, desc, repeats))
 
 
 def sampled_file(
     config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str, repeats: int
 ) -> Path:
-    """The Parquet file of one model's images and scores on the prompts, made if it is not there.
+    """Return the Parquet file of one model's images and scores, made if it is not there.
 
-    Of ``repeats`` images a prompt, those of one prompt follow each other. Every batch is kept as
-    soon as it is sampled and scored, so a run that is killed loses one batch.
+    Every batch is kept as soon as it is sampled and scored, so a killed run loses one batch.
+
+    Args:
+        config: its ``evaluation`` and ``model`` say how to sample and score.
+        adapter: what is put on the model; None: the model as it is.
+        memo: folder of these files.
+        prompts: the texts.
+        desc: ``reference`` or ``policy``, for the file's name and the progress bar.
+        repeats: images per prompt; those of one prompt follow each other.
     """
     e = config.evaluation
-    asked = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} {repeats} "
-    asked += f"{e.guidance_scale} {e.scorer} {e.checkpoints} {config.model.resolution}"
+    key = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} {repeats} "
+    key += f"{e.guidance_scale} {e.scorer} {e.checkpoints} {config.model.resolution}"
     graphs = graphs_for(config, adapter, prompts)
-    asked += "".join(g.to_json() for g in graphs.values())
-    asked += f" {e.parser} {e.prompts}" if SCENE_GRAPH in str(e.scorer) else ""
-    path = memo / f"{desc}-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.parquet"
-    if not _known(path):
+    key += "".join(g.to_json() for g in graphs.values())
+    key += f" {e.parser} {e.prompts}" if SCENE_GRAPH in str(e.scorer) else ""
+    path = memo / f"{desc}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+    if not _on_disk(path):
         pictured = [graphs.get(p, p) for p in prompts for _ in range(repeats)]
         seeds = [e.seed + k + REPEAT * j for k in range(len(prompts)) for j in range(repeats)]
         team = current_team()
@@ -105,9 +112,9 @@ def sample_parts(
     seeds: list[int],
     desc: str,
 ) -> list[Path]:
-    """Sample and score batch by batch into files of ``folder``, the processes in turn.
+    """Sample and score batch by batch into files of ``folder``; processes take the batches in turn.
 
-    Intact files that are there are kept. Returns all files, whichever process makes them.
+    Intact files are kept. The result lists all files, whichever process writes them.
     """
     e, team, sampler = config.evaluation, current_team(), None
     score = None
@@ -119,13 +126,13 @@ def sample_parts(
     bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=not team.main)
     for start, part in list(zip(starts, parts, strict=True))[team.rank :: team.size]:
         batch = slice(start, start + e.batch_size)
-        asked = [p if isinstance(p, str) else p.caption for p in prompts[batch]]
+        texts = [p if isinstance(p, str) else p.caption for p in prompts[batch]]
         if read_table(part) is None:
             sampler, noise = sampler or sampler_of(config, adapter), seeds[batch]
             images = sampler.draw(prompts[batch], noise)
-            judged = score.judge(images, asked) if score else ({}, None)
-            write_samples(part, asked, noise, images, *judged)
-        bar.update(len(asked) * team.size)
+            results = score.judge(images, texts) if score else ({}, None)
+            write_samples(part, texts, noise, images, *results)
+        bar.update(len(texts) * team.size)
     bar.close()
     if score:
         score.conclude()
@@ -133,7 +140,7 @@ def sample_parts(
 
 
 def join_parts(parts: list[Path], path: Path) -> None:
-    """One file of all parts, in their order; then the parts are removed."""
+    """Join all parts into one file, in their order, and remove them."""
     atomic_tables(map(pq.read_table, parts), pq.read_schema(parts[0]), path)
     shutil.rmtree(parts[0].parent)
 
@@ -146,7 +153,7 @@ def write_samples(
     scores: Scores,
     graphs: Graphs | None = None,
 ) -> None:
-    """The per-prompt table: prompt, seed, PNG bytes, every score and the graph found, if any."""
+    """Write the table of images: prompt, seed, PNG bytes, every score, and any graphs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {
         "prompt": prompts,
@@ -159,27 +166,27 @@ def write_samples(
 
 
 def read_samples(path: Path) -> tuple[Images, Scores]:
-    """Inverse of :func:`write_samples`."""
+    """Read the images and scores of :func:`write_samples`."""
     return [np.array(image) for image in pictures(path)], read_scores(path)
 
 
 def read_scores(path: Path) -> Scores:
-    """Only the scores of :func:`write_samples`' file."""
+    """Read only the scores of :func:`write_samples`."""
     names = [n for n in pq.read_schema(path).names if n.startswith("score.")]
     table = pq.read_table(path, columns=names)
     return {n[6:]: table[n].to_numpy() for n in names}
 
 
 def read_images(path: Path, rows: list[int]) -> Images:
-    """The images of these rows, which ascend."""
+    """Read the images of these rows, which ascend."""
     return [np.array(image) for image in pictures(path, frozenset(rows).__contains__)]
 
 
-def pictures(path: Path, wanted: Callable[[int], bool] = lambda row: True) -> Iterator[Image.Image]:
-    """The wanted rows' images of a file of samples, a few encoded ones in memory at a time."""
+def pictures(path: Path, chosen: Callable[[int], bool] = lambda row: True) -> Iterator[Image.Image]:
+    """Yield the chosen rows' images, with few encoded ones in memory at a time."""
     row = 0
     for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["image"]):
         for encoded in batch["image"]:
-            if wanted(row):
+            if chosen(row):
                 yield decode_image(encoded.as_py(), f"{path} row {row}")
             row += 1

@@ -1,4 +1,4 @@
-"""The two models that an evaluation compares."""
+"""Find and load the two models that an evaluation compares."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from inversion_dpo.run.processes import launch_state
 
 @dataclass(frozen=True)
 class Side:
-    """A model: what is loaded, and what is put on it.
+    """A model, and what is put on it.
 
     adapter: a LoRA (folder or .safetensors file), a scene-graph encoder's folder or a whole
-    pipeline's; None: the model of the configuration as it is.
+    pipeline's; None for the configuration's model as it is.
     """
 
     config: Config
@@ -29,12 +29,15 @@ class Side:
 
 
 def side(config: Config, model: str | None) -> Side:
-    """What ``--policy`` or ``--reference`` means; ConfigError if it is nothing that can be sampled.
+    """Resolve ``--policy`` or ``--reference`` to a model that can be sampled.
 
     Args:
-        config: whose model a LoRA is put on, and whose settings both sides are sampled with.
-        model: the folder of a run, of a LoRA or of a pipeline, a LoRA file, or a hub id; None: the
+        config: its model carries a LoRA, and its settings sample both sides.
+        model: the folder of a run, a LoRA or a pipeline, a LoRA file, or a hub id; None for the
             configuration's own model.
+
+    Raises:
+        ConfigError: the value is none of these, or a run without a policy.
     """
     if model is None:
         return Side(config, None)
@@ -50,7 +53,7 @@ def side(config: Config, model: str | None) -> Side:
         return Side(config, path)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ConfigError(
-            f"{model} is no model: give the folder of a run, of a LoRA or of a pipeline, a LoRA's "
+            f"{model} is no model: give the folder of a run, a LoRA or a pipeline, a LoRA's "
             ".safetensors file, or a hub id OWNER/NAME"
         )
     return Side(
@@ -62,15 +65,15 @@ def side(config: Config, model: str | None) -> Side:
 
 
 def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict[str, SceneGraph]:
-    """The scene graphs that the prompt set gives to these prompts, where a model takes any."""
+    """Map prompts to the scene graphs of the prompt set, if the model takes scene graphs."""
     if not config.model.scene_graph and not (adapter is not None and is_encoder(adapter)):
         return {}
-    given = intended_graphs(read_prompt_set(config.evaluation.prompts, None), no_graph)
-    return {p: replace(graph, caption=p) for p, graph in given.items() if p in set(prompts)}
+    graphs = intended_graphs(read_prompt_set(config.evaluation.prompts, None), no_graph)
+    return {p: replace(graph, caption=p) for p, graph in graphs.items() if p in set(prompts)}
 
 
 def sampler_of(config: Config, adapter: Path | None) -> Sampler:
-    """Load a model and what is put on it, ready to be sampled as the configuration says."""
+    """Load a model and its adapter, ready to sample as the configuration says."""
     return Sampler(load_policy_pipeline(config, adapter), config, graph_of_prompt)
 
 

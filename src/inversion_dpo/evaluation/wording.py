@@ -1,4 +1,4 @@
-"""The result of an evaluation in words, for the terminal, the report and the model card."""
+"""Put the result of an evaluation in words, for the terminal, the report and the model card."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
 
 
 def headline(metrics: Mapping[str, Any], preference: str, setting: str) -> str:
-    """The result by ``preference`` in one sentence; metric names stand in backticks.
+    """Write the result by ``preference`` in one sentence; metric names stand in backticks.
 
-    A win or a loss is only called so if the win rate's interval excludes one half.
+    It calls the result a win or a loss only if the win rate's interval excludes one half.
     """
     if "preference" not in metrics:
         return f"{metrics['n_prompts']:,} {setting}, were sampled but not scored: no claim is made."
@@ -28,7 +28,7 @@ def headline(metrics: Mapping[str, Any], preference: str, setting: str) -> str:
     outcome = {
         "gain": f"wins {share} against {by}",
         "loss": f"loses to {by}: it wins only {share}",
-        "none": f"cannot be told apart from {by}: it wins {share}",
+        "none": f"cannot be distinguished from {by}: it wins {share}",
     }[verdict(metrics["win_rate_low"], metrics["win_rate_high"], null=0.5)]
     text = f"{where} {outcome}. {_statement(preference, metrics['preference'])}"
     if metrics["n_prompts"] < FEW_PROMPTS:
@@ -37,7 +37,7 @@ def headline(metrics: Mapping[str, Any], preference: str, setting: str) -> str:
 
 
 def statements(metrics: Mapping[str, Any], preference: str) -> list[tuple[str, str]]:
-    """(verdict, sentence) for every metric but the preferred one."""
+    """List (verdict, sentence) for every metric but the preferred one."""
     return [
         (verdict(row["gain_low"], row["gain_high"]), _statement(name, row))
         for name, row in metric_rows(metrics).items()
@@ -46,7 +46,7 @@ def statements(metrics: Mapping[str, Any], preference: str) -> list[tuple[str, s
 
 
 def lines(metrics: Mapping[str, Any]) -> list[str]:
-    """The result for a terminal: every metric, the win rate, and the same by category."""
+    """Write the result for a terminal: every metric, the win rate, and the same by category."""
     out = [
         f"{name:14s} reference {row['reference']:.4f}  policy {row['policy']:.4f}  gain "
         f"{gain_text(row, digits=4)}"
@@ -62,13 +62,13 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
         )
     if other := metrics.get(OTHER_GUIDANCE):
         out.append(
-            f"  sampled at guidance {other['guidance_scale']:g}, as it was trained, and not at "
+            f"  at the guidance of training, {other['guidance_scale']:g}, not "
             f"{other['instead_of']:g}: win rate {win_text(other)}"
         )
         out += [f"    {name}: gain {gain_text(r)}" for name, r in metric_rows(other).items()]
     out = out or [f"{metrics['n_prompts']} prompts were sampled but not scored"]
-    if found := shares_of(metrics):
-        out.append(f"  its images are, against the reference's: {shares_text(found)}")
+    if shares := shares_of(metrics):
+        out.append(f"  policy's images beside the reference's: {shares_text(shares)}")
     return out
 
 
@@ -79,13 +79,13 @@ def _statement(name: str, row: Mapping[str, float]) -> str:
 
 
 def share_text(metrics: Mapping[str, Any]) -> str:
-    """The win rate in percent, with its interval."""
+    """Write the win rate in percent, with its interval."""
     value, low, high = (100 * metrics[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
     return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
 
 
 def duration(seconds: float) -> str:
-    """Wall-clock time to read.
+    """Write a wall-clock time for readers.
 
     >>> [duration(s) for s in (0.42, 12.34, 83, 4000)]
     ['0.4 s', '12.3 s', '1 min 23 s', '1 h 7 min']
@@ -100,22 +100,22 @@ def duration(seconds: float) -> str:
 
 
 def shares_of(metrics: Mapping[str, Any]) -> dict[str, Share]:
-    """Trait -> in which share of the images the policy's has more of it."""
+    """Map each trait to the share of images in which the policy has more of it."""
     return {name: Share(**row) for name, row in (metrics.get("traits") or {}).items()}
 
 
 def halves(text: str) -> tuple[str, str]:
-    """A value and its interval, apart."""
+    """Split a value from its interval."""
     value, _, interval = text.partition(" ")
     return value, interval
 
 
 def gain_text(row: Mapping[str, float], digits: int | None = None) -> str:
-    """A metric's gain with its interval, see :func:`metrics.interval_text`."""
+    """Write a metric's gain with its interval, see :func:`metrics.interval_text`."""
     return interval_text(row["gain"], row["gain_low"], row["gain_high"], digits=digits)
 
 
 def win_text(metrics: Mapping[str, Any], digits: int = 4) -> str:
-    """The win rate with its interval, between 0 and 1."""
+    """Write the win rate with its interval, between 0 and 1."""
     bounds = (metrics[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
     return interval_text(*bounds, digits=digits, sign="")

@@ -46,7 +46,7 @@ def test_unknown_and_unread_are_left_out_and_counted():
     found = breakdown([ONE, TWO], [ONE, ONE, TWO, None], [ONE, NOTHING, TWO, TWO], seeds=2)
     assert found["left_out"] == 1 and found["all"]["n_prompts"] == 1
     assert found["all"]["exact"]["gain"] == -0.5
-    with pytest.raises(ValueError, match="2 images of each"):
+    with pytest.raises(ValueError, match="2 images each"):
         breakdown([ONE], [ONE], [ONE], seeds=2)
 
 

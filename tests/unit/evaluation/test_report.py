@@ -153,7 +153,7 @@ def test_a_loss_is_called_one() -> None:
 def test_no_change_is_called_so() -> None:
     same = {"warmth": np.arange(100.0)}
     text = headline(compare(same, same, "warmth"), "warmth", "prompts")
-    assert "cannot be told apart from the reference by `warmth`: it wins 50.0% [" in text
+    assert "cannot be distinguished from the reference by `warmth`: it wins 50.0% [" in text
     assert text.endswith("+0.000 [+0.000, +0.000]: no measurable change.")
 
 
@@ -261,9 +261,9 @@ def test_what_else_changed_is_said_in_the_terminal_and_left_out_if_unknown(
 ) -> None:
     told = lines(data.metrics)[-1]
     assert told == (
-        "  its images are, against the reference's: warmer 90% [86%, 94%] !, sharper 49% [42%, 56%]"
+        "  policy's images beside the reference's: warmer 90% [86%, 94%] !, sharper 49% [42%, 56%]"
     )
     older = {k: v for k, v in data.metrics.items() if k != "traits"}
-    assert "its images" not in "".join(lines(older))
+    assert "images beside" not in "".join(lines(older))
     page = write_report(tmp_path, replace(data, metrics=older)).read_text(encoding="utf-8")
     assert "What else changed" not in page

@@ -90,7 +90,7 @@ def test_a_spoiled_answer_is_told_what_is_wrong_and_asked_for_once_more(caplog):
     assert [t["role"] for t in turns] == ["system", "user", "assistant", "user"]
     assert turns[2]["content"] == "```json\n{" and "not one JSON object" in turns[3]["content"]
     assert len(turns[1]["content"]) == 2  # the image is there again
-    assert "0 answers were there; 1 new from 2 requests, 200 + 40 tokens" in caplog.text
+    assert "0 answers were stored; 1 new from 2 requests, 200 + 40 tokens" in caplog.text
     assert "all could be read" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor, version 2: five linear layers on CLIP ViT-L/14's image embedding."""
+"""Score images with LAION's aesthetic predictor 2: linear layers on CLIP ViT-L/14's embedding."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from inversion_dpo.evaluation.scorers.preprocess import Pixels, centre_crops
 
 
 class AestheticScorer:
-    """Aesthetic score, about 1 to 10; the prompt plays no part. Lazily loaded.
+    """LAION's aesthetic score, about 1 to 10; it ignores the prompt. Lazily loaded.
 
-    The checkpoint is a CLIPVisionModelWithProjection with the head's weights as ``layers.0.weight``
-    and so on in the same file, as the ports to transformers have it.
+    The checkpoint is a CLIPVisionModelWithProjection. The same file holds the head's weights as
+    ``layers.0.weight`` and so on, as in the ports to transformers.
     Source: Schuhmann, improved-aesthetic-predictor, 2022,
     https://github.com/christophschuhmann/improved-aesthetic-predictor
     """
@@ -31,7 +31,7 @@ class AestheticScorer:
         self.checkpoint, self.device = checkpoint, device
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [B] of uint8 images [H, W, 3]: head(embedding / its norm)."""
+        """Score uint8 images [H, W, 3] as head(embedding / its norm): [B]."""
         with torch.no_grad():
             embedding = self.model(pixel_values=self.pixels(images).to(self.device)).image_embeds
             scores = self.head(functional.normalize(embedding, dim=-1))[:, 0]
@@ -51,5 +51,5 @@ class AestheticScorer:
             raise ScorerError(self.checkpoint.complaint(f"no head: {error} is missing")) from error
 
     def pixels(self, images: Sequence[Pixels]) -> Tensor:
-        """What the image tower sees, as OpenAI's CLIP prepares it: [B, 3, size, size]."""
+        """Prepare images as OpenAI's CLIP does: [B, 3, size, size]."""
         return centre_crops(images, self.model.config.image_size, half_up=True)

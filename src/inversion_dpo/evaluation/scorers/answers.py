@@ -1,8 +1,8 @@
-"""A vision-language model's answer to "which scene graph is this?": words, schema, strict reading.
+"""Ask a vision-language model "which scene graph is this?" and read its answer strictly.
 
-What is wrong with an answer has a name (FAULTS); nothing is guessed. Repaired is only what changes
-no meaning: a code fence or prose around one JSON object, case and white space of words, an
-attribute or a relation said twice.
+Every fault of an answer has a name (FAULTS); nothing is guessed. Only repairs without a change of
+meaning are made: a code fence or prose around one JSON object, case and white space of words, an
+attribute or a relation given twice.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ relations: {relations}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words that an answer may use, sorted; ``synonyms`` are read as what they stand for."""
+    """The words that an answer may use, sorted, and ``synonyms``: word -> word of these."""
 
     labels: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -60,12 +60,12 @@ class Vocabulary:
     synonyms: Mapping[str, str] = field(default_factory=dict)
 
     def question(self) -> str:
-        """What the model is asked."""
+        """Write the question to the model."""
         words = {k: json.dumps(getattr(self, k), ensure_ascii=False) for k in _KINDS}
         return QUESTION.format(**words)
 
     def schema(self) -> dict[str, Any]:
-        """JSON schema of an answer, every word an enum."""
+        """Build the JSON schema of an answer, every word an enum."""
         ids = {"type": "integer"}
         item = {
             "item_id": ids,
@@ -81,7 +81,7 @@ class Vocabulary:
         )
 
     def digest(self) -> str:
-        """A short hash of all words."""
+        """Hash all words."""
         words = [*(getattr(self, k) for k in _KINDS), sorted(self.synonyms.items())]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
@@ -90,7 +90,7 @@ _KINDS = ("labels", "attributes", "relations")
 
 
 class AnswerError(ValueError):
-    """An answer that cannot be used; ``fault`` is one of FAULTS, the text is told to the model."""
+    """An answer that cannot be used; ``fault`` is one of FAULTS, the model reads the text."""
 
     def __init__(self, fault: str, text: str) -> None:
         super().__init__(text)
@@ -98,7 +98,7 @@ class AnswerError(ValueError):
 
 
 def read_answer(text: str, vocabulary: Vocabulary) -> SceneGraph:
-    """The scene graph that an answer says, with the converse of every relation.
+    """Read the scene graph in an answer and add the converse of every relation.
 
     AnswerError names the fault: of JSON, of the schema, of the vocabulary or of the ids.
     """
@@ -135,7 +135,7 @@ def _check_ids(items: Sequence[Item], relations: Sequence[Relation]) -> None:
 
 
 def _json_object(text: str) -> Any:
-    """From the first brace to the last: a fence or prose around one object is passed over."""
+    """Parse from the first brace to the last, past a fence or prose around one object."""
     if not text.strip():
         raise AnswerError("empty", "the answer is empty")
     if len(text) > MOST_CHARACTERS:
@@ -148,7 +148,7 @@ def _json_object(text: str) -> Any:
 
 
 def _words_levelled(data: Any, synonyms: Mapping[str, str]) -> Any:
-    """Every text of the answer in lower case and single spaces, synonyms replaced."""
+    """Put every text in lower case with single spaces and replace synonyms."""
     if isinstance(data, str):
         return synonyms.get(levelled(data), levelled(data))
     if isinstance(data, list):
@@ -176,7 +176,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def words_of(graphs: Iterable[SceneGraph]) -> dict[str, list[str]]:
-    """Labels, attributes and relations of graphs, sorted."""
+    """Collect labels, attributes and relations of graphs, sorted."""
     graphs = list(graphs)
     return {
         "labels": sorted({i.label for g in graphs for i in g.items}),
@@ -186,16 +186,16 @@ def words_of(graphs: Iterable[SceneGraph]) -> dict[str, list[str]]:
 
 
 def offered(graph: SceneGraph, every: Mapping[str, Sequence[str]], distractors: int) -> Vocabulary:
-    """A prompt's own words and at most ``distractors`` others of each kind, drawn by a hash.
+    """Offer a prompt's own words and at most ``distractors`` others of each kind, drawn by a hash.
 
-    A relation's converse is always offered with it. The same prompt of the same set is always
-    offered the same words, whatever its place and its images.
+    A relation's converse is always offered with it. A prompt is offered the same words whatever
+    its place in the set and its images.
     """
-    own, said = words_of([graph]), graph.to_json()
+    own, text = words_of([graph]), graph.to_json()
     own["relations"] += [CONVERSE[r] for r in own["relations"] if r in CONVERSE]
 
     def draw(word: str) -> bytes:
-        return hashlib.sha256(f"{said} {word}".encode()).digest()
+        return hashlib.sha256(f"{text} {word}".encode()).digest()
 
     labels, attributes, relations = (
         tuple(sorted([*{*own[k]}, *sorted({*every[k]} - {*own[k]}, key=draw)[:distractors]]))
@@ -205,10 +205,10 @@ def offered(graph: SceneGraph, every: Mapping[str, Sequence[str]], distractors: 
 
 
 def read_vocabulary(path: str) -> Vocabulary:
-    """The file of ``evaluation.parser.vocabulary``; ScorerError names what is wrong with it.
+    """Read the file of ``evaluation.parser.vocabulary``; ScorerError names its fault.
 
-    JSON with lists of texts ``labels``, ``attributes`` and ``relations``, and, if need be,
-    ``synonyms``: {word: the word of the lists that it is read as}.
+    It is JSON with lists of texts ``labels``, ``attributes`` and ``relations``, and optionally
+    ``synonyms``: {word: a word of the lists}.
     """
     where = f"evaluation.parser.vocabulary={path}"
     try:
@@ -223,17 +223,17 @@ def read_vocabulary(path: str) -> Vocabulary:
         ) from error
     words = {w for k in _KINDS for w in lists[k]}
     if strangers := sorted({*synonyms.values()} - words):
-        raise ScorerError(f"{where}: a synonym of {strangers[0]!r}, which no list has")
+        raise ScorerError(f"{where}: add {strangers[0]!r}, which has a synonym, to a list")
     return Vocabulary(**lists, synonyms=synonyms)
 
 
 def _listed(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{value!r} is no list")
+        raise ValueError(f"{value!r} is not a list")
     return value
 
 
 def _word(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is no word")
+        raise ValueError(f"{value!r} is not a word")
     return levelled(value)

@@ -1,4 +1,4 @@
-"""Where a scorer's weights are, and what identifies them: a folder, or a repository of the hub."""
+"""Locate and identify a scorer's weights: a folder, or a repository on the hub."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from inversion_dpo.run.disk import sha256_of
 
 
 class ScorerError(ValueError):
-    """A scorer that cannot be loaded or that gave no score; names it and the remedy."""
+    """A scorer cannot be loaded or gives no score; the text names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder, or a hub repository at a revision; safetensors only, no pickle is ever opened.
 
-    scorer: whose it is, for messages. path: folder or OWNER/NAME. revision: branch, tag or commit.
+    scorer: its owner, for messages. path: folder or OWNER/NAME. revision: branch, tag or commit.
     """
 
     scorer: str
@@ -31,13 +31,13 @@ class Checkpoint:
 
     @classmethod
     def at(cls, scorer: str, place: str) -> Checkpoint:
-        """A folder, or OWNER/NAME with an optional @REVISION."""
+        """Parse a folder, or OWNER/NAME with an optional @REVISION."""
         path, _, revision = place.partition("@")
         return cls(scorer, path, revision or None)
 
     @property
     def folder(self) -> Path | None:
-        """The folder, if it is one; ScorerError if the path can only be one that is missing."""
+        """The folder, if the path is one; ScorerError if the path names a missing folder."""
         path = Path(self.path).expanduser()
         if path.is_dir():
             return path
@@ -47,13 +47,13 @@ class Checkpoint:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What ``from_pretrained`` of transformers takes."""
+        """Arguments for ``from_pretrained`` of transformers."""
         place = str(self.folder or self.path)
         revision = {} if self.folder or not self.revision else {"revision": self.revision}
         return {"pretrained_model_name_or_path": place, **revision}
 
     def file(self, name: str) -> Path:
-        """A file of it, downloaded if need be; ScorerError if there is none."""
+        """Return the path of a file, downloaded if necessary; ScorerError without such a file."""
         if self.folder:
             path = self.folder / name
             if not path.is_file():
@@ -67,7 +67,7 @@ class Checkpoint:
             raise ScorerError(self.complaint(" ".join(str(error).split())[:300])) from error
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file; on the hub, whether it is downloaded or can be."""
+        """Tell whether a file exists; on the hub, whether it can be downloaded."""
         try:
             self.file(name)
         except ScorerError:
@@ -75,14 +75,14 @@ class Checkpoint:
         return True
 
     def tensors(self, name: str = "model.safetensors") -> dict[str, Tensor]:
-        """All tensors of a safetensors file; ScorerError if it is none."""
+        """Load all tensors of a safetensors file; ScorerError for any other file."""
         try:
             return load_file(self.file(name))
         except SafetensorError as error:
             raise ScorerError(self.complaint(f"{name} is no safetensors file ({error})")) from error
 
     def identity(self) -> str:
-        """A hash of the folder's weights and settings, or the commit on the hub."""
+        """Hash the folder's weights and settings, or return the commit on the hub."""
         if self.folder:
             files = sorted(p for e in ("safetensors", "json") for p in self.folder.glob(f"*.{e}"))
             digest = hashlib.sha256("".join(f"{f.name} {sha256_of(f)} " for f in files).encode())
@@ -91,7 +91,7 @@ class Checkpoint:
         return parts[parts.index("snapshots") + 1] if "snapshots" in parts else str(self.revision)
 
     def complaint(self, reason: str) -> str:
-        """One line that names the key, what is wrong and what to do."""
+        """Write one line that names the key, the fault and the remedy."""
         at = f"@{self.revision}" if self.revision else ""
         return (
             f"evaluation.checkpoints.{self.scorer}={self.path}{at}: {reason}. Give a folder or a "
@@ -100,24 +100,27 @@ class Checkpoint:
 
 
 def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings: Any) -> Any:
-    """``kind.from_pretrained`` of transformers; a weight that is missing is an error, not random.
+    """Call transformers' ``from_pretrained``; a missing weight is an error, never random.
 
     Args:
         kind: a model or tokenizer class.
-        checkpoint: where from.
-        complete: whether every weight of the model must be there.
+        checkpoint: the weights or the tokenizer.
+        complete: whether the class is a model, whose every weight must be there.
         settings: further arguments.
+
+    Raises:
+        ScorerError: the checkpoint cannot be loaded, or misses weights.
     """
     if complete:
         settings |= {"output_loading_info": True, "use_safetensors": True}
     try:
-        found = kind.from_pretrained(**checkpoint.arguments, **settings)
+        result = kind.from_pretrained(**checkpoint.arguments, **settings)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ScorerError(checkpoint.complaint(reason)) from error
     if not complete:
-        return found
-    model, info = found
+        return result
+    model, info = result
     if missing := sorted(info["missing_keys"]):
         raise ScorerError(checkpoint.complaint(f"{len(missing)} weights are missing, {missing[0]}"))
     return model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Scores that are a cosine of CLIP's two embeddings: CLIP score, PickScore, HPSv2."""
+"""Score by the cosine of CLIP's two embeddings: CLIP score, PickScore, HPSv2."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ from inversion_dpo.evaluation.scorers.preprocess import (
 )
 
 TOKENS = 77
-LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # whose tokenizer HPSv2 reads prompts with
+LAION_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # its tokenizer reads HPSv2's prompts
 
 
 @dataclass(frozen=True)
 class Form:
-    """What differs between the scores.
+    """The differences between the scores.
 
     value: (cosine [B], exp(logit_scale)) -> scores [B]. whole: the whole image with black bars, or
-    its centre. half_up: see :func:`preprocess.centre_crops`. unescape: HTML's entities in prompts
-    are read as what they mean, as open_clip does. tokenizer: where it comes from if the checkpoint
-    brings none.
+    its centre. half_up: see :func:`preprocess.centre_crops`. unescape: decode HTML entities in
+    prompts, as open_clip does. tokenizer: its repository if the checkpoint has none.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +66,7 @@ class ClipScorer:
         self.form, self.checkpoint, self.device = FORMS[form], checkpoint, device
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [B] of uint8 images [H, W, 3] for their prompts; prompts are cut at 77 tokens."""
+        """Score uint8 images [H, W, 3] for their prompts, cut at 77 tokens: [B]."""
         with torch.no_grad():
             image = self.image_embeddings(self.pixels(images))
             text = self.text_embeddings(self.tokens(prompts))
@@ -79,7 +78,7 @@ class ClipScorer:
 
     @cached_property
     def model(self) -> Any:
-        """CLIPModel, from transformers' names or open_clip's."""
+        """CLIPModel, loaded from transformers' names or open_clip's."""
         if self.checkpoint.has("config.json"):
             return loaded(CLIPModel, self.checkpoint).to(self.device)
         weights = to_transformers(self.checkpoint.tensors())
@@ -87,7 +86,7 @@ class ClipScorer:
             model: Any = CLIPModel(vit_h_settings(weights)).eval().requires_grad_(False)
             model.load_state_dict(weights)
         except (KeyError, RuntimeError) as error:
-            reason = f"neither transformers' nor open_clip's weights ({str(error)[:200]})"
+            reason = f"its weights are neither transformers' nor open_clip's ({str(error)[:200]})"
             raise ScorerError(self.checkpoint.complaint(" ".join(reason.split()))) from error
         return model.to(self.device)
 
@@ -104,18 +103,18 @@ class ClipScorer:
         """Mean and standard deviation of the channels, from the checkpoint or CLIP's."""
         if not self.checkpoint.has("preprocessor_config.json"):
             return MEAN, STD
-        found, _ = ImageProcessingMixin.get_image_processor_dict(**self.checkpoint.arguments)
-        return found.get("image_mean", MEAN), found.get("image_std", STD)
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(**self.checkpoint.arguments)
+        return settings.get("image_mean", MEAN), settings.get("image_std", STD)
 
     def pixels(self, images: Sequence[Pixels]) -> Tensor:
-        """What the image tower sees: [B, 3, size, size]."""
+        """Prepare images for the image tower: [B, 3, size, size]."""
         size = self.model.config.vision_config.image_size
         if self.form.whole:
             return whole_images(images, size, *self.statistics)
         return centre_crops(images, size, self.form.half_up, *self.statistics)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """What the text tower sees: [B, 77]; nothing after the first end token changes a score."""
+        """Tokenize for the text tower: [B, 77]; tokens after the first end change no score."""
         if self.form.unescape:
             prompts = [html.unescape(html.unescape(p)).strip() for p in prompts]
         return self.tokenizer(
@@ -127,11 +126,11 @@ class ClipScorer:
         ).input_ids
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
-        """Projected, not yet normalised: [B, D]."""
+        """Embed pixels, projected but not normalised: [B, D]."""
         pooled = self.model.vision_model(pixel_values=pixels.to(self.device)).pooler_output
         return self.model.visual_projection(pooled)
 
     def text_embeddings(self, tokens: Tensor) -> Tensor:
-        """Projected, not yet normalised: [B, D]."""
+        """Embed tokens, projected but not normalised: [B, D]."""
         pooled = self.model.text_model(input_ids=tokens.to(self.device)).pooler_output
         return self.model.text_projection(pooled)

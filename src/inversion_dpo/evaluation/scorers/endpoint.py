@@ -1,4 +1,4 @@
-"""A vision-language model behind an OpenAI-compatible server, asked with the ``openai`` client.
+"""Ask a vision-language model behind an OpenAI-compatible server, with the ``openai`` client.
 
 The form of the requests: https://platform.openai.com/docs/api-reference/chat/create and
 https://platform.openai.com/docs/guides/structured-outputs; servers such as vLLM take the same.
@@ -16,18 +16,18 @@ from inversion_dpo.data.images import data_uri, png
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 
-KEY = "INVERSION_DPO_API_KEY"  # the only variable of the environment that is ever sent
+KEY = "INVERSION_DPO_API_KEY"  # no other environment variable is ever sent
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CONNECT_SECONDS = 10.0
 RETRIED = "x-stainless-retry-count"  # the client's own count of a request's earlier tries
-# The client would also send what it finds in OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID, ...
+# The client would also send the values of OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID, ...
 SENT = {"accept", "connection", "content-length", "content-type", "host"}
 SENT |= {RETRIED, "x-stainless-raw-response"}  # which the client reads again
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: who speaks (user, assistant) and what; the first user's has the image."""
+    """One message: its role (user, assistant) and text; the first user's has the image."""
 
     role: str
     text: str
@@ -35,7 +35,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, and what it cost. ``fault``: refused or cut, else empty."""
+    """A reply and its cost. ``fault``: refused or cut, else empty."""
 
     text: str
     prompt_tokens: int = 0
@@ -45,21 +45,21 @@ class Reply:
 
 
 class Endpoint:
-    """Asks a server, again after 408, 409, 429, 5xx, timeouts and broken connections.
+    """A server that is asked again after 408, 409, 429, 5xx, timeouts and broken connections.
 
     The client waits as long as Retry-After says, at most two minutes, else for a growing time.
     Redirects are not followed. The key is sent in a header and appears in no message.
 
     Args:
         url: up to ``/v1``; https, or http on this machine, or without a key.
-        model: the server's name for it.
-        key: None: none is sent.
+        model: its name on the server.
+        key: None sends none.
         timeout: seconds without a byte from the server.
         retries: further tries of a request.
         max_tokens: of an answer.
 
     Raises:
-        ScorerError: a URL that cannot be used; a server that refuses or does not answer.
+        ScorerError: the URL cannot be used, or the server refuses or does not answer.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Endpoint:
     def answer(
         self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
     ) -> Reply:
-        """The model's reply to an image uint8 [H, W, 3] and a conversation about it."""
+        """Return the model's reply to a conversation about an image uint8 [H, W, 3]."""
         import openai
 
         ask = self._client.chat.completions.with_raw_response.create
@@ -108,25 +108,24 @@ class Endpoint:
             raise ScorerError(self.complaint(f"no chat completion ({error!r})")) from error
 
     def _with_our_headers(self, request: Any) -> None:
-        """Take out of a request every header that is not ours, and put the key in."""
+        """Remove every header that is not ours from a request, and add the key."""
         for name in {name.lower() for name in request.headers} - SENT:
             del request.headers[name]
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
 
     def complaint(self, reason: str) -> str:
-        """One line with the server and the remedy, without the key."""
+        """Write one line with the server and the remedy, without the key."""
         text = f"evaluation.parser.url={self.url}: {reason}"
         return (text.replace(self._key, "***") if self._key else text) + (
-            ". What was answered before is kept: check the server, the model and "
-            f"{KEY}, then run again"
+            f". Earlier answers are kept: check the server, the model and {KEY}, then run again"
         )
 
 
 def payload(
     server: Endpoint, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The request's JSON; the image is a PNG in a data URL in the first turn."""
+    """Build the request's JSON; the first turn holds the image as a PNG in a data URL."""
     messages: list[dict[str, Any]] = [{"role": t.role, "content": t.text} for t in turns]
     picture = {"type": "image_url", "image_url": {"url": data_uri(png(image))}}
     messages[0]["content"] = [{"type": "text", "text": turns[0].text}, picture]
@@ -143,7 +142,7 @@ def payload(
 
 
 def reply_of(completion: Any, requests: int) -> Reply:
-    """A chat completion's text and tokens; AttributeError and the like if it is none."""
+    """Read a chat completion's text and tokens; AttributeError or the like for any other object."""
     choice, used = completion.choices[0], completion.usage
     text = choice.message.content or ""
     if not isinstance(text, str):
@@ -155,7 +154,7 @@ def reply_of(completion: Any, requests: int) -> Reply:
 
 
 def checked_url(url: str, key: str | None) -> str:
-    """The URL without its last slash; ScorerError if the key would be sent in the clear."""
+    """Strip the last slash of a URL; ScorerError if the key would be sent unencrypted."""
     parts, where = urlsplit(url), f"evaluation.parser.url={url.partition('@')[2] or url}"
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ScorerError(f"{where}: write https://HOST/v1")
@@ -169,8 +168,8 @@ def checked_url(url: str, key: str | None) -> str:
 
 
 def key_of_environment() -> str | None:
-    """The key, if there is one; ScorerError, without it, if it cannot be a header."""
+    """Return the key or None; ScorerError, without its text, if it cannot be a header."""
     key = os.environ.get(KEY, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise ScorerError(f"{KEY} holds a character that no key has")
+        raise ScorerError(f"{KEY} holds a space or a sign that no key has: set it again")
     return key or None

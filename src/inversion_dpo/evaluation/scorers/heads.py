@@ -1,4 +1,4 @@
-"""The linear head that ImageReward and LAION's aesthetic predictor share."""
+"""Build the linear head that ImageReward and LAION's aesthetic predictor share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PLACES = (0, 2, 4, 6, 7)  # in the authors' Sequential, whose dropouts stand bet
 
 
 def linear_head(weights: dict[str, Tensor], prefix: str) -> nn.Sequential:
-    """Five linear layers without activations, in their order; KeyError names a missing weight.
+    """Build five linear layers without activations, in order; KeyError names a missing weight.
 
     Source: https://github.com/christophschuhmann/improved-aesthetic-predictor, simple_inference.py;
     https://github.com/THUDM/ImageReward, ImageReward/ImageReward.py. The dropouts between the

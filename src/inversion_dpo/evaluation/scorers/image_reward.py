@@ -1,8 +1,8 @@
-"""ImageReward: BLIP reads the prompt looking at the image; five linear layers score what it read.
+"""Score with ImageReward: BLIP reads prompt and image, five linear layers score the result.
 
 Source: Xu et al., ImageReward, 2023, https://arxiv.org/abs/2304.05977;
-code: https://github.com/THUDM/ImageReward. The authors' checkpoint is a pickle; a safetensors copy
-of it in the authors' own names is read here and given to transformers' BLIP.
+code: https://github.com/THUDM/ImageReward. The authors' checkpoint is a pickle. This module reads
+a safetensors copy in the authors' own names and gives it to transformers' BLIP.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class ImageRewardScorer:
         self.checkpoint, self.device = checkpoint, device
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Rewards [B] of uint8 images [H, W, 3]; prompts are cut at 35 tokens."""
+        """Compute rewards [B] of uint8 images [H, W, 3]; prompts are cut at 35 tokens."""
         vision, text, head = self.networks
         words = self.tokens(prompts).to(self.device)
         with torch.no_grad():
-            seen = vision(pixel_values=self.pixels(images).to(self.device)).last_hidden_state
-            read = text(
+            image = vision(pixel_values=self.pixels(images).to(self.device)).last_hidden_state
+            both = text(
                 input_ids=words.input_ids,
                 attention_mask=words.attention_mask,
-                encoder_hidden_states=seen,
+                encoder_hidden_states=image,
             ).last_hidden_state
-            rewards = (head(read[:, 0])[:, 0] - REWARD_MEAN) / REWARD_STD
+            rewards = (head(both[:, 0])[:, 0] - REWARD_MEAN) / REWARD_STD
         return np.asarray(rewards.double().cpu().numpy())
 
     @cached_property
@@ -69,24 +69,24 @@ class ImageRewardScorer:
             towers = build_towers(weights)
             head = linear_head(weights, "mlp.")
         except (KeyError, RuntimeError) as error:
-            reason = f"not ImageReward's weights ({' '.join(str(error).split())[:200]})"
+            reason = f"its weights are not ImageReward's ({' '.join(str(error).split())[:200]})"
             raise ScorerError(self.checkpoint.complaint(reason)) from error
         vision, text, head = (part.to(self.device) for part in (*towers, head))
         return vision, text, head
 
     @cached_property
     def tokenizer(self) -> Any:
-        """BERT's, from the checkpoint if it brings one."""
+        """BERT's tokenizer, the checkpoint's own if it has one."""
         own = any(self.checkpoint.has(name) for name in ("tokenizer.json", "vocab.txt"))
         source = self.checkpoint if own else Checkpoint(self.checkpoint.scorer, TOKENIZER)
         return loaded(BertTokenizerFast, source, complete=False)
 
     def pixels(self, images: Sequence[Pixels]) -> Tensor:
-        """What the image tower sees: [B, 3, size, size]."""
+        """Prepare images for the image tower: [B, 3, size, size]."""
         return centre_crops(images, self.networks[0].config.image_size, half_up=True)
 
     def tokens(self, prompts: Sequence[str]) -> Any:
-        """Token numbers and mask, [B, 35] each."""
+        """Tokenize prompts: token numbers and mask, [B, 35] each."""
         return self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -97,19 +97,21 @@ class ImageRewardScorer:
 
 
 def build_towers(weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
-    """transformers' BLIP towers with ImageReward's weights; sizes are read off the tensors.
+    """Build transformers' BLIP towers with ImageReward's weights, whose shapes give the sizes.
 
     KeyError or RuntimeError if a weight is missing or does not fit.
     """
-    seen = {_renamed(k[len(VISION) :]): v for k, v in weights.items() if k.startswith(VISION)}
-    read = {
+    vision_state = {
+        _renamed(k[len(VISION) :]): v for k, v in weights.items() if k.startswith(VISION)
+    }
+    text_state = {
         k[len(TEXT) :]: v
         for k, v in weights.items()
         if k.startswith(TEXT) and not k.endswith("position_ids")
     }
-    vision: Any = BlipVisionModel(_vision_settings(seen))
-    text: Any = BlipTextModel(_text_settings(read, vision.config), add_pooling_layer=False)
-    for network, state in ((vision, seen), (text, read)):
+    vision: Any = BlipVisionModel(_vision_settings(vision_state))
+    text: Any = BlipTextModel(_text_settings(text_state, vision.config), add_pooling_layer=False)
+    for network, state in ((vision, vision_state), (text, text_state)):
         network.load_state_dict(state)
         network.eval().requires_grad_(False)
     return vision, text

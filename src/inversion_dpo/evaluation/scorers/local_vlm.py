@@ -1,4 +1,4 @@
-"""A vision-language model of transformers, from a folder or the hub, on this machine."""
+"""Ask a vision-language model of transformers, from a folder or the hub, on this machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from inversion_dpo.evaluation.scorers.preprocess import Pixels
 
 
 class LocalModel:
-    """Answers greedily, one image at a time; lazily loaded, safetensors only, no remote code.
+    """A model that answers greedily, one image at a time; lazily loaded, no remote code.
 
-    What the tokens may be is not restricted: a model that does not keep to the schema is told so
-    once, like one behind a server. The processor needs a chat template.
+    Its tokens are not restricted: after an answer outside the schema it is asked once more, as a
+    model behind a server is. The processor needs a chat template.
     """
 
     def __init__(
@@ -29,25 +29,25 @@ class LocalModel:
 
     @cached_property
     def identity(self) -> str:
-        """What its answers depend on besides image and question."""
+        """Everything that an answer depends on besides image and question."""
         return f"{self.checkpoint.identity()} {self.max_tokens}"
 
     def answer(
         self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
     ) -> Reply:
-        """The model's reply to an image uint8 [H, W, 3]; ``schema`` is not used."""
-        given = self.inputs(image, system, turns)
-        length = given["input_ids"].shape[1]
+        """Return the model's reply to an image uint8 [H, W, 3]; ``schema`` is not used."""
+        inputs = self.inputs(image, system, turns)
+        length = inputs["input_ids"].shape[1]
         with torch.no_grad():
             tokens = self.model.generate(
-                **given, max_new_tokens=self.max_tokens, do_sample=False, num_beams=1
+                **inputs, max_new_tokens=self.max_tokens, do_sample=False, num_beams=1
             )[0, length:]
         text = self.processor.decode(tokens, skip_special_tokens=True)
         cut = len(tokens) >= self.max_tokens
         return Reply(text, length, len(tokens), fault="cut" if cut else "")
 
     def inputs(self, image: Pixels, system: str, turns: Sequence[Turn]) -> Any:
-        """Tokens and pixels as the processor's chat template makes them, batch of 1."""
+        """Make tokens and pixels with the processor's chat template, batch of 1."""
         messages: list[dict[str, Any]] = [
             {"role": t.role, "content": [{"type": "text", "text": t.text}]}
             for t in (Turn("system", system), *turns)

@@ -1,7 +1,7 @@
-"""Weights in open_clip's names as a CLIPModel of transformers.
+"""Convert weights in open_clip's names for a CLIPModel of transformers.
 
 open_clip (https://github.com/mlfoundations/open_clip) keeps query, key and value of an attention in
-one matrix, transformers keeps three; everything else is a change of names.
+one matrix, transformers keeps three. All other weights only change their names.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def vit_h_settings(weights: dict[str, Tensor], vision_head: int = 80, text_head: int = 64) -> Any:
-    """The CLIPConfig that fits renamed weights; heads as wide as ViT-H's, act ``gelu``."""
+    """Derive the CLIPConfig from renamed weights; heads as wide as ViT-H's, act ``gelu``."""
     from transformers import CLIPConfig
 
     vision, text = "vision_model.", "text_model."

@@ -1,7 +1,7 @@
-"""Images as the scorers' authors prepare them, by Pillow and torch alone.
+"""Prepare images as the scorers' authors do, with Pillow and torch alone.
 
-The image processors of transformers are not used: which of them is taken, and so the last digits,
-depends on whether torchvision is installed.
+The image processors of transformers are not used. Their results differ in the last digits,
+depending on whether torchvision is installed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ Triple = Sequence[float]
 def centre_crops(
     images: Sequence[Pixels], size: int, half_up: bool, mean: Triple = MEAN, std: Triple = STD
 ) -> Tensor:
-    """Shorter side to ``size`` (Pillow's bicubic), centre square, normalised: [B, 3, size, size].
+    """Resize the shorter side (Pillow's bicubic), cut the centre square, normalise.
 
     Args:
         images: uint8 [H, W, 3], of any sizes.
         size: in pixels.
-        half_up: where the odd pixel goes. True: torchvision's CenterCrop, which CLIP, ImageReward
-            and the aesthetic predictor use; it rounds half the rest to even. False: the image
-            processor of transformers, which PickScore uses; it rounds down. They differ where the
-            rest leaves 3 when divided by 4.
+        half_up: where the odd pixel goes. True: torchvision's CenterCrop, for CLIP, ImageReward
+            and the aesthetic predictor; it rounds half the rest to even. False: transformers' image
+            processor, for PickScore; it rounds down. They differ where the rest is 3 modulo 4.
         mean: of each channel.
         std: of each channel.
+
+    Returns:
+        Pixels [B, 3, size, size].
     """
     cut = [_centre(Image.fromarray(image), size, half_up) for image in images]
     pixels = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).float() / 255
@@ -44,9 +46,9 @@ def centre_crops(
 def whole_images(
     images: Sequence[Pixels], size: int, mean: Triple = MEAN, std: Triple = STD
 ) -> Tensor:
-    """Longer side to ``size``, black bars to the square, normalised: [B, 3, size, size].
+    """Resize the longer side to ``size``, pad with black, normalise: [B, 3, size, size].
 
-    What HPSv2 does: torch's bicubic with antialiasing on [0, 1], neither rounded nor clamped, and
+    HPSv2 does this: torch's bicubic with antialiasing on [0, 1], neither rounded nor clamped, and
     zeros around it. Source: https://github.com/tgxs002/HPSv2, open_clip/transform.py, ResizeMaxSize
     (with torchvision 0.17 or later, whose resize antialiases tensors).
     """
@@ -54,7 +56,7 @@ def whole_images(
 
 
 def normalised(pixels: Tensor, mean: Triple, std: Triple) -> Tensor:
-    """(pixels [B, 3, H, W] - mean) / std of each channel."""
+    """Compute (pixels [B, 3, H, W] - mean) / std of each channel."""
     means, stds = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (mean, std))
     return (pixels - means) / stds
 

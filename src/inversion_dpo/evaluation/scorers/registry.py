@@ -1,4 +1,4 @@
-"""Scorers by name: what ``evaluation.scorer`` means, and one call that gives all of its scores."""
+"""Find scorers by the names in ``evaluation.scorer`` and call several of them as one."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.fields import ParserConfig
 
 Scores = dict[str, NDArray[np.float64]]
-Graphs = list[SceneGraph | None]  # found in images; None where one could not be read
+Graphs = list[SceneGraph | None]  # read from images; None for an unreadable one
 Scorer = Callable[..., Any]  # (images, prompts) -> scores [B], or scores [B] by name
-_Asked = tuple[Pixels, str, SceneGraph | None]
+_Row = tuple[Pixels, str, SceneGraph | None]
 SCENES = "scenes"  # the exact checker of the embedded world
-GRAPH = "graph"  # not a score: the graphs that a scorer found
+GRAPH = "graph"  # not a score: the graphs that a scorer read
 VERSION = 1  # of the scorers' code; part of every kept score's key
 
-# name -> hub repository and revision. What is there was looked up on the hub's pages; nothing was
-# downloaded where this was written (docs/reference/scorers.md says which were ported, and by whom).
+# name -> hub repository and revision, taken from the hub's pages; none of them was downloaded here
+# (docs/reference/scorers.md names the ports and their authors).
 CHECKPOINTS = {
     "clip": "openai/clip-vit-large-patch14",
     "pickscore": "yuvalkirstain/PickScore_v1",
@@ -46,10 +46,10 @@ OFFERED = (*CHECKPOINTS, SCENES, SCENE_GRAPH)
 
 @dataclass(frozen=True)
 class Named:
-    """A scorer of the registry or a user's own, loaded when it is first called.
+    """A scorer of the registry or a user's own, loaded at its first call.
 
-    spec: its name or ``module:function``. make: loads it, or raises ScorerError. checkpoint: of
-    its weights; None without any.
+    spec: its name or ``module:function``. make: loads it, or raises ScorerError. checkpoint: its
+    weights; None without any.
     """
 
     spec: str
@@ -63,7 +63,7 @@ class Named:
 
     @cached_property
     def identity(self) -> str | None:
-        """What its scores depend on besides image and prompt; None: they are not kept."""
+        """Everything that its scores depend on besides image and prompt; None: not kept."""
         if self.checkpoint is None:
             return None
         return f"{VERSION} {self.spec} {self.checkpoint.identity()}"
@@ -72,9 +72,9 @@ class Named:
 class ScorerGroup:
     """Several scorers as one: (images, prompts) -> scores [B] by name.
 
-    Images are scored in batches; what ``store`` has is not scored again, and every batch is kept
-    as soon as it is scored. Names are the scorer's own; of a function that returns several scores
-    by name, those. Raises ScorerError for a score that is missing, not finite or named twice.
+    It scores images in batches, and not again what ``store`` has; every batch is stored at once.
+    A score has its scorer's name, or the name that a function returns with it. ScorerError for a
+    score that is missing, not finite or named twice.
     """
 
     def __init__(self, members: Sequence[Named], batch_size: int, store: ScoreStore | None) -> None:
@@ -90,57 +90,57 @@ class ScorerGroup:
         prompts: Sequence[str],
         graphs: Sequence[SceneGraph | None] | None = None,
     ) -> tuple[Scores, Graphs | None]:
-        """The scores, and the graphs found [B], if one of the scorers finds any.
+        """Return the scores, and the graphs [B] if a scorer reads any.
 
         Args:
             images: uint8 [H, W, 3] each.
             prompts: one for each image.
-            graphs: what each prompt asks for; None: what its text says. Only ``scenes`` uses it.
+            graphs: intended graph of each prompt; None parses its text. Only ``scenes`` uses it.
         """
         if len(images) != len(prompts) or not images:
             raise ScorerError(f"{len(images)} images and {len(prompts)} prompts: give one each")
         scores: Scores = {}
-        seen: Graphs | None = None
-        asked = list(zip(images, prompts, graphs or [None] * len(images), strict=True))
+        all_read: Graphs | None = None
+        rows = list(zip(images, prompts, graphs or [None] * len(images), strict=True))
         for member in self.members:
-            given, found = self._scored(member, asked)
-            for name, values in given.items():
+            new, read = self._scored(member, rows)
+            for name, values in new.items():
                 if name in scores:
                     raise ScorerError(f"two scorers give a score called {name!r}: drop one")
                 scores[name] = values
-            seen = seen or found or None
-        return scores, seen
+            all_read = all_read or read or None
+        return scores, all_read
 
     def conclude(self) -> None:
-        """Let the scorers that were used say what they have to, such as what it cost."""
+        """Let the scorers that were used log their summary, such as the cost."""
         for member in self.members:
             if "call" in member.__dict__ and hasattr(member.call, "conclude"):
                 member.call.conclude()
 
-    def _scored(self, member: Named, asked: list[_Asked]) -> tuple[Scores, Graphs]:
+    def _scored(self, member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
         parts = [
-            self._batch(member, asked[k : k + self.batch_size])
-            for k in range(0, len(asked), self.batch_size)
+            self._batch(member, rows[k : k + self.batch_size])
+            for k in range(0, len(rows), self.batch_size)
         ]
         scores = {name: np.concatenate([p[name] for p, _ in parts]) for name in parts[0][0]}
         return scores, [graph for _, graphs in parts for graph in graphs]
 
-    def _batch(self, member: Named, asked: list[_Asked]) -> tuple[Scores, Graphs]:
+    def _batch(self, member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
         if self.store is None or member.identity is None:
-            return _called(member, asked)
-        keys = [score_key(member.identity, image, prompt) for image, prompt, _ in asked]
-        known = self.store.get(keys)
-        if new := [k for k, key in enumerate(keys) if key not in known]:
-            (fresh,) = _called(member, [asked[k] for k in new])[0].values()
-            known |= {keys[k]: float(v) for k, v in zip(new, fresh, strict=True)}
+            return _called(member, rows)
+        keys = [score_key(member.identity, image, prompt) for image, prompt, _ in rows]
+        stored = self.store.get(keys)
+        if new := [k for k, key in enumerate(keys) if key not in stored]:
+            (fresh,) = _called(member, [rows[k] for k in new])[0].values()
+            stored |= {keys[k]: float(v) for k, v in zip(new, fresh, strict=True)}
             self.store.put([keys[k] for k in new], fresh.tolist())
-        return {member.spec: np.array([known[key] for key in keys])}, []
+        return {member.spec: np.array([stored[key] for key in keys])}, []
 
 
-def _called(member: Named, asked: list[_Asked]) -> tuple[Scores, Graphs]:
-    images, prompts, graphs = map(list, zip(*asked, strict=True))
+def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
+    images, prompts, graphs = map(list, zip(*rows, strict=True))
     more = {"graphs": graphs} if member.spec == SCENES else {}
-    return checked(member.spec, member.call(images, prompts, **more), len(asked))
+    return checked(member.spec, member.call(images, prompts, **more), len(rows))
 
 
 def load_scorers(
@@ -149,39 +149,39 @@ def load_scorers(
     batch_size: int = 16,
     store: Path | None = None,
     parser: ParserConfig | None = None,
-    asked: Callable[[], PromptSet] | None = None,
+    prompt_set: Callable[[], PromptSet] | None = None,
 ) -> ScorerGroup:
-    """The scorers that ``evaluation.scorer`` names, as one; nothing is loaded yet.
+    """Return the scorers that ``evaluation.scorer`` names, as one; nothing is loaded yet.
 
     Args:
         spec: names, comma-separated or a list: clip, pickscore, hpsv2, hpsv21, imagereward,
             aesthetic, scenes, scene-graph, or ``module:function``.
         checkpoints: name -> folder or ``OWNER/NAME``, with an optional ``@REVISION``.
         batch_size: images at once.
-        store: a file that keeps scores and answers; None: none are kept.
+        store: a file that keeps scores and answers; None keeps none.
         parser: settings of scene-graph, ``evaluation.parser``.
-        asked: gives all prompts with their graphs; scene-graph alone needs and calls it.
+        prompt_set: returns all prompts with their graphs; only scene-graph needs and calls it.
 
     Raises:
-        ScorerError: an unknown name, a checkpoint of no scorer, or no scorer at all.
+        ScorerError: no scorer, an unknown name, or a checkpoint for an unknown scorer.
     """
     names = [part.strip() for part in (spec.split(",") if isinstance(spec, str) else spec)]
     if not names or not all(names):
         raise ScorerError(f"evaluation.scorer={spec!r} names no scorer; {_offer()}")
-    given = dict(checkpoints or {})
-    if unknown := sorted(set(given) - {*CHECKPOINTS, SCENE_GRAPH}):
+    places = dict(checkpoints or {})
+    if unknown := sorted(set(places) - {*CHECKPOINTS, SCENE_GRAPH}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
 
     def named(name: str) -> Named:
         if name == SCENE_GRAPH:
-            if asked is None:
-                raise ScorerError(f"{name} needs the prompts' graphs: give `asked`")
+            if prompt_set is None:
+                raise ScorerError(f"{name} needs the prompts' graphs: give `prompt_set`")
             how = parser or ParserConfig()
-            return Named(name, lambda: SceneGraphScorer(how, given.get(name), asked(), store))
+            return Named(name, lambda: SceneGraphScorer(how, places.get(name), prompt_set(), store))
         if name == SCENES:
             return Named(name, exact_checker)
         if name in CHECKPOINTS:
-            weights = Checkpoint.at(name, given.get(name, CHECKPOINTS[name]))
+            weights = Checkpoint.at(name, places.get(name, CHECKPOINTS[name]))
             return Named(name, partial(built, name, weights), weights)
         if ":" in name:
             return Named(name, partial(imported, name))
@@ -194,14 +194,14 @@ def load_scorers(
 
 
 def exact_checker() -> Scorer:
-    """The embedded world's own scorer, which is exact and takes the graphs that are asked for."""
+    """Return the embedded world's own scorer, which is exact and takes intended graphs."""
     from inversion_dpo.world.checker import judge
 
     return judge
 
 
 def built(name: str, checkpoint: Checkpoint) -> Scorer:
-    """The scorer of the registry on the accelerator, if there is one."""
+    """Build a scorer of the registry, on the accelerator if there is one."""
     import torch
 
     from inversion_dpo.evaluation.scorers.aesthetic import AestheticScorer
@@ -217,7 +217,7 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
 
 
 def imported(name: str) -> Scorer:
-    """Import ``module:function``, also from the working folder; ScorerError if it is not there."""
+    """Import ``module:function``, also from the working folder; ScorerError if that fails."""
     module, _, function = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # which the installed command does not search by itself
@@ -228,14 +228,15 @@ def imported(name: str) -> Scorer:
     return scorer
 
 
-def checked(spec: str, given: Any, count: int) -> tuple[Scores, Graphs]:
-    """A scorer's answer as float64 [count] by name, and its graphs; ScorerError if it is not that.
+def checked(spec: str, result: Any, count: int) -> tuple[Scores, Graphs]:
+    """Check a scorer's result and return float64 [count] by name, and its graphs.
 
-    Under ``graph`` stand no scores: SceneGraphs, or None where an image could not be read.
+    Under ``graph`` stand no scores: SceneGraphs, or None for an unreadable image. ScorerError for
+    any other result.
     """
     own = spec.rpartition(":")[2]
-    scores = dict(given) if isinstance(given, Mapping) else {own: given}
-    graphs = list(scores.pop(GRAPH, ())) if isinstance(given, Mapping) else []
+    scores = dict(result) if isinstance(result, Mapping) else {own: result}
+    graphs = list(scores.pop(GRAPH, ())) if isinstance(result, Mapping) else []
     if graphs and not (
         len(graphs) == count and all(isinstance(g, SceneGraph | None) for g in graphs)
     ):
@@ -251,7 +252,7 @@ def _numbers(spec: str, name: str, values: Any, count: int) -> NDArray[np.float6
         plain = values.detach().cpu() if hasattr(values, "detach") else values
         array = np.asarray(plain, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
+        raise ScorerError(f"scorer {spec}: {name} is not a list of numbers ({error})") from error
     if array.shape != (count,):
         raise ScorerError(
             f"scorer {spec}: {name} has shape {list(array.shape)} for {count} images; return "

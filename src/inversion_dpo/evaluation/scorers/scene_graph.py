@@ -1,4 +1,4 @@
-"""The scorer ``scene-graph``: a vision-language model reads graphs, :mod:`graphs` compares them."""
+"""Score with scene graphs: a vision-language model reads them, :mod:`graphs` compares them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from inversion_dpo.run.fields import ParserConfig
 
 SCENE_GRAPH = "scene-graph"
 SCORES = ("sg_iou", "entity_iou", "relation_iou", "exact")
-TOLD_BACK = 4000  # characters of a refused answer that the model is shown again
+MOST_REPEATED = 4000  # characters of a refused answer that the model sees again
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +46,17 @@ class Backend(Protocol):
 
     @property
     def identity(self) -> str:
-        """What its answers depend on besides image and question."""
+        """Everything that its answers depend on besides image and question."""
 
     def answer(
         self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
     ) -> Reply:
-        """The reply to a conversation about the image."""
+        """Reply to a conversation about the image."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one image came to: the graph as JSON, or the name of the fault, and the cost."""
+    """The result for one image: the graph as JSON, or the name of the fault; and the cost."""
 
     graph: str | None
     fault: str
@@ -68,99 +68,104 @@ class Answer:
 class SceneGraphScorer:
     """(images, prompts) -> sg_iou, entity_iou, relation_iou, exact and parsed, each [B], and graph.
 
-    An answer that cannot be read is asked for once more, with the reason; if that cannot be read
-    either, the image scores 0, ``parsed`` is 0 and the fault is counted by name. What was answered
-    is kept, faults too, and is never asked for again.
+    After an answer that cannot be read the model is asked once more, with the reason. If that
+    answer cannot be read either, the image scores 0, ``parsed`` is 0 and the fault is counted by
+    name. Answers are kept, faults too, and never asked for again.
 
     Args:
         parser: server or generation, words and prices: ``evaluation.parser``.
         checkpoint: a local model's folder, if there is no server.
-        asked: all prompts with their graphs; the words of all are offered as distractors.
-        store: keeps the answers; None: none are kept.
+        prompt_set: all prompts with their graphs; the words of all serve as distractors.
+        store: keeps the answers; None keeps none.
 
     Raises:
-        ScorerError: neither server nor folder; a prompt without a graph, by name; what the model
-            raises.
+        ScorerError: neither server nor folder; a prompt without a graph; an error of the model.
     """
 
     def __init__(
-        self, parser: ParserConfig, checkpoint: str | None, asked: PromptSet, store: Path | None
+        self,
+        parser: ParserConfig,
+        checkpoint: str | None,
+        prompt_set: PromptSet,
+        store: Path | None,
     ) -> None:
         if importlib.util.find_spec("jsonschema") is None:
             raise ScorerError(f"{SCENE_GRAPH} needs jsonschema: pip install 'inversion-dpo[vlm]'")
         self.parser, self.backend = parser, backend_of(parser, checkpoint)
-        self.intended = intended_graphs(asked)
+        self.intended = intended_graphs(prompt_set)
         self.words = vocabularies(parser, self.intended)
-        self.parallel = parser.parallel if parser.url else 1  # images that are asked about at once
+        self.parallel = parser.parallel if parser.url else 1  # images at once
         self.store = AnswerStore(store) if store else None
-        self.asked: list[Answer] = []  # by this object
-        self.known = 0  # answers that were kept before
+        self.new: list[Answer] = []  # by this object
+        self.stored = 0  # answers kept by earlier runs
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> dict[str, Any]:
         """Score uint8 images [H, W, 3]."""
         graphs = [self._graph_of(prompt) for prompt in prompts]
         offers = [self.words(graph) for graph in graphs]
-        wanted = [plain(graph, offer.synonyms) for graph, offer in zip(graphs, offers, strict=True)]
-        found = [
+        intended = [
+            plain(graph, offer.synonyms) for graph, offer in zip(graphs, offers, strict=True)
+        ]
+        read = [
             SceneGraph.from_json(a.graph) if a.graph is not None else None
             for a in self._answers(images, offers)
         ]
-        fits = [agreement(w, f) if f else None for w, f in zip(wanted, found, strict=True)]
+        fits = [agreement(w, f) if f else None for w, f in zip(intended, read, strict=True)]
         scores: dict[str, Any] = {
             name: np.array([getattr(fit, name) if fit else 0.0 for fit in fits]) for name in SCORES
         }
-        return scores | {"parsed": np.array([float(f is not None) for f in found]), "graph": found}
+        return scores | {"parsed": np.array([float(f is not None) for f in read]), "graph": read}
 
     def _graph_of(self, prompt: str) -> SceneGraph:
         graph = self.intended.get(prompt)
         if graph is None:
             raise ScorerError(
-                f"{SCENE_GRAPH}: no scene graph is known of the prompt {prompt!r}; give the "
+                f"{SCENE_GRAPH}: the prompt {prompt!r} has no scene graph; give the "
                 'prompts as .jsonl with "prompt" and "scene_graph" (docs/reference/scorers.md)'
             )
         return graph
 
     def _answers(self, images: Sequence[Pixels], offers: Sequence[Vocabulary]) -> list[Answer]:
-        """Of every image the answer, kept or new; several are asked for at once."""
+        """Return the answer for each image, stored or new; several are asked for at once."""
         keys = [self.key(i, o) for i, o in zip(images, offers, strict=True)]
-        known = self.store.get(keys) if self.store else {}
-        self.known += len(known)
+        stored = self.store.get(keys) if self.store else {}
+        self.stored += len(stored)
         jobs = {
             key: (image, offer)
             for key, image, offer in zip(keys, images, offers, strict=True)
-            if key not in known
+            if key not in stored
         }
-        fresh = in_parallel(lambda job: self._asked(job[0], *job[1]), jobs.items(), self.parallel)
-        answers = {key: Answer(**json.loads(text)) for key, text in known.items()}
+        fresh = in_parallel(lambda job: self._ask(job[0], *job[1]), jobs.items(), self.parallel)
+        answers = {key: Answer(**json.loads(text)) for key, text in stored.items()}
         answers |= dict(zip(jobs, fresh, strict=True))
         return [answers[key] for key in keys]
 
     def key(self, image: Pixels, offer: Vocabulary) -> bytes:
-        """What an answer depends on: image, model, the question's version, the words offered."""
-        asked = f"{SCENE_GRAPH} {PROMPT_VERSION} {self.backend.identity} {offer.digest()}"
-        return score_key(asked, image, "")
+        """Hash everything that an answer depends on: image, model, question version, words."""
+        question = f"{SCENE_GRAPH} {PROMPT_VERSION} {self.backend.identity} {offer.digest()}"
+        return score_key(question, image, "")
 
-    def _asked(self, key: bytes, image: Pixels, offer: Vocabulary) -> Answer:
-        """Ask, and once more if need be; kept as soon as it is there."""
+    def _ask(self, key: bytes, image: Pixels, offer: Vocabulary) -> Answer:
+        """Ask, and once more after a fault; store the answer at once."""
         answer = ask(self.backend, image, offer)
         if self.store:
             self.store.put([key], [json.dumps(asdict(answer))])
-        self.asked.append(answer)
+        self.new.append(answer)
         return answer
 
     def conclude(self) -> None:
-        """Log what was asked, what it cost and what could not be read."""
-        if self.asked or self.known:
+        """Log the number of answers, their cost and the faults."""
+        if self.new or self.stored:
             logger.info(
-                "%s: %d answers were there; %s",
+                "%s: %d answers were stored; %s",
                 SCENE_GRAPH,
-                self.known,
-                spent_text(spent(self.asked, self.parser)),
+                self.stored,
+                spent_text(spent(self.new, self.parser)),
             )
 
 
 def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
-    """One image's graph; an answer that cannot be used is told what is wrong with it, once."""
+    """Ask for one image's graph; after an unusable answer, ask once more with the reason."""
     turns, replies, fault = [Turn("user", offer.question())], [], ""
     graph: SceneGraph | None = None
     for _ in range(2):
@@ -173,8 +178,14 @@ def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
             break
         except AnswerError as error:
             fault = error.fault
-            told = f"Your answer cannot be used: {error}. Answer again with the JSON object only."
-            turns = [*turns, Turn("assistant", reply.text[:TOLD_BACK]), Turn("user", told)]
+            correction = (
+                f"Your answer cannot be used: {error}. Answer again with the JSON object only."
+            )
+            turns = [
+                *turns,
+                Turn("assistant", reply.text[:MOST_REPEATED]),
+                Turn("user", correction),
+            ]
     return Answer(
         graph.to_json() if graph is not None else None,
         fault,
@@ -185,7 +196,7 @@ def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
 
 
 def in_parallel(call: Callable[[Any], Any], jobs: Iterable[Any], most: int) -> list[Any]:
-    """Results in the jobs' order; after an error what was not begun is dropped, the rest ends."""
+    """Return results in the order of the jobs; after an error, drop the jobs not begun."""
     with ThreadPoolExecutor(max_workers=most) as pool:
         futures = [pool.submit(call, job) for job in jobs]
         try:
@@ -196,26 +207,26 @@ def in_parallel(call: Callable[[Any], Any], jobs: Iterable[Any], most: int) -> l
 
 
 def stored_answers(path: Path) -> list[Answer]:
-    """All answers of a file; none if there is no such file."""
+    """Read all answers of a file; none without such a file."""
     texts = AnswerStore(path).values() if path.is_file() else []
     return [Answer(**json.loads(text)) for text in texts]
 
 
 def spent(answers: Sequence[Answer], parser: ParserConfig) -> dict[str, Any]:
-    """Totals of answers, ready for JSON; ``cost`` is None without both prices of tokens."""
+    """Sum up answers, ready for JSON; ``cost`` is None without both prices of tokens."""
     sums = {
         name: sum(getattr(a, name) for a in answers)
         for name in ("requests", "prompt_tokens", "completion_tokens")
     }
     a, b = parser.prompt_price, parser.completion_price  # of a million tokens
-    known = a is not None and b is not None
-    cost = (sums["prompt_tokens"] * a + sums["completion_tokens"] * b) / 1e6 if known else None
+    priced = a is not None and b is not None
+    cost = (sums["prompt_tokens"] * a + sums["completion_tokens"] * b) / 1e6 if priced else None
     faults = Counter(a.fault for a in answers if a.fault)
     return {"answers": len(answers), **sums, "cost": cost, "faults": dict(sorted(faults.items()))}
 
 
 def spent_text(total: Mapping[str, Any]) -> str:
-    """One line of :func:`spent`."""
+    """Write :func:`spent` in one line."""
     cost = "" if total["cost"] is None else f", cost {total['cost']:.4f}"
     faults = ", ".join(f"{n} {name} ({FAULTS[name]})" for name, n in total["faults"].items())
     unread = f"; could not be read and scored 0: {faults}" if faults else "; all could be read"
@@ -226,7 +237,7 @@ def spent_text(total: Mapping[str, Any]) -> str:
 
 
 def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
-    """The server, or else the model of ``evaluation.checkpoints.scene-graph``."""
+    """Return the server, or else the model of ``evaluation.checkpoints.scene-graph``."""
     if bool(parser.url) == bool(checkpoint) or bool(parser.url) != bool(parser.model):
         raise ScorerError(
             f"{SCENE_GRAPH} needs evaluation.parser.url and evaluation.parser.model, or a folder: "
@@ -252,11 +263,11 @@ def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
 
 
 def vocabularies(
-    parser: ParserConfig, known: Mapping[str, SceneGraph]
+    parser: ParserConfig, graphs: Mapping[str, SceneGraph]
 ) -> Callable[[SceneGraph], Vocabulary]:
-    """An intended graph -> the words that are offered: a file's, or its own and distractors."""
+    """Return the function intended graph -> offered words: a file's, or its own and distractors."""
     if parser.vocabulary is None:
-        every = words_of(plain(graph) for graph in known.values())
+        every = words_of(plain(graph) for graph in graphs.values())
         return lambda graph: offered(plain(graph), every, parser.distractors)
     fixed = read_vocabulary(parser.vocabulary)
 

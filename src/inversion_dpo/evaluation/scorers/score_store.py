@@ -1,4 +1,4 @@
-"""Scores on disk, by image, prompt and scorer: what was scored once is not scored again."""
+"""Keep scores on disk by image, prompt and scorer, so that none is computed twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 
 
 def score_key(scorer: str, image: NDArray[np.uint8], prompt: str) -> bytes:
-    """SHA-256 of the scorer's identity, the image's size and pixels, and the prompt."""
+    """Hash the scorer's identity, the image's size and pixels, and the prompt with SHA-256."""
     parts = (scorer.encode(), repr(image.shape).encode(), image.tobytes(), prompt.encode())
     return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).digest()
 
@@ -34,23 +34,23 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
-        """The values that are there."""
-        found: dict[bytes, Any] = {}
-        asked = f"SELECT * FROM {self.table} WHERE key = ?"
+        """Return the values that are stored, by key."""
+        values: dict[bytes, Any] = {}
+        query = f"SELECT * FROM {self.table} WHERE key = ?"
         with closing(self._open()) as base:
             for key in keys:
-                row = base.execute(asked, (key,)).fetchone()
-                found |= {key: row[1]} if row else {}
-        return found
+                row = base.execute(query, (key,)).fetchone()
+                values |= {key: row[1]} if row else {}
+        return values
 
     def put(self, keys: Sequence[bytes], values: Sequence[Any]) -> None:
-        """Keep values, all or none of them."""
+        """Store values, all or none of them."""
         with closing(self._open()) as base, base:
             rows = list(zip(keys, values, strict=True))
             base.executemany(f"INSERT OR REPLACE INTO {self.table} VALUES (?, ?)", rows)
 
     def values(self) -> list[Any]:
-        """Everything that is kept."""
+        """List every stored value."""
         with closing(self._open()) as base:
             return [row[1] for row in base.execute(f"SELECT * FROM {self.table}")]
 
@@ -74,6 +74,6 @@ class ScoreStore(Store):
 
 
 class AnswerStore(Store):
-    """What a vision-language model answered, as JSON, with what it cost."""
+    """A vision-language model's answers and their cost, as JSON."""
 
     table, column = "answers", "answer TEXT"
