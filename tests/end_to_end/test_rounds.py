@@ -116,11 +116,11 @@ def test_gains_are_over_the_first_reference_and_nothing_is_repeated(
     assert chain(root, "x0", config, 2, rounds) == found
     with pytest.raises(ConfigError, match=r"x0-0 .*data.prompt_dropout is 0.0 there and 0.1 here"):
         chain(root, "x0", make("data.prompt_dropout=0.1"), 2, rounds)
-    with pytest.raises(ConfigError, match="its curve has 2 prompts, asked are 1"):
+    with pytest.raises(ConfigError, match="its curve has 2 prompts, not 1"):
         chain(root, "x0", config, 1, rounds)
     kept = owner.with_name("result.json")  # a result from before it said so
     kept.write_text(kept.read_text().replace("curve_prompts", "asked"))
-    with pytest.raises(ConfigError, match="x0-0 .*its curve has None prompts, asked are 2"):
+    with pytest.raises(ConfigError, match="x0-0 .*its curve has None prompts, not 2"):
         chain(root, "x0", config, 2, rounds)
 
 

@@ -1,1 +1,1 @@
-"""Every method on the same pairs, model, compute and prompts: ``inversion-dpo compare``."""
+"""Compare methods on the same pairs, model, compute and prompts: ``inversion-dpo compare``."""

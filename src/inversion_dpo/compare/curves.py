@@ -1,4 +1,4 @@
-"""Pictures of a comparison: curves with intervals over seeds, gains, errors, drift."""
+"""Draw a comparison's figures: curves with intervals over seeds, gains, errors, drift."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ Line = tuple[str, Sequence[float], Sequence[Summary]]  # name, x, and means with
 
 
 def draw(summary: Summary, metrics: Sequence[str]) -> dict[str, Figure]:
-    """Every picture that the comparison has something for, by name.
+    """Draw every picture that the comparison has numbers for, by name.
 
-    metrics: the scores' names, that of the preference first.
+    metrics: names of the scores, the preference first.
     """
-    found = {"gains": gains(summary, metrics[:MOST_METRICS])}
+    figures = {"gains": gains(summary, metrics[:MOST_METRICS])}
     if "rounds" in summary:
-        found["rounds"] = round_curves(summary, metrics[0])
+        figures["rounds"] = round_curves(summary, metrics[0])
     if varied_keys(summary):
-        found["ablations"] = ablations(summary, metrics[0])
+        figures["ablations"] = ablations(summary, metrics[0])
     for unit in ("evaluations", "seconds"):
-        found[unit] = score_curves(summary, metrics[0], unit)
-    return found | {"errors": error_curves(summary), "drift": drift_curves(summary)}
+        figures[unit] = score_curves(summary, metrics[0], unit)
+    return figures | {"errors": error_curves(summary), "drift": drift_curves(summary)}
 
 
 def style(number: int) -> dict[str, Any]:
-    """Colour and dash of the variant of that number; 24 before they repeat."""
+    """Return the colour and dash of variant ``number``; 24 differ before they repeat."""
     dash = STYLES[number // len(COLOURS) % len(STYLES)]
     return {"color": COLOURS[number % len(COLOURS)], "ls": dash}
 
 
 def figure(width: float = 5.6, height: float = 3.6) -> tuple[Figure, Axes]:
-    """One plot on paper, in inches."""
+    """Make a figure with one plot; sizes in inches."""
     page = canvas(width, height)
     axes = page.add_subplot()
     bare(axes)
@@ -50,7 +50,7 @@ def figure(width: float = 5.6, height: float = 3.6) -> tuple[Figure, Axes]:
 
 
 def bands(axes: Axes, lines: Iterable[Line], xlabel: str, ylabel: str = "", **look: Any) -> None:
-    """Mean lines with their intervals over seeds as bands, where there are any, and both labels."""
+    """Plot mean lines, with their intervals over seeds as bands, and label both axes."""
     for k, (label, x, rows) in enumerate(lines):
         if not rows:
             continue
@@ -63,7 +63,7 @@ def bands(axes: Axes, lines: Iterable[Line], xlabel: str, ylabel: str = "", **lo
 
 
 def legend(axes: Axes) -> None:
-    """Outside, on the right: it never hides a curve. None where nothing was drawn."""
+    """Put the legend right of the plot, where it hides no curve."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
             fontsize=8, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5)
@@ -71,14 +71,14 @@ def legend(axes: Axes) -> None:
 
 
 def drawn(summary: Summary) -> list[tuple[str, Summary]]:
-    """The variants whose curves are drawn: all, or where they are many the methods as they are."""
-    found = list(summary["variants"].items())
-    return [(n, v) for n, v in found if len(found) <= MOST_LINES or not v["varied"]]
+    """Select the variants to draw: all, or only the methods without a varied setting if many."""
+    variants = list(summary["variants"].items())
+    return [(n, v) for n, v in variants if len(variants) <= MOST_LINES or not v["varied"]]
 
 
 def history_lines(summary: Summary, key: str, reference: str = "") -> list[Line]:
-    """A held-out measurement by step, less the reference's mean where that is named."""
-    found: list[Line] = []
+    """Collect a held-out measurement by step, minus the mean under ``reference`` if it is named."""
+    lines: list[Line] = []
     for name, v in drawn(summary):
         rows = [r for r in v["history"] if key in r and (not reference or reference in r)]
         less = [r[reference]["mean"] if reference else 0.0 for r in rows]
@@ -86,15 +86,14 @@ def history_lines(summary: Summary, key: str, reference: str = "") -> list[Line]
             {end: r[key][end] - away for end in ("mean", "low", "high")}
             for r, away in zip(rows, less, strict=True)
         ]
-        found.append((name, [r["step"] for r in rows], values))
-    return found
+        lines.append((name, [r["step"] for r in rows], values))
+    return lines
 
 
 def score_curves(summary: Summary, preference: str, unit: str) -> Figure:
-    """Score against ``evaluations`` or ``seconds`` of training, the inversion included.
+    """Plot the score against ``evaluations`` or ``seconds`` of training, inversion included.
 
-    Dashed lines: the reference's best of n samples, where the curves were scored on the same
-    prompts, which are all.
+    Dashed lines show the reference's best of n samples, if the curves cover all prompts.
     """
     page, axes = figure(6.4)
     label = {"evaluations": "network evaluations (one image forward = 1)", "seconds": "seconds"}
@@ -114,7 +113,7 @@ def score_curves(summary: Summary, preference: str, unit: str) -> Figure:
 
 
 def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
-    """Dashed lines at the reference's best of n samples."""
+    """Draw dashed lines at the reference's best of n samples."""
     for n, scores in summary["best_of"].items():
         height = scores[preference]["mean"]
         axes.axhline(height, zorder=1, **DASHED)
@@ -123,7 +122,7 @@ def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
 
 
 def round_curves(summary: Summary, preference: str) -> Figure:
-    """Score by round, one sample a prompt, beside the first reference's best of n."""
+    """Plot the score by round, one sample per prompt, with the first reference's best of n."""
     page, axes = figure(6.4)
     lines = [
         (name, [r["round"] for r in rows], [r[preference] for r in rows])
@@ -137,9 +136,9 @@ def round_curves(summary: Summary, preference: str) -> Figure:
 
 
 def error_curves(summary: Summary) -> Figure:
-    """Held-out errors less the reference's by step, one scale: winners left, losers right.
+    """Plot held-out errors minus the reference's by step: winners left, losers right, one scale.
 
-    Bands: intervals over seeds of the policy's error.
+    Bands are intervals over seeds of the policy's error.
     """
     page = canvas(8.4, 3.4)
     left = page.add_subplot(1, 2, 1)
@@ -155,7 +154,7 @@ def error_curves(summary: Summary) -> Figure:
 
 
 def drift_curves(summary: Summary) -> Figure:
-    """Held-out drift from the reference by step."""
+    """Plot the held-out drift from the reference by step."""
     page, axes = figure(6.4, 3.2)
     bands(axes, history_lines(summary, "heldout_drift"), "step", "drift")
     legend(axes)
@@ -163,9 +162,9 @@ def drift_curves(summary: Summary) -> Figure:
 
 
 def ablations(summary: Summary, preference: str) -> Figure:
-    """One panel a varied setting: the preference's gain by value, one colour a method.
+    """Plot the preference's gain by value: one panel per varied setting, one colour per method.
 
-    Dashed: the method as it is. Bars: 95% intervals over seeds, where there are several.
+    Dashed lines show the methods without a varied setting, bars 95% intervals over several seeds.
     """
     keys = varied_keys(summary)
     columns = min(4, len(keys))
@@ -178,11 +177,11 @@ def ablations(summary: Summary, preference: str) -> Figure:
         first = first or axes
         bare(axes)
         for k, method in enumerate(methods):
-            found = [v for v in summary["variants"].values() if v["method"] == method]
-            plain = next(v for v in found if not v["varied"])["gains"][preference]["mean"]
+            own = [v for v in summary["variants"].values() if v["method"] == method]
+            plain = next(v for v in own if not v["varied"])["gains"][preference]["mean"]
             colour, shift = COLOURS[k % len(COLOURS)], 0.16 * (k - (len(methods) - 1) / 2)
             axes.axhline(plain, color=colour, lw=1.0, ls=(0, (4, 3)), label=method)
-            rows = [v["gains"][preference] for v in found if v["varied"] and v["varied"][0] == key]
+            rows = [v["gains"][preference] for v in own if v["varied"] and v["varied"][0] == key]
             for at, gain in enumerate(rows):
                 interval(axes, at + shift, gain, colour, upright=True)
         axes.set_xticks(range(len(values)), values, size=8)
@@ -197,7 +196,7 @@ def ablations(summary: Summary, preference: str) -> Figure:
 
 
 def interval(axes: Axes, place: float, gain: Summary, colour: str, upright: bool = False) -> None:
-    """A dot at the mean, on a bar from bound to bound where there is an interval."""
+    """Draw a dot at the mean, on a bar between the bounds if there is an interval."""
     bar, at = [gain["low"], gain["high"]], [place] * 2
     if np.isfinite(gain["low"]):
         axes.plot(*((at, bar) if upright else (bar, at)), color=colour, lw=2.1)
@@ -206,16 +205,16 @@ def interval(axes: Axes, place: float, gain: Summary, colour: str, upright: bool
 
 
 def varied_keys(summary: Summary) -> dict[str, list[str]]:
-    """Each varied key with its values, in their order."""
-    found: dict[str, dict[str, None]] = {}
+    """Map each varied key to its values, in their order."""
+    keys: dict[str, dict[str, None]] = {}
     for v in summary["variants"].values():
         if v["varied"]:
-            found.setdefault(v["varied"][0], {})[v["varied"][1]] = None
-    return {key: list(values) for key, values in found.items()}
+            keys.setdefault(v["varied"][0], {})[v["varied"][1]] = None
+    return {key: list(values) for key, values in keys.items()}
 
 
 def gains(summary: Summary, metrics: Sequence[str]) -> Figure:
-    """Every metric's gain over the reference by variant, with 95% intervals over seeds."""
+    """Plot every metric's gain over the reference by variant, with 95% intervals over seeds."""
     names = list(summary["variants"])
     page = canvas(2.6 * len(metrics) + 1.4, 0.5 + 0.28 * len(names))
     first = None

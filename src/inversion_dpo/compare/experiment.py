@@ -1,4 +1,4 @@
-"""``inversion-dpo compare``: tune, run every method with every seed, sum up, write the page."""
+"""Run ``inversion-dpo compare``: tune, run every method and seed, summarise, write the page."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of c
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compare.
+    """The plan of a comparison.
 
     config: preset or YAML file; extra: settings for all runs; vary: KEY=V1,V2 each;
-    curve: prompts scored at every snapshot, 0 for no curves; rounds: of training.
+    curve: number of prompts scored at every snapshot, 0 for no curves; rounds: of training.
     """
 
     config: str
@@ -47,10 +47,10 @@ class Plan:
 
 
 def claim_folder(root: Path, plan: Plan) -> None:
-    """Make the folder this comparison's; ConfigError if it is another's.
+    """Reserve the folder for this comparison; ConfigError if it holds another one.
 
-    Methods, seeds, varied values and rounds may be added later; preset, common settings and what
-    the rounds sample may not change.
+    Methods, seeds, varied values and rounds may be added later. The preset, common settings and
+    the samples of the rounds may not change.
     """
     owner = root / "compare.json"
     mine: dict[str, Any] = {"config": plan.config, "extra": list(plan.extra)}
@@ -64,9 +64,9 @@ def claim_folder(root: Path, plan: Plan) -> None:
         mine = {"rounds": theirs["rounds"]} | mine
         for key in mine:
             if theirs[key] not in (mine[key], None):
-                said = " ".join(theirs[key]) if key == "extra" else theirs[key]
+                words = " ".join(theirs[key]) if key == "extra" else theirs[key]
                 raise ConfigError(
-                    f"{root} holds a comparison with {WORDS[key]} {said or '(none)'}: choose "
+                    f"{root} holds a comparison with {WORDS[key]} {words or '(none)'}: choose "
                     "another --output"
                 )
     elif root.is_file() or (root.is_dir() and any(root.iterdir())):
@@ -76,12 +76,12 @@ def claim_folder(root: Path, plan: Plan) -> None:
 
 
 def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
-    """Each variant with the overrides of its runs, one a seed."""
+    """List each variant with the overrides of its runs, one run per seed."""
     tuned = tuned_settings(plan.config, root / "tuned.json")
     untuned = [m for m in plan.methods if m not in tuned]
     if untuned and not plan.tune:
         logger.warning(
-            "no tuned settings of %s for %s: they run with the configuration's own; --tune finds "
+            "%s have no tuned settings for %s and run with the configuration's own; --tune finds "
             "some",
             ", ".join(untuned),
             plan.config,
@@ -93,25 +93,35 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
 
 
 def inversion_cost(root: Path, config: Config) -> dict[str, float]:
-    """Evaluations and seconds of inverting the pairs that are trained on; timed once."""
+    """Return evaluations and seconds of inverting the training pairs; measured once."""
     if chosen_method(config).path != "trajectory":
         return {"evaluations": 0.0, "seconds": 0.0}
     begun = time.time()
     cache = prepare(config, root / "cache").cache
     taken, file = round(time.time() - begun, 2), root / "inversions.json"
-    known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    if cache.folder.name not in known:
-        known[cache.folder.name] = {"seconds": taken}
-        atomic_text(json.dumps(known, indent=1), file)
-    seconds = known[cache.folder.name]["seconds"]
+    timed: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    if cache.folder.name not in timed:
+        timed[cache.folder.name] = {"seconds": taken}
+        atomic_text(json.dumps(timed, indent=1), file)
+    seconds = timed[cache.folder.name]["seconds"]
     return {"evaluations": inversion_evaluations(config, cache), "seconds": seconds}
 
 
 def compare(root: Path, plan: Plan) -> Path:
-    """Run what is not yet run and write ``results.json``, ``results.md`` and ``report.html``.
+    """Finish all runs; write ``results.json``, ``results.md`` and ``report.html``.
 
     A finished run is never repeated; a crash loses at most the run in progress. The page is
-    written after every seed. Raises ConfigError before anything is trained if a setting is wrong.
+    written after every seed.
+
+    Args:
+        root: folder of the comparison.
+        plan: what to compare.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ConfigError: a setting is wrong; raised before any training.
     """
     base = load_config(plan.config, list(plan.extra))
     check_rounds(plan.rounds, base)
@@ -121,15 +131,15 @@ def compare(root: Path, plan: Plan) -> Path:
 
 
 def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
-    """:func:`compare` in a folder that is this process's."""
+    """Run :func:`compare` in a folder that this process has locked."""
     preference = base.evaluation.preference
     plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
     check(plan.config, plans, plan.extra, plan.vary)
     if plan.tune:
-        known = dict(tuned_settings("", root / "tuned.json"))
-        missing = [m for m in plan.methods if m not in known]
-        found = known | tune(root, plan.config, missing, plan.extra, preference)
-        atomic_text(json.dumps(found, indent=1), root / "tuned.json")
+        tuned = dict(tuned_settings("", root / "tuned.json"))
+        missing = [m for m in plan.methods if m not in tuned]
+        tuned |= tune(root, plan.config, missing, plan.extra, preference)
+        atomic_text(json.dumps(tuned, indent=1), root / "tuned.json")
     todo = lines(plan, root)
     inversions = {
         v.name: inversion_cost(root, load_config(plan.config, runs[0])) for v, runs in todo
@@ -162,9 +172,15 @@ def summary_of(
     facts: dict[str, Any],
     preference: str,
 ) -> dict[str, Any]:
-    """All of ``results.json``; ``results``: variant -> name of a round -> a result a seed.
+    """Compute all of ``results.json``.
 
-    Every round is a line of its own, and what came before it counts as its inversion does.
+    Every round is a line of its own; the cost of the rounds before it counts as inversion.
+
+    Args:
+        results: variant -> name of a round -> one result per seed.
+        inversions: variant -> evaluations and seconds before its first step.
+        facts: from :func:`common`.
+        preference: the score that orders pairs.
     """
     runs: dict[str, Sequence[dict[str, Any]]] = {}
     costs: dict[str, dict[str, float]] = {}
@@ -178,7 +194,7 @@ def summary_of(
 
 
 def common(root: Path, plan: Plan, base: Config, seeds: int) -> dict[str, Any]:
-    """What the page says of all runs: the yardstick, the reference, versions."""
+    """Collect the facts on all runs: best of n, the reference, versions."""
     e, memo = base.evaluation, root / "samples"
     prompts = read_prompts(e.prompts, e.limit)
     return {
@@ -194,8 +210,8 @@ def common(root: Path, plan: Plan, base: Config, seeds: int) -> dict[str, Any]:
 
 
 def parse_extra(overrides: Sequence[str] | None) -> tuple[str, ...]:
-    """Common overrides; ConfigError for those that the comparison sets itself."""
+    """Return common overrides; ConfigError for those that the comparison sets itself."""
     for text in overrides or ():
         if text.split("=")[0] in ("objective.name", "objective.target", "training.seed"):
-            raise ConfigError(f"{text}: methods and seeds are set by --methods and --seeds")
+            raise ConfigError(f"{text}: set methods and seeds with --methods and --seeds")
     return tuple(overrides or ())

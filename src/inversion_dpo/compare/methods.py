@@ -1,4 +1,4 @@
-"""The methods that are compared, and the trials that tuning spends on each."""
+"""List the methods to compare, and the trials that tuning spends on each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_giv
 from inversion_dpo.run.settings import every_setting
 from inversion_dpo.training.effects import check_effects
 
-TUNED = PRESETS / "tuned.json"  # preset -> method -> settings; how found: docs/results/index.md
+TUNED = PRESETS / "tuned.json"  # preset -> method -> settings, see docs/results/index.md
 TRIALS = 6  # that tuning spends on every method
 
 
 @dataclass(frozen=True)
 class Method:
-    """Settings that make the method, and what tuning may choose from; no betas if it has none.
+    """The settings that make a method, and the values that tuning tries; no betas if it has none.
 
-    Methods that are mostly denoising on the winners stand only small rates. There are ``TRIALS``
-    combinations for each.
+    Methods that are mostly denoising on the winners need small rates. Each has ``TRIALS``
+    combinations.
     """
 
     settings: tuple[str, ...]
@@ -30,7 +30,7 @@ class Method:
     rates: tuple[float, ...] = (1e-4, 3e-4)
 
     def trials(self) -> list[tuple[str, ...]]:
-        """The settings that tuning tries."""
+        """List the combinations of settings that tuning tries."""
         rates: list[tuple[str, ...]] = [(f"training.learning_rate={rate}",) for rate in self.rates]
         if not self.betas:
             return list(rates)
@@ -65,8 +65,8 @@ METHODS: dict[str, Method] = {
 class Variant:
     """One line of the comparison: a method, or a method with one setting varied.
 
-    ``settings`` are those of the method and the varied one; tuned values come between. ``varied``
-    is the key and the value of an ablation, None of the method as it is.
+    ``settings`` are those of the method and the varied one. ``varied`` is the key and value of an
+    ablation, or None for the method alone.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Variant:
 
 
 def parse_methods(text: str) -> list[str]:
-    """Names from a comma-separated list; ConfigError names an unknown one."""
+    """Split a comma-separated list of methods; ConfigError names an unknown one."""
     names = [n.strip() for n in text.split(",") if n.strip()]
     for name in names:
         if name not in METHODS:
@@ -89,23 +89,23 @@ def parse_methods(text: str) -> list[str]:
 
 
 def parse_vary(text: str) -> tuple[str, list[str]]:
-    """``KEY=V1,V2,...`` -> key and values; ConfigError if it is not of that form."""
+    """Split ``KEY=V1,V2,...`` into key and values; ConfigError for any other form."""
     key, equals, values = text.partition("=")
-    found = [v.strip() for v in values.split(",") if v.strip()]
-    if not equals or not key.strip() or not found:
+    listed = [v.strip() for v in values.split(",") if v.strip()]
+    if not equals or not key.strip() or not listed:
         raise ConfigError(
             f"--vary {text!r}: write KEY=VALUE,VALUE,..., e.g. objective.beta=300,1000"
         )
-    return key.strip(), found
+    return key.strip(), listed
 
 
 def variants(methods: Sequence[str], vary: Sequence[str] = ()) -> list[Variant]:
-    """The methods, then each with every value of every ``KEY=V1,V2,...``.
+    """List the methods, then each with every value of every ``KEY=V1,V2,...``.
 
-    One key is varied at a time. ConfigError if two lines would have one name.
+    One key varies at a time. ConfigError if two lines would have one name.
     """
-    found = [Variant(m, m, METHODS[m].settings) for m in methods]
-    found += [
+    rows = [Variant(m, m, METHODS[m].settings) for m in methods]
+    rows += [
         Variant(
             f"{m} {key.rpartition('.')[2]}={v}", m, (*METHODS[m].settings, f"{key}={v}"), (key, v)
         )
@@ -113,15 +113,15 @@ def variants(methods: Sequence[str], vary: Sequence[str] = ()) -> list[Variant]:
         for m in methods
         for v in values
     ]
-    names = [variant.name for variant in found]
+    names = [variant.name for variant in rows]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"--vary gives {name!r} twice: give each key and value once")
-    return found
+    return rows
 
 
 def tuned_settings(config: str, file: Path) -> Mapping[str, Sequence[str]]:
-    """Method -> settings, from this comparison's own tuning or the package's; may be empty."""
+    """Read method -> settings from this comparison's own tuning or the package's; may be empty."""
     if file.exists():
         return dict(json.loads(file.read_text()))
     return dict(json.loads(TUNED.read_text()).get(config, {})) if TUNED.exists() else {}
@@ -130,22 +130,20 @@ def tuned_settings(config: str, file: Path) -> Mapping[str, Sequence[str]]:
 def overrides_of(
     variant: Variant, tuned: Mapping[str, Sequence[str]], extra: Sequence[str], seed: int
 ) -> list[str]:
-    """Everything that makes one run of a variant: tuned values, then the user's own, which win over
-    them, then the method's and what is varied.
-    """  # noqa: D205
+    """List the overrides of a run: tuned values, the user's own, the variant's; later ones win."""
     return [*tuned.get(variant.method, ()), *extra, *variant.settings, f"training.seed={seed}"]
 
 
 def check(
     config: str, plans: Sequence[Sequence[str]], extra: Sequence[str] = (), vary: Sequence[str] = ()
 ) -> None:
-    """Load every run's configuration, so that a mistake is found before the first run.
+    """Load every run's configuration, so that a mistake is reported before the first run.
 
     Args:
         config: preset or YAML file.
         plans: the overrides of each run.
-        extra: the user's own among them; each must have an effect in one of the runs at least.
-        vary: the settings that the user varies, for which the same holds.
+        extra: the user's own overrides; each must have an effect in at least one run.
+        vary: the settings that the user varies; the same holds for them.
     """
     runs = [load_config(config, list(overrides)) for overrides in plans]
     given, varied = load_given(config, list(extra))[1], [parse_vary(text)[0] for text in vary]

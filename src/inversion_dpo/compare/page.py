@@ -1,4 +1,4 @@
-"""The page and the Markdown of a comparison."""
+"""Write the page and the Markdown of a comparison."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Part = tuple[Any, ...]  # heading, note, rows, names of pictures
 
 
 def cell(x: Mapping[str, float], digits: int = 3, sign: str = "+") -> str:
-    """Mean and 95% interval; without the interval if there is only one seed."""
+    """Write mean and 95% interval; only the mean for a single seed."""
     return interval_text(x["mean"], x["low"], x["high"], digits=digits, sign=sign)
 
 
 def preferred_first(summary: Summary, preference: str) -> list[str]:
-    """The metrics' names, that of the preference first."""
+    """List the names of the metrics, the preference first."""
     metrics = next(iter(summary["variants"].values()))["gains"]
     return [preference, *(m for m in metrics if m != preference)]
 
 
 def costs(variant: Summary) -> Row:
-    """What a training step takes."""
+    """Write the cost of a training step."""
     return {
         "s / step": f"{variant['step_seconds']:.2f}",
         "evaluations / step": f"{variant['step_evaluations']:.0f}",
@@ -40,7 +40,7 @@ def costs(variant: Summary) -> Row:
 
 
 def main_rows(summary: Summary, preference: str) -> list[Row]:
-    """Every variant's gains."""
+    """List every variant's gains."""
     metrics, rows = preferred_first(summary, preference), []
     for name, v in summary["variants"].items():
         drift = v["training"].get("heldout_drift")
@@ -52,10 +52,10 @@ def main_rows(summary: Summary, preference: str) -> list[Row]:
 
 
 def ablation_rows(summary: Summary, preference: str) -> list[Row]:
-    """The varied settings, each beside its method as it is."""
-    found, rows = summary["variants"].values(), []
-    plain = {v["method"]: v["gains"][preference]["values"] for v in found if not v["varied"]}
-    for v in found:
+    """List the varied settings, each with the difference to its method alone."""
+    variants, rows = summary["variants"].values(), []
+    plain = {v["method"]: v["gains"][preference]["values"] for v in variants if not v["varied"]}
+    for v in variants:
         key, value = v["varied"] or ("", "")
         gain, drift = v["gains"][preference], v["training"].get("heldout_drift")
         away = [a - b for a, b in zip(gain["values"], plain[v["method"]], strict=True)]
@@ -78,7 +78,7 @@ def ablation_rows(summary: Summary, preference: str) -> list[Row]:
 
 
 def win_rows(summary: Summary) -> list[Row]:
-    """Win rates between methods as they are: row against column."""
+    """List win rates between methods without varied settings: row against column."""
     names = [n for n in summary["wins"] if not summary["variants"][n]["varied"]]
     return [
         {"row beats column": a}
@@ -88,25 +88,25 @@ def win_rows(summary: Summary) -> list[Row]:
 
 
 def reach_rows(summary: Summary) -> list[Row]:
-    """What it takes to the baseline's final score."""
-    found, rows = summary["reach"], []
-    spent = found["variants"][found["baseline"]]["evaluations"]
-    for name, r in found["variants"].items():
-        there = r["steps"] is not None
-        # a baseline that ends below the reference is there before its first step
+    """List the cost of reaching the baseline's final score."""
+    reach, rows = summary["reach"], []
+    spent = reach["variants"][reach["baseline"]]["evaluations"]
+    for name, r in reach["variants"].items():
+        reached = r["steps"] is not None
+        # a baseline that ends below the reference reaches it before its first step
         shares = [
-            f"{r[unit] / spent:.2f}" if there and spent else "-" if there else ""
+            f"{r[unit] / spent:.2f}" if reached and spent else "-" if reached else ""
             for unit in ("evaluations", "evaluations_alone")
         ]
         rows.append(
             {
                 "method": name,
-                "steps": f"{r['steps']:.0f}" if there else "not reached",
-                "evaluations, inversion included": f"{r['evaluations']:.0f}" if there else "",
+                "steps": f"{r['steps']:.0f}" if reached else "not reached",
+                "evaluations, inversion included": f"{r['evaluations']:.0f}" if reached else "",
                 "share": shares[0],
-                "without inversion": f"{r['evaluations_alone']:.0f}" if there else "",
+                "without inversion": f"{r['evaluations_alone']:.0f}" if reached else "",
                 "share without": shares[1],
-                "seconds": f"{r['seconds']:.0f}" if there else "",
+                "seconds": f"{r['seconds']:.0f}" if reached else "",
                 "seeds reaching it": str(r["seeds_reaching"]),
             }
         )
@@ -114,12 +114,12 @@ def reach_rows(summary: Summary) -> list[Row]:
 
 
 def score_row(name: str, scores: Summary, metrics: Sequence[str]) -> Row:
-    """One sample a prompt: the mean of every score."""
+    """Write the mean of every score, for one sample per prompt."""
     return {"one sample a prompt": name} | {m: cell(scores[m], sign="") for m in metrics}
 
 
 def yardstick_rows(summary: Summary, metrics: Sequence[str]) -> list[Row]:
-    """The reference's one sample from the policies' noise, and its best of n."""
+    """List the reference's single sample from the policies' noise, and its best of n."""
     same = next(iter(summary["variants"].values()))["reference"]
     first = {"one sample a prompt": "reference, the same noise"}
     best = summary["best_of"].items()
@@ -130,25 +130,25 @@ def yardstick_rows(summary: Summary, metrics: Sequence[str]) -> list[Row]:
 
 
 def best_rows(summary: Summary, preference: str) -> list[Row]:
-    """The reference's best of n, and the policies' single sample."""
+    """List the reference's best of n, and the policies' single sample."""
     metrics = preferred_first(summary, preference)
     ours = [score_row(n, v["scores"], metrics) for n, v in summary["variants"].items()]
     return yardstick_rows(summary, metrics) + ours
 
 
 def round_rows(summary: Summary, preference: str) -> list[Row]:
-    """The score by round, and the first reference's best of n."""
+    """List the score by round, and the first reference's best of n."""
     metrics = preferred_first(summary, preference)
     rows = [
         score_row(f"{name}, round {r['round']}", r, metrics)
-        for name, found in summary["rounds"].items()
-        for r in found[1:]
+        for name, scores in summary["rounds"].items()
+        for r in scores[1:]
     ]
     return rows + yardstick_rows(summary, metrics)
 
 
 def trait_rows(summary: Summary) -> list[Row]:
-    """What the policies' images have more or less of."""
+    """List the traits that the policies' images have more or less of."""
     return [
         {"the policy's image is": name} | {t: cell(v["traits"][t], sign="") for t in TRAITS}
         for name, v in summary["variants"].items()
@@ -157,26 +157,26 @@ def trait_rows(summary: Summary) -> list[Row]:
 
 
 def sections(summary: Summary, preference: str, pictures: Mapping[str, bytes]) -> list[Section]:
-    """Every part of the page that the comparison has something for.
+    """List every part of the page that the comparison has numbers for.
 
-    pictures: name -> PNG bytes; without one its section has none.
+    pictures: name -> PNG bytes; a section without one has no picture.
     """
-    found = gain_parts(summary, preference) + cost_parts(summary)
-    found += other_parts(summary, preference)
+    parts = gain_parts(summary, preference) + cost_parts(summary)
+    parts += other_parts(summary, preference)
     return [
         Section(heading, note, Table.of(rows), plates=[pictures[n] for n in names if n in pictures])
-        for heading, note, rows, *names in found
+        for heading, note, rows, *names in parts
     ]
 
 
 def gain_parts(summary: Summary, preference: str) -> list[Part]:
-    """What training brings: over the reference, by setting, by round."""
-    found: list[Part] = [
+    """Describe the gains: over the reference, by setting, by round."""
+    parts: list[Part] = [
         (
             "Gains over the reference",
-            f"Means over {summary['seeds']} training seeds and 95% t intervals, on "
+            f"Means over {summary['seeds']} training seeds with 95% t intervals, on "
             f"{summary['prompts']} held-out prompts with the same noise. The pairs prefer "
-            f"{preference}; the win rate is by it. Diversity of the reference: "
+            f"{preference}, which also decides the win rate. The reference has diversity "
             f"{summary['reference_diversity']:.3f}.",
             main_rows(summary, preference),
             "gains",
@@ -184,67 +184,64 @@ def gain_parts(summary: Summary, preference: str) -> list[Part]:
     ]
     if curves.varied_keys(summary):
         note = (
-            f"Gain of {preference}; beside it the difference to the method as it is (in the "
-            "picture dashed), seed by seed."
+            f"The gain of {preference}, and its difference to the method without the setting, "
+            "seed by seed. Dashed lines show that method."
         )
         rows = ablation_rows(summary, preference)
-        found.append(("One setting at a time", note, rows, "ablations"))
+        parts.append(("One setting at a time", note, rows, "ablations"))
     if "rounds" in summary:
         note = (
-            "Each round's policy is sampled and its samples are labelled; merged, it is the "
-            "reference of the next. Gains and win rates on this page are over the first "
+            "Each round samples its policy and labels the samples. The merged policy is the "
+            "reference of the next round. Gains and win rates on this page are over the first "
             "reference, errors and drift over the round's own."
         )
-        found.append(("Round by round", note, round_rows(summary, preference), "rounds"))
-    return found
+        parts.append(("Round by round", note, round_rows(summary, preference), "rounds"))
+    return parts
 
 
 def cost_parts(summary: Summary) -> list[Part]:
-    """What training takes."""
-    found: list[Part] = []
+    """Describe the costs of training."""
+    parts: list[Part] = []
     if any(v["curve"] for v in summary["variants"].values()):
         note = (
-            f"On the first {summary['curve_prompts']} of the prompts. A forward pass of one image "
-            "counts 1, a backward pass 2; what the inversion of the pairs costs, and earlier "
-            "rounds, come before the first step."
+            f"Scores are means over the first {summary['curve_prompts']} prompts. A forward pass "
+            "of one image counts 1, a backward pass 2. Curves start after the cost of inverting "
+            "the pairs and of earlier rounds."
         )
-        found.append(("Score against compute", note, [], "evaluations", "seconds"))
+        parts.append(("Score against compute", note, [], "evaluations", "seconds"))
     if "reach" in summary:
         heading = f"To the final score of {summary['reach']['baseline']}"
-        note = "By the mean curve; share is of the baseline's own evaluations."
-        found.append((heading, note, reach_rows(summary)))
-    return found
+        note = "The mean curve decides. Shares are relative to the baseline's own evaluations."
+        parts.append((heading, note, reach_rows(summary)))
+    return parts
 
 
 def other_parts(summary: Summary, preference: str) -> list[Part]:
-    """Methods against each other and against best of n, and what else changed."""
-    found: list[Part] = []
+    """Compare methods with each other and with best of n, and list other changes."""
+    parts: list[Part] = []
     if len(wins := win_rows(summary)) > 1:
         note = f"Share of prompts on which the row's image has the higher {preference}."
-        found.append(("One against another", note, wins))
+        parts.append(("One against another", note, wins))
     note = (
-        f"Of n samples of the reference the one with the highest {preference}: the mean over all "
-        "choices of n of eight samples, 95% t intervals over prompts. Each policy's one sample: "
-        "over seeds, from the noise of the gains. Where the two are close, give more noise: "
-        "evaluation.seeds."
+        f"Best of n takes the reference's sample with the highest {preference}. It averages over "
+        "all choices of n from eight samples, with 95% t intervals over prompts. Policies have "
+        "one sample, from the noise of the gains, with intervals over seeds. If the two are "
+        "close, raise evaluation.seeds."
     )
-    found.append(("Best of n", note, best_rows(summary, preference)))
+    parts.append(("Best of n", note, best_rows(summary, preference)))
     if traits := trait_rows(summary):
         note = (
-            "Share of images in which the policy's has more of a trait than the first reference's "
-            "from the same noise; 0.5 is no change. `inversion-dpo pairs check` says the same of "
-            "the winners."
+            "The share of images in which the policy's has more of a trait than the first "
+            "reference's from the same noise. A share of 0.5 is no change. "
+            "`inversion-dpo pairs check` measures the same on the winners."
         )
-        found.append(("What else changed", note, traits))
-    note = (
-        "On held-out pairs. A winner's error that rises says that the margin comes from losers "
-        "alone."
-    )
-    return [*found, ("Errors and drift", note, [], "errors", "drift")]
+        parts.append(("What else changed", note, traits))
+    note = "Held-out pairs. If a winner's error rises, the margin comes from losers alone."
+    return [*parts, ("Errors and drift", note, [], "errors", "drift")]
 
 
 def markdown(parts: Sequence[Section]) -> str:
-    """Every table, for documentation."""
+    """Write every table, for documentation."""
     words = []
     for part in parts:
         words.append(f"### {part.heading}\n\n{part.note}\n")
@@ -253,7 +250,7 @@ def markdown(parts: Sequence[Section]) -> str:
 
 
 def strict(value: Any) -> Any:
-    """The same for JSON, which knows no NaN and no infinity: null stands for them."""
+    """Replace NaN and infinity, which JSON does not have, by null."""
     if isinstance(value, Mapping):
         return {k: strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -262,7 +259,7 @@ def strict(value: Any) -> Any:
 
 
 def title(summary: Summary) -> str:
-    """The page's title: how many methods, and how many rounds of them."""
+    """Write the number of methods and of rounds."""
     rounds: Mapping[str, Any] = summary.get("rounds", {})
     count = len(rounds or summary["variants"])
     words = f"{count} {'method' if count == 1 else 'methods'} on {summary['config']}"
@@ -271,7 +268,7 @@ def title(summary: Summary) -> str:
 
 
 def write(root: Path, summary: Summary, preference: str) -> Path:
-    """``results.json``, ``results.md``, ``figures/*.png`` and ``report.html``; returns the page."""
+    """Write ``results.json``, ``results.md``, figures and ``report.html``; return the page."""
     text = json.dumps(strict(summary), indent=1, allow_nan=False)
     atomic_text(text, root / "results.json")
     (root / "figures").mkdir(exist_ok=True)

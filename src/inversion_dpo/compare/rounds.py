@@ -1,8 +1,8 @@
-"""Rounds of training: sample the policy, label its samples, make it the reference, train again.
+"""Train in rounds: sample the policy, label its samples, make it the reference, train again.
 
-The first round is the ordinary run on the configured pairs. Every later one is a run in a folder of
-its own whose model is the policy of the round before, merged, and whose pairs are that policy's own
-samples, chosen by ``evaluation.preference``: its trajectories are inverted under what made them.
+The first round is the ordinary run on the configured pairs. Each later round is a run in its own
+folder. Its model is the merged policy of the round before. Its pairs are that policy's samples,
+chosen by ``evaluation.preference`` and inverted under the model that made them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SEED = 1000  # of prompts and samples: this, plus 100 for each training seed, pl
 
 @dataclass(frozen=True)
 class Rounds:
-    """How many, and what the later ones sample.
+    """The number of rounds, and the samples of the later ones.
 
     prompts: a number of the embedded world's training prompts, others in every round; or a prompt
-    set, sampled from other noise in every round. samples: of each prompt; the best is paired with
-    the worst, the second best with the second worst, and so on. people: not 0 if people label
-    instead of the scorer; two samples of so many prompts.
+    set, sampled from other noise in every round. samples: per prompt; the best is paired with
+    the worst, the second best with the second worst, and so on. people: number of prompts, with two
+    samples each, that people label instead of the scorer; 0 if the scorer labels.
     """
 
     count: int = 1
@@ -46,7 +46,7 @@ class Rounds:
 
 
 def check_rounds(rounds: Rounds, config: Config) -> None:
-    """ConfigError if a later round could not label, or would train on what judges it."""
+    """Refuse rounds that have no labels, or that train on the prompts of the evaluation."""
     e = config.evaluation
     if rounds.count == 1:
         if rounds.people:
@@ -60,26 +60,26 @@ def check_rounds(rounds: Rounds, config: Config) -> None:
         if e.scorer != "scenes" or not int(rounds.prompts):
             raise ConfigError(
                 f"--round-prompts {rounds.prompts}: a number counts training prompts of the "
-                "embedded world, for evaluation.scorer=scenes; else give a file, a prompt a line"
+                "embedded world, for evaluation.scorer=scenes; else give a file, one prompt a line"
             )
         return
     held = set(read_prompts(e.prompts, e.limit))
     if shared := [p for p in read_prompts(rounds.prompts, None) if p in held]:
         raise ConfigError(
             f"--round-prompts {rounds.prompts}: {len(shared)} of its prompts are in "
-            f"evaluation.prompts ({shared[0]!r}): train on others than those that judge"
+            f"evaluation.prompts ({shared[0]!r}): train on other prompts than the evaluation's"
         )
 
 
 def round_name(variant: str, number: int) -> str:
-    """Of a round, counted from 1: ``x0``, ``x0 round 2`` ..."""
+    """Name a round, counted from 1: ``x0``, ``x0 round 2`` ..."""
     return variant if number == 1 else f"{variant} round {number}"
 
 
 def chain(
     root: Path, variant: str, config: Config, curve: int, rounds: Rounds
 ) -> dict[str, Result]:
-    """Name -> result of one seed's rounds, each run after the one before unless it is finished.
+    """Run one seed's rounds in turn, without the finished ones; return name -> result.
 
     Gains are over the first round's reference. ``spent`` holds the evaluations and seconds of a
     later round's samples and inversion.
@@ -98,9 +98,9 @@ def chain(
 
 
 def later_rounds(config: Config, output: Path, rounds: Rounds) -> Iterator[tuple[Config, Path]]:
-    """Settings and folder of each round after the run in ``output``, its pairs made.
+    """Yield settings and folder of each round after the run in ``output``, with its pairs made.
 
-    Whoever asks trains a round before asking for the next.
+    The caller trains a round before it asks for the next.
     """
     before, last = config, output
     for number in range(2, rounds.count + 1):
@@ -115,12 +115,12 @@ def later_rounds(config: Config, output: Path, rounds: Rounds) -> Iterator[tuple
 
 
 def drawn_with(config: Config, number: int) -> int:
-    """The seed of a round's prompts and samples."""
+    """Return the seed of a round's prompts and samples."""
     return SEED + 100 * config.training.seed + number
 
 
 def next_round(before: Config, last: Path, folder: Path) -> Config:
-    """The settings of the round in ``folder`` that follows the finished run in ``last``."""
+    """Derive the settings of the round in ``folder`` from the finished run in ``last``."""
     merged, pairs = last.resolve() / "merged", folder.resolve() / "pairs" / "pairs.parquet"
     d, m = before.data, before.model
     return replace(
@@ -138,29 +138,38 @@ def next_round(before: Config, last: Path, folder: Path) -> Config:
 
 
 def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, folder: Path) -> float:
-    """Merge the policy of the round before, sample it, write ``FOLDER/pairs``, unless it is there.
+    """Merge the last policy, sample it and write ``FOLDER/pairs``, unless that is done.
 
-    How it samples and what it keeps are ``build.*``, as for ``pairs build``, beside ``rounds``; for
-    people it is ``evaluation.*``, as for ``pairs sample``. before, config: of the round before and
-    of this one. Returns the network evaluations of the samples; guidance takes two a step.
+    ``build.*`` and ``rounds`` say how to sample and which pairs to keep, as for ``pairs build``.
+    When people label, ``evaluation.*`` does, as for ``pairs sample``.
+
+    Args:
+        before: settings of the round before.
+        config: settings of this round.
+        rounds: prompts and samples.
+        seed: of prompts and samples.
+        folder: of this round.
+
+    Returns:
+        The network evaluations of the samples; guidance takes two a step.
     """
     merged, pairs = Path(config.model.path), Path(config.data.pairs)
     merge(before, merged.parent / "adapter", merged)
-    asked, e, samples = rounds.prompts, config.evaluation, rounds.samples
+    source, e, samples = rounds.prompts, config.evaluation, rounds.samples
     scales = config.build.guidance_scales or [e.guidance_scale]
-    if asked.isdecimal():
-        captions = read_prompts(str(rounds.people or asked), None, seed)
-        asked = str(folder / "prompts.txt")
-        atomic_text("\n".join(captions) + "\n", Path(asked))
-    asked_for = prompts_with_graphs(read_prompt_set(asked, rounds.people or None))
+    if source.isdecimal():
+        captions = read_prompts(str(rounds.people or source), None, seed)
+        source = str(folder / "prompts.txt")
+        atomic_text("\n".join(captions) + "\n", Path(source))
+    prompts = prompts_with_graphs(read_prompt_set(source, rounds.people or None))
     if rounds.people:
         samples, scales = 2, [e.guidance_scale]
     if rounds.people and not pairs.exists():
-        pairs_by_people(pairs, partial(sampler_of, config, None), asked_for, seed)
+        pairs_by_people(pairs, partial(sampler_of, config, None), prompts, seed)
     elif not pairs.exists():
         how = replace(
             config.build,
-            prompts=asked,
+            prompts=source,
             samples=samples,
             seed=seed,
             by=[e.preference],
@@ -170,11 +179,11 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         )
         build(replace(config, build=how), pairs.parent)
     taken = [1 if scales[k % len(scales)] == 1.0 else 2 for k in range(samples)]
-    return float(e.sample_steps * sum(taken) * len(asked_for))
+    return float(e.sample_steps * sum(taken) * len(prompts))
 
 
 def merge(config: Config, adapter: Path, folder: Path) -> None:
-    """Write the pipeline with the adapter added to its weights, whole or not at all."""
+    """Write the pipeline with the adapter merged into its weights, whole or not at all."""
     if folder.exists():
         return
     pipeline = load_policy_pipeline(config, adapter)
@@ -186,25 +195,25 @@ def merge(config: Config, adapter: Path, folder: Path) -> None:
 def spent_before(
     rounds: Mapping[str, Sequence[Result]], inversion: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Name of a round -> evaluations and seconds until its first step, means over seeds.
+    """Map each round to evaluations and seconds before its first step, means over seeds.
 
-    ``rounds``: of one variant, in their order, a result a seed. ``inversion``: the first round's.
+    ``rounds``: one variant's, in their order, a result per seed. ``inversion``: the first round's.
     """
-    found: dict[str, dict[str, float]] = {}
+    costs: dict[str, dict[str, float]] = {}
     evaluations, seconds = inversion["evaluations"], inversion["seconds"]
     for name, runs in rounds.items():
         own = [r["spent"] for r in runs if "spent" in r]
         evaluations += sum(s["evaluations"] for s in own) / len(runs)
         seconds += sum(s["seconds"] for s in own) / len(runs)
-        found[name] = {"evaluations": evaluations, "seconds": seconds}
+        costs[name] = {"evaluations": evaluations, "seconds": seconds}
         steps = runs[0]["metrics"]["steps"]
         evaluations += steps * step_evaluations(runs[0]["history"])
         seconds += steps * sum(r["step_seconds"] for r in runs) / len(runs)
-    return found
+    return costs
 
 
 def round_scores(rounds: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
-    """The reference, as round 0, and every round's mean scores over seeds, one sample a prompt."""
+    """Average single-sample scores over seeds: the reference as round 0, then each round."""
     names = metric_rows(rounds[0][0]["metrics"])
     first = {n: over_seeds([r["metrics"][n]["reference"] for r in rounds[0]]) for n in names}
     rows: list[dict[str, Any]] = [{"round": 0, **first}]

@@ -1,4 +1,4 @@
-"""One run of a comparison: train, judge on the held-out prompts, remember. Never done twice."""
+"""Run one run of a comparison: train, evaluate on the held-out prompts, keep the result."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ Result = dict[str, Any]
 
 
 def with_snapshots(config: Config) -> Config:
-    """The same run, leaving a copy of the policy at every sixth of its steps."""
+    """Return the same run with a snapshot of the policy at every sixth of its steps."""
     every = max(1, config.training.steps // SNAPSHOTS)
     return replace(config, training=replace(config.training, snapshot_every=every))
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a round that is not the first begins, and what its policy is measured against.
+    """The beginning of a later round, and the reference of its gains.
 
-    origin: the first round's settings, whose model is the reference of the gains. make: makes the
-    run's model and pairs in its folder, unless they are there; the evaluations that they took.
+    origin: the first round's settings, whose model is that reference. make: makes the run's model
+    and pairs in its folder, unless they are there, and returns their network evaluations.
     """
 
     origin: Config
@@ -52,23 +52,33 @@ class Start:
 
 
 def folder_of(root: Path, name: str) -> Path:
-    """Where a run of a comparison lies."""
+    """Return the folder of a run of a comparison."""
     return root / "runs" / name.replace(" ", "_").replace("/", "_")
 
 
 def run(root: Path, name: str, config: Config, curve: int, start: Start | None = None) -> Result:
-    """Train and judge, unless it is finished; returns what ``result.json`` of the run holds.
+    """Train and evaluate a run, unless it is finished.
 
-    ``curve`` is the number of prompts that the policy is scored on at every snapshot; 0: no curve.
-    Raises ConfigError if a finished run of that name had other settings.
+    Args:
+        root: folder of the comparison.
+        name: of the run.
+        config: its settings.
+        curve: number of prompts scored at every snapshot; 0 for no curve.
+        start: None for a first round.
+
+    Returns:
+        What the run's ``result.json`` holds.
+
+    Raises:
+        ConfigError: a finished run of that name had other settings.
     """
     folder = folder_of(root, name)
     config = with_snapshots(config) if curve else config
     if (folder / "result.json").exists():
         result: Result = json.loads((folder / "result.json").read_text())
         other = list(differences(folder, config).values())
-        if (known := result.get("curve_prompts")) != curve:
-            other.append(f"its curve has {known} prompts, asked are {curve}")
+        if (scored := result.get("curve_prompts")) != curve:
+            other.append(f"its curve has {scored} prompts, not {curve}")
         if other:
             raise ConfigError(
                 f"{folder} holds a finished run with other settings ({other[0]}): choose another "
@@ -89,7 +99,7 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
 
 
 def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
-    """Make a later round's pairs and trajectories; the evaluations and seconds that it took."""
+    """Make a later round's pairs and trajectories; return the evaluations and seconds spent."""
     with stage(folder, "pairs"):
         sampling = start.make(folder)
     with stage(folder, "invert"):
@@ -102,9 +112,9 @@ def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
 
 
 def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
-    """Network evaluations of inverting the pairs that training visits; 0 if it visits none.
+    """Count network evaluations of inverting the pairs that training visits.
 
-    Pairs beyond steps x batch, and those held out, are inverted too but teach nothing.
+    Pairs beyond steps x batch, and held-out ones, are inverted too but do not count.
     """
     if chosen_method(config).path != "trajectory":
         return 0.0
@@ -124,12 +134,14 @@ def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
 def judged(
     config: Config, folder: Path, memo: Path, curve: int, origin: Config | None = None
 ) -> Result:
-    """Scores by prompt, gains, curve, diversity and costs of a trained run."""
+    """Collect scores by prompt, gains, curve, diversity and costs of a trained run."""
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
     metrics = measure(folder, origin or config, memo, None)
     if "preference" not in metrics:
-        raise ConfigError("compare needs evaluation.scorer: module:function (images, prompts)")
+        raise ConfigError(
+            "compare needs evaluation.scorer: give a scorer's name or module:function"
+        )
     _, scores = sampled(config, folder / "adapter", memo, prompts, "policy")
     rows = read_rows(folder / "metrics.jsonl")
     return {
@@ -145,7 +157,7 @@ def judged(
 def curve_of(
     config: Config, folder: Path, memo: Path, prompts: list[str]
 ) -> list[dict[str, float]]:
-    """Mean scores on the prompts after 0 steps (the reference) and at every snapshot."""
+    """Average the scores after 0 steps (the reference) and at every snapshot."""
     places = [(0, None), *((int(p.name[5:]), p) for p in sorted(folder.glob("snapshots/step-*")))]
     if places[-1][0] < config.training.steps:
         places.append((config.training.steps, folder / "adapter"))
@@ -157,7 +169,7 @@ def curve_of(
 
 
 def step_seconds(rows: Sequence[dict[str, Any]]) -> float:
-    """Median seconds of a training step; pauses and held-out measurements do not count."""
+    """Return the median seconds of a training step, without pauses and held-out measurements."""
     times = [
         after["seconds"] - before["seconds"]
         for before, after in pairwise(rows)
@@ -167,9 +179,9 @@ def step_seconds(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def diversity(config: Config, adapter: Path | None, memo: Path, prompts: list[str]) -> float:
-    """Mean distance between samples of one prompt from different noise, in [0, 1].
+    """Measure the mean distance between samples of one prompt from different noise, in [0, 1].
 
-    Root mean square over the pixels of images brought to at most 64 x 64, over all pairs of four
+    It is the root mean square over the pixels of images of at most 64 x 64, over all pairs of four
     samples of 32 prompts. A policy that collapses falls below the reference.
     """
     part, samples = prompts[:DIVERSITY_PROMPTS], []
@@ -182,7 +194,7 @@ def diversity(config: Config, adapter: Path | None, memo: Path, prompts: list[st
 
 
 def seeded(config: Config, offset: int) -> Config:
-    """The same evaluation from other noise."""
+    """Shift the seed of the evaluation."""
     e = config.evaluation
     return replace(config, evaluation=replace(e, seed=e.seed + offset))
 
@@ -194,7 +206,7 @@ def _small(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def best_of(config: Config, memo: Path, most: int = 8) -> dict[str, dict[str, Result]]:
-    """Scores of the reference's best of n samples by the preference: n -> score -> over prompts."""
+    """Score the reference's best of n samples by the preference: n -> score -> over prompts."""
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
     drawn = [
@@ -207,19 +219,19 @@ def best_of(config: Config, memo: Path, most: int = 8) -> dict[str, dict[str, Re
 def best_of_n(
     scores: Mapping[str, NDArray[np.float64]], preference: str
 ) -> dict[str, dict[str, Result]]:
-    """n = 1, 2, 4 ... -> score -> mean and 95% t interval over prompts, of ``scores`` [S, P] each.
+    """Compute the best of n = 1, 2, 4 ...: n -> score -> mean and 95% t interval over prompts.
 
-    Of a prompt's S samples all choices of n count: the r-th from below, by the preference, is the
-    best of (r-1 over n-1) of them. One draw of n on 500 prompts can be off by .01.
+    ``scores`` are [S, P] each. All choices of n among a prompt's S samples count: the r-th from
+    below, by the preference, is the best of (r-1 over n-1) of them.
     """
     order = np.argsort(scores[preference], axis=0, kind="stable")
     most = len(order)
-    found, n = {}, 1
+    best, n = {}, 1
     while n <= most:
         share = np.array([math.comb(r, n - 1) for r in range(most)]) / math.comb(most, n)
-        found[str(n)] = {
+        best[str(n)] = {
             name: over_seeds((share @ np.take_along_axis(v, order, 0)).tolist(), keep=False)
             for name, v in scores.items()
         }
         n *= 2
-    return found
+    return best

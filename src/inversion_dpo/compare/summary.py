@@ -1,6 +1,6 @@
-"""What a comparison found: means over seeds with intervals, wins, curves, compute to a score.
+"""Summarise a comparison: means over seeds with intervals, wins, curves, compute to a score.
 
-Sources of the intervals: Student's t over training seeds; all runs share prompts and noise.
+Intervals are Student's t over training seeds; all runs share prompts and noise.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from inversion_dpo.data.traits import TRAITS
 from inversion_dpo.evaluation.metrics import metric_rows
 
 Result = dict[str, Any]
-BASELINE = "diffusion_dpo"  # whose final score the others are timed to
+BASELINE = "diffusion_dpo"  # its final score is the goal of the others
 
 
 def over_seeds(values: Sequence[float], keep: bool = True) -> dict[str, Any]:
-    """Mean with a 95% t interval, and the values; one value has no interval (NaN bounds).
+    """Compute the mean with a 95% t interval; one value has no interval (NaN bounds).
 
-    keep: whether the values are given back too.
+    keep: whether the result holds the values too.
 
     Source: Student, Biometrika 6(1), 1908.
     """
@@ -34,16 +34,16 @@ def over_seeds(values: Sequence[float], keep: bool = True) -> dict[str, Any]:
 
 
 def share_over_seeds(shares: Sequence[float]) -> dict[str, Any]:
-    """:func:`over_seeds` of shares, whose interval ends at 0 and 1."""
+    """Compute :func:`over_seeds` of shares, with an interval cut to [0, 1]."""
     row = over_seeds(shares)
     ends = np.clip([row["low"], row["high"]], 0.0, 1.0).tolist()  # NaN, of one seed, stays
     return row | {"low": ends[0], "high": ends[1]}
 
 
 def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -> Result:
-    """One variant's runs, a seed each, as means over seeds.
+    """Summarise one variant's runs, one per seed, as means over seeds.
 
-    ``inversion`` holds the evaluations and seconds spent before the first step; zeros if none.
+    ``inversion`` holds the evaluations and seconds before the first step; zeros if none.
     """
     metrics = [r["metrics"] for r in results]
     names = list(metric_rows(metrics[0]))
@@ -70,10 +70,10 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
 
 
 def traits_over_seeds(metrics: Sequence[Result]) -> Result:
-    """Share of images in which the policy's has more of a trait.
+    """Compute the share of images in which the policy has more of a trait.
 
-    Empty if a run has too few images, or no image of it differs in anything. A single trait that
-    never differs is as good as even.
+    The result is empty if a run has too few images, or if none of its images differ. A single
+    trait that never differs counts as even.
     """
     if not all(m.get("traits") for m in metrics):
         return {}
@@ -84,12 +84,12 @@ def traits_over_seeds(metrics: Sequence[Result]) -> Result:
 
 
 def step_evaluations(history: Sequence[Mapping[str, float]]) -> float:
-    """Network evaluations of one training step, one image's forward pass being 1."""
+    """Return network evaluations of one training step; one image's forward pass is 1."""
     return float(np.mean([r["evaluations"] for r in history if "loss" in r]))
 
 
 def curve_over_seeds(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[Result]:
-    """Rows of one step each: ``step`` and, for every score, its mean over seeds."""
+    """List rows of one step each: ``step`` and the mean of every score over seeds."""
     return [
         {"step": rows[0]["step"]}
         | {k: over_seeds([r[k] for r in rows]) for k in rows[0] if k != "step"}
@@ -98,7 +98,7 @@ def curve_over_seeds(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[Re
 
 
 def history_over_seeds(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[Result]:
-    """Held-out measurements, row by row, as means over seeds."""
+    """Average held-out measurements over seeds, row by row."""
     held = [[r for r in h if "heldout_accuracy" in r] for h in histories]
     return [
         {"step": rows[0]["step"]}
@@ -108,9 +108,9 @@ def history_over_seeds(histories: Sequence[Sequence[Mapping[str, float]]]) -> li
 
 
 def wins(scores: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str, Result]]:
-    """Share of prompts on which one variant's image scores above another's; ties count half.
+    """Compute the share of prompts on which one variant scores above another; ties count half.
 
-    ``scores``: variant -> seed -> prompt. Seed is compared with the same seed.
+    ``scores``: variant -> seed -> prompt. Runs of the same seed are compared.
     """
     table: dict[str, dict[str, Result]] = {}
     for a, ours in scores.items():
@@ -124,7 +124,7 @@ def wins(scores: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str,
 
 
 def crossing(cost: Sequence[float], score: Sequence[float], goal: float) -> float | None:
-    """Least cost at which the piecewise linear curve reaches the goal; None if it never does."""
+    """Find the least cost at which the piecewise linear curve reaches the goal; None if never."""
     if score[0] >= goal:
         return float(cost[0])
     for (c0, s0), (c1, s1) in pairwise(zip(cost, score, strict=True)):
@@ -134,21 +134,21 @@ def crossing(cost: Sequence[float], score: Sequence[float], goal: float) -> floa
 
 
 def reach(summary: Result, preference: str, goal: float) -> Result:
-    """Steps, evaluations and seconds to the goal by the mean curve, and how many seeds reach it.
+    """Compute the cost of reaching the goal by the mean curve, and count the seeds reaching it.
 
-    Evaluations and seconds include the inversion; ``*_alone`` do not, as for a cache that is there.
+    Evaluations and seconds include the inversion; ``*_alone`` do not, as with a finished cache.
     """
     curve = summary["curve"]
     steps = [row["step"] for row in curve]
     means = [row[preference]["mean"] for row in curve]
     seeds = zip(*(row[preference]["values"] for row in curve), strict=True)
-    found = crossing(steps, means, goal)
+    crossed = crossing(steps, means, goal)
     result: Result = {
-        "steps": found,
+        "steps": crossed,
         "seeds_reaching": sum(crossing(steps, s, goal) is not None for s in seeds),
     }
     for unit in ("evaluations", "seconds"):
-        alone = None if found is None else found * summary[f"step_{unit}"]
+        alone = None if crossed is None else crossed * summary[f"step_{unit}"]
         result[f"{unit}_alone"] = alone
         result[unit] = None if alone is None else alone + summary["inversion"][unit]
     return result
@@ -159,13 +159,13 @@ def summarise(
     inversions: Mapping[str, Mapping[str, float]],
     preference: str,
 ) -> Result:
-    """All of ``results.json`` that is computed from the runs: variant -> one result a seed."""
-    found = {name: variant_summary(r, inversions[name]) for name, r in runs.items()}
+    """Compute the part of ``results.json`` that depends on the runs, variant -> result per seed."""
+    variants = {name: variant_summary(r, inversions[name]) for name, r in runs.items()}
     scores = {name: [r["scores"] for r in results] for name, results in runs.items()}
-    summary: Result = {"variants": found, "wins": wins(scores)}
-    curve = found[BASELINE]["curve"] if BASELINE in found else []
+    summary: Result = {"variants": variants, "wins": wins(scores)}
+    curve = variants[BASELINE]["curve"] if BASELINE in variants else []
     if curve:
         goal = curve[-1][preference]["mean"]
-        rows = {n: reach(s, preference, goal) for n, s in found.items() if s["curve"]}
+        rows = {n: reach(s, preference, goal) for n, s in variants.items() if s["curve"]}
         summary["reach"] = {"goal": goal, "baseline": BASELINE, "variants": rows}
     return summary

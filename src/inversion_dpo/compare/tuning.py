@@ -1,4 +1,4 @@
-"""Equal tuning: as many trials for every method, on validation prompts."""
+"""Tune every method with the same number of trials, on validation prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPTS = ("evaluation.prompts=asset:prompts-validation.txt", "evaluation.limit=
 
 
 def utility(metrics: dict[str, Any], preference: str) -> float:
-    """What tuning maximises: the gain of the preference, less the fall of every other metric."""
+    """Compute the goal of tuning: the gain of the preference minus the losses of other metrics."""
     falls = sum(min(0.0, r["gain"]) for n, r in metric_rows(metrics).items() if n != preference)
     return float(metrics["preference"]["gain"]) + falls
 
@@ -26,7 +26,7 @@ def utility(metrics: dict[str, Any], preference: str) -> float:
 def tune(
     root: Path, preset: str, methods: Sequence[str], extra: Sequence[str], preference: str
 ) -> dict[str, list[str]]:
-    """The best of each method's trials; every trial is kept in ``tuning.json``."""
+    """Return the best of each method's trials; ``tuning.json`` keeps every trial."""
     best: dict[str, list[str]] = {}
     rows = []
     for method in methods:
