@@ -1,4 +1,4 @@
-"""The whole path from Python, in five lines.
+"""Run the whole path from Python, in five lines.
 
 ```python
 from inversion_dpo.api import align, evaluate, report
@@ -19,19 +19,22 @@ from inversion_dpo.training.effects import load_checked
 
 
 def align(preset: str, output: str | Path, *overrides: str) -> Path:
-    """Invert the pairs and train the policy; returns the run's folder, the LoRA in ``adapter``.
+    """Invert the pairs and train the policy.
 
-    Run again with the same arguments it goes on where it was left.
+    A second call with the same arguments continues where the first one stopped.
 
     Args:
         preset: a packaged preset (taste, composition, sd15, sdxl, sd35, flux) or a YAML file.
         output: the run's folder.
         overrides: ``key=value`` settings, as on the command line.
 
+    Returns:
+        The run's folder, with the LoRA in ``adapter``.
+
     Raises:
-        ConfigError: a setting that cannot work, or a folder of another run.
-        DataError: pairs that cannot be used, with file, row and remedy.
-        BusyError: another run works on the folder.
+        ConfigError: a setting cannot work, or the folder belongs to another run.
+        DataError: pairs cannot be used; it names file, row and remedy.
+        BusyError: another run is using the folder.
     """
     from inversion_dpo.training.recipe import train
 
@@ -45,17 +48,20 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
 def evaluate(
     run: str | Path, *overrides: str, policy: str | None = None, reference: str | None = None
 ) -> dict[str, Any]:
-    """Sample reference and policy from the same noise and score both; returns ``metrics.json``.
+    """Sample reference and policy from the same noise and score both.
 
     Args:
         run: a trained run's folder.
-        overrides: ``evaluation.key=value`` settings; they are kept for ``report``.
-        policy: instead of the run's: the folder of a run, a LoRA or a pipeline, a LoRA file, or a
-            hub id.
-        reference: instead of the configuration's model: the same kinds.
+        overrides: ``evaluation.key=value`` settings, which ``report`` uses too.
+        policy: a model instead of the run's: the folder of a run, a LoRA or a pipeline, a LoRA
+            file, or a hub id.
+        reference: a model instead of the configuration's, in the same forms.
+
+    Returns:
+        What ``metrics.json`` holds.
 
     Raises:
-        ConfigError: no run, no such scorer, or a model that is none.
+        ConfigError: no such run, scorer or model.
     """
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
 
@@ -79,13 +85,16 @@ def report(run: str | Path) -> Path:
 
 
 def sample(run: str | Path, prompts: list[str], seed: int = 0, policy: bool = True) -> list[Any]:
-    """One image [H, W, 3], uint8, of each prompt, by a run's policy or its reference.
+    """Sample one image for each prompt, from a run's policy or its reference.
 
     Args:
         run: a trained run's folder.
         prompts: one image each.
-        seed: of the first image; the next adds 1. The same seeds give both models the same noise.
+        seed: of the first image; each next image adds 1. Both models get the same noise from it.
         policy: False samples the reference.
+
+    Returns:
+        Images [H, W, 3], uint8.
     """
     from inversion_dpo.evaluation.sides import sampler_of
 

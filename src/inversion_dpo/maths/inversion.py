@@ -1,12 +1,12 @@
-"""Deterministic inversion: from a clean latent to the noise that leads to it.
+"""Invert deterministically, from a clean latent to the noise that leads to it.
 
 Source: Song et al., "Denoising Diffusion Implicit Models", 2020,
-https://arxiv.org/abs/2010.02502 (section 4.3); as the carrier of preference optimization:
-"Inversion-DPO", 2025, https://arxiv.org/abs/2507.11554. For flow models the same is Euler's method
-on the velocity, run from data to noise.
+https://arxiv.org/abs/2010.02502 (section 4.3); for preference optimization: "Inversion-DPO",
+2025, https://arxiv.org/abs/2507.11554. For flow models the same is Euler's method on the
+velocity, run from data to noise.
 
-An encoded image lacks the faint residual that a sampled latent has and from which inversion would
-have to recover the noise: without noise added at the start x_T is much too small
+An encoded image lacks the faint residual that a sampled latent has, and inversion needs that
+residual to recover the noise. Without noise added at the start, x_T is much too small
 (docs/results/inversion.md).
 """
 
@@ -21,7 +21,7 @@ from inversion_dpo.maths.records import Grid, Trajectory
 from inversion_dpo.maths.schedule import add_noise, like, step, step_back
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # prediction = predict(x_t (B, *), timesteps [B])
-Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # the same, told the path's own prediction too
+Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # the path's own prediction comes third
 
 
 def _at(predict: Callable[..., Tensor], x: Tensor, grid: Grid, i: int, *known: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ def _at(predict: Callable[..., Tensor], x: Tensor, grid: Grid, i: int, *known: T
 def _climb(
     x: Tensor, prediction: Tensor, i: int, grid: Grid, predict: Predict, kind: str, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """State i and the prediction at it, from those at i-1, refined ``iterations`` times.
+    """Return state i and the prediction at it, from those at i-1, after ``iterations`` refinements.
 
-    Unrefined (naive) the transition follows the prediction at its clean end, predict(x_{i-1},
+    Unrefined (naive), the transition follows the prediction at its clean end, predict(x_{i-1},
     t_{i-1}). Each refinement goes towards the state from which sampling, with predict(x_i, t_i),
     retraces to x_{i-1} exactly.
     """
@@ -59,13 +59,26 @@ def invert(
     first: int = 1,
     last: int | None = None,
 ) -> Trajectory:
-    """Run x_0 (B, *) up the grid under ``predict``, whose kind is one of ``schedule.KINDS``.
+    """Run x_0 (B, *) up the grid under ``predict``.
 
-    Wanted are the states ``first`` to ``last`` (None: N). None above is made; none below is
-    evaluated that the path does not need, and its prediction is NaN. The first ``start`` are x_0
-    with ``noise`` (B, *), standard normal, added. ``reference``, where given, says what the
-    trajectory holds for the wanted states: path and training may have different guidances.
-    ValueError if ``start`` is not within the grid, or positive without ``noise``.
+    Args:
+        x_0: clean latents (B, *).
+        grid: noise levels t_0 ... t_N.
+        predict: (x_t (B, *), timesteps [B]) -> prediction (B, *).
+        kind: of the prediction, one of ``schedule.KINDS``.
+        fixed_point_iterations: refinements of each transition; 0 is naive DDIM inversion.
+        reference: gives the stored predictions, if path and training differ in guidance.
+        noise: standard normal (B, *).
+        start: the first ``start`` states are x_0 with ``noise`` added.
+        first: lowest state whose prediction is needed. Below, predictions that the path does not
+            need are not evaluated and are NaN.
+        last: highest state that is made; None for N.
+
+    Returns:
+        States 0 to ``last`` with their predictions.
+
+    Raises:
+        ValueError: ``start`` is outside the grid, or positive without ``noise``.
     """
     last = grid.steps if last is None else last
     if not 0 <= start < grid.steps or (start and noise is None):
@@ -82,14 +95,14 @@ def invert(
         states.append(x)
         predictions.append(prediction)
     if reference is not None:
-        asked = range(first, last + 1)
-        wanted = [_at(reference, states[i], grid, i, predictions[i]) for i in asked]
-        predictions = [unknown] * first + wanted
+        needed = range(first, last + 1)
+        stored = [_at(reference, states[i], grid, i, predictions[i]) for i in needed]
+        predictions = [unknown] * first + stored
     return Trajectory(grid, torch.stack(states), torch.stack(predictions))
 
 
 def recovered_noise(trajectory: Trajectory) -> Tensor:
-    """The noise (B, *) in the highest state: what leads there from x_0 in a straight line."""
+    """Solve the highest state for its noise (B, *), on the straight line from x_0."""
     x_0, x_t = trajectory.states[0], trajectory.states[-1]
     level = trajectory.grid.levels[len(trajectory.states) - 1]
     return like(1 / level.sigma, x_0) * (x_t - like(level.alpha, x_0) * x_0)
@@ -98,24 +111,25 @@ def recovered_noise(trajectory: Trajectory) -> Tensor:
 def evaluations_per_image(
     start: int, first: int, last: int, iterations: int, guidance: float, reference: float
 ) -> int:
-    """Network evaluations that :func:`invert` spends on one image.
+    """Count the network evaluations that :func:`invert` spends on one image.
 
-    One for each state up to ``last`` from where it is needed, and ``iterations`` for each
-    inverted one, each of which is two under guidance; if the ``reference`` has another guidance
-    than the path, one more for each state from ``first`` on.
+    The path needs one for each state up to ``last`` from min(start, first) on, and ``iterations``
+    for each inverted state; under guidance each of them is two. If ``reference`` differs from
+    ``guidance``, each state from ``first`` on needs one more. Arguments as of :func:`invert`;
+    ``guidance`` and ``reference`` are guidance scales.
     """
     path = last + 1 - min(start, first) + iterations * max(0, last - start)
     return passes(guidance) * path + (guidance != reference) * (last + 1 - first)
 
 
 def passes(guidance_scale: float) -> int:
-    """Network evaluations of one prediction: two under guidance."""
+    """Count the network evaluations of one prediction: two under guidance."""
     return 1 if guidance_scale == 1 else 2
 
 
 @torch.no_grad()
 def reconstruct(x_T: Tensor, grid: Grid, predict: Predict, kind: str) -> Tensor:
-    """Sample back down the grid from x_T (B, *), deterministically, to a clean latent (B, *)."""
+    """Sample down the grid from x_T (B, *), deterministically, to a clean latent (B, *)."""
     x = x_T
     for i in range(grid.steps, 0, -1):
         x = step(x, _at(predict, x, grid, i), grid.levels[i], grid.levels[i - 1], kind)
@@ -123,6 +137,6 @@ def reconstruct(x_T: Tensor, grid: Grid, predict: Predict, kind: str) -> Tensor:
 
 
 def reconstruction_error(x_0: Tensor, x_0_again: Tensor) -> Tensor:
-    """Relative error per image: ||x_0' - x_0|| / ||x_0||, [B]."""
+    """Compute the relative error of each image, ||x_0' - x_0|| / ||x_0||: [B]."""
     difference = (x_0_again - x_0).flatten(1).double().norm(dim=1)
     return difference / x_0.flatten(1).double().norm(dim=1)

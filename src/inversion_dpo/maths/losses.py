@@ -1,4 +1,4 @@
-"""Preference objectives: pure functions from per-pair errors to per-pair losses.
+"""Compute preference losses: pure functions from per-pair errors to per-pair losses.
 
 An error is the mean over a latent's elements of ||target - prediction||^2, of eps in diffusion
 models and of the velocity in flow models (``schedule.error_scale``). A method is a loss, a path and
@@ -22,24 +22,24 @@ LINKS = ("sigmoid", "hinge", "ipo")
 
 
 def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
-    """||target - prediction||^2, mean over elements, in float32 at least: (B, *) -> [B]."""
+    """Compute ||target - prediction||^2, mean over elements, in float32: (B, *) -> [B]."""
     return (target.float() - prediction.float()).square().flatten(1).mean(1)
 
 
 def residual_overlap(target: Tensor, prediction: Tensor) -> Tensor:
-    """Inner product of winners' and losers' residuals, mean over elements: (2P, *) -> [P]."""
+    """Compute the inner product of winners' and losers' residuals, as a mean: (2P, *) -> [P]."""
     winner, loser = torch.chunk(target.float() - prediction.float(), 2)
     return (winner * loser).flatten(1).mean(1)
 
 
 def dpo_logit(errors: PairErrors, beta: float) -> Tensor:
-    """-(beta / 2) k (s_w - s_l) with s = error - reference error; [P]."""
+    """Compute -(beta / 2) k (s_w - s_l), [P], with s = error - reference error."""
     s_w, s_l = errors.winner - errors.winner_ref, errors.loser - errors.loser_ref
     return -(beta / 2) * errors.weight * (s_w - s_l)
 
 
 def link_loss(logit: Tensor, p: Tensor, link: str) -> Tensor:
-    """Loss of a logit [P] whose winner is the better image with probability p [P].
+    """Compute the loss of a logit [P] whose winner is the better image with probability p [P].
 
     sigmoid: -p log s(z) - (1-p) log s(-z); p < 1 is conservative DPO (Mitchell, 2023,
         https://ericmitchell.ai/cdpo.pdf).
@@ -63,7 +63,7 @@ def _linked(logit: Tensor, errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def dpo(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """-log sigmoid of :func:`dpo_logit`, or another link; log 2 where the policy is the reference.
+    """Compute -log sigmoid of :func:`dpo_logit`, or another link; log 2 at the reference.
 
     On an inverted trajectory this is Inversion-DPO (2025, https://arxiv.org/abs/2507.11554); on
     fresh noise shared by the two images it is Diffusion-DPO (Wallace et al., 2023,
@@ -74,7 +74,7 @@ def dpo(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def released_sign(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """:func:`dpo` with the sign of the authors' released script: for reproduction only.
+    """Compute :func:`dpo` with the sign of the authors' released script: for reproduction only.
 
     With target ``reference`` it pushes the policy away from the reference on winners.
     """
@@ -82,7 +82,7 @@ def released_sign(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def smpo(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """-log sigmoid(10 (2p - 1) logit): the softer the preference p, the smaller the logit.
+    """Compute -log sigmoid(10 (2p - 1) logit): the softer the preference p, the smaller the logit.
 
     Source: SmPO-Diffusion (2025, https://arxiv.org/abs/2506.02698).
     """
@@ -91,11 +91,12 @@ def smpo(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def dspo(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """||(eps_theta - eps*) - c (eps_theta - eps_ref)||^2 on winners, c = beta (1 - sigmoid(logit)).
+    """Compute ||(eps_theta - eps*) - c (eps_theta - eps_ref)||^2 on winners.
 
-    Expanded into errors: with a = eps_theta - eps* and b = eps_theta - eps_ref, |a - b|^2 is the
-    reference's error, so 2 a.b = |a|^2 + |b|^2 - |a - b|^2. At the reference it is the winner's
-    error. Source: Zhu et al., DSPO, ICLR 2025, https://github.com/huaishengzhu/DSPO.
+    Here c = beta (1 - sigmoid(logit)). Expanded into errors: with a = eps_theta - eps* and
+    b = eps_theta - eps_ref, |a - b|^2 is the reference's error, so
+    2 a.b = |a|^2 + |b|^2 - |a - b|^2. At the reference it is the winner's error.
+    Source: Zhu et al., DSPO, ICLR 2025, https://github.com/huaishengzhu/DSPO.
     """
     logit = dpo_logit(errors, s.beta)
     c = s.beta * torch.sigmoid(-logit)
@@ -108,9 +109,9 @@ MAPO_SCALE, MAPO_STEPS = 0.5, 1000  # c and T of the authors
 
 
 def mapo(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """error_w - beta log sigmoid(T (phi(c error_w) - phi(c error_l))), phi(u) = u / (e^u - 1).
+    """Compute error_w - beta log sigmoid(T (phi(c error_w) - phi(c error_l))).
 
-    There is no reference; beta is the weight of the preference beside denoising. Source: Hong et
+    Here phi(u) = u / (e^u - 1). There is no reference; beta is the weight of the preference beside denoising. Source: Hong et
     al., Margin-aware Preference Optimization, 2024, https://arxiv.org/abs/2406.06424.
     """
     phi_w, phi_l = (
@@ -122,10 +123,10 @@ def mapo(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def kto(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """1 - sigmoid(+-beta (g - baseline)), g = reference error - error; + on winners, - on losers.
+    """Compute 1 - sigmoid(+-beta (g - baseline)), g = reference error - error; + on winners.
 
-    The mean of an image's two losses, so 1/2 at the reference. The baseline is clamped to be >= 0.
-    Source: Li et al., Diffusion-KTO, 2024, https://arxiv.org/abs/2404.04465.
+    The loss is the mean over the two images, 1/2 at the reference. The baseline is clamped to be
+    >= 0. Source: Li et al., Diffusion-KTO, 2024, https://arxiv.org/abs/2404.04465.
     """
     g_w, g_l = errors.winner_ref - errors.winner, errors.loser_ref - errors.loser
     beta, g_bar = s.beta * errors.weight, errors.baseline.clamp(min=0)
@@ -134,15 +135,12 @@ def kto(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def sft(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """Denoising loss on the winners alone; the baseline that any preference method must beat.
-
-    The settings have no part in it, and there is no margin: it is zero.
-    """
+    """Compute the denoising loss on winners alone, the baseline of every preference method."""
     return LossOutput(errors.weight * errors.winner, torch.zeros_like(errors.winner).detach())
 
 
 def denoising(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """Denoising loss on both images of a pair, whose preference has no part in it.
+    """Compute the denoising loss on both images of a pair; the preference has no effect.
 
     :func:`sft` takes the winners alone; this is for pairs that are two pictures of one caption.
     """
@@ -151,11 +149,11 @@ def denoising(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def safeguarded(errors: PairErrors, mu: float = 0.0) -> PairErrors:
-    """The same errors, the loser's gradient scaled so that the winner's error does not rise.
+    """Scale the loser's gradient so that the winner's error does not rise; errors stay the same.
 
     lambda = (1 - mu) |r_w|^2 / <r_w, r_l>, at most 1, where the residuals of winner and loser
-    overlap, else 1; per pair (the authors' code takes one for the whole batch). To first order, and
-    taking the network's Jacobian to be the same at both. Source: Fu et al., Diffusion-SDPO, 2025,
+    overlap, else 1; per pair (the authors' code takes one for the whole batch). It holds to first
+    order, if the network's Jacobian is the same at both. Source: Fu et al., Diffusion-SDPO, 2025,
     https://arxiv.org/abs/2511.03317.
     """
     overlap, held = errors.overlap, errors.loser.detach()
@@ -166,11 +164,11 @@ def safeguarded(errors: PairErrors, mu: float = 0.0) -> PairErrors:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss function, and what it needs to be computed.
+    """A loss function and its requirements.
 
-    function: pure, from errors [P] to losses [P]. uses: what has a part in it: the labels, and
-    settings of ``objective``. reference: whether it compares with the reference. baseline: whether
-    it looks at the mean over the whole batch, which several processes must sum up.
+    function: pure, from errors [P] to losses [P]. uses: the labels and the settings of
+    ``objective`` that affect it. reference: whether it compares with the reference. baseline:
+    whether it needs the mean over the whole batch, summed over processes.
     """
 
     function: Callable[[PairErrors, LossSettings], LossOutput]
@@ -203,7 +201,7 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A loss, where its states come from, and what is to be predicted there."""
+    """A loss, the origin of its states, and the target of the prediction there."""
 
     loss: str
     path: str
@@ -227,7 +225,7 @@ METHODS: dict[str, Method] = {
 def method_of(
     name: str, *, loss: str | None = None, path: str | None = None, target: str | None = None
 ) -> Method:
-    """Take a row of METHODS, with another loss, path or target where one is given.
+    """Return a row of METHODS, with another loss, path or target if one is given.
 
     Raises:
         ValueError: an unknown name, or a target that the path does not have.
@@ -239,11 +237,11 @@ def method_of(
     }
     if name not in METHODS:
         raise ValueError(f"objective.name={name!r} is not one of {', '.join(METHODS)}")
-    for key, (value, known) in choices.items():
-        if value is not None and value not in known:
-            raise ValueError(f"objective.{key}={value!r} is not one of {', '.join(known)}")
-    given = {key: value for key, (value, _) in choices.items() if value is not None}
-    method = replace(METHODS[name], **given)
+    for key, (value, names) in choices.items():
+        if value is not None and value not in names:
+            raise ValueError(f"objective.{key}={value!r} is not one of {', '.join(names)}")
+    changes = {key: value for key, (value, _) in choices.items() if value is not None}
+    method = replace(METHODS[name], **changes)
     if method.path != "trajectory" and method.target != "x0":
         raise ValueError(
             f"objective.target={method.target} needs objective.path=trajectory: a state of path "
@@ -258,7 +256,7 @@ def method_of(
 
 
 def implicit_accuracy(margin: Tensor) -> Tensor:
-    """Share of pairs with a positive margin; exact ties count half."""
+    """Compute the share of pairs with a positive margin; exact ties count half."""
     return ((margin > 0).float() + 0.5 * (margin == 0).float()).mean()
 
 

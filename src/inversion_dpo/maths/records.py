@@ -1,4 +1,4 @@
-"""The small records that pass between the rooms of the house.
+"""Define the small records that the rooms of the house exchange.
 
 Shapes: B images, N inversion steps, (B, *) latents such as [B, C, h, w]. In a batch of pairs
 the winners come first and the losers second, so B is twice the number of pairs.
@@ -28,7 +28,7 @@ class Levels:
         return Levels(self.alpha[index], self.sigma[index])
 
     def to(self, device: torch.device | str) -> Levels:
-        """The same levels on a device."""
+        """Move the levels to a device."""
         return Levels(self.alpha.to(device), self.sigma.to(device))
 
 
@@ -64,15 +64,15 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class PairErrors:
-    """What an objective knows of its pairs, [P] each; errors are means over a latent's elements.
+    """The inputs of a loss for its pairs, [P] each; errors are means over a latent's elements.
 
     winner, loser: squared errors of the policy; ``*_ref``: of the frozen reference.
     winner_moved, loser_moved: squared distance between the predictions of policy and reference.
     overlap: inner product of the policy's residuals on winner and loser, without gradient.
-    weight: k, what the level of noise counts for.
+    weight: k, the weight of the noise level.
     preference: probability that the winner is the better one; 1 for a hard label.
-    baseline: mean of ``*_ref`` less the policy's error over all images that
-        are computed at once, on all processes; no gradient.
+    baseline: mean of ``*_ref`` minus the policy's error over all images of the
+        micro-batch, on all processes; no gradient.
     """
 
     winner: Tensor
@@ -89,11 +89,11 @@ class PairErrors:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Plain values of a loss.
+    """The settings of a loss.
 
-    beta: strength of the tie to the reference, > 0 (what it scales is the objective's own affair).
-    link: what becomes of the logit: sigmoid, hinge or ipo.
-    label_smoothing: share of labels that are taken to be wrong, in [0, 0.5).
+    beta: strength of the tie to the reference, > 0; each loss scales it in its own way.
+    link: function of the logit: sigmoid, hinge or ipo.
+    label_smoothing: assumed share of wrong labels, in [0, 0.5).
     """
 
     beta: float
@@ -118,8 +118,8 @@ class NoisyStates:
 
     level: index [B] of the noise level, on the grid or (path ``noise``) in the schedule.
     timesteps: [B], as the network takes them. target: (B, *), what the network should predict.
-    reference: (B, *), what the reference predicts. scale: [B], what their squared errors count for.
-    evaluations: of the network, for each image, that it took to come here.
+    reference: (B, *), what the reference predicts. scale: [B], the weight of their squared errors.
+    evaluations: of the network per image, to make the state.
     """
 
     level: Tensor
@@ -131,7 +131,7 @@ class NoisyStates:
     evaluations: int = 0
 
     def to(self, device: torch.device) -> NoisyStates:
-        """The same states on a device."""
+        """Move the states to a device."""
         tensors: dict[str, Any] = {
             k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
         }

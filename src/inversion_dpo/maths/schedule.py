@@ -1,6 +1,6 @@
-"""Noise levels, and what a network's prediction says about them.
+"""Relate noise levels, and a network's prediction, to images and noise.
 
-Every model here moves on x_t = alpha_t x_0 + sigma_t eps, and from x_t and its ``prediction`` one
+Every model here moves on x_t = alpha_t x_0 + sigma_t eps. From x_t and its ``prediction`` one
 knows both ends of the line through x_t, an image x_0 and a noise eps:
 
     epsilon          eps                     Ho et al., 2020, https://arxiv.org/abs/2006.11239
@@ -30,8 +30,8 @@ SPACINGS = ("sampler", "even")
 class Schedule:
     """A model's own schedule.
 
-    kind: what the network predicts, one of ``KINDS``.
-    timesteps: [T] ascending, what the network is told: int64, or float64 in flow matching.
+    kind: the network's prediction, one of ``KINDS``.
+    timesteps: [T] ascending, as the network takes them: int64, or float64 in flow matching.
     levels: [T], of those timesteps.
     sampler: N -> the grid on which the model's own sampler takes N steps, ascending.
     """
@@ -49,12 +49,15 @@ class Schedule:
         return len(self.timesteps)
 
     def grid(self, steps: int, spacing: str = "even") -> Grid:
-        """The levels of an inversion in N ``steps``.
+        """Return the levels of an inversion in N ``steps``.
 
-        even: timesteps spread evenly over the whole schedule, the first one free of noise.
-        sampler: those of the model's own sampler, whose path is then read backwards.
+        Args:
+            steps: N, from 1 to T - 1.
+            spacing: even: timesteps spread evenly over the schedule, the first one free of noise.
+                sampler: those of the model's own sampler, whose path is then read backwards.
 
-        ValueError unless 1 <= steps < T.
+        Raises:
+            ValueError: ``steps`` is out of range.
         """
         last = len(self) - 1
         if not 1 <= steps <= last:
@@ -68,7 +71,7 @@ class Schedule:
 
 
 def unknown_kind(kind: str) -> ValueError:
-    """What to raise where a prediction type is none of ``KINDS``."""
+    """Make the error for a prediction type outside ``KINDS``."""
     return ValueError(f"unknown prediction type {kind!r}; one of {', '.join(KINDS)}")
 
 
@@ -79,12 +82,12 @@ def like(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def add_noise(x_0: Tensor, eps: Tensor, level: Levels) -> Tensor:
-    """x_t = alpha x_0 + sigma eps."""
+    """Compute x_t = alpha x_0 + sigma eps."""
     return like(level.alpha, x_0) * x_0 + like(level.sigma, x_0) * eps
 
 
 def prediction_of(x_0: Tensor, eps: Tensor, level: Levels, kind: str) -> Tensor:
-    """What a network of this kind predicts at a level if it knows x_0 and eps."""
+    """Compute the prediction of a network of this kind that knows x_0 and eps."""
     if kind == "epsilon":
         return eps
     if kind == "v_prediction":
@@ -95,7 +98,7 @@ def prediction_of(x_0: Tensor, eps: Tensor, level: Levels, kind: str) -> Tensor:
 
 
 def error_scale(level: Levels, kind: str) -> Tensor:
-    """What a squared error of the prediction counts for, float64 like the level.
+    """Return the factor of a squared prediction error, float64 like the level.
 
     Errors of diffusion models are compared as errors of eps, whatever the network predicts: an
     error dv of v is an error alpha dv of eps. Those of flow models are errors of the velocity.
@@ -104,7 +107,7 @@ def error_scale(level: Levels, kind: str) -> Tensor:
 
 
 def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Tensor]:
-    """(c_x, c_p) of the step x_end = c_x x_start + c_p prediction."""
+    """Compute (c_x, c_p) of the step x_end = c_x x_start + c_p prediction."""
     a, s, a_to, s_to = start.alpha, start.sigma, end.alpha, end.sigma
     if kind == "epsilon":  # x_0 = (x - s p) / a, eps = p
         return a_to / a, s_to - a_to / a * s
@@ -116,13 +119,13 @@ def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Te
 
 
 def step(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
-    """Move x (B, *) from one level to another along the line that the prediction at x names."""
+    """Move x (B, *) from one level to another along the line that the prediction at x gives."""
     c_x, c_p = step_coefficients(start, end, kind)
     return like(c_x, x) * x + like(c_p, x) * prediction
 
 
 def step_back(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
-    """The state at ``start`` from which :func:`step`, given this prediction there, leads to x."""
+    """Compute the state at ``start`` from which :func:`step`, given this prediction, leads to x."""
     c_x, c_p = step_coefficients(start, end, kind)
     return like(1 / c_x, x) * x - like(c_p / c_x, x) * prediction
 
@@ -130,7 +133,7 @@ def step_back(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: s
 def prediction_between(
     x_low: Tensor, low: Levels, x_high: Tensor, high: Levels, kind: str
 ) -> Tensor:
-    """The prediction at x_high with which one step leads exactly to x_low; all (B, *).
+    """Compute the prediction at x_high with which one step leads exactly to x_low; all (B, *).
 
     From a noise-free x_low this is the noise, v or velocity that leads straight to it. The levels
     must differ.
@@ -140,7 +143,7 @@ def prediction_between(
 
 
 def posterior_std(low: Levels, high: Levels) -> Tensor:
-    """Standard deviation of q(x_low | x_high, x_0) in the diffusion of Ho et al., 2020.
+    """Compute the standard deviation of q(x_low | x_high, x_0) in the diffusion of Ho et al., 2020.
 
     sigma_low / sigma_high sqrt(sigma_high^2 - (alpha_high / alpha_low)^2 sigma_low^2); 0 where
     x_low is free of noise. https://arxiv.org/abs/2006.11239

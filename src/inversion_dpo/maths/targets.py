@@ -1,4 +1,4 @@
-"""What the network should predict at a noisy state, and what its error there counts for."""
+"""Compute the target of the prediction at a noisy state, and the weight of its error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def target_prediction(
     levels: Levels,
     kind: str,
 ) -> Tensor:
-    """What the policy should predict at a state x_t = x_{t_i} of a trajectory; (B, *).
+    """Compute the target of the policy's prediction at a state x_t = x_{t_i}: (B, *).
 
     Args:
         target: transition: the prediction that leads back to x_{t_{i-1}}, the observed transition.
@@ -30,7 +30,7 @@ def target_prediction(
         states: the clean x_0, x_{t_{i-1}} and x_t.
         reference: the reference's prediction at x_t.
         levels: of the grid.
-        kind: what the network predicts.
+        kind: of the network's prediction.
     """
     x_0, x_before, x_t = states
     if target == "transition":
@@ -43,14 +43,14 @@ def target_prediction(
 
 
 def step_weights(levels: Levels, kind: str, name: str) -> Tensor:
-    """k of every level but the first, [n-1], before it is scaled to mean 1.
+    """Compute k of every level but the first, [n-1], before scaling to mean 1.
 
     uniform: 1.
     min_snr: min(SNR, 5) on errors of x_0 (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
-    velocity: 1 / alpha^2, which makes errors of eps errors of v: the high noise where the layout
-        of a picture is decided counts in full (Salimans & Ho, 2022,
+    velocity: 1 / alpha^2, which makes errors of eps errors of v. High noise, where the layout
+        of a picture is decided, counts in full (Salimans & Ho, 2022,
         https://arxiv.org/abs/2202.00512).
-    transition: how far an error of the prediction moves the state one step below, squared: the
+    transition: squared shift of the state one step below per error of the prediction: the
         exact k of Gaussian transitions that all have one variance.
     """
     flow, here = kind == "flow_prediction", levels[slice(1, None)]
@@ -68,17 +68,17 @@ def step_weights(levels: Levels, kind: str, name: str) -> Tensor:
 
 
 def level_weights(levels: Levels, kind: str, name: str, first: int, last: int) -> Tensor:
-    """Weight k of every level, scaled to mean 1 over the levels that are trained on.
+    """Compute the weight k of every level, scaled to mean 1 over the trained levels.
 
     Args:
         levels: of a grid or a whole schedule, n of them.
-        kind: what the network predicts.
+        kind: of the network's prediction.
         name: one of WEIGHTS, see :func:`step_weights`.
-        first: index of the lowest level that is trained on.
+        first: index of the lowest trained level.
         last: index of the highest.
 
     Returns:
-        Weights [n], float32. The clean end counts as its neighbour.
+        Weights [n], float32. The clean end has its neighbour's weight.
     """
     weights = step_weights(levels, kind, name)
     weights = torch.cat([weights[:1], weights])

@@ -1,6 +1,6 @@
-"""Latents, conditions and trajectories on disk: the files, and random access to them.
+"""Store latents, conditions and trajectories on disk, and read them in any order.
 
-A cache is a folder named by the hash of everything that its content depends on: sharded
+A cache is a folder named by the hash of everything that its content depends on. It holds sharded
 safetensors, written whole or not at all, and ``manifest.json`` last. :mod:`.fill` fills it.
 """
 
@@ -24,30 +24,29 @@ from inversion_dpo.models.base import Condition
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.processes import Team
 
-OPEN = 1024  # shards held open: each is a mapping, of which Linux gives a process 65,530
+OPEN = 1024  # shards held open: each is a mapping, and Linux allows a process 65,530
 MANIFEST, EMPTY = "manifest.json", "empty.safetensors"
 
 
 def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
-    """Files of a finished cache that are missing or have another checksum than its manifest's.
+    """List files of a finished cache that are missing or differ from the manifest's checksum.
 
-    With a team each process reads its share of the files, and all know of all.
+    With a team each process reads its share of the files, and all get the whole list.
     """
     team = team or Team()
     listed = sorted(json.loads((folder / MANIFEST).read_text())["shards"].items())
     mine = [(folder / name, digest) for name, digest in listed[team.rank :: team.size]]
-    found = [str(p) for p, digest in mine if not p.exists() or sha256_of(p) != digest]
-    return [Path(p) for p in sorted(team.collect(found))]
+    damaged = [str(p) for p, digest in mine if not p.exists() or sha256_of(p) != digest]
+    return [Path(p) for p in sorted(team.collect(damaged))]
 
 
 class TrajectoryCache:
     """Random access to the trajectories of numbered pairs.
 
-    A shard holds, images in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
-    ``preference`` [P] (how probably the winner is the better one), ``condition.*`` [P, ...] and
-    ``framing.*`` [2P, ...]; of trajectories, where there are any, ``states`` and ``reference``
-    [2P, K, *] at the grid indices ``steps`` [P, K]. ``digest`` and ``reconstruction`` are in the
-    manifest.
+    A shard holds, in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
+    ``preference`` [P] (probability that the winner is the better one), ``condition.*`` [P, ...] and
+    ``framing.*`` [2P, ...]; if there are trajectories, ``states`` and ``reference`` [2P, K, *] at
+    the grid indices ``steps`` [P, K]. The manifest holds ``digest`` and ``reconstruction``.
     """
 
     def __init__(self, folder: Path, grid: Grid, kind: str) -> None:
@@ -55,7 +54,7 @@ class TrajectoryCache:
         manifest = json.loads((folder / MANIFEST).read_text())
         key = manifest["key"]
         self.pairs: int = manifest["pairs"]
-        self.counts: dict[str, int] = manifest["counts"]  # rows read, and left out by reason
+        self.counts: dict[str, int] = manifest["counts"]  # rows read, and rows left out by reason
         self.reference: str = key["model"][:16]  # hash of the reference's weights
         self.overlong: dict[str, int] = manifest["overlong"]  # captions cut, by tokenizer
         self.digests: list[str] = manifest["digests"]
@@ -67,7 +66,7 @@ class TrajectoryCache:
         self._swapped: frozenset[int] = frozenset()
 
     def shard(self, number: int) -> Any:
-        """An open shard; of more than OPEN the one that was opened first is closed."""
+        """Open a shard; beyond OPEN, the one opened first is closed."""
         if number not in self._handles:
             if len(self._handles) >= OPEN:
                 del self._handles[next(iter(self._handles))]
@@ -81,9 +80,9 @@ class TrajectoryCache:
         self._swapped = frozenset(p for p, d in zip(pairs, drawn.tolist(), strict=True) if d)
 
     def positions(self, low: int, high: int) -> tuple[int, int]:
-        """First and last of the stored states between grid indices low and high.
+        """Return first and last position of the stored states between grid indices low and high.
 
-        Where only some states of each pair were kept, they were drawn from these indices.
+        If only some states of each pair were kept, they were drawn from these indices.
         """
         if self.all_steps:
             return low - 1, high - 1
@@ -94,16 +93,16 @@ class TrajectoryCache:
     ) -> Tensor:
         """Stack a tensor of both images (2P, *): winners of all pairs, then their losers.
 
-        positions: of each pair the stored state that is wanted, where the tensor has states.
+        positions: the stored state of each pair to read, if the tensor has states.
         """
-        found = []
+        rows = []
         for side in (0, 1):
             for place, pair in enumerate(pairs):
                 shard, offset = divmod(pair, self._per_shard)
                 row = 2 * offset + (side ^ (pair in self._swapped))
                 tensor = self.shard(shard).get_slice(name)
-                found.append(tensor[row, positions[place]] if positions else tensor[row])
-        return torch.stack(found)
+                rows.append(tensor[row, positions[place]] if positions else tensor[row])
+        return torch.stack(rows)
 
     def of_pairs(self, name: str, pairs: Sequence[int]) -> Tensor:
         """Stack a tensor that both images of a pair share, [P, ...]; label noise leaves it."""
@@ -111,20 +110,20 @@ class TrajectoryCache:
         return torch.stack([self.shard(s).get_slice(name)[k] for s, k in places])
 
     def preference(self, pairs: Sequence[int]) -> Tensor:
-        """How probably the winner is the better one, [P]."""
+        """Read the probability that the winner is the better one, [P]."""
         return self.of_pairs("preference", pairs)
 
     def condition(self, pairs: Sequence[int]) -> Condition:
-        """Conditions of winners then losers, [2P, ...]: one prompt for both, framing for each."""
-        found: Condition = {}
+        """Read conditions of winners then losers, [2P, ...]: prompts are shared, framing is not."""
+        conditions: Condition = {}
         for name in self.shard(0).keys():
             part, _, key = name.partition(".")
             if part == "condition":
                 rows = self.of_pairs(name, pairs)
-                found[key] = torch.cat([rows, rows])
+                conditions[key] = torch.cat([rows, rows])
             elif part == "framing":
-                found[key] = self.of_images(name, pairs)
-        return found
+                conditions[key] = self.of_images(name, pairs)
+        return conditions
 
     @cached_property
     def empty(self) -> Condition:
@@ -132,7 +131,7 @@ class TrajectoryCache:
         return load_file(self.folder / EMPTY)
 
     def states(self, pairs: Sequence[int], positions: Sequence[int], target: str) -> NoisyStates:
-        """A stored state of each pair's two trajectories, with its target."""
+        """Read a stored state of each pair's two trajectories, with its target."""
         steps = torch.tensor(positions) + 1
         if not self.all_steps:
             steps = self.of_pairs("steps", pairs)[torch.arange(len(pairs)), positions]
@@ -151,7 +150,7 @@ class TrajectoryCache:
         )
 
     def _before(self, pairs: Sequence[int], positions: Sequence[int], x_0: Tensor) -> Tensor:
-        """The states one transition below, where all states are stored."""
+        """Read the states one transition below; needs a cache with all states."""
         lower = self.of_images("states", pairs, [max(0, k - 1) for k in positions])
         first = (torch.tensor(positions) == 0).repeat(2)
         return torch.where(first.reshape(-1, *[1] * (x_0.ndim - 1)), x_0, lower)

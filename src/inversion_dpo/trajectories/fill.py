@@ -1,7 +1,7 @@
 """Fill the cache: encode every pair, invert it under the frozen reference, write shards.
 
-Where the method looks at no trajectories, pairs are encoded and that is all. An interrupted
-inversion continues with the missing shards, on any number of processes.
+Methods without trajectories only need encoded pairs. An interrupted inversion continues with the
+missing shards, on any number of processes.
 """
 
 from __future__ import annotations
@@ -79,15 +79,15 @@ def fill(
     device: torch.device,
     team: Team | None = None,
 ) -> TrajectoryCache:
-    """Invert all pairs, or what is missing or damaged, and open the cache; idempotent.
+    """Invert all pairs that are missing or damaged, and open the cache; idempotent.
 
-    The source is read once, a shard's worth at a time: a stream need not fit in memory or on disk.
+    The source is read once, a shard at a time: a stream need not fit in memory or on disk.
 
     Args:
         root: the folder that holds caches, one for each key.
         model: the frozen reference.
         pairs: read only if the cache is not whole.
-        key: what the trajectories depend on.
+        key: everything that the trajectories depend on.
         device: where the network computes.
         team: the processes that share the shards among them; all must call this.
 
@@ -112,12 +112,12 @@ def fill(
 
 
 def _whole(folder: Path, team: Team) -> bool:
-    """Whether every file is there and intact; damaged ones are named, deleted and made again."""
+    """Tell whether every file is intact; name and delete damaged ones."""
     finished = (folder / MANIFEST).exists()
     damaged = damaged_files(folder, team) if finished else []
     if damaged and team.main:
         for path in damaged:
-            logger.warning("%s is missing or damaged (checksum differs): made again", path)
+            logger.warning("%s is missing or damaged (checksum differs): making it again", path)
             path.unlink(missing_ok=True)
         (folder / MANIFEST).unlink()
     team.wait()
@@ -127,7 +127,7 @@ def _whole(folder: Path, team: Team) -> bool:
 def _write_missing(
     folder: Path, how: Inverter, pairs: PairSource, count: int | None, team: Team
 ) -> int:
-    """Write this process's share of the missing shards; how many shards there are."""
+    """Write this process's share of the missing shards; return the number of all shards."""
     per_shard, number = pairs_per_shard(how.key), 0
     stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
     doing = "invert" if how.key.inverts else "encode"
@@ -142,12 +142,12 @@ def _write_missing(
 
 
 def pairs_per_shard(key: CacheKey) -> int:
-    """Pairs whose images make up one batch of the inversion."""
+    """Return the number of pairs whose images make up one batch of the inversion."""
     return max(1, key.batch_size // 2)
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Of the tensors; beside it, ending in .json, lies the shard's part of the manifest."""
+    """Return the path of a shard; its part of the manifest has the ending .json."""
     return folder / f"shard-{number:05d}.safetensors"
 
 
@@ -171,9 +171,9 @@ def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> Non
     """Refuse a shard with values that are not finite; ModelError names the image and the remedy.
 
     Args:
-        shard: as :func:`invert_pairs` makes it.
-        pairs: whose it is.
-        first: index of the lowest state with a prediction; there is none below.
+        shard: from :func:`invert_pairs`.
+        pairs: its pairs.
+        first: index of the lowest state with a prediction.
     """
     for name in ("clean", "states", "reference"):
         if name not in shard:
@@ -194,19 +194,19 @@ def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> Non
 
 
 def _intact(path: Path, digests: list[str]) -> bool:
-    """Whether a shard of these pairs was finished and is still what was written."""
+    """Tell whether a shard of these pairs was finished and has its checksum."""
     try:
         entry = json.loads(path.with_suffix(".json").read_text())
         same = entry["digests"] == digests and entry["sha256"] == sha256_of(path)
     except (FileNotFoundError, ValueError, KeyError):
         return False
     if not same:
-        logger.warning("%s is damaged or of other pairs: made again", path)
+        logger.warning("%s is damaged or of other pairs: making it again", path)
     return same
 
 
 def _write_manifest(folder: Path, key: CacheKey, shards: int, counts: dict[str, int]) -> None:
-    """Put the entries of all shards together; whoever wrote them."""
+    """Join the entries of all shards, whichever process wrote them."""
     paths = [shard_path(folder, number) for number in range(shards)]
     entries = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
     sums = {p.name: e["sha256"] for p, e in zip(paths, entries, strict=True)}
@@ -236,7 +236,7 @@ def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tens
     Args:
         how: model, key and device.
         pairs: P of them.
-        first: number of the first pair, which its noise depends on.
+        first: number of the first pair; the noise depends on it.
     """
     model, key = how.model, how.key
     fitted, size = [], (key.resolution, key.resolution)
@@ -258,7 +258,7 @@ def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tens
 
 
 def paths(how: Inverter, x_0: Tensor, condition: Condition, first: int) -> dict[str, Tensor]:
-    """What a shard holds of the inversion of its latents x_0 [2P, *]."""
+    """Compute a shard's trajectories from its latents x_0 [2P, *]."""
     model, key, grid = how.model, how.key, how.grid
     predict, reference = predictions(model, condition, key.guidance_scale, key.reference_guidance)
     trajectory = invert(
@@ -276,7 +276,7 @@ def paths(how: Inverter, x_0: Tensor, condition: Condition, first: int) -> dict[
     steps = kept_steps(first, len(x_0) // 2, key)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
     noise = recovered_noise(trajectory)
-    found = {
+    tensors = {
         "steps": steps,
         "states": trajectory.states.transpose(0, 1).cpu()[rows, columns],
         "reference": trajectory.reference.transpose(0, 1).cpu()[rows, columns],
@@ -284,40 +284,40 @@ def paths(how: Inverter, x_0: Tensor, condition: Condition, first: int) -> dict[
     }
     if key.reconstruct:
         again = reconstruct(trajectory.states[-1], grid, predict, model.schedule.kind)
-        found["reconstructed"] = again.cpu()
-        found["reconstruction"] = reconstruction_error(x_0, again).cpu()
-    return found
+        tensors["reconstructed"] = again.cpu()
+        tensors["reconstruction"] = reconstruction_error(x_0, again).cpu()
+    return tensors
 
 
 def predictions(
-    model: DiffusionModel, condition: Condition, along: float, wanted: float
+    model: DiffusionModel, condition: Condition, along: float, stored: float
 ) -> tuple[Predict, Compare | None]:
-    """The prediction that a path follows, and what is stored of it where that is another.
+    """Return the prediction that a path follows, and the one to store if it differs.
 
     Args:
-        model: whose network predicts.
+        model: its network predicts.
         condition: of every image, [B, ...].
         along: guidance of the path.
-        wanted: guidance of the stored predictions. They take one evaluation, not two:
+        stored: guidance of the stored predictions. They take one evaluation, not two:
             p_s = p_u + s (p_c - p_u), so p_w = p_u + w / s (p_s - p_u).
     """
     denoiser = partial(model.predict, network_of(model))
-    empty = model.condition([""]) if (along, wanted) != (1.0, 1.0) else {}
+    empty = model.condition([""]) if (along, stored) != (1.0, 1.0) else {}
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return guided(denoiser, x, t, condition, empty=empty, scale=along)
 
     def compare(x: Tensor, t: Tensor, followed: Tensor) -> Tensor:
-        if wanted == 1:
+        if stored == 1:
             return denoiser(x, t, condition)
         p_u = denoiser(x, t, without_prompt(condition, empty))
-        return p_u + wanted / along * (followed - p_u)
+        return p_u + stored / along * (followed - p_u)
 
-    return predict, None if along == wanted else compare
+    return predict, None if along == stored else compare
 
 
 def pair_noise(first: int, shape: torch.Size) -> Tensor:
-    """Standard normal (B, *) for consecutive pairs from number ``first``; both images share it."""
+    """Draw standard normal (B, *) for pairs from number ``first``; both images share it."""
     seeds = (first + k // 2 for k in range(shape[0]))
     return torch.stack(
         [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -325,10 +325,10 @@ def pair_noise(first: int, shape: torch.Size) -> Tensor:
 
 
 def kept_steps(first: int, count: int, key: CacheKey) -> Tensor:
-    """Grid indices [P, K] to store of consecutive pairs: all, or k stratified draws each.
+    """Draw the grid indices [P, K] to store for consecutive pairs: all, or k stratified ones each.
 
     ``key.keep`` = (k, low, high): the indices low..high are cut into k strata of equal size, and
-    one is drawn from each, by the pair's number; fewer than k if there are fewer indices.
+    the pair's number draws one from each; fewer than k if there are fewer indices.
     """
     if key.keep is None:
         return torch.arange(1, key.last + 1).expand(count, key.last)
@@ -345,7 +345,7 @@ def kept_steps(first: int, count: int, key: CacheKey) -> Tensor:
 
 
 def announce(how: Inverter, count: int | None) -> None:
-    """Say, before the work begins, how large the cache will be and how long it may take."""
+    """Log, before the work begins, the size of the cache and the time it may take."""
     model, key = how.model, how.key
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     side = (key.resolution, key.resolution)
@@ -378,14 +378,14 @@ def announce(how: Inverter, count: int | None) -> None:
 
 
 def noise_variance(cache: TrajectoryCache) -> float:
-    """Variance of the recovered x_T over the first shard; sampling starts from variance 1."""
+    """Compute the variance of the recovered x_T in the first shard; sampling starts from 1."""
     return float(cache.shard(0).get_tensor("x_T_variance").mean())
 
 
 def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float) -> float:
-    """Mean relative error of inverting the first shard's latents and sampling back.
+    """Compute the mean relative error of inverting the first shard's latents and sampling back.
 
-    Both ways naive, under guidance ``scale``: what guidance above 1 costs is seen beside 1.
+    Both ways are naive, under guidance ``scale``; compare it with scale 1 for the cost of guidance.
     """
     shard, device = cache.shard(0), next(network_of(model).parameters()).device
     x_0 = shard.get_tensor("clean").to(device)

@@ -1,4 +1,4 @@
-"""What a run's trajectories depend on, taken out of its configuration."""
+"""Derive from a configuration everything that a run's trajectories depend on."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class CacheKey:
 
     @property
     def inverts(self) -> bool:
-        """Whether there are trajectories, and not latents and conditions alone."""
+        """Whether the cache holds trajectories, and not only latents and conditions."""
         return self.last > 0
 
     def name(self) -> str:
-        """The cache's folder name: sixteen hex digits."""
+        """Return the cache's folder name: sixteen hex digits."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
 
 def chosen_method(config: Config) -> Method:
-    """The configured loss, path and target; ConfigError for what cannot go together."""
+    """Return the configured loss, path and target; ConfigError if they do not fit together."""
     o = config.objective
     try:
         return method_of(o.name, loss=o.loss, path=o.path, target=o.target)
@@ -65,16 +65,16 @@ def chosen_method(config: Config) -> Method:
 
 
 def window(config: Config) -> tuple[int, int]:
-    """Lowest and highest index on the inversion's grid that is trained on."""
+    """Return the lowest and highest trained index on the inversion's grid."""
     o, n = config.objective, config.inversion.steps
     low = max(1, math.ceil(o.t_min * n))
     return low, max(low, math.floor(o.t_max * n))
 
 
 def inverted_range(config: Config) -> tuple[int, int]:
-    """Lowest and highest index that is inverted: what is trained on, or sampled back from.
+    """Return the lowest and highest inverted index: trained on, or sampled back from.
 
-    (1, 0), none, where the method looks at no trajectories.
+    It is empty, (1, 0), if the method needs no trajectories.
     """
     low, high = window(config)
     if config.inversion.reconstruct:
@@ -83,15 +83,15 @@ def inverted_range(config: Config) -> tuple[int, int]:
 
 
 def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
-    """Take out of a configuration what the trajectories of its pairs depend on."""
+    """Collect from a configuration what the trajectories of its pairs depend on."""
     i, inverted = config.inversion, chosen_method(config).path == "trajectory"
     first, last = inverted_range(config)
-    if not last:  # how paths would be made makes no difference then
+    if not last:  # without paths, their settings have no effect
         i = InversionConfig(steps=i.steps, spacing=i.spacing, batch_size=i.batch_size)
     graph, encoder = None, getattr(model.pipeline, "scene_graph", None)
-    if encoder is not None:  # of a new one only the number of its tokens counts
-        known = config.model.scene_graph
-        graph = identity([encoder]) if known else f"new {encoder.shape.tokens}"
+    if encoder is not None:  # a new one only affects the number of tokens
+        loaded = config.model.scene_graph
+        graph = identity([encoder]) if loaded else f"new {encoder.shape.tokens}"
     return CacheKey(
         pairs=pairs.fingerprint,
         fit=config.data.fit,

@@ -252,7 +252,7 @@ def _numbers(spec: str, name: str, values: Any, count: int) -> NDArray[np.float6
         plain = values.detach().cpu() if hasattr(values, "detach") else values
         array = np.asarray(plain, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ScorerError(f"scorer {spec}: {name} is not a list of numbers ({error})") from error
+        raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
     if array.shape != (count,):
         raise ScorerError(
             f"scorer {spec}: {name} has shape {list(array.shape)} for {count} images; return "
