@@ -111,8 +111,9 @@ MAPO_SCALE, MAPO_STEPS = 0.5, 1000  # c and T of the authors
 def mapo(errors: PairErrors, s: LossSettings) -> LossOutput:
     """Compute error_w - beta log sigmoid(T (phi(c error_w) - phi(c error_l))).
 
-    Here phi(u) = u / (e^u - 1). There is no reference; beta is the weight of the preference beside denoising. Source: Hong et
-    al., Margin-aware Preference Optimization, 2024, https://arxiv.org/abs/2406.06424.
+    Here phi(u) = u / (e^u - 1). There is no reference; beta is the weight of the preference beside
+    denoising. Source: Hong et al., Margin-aware Preference Optimization, 2024,
+    https://arxiv.org/abs/2406.06424.
     """
     phi_w, phi_l = (
         u / torch.expm1(u)
