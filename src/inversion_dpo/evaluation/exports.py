@@ -24,7 +24,7 @@ def write_gains(metrics: Mapping[str, Any], path: Path) -> None:
 def write_categories(metrics: Mapping[str, Any], path: Path) -> None:
     """Write ``categories.csv``: one row per category and metric, with the category's win rate."""
     rows = [
-        {"category": category, "metric": name, **row, **part}
+        {**part, **row, "category": category, "metric": name}
         for category, part in metrics["categories"].items()
         for name, row in metric_rows(part).items()
     ]
