@@ -171,7 +171,7 @@ def soft_pair_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(tiny_pipeline, pair_file):
     """Overrides that make a run of seconds; call with further ones."""
     from inversion_dpo.run.config import load_config
@@ -202,3 +202,13 @@ def tiny_config(tiny_pipeline, pair_file):
     prompts = [r["caption"] for r in pair_rows(4)]
     pair_file.with_name("prompts.txt").write_text("\n".join(prompts))
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config, tmp_path_factory):
+    """A whole run of ``tiny_config``; copy it before writing to it."""
+    from inversion_dpo.training.recipe import train
+
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    train(tiny_config(), folder)
+    return folder

@@ -1,4 +1,4 @@
-"""What test_processes.py runs in one process and in two: a step's gradients, and then training.
+"""What test_processes.py runs in one process and in two: a step's gradients, training, evaluation.
 
 Usage: torchrun ... launched.py FOLDER; for every FOLDER/NAME.yaml it leaves NAME.safetensors (whole
 gradients), NAME.json (measurements, and the pairs that each process read) and the run NAME.
@@ -14,6 +14,7 @@ from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
+from inversion_dpo.evaluation.evaluate import evaluate
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.processes import current_team, total, whole_tensors
 from inversion_dpo.training import recipe as session_parts
@@ -75,6 +76,9 @@ def main(root):
         config = load_config(str(file), [])
         one_step(file.stem, config, root)
         train(config, root / file.stem, root / f"cache-{file.stem}")
+        if file.stem == "ddp-lora":
+            adapter = str(root / file.stem / "adapter")
+            evaluate(root / file.stem, config, (None, adapter))
 
 
 if __name__ == "__main__":

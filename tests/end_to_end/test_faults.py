@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -99,8 +100,9 @@ def test_other_errors_pass_unchanged():
 # ---- stopping
 
 
-def test_sigterm_saves_stops_and_resumes_in_the_same_bits(tiny_config, tmp_path, monkeypatch):
-    train(tiny_config(), tmp_path / "whole")
+def test_sigterm_saves_stops_and_resumes_in_the_same_bits(
+    tiny_config, tiny_run, tmp_path, monkeypatch
+):
     real = training.backward
 
     def stopped(session, step):
@@ -115,7 +117,7 @@ def test_sigterm_saves_stops_and_resumes_in_the_same_bits(tiny_config, tmp_path,
     monkeypatch.setattr(training, "backward", real)
     train(tiny_config(), tmp_path / "parts")
     name = "adapter/pytorch_lora_weights.safetensors"
-    assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "parts" / name).read_bytes() == (tiny_run / name).read_bytes()
 
 
 def test_the_command_exits_with_zero_on_sigterm(tiny_config, tmp_path, monkeypatch, capsys):
@@ -269,16 +271,16 @@ def test_a_damaged_shard_is_named_and_made_again_alone(tiny_config, tmp_path, ca
 
 
 @pytest.mark.parametrize("file", ["state.json", "policy.safetensors", "optimizer.safetensors"])
-def test_any_flipped_bit_of_a_checkpoint_is_seen(tiny_config, tmp_path, file, caplog):
-    train(tiny_config("training.steps=2", "training.checkpoint_every=1"), tmp_path)
-    newest = tmp_path / "checkpoints/step-000002"
+def test_any_flipped_bit_of_a_checkpoint_is_seen(tiny_run, tmp_path, file, caplog):
+    shutil.copytree(tiny_run / "checkpoints", tmp_path / "checkpoints")
+    newest = tmp_path / "checkpoints/step-000008"
     data = (newest / file).read_bytes()
     for place in range(0, len(data), max(1, len(data) // 9)):
         spoiled = bytearray(data)
         spoiled[place] ^= 2
         (newest / file).write_bytes(bytes(spoiled))
-        assert latest_checkpoint(tmp_path / "checkpoints").name == "step-000001"
-    assert "step-000002 is damaged" in caplog.text
+        assert latest_checkpoint(tmp_path / "checkpoints").name == "step-000006"
+    assert "step-000008 is damaged" in caplog.text
 
 
 def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tmp_path):

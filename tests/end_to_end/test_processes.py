@@ -1,4 +1,8 @@
-"""Two processes on gloo against one: the same gradients, metrics, caches and policies."""
+"""Two processes on gloo against one: the same gradients, metrics, caches and policies.
+
+Every process imports torch and diffusers anew and trains each case, which is why only some of the
+cases are fast: LoRA under DDP and under FSDP2, and KTO, whose loss needs all processes' images.
+"""
 
 import json
 import os
@@ -7,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -17,6 +22,7 @@ from inversion_dpo.run.folder import claim
 from inversion_dpo.training.checkpoint import latest_checkpoint
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
+from tests.slow import slow_but
 
 SCRIPT = Path(__file__).with_name("launched.py")
 LAUNCH = [
@@ -39,6 +45,9 @@ COMMON = [
     "training.checkpoint_every=2",
     "objective.t_min=0.2",
     "training.warmup=1",
+    "evaluation.limit=3",
+    "evaluation.batch_size=1",
+    "evaluation.sample_steps=2",
 ]
 CASES = {
     "ddp-lora": ["data.prompt_dropout=0.5"],
@@ -49,6 +58,9 @@ CASES = {
     "fsdp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
     "fsdp-full": ["policy.kind=full", "training.learning_rate=1e-4"],
 }
+
+FAST = ["ddp-lora", "ddp-kto", "fsdp-lora"]
+NAMES = slow_but(FAST, CASES)
 
 
 def launch(count, *words, timeout=240):
@@ -72,27 +84,45 @@ def launch(count, *words, timeout=240):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, tiny_pipeline, pair_file):
+    """Call with a case: folders of the fast or the slow cases, by the number of processes."""
+    made = {}
+
+    def of(name):
+        fast = name in FAST
+        if fast not in made:
+            root = tmp_path_factory.mktemp("processes")
+            made[fast] = run_cases(
+                root, [c for c in CASES if (c in FAST) == fast], tiny_pipeline, pair_file
+            )
+        return made[fast]
+
+    return of
+
+
+def run_cases(root, names, model, pairs):
     """Folders of the same cases in one process and in two."""
     base = [
-        f"model.path={tiny_pipeline}",
-        f"data.pairs={pair_file}",
+        f"model.path={model}",
+        f"data.pairs={pairs}",
         "data.holdout=0.25",
         "inversion.steps=5",
         "inversion.batch_size=8",
         "policy.rank=4",
         "policy.alpha=4",
         "training.learning_rate=1e-3",
+        "evaluation.prompts=asset:prompts-validation.txt",
         *COMMON,
     ]
     folders = {}
     for count in (1, 2):
-        root = folders[count] = tmp_path_factory.mktemp(f"processes{count}")
-        for name, overrides in CASES.items():
-            config = load_config(None, [*base, *overrides])
+        folder = folders[count] = root / f"{count}"
+        folder.mkdir()
+        for name in names:
+            config = load_config(None, [*base, *CASES[name]])
             if config.training.batch_size == 6:  # so that 3 pairs come in parts of 1 and 2
                 config.training.gradient_accumulation = count
-            (root / f"{name}.yaml").write_text(to_yaml(config))
-        launch(count, SCRIPT, root)
+            (folder / f"{name}.yaml").write_text(to_yaml(config))
+        launch(count, SCRIPT, folder)
     return folders
 
 
@@ -108,32 +138,32 @@ def same_numbers(a, b):
 
 
 def facts(results, count, name):
-    return json.loads((results[count] / f"{name}.json").read_text())
+    return json.loads((results(name)[count] / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_forward_goes_through_the_prepared_model(results, name):
     expected = "DistributedDataParallel" if name.startswith("ddp") else "FSDPUNet2DConditionModel"
     assert facts(results, 2, name)["type"] == expected
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_read_different_pairs_uneven_batch_and_all(results, name):
     one, two = facts(results, 1, name)["seen"][0], facts(results, 2, name)["seen"]
     assert [len(part) for part in two] == ([3, 3] if "noise" in name else [2, 3])
     assert two[0] + two[1] == one and len({pair for pair, _ in one}) == len(one)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_have_the_gradients_of_one(results, name):
-    one, two = (load_file(results[k] / f"{name}.safetensors") for k in (1, 2))
+    one, two = (load_file(results(name)[k] / f"{name}.safetensors") for k in (1, 2))
     assert one.keys() == two.keys() and one
     norm = sum(float(g.square().sum()) for g in one.values()) ** 0.5
     apart = sum(float((one[k] - two[k]).square().sum()) for k in one) ** 0.5
     assert norm > 0 and apart < 1e-4 * norm
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_metrics_are_means_over_all_processes(results, name):
     one, two = facts(results, 1, name), facts(results, 2, name)
     for part in ("row", "heldout"):
@@ -148,25 +178,25 @@ def test_the_baseline_of_kto_is_a_mean_over_all_images(results):
     assert abs(one) > 1e-5 and two == pytest.approx(one, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_the_policy_of_one(results, name):
-    rows = [read_rows(results[k] / name / "metrics.jsonl") for k in (1, 2)]
+    rows = [read_rows(results(name)[k] / name / "metrics.jsonl") for k in (1, 2)]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == [0, 1, 2, 3, 4]
     for one, two in zip(*rows, strict=True):
         assert one.keys() == two.keys()
         for key in {"loss", "grad_norm", "heldout_winner_error"} & one.keys():
             assert two[key] == pytest.approx(one[key], rel=2e-3), key
     weights = [
-        load_file(latest_checkpoint(results[k] / name / "checkpoints") / "policy.safetensors")
+        load_file(latest_checkpoint(results(name)[k] / name / "checkpoints") / "policy.safetensors")
         for k in (1, 2)
     ]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_cache_filled_by_two_is_that_of_one(results, name):
-    one, two = (next((results[k] / f"cache-{name}").iterdir()) for k in (1, 2))
+    one, two = (next((results(name)[k] / f"cache-{name}").iterdir()) for k in (1, 2))
     assert one.name == two.name
     manifests = [json.loads((f / "manifest.json").read_text()) for f in (one, two)]
     assert manifests[0]["digests"] == manifests[1]["digests"]
@@ -176,7 +206,16 @@ def test_the_cache_filled_by_two_is_that_of_one(results, name):
             torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["fsdp-lora", "fsdp-full"])
+def test_two_processes_evaluate_as_one(results):
+    one, two = (results("ddp-lora")[k] / "ddp-lora" for k in (1, 2))
+    tables = [pq.read_table(f / "per_prompt.parquet").to_pydict() for f in (one, two)]
+    assert len(tables[0]["prompt"]) == 3 and tables[0]["prompt"] == tables[1]["prompt"]
+    for side in ("reference", "policy"):
+        np.testing.assert_allclose(*(t[f"{side}.warmth"] for t in tables), atol=0.02)
+    assert [len(list((f / "samples").iterdir())) for f in (one, two)] == [2, 2]
+
+
+@pytest.mark.parametrize("name", slow_but(["fsdp-lora"], ["fsdp-lora", "fsdp-full"]))
 def test_a_sharded_policy_is_saved_whole(results, tiny_pipeline, name):
     def picture(pipe):
         pipe.set_progress_bar_config(disable=True)
@@ -186,7 +225,7 @@ def test_a_sharded_policy_is_saved_whole(results, tiny_pipeline, name):
     base = picture(DiffusionPipeline.from_pretrained(tiny_pipeline))
     found = []
     for count in (1, 2):
-        folder = results[count] / name / "adapter"
+        folder = results(name)[count] / name / "adapter"
         full = (folder / "model_index.json").exists()
         pipe = DiffusionPipeline.from_pretrained(folder if full else tiny_pipeline)
         if not full:
@@ -196,13 +235,13 @@ def test_a_sharded_policy_is_saved_whole(results, tiny_pipeline, name):
     np.testing.assert_allclose(found[1], found[0], atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["ddp-lora", "fsdp-lora", "fsdp-full"])
+@pytest.mark.parametrize("name", slow_but(["fsdp-lora"], ["ddp-lora", "fsdp-lora", "fsdp-full"]))
 def test_a_run_of_two_processes_goes_on_in_one(results, name, tmp_path):
     """The checkpoint is whole, whatever wrote it; rounding aside the end is the same."""
-    run = results[2] / name
-    config = load_config(str(results[1] / f"{name}.yaml"), ["training.steps=6"])
-    train(config, run, results[2] / f"cache-{name}")
-    train(config, tmp_path / "one", results[1] / f"cache-{name}")
+    run = results(name)[2] / name
+    config = load_config(str(results(name)[1] / f"{name}.yaml"), ["training.steps=6"])
+    train(config, run, results(name)[2] / f"cache-{name}")
+    train(config, tmp_path / "one", results(name)[1] / f"cache-{name}")
     one, two = (read_rows(f / "metrics.jsonl") for f in (tmp_path / "one", run))
     assert [r["step"] for r in two] == list(range(7))
     assert two[-1]["heldout_winner_error"] == pytest.approx(
@@ -210,7 +249,8 @@ def test_a_run_of_two_processes_goes_on_in_one(results, name, tmp_path):
     )
 
 
-def test_the_commands_run_on_two_processes_as_on_one(results, tiny_config, tmp_path):
+@pytest.mark.slow  # it launches two processes twice, to train and to evaluate
+def test_the_commands_run_on_two_processes_as_on_one(tiny_config, tmp_path):
     """train and evaluate as typed: one policy, one table of samples, nothing written twice.
 
     The run was begun by one process, with half of the cache, and is taken up by two.
@@ -242,5 +282,5 @@ def test_the_commands_run_on_two_processes_as_on_one(results, tiny_config, tmp_p
     for key, value in adapters[0].items():
         torch.testing.assert_close(adapters[1][key], value, rtol=1e-3, atol=2e-4)
     metrics = json.loads((tmp_path / "two/metrics.json").read_text())
-    assert metrics["n_prompts"] == 4 and len(list((tmp_path / "two/samples").iterdir())) == 2
+    assert metrics["n_prompts"] == 3 and len(list((tmp_path / "two/samples").iterdir())) == 2
     assert [r["step"] for r in read_rows(tmp_path / "two/metrics.jsonl")] == [0, 1, 2, 3, 4]

@@ -47,16 +47,24 @@ def image_of(pipe):
     ).images
 
 
+# In `make test`: what changes the loss and what changes the inversion, each once.
 @pytest.mark.parametrize(
     "overrides",
-    [
-        ["objective.target=x0"],
-        ["objective.target=transition", "objective.beta=20000"],
-        ["objective.name=diffusion_dpo"],
-        ["inversion.guidance_scale=2.0"],
-        ["inversion.fixed_point_iterations=2"],
-        ["inversion.t_start=0.34"],
-    ],
+    slow_but(
+        [
+            ["objective.target=transition", "objective.beta=20000"],
+            ["inversion.guidance_scale=2.0"],
+            ["inversion.fixed_point_iterations=2"],
+        ],
+        [
+            ["objective.target=x0"],
+            ["objective.target=transition", "objective.beta=20000"],
+            ["objective.name=diffusion_dpo"],
+            ["inversion.guidance_scale=2.0"],
+            ["inversion.fixed_point_iterations=2"],
+            ["inversion.t_start=0.34"],
+        ],
+    ),
 )
 def test_starts_at_log_two_and_logs_everything_apart(tiny_config, tmp_path, overrides):
     train(tiny_config(*overrides), tmp_path)
@@ -115,9 +123,12 @@ class Killed(Exception):
     """Stands for a process that dies."""
 
 
+FULL = ["policy.kind=full", "training.learning_rate=1e-4"]
+
+
+# In `make test`: an adapter and all weights; the objectives' resuming is tested below.
 @pytest.mark.parametrize(
-    "overrides",
-    [[], ["objective.name=diffusion_dpo"], ["policy.kind=full", "training.learning_rate=1e-4"]],
+    "overrides", slow_but([[], FULL], [[], ["objective.name=diffusion_dpo"], FULL])
 )
 def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeypatch, overrides):
     config = tiny_config(*overrides)
@@ -199,19 +210,19 @@ def test_label_noise_swaps_training_pairs_only(tiny_config, tmp_path):
         torch.testing.assert_close(there[0], here[side])
 
 
-def test_a_damaged_checkpoint_is_passed_over(tiny_config, tmp_path):
-    train(tiny_config(), tmp_path)
-    newest = tmp_path / "checkpoints/step-000008/policy.safetensors"
+def test_a_damaged_checkpoint_is_passed_over(tiny_config, tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    newest = folder / "checkpoints/step-000008/policy.safetensors"
     newest.write_bytes(newest.read_bytes()[:-10])
-    train(tiny_config(), tmp_path)
-    steps = [r["step"] for r in rows_of(tmp_path)]
+    train(tiny_config(), folder)
+    steps = [r["step"] for r in rows_of(folder)]
     assert steps == list(range(8)) + [8]
 
 
-def test_resume_against_another_reference_is_refused(tiny_config, tmp_path):
-    train(tiny_config(), tmp_path)
+def test_resume_against_another_reference_is_refused(tiny_config, tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
     with pytest.raises(CheckpointError, match="another --output"):
-        train(tiny_config("inversion.steps=6"), tmp_path)
+        train(tiny_config("inversion.steps=6"), folder)
 
 
 def test_accumulation_equals_one_batch(tiny_config, tmp_path):
