@@ -25,16 +25,13 @@ Prompt = str | SceneGraph  # a scene graph stands for its caption and itself
 
 
 def no_graph(prompt: str) -> SceneGraph | None:
-    """Know of no prompt which scene graph it asks for."""
+    """Know no scene graph of any prompt."""
     return None
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A pipeline with the settings that it is sampled under.
-
-    Everything that a picture depends on but prompt and seed is in here, so that the page, the
-    evaluation and the command line draw the same picture.
+    """A pipeline with its settings: the page, the evaluation and the commands draw alike.
 
     pipeline: of diffusers, with the policy on it. config: of it ``model`` and ``evaluation``.
     graph_of: the scene graph that a bare prompt asks for, where a model takes graphs.
@@ -52,7 +49,7 @@ class Sampler:
 
     @property
     def takes_graphs(self) -> bool:
-        """Whether a scene-graph encoder is installed."""
+        """Say whether a scene-graph encoder is installed."""
         return getattr(self.pipeline, "scene_graph", None) is not None
 
     def under(self, **evaluation: Any) -> Sampler:
@@ -97,23 +94,21 @@ class Sampler:
         return images
 
     def _conditions(self, asked: list[SceneGraph]) -> dict[str, Any]:
-        """What the pipeline is called with: text to encode itself, or what it is encoded to."""
+        """Give the pipeline text to encode itself, or what the text is encoded to."""
         captions = [graph.caption for graph in asked]
         if not self.takes_graphs and self.config.model.prompt_chunks == 1:
             return {"prompt": captions}
-        graphs = self._graphs(asked) if self.takes_graphs else None
+        graphs = None
+        if self.takes_graphs:
+            graphs = [g if g.items else self.graph_of(g.caption) for g in asked]
+            if missing := graphs.count(None):
+                logger.warning(
+                    "%d of %d prompts have no scene graph: the prompt alone conditions them",
+                    missing,
+                    len(asked),
+                )
         both = self.model.condition([""]), self.model.condition(captions, graphs)
         if isinstance(self.model, SceneGraphModel):
             with torch.no_grad():
                 both = self.model.embedded(both[0]), self.model.embedded(both[1])
         return dict(call_arguments(*both))
-
-    def _graphs(self, asked: list[SceneGraph]) -> list[SceneGraph | None]:
-        graphs = [g if g.items else self.graph_of(g.caption) for g in asked]
-        if missing := graphs.count(None):
-            logger.warning(
-                "%d of %d prompts have no scene graph: the prompt alone conditions them",
-                missing,
-                len(asked),
-            )
-        return graphs
