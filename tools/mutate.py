@@ -4,9 +4,9 @@ A *mutant* is a file with one small fault: ``+`` for ``-``, ``<`` for ``<=``, a 
 It is *killed* if a test of the file's fails on it, and *survives* if none does. Mutants that change
 nothing that can be observed are listed with their reason in ``tools/equivalent_mutants.toml``.
 
-The parent imports everything once. For each mutant it forks, imports the package and the tests
-again with the changed source in place of the file's, and runs the file's tests. Nothing is written
-to the source tree. Packages like mutmut and cosmic-ray start Python anew for each mutant or copy
+The parent imports everything once. For each mutant it forks, imports the changed source in place of
+the file's, imports again what depends on it, and runs the file's tests. Nothing is written to the
+source tree. Packages like mutmut and cosmic-ray start Python anew for each mutant or copy
 the tree; importing torch alone takes longer than these tests.
 
     python -m tools.mutate [FILE ...] [--seed 0] [--limit N] [--output mutants.json] [--list]
@@ -17,6 +17,7 @@ FILE: one of those in ``TESTS``, all by default. limit: mutants of a file, drawn
 from __future__ import annotations
 
 import argparse
+import ast
 import gc
 import importlib
 import importlib.abc
@@ -44,7 +45,7 @@ MATHS = ["maths/test_schedule.py", "maths/test_inversion.py", "maths/test_object
 TESTS = {  # file of the package -> files in tests/unit that should notice a fault in it
     "maths/inversion.py": MATHS,
     "maths/losses.py": ["maths/test_objectives.py", "maths/test_methods.py"],
-    "maths/records.py": MATHS,
+    "maths/records.py": ["maths/test_records.py", *MATHS],
     "maths/schedule.py": MATHS,
     "maths/targets.py": ["maths/test_targets.py", "maths/test_objectives.py"],
     "trajectories/cache.py": ["trajectories/test_cache.py"],
@@ -56,6 +57,7 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "training/session.py": ["training/test_session.py"],
     "training/recipe.py": ["training/test_recipe.py", "training/test_learning_rate.py"],
 }
+IMPORTS: dict[str, set[str]] = {}  # module of ours -> what it imports
 SECONDS = 60  # of the processor, more than ten times what any file's tests take: an endless loop
 
 
@@ -83,7 +85,7 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def warm_up(files: Sequence[str], scratch: Path) -> None:
-    """Import all that the tests import, then forget what is ours: each child imports it again."""
+    """Import all that the tests import; a child imports again what depends on its mutant."""
     import torch
 
     torch.set_num_threads(1)
@@ -98,14 +100,37 @@ def warm_up(files: Sequence[str], scratch: Path) -> None:
         spec = importlib.util.spec_from_file_location("_warm", ROOT / "tests" / "unit" / test)
         assert spec and spec.loader
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    ours = ("inversion_dpo", "tests", "tools")
-    for name in [n for n in sys.modules if n.split(".")[0] in ours]:
-        del sys.modules[name]
+    IMPORTS.update((n, _imported(m)) for n, m in sys.modules.items() if _ours(m))
     gc.collect()
     gc.freeze()  # a child that walked through these objects would have to copy them
 
 
 THIRD = ("diffusers", "transformers", "peft", "_pytest.assertion.rewrite")  # imported lazily
+
+
+def forget(changed: str) -> None:
+    """Forget a module and all of ours that import it, directly or not."""
+    gone = {changed}
+    while more := {name for name, used in IMPORTS.items() if used & gone} - gone:
+        gone |= more
+    for name in gone:
+        sys.modules.pop(name, None)
+
+
+def _ours(module: ModuleType) -> bool:
+    file = Path(getattr(module, "__file__", None) or "/")
+    return file.is_relative_to(ROOT) and file.suffix == ".py" and "site-packages" not in file.parts
+
+
+def _imported(module: ModuleType) -> set[str]:
+    """Names of the modules that a module's source imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def passes(tests: Sequence[str], mutant: Mutant | None, scratch: Path) -> bool:
@@ -128,6 +153,7 @@ def _run(tests: Sequence[str], mutant: Mutant | None, scratch: Path) -> None:
             os.dup2(silent, stream)
         if mutant:
             name = "inversion_dpo." + mutant.file[:-3].replace("/", ".")
+            forget(name)
             sys.meta_path.insert(0, Changed(name, PACKAGE / mutant.file, mutant.code))
         import pytest
 

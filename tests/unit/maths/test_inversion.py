@@ -190,6 +190,42 @@ def test_a_separate_reference_is_asked_at_every_state_and_knows_the_paths_predic
         torch.testing.assert_close(tr.reference[i], expected)
 
 
+def test_inverting_and_sampling_keep_no_graph():
+    weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x_0, grid = torch.randn(2, 3).double(), SCHEDULE.grid(3)
+    tr = invert(x_0, grid, lambda x, t: weight * x, "epsilon")
+    assert not tr.states.requires_grad and not tr.reference.requires_grad
+    again = reconstruct(tr.states[-1], grid, lambda x, t: weight * x, "epsilon")
+    assert not again.requires_grad
+
+
+def test_what_is_not_evaluated_is_no_number():
+    """Two noised states, of which the first is asked of nobody: its prediction is NaN."""
+    x_0, noise, grid = torch.randn(1, 3).double(), torch.randn(1, 3).double(), SCHEDULE.grid(4)
+    tr = invert(x_0, grid, gaussian(), "epsilon", noise=noise, start=2, first=3)
+    assert tr.reference.isnan().all(-1).flatten().tolist() == [True, True, False, False, False]
+    compared = invert(x_0, grid, gaussian(), "epsilon", reference=lambda x, t, p: p + 1, first=2)
+    assert compared.reference.isnan().all(-1).flatten().tolist() == [True, True] + 3 * [False]
+    plain = invert(x_0, grid, gaussian(), "epsilon")
+    torch.testing.assert_close(compared.reference[2:], plain.reference[2:] + 1)
+
+
+def test_evaluations_by_hand():
+    # states 0..10; three iterations at each of the ten
+    assert evaluations_per_image(0, 1, 10, 3, 1.0, 1.0) == 11 + 30
+    # guided: twice that, and the reference's own at states 1 to 10
+    assert evaluations_per_image(0, 1, 10, 3, 2.0, 1.0) == 2 * 41 + 10
+    # noised up to 4, wanted from 6: states 4 to 10, inverted 5 to 10
+    assert evaluations_per_image(4, 6, 10, 1, 1.0, 1.0) == 7 + 6
+    # nothing is inverted: states 2 to 4 are noised
+    assert evaluations_per_image(5, 2, 4, 3, 1.0, 1.0) == 3
+
+
+def test_the_relative_error_is_of_each_image():
+    x, again = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 9.0], [1.0, 2.0]])
+    assert reconstruction_error(x, again).tolist() == [1.0, 0.5]
+
+
 def test_batch_of_two_is_two_batches_of_one():
     x_0, grid = torch.randn(2, 4).double(), SCHEDULE.grid(8)
     together = invert(x_0, grid, gaussian(), "epsilon").states

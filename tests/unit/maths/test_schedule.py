@@ -10,6 +10,8 @@ from inversion_dpo.maths.schedule import (
     Schedule,
     add_noise,
     error_scale,
+    like,
+    posterior_std,
     prediction_between,
     prediction_of,
     step,
@@ -42,6 +44,41 @@ def test_even_grid_runs_from_clean_to_the_last_timestep():
 def test_grid_refuses_impossible_step_counts(steps):
     with pytest.raises(ValueError, match="between 1 and 999"):
         schedule().grid(steps)
+
+
+def test_a_grid_of_a_small_schedule_by_hand():
+    """Six levels: two steps at 0, 2.5 -> 2 (half to even) and 5; the first one is made clean."""
+    alpha = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], dtype=torch.float64)
+    levels = Levels(alpha, (1 - alpha**2).sqrt())
+    own = Schedule("epsilon", 10 * torch.arange(6), levels, lambda steps: ("sampler", steps))
+    grid = own.grid(2)
+    assert grid.timesteps.tolist() == [0, 20, 50]
+    assert grid.levels.alpha.tolist() == [1.0, 0.7, 0.4] and grid.levels.sigma[0] == 0
+    assert torch.equal(grid.levels.sigma[1:], levels.sigma[torch.tensor([2, 5])])
+    assert levels.alpha[0] == 0.9  # the schedule's own stays
+    assert own.grid(5).timesteps.tolist() == [0, 10, 20, 30, 40, 50]
+    assert own.grid(1).timesteps.tolist() == [0, 50] and len(own) == 6
+    assert own.grid(3, "sampler") == ("sampler", 3)
+    for steps in (0, 6):
+        with pytest.raises(ValueError, match="between 1 and 5"):
+            own.grid(steps)
+
+
+def test_posterior_deviation_by_hand():
+    """0.28 / 0.6 sqrt(0.36 - (0.8 / 0.96)^2 0.0784) between alpha 0.96 and 0.8."""
+    low, high = level(0.96, "epsilon"), level(0.8, "epsilon")
+    wanted = 0.28 / 0.6 * (0.36 - (0.8 / 0.96) ** 2 * 0.0784) ** 0.5
+    assert posterior_std(low, high).item() == pytest.approx(wanted)
+    assert posterior_std(level(1.0, "epsilon"), high) == 0
+    assert posterior_std(high, high) == pytest.approx(0, abs=1e-8)  # and no root of less than 0
+    assert posterior_std(high, low) == 0
+
+
+def test_a_coefficient_takes_the_shape_and_type_of_what_it_multiplies():
+    x = torch.zeros(2, 3, 4)
+    assert like(torch.tensor([1.0, 2.0], dtype=torch.float64), x).shape == (2, 1, 1)
+    scalar = like(torch.tensor(2.0, dtype=torch.float64), x)
+    assert scalar.ndim == 0 and scalar.dtype == torch.float32
 
 
 def test_add_noise_equals_diffusers():

@@ -91,6 +91,12 @@ def test_a_prompt_is_both_images_and_a_frame_is_its_own(cache):
     assert cache.empty["prompt"].tolist() == [[-7]]
 
 
+def test_the_first_shard_knows_what_a_condition_has(cache):
+    for k in (1, 2):
+        (cache.folder / f"shard-{k:05d}.safetensors").unlink()
+    assert cache.condition([1])["prompt"].flatten().tolist() == [2, 2]
+
+
 def test_preferences_are_of_pairs(cache):
     assert cache.preference([4, 0, 1]).tolist() == pytest.approx([0.6, 1.0, 0.9])
 
@@ -124,12 +130,13 @@ def test_what_the_manifest_says(cache):
     assert cache.overlong == {"tokenizer": 0}
 
 
-def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path):
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path, last):
     write_cache(tmp_path / "cache")
     path = tmp_path / "cache" / "manifest.json"
-    path.write_text(path.read_text().replace('"last": 3', '"last": 0'))
+    path.write_text(path.read_text().replace('"last": 3', f'"last": {last}'))
     again = cache_module.TrajectoryCache(tmp_path / "cache", GRID, "epsilon")
-    assert not again.inverted
+    assert again.inverted == (last > 0)
 
 
 def test_no_more_shards_are_open_than_allowed(cache, monkeypatch):
