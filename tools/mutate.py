@@ -44,7 +44,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 MATHS = ["maths/test_schedule.py", "maths/test_inversion.py", "maths/test_objectives.py"]
 TESTS = {  # file of the package -> files in tests/unit that should notice a fault in it
     "maths/inversion.py": MATHS,
-    "maths/losses.py": ["maths/test_objectives.py", "maths/test_methods.py"],
+    "maths/losses.py": [f"maths/test_{name}.py" for name in ("methods", "objectives", "authors")],
     "maths/records.py": ["maths/test_records.py", *MATHS],
     "maths/schedule.py": MATHS,
     "maths/targets.py": ["maths/test_targets.py", "maths/test_objectives.py"],

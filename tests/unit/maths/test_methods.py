@@ -134,10 +134,23 @@ def test_mapo_takes_a_winner_without_error():
     assert out.loss.item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_mapo_adds_the_preference_to_the_winners_error():
+    even = as_pair_errors(torch.tensor([0.5, 0.5]), torch.zeros(2))
+    out = LOSSES["mapo"].function(even, LossSettings(0.1))
+    assert out.loss.item() == pytest.approx(0.5 + 0.1 * math.log(2))
+
+
 def test_half_precision_errors_are_taken_in_float32():
     target, prediction = torch.full((2, 4), 300.0).half(), torch.zeros(2, 4).half()
     assert squared_error(target, prediction).tolist() == [90000.0] * 2  # over half's 65504
     assert residual_overlap(target, prediction).tolist() == [90000.0]
+
+
+def test_the_overlap_is_of_residuals():
+    # residuals (1, 1) and (2, 3), not sums (1, 3) and (4, 5)
+    target, prediction = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[0.0, 1], [1, 1]])
+    assert residual_overlap(target, prediction).tolist() == [2.5]
+    assert squared_error(target, prediction).tolist() == [1.0, 6.5]
 
 
 def test_errors_are_split_or_refused():
