@@ -15,7 +15,7 @@ from PIL import Image
 from inversion_dpo.data.source import Pair
 from inversion_dpo.data.transforms import flips
 from inversion_dpo.maths.schedule import add_noise, step
-from inversion_dpo.models.base import ModelError, guided
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories.fill import (
@@ -344,18 +344,17 @@ def test_a_number_that_is_not_finite_is_refused_by_its_image():
     ("along", "wanted"), [(1.0, 1.0), (2.0, 2.0), (2.0, 1.0), (1.0, 3.0), (2.0, 5.0)]
 )
 def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
+    """A prompt's number is added to the prediction: s times it is guidance s, for the empty is 0."""
     model, x, t = Pipeline(), torch.randn(2, 1, 2, 2), torch.tensor([10, 10])
-    condition, empty = {"prompt": torch.tensor([[3.0], [4.0]])}, model.condition([""])
-    predict, compare = predictions(model, condition, along, wanted)
+    prompts = torch.tensor([3.0, 4.0]).reshape(2, 1, 1, 1)
+    predict, compare = predictions(model, {"prompt": prompts.reshape(2, 1)}, along, wanted)
     followed = predict(x, t)
-    network = model.pipeline.unet
-    torch.testing.assert_close(followed, guided(model, network, x, t, condition, empty, along))
+    torch.testing.assert_close(followed, 0.1 * x + 1 + along * prompts)
     assert (compare is None) == (along == wanted)
     if compare:
         before = model.calls
-        found = compare(x, t, followed)
+        torch.testing.assert_close(compare(x, t, followed), 0.1 * x + 1 + wanted * prompts)
         assert model.calls == before + 2  # one evaluation for each image, not two
-        torch.testing.assert_close(found, guided(model, network, x, t, condition, empty, wanted))
 
 
 @pytest.mark.parametrize(
