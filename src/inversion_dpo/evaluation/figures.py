@@ -63,6 +63,10 @@ class Panel:
     baseline: float | None = None
 
 
+def _both(key: str) -> tuple[Series, Series]:
+    return Series("training", key), Series("held out", f"heldout_{key}", ORANGE, held_out=True)
+
+
 PANELS = (
     Panel(
         "loss",
@@ -73,10 +77,7 @@ PANELS = (
         "implicit accuracy",
         "Share of pairs whose implicit reward puts the winner first; 0.5 is chance. Training "
         "accuracy that rises while held-out accuracy stays is memorisation.",
-        (
-            Series("training", "accuracy"),
-            Series("held out", "heldout_accuracy", ORANGE, held_out=True),
-        ),
+        _both("accuracy"),
         0.5,
     ),
     Panel(
@@ -99,20 +100,14 @@ PANELS = (
         "margin",
         "Implicit reward of the winner minus that of the loser. A rising margin alone is no "
         "success: read it with the errors.",
-        (
-            Series("training", "margin"),
-            Series("held out", "heldout_margin", ORANGE, held_out=True),
-        ),
+        _both("margin"),
         0.0,
     ),
     Panel(
         "drift",
         "Mean squared difference between the predictions of policy and reference. Quality "
         "suffers when it keeps growing after held-out accuracy has settled.",
-        (
-            Series("training", "drift"),
-            Series("held out", "heldout_drift", ORANGE, held_out=True),
-        ),
+        _both("drift"),
     ),
     Panel(
         "gradient norm",

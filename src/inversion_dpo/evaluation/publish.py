@@ -86,6 +86,8 @@ def card(run: Path, config: Config) -> str:
         datasets=[d] if (d := dataset_id(config.data.pairs)) else None,
     )
     e, values = config.evaluation, flat(config)
+    other = metrics.get(OTHER_GUIDANCE, {"guidance_scale": e.guidance_scale})
+    scales = dict.fromkeys([e.guidance_scale, other["guidance_scale"]])
     written = ModelCard.from_template(
         about,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -93,13 +95,13 @@ def card(run: Path, config: Config) -> str:
         kind=KINDS[config.policy.kind],
         base=f"`{base}`" if base else f"`{plain(Path(resolve(config.model.path)).name)}` (local)",
         objective=config.objective.name,
-        load=loading(base) if lora and base else "",
+        lora_base=base if lora else None,
         grid=(run / "grid.png").is_file(),
         data=data_text(config, metrics),
         settings=[(key, values[key]) for key in CARD_SETTINGS],
         rows=score_rows(metrics),
         measured=measured_text(metrics, config),
-        guidance=guidance_words(metrics, config),
+        guidance=" and ".join(f"{scale:g}" for scale in scales),
         steps=e.sample_steps,
         limits=limits(metrics),
     )
@@ -121,15 +123,6 @@ def dataset_id(pairs: str) -> str | None:
 def plain(text: str) -> str:
     """Replace every sign that Markdown or HTML could read as markup."""
     return re.sub(r"[^\w .,+-]", "_", text)
-
-
-def loading(base: str) -> str:
-    """Write the code that loads the LoRA."""
-    return (
-        "from diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{base}")\n'
-        'pipe.load_lora_weights("path/to/this/folder")'
-    )
 
 
 def data_text(config: Config, metrics: Mapping[str, Any]) -> str:
@@ -171,14 +164,6 @@ def measured_text(metrics: Mapping[str, Any], config: Config) -> str:
             f"{win_text(other, digits=3)}; its gain there is {gain_text(other['preference'])}."
         )
     return text
-
-
-def guidance_words(metrics: Mapping[str, Any], config: Config) -> str:
-    """List the guidance scales at which the policy was sampled."""
-    scales = [config.evaluation.guidance_scale]
-    if other := metrics.get(OTHER_GUIDANCE):
-        scales.append(other["guidance_scale"])
-    return " and ".join(f"{scale:g}" for scale in scales)
 
 
 def limits(metrics: Mapping[str, Any]) -> list[str]:
