@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,10 @@ def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings:
     if missing := sorted(info["missing_keys"]):
         raise ScorerError(checkpoint.complaint(f"{len(missing)} weights are missing, {missing[0]}"))
     return model.eval().requires_grad_(False)
+
+
+def tokenized(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:
+    """Tokenize prompts, padded or cut to ``length``: token numbers and mask, [B, length] each."""
+    return tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )

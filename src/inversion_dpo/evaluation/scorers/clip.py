@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded, tokenized
 from inversion_dpo.evaluation.scorers.open_clip import to_transformers, vit_h_settings
 from inversion_dpo.evaluation.scorers.preprocess import (
     MEAN,
@@ -117,13 +117,7 @@ class ClipScorer:
         """Tokenize for the text tower: [B, 77]; tokens after the first end change no score."""
         if self.form.unescape:
             prompts = [html.unescape(html.unescape(p)).strip() for p in prompts]
-        return self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=TOKENS,
-            return_tensors="pt",
-        ).input_ids
+        return tokenized(self.tokenizer, prompts, TOKENS).input_ids
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Embed pixels, projected but not normalised: [B, D]."""

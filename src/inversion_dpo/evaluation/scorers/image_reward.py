@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizerFast, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded, tokenized
 from inversion_dpo.evaluation.scorers.heads import linear_head
 from inversion_dpo.evaluation.scorers.preprocess import Pixels, centre_crops
 
@@ -50,7 +50,7 @@ class ImageRewardScorer:
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
         """Compute rewards [B] of uint8 images [H, W, 3]; prompts are cut at 35 tokens."""
         vision, text, head = self.networks
-        words = self.tokens(prompts).to(self.device)
+        words = tokenized(self.tokenizer, prompts, TOKENS).to(self.device)
         with torch.no_grad():
             image = vision(pixel_values=self.pixels(images).to(self.device)).last_hidden_state
             both = text(
@@ -84,16 +84,6 @@ class ImageRewardScorer:
     def pixels(self, images: Sequence[Pixels]) -> Tensor:
         """Prepare images for the image tower: [B, 3, size, size]."""
         return centre_crops(images, self.networks[0].config.image_size, half_up=True)
-
-    def tokens(self, prompts: Sequence[str]) -> Any:
-        """Tokenize prompts: token numbers and mask, [B, 35] each."""
-        return self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=TOKENS,
-            return_tensors="pt",
-        )
 
 
 def build_towers(weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
