@@ -344,7 +344,7 @@ def test_a_number_that_is_not_finite_is_refused_by_its_image():
     ("along", "wanted"), [(1.0, 1.0), (2.0, 2.0), (2.0, 1.0), (1.0, 3.0), (2.0, 5.0)]
 )
 def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
-    """A prompt's number is added to the prediction: s times it is guidance s, for the empty is 0."""
+    """A prompt's number is added to the prediction: s times it under guidance s, 0 if empty."""
     model, x, t = Pipeline(), torch.randn(2, 1, 2, 2), torch.tensor([10, 10])
     prompts = torch.tensor([3.0, 4.0]).reshape(2, 1, 1, 1)
     predict, compare = predictions(model, {"prompt": prompts.reshape(2, 1)}, along, wanted)
