@@ -160,6 +160,14 @@ def test_each_pair_is_dropped_by_a_chance_of_its_own_in_every_epoch(cache):
     assert len(seen) == 4
 
 
+def test_a_share_of_nothing_drops_nothing_by_the_least_chance(cache, monkeypatch):
+    monkeypatch.setattr("inversion_dpo.training.states.chance", lambda *key: 0.0)
+    condition = cache.condition([3, 0])
+    with_dropout(make_session(cache), [(3, 0), (0, 0)], condition)
+    assert condition["prompt"].flatten().tolist() == [4.0, 1.0] * 2
+    assert condition["graph_rows"].flatten().tolist() == [3.5, 0.5] * 2
+
+
 def test_the_reference_is_asked_at_the_same_place_and_is_one_evaluation_more(cache):
     session = make_session(cache)
     x, t = torch.ones(4, 2), torch.tensor([10, 20, 10, 20])
