@@ -376,9 +376,8 @@ def test_every_objective(family, objective, tiny, pair_file, tmp_path):
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    "kind", slow_but(["lora"], ["lora", "full"])
-)  # tracing costs half a minute
+@pytest.mark.slow  # tracing costs a minute
+@pytest.mark.parametrize("kind", ["lora", "full"])
 def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatch):
     """Traced as torch.compile does it, run without a compiler; the adapter has its plain names."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))

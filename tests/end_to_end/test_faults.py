@@ -352,7 +352,7 @@ def test_the_scale_of_fp16_goes_on_where_it_was(tiny_config, tmp_path):
             parameter.grad = torch.full_like(parameter, scale)
         scaler.step(first.optimizer.optimizer)
         scaler.update()
-    save_session(first, tmp_path, 2, 0.0, {"heldout_accuracy": 0.5}, 2)
+    save_session(first, tmp_path, step=2, seconds=0.0, looked={"heldout_accuracy": 0.5})
     second.accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=3)
     assert resume(second, tmp_path).step == 2
     assert second.accelerator.scaler.state_dict() == scaler.state_dict()

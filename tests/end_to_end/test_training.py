@@ -322,16 +322,16 @@ def test_batch_order_covers_every_pair_once_an_epoch():
 
 
 def test_policy_that_is_not_the_reference_is_refused(tiny_config, tmp_path, monkeypatch):
-    real = session_parts.make_policy
+    real = session_parts.attach
 
-    def spoiled(config, model):
-        policy = real(config, model)
+    def spoiled(*model_and_config):
+        policy = real(*model_and_config)
         for name, parameter in policy.trainable().items():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
         return policy
 
-    monkeypatch.setattr(session_parts, "make_policy", spoiled)
+    monkeypatch.setattr(session_parts, "attach", spoiled)
     with pytest.raises(StartupError, match="not the reference"):
         train(tiny_config(), tmp_path)
 

@@ -107,7 +107,7 @@ def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
 def test_what_does_not_come_out_is_said(tmp_path):
     with pytest.raises(DataError, match="test-1-0: only 0 of 4 pairs came out"):
         build(settings(least=5), tmp_path / "a")
-    with pytest.raises(ConfigError, match="build.splits.dev: the scenes have train"):
+    with pytest.raises(ConfigError, match="build.splits.dev is unknown: the embedded world"):
         build(settings(splits={"dev": 3}), tmp_path / "b")
     with pytest.raises(DataError, match="no score 'beauty'"):
         build(settings(by=["beauty"]), tmp_path / "c")
