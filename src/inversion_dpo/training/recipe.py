@@ -23,6 +23,7 @@ from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.models.prompts import T5_LIMITS, limits
+from inversion_dpo.run.disk import atomic_folder
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.folder import stage
@@ -185,7 +186,7 @@ def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
         append_row(folder, last | {"peak_memory_mb": peak, "pairs": session.cache.pairs})
     save_policy(session, folder / "adapter")
     if config.policy.merge and session.team.main:
-        session.policy.merge(folder / "merged")
+        atomic_folder(folder / "merged", session.policy.merge)
     for tracker in session.accelerator.trackers:  # end_training() would end the processes' group
         tracker.finish()
     session.team.wait()
