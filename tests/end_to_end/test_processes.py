@@ -25,6 +25,7 @@ from inversion_dpo.training.run_files import read_rows
 from tests.slow import slow_but
 
 SCRIPT = Path(__file__).with_name("launched.py")
+ROOT = SCRIPT.parents[2]
 LAUNCH = [
     "-m",
     "accelerate.commands.launch",
@@ -68,7 +69,11 @@ def launch(count, *words, timeout=240):
     command = (
         [sys.executable, *LAUNCH, "--num_processes", str(count)] if count > 1 else [sys.executable]
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(ROOT),  # the script reads tests.sessions
+    }
     done = subprocess.run(
         [*command, *map(str, words)],
         env=environment,
