@@ -35,7 +35,9 @@ def test_sampled_pairs_wait_for_labels(capsys, tiny_config, tmp_path):
     assert code == 1 and "label_0 is null" in text
     code, _, err = run(capsys, *arguments, "model.path=nowhere/merged")
     assert code == 2 and "nowhere/merged" in err  # of another model: the policy of a round before
-    assert run(capsys, *arguments)[0] == 0
+    code, _, err = run(capsys, *arguments)  # captions of the embedded world are not for any model
+    assert code == 2 and "needs prompts: --prompts FILE" in err
+    assert run(capsys, *arguments, "--prompts", "scenes")[0] == 0
     assert pq.read_table(out)["caption"].to_pylist() != ["a small red star", "a large blue circle"]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, Overrides, Preset
-from inversion_dpo.run.config import Config, load_config
+from inversion_dpo.run.config import Config, ConfigError, load_config
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def pairs_sample(
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     prompts: Annotated[
-        str, typer.Option(help="A prompt set; scenes: those of the embedded world.")
-    ] = "scenes",
+        str | None, typer.Option(help="A prompt set; scenes, the default of the embedded model.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
     seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
 ) -> None:
@@ -112,9 +112,11 @@ def pairs_sample(
     from inversion_dpo.labels.asking import sample_pairs
 
     settings = load_config(config, overrides or [])
-    captions = read_prompts(str(count) if prompts == "scenes" else prompts, count)
-    sample_pairs(output, sampler_of(settings, None), captions, seed)
-    typer.echo(f"{len(captions)} pairs in {output}\nnext: inversion-dpo web {output}")
+    if prompts is None and not settings.model.path.startswith("asset:"):
+        raise ConfigError(f"{settings.model.path} needs prompts: --prompts FILE, one a line")
+    captions = read_prompts(str(count) if prompts in (None, "scenes") else prompts, count)
+    made = sample_pairs(output, sampler_of(settings, None), captions, seed)
+    typer.echo(f"{made} pairs in {output}\nnext: inversion-dpo web {output}")
 
 
 def run_page(about: Subject, limit: int, host: str, port: int, remote: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -41,6 +42,21 @@ def decode_image(data: bytes, where: str) -> Image.Image:
             f"must be one complete JPEG, PNG or WebP of at most {MAX_IMAGE_PIXELS} pixels: write "
             "it again or drop the row"
         ) from error
+
+
+def one_colour(image: Image.Image | NDArray[np.uint8]) -> bool:
+    """Tell whether no channel varies by more than 2 of 255 levels: there is no picture in it."""
+    return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() <= 2)
+
+
+def one_colour_text(found: Sequence[str], total: int) -> str:
+    """Say how many of all samples are of one colour, name the first ones, and what to do."""
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"{len(found)} of {total} samples are of one colour ({'; '.join(found[:3])}{more}): a "
+        "safety checker hid the picture, or the autoencoder overflowed (set model.dtype=float32 "
+        "or another model.vae)"
+    )
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from inversion_dpo.data.images import png
+from inversion_dpo.data.images import one_colour, one_colour_text, png
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
@@ -15,21 +16,35 @@ from inversion_dpo.models.sampler import Prompt, Sampler
 from inversion_dpo.run.disk import atomic_table
 from inversion_dpo.run.faults import Waiting
 
+logger = logging.getLogger(__name__)
 LEAST = 4  # pairs that a training takes
 
 
-def sample_pairs(output: Path, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> None:
-    """Write two samples of each prompt, from consecutive seeds, as unlabelled pairs."""
+def sample_pairs(output: Path, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> int:
+    """Write two samples of each prompt, from consecutive seeds, as unlabelled pairs.
+
+    A pair with an image of one colour is left out and named. Returns the number of pairs; WebError
+    says that there is none.
+    """
     twice = [prompt for prompt in prompts for _ in range(2)]
     images = sampler.draw(twice, [seed + k for k in range(len(twice))], desc="pairs")
+    captions = [p if isinstance(p, str) else p.caption for p in prompts]
+    blank = [k for k, image in enumerate(images) if one_colour(image)]
+    if blank:
+        named = [f"{captions[k // 2][:60]!r}, seed {seed + k}" for k in blank]
+        logger.warning("%s; their pairs are left out", one_colour_text(named, len(images)))
+    kept = [k for k in range(len(prompts)) if not {2 * k, 2 * k + 1} & set(blank)]
+    if not kept:
+        raise WebError(f"{output}: every pair has an image of one colour; nothing was written")
     rows = {
-        "jpg_0": [png(image) for image in images[::2]],
-        "jpg_1": [png(image) for image in images[1::2]],
-        "label_0": pa.nulls(len(prompts), pa.float64()),
-        "caption": [p if isinstance(p, str) else p.caption for p in prompts],
+        "jpg_0": [png(images[2 * k]) for k in kept],
+        "jpg_1": [png(images[2 * k + 1]) for k in kept],
+        "label_0": pa.nulls(len(kept), pa.float64()),
+        "caption": [captions[k] for k in kept],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_table(pa.table(rows), output, compression="zstd")
+    return len(kept)
 
 
 def pairs_by_people(

@@ -34,6 +34,7 @@ from inversion_dpo.making_pairs.labelling import (
 )
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.run.processes import current_team
 
 SEEDS = 1_000_000  # room for the samples of one cell
@@ -53,6 +54,11 @@ def build(config: Config, output: Path) -> dict[str, int]:
     from inversion_dpo.making_pairs.dataset import write_dataset
 
     b = config.build
+    if b.prompts == BuildConfig.prompts and not config.model.path.startswith("asset:"):
+        raise ConfigError(
+            f"{config.model.path} needs prompts, since {b.prompts} captions of the embedded world "
+            "fit its own model alone: --prompts FILE, one a line"
+        )
     for kind in b.mix:
         scenes("train", kind, b.seed)  # a kind that is none is refused before anything is sampled
     if current_team().main:

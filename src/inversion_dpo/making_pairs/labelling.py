@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from inversion_dpo.data.images import DataError, decode_image
+from inversion_dpo.data.images import DataError, decode_image, one_colour, one_colour_text
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import Candidate, Labelled, encode_image
 from inversion_dpo.making_pairs.duplicates import Duplicates
@@ -92,15 +92,25 @@ def fill(
 ) -> dict[str, list[Labelled]]:
     """Sample a cell's prompts until its quota is reached or they end; its pairs by labelling.
 
-    Of several processes all must call it. DataError if a labelling goes by a score that is absent.
+    Images of one colour are left out and named. Of several processes all must call it. DataError if
+    a labelling goes by a score that is absent.
     """
     found: dict[str, list[Labelled]] = {name: [] for name in labellings}
+    blank, total = list[str](), 0
     for group in groups(cell, folder, sampling):
-        fresh = duplicates.fresh(group)
+        hidden = {
+            c.seed: f"{c.caption[:60]!r}, seed {c.seed}"
+            for c in group
+            if one_colour(decode_image(c.jpg, f"seed {c.seed}"))
+        }
+        blank, total = [*blank, *hidden.values()], total + len(group)
+        fresh = duplicates.fresh([c for c in group if c.seed not in hidden])
         for name, how in labellings.items():
             found[name] += pairs_of(fresh, how)
         if cell.quota is not None and all(len(pairs) >= cell.quota for pairs in found.values()):
             break
+    if blank and current_team().main:
+        logger.warning("%s; they are in no pair", one_colour_text(blank, total))
     return {name: pairs[: cell.quota] for name, pairs in found.items()}
 
 

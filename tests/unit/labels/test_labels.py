@@ -4,11 +4,13 @@ import sqlite3
 import threading
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.data.images import DataError
+from inversion_dpo.labels.asking import sample_pairs
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import WebError, questions
 from inversion_dpo.labels.store import Conflict, LabelStore, swapped
@@ -266,3 +268,22 @@ def test_agreement_where_it_is_not_defined():
     assert agreement({}).same is None and agreement({"p": {"a": "tie"}}).pairs == 0
     same = agreement({"p": {"a": "tie", "b": "tie"}})
     assert same.same == 1.0 and same.alpha is None
+
+
+class Painter:
+    """A sampler whose images are black for the seeds that it is given."""
+
+    def __init__(self, *black):
+        self.black = black
+
+    def draw(self, prompts, seeds, desc=""):
+        ramp = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
+        return [ramp * (seed not in self.black) for seed in seeds]
+
+
+def test_samples_of_one_colour_are_left_out_and_named(tmp_path, caplog):
+    assert sample_pairs(tmp_path / "p.parquet", Painter(1), ["a", "b"], 0) == 1
+    assert pq.read_table(tmp_path / "p.parquet")["caption"].to_pylist() == ["b"]
+    assert "1 of 4 samples are of one colour ('a', seed 1)" in caplog.text
+    with pytest.raises(WebError, match="every pair has an image of one colour"):
+        sample_pairs(tmp_path / "none.parquet", Painter(0, 3), ["a", "b"], 0)

@@ -32,6 +32,7 @@ def draw(graphs, seeds, source):
     images = [np.full((16, 16, 3), 20 + s % 230, np.uint8) for s in seeds]
     for image, seed in zip(images, seeds, strict=True):
         image[:8] += np.uint8(seed // 230)
+        image[:8, :8] += 8  # not of one colour
     return images
 
 
@@ -67,6 +68,17 @@ def test_several_labellings_of_the_same_samples(tmp_path):
     found = made(tmp_path, labellings=both, quota=5)
     assert [len(pairs) for pairs in found.values()] == [5, 5]
     assert found["light"][0].winner.seed == found["dark"][0].loser.seed
+
+
+def test_images_of_one_colour_are_in_no_pair_and_named(tmp_path, caplog):
+    def hiding(graphs, seeds, source):
+        images = draw(graphs, seeds, source)
+        return [image * (seed % 3 > 0) for image, seed in zip(images, seeds, strict=True)]
+
+    found = made(tmp_path, Sampling(hiding, judge, 3))["pairs"]
+    assert [(p.winner.seed % 3, p.loser.seed % 3) for p in found] == [(2, 1)] * len(PROMPTS)
+    assert "40 of 120 samples are of one colour ('prompt 0', seed 0; " in caplog.text
+    assert "and 37 more" in caplog.text and "model.dtype=float32" in caplog.text
 
 
 def test_a_cell_stops_at_its_quota(tmp_path):

@@ -15,7 +15,7 @@ from inversion_dpo.making_pairs.candidates import Candidate, Labelled
 from inversion_dpo.making_pairs.card import size_category
 from inversion_dpo.making_pairs.dataset import leaks, refuse_leaks, refuse_repeats
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.run.fields import BuildConfig
+from inversion_dpo.run.fields import BuildConfig, ModelConfig
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.drawing import ground_colour
 from inversion_dpo.world.scene_prompts import split_of
@@ -49,6 +49,7 @@ def painter(monkeypatch):
                 rng = np.random.default_rng(seed)
                 image = np.tile(ground_colour(rng.uniform()), (64, 64, 1)).round()
                 image[:2, :2] += rng.integers(-9, 9, (2, 2, 3))  # no two the same
+                image[32:] -= 6  # not of one colour
                 images.append(image.clip(0, 255).astype(np.uint8))
             return images
 
@@ -235,3 +236,10 @@ def test_the_hubs_sizes():
         "10K<n<100K",
         "10M<n<100M",
     ]
+
+
+def test_another_model_is_asked_for_its_own_prompts(tmp_path):
+    config = replace(load_config("taste", []), model=ModelConfig(path="owner/model"))
+    with pytest.raises(ConfigError, match="owner/model needs prompts.*--prompts FILE"):
+        build(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
