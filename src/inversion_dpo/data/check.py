@@ -11,6 +11,7 @@ from pathlib import Path
 
 from inversion_dpo.data.annotations import MAX_LISTED, listed
 from inversion_dpo.data.formats import open_rows
+from inversion_dpo.data.giveaways import Files, Giveaway, refusal
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Row, inspect, rows_of
 from inversion_dpo.data.source import content, no_pairs
@@ -19,6 +20,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
 from inversion_dpo.run.fields import DataConfig
 
+MEASURED_PAIRS = 1000  # pairs whose pixels are measured for giveaways
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
 
 
@@ -40,7 +42,8 @@ class PairReport:
     without it). What follows speaks of the usable pairs: image_sizes {(width, height): images},
     captions (least, median, most in ``measure``'s unit), long_captions (longer than its longest),
     first_preferred (share of labelled rows with label_0 = 1), traits (what else winners have more
-    of), graphs. ``problems`` spells out the first 50 of ``problems_total``.
+    of), giveaways (what their files have), graphs. ``problems`` spells out the first 50 of
+    ``problems_total``.
     """
 
     path: str
@@ -51,6 +54,7 @@ class PairReport:
     long_captions: int
     first_preferred: float | None
     traits: Mapping[str, Share]
+    giveaways: tuple[Giveaway, ...]
     graphs: GraphStatistics
     problems: tuple[str, ...]
     problems_total: int
@@ -72,7 +76,7 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
     lengths: list[int] = []
     problems, total = list[str](), 0
     graphs: list[SceneGraph] = []
-    tally = Tally()
+    tally, files = Tally(), Files()
     seen: set[bytes] = set()
     for row in islice(rows_of(open_rows(config).rows(), config.ranking), config.limit):
         counts["rows"] += 1
@@ -96,9 +100,15 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
         sizes.update(row_sizes)
         lengths.append(measure.length(row.caption or ""))
         if not row.single:
-            tally.add(*map(traits, images if row.label else images[::-1]))
+            order = 1 if row.label else -1
+            tally.add(*map(traits, images[::order]))
+            files.add(row.encoded[::order], images[::order][: 2 * (tally.pairs <= MEASURED_PAIRS)])
     if not counts["pairs"] and not total:
         problems, total = [no_pairs(config.pairs, counts)], 1
+    giveaways = tuple(files.found())
+    if any(g.refused for g in giveaways) and not config.allow_giveaways:
+        counts["giveaways"] = 1
+        problems, total = [*problems, refusal(config.pairs, giveaways)], total + 1
     return PairReport(
         path=config.pairs,
         counts=counts,
@@ -108,6 +118,7 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
         long_captions=sum(n > measure.longest for n in lengths),
         first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
         traits=tally.shares(),
+        giveaways=giveaways,
         graphs=statistics_of(graphs),
         problems=tuple(problems),
         problems_total=total,
@@ -175,11 +186,15 @@ def format_report(report: PairReport) -> str:
         )
     if report.first_preferred is not None:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
-    lines += format_shares(report.traits) + format_statistics(report.graphs)
+    lines += format_shares(report.traits)
+    lines += [f"  ! by their files, winners are {g}" for g in report.giveaways]
+    lines += format_statistics(report.graphs)
     head = (
         f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
         f"{counts['empty_captions']} captions, {counts['broken_images']} images, "
         f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['bad_graphs']} scene "
-        "graphs); rows count from 0"
+        "graphs, {counts['giveaways']} of the files); rows count from 0"
     )
+    if report.ok and (report.giveaways or not all(s.chance for s in report.traits.values())):
+        return "\n".join([*lines, "  no broken rows; look at what is marked with !"])
     return "\n".join([*lines, *listed(head, report.problems, report.problems_total)])

@@ -123,6 +123,8 @@ class DataConfig:
     """Which images of a ranking of three or more become pairs."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What happens at a row that cannot be used: stop, or leave it out and count it."""
+    allow_giveaways: Switch = False
+    """Train even if shape, size, format or compression of the files tells winners from losers."""
     limit: Count | None = None
     """Use only so many pairs from the start; null uses all."""
     fit: Literal["pad", "crop"] = "pad"

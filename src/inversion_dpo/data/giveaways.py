@@ -1,0 +1,178 @@
+"""What files give away: a shape, size, format or compression that tells winners from losers.
+
+A policy learns it in place of the preference. Each trait alone predicts the winner; how well it
+does is bounded from below by Clopper and Pearson's exact interval (1934,
+https://doi.org/10.1093/biomet/26.4.404).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.special import betaincinv
+
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.source import PairSource
+
+PAIRS, DECODED = 2000, 128  # pairs looked at before a training: file headers, and pixels
+ALPHA = 0.001  # of the two-sided interval; small, as a dozen traits are looked at
+LIMIT, MEASURED_LIMIT = 0.55, 0.75  # a larger bound is refused; content moves what is measured
+SIDE = 512  # pixels of an image's top left corner that are measured
+# trait -> the least difference, and winners in words that have more of it or less; the last three
+# are measured, since content changes them, too
+TRAITS = {
+    "aspect": (0.0, "wider in shape", "narrower in shape"),
+    "square": (0.0, "closer to a square", "further from a square"),
+    "pixels": (0.0, "larger", "smaller"),
+    "quantisation": (0.0, "JPEG of lower quality", "JPEG of higher quality"),
+    "bytes": (0.4, "stored in more bytes a pixel", "stored in fewer bytes a pixel"),
+    "sharpness": (1.0, "sharper in the finest detail", "blurred as by enlarging"),
+    "blocks": (0.1, "fuller of JPEG blocks", "freer of JPEG blocks"),
+}
+MEASURED = ("bytes", "sharpness", "blocks")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Giveaway:
+    """A trait that winners and losers differ in by more than chance.
+
+    words: how winners are. hits: winners that are so, among ``differing`` of ``pairs``. least: how
+    often the trait alone finds the winner, at least. refused: whether this is too often.
+    """
+
+    words: str
+    hits: int
+    differing: int
+    pairs: int
+    least: float
+    refused: bool
+
+    def __str__(self) -> str:
+        where = "" if self.differing == self.pairs else f" that differ, of {self.pairs}"
+        return f"{self.words} in {self.hits} of {self.differing} pairs{where}"
+
+
+class Files:
+    """Counts, trait by trait, which of a pair's two files has more of it."""
+
+    def __init__(self) -> None:
+        self.pairs = Counter[bool]()  # by whether pixels were measured
+        self.more, self.less = Counter[str](), Counter[str]()
+
+    def add(self, encoded: Sequence[bytes], decoded: Sequence[Image.Image] = ()) -> None:
+        """Count one pair, the winner first; what is measured only where images are decoded."""
+        first, second = (traits_of(data) for data in encoded)
+        if decoded:
+            first, second = (
+                t | pixel_traits(np.asarray(image.convert("L"), np.float32))
+                for t, image in zip((first, second), decoded, strict=True)
+            )
+        self.pairs.update([False, *[True] * bool(decoded)])
+        for name in first.keys() | second.keys():
+            if name in TRAITS and not (name in first and name in second):
+                continue  # the quality of a JPEG beside a PNG
+            if name in MEASURED and not decoded:
+                continue
+            gap = first.get(name, 0.0) - second.get(name, 0.0)
+            if abs(gap) > TRAITS.get(name, (0.0,))[0]:
+                (self.more if gap > 0 else self.less)[name] += 1
+
+    def found(self) -> list[Giveaway]:
+        """What chance does not explain, the surest first."""
+        found = []
+        for name in self.more.keys() | self.less.keys():
+            more, less, pairs = self.more[name], self.less[name], self.pairs[name in MEASURED]
+            hits, differing = max(more, less), more + less
+            low = float(betaincinv(hits, differing - hits + 1, ALPHA / 2))
+            _, *words = TRAITS.get(name, (0.0, name, f"not {name}"))
+            least = 0.5 + (low - 0.5) * differing / pairs
+            warned, refused = (LIMIT, MEASURED_LIMIT) if name in MEASURED else (0.5, LIMIT)
+            if least > warned:
+                word = words[0] if more > less else words[1]
+                found.append(Giveaway(word, hits, differing, pairs, least, least > refused))
+        return sorted(found, key=lambda g: (-g.least, g.words))
+
+
+def traits_of(data: bytes) -> dict[str, float]:
+    """Read a file's traits from its header; what it is, format or size, counts as 1."""
+    with Image.open(io.BytesIO(data)) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        width, height = image.size[:: -1 if turned else 1]
+        tables = getattr(image, "quantization", None)
+        aspect = round(math.log(width / height), 6)
+        found = {
+            f"{width}x{height}": 1.0,
+            f"{image.format}": 1.0,
+            "aspect": aspect,
+            "square": -abs(aspect),
+            "pixels": float(width * height),
+            "bytes": math.log(len(data) / (width * height)),
+        }
+    if tables:
+        found["quantisation"] = float(np.mean([v for table in tables.values() for v in table]))
+    return found
+
+
+def pixel_traits(luma: NDArray[np.float32]) -> dict[str, float]:
+    """Measure what resizing and JPEG leave in grey pixels [H, W] of 0 to 255.
+
+    sharpness: log of the power in the finest third of frequencies over that in the middle; without
+    content, such as in a flat image, it is 0. blocks: log of the steps across the borders of 8x8
+    blocks over the other steps.
+    """
+    luma = luma[:SIDE, :SIDE]
+    h, w = luma.shape
+    window = np.outer(np.hanning(h + 2)[1:-1], np.hanning(w + 2)[1:-1])
+    power = np.abs(np.fft.rfft2((luma - luma.mean()) * window)) ** 2 / (window**2).sum()
+    f = np.maximum(np.abs(np.fft.fftfreq(h))[:, None], np.fft.rfftfreq(w))
+    high, middle = (power[(f > a) & (f <= b)] for a, b in ((1 / 3, 0.5), (0.1, 0.25)))
+    bands = [math.log(band.mean() + 1.0) if band.size else 0.0 for band in (high, middle)]
+    axes = [k for k in (0, 1) if luma.shape[k] > 8]
+    blocks = 0.0
+    if axes:
+        steps = np.concatenate([np.abs(np.diff(luma, axis=k)).mean(1 - k) for k in axes])
+        edge = np.concatenate([np.arange(1, luma.shape[k]) % 8 == 0 for k in axes])
+        blocks = math.log((steps[edge].mean() + 0.1) / (steps[~edge].mean() + 0.1))
+    return {"sharpness": bands[0] - bands[1], "blocks": blocks}
+
+
+def refuse_giveaways(pairs: PairSource) -> None:
+    """Look at the first pairs before hours are spent; warn, or stop, where files give labels away.
+
+    Raises:
+        DataError: a trait finds the winner too often, and ``data.allow_giveaways`` is not set.
+    """
+    files = Files()
+    for k, pair in enumerate(islice(pairs.read(lambda number: number < DECODED), PAIRS)):
+        if pair.winner != pair.loser:
+            files.add((pair.winner, pair.loser), pair.images if k < DECODED else ())
+    found = files.found()
+    if any(g.refused for g in found) and not pairs.config.allow_giveaways:
+        raise DataError(refusal(pairs.config.pairs, found))
+    if found:
+        _log.warning(giveaways_text(pairs.config.pairs, found))
+
+
+def refusal(name: str, found: Sequence[Giveaway]) -> str:
+    """Say what files give away and how to go on all the same."""
+    return f"{giveaways_text(name, found)}, or set data.allow_giveaways=true"
+
+
+def giveaways_text(name: str, found: Sequence[Giveaway]) -> str:
+    """Say what files give away, and the remedy."""
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return (
+        f"{name}: the files tell winners from losers. Winners are {'; '.join(map(str, found[:4]))}"
+        f"{more}. A policy learns this in place of the preference: save both images of a pair in "
+        "one shape, size, format and quality"
+    )
