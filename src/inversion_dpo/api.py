@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.run.folder import claim, occupied, read_config
+from inversion_dpo.run.folder import claim, occupied, read_config, run_file
 from inversion_dpo.training.effects import load_checked
 
 
@@ -38,7 +38,7 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
     """
     from inversion_dpo.training.recipe import train
 
-    folder, config = Path(output), load_checked(preset, list(overrides))
+    folder, config = Path(output), load_checked(preset, overrides, "train")
     with occupied(folder):
         claim(folder, config)
         train(config, folder)
@@ -66,7 +66,7 @@ def evaluate(
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
 
     folder = Path(run)
-    config = load_checked(str(folder / "config.yaml"), list(overrides))
+    config = load_checked(run_file(folder), overrides, "evaluate")
     named = (reference, policy or str(folder)) if policy or reference else None
     with occupied(folder):
         claim(folder, config)

@@ -57,6 +57,7 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo train -o runs/round": "of such labels, too",
     "inversion-dpo demo -o runs/both --rounds 2 --people": "waits for people: test_rounds.py",
     "inversion-dpo compare": "minutes, hours: tests/unit/compare",
+    "python -m tools.mutate": "minutes, hours: test_mutants.py",
     "python -m tools.embedded.renders": "test_scene_graph_condition.py",
     "inversion-dpo train --config scene-graph": "on tiny stand-ins: test_scene_graph_condition.py",
     "inversion-dpo train --config composition --output runs/on-graph": "the same",
@@ -171,7 +172,7 @@ def prepared(command, tiny):
         if small and words[1] in ("evaluate", "train", "invert", "pairs"):
             words[at] = "tiny.yaml"
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
-        words += ["training.steps=2"] if "training.steps=5" in words else []
+        words = [w.replace("training.steps=5", "training.steps=2") for w in words]
         fresh = f"runs/fresh-{words[1]}"
         words = [fresh if w == "runs/mine" and "--dry-run" not in words else w for w in words]
     return words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,14 +16,17 @@ from inversion_dpo.cli.options import (
     Preset,
     Rounding,
     resolved,
+    stop_dry,
 )
-from inversion_dpo.run.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from inversion_dpo.run.fields import Config
 
 
 def demo(
     output: Output,
     overrides: Overrides = None,
-    seed: Annotated[int, typer.Option(help="Training seed.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Stands for training.seed.")] = None,
     pairs: Annotated[str, typer.Option(help="Labelling: taste or composition.")] = DEFAULT,
     rounds: Rounding = 1,
     people: People = 0,
@@ -32,14 +35,19 @@ def demo(
     """Align the embedded model on this machine's CPU: invert, train, evaluate, report.
 
     Later rounds lie in OUTPUT/round-2 and so on, each with a report against the first model.
+
+    Example: inversion-dpo demo -o runs/demo
     """
     from inversion_dpo.compare.rounds import Rounds, check_rounds, later_rounds
+    from inversion_dpo.run.fields import ConfigError
 
     if pairs not in ("taste", "composition"):
         raise ConfigError(f"--pairs {pairs!r}: the shipped labellings are taste and composition")
-    config = resolved(pairs, [f"training.seed={seed}", *(overrides or [])], dry_run)
-    asked = Rounds(rounds, people=people)
+    given = [*(overrides or []), *([f"training.seed={seed}"] if seed is not None else [])]
+    config, asked = resolved("demo", pairs, given), Rounds(rounds, people=people)
     check_rounds(asked, config)
+    if dry_run:
+        raise stop_dry(config, output)
     run_all(config, output)
     for settings, folder in later_rounds(config, output, asked):
         run_all(settings, folder, config)
@@ -105,6 +113,8 @@ def compare(
     score against compute, diversity, and the reference's best of n. Resumed if begun; methods,
     seeds, varied values and rounds can be added later. Settings found by tuning ship for taste and
     composition; for your own data, use --tune.
+
+    Example: inversion-dpo compare -c mine.yaml --methods x0,diffusion_dpo,sft --seeds 3 -o runs/cmp
     """
     from inversion_dpo.compare.experiment import Plan, parse_extra
     from inversion_dpo.compare.experiment import compare as run_comparison

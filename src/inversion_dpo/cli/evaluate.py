@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, say
+from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, say
 
 
 def evaluate(
@@ -25,16 +26,15 @@ def evaluate(
     """Sample two models from the same noise, score both, say which is better and how surely.
 
     Writes RUN/metrics.json and RUN/per_prompt.parquet; --config counts where RUN holds no run yet.
+
+    Example: inversion-dpo evaluate runs/mine evaluation.scorer=pickscore evaluation.seeds=2
     """
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
     from inversion_dpo.evaluation.wording import lines
-    from inversion_dpo.run.folder import claim, occupied, read_config
-    from inversion_dpo.training.effects import load_checked
+    from inversion_dpo.run.folder import claim, occupied, run_file
 
-    if policy is None:
-        read_config(run)
-    own = run / "config.yaml"
-    settings = load_checked(str(own) if own.is_file() else config, overrides or [])
+    known = policy is None or (run / "config.yaml").is_file()
+    settings = resolved("evaluate", run_file(run) if known else config, overrides)
     models = (reference, policy or str(run)) if policy or reference else None
     with occupied(run):
         claim(run, settings)
@@ -45,7 +45,10 @@ def evaluate(
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of an evaluated run.")],
 ) -> None:
-    """Write RUN/report.html, one self-contained page, with PNG copies of its figures."""
+    """Write RUN/report.html, one self-contained page, with PNG copies of its figures.
+
+    Example: inversion-dpo report runs/mine
+    """
     from inversion_dpo.evaluation.report import report as write
 
     typer.echo(f"report: {write(run)}")
@@ -59,11 +62,14 @@ def fid(
         str, typer.Option(help="clip, or inception: the classical FID, which needs torchvision.")
     ] = "clip",
 ) -> None:
-    """FID and KID of reference and policy against real images; writes RUN/distribution.json."""
-    from inversion_dpo.evaluation.distribution import measure
-    from inversion_dpo.run.folder import read_config
+    """Measure FID and KID of both models against real images; writes RUN/distribution.json.
 
-    found = measure(run, read_config(run, overrides or []), real, features)
+    Example: inversion-dpo fid runs/mine --real real_images
+    """
+    from inversion_dpo.evaluation.distribution import measure
+    from inversion_dpo.run.folder import run_file
+
+    found = measure(run, resolved("fid", run_file(run), overrides), real, features)
     for word in ("reference", "policy"):
         f = found[word]
         typer.echo(
@@ -81,17 +87,21 @@ def export_run(
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload it; private unless --public.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository public.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --push-to-hub: list what would be uploaded.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Write RUN/export to give away: the policy, a model card, and other formats."""
+    """Write RUN/export to give away: the policy, a model card, and other formats.
+
+    Example: inversion-dpo export runs/mine --push-to-hub OWNER/NAME --dry-run
+    """
     from inversion_dpo.evaluation.publish import export, push
 
-    folder = export(run, form)
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        typer.echo(f"{file}  {file.stat().st_size:,} bytes")
-    if push_to_hub and dry_run:
-        typer.echo(f"nothing was uploaded; without --dry-run these go to {push_to_hub}")
+    with tempfile.TemporaryDirectory() as trial:
+        folder = export(run, form, Path(trial) / "export" if dry_run else None)
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            name = run / "export" / file.relative_to(folder)
+            typer.echo(f"{name}  {file.stat().st_size:,} bytes")
+    if dry_run:
+        upload = f"; without --dry-run they go to {push_to_hub}" if push_to_hub else ""
+        typer.echo(f"nothing was written or uploaded{upload}")
     elif push_to_hub:
         typer.echo(push(folder, push_to_hub, private=not public))

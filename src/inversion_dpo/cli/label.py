@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, Overrides, Preset
-from inversion_dpo.run.config import Config, ConfigError, load_config
+from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, resolved
+
+if TYPE_CHECKING:
+    from inversion_dpo.run.fields import Config
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,11 @@ def subject_of(given: str, preset: str, overrides: list[str], labels: Path | Non
 
     Labels go to RUN/labels.sqlite, or to NAME.labels.sqlite in the current folder.
     """
-    from inversion_dpo.run.folder import read_config
-
     folder = Path(given)
     if (folder / "config.yaml").is_file():
-        config = read_config(folder, overrides)
+        config = resolved("web", str(folder / "config.yaml"), overrides)
         return Subject(folder.resolve().name, config, folder, labels or folder / "labels.sqlite")
-    config = load_config(preset, [*overrides, f"data.pairs={given}"])
+    config = resolved("web", preset, [*overrides, f"data.pairs={given}"])
     stem = Path(given.replace(":", "/")).stem or "pairs"
     name = given if given.startswith(("asset:", "hf:")) else folder.resolve().name
     return Subject(name, config, None, labels or Path(f"{stem}.labels.sqlite"))
@@ -74,6 +74,8 @@ def web(
 
     Only this machine can reach it. Labels are on the disk before the next pair is shown, and
     `inversion-dpo pairs export` makes pairs of them.
+
+    Example: inversion-dpo web my_pairs.parquet
     """
     about = subject_of(subject, config, overrides or [], labels)
     run_page(about, limit, host, port, allow_remote)
@@ -86,7 +88,10 @@ def pairs_export(
         str | None, typer.Option(help="Only this one's labels; without it, the majority.")
     ] = None,
 ) -> None:
-    """Write hand-made labels as pairs that `train` reads (Pick-a-Pic's columns)."""
+    """Write hand-made labels as pairs that `train` reads (Pick-a-Pic's columns).
+
+    Example: inversion-dpo pairs export pairs.labels.sqlite -o labelled.parquet
+    """
     from inversion_dpo.labels.export import export, summary
     from inversion_dpo.labels.questions import WebError
     from inversion_dpo.labels.store import LabelStore
@@ -106,12 +111,16 @@ def pairs_sample(
     count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
     seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
 ) -> None:
-    """Sample two images of each prompt for people to label; sampling is evaluation.*."""
+    """Sample two images of each prompt for people to label; sampling is evaluation.*.
+
+    Example: inversion-dpo pairs sample -c sd15 --prompts my_prompts.txt -o pairs.parquet
+    """
     from inversion_dpo.evaluation.prompt_sets import read_prompts
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.labels.asking import sample_pairs
+    from inversion_dpo.run.fields import ConfigError
 
-    settings = load_config(config, overrides or [])
+    settings = resolved("pairs sample", config, overrides)
     if prompts is None and not settings.model.path.startswith("asset:"):
         raise ConfigError(f"{settings.model.path} needs prompts: --prompts FILE, one a line")
     captions = read_prompts(str(count) if prompts in (None, "scenes") else prompts, count)

@@ -9,28 +9,55 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
+from inversion_dpo.cli import evaluate, label, pairs
 from inversion_dpo.cli.compare import compare, demo
-from inversion_dpo.cli.evaluate import evaluate, export_run, fid, report
-from inversion_dpo.cli.label import pairs_export, pairs_sample, web
-from inversion_dpo.cli.options import DEFAULT, DryRun, Output, Overrides, Preset, resolved, say
-from inversion_dpo.cli.pairs import pairs_app
+from inversion_dpo.cli.options import (
+    DEFAULT,
+    DryRun,
+    Output,
+    Overrides,
+    Preset,
+    resolved,
+    say,
+    split_settings,
+    stop_dry,
+)
 from inversion_dpo.cli.settings import config, print_version
-from inversion_dpo.run.config import ConfigError, load_config
+
+
+class Commands(TyperGroup):
+    """The sub-commands; Ctrl-C in one of them says how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the sub-command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to resume", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+class Heavy(TyperCommand):
+    """A command that loads networks; importing their libraries takes seconds."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Quieten the libraries, then run the command."""
+        quieten_libraries()
+        return super().invoke(ctx)
+
 
 app = typer.Typer(
     help="Align a diffusion model to preference pairs by Inversion-DPO.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-pairs_app.command("sample")(pairs_sample)
-pairs_app.command("export")(pairs_export)
-app.add_typer(pairs_app, name="pairs")
-app.command()(demo)
 
 
 @app.callback()
@@ -43,7 +70,6 @@ def options(
     """Align a diffusion model to preference pairs by Inversion-DPO."""
 
 
-@app.command()
 def invert(
     output: Output, overrides: Overrides = None, config: Preset = DEFAULT, dry_run: DryRun = False
 ) -> None:
@@ -51,6 +77,8 @@ def invert(
 
     `train` does this itself; use it to prepare a cache ahead, to see what guidance costs, or,
     with inversion.reconstruct=true, which pairs the reference cannot reproduce.
+
+    Example: inversion-dpo invert -c sd15 -o runs/mine data.pairs=my_pairs.parquet
     """
     from inversion_dpo.evaluation.reconstruction import write_reconstruction
     from inversion_dpo.run.faults import memory_advice
@@ -59,7 +87,9 @@ def invert(
     from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance, round_trip_error
 
-    run = resolved(config, overrides, dry_run)
+    run = resolved("invert", config, overrides)
+    if dry_run:
+        raise stop_dry(run, output)
     with occupied(output):
         claim(output, run)
         with stage(output, "invert"), memory_advice("inversion"):
@@ -85,28 +115,36 @@ def invert(
             typer.echo(write_reconstruction(output, model, cache))
 
 
-@app.command()
 def train(
     output: Output, overrides: Overrides = None, config: Preset = DEFAULT, dry_run: DryRun = False
 ) -> None:
     """Train a policy on preference pairs; leaves OUTPUT/adapter.
 
     Run it again with the same settings to resume; raise training.steps to go on.
+
+    Example: inversion-dpo train -c sd15 -o runs/mine data.pairs=my_pairs.parquet
     """
     from inversion_dpo.run.folder import claim, occupied
     from inversion_dpo.training import recipe
 
-    run = resolved(config, overrides, dry_run)
+    run = resolved("train", config, overrides)
+    if dry_run:
+        raise stop_dry(run, output)
     with occupied(output):
         claim(output, run)
         recipe.train(run, output)
     say(f"policy: {output / 'adapter'}\nnext: inversion-dpo evaluate {output}")
 
 
-@app.command()
 def sample(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNG files.")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, one image each.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT]... [KEY=VALUE]...",
+            help="Prompts, one image each, and settings of model.* and evaluation.*.",
+        ),
+    ] = None,
     scene_graph: Annotated[
         Path | None,
         typer.Option(help="LAION-SG's JSON, a graph for each image; prompts: its captions."),
@@ -117,15 +155,20 @@ def sample(
     config: Preset = DEFAULT,
     seed: Annotated[int, typer.Option(help="Seed of the first image; the next adds 1.")] = 0,
 ) -> None:
-    """Generate images from a run's policy, or from the reference."""
+    """Generate images from a run's policy, or from the reference.
+
+    Example: inversion-dpo sample "a red star" --run runs/mine -o png evaluation.guidance_scale=5
+    """
     from inversion_dpo.data.images import png
     from inversion_dpo.evaluation.prompt_sets import prompts_to_sample
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.run.disk import atomic_bytes
-    from inversion_dpo.run.folder import read_config
+    from inversion_dpo.run.fields import ConfigError
+    from inversion_dpo.run.folder import run_file
 
-    asked = prompts_to_sample(prompts or [], scene_graph)
-    settings = read_config(run) if run else load_config(config, [])
+    texts, overrides = split_settings(prompts or [])
+    asked = prompts_to_sample(texts, scene_graph)
+    settings = resolved("sample", run_file(run) if run else config, overrides)
     sampler = sampler_of(settings, run / "adapter" if run else None)
     if scene_graph and not sampler.takes_graphs:
         raise ConfigError(
@@ -140,23 +183,27 @@ def sample(
         typer.echo(str(output / f"{s:06d}.png"))
 
 
-for command in (evaluate, report, fid, compare, config, web):
-    app.command()(command)
-app.command("export")(export_run)
+for command in (demo, invert, train, sample, evaluate.evaluate, evaluate.fid, compare, label.web):
+    app.command(cls=Heavy)(command)
+app.command()(evaluate.report)
+app.command()(config)
+app.command("export")(evaluate.export_run)
+app.add_typer(pairs.pairs_app, name="pairs")
+for heavy in (pairs.pairs_build, label.pairs_sample):
+    pairs.pairs_app.command(heavy.__name__.removeprefix("pairs_"), cls=Heavy)(heavy)
+pairs.pairs_app.command("export")(label.pairs_export)
 
 
-def quieten() -> None:
-    """Our own messages at INFO; of the libraries below only errors, and no loading bars."""
+def quieten_libraries() -> None:
+    """Let the libraries below say errors only, and no loading bars but those of downloads."""
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    main_process = os.environ.get("RANK", "0") == "0"  # of a launch: the others say errors only
-    logging.getLogger("inversion_dpo").setLevel(logging.INFO if main_process else logging.ERROR)
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    enable_progress_bars()  # transformers' function stops those of the hub, too
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,27 +211,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     SIGTERM ends it with exit code 0, once everything that was finished is saved.
     """
-    from inversion_dpo.run.disk import refusal
     from inversion_dpo.run.faults import Terminated, raise_terminated
 
-    quieten()
+    warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    main_process = os.environ.get("RANK", "0") == "0"  # of a launch: the others say errors only
+    logging.getLogger("inversion_dpo").setLevel(logging.INFO if main_process else logging.ERROR)
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         app(list(arguments) if arguments is not None else None)
     except (ValueError, RuntimeError, OSError) as error:
-        reason, ours = refusal(error), type(error).__module__.startswith("inversion_dpo")
-        if not ours and reason is None:
-            raise
-        path = getattr(error, "filename", None) or "the output"
-        text = str(error) if ours else f"cannot write {path}: {reason}; what was there is intact"
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except Terminated as stop:
         print(f"{stop}; run the same command again to resume", file=sys.stderr)
         raise SystemExit(0) from None
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        raise SystemExit(130) from None
+
+
+def in_one_line(error: Exception) -> str:
+    """Say what went wrong; what is neither ours nor a file that the system refuses is raised."""
+    from inversion_dpo.run.disk import refusal
+
+    path = getattr(error, "filename", None)
+    if type(error).__module__.startswith("inversion_dpo"):
+        return str(error)
+    if isinstance(error, OSError) and path and error.strerror:
+        return f"{path}: {error.strerror}; what was written before is intact"
+    if (reason := refusal(error)) is None:
+        raise error
+    return f"cannot write the output: {reason}; what was there is intact"
 
 
 if __name__ == "__main__":

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inversion_dpo.run.config import Config, preset_names, to_yaml
-from inversion_dpo.run.settings import every_setting
+if TYPE_CHECKING:
+    from inversion_dpo.run.fields import Config
 
 
 def complete_preset(incomplete: str) -> list[str]:
-    """Names of presets that begin so, for the shell."""
+    """List the presets that begin so, for the shell."""
+    from inversion_dpo.run.config import preset_names
+
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
 def complete_setting(incomplete: str) -> list[tuple[str, str]]:
-    """Settings that begin so, each with its sentence, or the choices of one; for the shell."""
+    """List the settings that begin so, or the choices of one, for the shell."""
+    from inversion_dpo.run.settings import every_setting
+
     key, equals, value = incomplete.partition("=")
     if not equals:
         return [(f"{k}=", s.text) for k, s in every_setting().items() if k.startswith(key)]
     choices = every_setting()[key].choices if key in every_setting() else ()
     return [(f"{key}={c}", "") for c in choices if c.startswith(value)]
-
-
-def setting(key: str) -> Any:
-    """An option that stands for one setting."""
-    return typer.Option(help=f"{every_setting()[key].text} The setting {key}.")
 
 
 Overrides = Annotated[
@@ -44,12 +45,14 @@ Preset = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help=f"YAML file or preset: {', '.join(preset_names())}.",
+        help="YAML file or preset, e.g. taste, sd15, sdxl, sd35, flux.",
         autocompletion=complete_preset,
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check data and model, print what would be done, stop.")
+]
 Rounding = Annotated[
     int,
     typer.Option("--rounds", min=1, help="Later ones: sample the policy, label, train on from it."),
@@ -65,15 +68,11 @@ People = Annotated[
 DEFAULT = "taste"
 
 
-def resolved(preset: str, overrides: list[str] | None, dry_run: bool) -> Config:
-    """Load the configuration; on a dry run print it and stop."""
+def resolved(command: str, preset: str | None, overrides: Sequence[str] | None) -> Config:
+    """Load the configuration of a command, which refuses settings that it does not read."""
     from inversion_dpo.training.effects import load_checked
 
-    config = load_checked(preset, overrides or [])
-    if dry_run:
-        typer.echo(to_yaml(config), nl=False)
-        raise typer.Exit
-    return config
+    return load_checked(preset, overrides or [], command)
 
 
 def say(text: str) -> None:
@@ -82,3 +81,17 @@ def say(text: str) -> None:
 
     if current_team().main:
         typer.echo(text)
+
+
+def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell texts from KEY=VALUE, where the key is one word without a space."""
+    settings = [word for word in words if re.match(r"[\w.-]+=", word)]
+    return [word for word in words if word not in settings], settings
+
+
+def stop_dry(config: Config, output: Path | None = None) -> typer.Exit:
+    """Check what a run needs, print its settings, and return what ends the command."""
+    from inversion_dpo.run.config import to_yaml
+
+    typer.echo(to_yaml(config), nl=False)
+    return typer.Exit()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, setting
-from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, stop_dry
 
 pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_args_is_help=True)
 
@@ -30,6 +28,8 @@ def pairs_check(
     """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used.
 
     Also takes scene-graph annotations (LAION-SG's JSON), alone or in a folder with their images.
+
+    Example: inversion-dpo pairs check my_pairs.csv data.columns.caption=text
     """
     from inversion_dpo.data.annotations import check_annotations, is_annotated
     from inversion_dpo.data.check import check_pairs, format_report, tokens_of
@@ -38,26 +38,24 @@ def pairs_check(
         lines, sound = check_annotations(data)
         typer.echo("\n".join(lines))
         raise typer.Exit(0 if sound else 1)
-    d = load_config(None, overrides or []).data
-    measure = tokens_of(tokenizer) if tokenizer else None
-    found = check_pairs(replace(d, pairs=str(data)), measure)
+    config = resolved("pairs check", None, [*(overrides or []), f"data.pairs={data}"])
+    found = check_pairs(config.data, tokens_of(tokenizer) if tokenizer else None)
     typer.echo(format_report(found))
     if not found.ok:
         raise typer.Exit(1)
 
 
-@pairs_app.command("build")
 def pairs_build(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; resumed if begun.")],
     overrides: Overrides = None,
     config: Preset = DEFAULT,
-    prompts: Annotated[str | None, setting("build.prompts")] = None,
-    samples: Annotated[int | None, setting("build.samples")] = None,
-    seed: Annotated[int | None, setting("build.seed")] = None,
-    scorer: Annotated[str | None, setting("evaluation.scorer")] = None,
-    by: Annotated[str | None, setting("build.by")] = None,
-    least: Annotated[float | None, setting("build.least")] = None,
-    limit: Annotated[int | None, setting("build.limit")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Stands for build.prompts.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Stands for build.samples.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Stands for build.seed.")] = None,
+    scorer: Annotated[str | None, typer.Option(help="Stands for evaluation.scorer.")] = None,
+    by: Annotated[str | None, typer.Option(help="Stands for build.by.")] = None,
+    least: Annotated[float | None, typer.Option(help="Stands for build.least.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stands for build.limit.")] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Sample prompts, let scorers judge, and make pairs of the better and the worse.
@@ -66,6 +64,8 @@ def pairs_build(
     evaluation.*. A number of prompts: captions of the embedded world, labelled by the exact
     checker, to OUTPUT/taste.parquet and OUTPUT/composition.parquet. A prompt set or scene graphs:
     OUTPUT/pairs.parquet. With build.splits: a dataset with its card, in OUTPUT/dataset.
+
+    Example: inversion-dpo pairs build -c sd15 -o built --prompts my_prompts.txt --scorer pickscore
     """
     from inversion_dpo.making_pairs.build import build
     from inversion_dpo.run.folder import occupied
@@ -80,7 +80,9 @@ def pairs_build(
         "build.limit": limit,
     }
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    run = resolved(config, [*(overrides or []), *options], dry_run)
+    run = resolved("pairs build", config, [*(overrides or []), *options])
+    if dry_run:
+        raise stop_dry(run)
     with occupied(output, run=False):
         made = build(run, output)
     for name, count in made.items():
@@ -96,8 +98,12 @@ def pairs_import(
         typer.Argument(metavar="[OURS=THEIRS]...", help="e.g. choice=vote image_0=path_a"),
     ] = None,
 ) -> None:
-    """Turn choices from another tool into pairs for `train` (docs/reference/formats.md)."""
+    """Turn choices from another tool into pairs for `train` (docs/reference/formats.md).
+
+    Example: inversion-dpo pairs import votes.csv choice=vote -o labelled.parquet
+    """
     from inversion_dpo.labels.choices import import_choices
+    from inversion_dpo.run.fields import ConfigError
 
     for pair in columns or []:
         if "=" not in pair:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, Overrides, complete_preset
+from inversion_dpo.cli.options import DEFAULT, Overrides, complete_preset, resolved
 
 
 def print_version(wanted: bool) -> None:
@@ -28,13 +28,15 @@ def config(
 ) -> None:
     """Print a preset as commented YAML to start from: every setting, what it is, its range.
 
-    Settings that have no effect with the preset's method are commented out.
-    Example: `inversion-dpo config sdxl > mine.yaml`, then `inversion-dpo train --config mine.yaml`.
+    Settings that have no effect with the preset's method are commented out. Write it to a file
+    with `> mine.yaml`, change it, and give it as `--config mine.yaml`.
+
+    Example: inversion-dpo config sdxl
     """
     from inversion_dpo.run.settings import commented
-    from inversion_dpo.training.effects import load_checked, without_effect
+    from inversion_dpo.training.effects import without_effect
 
     if "=" in preset:
         preset, overrides = DEFAULT, [preset, *(overrides or [])]
-    settings = load_checked(preset, overrides or [])
+    settings = resolved("config", preset, overrides)
     typer.echo(commented(settings, without_effect(settings)), nl=False)

@@ -45,8 +45,8 @@ class PublishError(RuntimeError):
     """A run cannot be exported or uploaded; one line with the remedy."""
 
 
-def export(run: Path, form: str = "diffusers") -> Path:
-    """Write RUN/export: the policy and its card, and with ``kohya`` a copy under kohya's names.
+def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
+    """Write the policy and its card to RUN/export or ``to``; ``kohya`` adds a copy under its names.
 
     PublishError if the run has no policy or the format is unknown; ModelError if its LoRA does not
     fit kohya's names.
@@ -67,8 +67,9 @@ def export(run: Path, form: str = "diffusers") -> Path:
             shutil.copy(run / "grid.png", folder / "grid.png")
         atomic_text(card(run, config), folder / "README.md")
 
-    atomic_folder(run / "export", fill)
-    return run / "export"
+    folder = to or run / "export"
+    atomic_folder(folder, fill)
+    return folder
 
 
 def card(run: Path, config: Config) -> str:

@@ -8,15 +8,19 @@ and sources: docs/explanation/objectives.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inversion_dpo.maths.methods import METHODS as METHODS
+from inversion_dpo.maths.methods import PATHS as PATHS
+from inversion_dpo.maths.methods import USES
+from inversion_dpo.maths.methods import Method as Method
+from inversion_dpo.maths.methods import method_of as method_of
 from inversion_dpo.maths.records import LossOutput, LossSettings, PairErrors
-from inversion_dpo.maths.targets import TARGETS
 
 LINKS = ("sigmoid", "hinge", "ipo")
 
@@ -178,82 +182,16 @@ class Loss:
     baseline: bool = False
 
 
-LINKED = frozenset({"labels", "beta", "link", "label_smoothing", "soft_labels", "safeguard"})
-
 LOSSES: dict[str, Loss] = {
-    "dpo": Loss(dpo, LINKED),
-    "dpo_released": Loss(released_sign, LINKED),
-    "smpo": Loss(smpo, frozenset({"labels", "beta", "soft_labels", "safeguard"})),
-    "dspo": Loss(dspo, frozenset({"labels", "beta", "safeguard"})),
-    "mapo": Loss(mapo, frozenset({"labels", "beta"}), reference=False),
-    "kto": Loss(kto, frozenset({"labels", "beta", "safeguard"}), baseline=True),
-    "sft": Loss(sft, frozenset({"labels"}), reference=False),
-    "denoising": Loss(denoising, frozenset(), reference=False),
+    "dpo": Loss(dpo, USES["dpo"]),
+    "dpo_released": Loss(released_sign, USES["dpo_released"]),
+    "smpo": Loss(smpo, USES["smpo"]),
+    "dspo": Loss(dspo, USES["dspo"]),
+    "mapo": Loss(mapo, USES["mapo"], reference=False),
+    "kto": Loss(kto, USES["kto"], baseline=True),
+    "sft": Loss(sft, USES["sft"], reference=False),
+    "denoising": Loss(denoising, USES["denoising"], reference=False),
 }
-
-# Where a state x_t comes from.
-PATHS = {
-    "trajectory": "a state of the image's inversion under the reference, from the cache",
-    "noise": "the image with fresh noise, which the two images of a pair share",
-    "policy": "the image inverted under the policy as it is, at every step (DDIM-InPO)",
-    "renoise": "the same along the mean of two predictions (SmPO)",
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A loss, the origin of its states, and the target of the prediction there."""
-
-    loss: str
-    path: str
-    target: str = "x0"
-
-
-METHODS: dict[str, Method] = {
-    "inversion_dpo": Method("dpo", "trajectory"),
-    "inversion_dpo_released": Method("dpo_released", "trajectory", "reference"),
-    "diffusion_dpo": Method("dpo", "noise"),
-    "inpo": Method("dpo", "policy"),
-    "smpo": Method("smpo", "renoise"),
-    "dspo": Method("dspo", "noise"),
-    "mapo": Method("mapo", "noise"),
-    "kto": Method("kto", "noise"),
-    "sft": Method("sft", "noise"),
-    "denoising": Method("denoising", "noise"),
-}
-
-
-def method_of(
-    name: str, *, loss: str | None = None, path: str | None = None, target: str | None = None
-) -> Method:
-    """Return a row of METHODS, with another loss, path or target if one is given.
-
-    Raises:
-        ValueError: an unknown name, or a target that the path does not have.
-    """
-    choices: dict[str, tuple[str | None, Iterable[str]]] = {
-        "loss": (loss, LOSSES),
-        "path": (path, PATHS),
-        "target": (target, TARGETS),
-    }
-    if name not in METHODS:
-        raise ValueError(f"objective.name={name!r} is not one of {', '.join(METHODS)}")
-    for key, (value, names) in choices.items():
-        if value is not None and value not in names:
-            raise ValueError(f"objective.{key}={value!r} is not one of {', '.join(names)}")
-    changes = {key: value for key, (value, _) in choices.items() if value is not None}
-    method = replace(METHODS[name], **changes)
-    if method.path != "trajectory" and method.target != "x0":
-        raise ValueError(
-            f"objective.target={method.target} needs objective.path=trajectory: a state of path "
-            f"{method.path} has no stored neighbour or prediction; set objective.target=x0"
-        )
-    if method.loss == "dpo_released" and method.target != "reference":
-        raise ValueError(
-            "objective.loss=dpo_released reproduces the sign of the released script and is defined "
-            f"for objective.target=reference only, not for {method.target}"
-        )
-    return method
 
 
 def implicit_accuracy(margin: Tensor) -> Tensor:

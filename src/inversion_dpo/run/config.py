@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,11 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     if preset is not None:
         path = Path(preset) if Path(preset).is_file() else PRESETS / f"{preset}.yaml"
         if not path.is_file():
+            of_run = str(Path(preset) / "config.yaml")
+            known = [of_run] if Path(of_run).is_file() else preset_names()
             raise ConfigError(
                 f"no configuration {preset!r}: give a YAML file or one of: "
-                f"{', '.join(preset_names())}"
+                f"{', '.join(preset_names())}{_near(preset, known, 0.3)}"
             )
         tree = _read(str(path), lambda: OmegaConf.load(path))
         chosen = _keys_of(tree)
@@ -60,13 +63,19 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     for override in overrides:
         source = f"override {override!r}"
         if "=" not in override:
-            raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200")
+            hint = f"; a preset goes with --config {override}" * (override in preset_names())
+            raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200{hint}")
         own = _read(source, lambda text=override: OmegaConf.from_dotlist([text]))
         keys |= _keys_of(own)
         _merge(tree, own)
     config = _made(tree)
     check_combinations(config)
     return config, frozenset(keys)
+
+
+def _near(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _made(tree: Tree, before: str = "") -> Config:
@@ -110,9 +119,7 @@ def _keys_of(tree: Tree, before: str = "") -> set[str]:
             found.add(key)
         elif key not in groups:
             candidates = known if "." in key else groups
-            near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.3)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"unknown key {key!r}{hint}")
+            raise ConfigError(f"unknown key {key!r}{_near(key, candidates, 0.3)}")
         elif value is None:  # every setting of the group is commented out
             continue
         elif not isinstance(value, dict):
@@ -145,8 +152,7 @@ def _explain(error: ValidationError) -> str:
     if isinstance(setting.default, dict) and len(path) > 2:
         key, allowed = ".".join(path[:3]), allowed.removeprefix("names, each with ")
     if isinstance(value, str) and setting.choices:
-        near = difflib.get_close_matches(value, setting.choices, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = _near(value, setting.choices)
     return f"{key}={written(value)[:100]}: give {allowed}{hint}"
 
 

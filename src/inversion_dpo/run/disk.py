@@ -18,7 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 # What the system says of a disk that takes no more, or a folder that must not be written to.
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 
 
 class DiskError(RuntimeError):

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 _SETTINGS = {
     "inversion": "lower inversion.batch_size (images at once)",
     "training": (
@@ -65,6 +63,8 @@ def memory_advice(stage: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        import torch
+
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and "can't allocate memory" not in str(error):  # the CPU's allocator says so
             raise

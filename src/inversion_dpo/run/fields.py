@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 else:
 
     def settings(cls: type) -> type:
-        """A dataclass whose values are checked when it is made."""
+        """Make a dataclass whose values are checked when it is made."""
         how = ConfigDict(
             use_attribute_docstrings=True,
             allow_inf_nan=False,

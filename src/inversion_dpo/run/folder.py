@@ -126,14 +126,19 @@ def _make_own(folder: Path, run: bool = True) -> None:
         )
 
 
-def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """Load the configuration of a run's folder; ConfigError if it is none."""
+def run_file(folder: Path) -> str:
+    """Return the path of a run's settings; ConfigError if the folder holds no run."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"{folder} is not a run: it has no config.yaml. Train one with "
             f"`inversion-dpo train --output {folder}`"
         )
-    return load_config(str(folder / "config.yaml"), list(overrides))
+    return str(folder / "config.yaml")
+
+
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """Load the configuration of a run's folder; ConfigError if it is none."""
+    return load_config(run_file(folder), list(overrides))
 
 
 def read_seconds(folder: Path) -> dict[str, float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from inversion_dpo.maths.losses import LOSSES
+from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import Config, ConfigError, load_given
 from inversion_dpo.run.settings import every_setting, value_of, written
-from inversion_dpo.trajectories.key import chosen_method
+from inversion_dpo.trajectories.method import chosen_method
 
 _PATHS: dict[str, frozenset[str]] = {
     "trajectory": frozenset({"inversion", "grid", "target"}),
@@ -17,11 +17,25 @@ _PATHS: dict[str, frozenset[str]] = {
     "noise": frozenset(),
 }
 
+GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in every_setting()))
+_RUN = tuple(group for group in GROUPS if group != "build")  # of train, invert and demo
+READS = {  # command -> the groups that it reads; any other command reads those of a run
+    "config": GROUPS,
+    "compare": GROUPS,
+    "pairs check": ("data",),
+    "pairs build": ("model", "evaluation", "build"),
+    "pairs sample": ("model", "evaluation"),
+    "sample": ("model", "evaluation"),
+    "evaluate": ("model", "data", "evaluation"),
+    "fid": ("model", "evaluation"),
+    "web": ("model", "data", "inversion", "evaluation"),
+}
+
 
 def active_tags(config: Config) -> frozenset[str]:
     """List the tags of ``run.fields.TAGS`` that hold in a run."""
     method = chosen_method(config)
-    return LOSSES[method.loss].uses | _PATHS[method.path]
+    return USES[method.loss] | _PATHS[method.path]
 
 
 def without_effect(config: Config) -> set[str]:
@@ -45,11 +59,31 @@ def without_effect(config: Config) -> set[str]:
     }
 
 
-def load_checked(preset: str | None, overrides: list[str]) -> Config:
-    """Load a configuration; ConfigError also for a setting that was given and changes nothing."""
-    config, given = load_given(preset, overrides)
+def load_checked(preset: str | None, overrides: Sequence[str], command: str = "config") -> Config:
+    """Load a configuration for a command.
+
+    Raises:
+        ConfigError: also for a setting that is given twice, or that changes nothing in the run or
+            is not read by the command.
+    """
+    check_command(overrides, command)
+    config, given = load_given(preset, list(overrides))
     check_effects([config], given)
     return config
+
+
+def check_command(overrides: Sequence[str], command: str) -> None:
+    """Refuse a setting that is typed twice, or in a group that the command does not read."""
+    values: dict[str, str] = {}
+    for key, _, value in (text.partition("=") for text in overrides):
+        if values.setdefault(key, value) != value:
+            raise ConfigError(f"{key} is given twice, as {values[key]} and {value}: give it once")
+        read = READS.get(command, _RUN)
+        if (group := key.partition(".")[0]) in GROUPS and group not in read:
+            raise ConfigError(
+                f"{key} has no effect in `{command}`, which reads "
+                f"{', '.join(f'{name}.*' for name in read)}: leave it out"
+            )
 
 
 def check_effects(runs: Sequence[Config], given: Collection[str]) -> None:

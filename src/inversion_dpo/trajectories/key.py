@@ -8,9 +8,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from inversion_dpo.maths.losses import Method, method_of
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
-from inversion_dpo.run.fields import Config, ConfigError, InversionConfig
+from inversion_dpo.run.fields import Config, InversionConfig
+from inversion_dpo.trajectories.method import chosen_method as chosen_method
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource
@@ -53,15 +53,6 @@ class CacheKey:
     def name(self) -> str:
         """Return the cache's folder name: sixteen hex digits."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
-
-
-def chosen_method(config: Config) -> Method:
-    """Return the configured loss, path and target; ConfigError if they do not fit together."""
-    o = config.objective
-    try:
-        return method_of(o.name, loss=o.loss, path=o.path, target=o.target)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def window(config: Config) -> tuple[int, int]:
