@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inversion_dpo.maths.inversion import invert, reconstruct
-from inversion_dpo.models.base import DiffusionModel, decode, encode
+from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.run.config import load_config
 from inversion_dpo.trajectories.fill import predictions
@@ -23,8 +23,8 @@ from inversion_dpo.world.scene_prompts import prompts
 
 def through_image(model: DiffusionModel, latents: Tensor) -> Tensor:
     """Decode to 8-bit pixels and encode again, (B, *) -> (B, *)."""
-    pixels = decode(model.pipeline.vae, latents)
-    return encode(model.pipeline.vae, (pixels * 127.5).round() / 127.5)
+    pixels = model.decode(latents)
+    return model.encode((pixels * 127.5).round() / 127.5)
 
 
 def with_interval(values: Tensor) -> str:

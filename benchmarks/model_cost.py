@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from inversion_dpo.data.transforms import Framing
 from inversion_dpo.maths.losses import as_pair_errors, dpo, squared_error
 from inversion_dpo.maths.records import LossSettings
-from inversion_dpo.models.base import Condition, frozen_parts
+from inversion_dpo.models.base import Condition, Use, frozen_parts
 from inversion_dpo.models.stable_diffusion import StableDiffusionXL
 from inversion_dpo.run.fields import PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
@@ -60,7 +60,7 @@ def model_of(miniature: bool, device: torch.device, kind: str) -> StableDiffusio
     pipeline.unet.to(device, torch.bfloat16 if half else torch.float32)
     for part in frozen_parts(pipeline).values():
         part.requires_grad_(False).eval()
-    return StableDiffusionXL(pipeline)
+    return StableDiffusionXL(pipeline, Use(1024))
 
 
 def count() -> None:

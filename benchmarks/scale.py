@@ -48,7 +48,7 @@ from inversion_dpo.maths.losses import as_pair_errors, dpo, kto, squared_error
 from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.maths.targets import target_prediction
-from inversion_dpo.models.base import DiffusionModel, decode, encode, network_of
+from inversion_dpo.models.base import DiffusionModel, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline, merge_lora
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.disk import atomic_text
@@ -126,7 +126,7 @@ class World:
             condition = {"encoder_hidden_states": hidden[part]}
             predict, _ = predictions(model, condition, guidance, guidance)
             x_0 = reconstruct(noise[part].to(self.device), grid, predict, model.schedule.kind)
-            pixels = (decode(model.pipeline.vae, x_0) + 1) * 127.5
+            pixels = (model.decode(x_0) + 1) * 127.5
             images = pixels.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
             for j in range(0, len(images), 64):
                 some = images[j : j + 64], list(graphs[part][j : j + 64])
@@ -240,8 +240,8 @@ def make_pairs(
         rows += [(prompt, m.winner, m.loser) for m in mined]
     chosen = np.stack([images[row[side]][row[0]] for side in (1, 2) for row in rows])
     pixels = torch.from_numpy(chosen).permute(0, 3, 1, 2)
-    vae, device = world.model.pipeline.vae, world.device
-    x_0 = torch.cat([encode(vae, p.to(device) / 127.5 - 1) for p in pixels.split(CHUNK)])
+    device = world.device
+    x_0 = torch.cat([world.model.encode(p.to(device) / 127.5 - 1) for p in pixels.split(CHUNK)])
     pairs = Pairs(
         x_0.unflatten(0, (2, -1)),
         world.hidden([g.caption for g in graphs]),

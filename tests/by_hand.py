@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from inversion_dpo.maths.losses import LOSSES, METHODS
 from inversion_dpo.maths.records import Grid, Levels, LossSettings
 from inversion_dpo.maths.schedule import Schedule
+from inversion_dpo.models.base import plain_guidance
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.processes import Team
 from inversion_dpo.training.plan import Plan
@@ -98,7 +99,8 @@ class Scaled(torch.nn.Module):
 class Model:
     """Predicts weight x + prompt + t / 10; counts its evaluations in ``calls``, one an image."""
 
-    unreached, component = None, "unet"
+    unreached, component, targets, reads, chunked = None, "unet", ("linear",), {}, True
+    combine = staticmethod(plain_guidance)
 
     def __init__(self, network=None, kind="v_prediction", grid=GRID):
         self.schedule = Schedule(kind, grid.timesteps, grid.levels, lambda steps: grid)

@@ -10,16 +10,13 @@ the published weights: a LoRA on that ``add_q_proj`` never moves).
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -33,27 +30,22 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from tools.tiny.flow import FLOW
+from tools.tiny.parts import (
+    CLIP_WIDTH,
+    LATENT_SIZE,
+    T5_WIDTH,
+    TOKENIZER,
+    build_clip,
+    build_clip_tokenizer,
+    build_t5,
+    build_t5_tokenizer,
+    build_vae,
+    enliven,
 )
 
-from inversion_dpo.run.config import PACKAGE
-from inversion_dpo.world.captions import COLOURS, SHAPES, SIZES
-
-TOKENIZER = PACKAGE / "assets" / "pipeline" / "tokenizer"
-LATENT_SIZE = 8  # 64 pixels; every autoencoder here halves three times, as the published ones do
-CLIP_TOKENS = 77
-T5_TOKENS = 512
-CLIP_WIDTH = 16
-T5_WIDTH = 32
 SD_BETAS = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -67,45 +59,6 @@ FLUX_SHIFT = {
     "base_shift": 0.5,
     "max_shift": 1.15,
 }
-
-
-@torch.no_grad()
-def enliven(layer: Any, gain: float = 1.0) -> None:
-    """Normal weights which multiply the input's root mean square by the gain; no bias."""
-    fan_in = layer.weight[0].numel()
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-def build_vae(latent_channels: int, scaling: float, shift: float | None = None) -> AutoencoderKL:
-    """64x64x3 -> 8x8xC; with a shift, as in SD3 and FLUX, there are no quantisation layers.
-
-    Scaled latents have a variance near 1, and so have the decoded pixels.
-    """
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        norm_num_groups=4,
-        sample_size=8 * LATENT_SIZE,
-        scaling_factor=scaling,
-        shift_factor=shift,
-        use_quant_conv=shift is None,
-        use_post_quant_conv=shift is None,
-    )
-    rms = 0.6  # of SiLU of a standard normal, which both convolutions see
-    enliven(vae.decoder.conv_out, 1 / rms)
-    enliven(vae.encoder.conv_out, 1 / rms / scaling)
-    if vae.quant_conv is not None:
-        enliven(vae.quant_conv)
-    last = vae.quant_conv or vae.encoder.conv_out
-    with torch.no_grad():  # the posterior is narrow, as in a trained autoencoder
-        last.weight[latent_channels:] = 0
-        last.bias[latent_channels:] = -10
-    return vae
 
 
 def build_unet(text_width: int, channels: tuple[int, ...], **settings: Any) -> UNet2DConditionModel:
@@ -122,69 +75,6 @@ def build_unet(text_width: int, channels: tuple[int, ...], **settings: Any) -> U
     )
     enliven(unet.conv_out, 1.0)
     return unet
-
-
-def build_clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """The embedded pipeline's tokenizer at CLIP's own length; SD2's and bigG's pad with ``!``."""
-    return CLIPTokenizer.from_pretrained(
-        TOKENIZER, model_max_length=CLIP_TOKENS, pad_token=pad_token
-    )
-
-
-def build_clip(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel, act: str = "gelu") -> Any:
-    """Two layers of width 16: CLIP-L's activation is quick_gelu, that of the larger ones gelu."""
-    encoder = kind(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=CLIP_WIDTH,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=CLIP_TOKENS,
-            projection_dim=CLIP_WIDTH,
-            hidden_act=act,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    nn.init.normal_(encoder.get_input_embeddings().weight)
-    return encoder
-
-
-def build_t5_tokenizer() -> T5TokenizerFast:
-    """T5's Unigram model over printable ASCII, with the scenes' words as one token each."""
-    characters = [chr(code) for code in range(33, 127)]
-    words = (*SIZES, *COLOURS, *SHAPES, "a", "left", "right", "of", "above", "below", "which", "is")
-    pieces = dict.fromkeys(("<pad>", "</s>", "<unk>"), 0.0)
-    pieces |= dict.fromkeys(("▁", *characters), -10.0)
-    pieces |= dict.fromkeys((f"▁{word}" for word in words), -5.0)
-    tokenizer = Tokenizer(models.Unigram(list(pieces.items()), unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "$A </s>", special_tokens=[("</s>", 1)]
-    )
-    with TemporaryDirectory() as folder:  # the one form that every version of the class reads
-        tokenizer.save(str(Path(folder) / "tokenizer.json"))
-        return T5TokenizerFast.from_pretrained(folder, model_max_length=T5_TOKENS)
-
-
-def build_t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
-    """One layer of T5 v1.1, 32 wide."""
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=T5_WIDTH,
-            d_kv=8,
-            d_ff=32,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )
-    )
 
 
 def build_sd15() -> StableDiffusionPipeline:
@@ -347,6 +237,7 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3-no-t5": build_sd3_without_t5,
     "flux": build_flux,
     "flux-schnell": build_flux_schnell,
+    **FLOW,
 }
 
 

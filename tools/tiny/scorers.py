@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizerFast, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from inversion_dpo.world.captions import COLOURS, SHAPES, SIZES
-from tools.tiny.pipelines import CLIP_TOKENS, build_clip_tokenizer
+from tools.tiny.parts import CLIP_TOKENS, build_clip_tokenizer
 
 Shapes = dict[str, tuple[int, ...]]
 PATCH, IMAGE, WIDTH, DEPTH = 8, 32, 64, 2

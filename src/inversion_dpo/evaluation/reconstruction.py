@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inversion_dpo.data.images import png
-from inversion_dpo.models.base import DiffusionModel, decode
+from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from inversion_dpo.trajectories.cache import TrajectoryCache
 
@@ -34,13 +34,12 @@ def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryC
     Both the stored latents and those sampled back are decoded, so that the autoencoder's own loss
     does not count. Each row of ``reconstruction-worst.png`` shows an image and its reconstruction.
     """
-    vae = model.pipeline.vae
     decibels: list[float] = []
     worst: list[tuple[float, int, str, Tensor]] = []
     for start in range(0, cache.pairs, 8):
         pairs = list(range(start, min(start + 8, cache.pairs)))
-        before = decode(vae, cache.of_images("clean", pairs))
-        after = decode(vae, cache.of_images("reconstructed", pairs))
+        before = model.decode(cache.of_images("clean", pairs))
+        after = model.decode(cache.of_images("reconstructed", pairs))
         for row, value in enumerate(psnr(before, after).tolist()):
             decibels.append(value)
             side = "winner" if row < len(pairs) else "loser"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -22,24 +23,55 @@ class ModelError(ValueError):
     """A model that cannot be loaded or is of no supported family; names the remedy."""
 
 
-class DiffusionModel(Protocol):
-    """A frozen pipeline with the network that is to be trained.
+@dataclass(frozen=True)
+class Use:
+    """The settings of ``model`` that a family may depend on.
 
-    Images are float [B, 3, H, W] in [-1, 1]; latents (B, *) are scaled as the network sees them.
+    resolution: side of the images in pixels, which flow models shift their schedule by.
+    guidance_embed: guidance that a distilled network gets as an input.
+    prompt_chunks: chunks of 75 tokens that CLIP reads of a prompt.
+    """
+
+    resolution: int
+    guidance_embed: float = 1.0
+    prompt_chunks: int = 1
+
+
+class DiffusionModel(Protocol):
+    """A frozen pipeline with the network that is to be trained: all that is peculiar to a family.
+
+    A family is a class ``Family(pipeline, use)`` in one file of this folder, and its row in
+    :data:`.loading.FAMILIES`. Images are float [B, 3, H, W] in [-1, 1]; latents (B, *) are scaled
+    as the network sees them.
     """
 
     schedule: Schedule
     pipeline: Any  # the diffusers pipeline
     component: str  # the name in the pipeline of the network that is trained: unet, transformer
+    targets: Sequence[str]  # layers that get a LoRA if policy.target_modules names none
     unreached: str | None  # pattern of module names that the output does not depend on
+    multiple: int  # the side of an image in pixels is a multiple of it
+    chunked: bool  # takes model.prompt_chunks
+    reads: Mapping[str, int]  # tokens that each tokenizer reads of a prompt, marks left out
+    distilled: str | None  # why it seems distilled to few steps, which training would undo
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images -> latents (B, *), float32, deterministic."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> images; the inverse of :meth:`encode`'s scaling."""
 
     def condition(
         self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
     ) -> Condition:
         """Prompts -> what the network is conditioned on, [B, ...] each.
 
-        Scene graphs, None for the empty one, count where an encoder of them is installed.
+        Scene graphs, None for the empty one, count where an encoder of them is installed. Where a
+        family's text has no fixed length, the second axis ends with the longest prompt.
         """
+
+    def empty(self) -> Condition:
+        """What guidance leads away from, [1, ...] each: the condition of no prompt."""
 
     def framing(self, framings: list[Framing]) -> Condition:
         """What the network is told of the images themselves, [B, ...] each; often nothing."""
@@ -49,10 +81,38 @@ class DiffusionModel(Protocol):
     ) -> Tensor:
         """The prediction (B, *) at x_t (B, *) and timesteps [B], float32; see schedule.kind."""
 
+    def combine(self, p_u: Tensor, p_c: Tensor, scale: float) -> Tensor:
+        """The guided prediction (B, *) of those without and with the prompt; 1 is no guidance."""
+
+    def call(self, scale: float, prompts: int) -> dict[str, Any]:
+        """Arguments by which the pipeline draws for so many prompts under guidance ``scale``."""
+
 
 def no_framing(framings: list[Framing]) -> Condition:
     """Say nothing of the images: most models are not told their size."""
     return {}
+
+
+def plain_guidance(p_u: Tensor, p_c: Tensor, scale: float) -> Tensor:
+    """Compute p_u + scale (p_c - p_u) (Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598)."""
+    return p_u + scale * (p_c - p_u)
+
+
+def plain_call(scale: float, prompts: int) -> dict[str, Any]:
+    """Name the guidance as most pipelines do."""
+    return {"guidance_scale": scale}
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How far predictions are led away from those of no prompt; scale 1 is no guidance.
+
+    combine: see :meth:`DiffusionModel.combine`. empty: see :meth:`DiffusionModel.empty`.
+    """
+
+    scale: float
+    empty: Condition
+    combine: Callable[[Tensor, Tensor, float], Tensor] = plain_guidance
 
 
 def guided(
@@ -60,33 +120,29 @@ def guided(
     x_t: Tensor,
     timesteps: Tensor,
     condition: Condition,
-    *,
-    empty: Condition,
-    scale: float,
+    guidance: Guidance,
 ) -> Tensor:
-    """Predict under classifier-free guidance: p_u + scale (p_c - p_u), in one pass.
+    """Predict under classifier-free guidance, in one pass of twice the batch.
 
-    The pass is of twice the batch; at scale 1 it is p_c alone, of the batch.
-    Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598.
+    At scale 1 it is p_c alone, of the batch.
 
     Args:
         predict: of a model with its network, see :meth:`DiffusionModel.predict`.
         x_t: noisy latents (B, *).
         timesteps: [B].
         condition: of the prompts, [B, ...] each.
-        empty: of the empty prompt, [1, ...] each.
-        scale: the guidance.
+        guidance: its scale, its empty prompt and its formula.
 
     Returns:
         The prediction (B, *).
     """
-    if scale == 1:
+    if guidance.scale == 1:
         return predict(x_t, timesteps, condition)
-    alone = without_prompt(condition, empty)
-    both = {k: torch.cat([alone[k], v]) for k, v in condition.items()}
+    alone = without_prompt(condition, guidance.empty)
+    both = {k: joined([alone[k], v]) for k, v in condition.items()}
     p = predict(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
     p_u, p_c = p.chunk(2)
-    return p_u + scale * (p_c - p_u)
+    return guidance.combine(p_u, p_c, guidance.scale)
 
 
 def without_prompt(condition: Condition, empty: Condition) -> Condition:
@@ -94,7 +150,23 @@ def without_prompt(condition: Condition, empty: Condition) -> Condition:
 
     What ``empty`` does not have, the images' framing, stays.
     """
-    return {k: empty[k].to(v).expand_as(v) if k in empty else v for k, v in condition.items()}
+    return {
+        k: empty[k].to(v).expand(len(v), *empty[k].shape[1:]) if k in empty else v
+        for k, v in condition.items()
+    }
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate tensors [*, L, ...] of perhaps several lengths L: the shorter end in zeros.
+
+    Families without a fixed length of text take zeros, or have a mask that is zero there.
+    """
+    if len({p.shape[1:2] for p in parts}) > 1:
+        most = max(p.shape[1] for p in parts)
+        parts = [
+            torch.cat([p, p.new_zeros(len(p), most - p.shape[1], *p.shape[2:])], 1) for p in parts
+        ]
+    return torch.cat(list(parts))
 
 
 def network_of(model: DiffusionModel) -> nn.Module:
@@ -124,26 +196,3 @@ def identity(modules: Iterable[nn.Module]) -> str:
             flat = tensor.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@torch.no_grad()
-def encode(vae: nn.Module, images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] in [-1, 1] -> latents (B, *), float32, as pipelines scale them.
-
-    Deterministic: the posterior's mode.
-    """
-    part: Any = vae
-    mode = part.encode(images.to(part.device, part.dtype)).latent_dist.mode().float()
-    shift = getattr(part.config, "shift_factor", None) or 0.0
-    latents: Tensor = (mode - shift) * part.config.scaling_factor
-    return latents
-
-
-@torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Latents -> images [B, 3, H, W] in [-1, 1]; the inverse of :func:`encode`'s scaling."""
-    part: Any = vae
-    shift = getattr(part.config, "shift_factor", None) or 0.0
-    unscaled = latents / part.config.scaling_factor + shift
-    images: Tensor = part.decode(unscaled.to(part.device, part.dtype)).sample
-    return images.float().clamp(-1, 1)

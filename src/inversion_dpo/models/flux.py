@@ -10,21 +10,31 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import Condition, no_framing
+from inversion_dpo.models.autoencoders import shifted
+from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.prompts import clip_reads, t5_reads
 from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
 
 
 class Flux:
     """Adapter for ``FluxPipeline``: packed latents, guidance as an input of the network."""
 
-    component = "transformer"
+    component, chunked = "transformer", False
+    targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     framing = staticmethod(no_framing)
+    combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
-    def __init__(self, pipeline: FluxPipeline, resolution: int, guidance_embed: float) -> None:
+    def __init__(self, pipeline: FluxPipeline, use: Use) -> None:
         self.pipeline: Any = pipeline
-        self.guidance_embed = guidance_embed
-        side = resolution // pipeline.vae_scale_factor // 2
+        self.guidance_embed = use.guidance_embed
+        takes_guidance = pipeline.transformer.config.guidance_embeds
+        self.distilled = None if takes_guidance else "it takes no guidance, as FLUX.1 schnell"
+        self.reads = clip_reads(pipeline) | t5_reads(pipeline, "tokenizer_2", 512)
+        self.multiple = 2 * pipeline.vae_scale_factor
+        autoencoder = shifted(pipeline.vae)
+        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        side = use.resolution // pipeline.vae_scale_factor // 2
         mu = dynamic_shift(pipeline.scheduler, side * side, 1.15)
         self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
 
@@ -36,6 +46,10 @@ class Flux:
         pipe = self.pipeline
         hidden, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe.text_encoder.device)
         return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+
+    def empty(self) -> Condition:
+        """Encode the empty prompt."""
+        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

@@ -82,12 +82,16 @@ def graph_condition(
 class SceneGraphModel:
     """A Stable Diffusion or SDXL adapter whose condition is a prompt and a scene graph."""
 
-    component = "unet"
-    unreached: str | None = None
-
     def __init__(self, inner: DiffusionModel, encoder: SceneGraphEncoder) -> None:
         self.inner, self.encoder = inner, encoder
-        self.pipeline, self.schedule, self.framing = inner.pipeline, inner.schedule, inner.framing
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the family's."""
+        return getattr(self.__dict__["inner"], name)
+
+    def empty(self) -> Condition:
+        """Encode the empty prompt and the empty graph."""
+        return self.condition([""])
 
     def condition(
         self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    FluxPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 
-from inversion_dpo.models.base import DiffusionModel, ModelError, frozen_parts, network_of
-from inversion_dpo.models.flux import Flux
+from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
-from inversion_dpo.models.stable_diffusion import StableDiffusion, StableDiffusionXL
-from inversion_dpo.models.stable_diffusion_3 import StableDiffusion3
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.fields import ModelConfig
+
+logger = logging.getLogger(__name__)
+FAMILIES = {  # of diffusers' pipelines: file in this folder, and class
+    "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
+    "StableDiffusion3Pipeline": ("stable_diffusion_3", "StableDiffusion3"),
+    "FluxPipeline": ("flux", "Flux"),
+    "ZImagePipeline": ("z_image", "ZImage"),
+}
+DISTILLED = re.compile("turbo|lightning|schnell|lcm|hyper-?sd|distill", re.IGNORECASE)  # in names
 
 
 def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
@@ -110,6 +113,14 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
         shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
         install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
     model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
+    name = Path(m.path).name
+    if why := model.distilled or (DISTILLED.search(name) and "so says its name"):
+        logger.warning(
+            "%s seems to be distilled to few steps (%s): training undoes that, and pairs are "
+            "inverted inexactly. Train its base model",
+            name,
+            why,
+        )
     if p.kind == "full":
         network_of(model).float()
     return model
@@ -136,29 +147,23 @@ def adapt(
     """
     for part in frozen_parts(pipeline).values():
         part.requires_grad_(False).eval()
-    factor = 2 * getattr(pipeline, "vae_scale_factor", 8)
-    if resolution % factor:
+    found = [FAMILIES[c.__name__] for c in type(pipeline).__mro__ if c.__name__ in FAMILIES]
+    if not found:
         raise ModelError(
-            f"model.resolution={resolution} must be a multiple of {factor} for this pipeline"
+            f"{type(pipeline).__name__} is not supported; supported: {', '.join(FAMILIES)}"
         )
-    model: DiffusionModel
-    if isinstance(pipeline, StableDiffusionXLPipeline):
-        model = StableDiffusionXL(pipeline, prompt_chunks)
-    elif isinstance(pipeline, StableDiffusionPipeline):
-        model = StableDiffusion(pipeline, prompt_chunks)
-    elif prompt_chunks > 1:
+    file, name = found[0]
+    family = getattr(import_module(f"inversion_dpo.models.{file}"), name)
+    model: DiffusionModel = family(pipeline, Use(resolution, guidance_embed, prompt_chunks))
+    if resolution % model.multiple:
+        raise ModelError(
+            f"model.resolution={resolution} must be a multiple of {model.multiple} for this "
+            "pipeline"
+        )
+    if prompt_chunks > 1 and not model.chunked:
         raise ModelError(
             f"model.prompt_chunks={prompt_chunks} is for Stable Diffusion 1, 2 and XL; "
-            f"{type(pipeline).__name__} reads long prompts with T5: set model.prompt_chunks=1"
-        )
-    elif isinstance(pipeline, StableDiffusion3Pipeline):
-        model = StableDiffusion3(pipeline, resolution)
-    elif isinstance(pipeline, FluxPipeline):
-        model = Flux(pipeline, resolution, guidance_embed)
-    else:
-        raise ModelError(
-            f"{type(pipeline).__name__} is not supported; supported: StableDiffusionPipeline, "
-            "StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline"
+            f"{type(pipeline).__name__} reads long prompts at once: set model.prompt_chunks=1"
         )
     encoder = getattr(pipeline, "scene_graph", None)
-    return model if encoder is None else SceneGraphModel(model, encoder)
+    return model if encoder is None else cast(DiffusionModel, SceneGraphModel(model, encoder))

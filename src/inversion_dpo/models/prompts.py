@@ -15,10 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inversion_dpo.models.base import Condition
-
-# What the pipelines' own encode_prompt reads of T5's tokens, and what these runs do
-T5_LIMITS = {"StableDiffusion3Pipeline": ("tokenizer_3", 256), "FluxPipeline": ("tokenizer_2", 512)}
+from inversion_dpo.models.base import Condition, DiffusionModel, joined
 
 
 def chunk_ids(tokenizer: Any, prompts: Sequence[str], chunks: int) -> Tensor:
@@ -78,25 +75,38 @@ def call_arguments(empty: Condition, condition: Condition) -> dict[str, Tensor]:
     return found | {f"negative_{names[k]}": v for k, v in negative.items()}
 
 
-def limits(pipeline: Any, chunks: int) -> dict[str, int]:
-    """Count the tokens that each tokenizer of the pipeline reads of a prompt, marks left out."""
-    t5, longest = T5_LIMITS.get(type(pipeline).__name__, ("", 0))
-    found: dict[str, int] = {}
-    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-        tokenizer = getattr(pipeline, name, None)
-        if name == t5 and tokenizer is not None:
-            found[name] = longest - 1  # T5 has no mark of the beginning
-        elif tokenizer is not None:
-            found[name] = (tokenizer.model_max_length - 2) * chunks
-    return found
+def clip_reads(pipeline: Any, chunks: int = 1) -> dict[str, int]:
+    """Count the tokens that each of CLIP's tokenizers reads of a prompt, marks left out."""
+    own = ("tokenizer", "tokenizer_2")
+    found = {n: getattr(pipeline, n, None) for n in own}
+    return {n: (t.model_max_length - 2) * chunks for n, t in found.items() if t is not None}
 
 
-def overlong(pipeline: Any, prompts: Sequence[str], chunks: int) -> dict[str, int]:
+def t5_reads(pipeline: Any, name: str, longest: int) -> dict[str, int]:
+    """Count what a pipeline reads of T5's tokens, if it has T5; there is no mark of beginning."""
+    return {name: longest - 1} if getattr(pipeline, name) is not None else {}
+
+
+def chat_reads(tokenizer: Any, longest: int, **how: Any) -> dict[str, int]:
+    """Count what is left for a prompt of the tokens that a pipeline reads of a chat."""
+    chat = [{"role": "user", "content": ""}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **how)
+    return {"tokenizer": longest - len(tokenizer(text).input_ids)}
+
+
+def real_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Put texts [L_i, D] into one tensor [B, L, D], with a mask [B, L] of what is no padding."""
+    masks = [torch.ones(1, len(row), dtype=torch.bool, device=row.device) for row in rows]
+    return joined([row[None] for row in rows]), joined(masks)
+
+
+def overlong(model: DiffusionModel, prompts: Sequence[str]) -> dict[str, int]:
     """Count the prompts that lose their end, by tokenizer."""
     return {
         name: sum(
-            len(getattr(pipeline, name)(p, add_special_tokens=False, verbose=False).input_ids) > n
+            len(getattr(model.pipeline, name)(p, add_special_tokens=False, verbose=False).input_ids)
+            > read
             for p in prompts
         )
-        for name, n in limits(pipeline, chunks).items()
+        for name, read in model.reads.items()
     }

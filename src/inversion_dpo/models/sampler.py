@@ -84,13 +84,14 @@ class Sampler:
                     **self._conditions(asked[part]),
                     generator=[torch.Generator().manual_seed(int(s)) for s in seeds[part]],
                     num_inference_steps=e.sample_steps,
-                    guidance_scale=e.guidance_scale,
+                    **self.model.call(e.guidance_scale, len(asked[part])),
                     height=side,
                     width=side,
                     output_type="np",
-                ).images
-                images += [np.round(image * 255).astype(np.uint8) for image in output]
-                bar.update(len(output))
+                )
+                drawn = output.images if hasattr(output, "images") else output.frames[:, 0]
+                images += [np.round(image * 255).astype(np.uint8) for image in drawn]
+                bar.update(len(drawn))
         return images
 
     def _conditions(self, asked: list[SceneGraph]) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class Sampler:
                     missing,
                     len(asked),
                 )
-        both = self.model.condition([""]), self.model.condition(captions, graphs)
+        both = self.model.empty(), self.model.condition(captions, graphs)
         if isinstance(self.model, SceneGraphModel):
             with torch.no_grad():
                 both = self.model.embedded(both[0]), self.model.embedded(both[1])

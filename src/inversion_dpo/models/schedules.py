@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -78,36 +79,54 @@ def dynamic_shift(scheduler: Any, image_tokens: int, default: float) -> float | 
     return mu
 
 
-def flow_schedule(scheduler: Any, mu: float | None = None, flux_sigmas: bool = False) -> Schedule:
+def few_steps(scheduler: Any) -> str | None:
+    """Tell from the sampler, LCM's or TCD's, that a model is distilled to few steps."""
+    name = type(scheduler).__name__
+    return f"it is sampled by {name}" if name in ("LCMScheduler", "TCDScheduler") else None
+
+
+def flow_schedule(
+    scheduler: Any,
+    mu: Callable[[int], float] | float | None = None,
+    flux_sigmas: bool = False,
+) -> Schedule:
     """Make the schedule of a flow-matching model with its shift.
 
     Args:
-        scheduler: a FlowMatchEulerDiscreteScheduler.
-        mu: the shift for this image size, where the configuration shifts dynamically.
+        scheduler: a FlowMatchEulerDiscreteScheduler, or one with ``use_flow_sigmas``, such as
+            UniPC and DPM-Solver, whose levels are then taken.
+        mu: the shift for this image size, where the configuration shifts dynamically; a function
+            of the number of steps where it depends on that too.
         flux_sigmas: start from linspace(1, 1/N, N) as FLUX's pipeline does.
 
     Raises:
         ModelError: another scheduler, or noise that does not rise from data to noise.
     """
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+    euler, config = isinstance(scheduler, FlowMatchEulerDiscreteScheduler), scheduler.config
+    if not (euler or config.get("use_flow_sigmas")):
         raise ModelError(
             f"{type(scheduler).__name__} is not supported for this model; give it a "
             "FlowMatchEulerDiscreteScheduler"
         )
-
-    def sigmas(steps: int) -> torch.Tensor:
-        euler: Any = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-        start = np.linspace(1.0, 1 / steps, steps) if flux_sigmas else None
-        euler.set_timesteps(None if flux_sigmas else steps, sigmas=start, mu=mu)
-        return euler.sigmas.double().flip(0)  # ascending from 0
-
-    total = scheduler.config.num_train_timesteps
+    total = config.num_train_timesteps
 
     def sampler(steps: int) -> Grid:
-        sigma = sigmas(steps)
-        return Grid(sigma * total, Levels(1 - sigma, sigma))
+        own: Any = type(scheduler).from_config(config)
+        if euler:
+            start = np.linspace(1.0, 1 / steps, steps) if flux_sigmas else None
+            shift = mu(steps) if callable(mu) else mu
+            own.set_timesteps(None if flux_sigmas else steps, sigmas=start, mu=shift)
+        else:
+            own.set_timesteps(steps)
+        sigma = own.sigmas.double().flip(0)  # ascending from 0
+        if not sigma.isfinite().all():
+            raise ModelError(f"the scheduler has no levels for {steps} steps: take more")
+        told = sigma * total
+        if not euler:  # whole numbers
+            told = torch.cat([told[:1], own.timesteps.double().flip(0)])
+        return Grid(told, Levels(1 - sigma, sigma))
 
-    table = sigmas(total)[1:]
+    table = sampler(total).levels.sigma[1:]
     if not (0 < table[0] and (table.diff() > 0).all()):
         raise ModelError("the scheduler's noise levels do not rise: set invert_sigmas=false")
     return Schedule("flow_prediction", table * total, Levels(1 - table, table), sampler)

@@ -11,22 +11,30 @@ from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Framing
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import Condition, no_framing
-from inversion_dpo.models.prompts import encode_clip, encode_two_clips
-from inversion_dpo.models.schedules import discrete_schedule
+from inversion_dpo.models.autoencoders import normalised, scaled
+from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.prompts import clip_reads, encode_clip, encode_two_clips
+from inversion_dpo.models.schedules import discrete_schedule, few_steps
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class StableDiffusion:
     """Adapter for ``StableDiffusionPipeline``: eps- or v-prediction, any discrete schedule."""
 
-    component = "unet"
+    component, targets, chunked = "unet", TARGETS, True
     unreached: str | None = None
     framing = staticmethod(no_framing)
+    combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
-    def __init__(self, pipeline: StableDiffusionPipeline, prompt_chunks: int = 1) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, use: Use) -> None:
         self.pipeline: Any = pipeline
-        self.prompt_chunks = prompt_chunks
+        self.prompt_chunks, self.multiple = use.prompt_chunks, 2 * pipeline.vae_scale_factor
         self.schedule = discrete_schedule(pipeline.scheduler)
+        self.distilled = few_steps(pipeline.scheduler)
+        self.reads = clip_reads(pipeline, use.prompt_chunks)
+        autoencoder = scaled(pipeline.vae)
+        self.encode, self.decode = autoencoder.encode, autoencoder.decode
 
     @torch.no_grad()
     def condition(
@@ -38,6 +46,10 @@ class StableDiffusion:
             return {"encoder_hidden_states": encode_clip(pipe, prompts, self.prompt_chunks)}
         embeddings, _ = pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, False)
         return {"encoder_hidden_states": embeddings}
+
+    def empty(self) -> Condition:
+        """Encode the empty prompt."""
+        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
@@ -52,13 +64,20 @@ class StableDiffusion:
 class StableDiffusionXL:
     """Adapter for ``StableDiffusionXLPipeline``: two text encoders, sizes told per image."""
 
-    component = "unet"
+    component, targets, chunked = "unet", TARGETS, True
     unreached: str | None = None
+    combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline, prompt_chunks: int = 1) -> None:
+    def __init__(self, pipeline: StableDiffusionXLPipeline, use: Use) -> None:
         self.pipeline: Any = pipeline
-        self.prompt_chunks = prompt_chunks
+        self.prompt_chunks, self.multiple = use.prompt_chunks, 2 * pipeline.vae_scale_factor
         self.schedule = discrete_schedule(pipeline.scheduler)
+        self.distilled = few_steps(pipeline.scheduler)
+        self.reads = clip_reads(pipeline, use.prompt_chunks)
+        vae: Any = pipeline.vae
+        known = all(vae.config.get(f"latents_{n}") is not None for n in ("mean", "std"))
+        autoencoder = normalised(vae, vae.config.scaling_factor) if known else scaled(vae)
+        self.encode, self.decode = autoencoder.encode, autoencoder.decode
 
     @torch.no_grad()
     def condition(
@@ -76,6 +95,10 @@ class StableDiffusionXL:
             given = torch.tensor([bool(p) for p in prompts], device=hidden.device)
             hidden, pooled = hidden * given[:, None, None], pooled * given[:, None]
         return {"encoder_hidden_states": hidden, "text_embeds": pooled}
+
+    def empty(self) -> Condition:
+        """Encode the empty prompt, to zeros where the pipeline says so."""
+        return self.condition([""])
 
     def framing(self, framings: list[Framing]) -> Condition:
         """List original size, crop's corner, target size, [B, 6] (https://arxiv.org/abs/2307.01952)."""

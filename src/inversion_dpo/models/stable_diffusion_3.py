@@ -10,7 +10,9 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import Condition, no_framing
+from inversion_dpo.models.autoencoders import shifted
+from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.prompts import clip_reads, t5_reads
 from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
 
 
@@ -21,14 +23,21 @@ class StableDiffusion3:
     is never reached by a loss and is not trained.
     """
 
-    component = "transformer"
+    component, chunked = "transformer", False
+    targets = ("to_q", "to_k", "to_v", "to_out.0")
     framing = staticmethod(no_framing)
+    combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
+    distilled: str | None = None
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, resolution: int) -> None:
+    def __init__(self, pipeline: StableDiffusion3Pipeline, use: Use) -> None:
         self.pipeline: Any = pipeline
+        self.reads = clip_reads(pipeline) | t5_reads(pipeline, "tokenizer_3", 256)
+        self.multiple = 2 * pipeline.vae_scale_factor
+        autoencoder = shifted(pipeline.vae)
+        self.encode, self.decode = autoencoder.encode, autoencoder.decode
         last = len(pipeline.transformer.transformer_blocks) - 1
         self.unreached: str | None = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|norm_added_q)"
-        side = resolution // pipeline.vae_scale_factor // pipeline.transformer.config.patch_size
+        side = use.resolution // pipeline.vae_scale_factor // pipeline.transformer.config.patch_size
         mu = dynamic_shift(pipeline.scheduler, side * side, 1.16)
         self.schedule = flow_schedule(pipeline.scheduler, mu)
 
@@ -42,6 +51,10 @@ class StableDiffusion3:
             prompts, None, None, device=device, do_classifier_free_guidance=False
         )
         return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+
+    def empty(self) -> Condition:
+        """Encode the empty prompt."""
+        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

@@ -229,10 +229,8 @@ class PolicyConfig:
     """Rank of the LoRA; a larger rank can learn more and takes more memory."""
     alpha: Annotated[Positive, _LORA] = 16.0
     """Scale of the LoRA: its update is multiplied by alpha / rank."""
-    target_modules: Annotated[list[str], Field(min_length=1), _LORA] = field(
-        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"]
-    )
-    """Layers that get a LoRA: endings of names, or one pattern that begins with ^."""
+    target_modules: Annotated[list[str] | None, Field(min_length=1), _LORA] = None
+    """Layers that get a LoRA: name endings, or one pattern after ^; null takes the family's own."""
     dora: Annotated[Switch, _LORA] = False
     """Also train the magnitudes of the weights (DoRA)."""
     merge: Switch = False

@@ -28,17 +28,18 @@ from inversion_dpo.run.fields import Config, PolicyConfig, TrainingConfig
 class LoraPolicy:
     """Low-rank adapters on the network; the reference is the same weights, adapters off.
 
-    ``policy.target_modules``: name endings as peft takes them; a single entry that begins with
-    ``^`` is one pattern for whole names. With ``policy.dora`` the weights' magnitudes are trained
-    too (Liu et al., 2024, https://arxiv.org/abs/2402.09353). Adapters are float32 whatever the
-    frozen weights are.
+    ``policy.target_modules``, the family's own if there are none: name endings as peft takes them;
+    a single entry that begins with ``^`` is one pattern for whole names. With ``policy.dora`` the
+    weights' magnitudes are trained too (Liu et al., 2024, https://arxiv.org/abs/2402.09353).
+    Adapters are float32 whatever the frozen weights are.
 
     Raises:
         ModelError: no layer has such a name.
     """
 
     def __init__(self, model: DiffusionModel, p: PolicyConfig, seed: int) -> None:
-        self.model, self.network, target_modules = model, network_of(model), p.target_modules
+        self.model, self.network = model, network_of(model)
+        target_modules = p.target_modules or list(model.targets)
         pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
         targets = target_modules[0] if pattern else list(target_modules)
         config = LoraConfig(

@@ -22,7 +22,6 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.loading import load_model
-from inversion_dpo.models.prompts import T5_LIMITS, limits
 from inversion_dpo.run.disk import atomic_folder
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
@@ -318,9 +317,9 @@ def counts_text(cache: TrajectoryCache) -> str:
 
 def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:
     """How many captions lose their end, and what to do about it."""
-    read = limits(model.pipeline, chunks)
+    read = model.reads
     cut = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cache.overlong.items() if n]
     text = f"of {cache.pairs} captions the end is cut: {', '.join(cut)}"
-    if model.pipeline.__class__.__name__ in T5_LIMITS:
+    if not model.chunked:
         return text
     return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"

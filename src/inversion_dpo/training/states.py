@@ -23,7 +23,7 @@ from inversion_dpo.maths.schedule import (
     step,
 )
 from inversion_dpo.maths.targets import target_prediction
-from inversion_dpo.models.base import GRAPH_KEYS, Condition, guided
+from inversion_dpo.models.base import GRAPH_KEYS, Condition, Guidance, guided, joined
 from inversion_dpo.training.generators import Generators, integers, normal
 from inversion_dpo.training.session import Session
 
@@ -45,7 +45,9 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
     for dropped, names in ((prompts, every), (graphs, graph), (captions, every - graph)):
         rows = torch.tensor([*dropped, *dropped])
         for name in names:
-            condition[name][rows] = empty[name].to(condition[name])
+            both = joined([condition[name], empty[name].to(condition[name])])
+            both[:-1][rows] = both[-1]
+            condition[name] = both[:-1]
 
 
 def trajectory_states(
@@ -136,4 +138,5 @@ def predict(
     model, scale = session.model, session.plan.guidance_scale
     with session.accelerator.autocast():
         denoiser = partial(model.predict, network)
-        return guided(denoiser, x_t, t, condition, empty=session.cache.empty, scale=scale)
+        guidance = Guidance(scale, session.cache.empty, model.combine)
+        return guided(denoiser, x_t, t, condition, guidance)

@@ -20,7 +20,7 @@ from torch import Tensor
 from inversion_dpo.maths.records import Grid, NoisyStates
 from inversion_dpo.maths.schedule import error_scale
 from inversion_dpo.maths.targets import target_prediction
-from inversion_dpo.models.base import Condition
+from inversion_dpo.models.base import Condition, joined
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.processes import Team
 
@@ -105,9 +105,9 @@ class TrajectoryCache:
         return torch.stack(rows)
 
     def of_pairs(self, name: str, pairs: Sequence[int]) -> Tensor:
-        """Stack a tensor that both images of a pair share, [P, ...]; label noise leaves it."""
+        """Join a tensor that both images of a pair share, [P, ...]; label noise leaves it."""
         places = [divmod(pair, self._per_shard) for pair in pairs]
-        return torch.stack([self.shard(s).get_slice(name)[k] for s, k in places])
+        return joined([self.shard(s).get_slice(name)[k : k + 1] for s, k in places])
 
     def preference(self, pairs: Sequence[int]) -> Tensor:
         """Read the probability that the winner is the better one, [P]."""

@@ -38,10 +38,11 @@ from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import (
     Condition,
     DiffusionModel,
+    Guidance,
     ModelError,
-    encode,
     guided,
     network_of,
+    plain_guidance,
     without_prompt,
 )
 from inversion_dpo.models.prompts import overlong
@@ -101,7 +102,7 @@ def fill(
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
             announce(how, count)
-            atomic_save({k: v.cpu() for k, v in model.condition([""]).items()}, folder / EMPTY)
+            atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
         shards = _write_missing(folder, how, pairs, count, team)
         team.wait()
@@ -161,7 +162,7 @@ def write_shard(path: Path, how: Inverter, pairs: list[Pair], first: int) -> Non
     entry = {
         "digests": [pair.digest for pair in pairs],
         "reconstruction": [round(e, 6) for e in errors.tolist()],  # the worse of a pair's two
-        "overlong": overlong(how.model.pipeline, captions, how.key.prompt_chunks),
+        "overlong": overlong(how.model, captions),
         "sha256": sha256_of(path),
     }
     atomic_text(json.dumps(entry), path.with_suffix(".json"))
@@ -245,7 +246,7 @@ def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tens
         if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
             winner, loser = flip(winner, loser)
         fitted += [fit(image, size, key.fit) for image in (winner, loser)]
-    x_0 = encode(model.pipeline.vae, stack_pixels([f.image for f in fitted]))
+    x_0 = model.encode(stack_pixels([f.image for f in fitted]))
     graphs = [graph_of(pair) for pair in pairs] if key.scene_graph else None
     condition = model.condition([pair.caption for pair in pairs], graphs)
     framing = model.framing([f.framing for f in fitted])
@@ -299,19 +300,20 @@ def predictions(
         condition: of every image, [B, ...].
         along: guidance of the path.
         stored: guidance of the stored predictions. They take one evaluation, not two:
-            p_s = p_u + s (p_c - p_u), so p_w = p_u + w / s (p_s - p_u).
+            p_s = p_u + s (p_c - p_u), so p_w = p_u + w / s (p_s - p_u). Where a family rescales
+            the guided prediction, that only holds for s = 1, and else there are two.
     """
     denoiser = partial(model.predict, network_of(model))
-    empty = model.condition([""]) if (along, stored) != (1.0, 1.0) else {}
+    empty = model.empty() if (along, stored) != (1.0, 1.0) else {}
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        return guided(denoiser, x, t, condition, empty=empty, scale=along)
+        return guided(denoiser, x, t, condition, Guidance(along, empty, model.combine))
 
     def compare(x: Tensor, t: Tensor, followed: Tensor) -> Tensor:
-        if stored == 1:
-            return denoiser(x, t, condition)
+        if stored == 1 or (along != 1 and model.combine is not plain_guidance):
+            return guided(denoiser, x, t, condition, Guidance(stored, empty, model.combine))
         p_u = denoiser(x, t, without_prompt(condition, empty))
-        return p_u + stored / along * (followed - p_u)
+        return model.combine(p_u, followed, stored / along)
 
     return predict, None if along == stored else compare
 
@@ -349,7 +351,7 @@ def announce(how: Inverter, count: int | None) -> None:
     model, key = how.model, how.key
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     side = (key.resolution, key.resolution)
-    x_0 = encode(model.pipeline.vae, torch.zeros(1, 3, *side)).to(how.device)
+    x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
     condition = model.condition(["a picture"])
     states = key.keep[0] if key.keep else key.last
     text = sum(v.nbytes for v in condition.values())

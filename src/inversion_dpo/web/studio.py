@@ -21,7 +21,6 @@ from inversion_dpo.data.transforms import fit
 from inversion_dpo.evaluation.reconstruction import psnr
 from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
 from inversion_dpo.maths.records import Grid
-from inversion_dpo.models.base import decode, encode
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config
 from inversion_dpo.trajectories.fill import pair_noise, predictions
@@ -91,10 +90,10 @@ def strip(sampler: Sampler, data: bytes, caption: str, grid: Grid) -> Strip:
         DataError: the image cannot be read.
     """
     model, config = sampler.model, sampler.config
-    i, side, vae = config.inversion, config.model.resolution, model.pipeline.vae
+    i, side = config.inversion, config.model.resolution
     fitted = fit(decode_image(data, "the image"), (side, side), config.data.fit)
     pixels = stack_pixels([fitted.image])
-    x_0 = encode(vae, pixels)
+    x_0 = model.encode(pixels)
     condition = model.condition([caption], [sampler.graph_of(caption)])
     predict, _ = predictions(model, condition | model.framing([fitted.framing]), 1.0, 1.0)
     noise = pair_noise(0, x_0.shape).to(x_0)
@@ -103,10 +102,10 @@ def strip(sampler: Sampler, data: bytes, caption: str, grid: Grid) -> Strip:
     )
     again = reconstruct(path.states[-1], grid, predict, model.schedule.kind)
     where = spread(grid.steps + 1, MOST_FRAMES)
-    before, after = decode(vae, x_0), decode(vae, again)
+    before, after = model.decode(x_0), model.decode(again)
     return Strip(
         original=shown(pixels)[0],
-        frames=shown(torch.cat([decode(vae, path.states[k]) for k in where])),
+        frames=shown(torch.cat([model.decode(path.states[k]) for k in where])),
         timesteps=[float(grid.timesteps[k]) for k in where],
         reconstruction=shown(after)[0],
         psnr=float(psnr(before, after)[0]),

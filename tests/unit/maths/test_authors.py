@@ -309,7 +309,7 @@ def test_states_of_an_inversion_under_the_policy(name, seed, clean, monkeypatch)
         ),
         plan=SimpleNamespace(path=METHODS[name].path, low=2, high=10, guidance_scale=1),
         accelerator=SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext),
-        model=SimpleNamespace(predict=predict),
+        model=SimpleNamespace(predict=predict, combine=None),
         network=None,
     )
     generators = [torch.Generator().manual_seed(100 * seed + k) for k in range(PAIRS)]

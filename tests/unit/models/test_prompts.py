@@ -153,16 +153,17 @@ def test_no_chunks_are_refused():
     ],
 )
 def test_prompts_that_lose_their_end_are_counted(family, chunks, expected, tiny):
-    assert overlong(load_pipeline(ModelConfig(str(tiny(family)))), PROMPTS, chunks) == expected
+    model = adapt(load_pipeline(ModelConfig(str(tiny(family)))), 64, prompt_chunks=chunks)
+    assert overlong(model, PROMPTS) == expected
 
 
 @pytest.mark.parametrize(("part", "limit", "family"), [("_3", 255, "sd3"), ("_2", 511, "flux")])
 def test_t5_is_counted_by_what_its_pipeline_reads(part, limit, family, tiny):
-    pipe = load_pipeline(ModelConfig(str(tiny(family))))
+    model = adapt(load_pipeline(ModelConfig(str(tiny(family)))), 64)
     name = f"tokenizer{part}"
-    length = len(getattr(pipe, name)("red " * 10, add_special_tokens=False).input_ids)
+    length = len(getattr(model.pipeline, name)("red " * 10, add_special_tokens=False).input_ids)
     words = "red " * (limit * 10 // length)  # as many as are read, then one more
-    assert overlong(pipe, [words, words + "red"], 1)[name] == 1
+    assert overlong(model, [words, words + "red"])[name] == 1
 
 
 def test_every_field_of_a_key_changes_the_name():

@@ -171,8 +171,7 @@ class Prepares:
         self.filled, self.asked = [], []
         self.model = Model()
         self.key = SimpleNamespace(guidance_scale=guidance, prompt_chunks=2)
-        tokenizer = SimpleNamespace(model_max_length=77)
-        self.model.pipeline.tokenizer = tokenizer
+        self.model.reads = {"tokenizer": 150}
 
         def fill(root, model, pairs, key, *, device, team):
             self.filled.append((root, model, pairs, key, device, team))
@@ -245,11 +244,8 @@ def test_texts():
     assert "guidance_scale=2: " in guidance_text(2.0, 0.125, 0.5)
     assert "by 0.5000 of their norm, and by 0.1250" in guidance_text(2.0, 0.125, 0.5)
     cut = SimpleNamespace(pairs=5, overlong={"tokenizer": 0, "tokenizer_2": 2})
-    pipeline = SimpleNamespace(
-        tokenizer=SimpleNamespace(model_max_length=77),
-        tokenizer_2=SimpleNamespace(model_max_length=52),
-    )
-    text = overlong_text(cut, SimpleNamespace(pipeline=pipeline), 2)
+    reads = {"tokenizer": 150, "tokenizer_2": 100}
+    text = overlong_text(cut, SimpleNamespace(reads=reads, chunked=True), 2)
     assert text == (
         "of 5 captions the end is cut: 2 by tokenizer_2 (reads 100 tokens); "
         "model.prompt_chunks=3 reads 75 more"

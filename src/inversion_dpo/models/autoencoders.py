@@ -1,0 +1,65 @@
+"""Pixels to latents and back, each kind of scaling as the pipelines undo it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A pipeline's autoencoder: the network sees ``(z - mean) * scale``.
+
+    vae: of diffusers; the posterior's mode is taken, so that encoding is deterministic.
+    mean, scale: numbers, or tensors [1, C, 1, 1].
+    video: it takes a time axis, on which an image is one frame.
+    """
+
+    vae: Any
+    mean: Tensor | float
+    scale: Tensor | float
+    video: bool = False
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] -> latents (B, *), float32, as the network sees them."""
+        pixels = images.to(self.vae.device, self.vae.dtype)
+        output = self.vae.encode(pixels.unsqueeze(2) if self.video else pixels)
+        z = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latent
+        z = (z.squeeze(2) if self.video else z).float()
+        latents: Tensor = (z - _on(self.mean, z)) * _on(self.scale, z)
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> images [B, 3, H, W] in [-1, 1]."""
+        z = latents / _on(self.scale, latents) + _on(self.mean, latents)
+        z = z.to(self.vae.device, self.vae.dtype)
+        images: Tensor = self.vae.decode(z.unsqueeze(2) if self.video else z).sample
+        return (images.squeeze(2) if self.video else images).float().clamp(-1, 1)
+
+
+def _on(value: Tensor | float, z: Tensor) -> Tensor | float:
+    return value.to(z.device) if isinstance(value, Tensor) else value
+
+
+def scaled(vae: Any) -> Autoencoder:
+    """Latents times ``scaling_factor``."""
+    return Autoencoder(vae, 0.0, vae.config.scaling_factor)
+
+
+def shifted(vae: Any) -> Autoencoder:
+    """Latents less ``shift_factor``, times ``scaling_factor``."""
+    return Autoencoder(vae, vae.config.shift_factor or 0.0, vae.config.scaling_factor)
+
+
+def normalised(vae: Any, factor: float = 1.0, video: bool = False) -> Autoencoder:
+    """Latents less ``latents_mean``, over ``latents_std``, times a factor."""
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1)
+        for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return Autoencoder(vae, mean, factor / std, video)

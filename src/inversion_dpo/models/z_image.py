@@ -1,0 +1,68 @@
+"""Z-Image: a single-stream flow-matching transformer that takes lists and predicts x_0 - eps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor, nn
+
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.autoencoders import shifted
+from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
+from inversion_dpo.models.prompts import chat_reads, real_tokens
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+
+
+class ZImage:
+    """Adapter for ``ZImagePipeline``, whose guidance_scale is ours less one."""
+
+    component, chunked = "transformer", False
+    targets = ("to_q", "to_k", "to_v", "to_out.0")
+    unreached: str | None = None
+    distilled: str | None = None
+    framing = staticmethod(no_framing)
+    combine = staticmethod(plain_guidance)
+
+    def __init__(self, pipeline: ZImagePipeline, use: Use) -> None:
+        self.pipeline: Any = pipeline
+        self.multiple = 2 * pipeline.vae_scale_factor
+        self.reads = chat_reads(pipeline.tokenizer, 512, enable_thinking=True)
+        autoencoder = shifted(pipeline.vae)
+        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        mu = dynamic_shift(pipeline.scheduler, (use.resolution // self.multiple) ** 2, 1.15)
+        self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
+
+    @torch.no_grad()
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
+        """Encode the chat with each prompt, [B, L, D], with a mask [B, L]."""
+        pipe = self.pipeline  # it writes the chats over the list that it is given
+        rows, _ = pipe.encode_prompt(list(prompts), pipe.text_encoder.device, False)
+        hidden, mask = real_tokens(rows)
+        return {"encoder_hidden_states": hidden, "mask": mask}
+
+    def empty(self) -> Condition:
+        """Encode the chat with the empty prompt."""
+        return self.condition([""])
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
+    ) -> Tensor:
+        """Predict the velocity eps - x_0 [B, 16, h, w], in float32.
+
+        A text is cut to its own tokens: the image's rotary positions begin where it ends.
+        """
+        dtype, device = self.pipeline.transformer.dtype, x_t.device
+        hidden = condition["encoder_hidden_states"].to(device, dtype)
+        texts = [h[m] for h, m in zip(hidden, condition["mask"].to(device), strict=True)]
+        images = list(x_t.to(dtype).unsqueeze(2).unbind())
+        output = network(images, 1 - timesteps.float() / 1000, texts, return_dict=False)[0]
+        return -torch.stack([o.float() for o in output]).squeeze(2)
+
+    def call(self, scale: float, prompts: int) -> dict[str, Any]:
+        """Name the guidance as the pipeline does."""
+        return {"guidance_scale": scale - 1}
