@@ -32,7 +32,7 @@ lint: $(VENV)/.dev  ## ruff (rules and format) and mypy
 	$(RUN) -m mypy
 
 bench: $(VENV)/.dev  ## every script in benchmarks/ that measures by itself on a CPU, one after another (hours)
-	for script in $(filter-out benchmarks/compositional.py benchmarks/scale.py, $(sort $(wildcard benchmarks/*.py))); do \
+	for script in $(filter-out benchmarks/compositional.py benchmarks/scale.py benchmarks/gpu.py, $(sort $(wildcard benchmarks/*.py))); do \
 		$(RUN) $$script || exit 1; done
 
 clean:  ## remove the environment, builds and caches; runs/ is kept
