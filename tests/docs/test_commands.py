@@ -42,6 +42,7 @@ TINY_RUN = [
 ]
 SERVED = "http://localhost:8000/v1"  # in its place stands a server of the tests
 SLOW = ("--config taste --output runs/first", "--run runs/first", "runs/first ")
+LONG = "train --config sdxl"  # a minute, for the settings of a large model
 NOT_HERE = {  # command -> why it is not run
     "make": "a target of the Makefile, looked for there",
     ".venv/bin/python -m pytest": "the tests themselves",
@@ -195,7 +196,10 @@ def run(words, capsys):
 def cases(kind):
     """Each command once, under the first page that has it."""
     first = {command: page for page, command in reversed(EVERY) if treatment(command) == kind}
-    return [pytest.param(c, id=f"{page}: {c[:60]}") for c, page in reversed(first.items())]
+    return [
+        pytest.param(c, id=f"{page}: {c[:60]}", marks=[pytest.mark.slow] * (LONG in c))
+        for c, page in reversed(first.items())
+    ]
 
 
 @pytest.fixture

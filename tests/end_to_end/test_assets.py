@@ -45,6 +45,7 @@ def test_pipeline_is_small_and_holds_no_pickle():
 
 
 @pytest.mark.parametrize("name", sorted(LABELLINGS))
+@pytest.mark.slow
 def test_pairs_are_labelled_by_their_own_scores(name):
     path = resolve(f"asset:{name}.parquet")
     assert check_pairs(path).ok

@@ -60,7 +60,7 @@ CASES = {
     "fsdp-full": ["policy.kind=full", "training.learning_rate=1e-4"],
 }
 
-FAST = ["ddp-lora", "ddp-kto", "fsdp-lora"]
+FAST = ["ddp-kto", "fsdp-lora"]
 NAMES = slow_but(FAST, CASES)
 
 
@@ -212,7 +212,7 @@ def test_the_cache_filled_by_two_is_that_of_one(results, name):
 
 
 def test_two_processes_evaluate_as_one(results):
-    one, two = (results("ddp-lora")[k] / "ddp-lora" for k in (1, 2))
+    one, two = (results("ddp-kto")[k] / "ddp-kto" for k in (1, 2))
     tables = [pq.read_table(f / "per_prompt.parquet").to_pydict() for f in (one, two)]
     assert len(tables[0]["prompt"]) == 3 and tables[0]["prompt"] == tables[1]["prompt"]
     for side in ("reference", "policy"):

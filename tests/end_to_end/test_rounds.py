@@ -62,6 +62,7 @@ def settings(tiny_config, tmp_path, monkeypatch):
     return make, Rounds(2, str(prompts), 3)
 
 
+@pytest.mark.slow
 def test_a_round_trains_on_samples_of_the_round_before(settings, tmp_path):
     make, rounds = settings
     config, root = make(), tmp_path / "compare"
@@ -124,6 +125,7 @@ def test_gains_are_over_the_first_reference_and_nothing_is_repeated(
         chain(root, "x0", config, 2, rounds)
 
 
+@pytest.mark.slow
 def test_a_killed_round_goes_on(settings, tmp_path, monkeypatch):
     make, rounds = settings
     config, root = make(), tmp_path / "compare"
@@ -257,6 +259,7 @@ def test_a_run_goes_on_in_rounds_and_is_measured_against_the_first_model(setting
     assert done() == before and len(before[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_round_that_people_label_waits_for_them(settings, tmp_path):
     make, rounds = settings
     config, root = make(), tmp_path / "demo"
@@ -327,6 +330,7 @@ def test_later_rounds_sample_as_build_says(settings, tmp_path):
     assert found["guided round 2"]["spent"]["evaluations"] == 6 * 2 * (1 + 2 + 1)
 
 
+@pytest.mark.slow
 def test_an_ablation_has_its_picture_and_strict_json(settings, tmp_path):
     from inversion_dpo.run.config import to_yaml
 

@@ -112,6 +112,7 @@ def test_evaluate_and_report(capsys, trained, tmp_path, monkeypatch):
     assert not [p for p in files if b"sk-s3cr3t" in p.read_bytes()]
 
 
+@pytest.mark.slow
 def test_scores_and_breakdown_of_the_embedded_world(capsys, trained, tmp_path):
     run = shutil.copytree(trained / "run", tmp_path / "run")
     prompts = tmp_path / "prompts.txt"

@@ -28,6 +28,7 @@ from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.world.checker import detect, score
 from tests.pair_files import read_pairs, write_annotations
 from tests.sessions import set_up
+from tests.slow import slow_but
 from tools.embedded.renders import rows
 
 ENCODER = (
@@ -106,7 +107,9 @@ def test_an_interrupted_training_ends_in_the_same_bits(encoder, tiny_config_of_m
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("objective", ["inversion_dpo", "diffusion_dpo"])
+@pytest.mark.parametrize(
+    "objective", slow_but(["inversion_dpo"], ["inversion_dpo", "diffusion_dpo"])
+)
 def test_preferences_are_trained_under_the_graph(
     encoder, tiny_config_of_module, tmp_path, tiny_pipeline, objective
 ):

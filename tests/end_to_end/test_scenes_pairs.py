@@ -63,6 +63,7 @@ def test_counts(rows, everything):
     assert first == pytest.approx(len(everything) / 2, abs=2)
 
 
+@pytest.mark.slow
 def test_no_scene_leaks_and_splits_are_those_of_the_prompts(rows):
     graphs = {s: [SceneGraph.from_json(r["scene_graph"]) for r in part] for s, part in rows.items()}
     assert leaks(graphs) == []
@@ -70,6 +71,7 @@ def test_no_scene_leaks_and_splits_are_those_of_the_prompts(rows):
         assert {split_of(row["caption"]) for row in part} == {split}
 
 
+@pytest.mark.slow
 def test_every_row_is_valid(everything):
     for row in everything:
         graph = SceneGraph.from_json(row["scene_graph"])

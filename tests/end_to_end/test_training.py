@@ -47,14 +47,12 @@ def image_of(pipe):
     ).images
 
 
-# In `make test`: what changes the loss and what changes the inversion, each once.
+# In `make test`: what changes the loss most.
 @pytest.mark.parametrize(
     "overrides",
     slow_but(
         [
             ["objective.target=transition", "objective.beta=20000"],
-            ["inversion.guidance_scale=2.0"],
-            ["inversion.fixed_point_iterations=2"],
         ],
         [
             ["objective.target=x0"],
@@ -86,6 +84,7 @@ def test_learns_the_training_pairs(tiny_config, tmp_path):
     assert np.mean([r["loss"] for r in rows[25:40]]) < 0.6
 
 
+@pytest.mark.slow
 def test_sft_lowers_the_winners_error(tiny_config, tmp_path):
     train(
         tiny_config("objective.name=sft", "training.steps=30", "training.learning_rate=3e-3"),
@@ -96,7 +95,13 @@ def test_sft_lowers_the_winners_error(tiny_config, tmp_path):
     assert "margin" not in rows[1]
 
 
-@pytest.mark.parametrize("targets", ["[to_q,to_out.0]", "[to_q,to_v,conv1,ff.net.2,proj_in]"])
+@pytest.mark.parametrize(
+    "targets",
+    slow_but(
+        ["[to_q,to_v,conv1,ff.net.2,proj_in]"],
+        ["[to_q,to_out.0]", "[to_q,to_v,conv1,ff.net.2,proj_in]"],
+    ),
+)
 def test_adapter_loads_with_plain_diffusers_and_changes_the_image(
     tiny_config, tiny_pipeline, tmp_path, targets
 ):
@@ -127,9 +132,7 @@ FULL = ["policy.kind=full", "training.learning_rate=1e-4"]
 
 
 # In `make test`: an adapter and all weights; the objectives' resuming is tested below.
-@pytest.mark.parametrize(
-    "overrides", slow_but([[], FULL], [[], ["objective.name=diffusion_dpo"], FULL])
-)
+@pytest.mark.parametrize("overrides", slow_but([[]], [[], ["objective.name=diffusion_dpo"], FULL]))
 def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeypatch, overrides):
     config = tiny_config(*overrides)
     train(config, tmp_path / "whole")
@@ -157,7 +160,7 @@ OTHERS = [*METHODS.keys() - {"inversion_dpo", "diffusion_dpo"}, "adafactor"]  # 
 
 
 # In `make test`: the paths that the test above has not, KTO's baseline, another optimizer.
-@pytest.mark.parametrize("name", slow_but(["inpo", "smpo", "kto", "adafactor"], sorted(OTHERS)))
+@pytest.mark.parametrize("name", slow_but(["kto", "adafactor"], sorted(OTHERS)))
 def test_every_objective_resumes_in_the_same_bits(tiny_config, soft_pair_file, tmp_path, name):
     """None keeps a state of its own; what moves is the policy and the optimizer's moments."""
     words = [f"training.optimizer={name}" if name == "adafactor" else f"objective.name={name}"]
@@ -245,6 +248,7 @@ def test_guidance_in_inversion_is_warned_of_with_both_figures(tiny_config, tmp_p
     assert all(f"{error:.4f}" in text for error in errors) and errors[0] != errors[1]
 
 
+@pytest.mark.slow
 def test_fresh_noise_needs_no_other_cache_under_guidance(tiny_config, tmp_path):
     """Its reference is evaluated in each step, so nothing cached depends on the guidance."""
     for name, folders in (("diffusion_dpo", 1), ("inversion_dpo", 2)):
@@ -262,7 +266,7 @@ PATHLESS = [n for n, m in METHODS.items() if m.path != "trajectory"]
 
 
 # In `make test`: one method of each path.
-@pytest.mark.parametrize("name", slow_but(["diffusion_dpo", "inpo", "smpo"], PATHLESS))
+@pytest.mark.parametrize("name", slow_but(["diffusion_dpo"], PATHLESS))
 def test_no_path_is_made_that_nobody_looks_at(
     tiny_config, soft_pair_file, tmp_path, monkeypatch, name
 ):
@@ -291,7 +295,7 @@ def test_no_path_is_made_that_nobody_looks_at(
 
 def test_sampling_under_another_guidance_than_trained_is_said(tiny_config, tmp_path, caplog):
     caplog.set_level("INFO", "inversion_dpo")
-    for trained, sampled, told in ((1, 2, True), (2, 2, False), (2, 1, True), (1, 1, False)):
+    for trained, sampled, told in ((1, 2, True), (1, 1, False)):
         caplog.clear()
         set_up(
             tiny_config(
@@ -424,6 +428,7 @@ def test_shards_are_closed_again(tiny_config, tmp_path, monkeypatch):
     assert len(cache._handles) == 2
 
 
+@pytest.mark.slow
 def test_kept_states_are_those_of_the_whole_trajectory(tiny_config, tmp_path):
     whole = set_up(tiny_config("objective.t_min=0.3"), tmp_path).cache
     part = set_up(tiny_config("objective.t_min=0.3", "inversion.keep=2"), tmp_path).cache

@@ -425,12 +425,12 @@ def test_the_end_writes_the_policy(cache, tmp_path, monkeypatch, merge, main):
     monkeypatch.setattr(recipe, "peak_memory", lambda device: 123.6)
     monkeypatch.setattr(Team, "wait", lambda self: ended.append("wait"))
     session = make_session(cache, team=Team(0 if main else 1, 2))
-    session.policy.merge = lambda folder: merged.append(folder.name)
+    session.policy.merge = lambda folder: folder.mkdir() or merged.append(folder.name)
     tracker = SimpleNamespace(finish=lambda: ended.append("tracker"))
     session.accelerator.trackers = [tracker]
     finish(session, config(f"policy.merge={merge}".lower()), tmp_path, {"step": 7})
     assert rows == [{"step": 7, "peak_memory_mb": 124, "pairs": 5}] * main
-    assert saved == ["adapter"] and merged == ["merged"] * (merge and main)
+    assert saved == ["adapter"] and merged == ["merged.partial"] * (merge and main)
     assert ended == ["tracker", "wait"]
 
 
