@@ -11,11 +11,15 @@ print(report(run))
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.run.folder import claim, occupied, read_config, run_file
+from inversion_dpo.run.fields import Config, ConfigError
+from inversion_dpo.run.folder import check_output, claim, occupied, read_config, run_file
 from inversion_dpo.training.effects import load_checked
+
+logger = logging.getLogger(__name__)
 
 
 def align(preset: str, output: str | Path, *overrides: str) -> Path:
@@ -39,10 +43,35 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
     from inversion_dpo.training.recipe import train
 
     folder, config = Path(output), load_checked(preset, overrides, "train")
+    check_run(config, folder)
     with occupied(folder):
         claim(folder, config)
         train(config, folder)
     return folder
+
+
+def check_run(config: Config, folder: Path) -> None:
+    """Check, before hours are spent, what a training needs: folder, pairs, model, tracker.
+
+    Nothing is written. What only the evaluation needs is warned of, since it may run elsewhere.
+
+    Raises:
+        ConfigError, DataError, ModelError: the first fault and what to do.
+    """
+    from inversion_dpo.data.source import open_pairs
+    from inversion_dpo.evaluation.prompt_sets import read_prompts
+    from inversion_dpo.models.loading import check_model
+    from inversion_dpo.training.run_files import tracker_of
+
+    check_output(folder, config)
+    check_model(config.model)
+    next(iter(open_pairs(config.data, 1)))
+    tracker_of(config.training.tracker)
+    try:
+        if config.evaluation.prompts != "heldout":
+            read_prompts(config.evaluation.prompts, 1)
+    except ConfigError as error:
+        logger.warning("%s. Mend it before `inversion-dpo evaluate`", error)
 
 
 def evaluate(

@@ -167,7 +167,7 @@ def prepared(command, tiny):
     }
     words = [known.get(w, w) for w in words]
     words = words[: words.index(">")] if ">" in words else words
-    if "--config" in words and "--dry-run" not in words:
+    if "--config" in words:
         at = words.index("--config") + 1
         small = words[at] in ("sd15", "taste", "composition", "mine.yaml")
         if small and words[1] in ("evaluate", "train", "invert", "pairs"):
@@ -175,7 +175,7 @@ def prepared(command, tiny):
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
         words = [w.replace("training.steps=5", "training.steps=2") for w in words]
         fresh = f"runs/fresh-{words[1]}"
-        words = [fresh if w == "runs/mine" and "--dry-run" not in words else w for w in words]
+        words = [fresh if w == "runs/mine" else w for w in words]
     return words
 
 

@@ -283,10 +283,11 @@ def test_scorers_label_pairs_that_train_reads(capsys, run, tmp_path, prompts):
 
 def test_export_writes_what_diffusers_and_kohyas_readers_take(capsys, run):
     assert command(capsys, "evaluate", run)[0] == 0
-    code, text, err = command(
-        capsys, "export", run, "--format", "kohya", "--push-to-hub", "me/mine", "--dry-run"
-    )
-    assert code == 0 and "nothing was uploaded" in text and "run-kohya.safetensors" in text, err
+    words = ("export", run, "--format", "kohya")
+    code, text, err = command(capsys, *words, "--push-to-hub", "me/mine", "--dry-run")
+    assert code == 0 and "nothing was written or uploaded; without --dry-run" in text, err
+    assert "run-kohya.safetensors" in text and not (run / "export").exists()
+    assert command(capsys, *words)[1].splitlines() == text.splitlines()[:-1]
     assert "`warmth`" in (run / "export" / "README.md").read_text()
     code, _, err = command(capsys, "export", run, "--format", "ckpt")
     assert code == 2 and "diffusers, kohya" in err

@@ -15,8 +15,8 @@ from inversion_dpo.cli.options import (
     People,
     Preset,
     Rounding,
+    checked,
     resolved,
-    stop_dry,
 )
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def demo(
     given = [*(overrides or []), *([f"training.seed={seed}"] if seed is not None else [])]
     config, asked = resolved("demo", pairs, given), Rounds(rounds, people=people)
     check_rounds(asked, config)
-    if dry_run:
-        raise stop_dry(config, output)
+    checked(config, output, dry_run)
     run_all(config, output)
     for settings, folder in later_rounds(config, output, asked):
         run_all(settings, folder, config)

@@ -22,10 +22,10 @@ from inversion_dpo.cli.options import (
     Output,
     Overrides,
     Preset,
+    checked,
     resolved,
     say,
     split_settings,
-    stop_dry,
 )
 from inversion_dpo.cli.settings import config, print_version
 
@@ -87,9 +87,7 @@ def invert(
     from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance, round_trip_error
 
-    run = resolved("invert", config, overrides)
-    if dry_run:
-        raise stop_dry(run, output)
+    run = checked(resolved("invert", config, overrides), output, dry_run)
     with occupied(output):
         claim(output, run)
         with stage(output, "invert"), memory_advice("inversion"):
@@ -127,9 +125,7 @@ def train(
     from inversion_dpo.run.folder import claim, occupied
     from inversion_dpo.training import recipe
 
-    run = resolved("train", config, overrides)
-    if dry_run:
-        raise stop_dry(run, output)
+    run = checked(resolved("train", config, overrides), output, dry_run)
     with occupied(output):
         claim(output, run)
         recipe.train(run, output)

@@ -89,9 +89,13 @@ def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in settings], settings
 
 
-def stop_dry(config: Config, output: Path | None = None) -> typer.Exit:
-    """Check what a run needs, print its settings, and return what ends the command."""
+def checked(config: Config, output: Path, dry_run: bool) -> Config:
+    """Check what a run needs before any work; on a dry run print its settings and stop."""
+    from inversion_dpo.api import check_run
     from inversion_dpo.run.config import to_yaml
 
-    typer.echo(to_yaml(config), nl=False)
-    return typer.Exit()
+    check_run(config, output)
+    if dry_run:
+        typer.echo(to_yaml(config), nl=False)
+        raise typer.Exit
+    return config

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, stop_dry
+from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved
 
 pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_args_is_help=True)
 
@@ -67,7 +67,8 @@ def pairs_build(
 
     Example: inversion-dpo pairs build -c sd15 -o built --prompts my_prompts.txt --scorer pickscore
     """
-    from inversion_dpo.making_pairs.build import build
+    from inversion_dpo.making_pairs.build import build, check_build
+    from inversion_dpo.run.config import to_yaml
     from inversion_dpo.run.folder import occupied
 
     given = {
@@ -81,8 +82,10 @@ def pairs_build(
     }
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     run = resolved("pairs build", config, [*(overrides or []), *options])
+    check_build(run)
     if dry_run:
-        raise stop_dry(run)
+        typer.echo(to_yaml(run), nl=False)
+        raise typer.Exit
     with occupied(output, run=False):
         made = build(run, output)
     for name, count in made.items():

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from inversion_dpo.data.images import decode_image
+from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
@@ -104,6 +105,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     """
     if features not in FEATURES:
         raise ConfigError(f"--features {features} is unknown: give one of {', '.join(FEATURES)}")
+    config = settled(config, folder)
     e = config.evaluation
     extractor: nn.Module | int = 2048
     if features == "clip":

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
+from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, compare
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.samples import REPEAT, read_scores, sampled_file
@@ -44,7 +45,7 @@ def evaluate(
     Returns:
         What ``metrics.json`` holds.
     """
-    config = config or read_config(folder)
+    config = settled(config or read_config(folder), folder)
     metrics = measure(folder, config, folder / "samples", models)
     if "win_rate" in metrics and (more := at_training_guidance(folder, config, models)):
         metrics |= more

@@ -32,6 +32,7 @@ from inversion_dpo.making_pairs.labelling import (
     claim,
     fill,
 )
+from inversion_dpo.models.loading import check_model
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.fields import BuildConfig
@@ -53,14 +54,8 @@ def build(config: Config, output: Path) -> dict[str, int]:
     """
     from inversion_dpo.making_pairs.dataset import write_dataset
 
+    check_build(config)
     b = config.build
-    if b.prompts == BuildConfig.prompts and not config.model.path.startswith("asset:"):
-        raise ConfigError(
-            f"{config.model.path} needs prompts, since {b.prompts} captions of the embedded world "
-            "fit its own model alone: --prompts FILE, one a line"
-        )
-    for kind in b.mix:
-        scenes("train", kind, b.seed)  # a kind that is none is refused before anything is sampled
     if current_team().main:
         claim(output, _sampled_by(config))
     current_team().wait()
@@ -78,6 +73,25 @@ def build(config: Config, output: Path) -> dict[str, int]:
     scorers.conclude()
     write = write_dataset if b.splits else write_labelled
     return write(config, output, found) if current_team().main else {}
+
+
+def check_build(config: Config) -> None:
+    """Refuse, before anything is sampled, prompts, models and kinds that cannot be used."""
+    b = config.build
+    if b.prompts == BuildConfig.prompts and not config.model.path.startswith("asset:"):
+        raise ConfigError(
+            f"{config.model.path} needs prompts, since {b.prompts} captions of the embedded world "
+            "fit its own model alone: --prompts FILE, one a line"
+        )
+    for kind in b.mix:
+        scenes("train", kind, b.seed)  # a kind that is none is refused before anything is sampled
+    if not config.evaluation.scorer:
+        raise ConfigError("pairs build needs --scorer or evaluation.scorer, which says who labels")
+    if b.prompts != SCENES:
+        single_graphs(config)
+    check_model(config.model)
+    for model in b.models:
+        side(config, model)
 
 
 def labellings(config: Config) -> dict[str, Labelling]:
@@ -224,12 +238,10 @@ def drawing(sources: Mapping[str, tuple[Side, float]]) -> Draw:
 def scorers_of(config: Config, output: Path) -> ScorerGroup:
     """The scorers that label; ConfigError if there are none, or they cannot know the graphs."""
     e = config.evaluation
-    if not e.scorer:
-        raise ConfigError("pairs build needs --scorer or evaluation.scorer, which says who labels")
     if config.build.prompts == SCENES and SCENE_GRAPH in str(e.scorer):
         raise ConfigError(f"build.prompts={SCENES} is judged by {SCENES}, not by {SCENE_GRAPH}")
     store, whole = output / "scores.sqlite", partial(prompt_set_of, config)
-    return load_scorers(e.scorer, e.checkpoints, e.batch_size, store, e.parser, whole)
+    return load_scorers(e.scorer or [], e.checkpoints, e.batch_size, store, e.parser, whole)
 
 
 def prompt_set_of(config: Config) -> PromptSet:

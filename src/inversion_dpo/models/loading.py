@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import GatedRepoError
 
 from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
@@ -76,6 +76,27 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     return pipeline
 
 
+def check_model(m: ModelConfig) -> None:
+    """Look for the model and its parts, without loading weights; ModelError names the setting."""
+    path = os.path.expanduser(resolve(m.path))
+    try:
+        if Path(path).is_dir():
+            DiffusionPipeline.load_config(path)
+        elif path.startswith((".", "/")) and not Path(path).exists():
+            raise FileNotFoundError("nothing is there")
+        elif not Path(path).exists():
+            hf_hub_download(path, "model_index.json", revision=m.revision)
+    except Exception as error:  # of the hub, the network and the disk
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model.path={m.path}: no diffusers pipeline there ({reason}). {_remedy(error)}"
+        ) from error
+    for key in ("vae", "lora", "scene_graph"):
+        part = getattr(m, key) or ""
+        if part.startswith((".", "/", "~")) and not Path(part).expanduser().exists():
+            raise ModelError(f"model.{key}={part} does not exist: give a file, folder or hub id")
+
+
 def merge_lora(pipeline: Any) -> None:
     """Add the LoRA that is loaded into a pipeline to its weights, and remove it."""
     pipeline.fuse_lora()
@@ -113,6 +134,15 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
         shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
         install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
     model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
+    used = {
+        "t5": hasattr(pipeline, "text_encoder_3"),
+        "guidance_embed": getattr(network_of(model).config, "guidance_embeds", False),
+    }
+    for key, value in ((key, getattr(m, key)) for key in used if not used[key]):
+        if value != getattr(ModelConfig(), key):
+            raise ModelError(
+                f"model.{key}={value} has no effect with {type(pipeline).__name__}: leave it out"
+            )
     name = Path(m.path).name
     if why := model.distilled or (DISTILLED.search(name) and "so says its name"):
         logger.warning(

@@ -119,8 +119,6 @@ class DataConfig:
     """Branch, tag or commit of a dataset on the hub; set it to pin the pairs."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column names, ours to yours: `data.columns.caption=text` reads captions from column text."""
-    root: str | None = None
-    """Folder of the images that a table names, if they do not lie beside it; paths stay in it."""
     ranking: Literal["best_worst", "adjacent", "all"] = "best_worst"
     """Which images of a ranking of three or more become pairs."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -322,7 +320,7 @@ class EvaluationConfig:
     """Sampling and scoring (docs/how-to/evaluate.md); both models start from the same noise."""
 
     prompts: str = "asset:prompts-test.txt"
-    """Held-out prompts: a file, or hf:OWNER/NAME:COLUMN; never prompts that were trained on."""
+    """Held-out prompts: a file, hf:OWNER/NAME:COLUMN, or heldout: captions of held-out pairs."""
     limit: Count | None = 500
     """Use only so many prompts from the start; null uses all."""
     seeds: Count = 1
@@ -333,7 +331,7 @@ class EvaluationConfig:
     """Weights of scorers: `evaluation.checkpoints.NAME=PATH@REVISION`."""
     parser: Group[ParserConfig] = field(default_factory=ParserConfig)
     preference: str = "warmth"
-    """The score by which the pairs were labelled; the report puts it first."""
+    """The score by which the pairs were labelled, first in reports; auto is the only one."""
     sample_steps: Count = 20
     """Sampling steps of an image."""
     guidance_scale: NotNegative = 4.0

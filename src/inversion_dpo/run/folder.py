@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -97,27 +98,48 @@ def claim(folder: Path, config: Config) -> None:
     """
     if current_team().main:
         _make_own(folder)
-        owner = folder / "config.yaml"
-        changed = [
-            text
-            for key, text in (differences(folder, config) if owner.exists() else {}).items()
-            if key not in _FREE and not key.startswith(("evaluation.", "build."))
-        ]
-        if changed and (folder / "checkpoints").exists():
-            raise ConfigError(
-                f"{folder} holds another run: {changed[0]}"
-                f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
-                "Choose another --output, or repeat that run's settings to resume it"
-            )
-        atomic_text(to_yaml(config), owner)
+        refuse_other_run(folder, config)
+        atomic_text(to_yaml(config), folder / "config.yaml")
     current_team().wait()
+
+
+def check_output(folder: Path, config: Config) -> None:
+    """Refuse, without making it, a folder that :func:`claim` would refuse or cannot make."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{there} may not be written to: choose another --output")
+    if there == folder or not there.is_dir():
+        refuse_others(there)
+        refuse_other_run(folder, config)
+
+
+def refuse_other_run(folder: Path, config: Config) -> None:
+    """Refuse a folder in which another run was trained."""
+    owner = folder / "config.yaml"
+    changed = [
+        text
+        for key, text in (differences(folder, config) if owner.exists() else {}).items()
+        if key not in _FREE and not key.startswith(("evaluation.", "build."))
+    ]
+    if changed and (folder / "checkpoints").exists():
+        raise ConfigError(
+            f"{folder} holds another run: {changed[0]}"
+            f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
+            "Choose another --output, or repeat that run's settings to resume it"
+        )
 
 
 def _make_own(folder: Path, run: bool = True) -> None:
     """Make a folder; ConfigError for a file and, if a run's, for a folder of other files."""
-    if folder.is_file():
+    if not folder.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+    refuse_others(folder, run)
+
+
+def refuse_others(folder: Path, run: bool = True) -> None:
+    """Refuse a file and, if a run's, a folder of other files."""
+    if not folder.is_dir():
         raise ConfigError(f"--output {folder} is a file: give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     names = {p.name for p in folder.iterdir()}
     if run and names - {LOCK} and "config.yaml" not in names:
         raise ConfigError(

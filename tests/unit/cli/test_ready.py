@@ -1,0 +1,146 @@
+"""What a run needs is looked for before any work, and a dry run looks for the same."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from inversion_dpo.api import check_run
+from inversion_dpo.cli.main import main
+from inversion_dpo.evaluation.defaults import heldout_captions, settled
+from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
+from inversion_dpo.run.folder import claim
+
+REAL = [n for n in preset_names() if not load_config(n, []).model.path.startswith("asset:")]
+
+
+@pytest.fixture
+def ended(tiny_config, tmp_path, monkeypatch, capsys):
+    """Call with words: how a command of the tiny run ended, (code, output, error)."""
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny_config()))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        with pytest.raises(SystemExit) as stop:
+            main(list(words))
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "wet"])
+@pytest.mark.parametrize("command", ["train", "invert", "demo"])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.pairs=none.parquet", "none.parquet does not exist"),
+        ("data.pairs=tiny.yaml", "tiny.yaml"),
+        ("data.split=test", "data.split=test has no effect"),
+        ("data.columns.caption=text", "text"),
+        ("model.path=./none", "model.path=./none: no diffusers pipeline there"),
+        ("model.path=.", "model.path=.: no diffusers pipeline there"),
+        ("model.path=someone/model", "the hub is not reached"),
+        ("model.vae=./none", "model.vae=./none does not exist"),
+        ("model.lora=/none.safetensors", "model.lora=/none.safetensors does not exist"),
+        ("model.scene_graph=~/none", "model.scene_graph=~/none does not exist"),
+        ("training.tracker=wandb", "pip install wandb"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_folder_is_made(ended, command, dry, setting, message):
+    first = [] if command == "demo" else ["-c", "tiny.yaml"]
+    code, printed, error = ended(command, *first, "-o", "run", setting, *dry)
+    assert (code, printed, error.count("\n")) == (2, "", 1) and message in error
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "invert"])
+def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(ended, tiny_config, command):
+    words = (command, "-c", "tiny.yaml", "--dry-run", "-o")
+    code, printed, _ = ended(*words, "new")
+    assert code == 0 and yaml.safe_load(printed)["training"]["steps"] == 8
+    assert not Path("new").exists()
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("precious")
+    claim(Path("run"), tiny_config("objective.beta=7"))
+    Path("run/checkpoints").mkdir()
+    for folder, message in {
+        "mine": "not empty",
+        "mine/thesis.txt": "is a file",
+        "mine/thesis.txt/run": "is a file",
+        "run": "holds another run: objective.beta",
+    }.items():
+        code, printed, error = ended(*words, folder)
+        assert (code, printed) == (2, "") and message in error
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("inversion_dpo.run.folder.os.access", lambda *_: False)
+    with pytest.raises(ConfigError, match=f"{tmp_path} may not be written to"):
+        check_run(tiny_config(), tmp_path / "a" / "b")
+
+
+def test_missing_prompts_are_warned_of_before_the_training(tiny_config, tmp_path, caplog):
+    check_run(tiny_config("evaluation.prompts=none.txt"), tmp_path / "run")
+    assert "none.txt" in caplog.text and "before `inversion-dpo evaluate`" in caplog.text
+
+
+def test_building_pairs_looks_too(ended):
+    words = ("pairs", "build", "-c", "tiny.yaml", "-o", "built", "--dry-run")
+    Path("prompts.txt").write_text("a star")
+    for more, message in {
+        ("--prompts", "none.txt"): "none.txt",
+        ("model.path=./none", "--prompts", "prompts.txt"): "model.path=./none",
+        (): "needs prompts",
+    }.items():
+        code, printed, error = ended(*words, *more)
+        assert (code, printed) == (2, "") and message in error
+    code, printed, _ = ended(*words, "--prompts", "prompts.txt")
+    assert code == 0 and yaml.safe_load(printed)["build"]["prompts"] == "prompts.txt"
+    assert not Path("built").exists()
+
+
+@pytest.mark.parametrize("setting", ["model.t5=false", "model.guidance_embed=3.0"])
+def test_a_setting_of_another_family_is_refused(tiny_config, setting):
+    import torch
+
+    from inversion_dpo.models.base import ModelError
+    from inversion_dpo.models.loading import load_model
+
+    with pytest.raises(ModelError, match=f"(?i){setting} has no effect with StableDiffusionPipe"):
+        load_model(tiny_config(setting), torch.device("cpu"))
+
+
+# ---- presets on one's own pairs
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_preset_of_a_real_model_needs_only_pairs(name, tiny_pipeline, pair_file, tmp_path):
+    given = [f"data.pairs={pair_file}", f"model.path={tiny_pipeline}", "model.vae=null"]
+    config = load_config(name, given)
+    check_run(config, tmp_path / "run")
+    assert config.policy.kind == "lora" and config.training.learning_rate == 1e-4
+    e = settled(config, tmp_path / "run").evaluation
+    prompts = [json.loads(line)["prompt"] for line in Path(e.prompts).read_text().splitlines()]
+    assert prompts == heldout_captions(config) and 0 < len(prompts) <= 2
+    assert (e.scorer, e.preference) == (None, "auto")
+
+
+def test_held_out_prompts_are_those_of_no_trained_pair(pair_file, tmp_path, tiny_config):
+    rows = pq.read_table(pair_file).to_pylist()
+    from inversion_dpo.training.recipe import split_pairs
+
+    _, held = split_pairs(list(range(16)), 0.25)
+    for number, row in enumerate(rows):
+        row["caption"] = "shared" if number in (held[0], 1 - (held[0] == 0)) else f"{number}"
+    file = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    found = heldout_captions(tiny_config(f"data.pairs={file}"))
+    assert set(found) <= {f"{number}" for number in held} and "shared" not in found
+    for row in rows:
+        row["caption"] = "shared"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    with pytest.raises(ConfigError, match="every caption of the 4 held-out pairs is trained on"):
+        heldout_captions(tiny_config(f"data.pairs={file}"))
