@@ -20,7 +20,7 @@ from inversion_dpo.graphs.statistics import format_statistics, statistics_of
 
 MAX_LISTED = 50  # problems a report spells out
 NAMES = ("annotations.json", "annotations.jsonl")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # tried after img_id where there is no name
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # tried after img_id where there is no name
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,19 @@ from inversion_dpo.data.annotations import MAX_LISTED, listed
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.giveaways import Files, Giveaway, refusal
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Fault, Row, inspect, rows_of
+from inversion_dpo.data.rankings import rows_of
+from inversion_dpo.data.rows import Fault, Row, inspect
 from inversion_dpo.data.source import content, no_pairs
 from inversion_dpo.data.traits import Share, Tally, format_shares, traits
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
 from inversion_dpo.run.fields import DataConfig
 
+_MAY_BE_LEFT_OUT = {
+    "unpaired": "rankings of one image",
+    "unlabelled": "unlabelled",
+    "hidden": "hidden files",
+}
 MEASURED_PAIRS = 1000  # pairs whose pixels are measured for giveaways
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
 
@@ -42,8 +48,8 @@ class PairReport:
     without it). What follows speaks of the usable pairs: image_sizes {(width, height): images},
     captions (least, median, most in ``measure``'s unit), long_captions (longer than its longest),
     first_preferred (share of labelled rows with label_0 = 1), traits (what else winners have more
-    of), giveaways (what their files have), graphs. ``problems`` spells out the first 50 of
-    ``problems_total``.
+    of), giveaways (what their files have), example (one pair in words), graphs.
+    ``problems`` spells out the first 50 of ``problems_total``.
     """
 
     path: str
@@ -55,6 +61,7 @@ class PairReport:
     first_preferred: float | None
     traits: Mapping[str, Share]
     giveaways: tuple[Giveaway, ...]
+    example: str
     graphs: GraphStatistics
     problems: tuple[str, ...]
     problems_total: int
@@ -77,12 +84,13 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
     problems, total = list[str](), 0
     graphs: list[SceneGraph] = []
     tally, files = Tally(), Files()
-    seen: set[bytes] = set()
+    seen: dict[bytes, int] = {}
+    example = ""
     for row in islice(rows_of(open_rows(config).rows(), config.ranking), config.limit):
-        counts["rows"] += 1
         if reason := row.left_out:
-            counts[reason] += 1
+            counts.update([reason, *["rows"] * (reason != "hidden")])
             continue
+        counts["rows"] += 1
         found, images = inspect(row)
         graph = _graph(row)
         faults = [*found, graph] if isinstance(graph, Fault) else found
@@ -93,10 +101,12 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
             continue
         graphs += [graph] if isinstance(graph, SceneGraph) else []
         key, row_sizes = content(row), [image.size for image in images]
+        won = row.encoded[:: 1 if row.label else -1][0]
         counts.update(pairs=1, duplicates=int(key in seen))
+        counts.update(turned=int(seen.setdefault(key, hash(won)) != hash(won)))
         counts.update(mixed_sizes=int(len(set(row_sizes)) > 1), labelled=int(row.labelled))
         counts.update(first=int(row.labelled and row.label == 1.0))
-        seen.add(key)
+        example = example or in_words(row)
         sizes.update(row_sizes)
         lengths.append(measure.length(row.caption or ""))
         if not row.single:
@@ -119,10 +129,17 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
         first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
         traits=tally.shares(),
         giveaways=giveaways,
+        example=example,
         graphs=statistics_of(graphs),
         problems=tuple(problems),
         problems_total=total,
     )
+
+
+def in_words(row: Row) -> str:
+    """Say which image of a row is over which, so that reversed labels are seen."""
+    first, second = row.called[:: 1 if row.label else -1]
+    return f'{row.where}: prompt "{(row.caption or "")[:80]}": {first} over {second}'
 
 
 def _graph(row: Row) -> SceneGraph | Fault | None:
@@ -169,9 +186,11 @@ def format_report(report: PairReport) -> str:
     lines = [
         f"{report.path}: {counts['pairs']} usable pairs in {counts['rows']} rows",
         f"  left out: {counts['ties']} ties, {counts['identical']} with identical images"
-        + (f", {counts['unpaired']} rankings of one image" if counts["unpaired"] else ""),
-        f"  kept: {counts['duplicates']} duplicate pairs, {counts['mixed_sizes']} of two image "
-        "sizes",
+        + "".join(f", {counts[k]} {words}" for k, words in _MAY_BE_LEFT_OUT.items() if counts[k]),
+        f"  kept: {counts['duplicates']} duplicate pairs"
+        + (f" ({counts['turned']} with the other image preferred)" if counts["turned"] else "")
+        + f", {counts['mixed_sizes']} of two image sizes",
+        *([f"  for example, {report.example}"] if report.example else []),
     ]
     if report.image_sizes:
         common = report.image_sizes.most_common(5)

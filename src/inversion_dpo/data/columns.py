@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from inversion_dpo.data.images import DataError
 # all there is taken.
 LAYOUTS = {
     "labelled": ("jpg_0", "jpg_1", "label_0", "caption"),
+    "shares": ("jpg_0", "jpg_1", "share_0", "caption"),
     "chosen": ("winner", "loser", "caption"),
     "ranking": ("images", "ranks", "caption"),
     "choice": ("images", "preferences", "caption"),
+    "scored": ("images", "scores", "caption"),
     "unlabelled": ("jpg_0", "jpg_1", "caption"),  # to be labelled; no preference yet
 }
-RANKED = ("ranking", "choice")
+RANKED = ("ranking", "choice", "scored")
 # The columns of pairs that we write ourselves: Pick-a-Pic's.
 WRITTEN = (
     ("jpg_0", pa.binary()),
@@ -28,18 +31,25 @@ WRITTEN = (
     ("label_0", pa.float64()),
     ("caption", pa.string()),
 )
-OPTIONAL = ("scene_graph", "group", "preference_0")
-# Names that are understood without data.columns: Pick-a-Pic's, Hugging Face's image folders',
-# and those of HPDv2 (https://huggingface.co/datasets/ymhao/HPDv2) and ImageRewardDB
-# (https://huggingface.co/datasets/THUDM/ImageRewardDB).
+OPTIONAL = ("scene_graph", "group", "preference_0", "label_1", "has_label", "share_1")
+# Names that are understood without data.columns, in any case, with spaces, dots or dashes for _:
+# Pick-a-Pic's, Hugging Face's image folders', spreadsheets', and those of HPDv2
+# (https://huggingface.co/datasets/ymhao/HPDv2), ImageRewardDB
+# (https://huggingface.co/datasets/THUDM/ImageRewardDB) and Rapidata
+# (https://huggingface.co/datasets/Rapidata/700k_Human_Preference_Dataset_FLUX_SD3_MJ_DALLE3).
 KNOWN = {
-    "jpg_0": ("jpg_0", "image_0", "file_name_0"),
-    "jpg_1": ("jpg_1", "image_1", "file_name_1"),
+    "jpg_0": ("jpg_0", "image_0", "file_name_0", "image1"),
+    "jpg_1": ("jpg_1", "image_1", "file_name_1", "image2"),
     "label_0": ("label_0",),
-    "winner": ("winner", "file_name_winner"),
-    "loser": ("loser", "file_name_loser"),
+    "label_1": ("label_1",),
+    "has_label": ("has_label",),
+    "share_0": ("share_0", "votes_0", "votes_image1", "weighted_results_image1_preference"),
+    "share_1": ("share_1", "votes_1", "votes_image2", "weighted_results_image2_preference"),
+    "winner": ("winner", "file_name_winner", "winner_image", "chosen", "chosen_image", "good"),
+    "loser": ("loser", "file_name_loser", "loser_image", "rejected", "rejected_image", "bad"),
     "images": ("images", "image_path", "file_path", "image"),
     "ranks": ("ranks", "rank"),
+    "scores": ("scores",),
     "preferences": ("human_preference",),
     "caption": ("caption", "prompt"),
     "scene_graph": ("scene_graph",),
@@ -49,6 +59,7 @@ KNOWN = {
 _NUMBERS = {"null", "bool", "halffloat", "float", "double"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
+_RATING = re.compile("rating|score|stars?$|mos$|grade|likert", re.IGNORECASE)
 _TEXT = {"null", "string", "large_string", "string_view"}
 _IMAGE = (
     {"null", "binary", "large_binary", "binary_view"},
@@ -57,7 +68,7 @@ _IMAGE = (
 # Arrow's types that a column may have, and what an error calls them; rankings are looked at by row.
 _TYPES = {
     **dict.fromkeys(("jpg_0", "jpg_1", "winner", "loser"), _IMAGE),
-    "label_0": (_NUMBERS, "numbers (0, 0.5 or 1)"),
+    "label_0": (_NUMBERS | _TEXT, "numbers (0, 0.5 or 1)"),
     "preference_0": (_NUMBERS, "numbers from 0 to 1"),
     "caption": (_TEXT, "text"),
     "scene_graph": (_TEXT, "text"),
@@ -70,13 +81,14 @@ class Table:
 
     kind: one of :data:`LAYOUTS`. names: the table's own names by ours. folder: the image files that
     rows name lie in here; None if paths are not followed. stem: the file's name without its suffix,
-    if the table holds rankings.
+    if the table holds rankings. root: the folder that paths may lead to, ``folder`` by default.
     """
 
     kind: str
     names: Mapping[str, str]
     folder: Path | None = None
     stem: str = ""
+    root: Path | None = None
 
 
 def find_table(
@@ -94,42 +106,91 @@ def find_table(
         DataError: the mapping names a column that is not there, or no layout is complete.
     """
     there = list(columns)
+    names = {ours: _found(where, KNOWN[ours], there) for ours in KNOWN} | {
+        ours: _found(where, (theirs,), there) for ours, theirs in mapping.items()
+    }
     for ours, theirs in mapping.items():
-        if theirs not in there:
+        if not names[ours]:
             raise DataError(
                 f"{where}: data.columns.{ours}={theirs} names no column; it has {', '.join(there)}"
             )
-    known = {ours: (mapping[ours],) if ours in mapping else KNOWN[ours] for ours in KNOWN}
-    names = {
-        ours: next(name for name in options if name in there)
-        for ours, options in known.items()
-        if not set(options).isdisjoint(there)
-    }
+    if _RATING.search(mapping.get("ranks", "")):
+        raise DataError(
+            f"{where}: data.columns.ranks={mapping['ranks']} would take 1 for the best; write "
+            f"data.columns.scores={mapping['ranks']} if higher is better, or rename the column"
+        )
+    names = {ours: theirs for ours, theirs in names.items() if theirs}
     meant = [k for k, needed in LAYOUTS.items() if set(mapping) <= {*needed, *OPTIONAL}]
     for kind in meant:
         if set(LAYOUTS[kind]) <= set(names):
             keep = {n: names[n] for n in (*LAYOUTS[kind], *OPTIONAL) if n in names}
             stem = file.stem if file and kind in RANKED else ""
             return Table(kind, keep, file.parent if file else None, stem)
-    nearest = max(meant or LAYOUTS, key=lambda kind: len(set(LAYOUTS[kind]) & set(names)))
+    rated = next((name for name in there if _RATING.search(name)), "")
+    nearest = max(
+        meant or LAYOUTS,
+        key=lambda kind: (len(set(LAYOUTS[kind]) & set(names)), bool(rated) and kind == "scored"),
+    )
     missing = [ours for ours in LAYOUTS[nearest] if ours not in names]
     raise DataError(
         f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(there)}; rename or add "
         f"columns until it has {', '.join(LAYOUTS[nearest])}, or say which they are, e.g. "
-        f"data.columns.{missing[0]}=THEIR_NAME"
+        f"data.columns.{missing[0]}={rated if missing[0] == 'scores' else 'THEIR_NAME'}"
+        + (" (higher is better)" if missing[0] == "scores" else "")
     )
+
+
+def _found(where: str, options: Iterable[str], there: list[str]) -> str:
+    """Find the first of these names among columns, or in one, as ``chosen.image``; "" if none."""
+    for name in options:
+        same = [c for c in there if c == name] or [c for c in there if _plain(c) == _plain(name)]
+        if len(same) > 1 and same[0] != name:
+            raise DataError(
+                f"{where} has two columns named {_plain(name)} ({' and '.join(same)}); rename or "
+                "drop one"
+            )
+        if same or (name.partition(".")[0] in there and "." in name):
+            return same[0] if same else name
+    return ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s._-]+", "_", name.strip("\ufeff \t")).lower()
+
+
+def top(name: str, there: Sequence[str]) -> str:
+    """Give the column that a name such as ``chosen.image`` lies in: the whole name if it is one."""
+    return name if name in there else name.partition(".")[0]
+
+
+def cells(row: Mapping[str, Any], table: Table) -> dict[str, Any]:
+    """Name a row's cells as we do: the image of ``{"image": ...}``, the text of a list of one."""
+    found: dict[str, Any] = {}
+    for ours, theirs in table.names.items():
+        value: Any = row
+        for part in [theirs] if theirs in row else theirs.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping) and "image" in value and ours != "scene_graph":
+            value = value["image"]
+        single = ours == "caption" and isinstance(value, list) and len(value) == 1
+        found[ours] = value[0] if single else value
+    return found
 
 
 def check_types(where: str, schema: Any, table: Table) -> None:
     """Raise DataError if a column of an Arrow table cannot be what it is taken for."""
     for ours, theirs in table.names.items():
-        if schema.get_field_index(theirs) < 0:  # what Arrow says of a name that is there twice
+        dotted = theirs not in schema.names
+        if schema.get_field_index(top(theirs, schema.names)) < 0:  # as for a name that is twice
             raise DataError(f"{where} has two columns named {theirs}; rename or drop one")
-        if ours not in _TYPES:
+        if dotted or ours not in _TYPES:  # within a column: looked at by row
             continue
         kind, (allowed, wanted) = schema.field(theirs).type, _TYPES[ours]
-        if allowed is _IMAGE[0] and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
+        for part in ("image", "bytes") if allowed is _IMAGE[0] else ():
+            if pa.types.is_struct(kind) and kind.get_field_index(part) >= 0:
+                kind = kind.field(part).type
+        if ours == "caption" and pa.types.is_list(kind):
+            kind = kind.value_type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         if str(kind) in allowed or (allowed is _NUMBERS and pa.types.is_decimal(kind)):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any
 from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotated
 from inversion_dpo.data.columns import KNOWN, RANKED, Table
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Fault, Raw, image_paths, number
+from inversion_dpo.data.rows import Fault, Raw, image_paths, is_hidden, number
 from inversion_dpo.data.shards import read_shard
-from inversion_dpo.data.tables import read_dataset, read_parquet, read_text
+from inversion_dpo.data.tables import TEXTS, read_dataset, read_parquet, read_text
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.fields import DataConfig
@@ -27,11 +27,10 @@ _METADATA = ("metadata.csv", "metadata.jsonl")
 _SAVED = ("state.json", "dataset_dict.json")
 _SUFFIXES = {
     ".parquet": "parquet",
-    ".csv": "table",
-    ".json": "table",
-    ".jsonl": "table",
-    ".tar": "webdataset",
+    **dict.fromkeys(TEXTS, "table"),
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz"), "webdataset"),
 }
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _READERS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[Raw]]] = {
     "parquet": read_parquet,
     "table": read_text,
@@ -79,7 +78,13 @@ def open_rows(config: DataConfig) -> Opened:
         )
     if kind == "annotated":
         return _open_annotated(path)
-    read = _READERS[kind]
+    root = Path(config.root) if config.root else None
+    if root and not root.is_dir():
+        raise DataError(f"data.root={root} is no folder; give the one that holds the images")
+
+    def read(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
+        for raw in _READERS[kind](file, columns):
+            yield replace(raw, table=replace(raw.table, root=root)) if root else raw
 
     def identity() -> str:
         named: list[Path] = []
@@ -91,7 +96,7 @@ def open_rows(config: DataConfig) -> Opened:
         return _digest([*files, *named])
 
     return Opened(
-        lambda: chain.from_iterable(read(file, columns) for file in files),
+        lambda: chain(chain.from_iterable(read(file, columns) for file in files), _hidden(path)),
         identity,
         partial(_count, files, kind, columns),
     )
@@ -108,9 +113,24 @@ def _count(files: list[Path], kind: str, columns: Mapping[str, str]) -> int | No
     return sum(1 for raw in raws if number(raw.values.get("label_0")) != 0.5)
 
 
+def _hidden(folder: Path) -> Iterator[Raw]:
+    """What systems put beside the data, to be counted and left out."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_hidden(file.name) and file.is_file():
+            yield Raw(file.name, Table("chosen", {}), {}, Fault("hidden", "not of the data"))
+
+
+def _suffix(file: Path) -> str:
+    """The suffix by which a format is known, such as .tar.gz."""
+    name = file.name.lower()
+    return next((s for s in _SUFFIXES if name.endswith(s)), file.suffix.lower())
+
+
 def _kind_of(file: Path) -> str:
     """The format of a file by its suffix, or else by its first bytes."""
-    kind = _SUFFIXES.get(file.suffix.lower())
+    if file.suffix.lower() in _SPREADSHEETS:
+        raise DataError(f"{file} is a spreadsheet; save it as CSV (UTF-8) and give that file")
+    kind = _SUFFIXES.get(_suffix(file))
     if kind is None:
         with file.open("rb") as stream:
             kind = "parquet" if stream.read(4) == b"PAR1" else None
@@ -124,14 +144,19 @@ def _kind_of(file: Path) -> str:
 
 def _inside(folder: Path, asked: str) -> tuple[str, list[Path]]:
     """The format of a folder by what it holds, unless it is asked for, and the files to read."""
-    there = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+    there = sorted(f for f in folder.iterdir() if not is_hidden(f.name))
     held = {
         "dataset": [f for f in there if f.name in _SAVED],
         "annotated": [f for f in there if f.name in NAMES],
         "table": [f for f in there if f.name in _METADATA],
-        "parquet": [f for f in there if f.suffix.lower() == ".parquet"],
-        "webdataset": [f for f in there if f.suffix.lower() == ".tar"],
+        **{
+            kind: [f for f in there if _SUFFIXES.get(_suffix(f)) == kind]
+            for kind in ("parquet", "webdataset")
+        },
     }
+    tables = [f for f in there if f.suffix.lower() in (*TEXTS, *_SPREADSHEETS)]
+    if not any(held.values()) and len(tables) == 1:
+        held[_kind_of(tables[0])] = tables
     kinds = [kind for kind in held if held[kind]] if asked == "auto" else [asked]
     if len(kinds) > 1:
         raise DataError(f"{folder} holds several formats; choose data.format={' or '.join(kinds)}")

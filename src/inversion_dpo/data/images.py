@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
-_FORMATS = ("JPEG", "PNG", "WEBP")
+_FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []))
 
 
 class DataError(ValueError):
@@ -20,7 +20,7 @@ class DataError(ValueError):
 
 
 def decode_image(data: bytes, where: str) -> Image.Image:
-    """Decode a JPEG, PNG or WebP to RGB, upright by its EXIF, transparency over white.
+    """Decode an AVIF, JPEG, PNG or WebP to RGB, upright by its EXIF, transparency over white.
 
     DataError, which calls it ``where``, is for any other file, a truncated one and a huge one.
     """
@@ -39,8 +39,8 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         unknown = isinstance(error, UnidentifiedImageError)
         raise DataError(
             f"{where}: the image cannot be read ({'no such image file' if unknown else error}); it "
-            f"must be one complete JPEG, PNG or WebP of at most {MAX_IMAGE_PIXELS} pixels: write "
-            "it again or drop the row"
+            f"must be one complete AVIF, JPEG, PNG or WebP of at most {MAX_IMAGE_PIXELS} pixels: "
+            "write it again or drop the row"
         ) from error
 
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations, groupby, pairwise
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from PIL import Image
 
-from inversion_dpo.data.columns import RANKED, Table
+from inversion_dpo.data.columns import Table
 from inversion_dpo.data.images import DataError, decode_image
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
-# Which pairs (better, worse) a ranking gives, from its places, the best first: one pair; each image
-# with the next one down; every two. Images of equal rank keep their order; their pairs are ties.
-SCHEMES: dict[str, Callable[[Sequence[int]], Iterable[tuple[int, int]]]] = {
-    "best_worst": lambda places: [(places[0], places[-1])],
-    "adjacent": pairwise,
-    "all": lambda places: combinations(places, 2),
-}
+LEFT_OUT = ("unpaired", "hidden")  # kinds of faults that are no faults of the data
+UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,9 @@ class Row:
     """Two images of one caption. label: 1 if the first is preferred, 0 the second, 0.5 a tie.
 
     preference: probability that the first is the better one, if the data say. names: what the
-    images are called in errors. labelled: whether the label was in the data, rather than in the
-    order of the images. single: one image, given twice. fault: why no part of the row is usable.
+    images are called in errors. called: the same, in a sentence about the pair. labelled: whether
+    the label was in the data, rather than in the order of the images. single: one image, given
+    twice. fault: why no part of the row is usable.
     """
 
     where: str
@@ -63,6 +59,7 @@ class Row:
     label: float | str | None = 1.0
     preference: float | str | None = None
     scene_graph: str | None = None
+    called: tuple[str, str] = ("image 0", "image 1")
     labelled: bool = False
     single: bool = False
     fault: Fault | None = None
@@ -71,9 +68,11 @@ class Row:
     def left_out(self) -> str | None:
         """Why a sound row is no preference; None if it is one (or is not sound)."""
         if self.fault:
-            return "unpaired" if self.fault.kind == "unpaired" else None
+            return self.fault.kind if self.fault.kind in LEFT_OUT else None
         if self.label == 0.5:
             return "ties"
+        if self.label == UNLABELLED:
+            return UNLABELLED
         sound = self.label in (0.0, 1.0)
         same = self.images[0] == self.images[1] and isinstance(self.images[0], bytes)
         return "identical" if sound and same and self.images[0] and not self.single else None
@@ -98,12 +97,12 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         remedy = "write 1 (image 0 preferred), 0 (image 1) or 0.5 (tie), or drop the row"
         if row.label is None:
             remedy += "; to label pairs by hand: inversion-dpo web DATA"
-        text = f"{row.where}: label_0 is {_shown(row.label)}; {remedy}"
+        text = f"{row.where}: label_0 is {shown(row.label)}; {remedy}"
         faults.append(Fault("bad_labels", text))
     p = row.preference
     if p is not None and not (isinstance(p, float) and 0 <= p <= 1):
         remedy = "write the probability that image 0 is better, 0 to 1, or leave it empty"
-        text = f"{row.where}: preference_0 is {_shown(p)}; {remedy}"
+        text = f"{row.where}: preference_0 is {shown(p)}; {remedy}"
         faults.append(Fault("bad_labels", text))
     if not (row.caption or "").strip():
         remedy = "write the prompt that both images were made for, or drop the row"
@@ -124,21 +123,24 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
     return faults, images
 
 
-def rows_of(raws: Iterable[Raw], scheme: str) -> Iterator[Row]:
-    """Give the rows to be checked: for rankings one for each pair of a scheme of SCHEMES."""
-    seen: set[object] = set()
-    for ranked, part in groupby(raws, lambda raw: raw.table.kind in RANKED and not raw.fault):
-        yield from map(_row, _unranked(part, scheme, seen) if ranked else part)  # noqa: B031
-
-
-def _row(raw: Raw) -> Row:
+def row_of(raw: Raw) -> Row:
+    """Take a raw row of two images for what its table says that it is."""
     if raw.fault:
         return Row(raw.where, None, fault=raw.fault)
     table, values = raw.table, raw.values
-    labelled = table.kind in ("labelled", "unlabelled")
+    labelled = "jpg_0" in table.names
     first, second = ("jpg_0", "jpg_1") if labelled else ("winner", "loser")
-    label = number(values.get("label_0")) if labelled else values.get("tie", 1.0)
-    shown = ("", "") if label == 0.5 else (values[first], values[second])
+    label, preference = values.get("tie", 1.0), number(values.get("preference_0"))
+    if table.kind == "shares":
+        said = _of_shares(number(values["share_0"]), number(values.get("share_1")))
+        if isinstance(said, Fault):
+            return Row(raw.where, None, fault=said)
+        label, preference = said
+    elif labelled:
+        label = _label(values)
+    cells = ("", "") if label in (0.5, UNLABELLED) else (values[first], values[second])
+    names = (table.names[first], table.names[second])
+    called = [v if isinstance(v, str) and v else n for v, n in zip(cells, names, strict=True)]
     caption, graph = values["caption"], values.get("scene_graph")
     # JSON can spell half of a surrogate pair, which UTF-8 cannot hold
     whole = isinstance(caption, str) and caption == caption.encode(errors="ignore").decode()
@@ -146,82 +148,44 @@ def _row(raw: Raw) -> Row:
     return Row(
         where=raw.where,
         caption=caption if whole else None,
-        images=(encoded_image(shown[0], table), encoded_image(shown[1], table)),
-        names=(table.names[first], table.names[second]),
+        images=(encoded_image(cells[0], table), encoded_image(cells[1], table)),
+        names=names,
+        called=values.get("called", (called[0], called[1])),
         label=label,
-        preference=number(values.get("preference_0")),
+        preference=preference,
         scene_graph=graph if isinstance(graph, str) and graph else None,
         labelled=labelled,
         single=table.kind == "single",
     )
 
 
-def _unranked(raws: Iterable[Raw], scheme: str, seen: set[object]) -> Iterator[Raw]:
-    """Rows of two images from rankings: rows of all images, or a row for each image of a prompt.
-
-    ``seen`` collects the prompts' ids, whose rows must stand together.
-    """
-
-    def group(raw: Raw) -> object:
-        key = raw.values.get("group")
-        whole = isinstance(raw.values["images"], list)
-        return raw.where if whole or not isinstance(key, str | int) else (key,)
-
-    for key, part in groupby(raws, group):
-        rows = list(part)
-        remedy = None
-        if isinstance(key, tuple):
-            if key in seen:
-                remedy = f"prompt_id {key[0]} was seen before other rows; sort the rows by it"
-            seen.add(key)
-        elif not isinstance(rows[0].values["images"], list):
-            remedy = (
-                f"prompt_id is {_shown(rows[0].values.get('group'))}; write a text or a whole "
-                "number that says which rows belong together (data.columns.group)"
-            )
-        if remedy:
-            yield from (replace(raw, fault=Fault("bad_rows", remedy)) for raw in rows)
-        else:
-            yield from _pairs_of(rows, scheme)
+def _label(values: Mapping[str, Any]) -> float | str | None:
+    """Read label_0 as 1, 0, -1 or 0.5; UNLABELLED where has_label or both labels say so."""
+    first, second = number(values.get("label_0")), number(values.get("label_1"))
+    if number(values.get("has_label")) == 0 or first == second == 0:
+        return UNLABELLED
+    if second is None or (first, second) in ((1, 0), (0, 1), (0.5, 0.5), (1, -1), (-1, 1)):
+        return first
+    return f"{shown(first)} beside label_1 {shown(second)}"
 
 
-def _pairs_of(rows: list[Raw], scheme: str) -> Iterator[Raw]:
-    """The pairs of one ranking: rows of one image each, or one row of all images."""
-    table, first = rows[0].table, rows[0].values
-    last = rows[-1].where.rpartition("row ")[2]
-    where = rows[0].where + (f" to {last}" if len(rows) > 1 else "")
-    by = "ranks" if table.kind == "ranking" else "preferences"
-    whole = isinstance(first["images"], list)
-    images = first["images"] if whole else [raw.values["images"] for raw in rows]
-    ranks = first[by] if whole else [raw.values[by] for raw in rows]
-    fault = _ranking_fault(images, ranks, {_shown(raw.values["caption"]) for raw in rows})
-    if fault:
-        yield Raw(where, table, {}, fault)
-        return
-    values = [float(rank) if by == "ranks" else -float(rank) for rank in ranks]
-    loaded: dict[int, Encoded] = {}
-    for w, l in SCHEMES[scheme](sorted(range(len(values)), key=values.__getitem__)):
-        tie = values[w] == values[l]
-        for k in () if tie else (w, l):
-            loaded[k] = loaded[k] if k in loaded else encoded_image(images[k], table)
-        said = {"caption": first["caption"], "scene_graph": first.get("scene_graph")}
-        pair = {"winner": loaded.get(w), "loser": loaded.get(l), "tie": 0.5 if tie else 1.0}
-        named = Table("chosen", {"winner": f"image {w}", "loser": f"image {l}"})
-        yield Raw(f"{where}, images {w} and {l}", named, said | pair)
-
-
-def _ranking_fault(images: Any, ranks: Any, captions: set[Any]) -> Fault | None:
-    if not isinstance(ranks, list) or len(ranks) != len(images):
-        count = len(ranks) if isinstance(ranks, list) else "no"
-        return Fault("bad_rows", f"{len(images)} images and {count} ranks; give one each")
-    numbers = [number(rank) for rank in ranks]
-    if not all(isinstance(n, float) and math.isfinite(n) for n in numbers):
-        return Fault("bad_rows", f"ranks are {_shown(ranks)}; write a number for each image")
-    if len(captions) > 1:
-        return Fault("bad_rows", "rows of one prompt_id differ in caption; give each its own")
-    if len(images) < 2:
-        return Fault("unpaired", "one image alone is no pair; add another or drop the row")
-    return None
+def _of_shares(
+    first: float | str | None, second: float | str | None
+) -> tuple[float | str, float] | Fault:
+    """Label and preference of the first image from counts or shares of votes for each."""
+    known = [x for x in (first, second) if isinstance(x, float) and 0 <= x < math.inf]
+    if len(known) == 1 and second is None and known[0] <= 1:
+        known.append(1 - known[0])
+    if len(known) < 2:
+        remedy = (
+            "write counts, per cent or shares of the votes for each image (data.columns.share_1)"
+        )
+        text = f"the votes are {shown(first)} and {shown(second)}; {remedy}"
+        return Fault("bad_labels", text)
+    if not sum(known):
+        return UNLABELLED, 0.5
+    share = known[0] / sum(known)
+    return 0.5 if share == 0.5 else float(share > 0.5), share
 
 
 def image_paths(raw: Raw) -> Iterator[Path]:
@@ -230,36 +194,44 @@ def image_paths(raw: Raw) -> Iterator[Path]:
         value = raw.values.get(ours)
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and raw.table.folder:
-                path = find_inside(raw.table.folder, name, raw.table.stem)
+                path = find_inside(raw.table.folder, name, raw.table.stem, raw.table.root)
                 if isinstance(path, Path):
                     yield path
 
 
-def find_inside(folder: Path, name: str, stem: str = "") -> Path | Fault:
-    """Find the image file that a row names, which must lie in the table's folder.
+def is_hidden(name: str) -> bool:
+    """Tell whether macOS or Windows put a file there, such as ``._x.png`` or Thumbs.db."""
+    return name.startswith((".", "__MACOSX")) or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def find_inside(folder: Path, name: str, stem: str = "", root: Path | None = None) -> Path | Fault:
+    """Find the image file that a row names, in the table's folder and nowhere outside of ``root``.
 
     With the ``stem`` of a table of rankings it is also looked for under FOLDER/STEM (where the
     images of HPDv2's train.json are unpacked), then by its last part beside the table
-    (ImageRewardDB).
+    (ImageRewardDB). root: the folder itself by default; paths may start from it, too.
     """
-    parts = PurePosixPath(name)
-    outside = parts.is_absolute() or PureWindowsPath(name).anchor or ".." in name.split("/")
-    if outside or "\0" in name or "\\" in name:
-        remedy = "move the image there and write its path from there"
-        return Fault("bad_paths", f"{_shown(name)} leads out of {folder}; {remedy}")
-    # macOS spells an accented letter as two characters, others as one
-    spellings = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-    places = [folder / spelling for spelling in dict.fromkeys(spellings)]
+    inside = root or folder
+    bases = dict.fromkeys([folder, inside])
+    # a spreadsheet of Windows writes a\\b.png; macOS spells an accented letter as two characters
+    slashes = dict.fromkeys([name, name.replace("\\", "/")])
+    spellings = [*slashes, *(unicodedata.normalize(f, n) for n in slashes for f in ("NFC", "NFD"))]
+    whole = [base / spelling for base in bases for spelling in dict.fromkeys(spellings)]
+    edge = os.path.abspath(inside)
+    places = [path for path in whole if Path(os.path.abspath(path)).is_relative_to(edge)]
+    if PureWindowsPath(name).drive or "\0" in name or not places:
+        remedy = "move the image there and write its path from there, or set data.root=FOLDER"
+        return Fault("bad_paths", f"{shown(name)} leads out of {inside}; {remedy}")
     if stem:
-        places += [folder / stem / name, folder / parts.name]
+        places += [folder / stem / name, folder / PurePosixPath(name).name]
     try:
         found = next((path for path in places if path.is_file()), None)
     except OSError:  # such as a name that is too long
         found = None
     if found is None:
-        return Fault("broken_images", f"there is no file {_shown(name)} in {folder}; put it there")
-    if not found.resolve().is_relative_to(folder.resolve()):
-        return Fault("bad_paths", f"{_shown(name)} is a link out of {folder}; copy the image there")
+        return Fault("broken_images", f"there is no file {shown(name)} in {inside}; put it there")
+    if not found.resolve().is_relative_to(inside.resolve()):
+        return Fault("bad_paths", f"{shown(name)} is a link out of {inside}; copy the image there")
     return found
 
 
@@ -270,8 +242,8 @@ def encoded_image(value: Any, table: Table) -> Encoded:
     if value is None or value == "" or isinstance(value, bytes | Fault):
         return value or None
     if not isinstance(value, str) or table.folder is None:
-        return Fault("broken_images", f"holds {_shown(value)}, not an image; embed its bytes")
-    path = find_inside(table.folder, value, table.stem)
+        return Fault("broken_images", f"holds {shown(value)}, not an image; embed its bytes")
+    path = find_inside(table.folder, value, table.stem, table.root)
     if isinstance(path, Fault):
         return path
     try:
@@ -283,16 +255,24 @@ def encoded_image(value: Any, table: Table) -> Encoded:
 
 
 def number(value: Any) -> float | str | None:
-    """Read a label or rank as a number; what is none is left for the error to show."""
+    """Read a label, rank or score as a number; what is none is left for the error to show.
+
+    Text may be true or false, end in %, or have a decimal comma.
+    """
     if value is None or value == "":
         return None
     try:
-        return float(value)
+        if not isinstance(value, str):
+            return float(value)
+        text = value.strip().lower().replace(",", ".")
+        text = {"true": "1", "false": "0"}.get(text, text)
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except (TypeError, ValueError, OverflowError):
         return str(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Write a cell for an error, in short."""
     if value is None:
         return "null"
     return f"{value:g}" if isinstance(value, float) else repr(value)[:60]

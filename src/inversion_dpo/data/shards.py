@@ -1,55 +1,73 @@
 """WebDataset tar shards: consecutive members KEY.FIELD are one sample.
 
-Read by the standard library's ``tarfile`` in streaming mode: a shard is a plain tar, members are
-read one after another into memory, and none is ever extracted. The builder of ``datasets`` takes
-the first samples' members for the columns of all and cannot say which member is at fault.
+Read by the standard library's ``tarfile`` in streaming mode: a shard is a tar or .tar.gz, members
+are read one after another into memory, and none is ever extracted. The builder of ``datasets``
+takes the first samples' members for the columns of all and cannot say which member is at fault.
 """
 
 from __future__ import annotations
 
+import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import MAX_IMAGE_BYTES, Fault, Raw
-from inversion_dpo.data.tables import parse_object, records
+from inversion_dpo.data.rows import MAX_IMAGE_BYTES, Fault, Raw, is_hidden
+from inversion_dpo.data.tables import Placed, parse_object, records
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 
 
 def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
     """Read the samples of a tar shard.
 
-    Of a sample's members ``KEY.FIELD.jpg`` (or .jpeg, .png, .webp) is an image, ``KEY.FIELD.txt``
-    a text, ``KEY.txt`` the caption, and the entries of ``KEY.json`` are fields of their own.
+    Of a sample's members ``KEY.FIELD.jpg`` (or another of _IMAGES) is an image, ``KEY.FIELD.txt`` a
+    text, ``KEY.txt`` the caption, and the entries of ``KEY.json`` are fields of their own.
     """
     return records(file, _samples(file), columns)
 
 
-def _samples(file: Path) -> Iterator[dict[str, Any] | Fault]:
-    done = 0
+def _samples(file: Path) -> Iterator[Placed]:
+    done, hidden = 0, 0
     key: tuple[str, str] | None = None
     sample: list[tuple[str, bytes | Fault]] = []
     try:
-        with tarfile.open(file, "r|") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
+        with file.open("rb") as raw, gzip.open(raw) as unpacked:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream: IO[bytes] = unpacked if packed else raw  # type: ignore[assignment]
+            for member, content in _members(stream):
+                folder, _, name = member.rpartition("/")
                 stem, _, field = name.partition(".")
-                if member.isdir() or not stem:
+                if any(map(is_hidden, member.split("/"))):
+                    hidden += 1
                     continue
                 if key not in (None, (folder, stem)):
-                    yield _fields(sample)
+                    yield "", _fields(sample)
                     done, sample = done + 1, []
                 key = (folder, stem)
-                sample.append((field.lower(), _content(tar, member)))
-        _check_end(file)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        what = f"is damaged in row {done}" if key else "cannot be read as an uncompressed tar"
+                sample.append((field.lower(), content))
+        if not packed:
+            _check_end(file)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        what = f"is damaged in row {done}" if key else "cannot be read as a tar or .tar.gz"
         raise DataError(f"{file} {what} ({error}); copy or download it again") from error
     if key:
-        yield _fields(sample)
+        yield "", _fields(sample)
+    yield from [("", Fault("hidden", "not of the data"))] * hidden
+
+
+def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes | Fault]]:
+    """Name and content of what is no folder; then to the end, which shows a cut .gz."""
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            if not member.isdir():
+                yield member.name.removeprefix("./"), _content(tar, member)
+    while stream.read(2**20):
+        pass
 
 
 def _fields(members: list[tuple[str, bytes | Fault]]) -> dict[str, Any] | Fault:

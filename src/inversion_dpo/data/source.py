@@ -15,7 +15,8 @@ from PIL import Image
 
 from inversion_dpo.data.formats import Opened, open_rows
 from inversion_dpo.data.images import DataError, decode_image
-from inversion_dpo.data.rows import Row, inspect, rows_of
+from inversion_dpo.data.rankings import rows_of
+from inversion_dpo.data.rows import Row, inspect
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import DataConfig
@@ -76,9 +77,9 @@ class PairSource:
     """Pairs to be iterated as often as one likes; a few rows are in memory at a time.
 
     counts, of the iteration begun last: rows, pairs; left out: ties, identical (one image twice),
-    unpaired (a ranking of one image); duplicates and single (one image, annotated; both kept); and
-    of rows skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
-    bad_paths, bad_rows.
+    unpaired (a ranking of one image), unlabelled, hidden (files of the system, which are no rows);
+    duplicates and single (one image, annotated; both kept); and of rows skipped as unusable:
+    skipped, and by reason bad_labels, empty_captions, broken_images, bad_paths, bad_rows.
 
     Iterating raises DataError for a file that cannot be read, for a bad row unless
     ``data.on_bad_row`` is skip, and when there is no usable pair at all.
@@ -121,10 +122,10 @@ class PairSource:
         bad: list[str] = []
         seen: set[bytes] = set()
         for index, row in enumerate(rows_of(self.opened.rows(), self.config.ranking)):
-            counts["rows"] += 1
             if reason := row.left_out:
-                counts[reason] += 1
+                counts.update([reason, *["rows"] * (reason != "hidden")])
                 continue
+            counts["rows"] += 1
             faults, images = inspect(row, skip or ours(counts["pairs"]))
             if faults and not skip:
                 raise DataError(faults[0].text)
@@ -163,7 +164,8 @@ def no_pairs(name: str | Path, counts: Counter[str]) -> str:
     return (
         f"{name}: no usable pair in {counts['rows']} rows ({counts['ties']} ties, "
         f"{counts['identical']} with identical images, {counts['unpaired']} of one image, "
-        f"{counts['skipped']} skipped); add rows that prefer one image (label_0 0 or 1)"
+        f"{counts['unlabelled']} unlabelled, {counts['skipped']} skipped); add "
+        "rows that prefer one image (label_0 0 or 1)"
     )
 
 

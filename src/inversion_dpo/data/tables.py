@@ -16,13 +16,14 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inversion_dpo.data.columns import RANKED, Table, check_types, find_table
+from inversion_dpo.data.columns import RANKED, Table, cells, check_types, find_table, top
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw
 
 _READ_ROWS = 64  # rows decoded from Parquet or Arrow at a time
-_TEXTS = (".csv", ".json", ".jsonl")
+TEXTS = (".csv", ".tsv", ".json", ".jsonl")
 Columns = Mapping[str, str]
+Placed = tuple[str, dict[str, Any] | Fault]  # "line 3 of " or "", and what stands there
 
 
 def read_parquet(
@@ -46,11 +47,10 @@ def read_parquet(
             if table.kind not in RANKED:  # only rankings name files
                 table = replace(table, folder=None)
             names = {n: t for n, t in table.names.items() if only is None or n in only}
-            wanted = list(names.values())
+            table, wanted = replace(table, names=names), list(names.values())
             for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=wanted):
                 for index, values in enumerate(batch.to_pylist(), start=read):
-                    named = {ours: values[theirs] for ours, theirs in names.items()}
-                    yield Raw(f"{file.name}, row {index}", table, named)
+                    yield Raw(f"{file.name}, row {index}", table, cells(values, table))
                 read += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         what = "cannot be read as Parquet" if not read else f"is damaged after row {read - 1}"
@@ -61,29 +61,27 @@ def read_parquet(
 
 
 def read_text(file: Path, columns: Columns) -> Iterator[Raw]:
-    """Read a CSV, JSON or JSON Lines file whose rows name image files in its own folder."""
+    """Read a CSV, TSV, JSON or JSON Lines file whose rows name image files."""
     return records(file, read_objects(file), columns, file)
 
 
-def read_objects(file: Path) -> Iterator[dict[str, Any] | Fault]:
-    """Read the rows of a CSV, JSON (a list of objects) or JSON Lines file under their own names."""
+def read_objects(file: Path) -> Iterator[Placed]:
+    """Read the rows of a CSV, TSV, JSON or JSON Lines file, each with its line."""
     suffix = file.suffix.lower()
-    if suffix not in _TEXTS:
-        raise DataError(f"{file} is none of {', '.join(_TEXTS)}; rename or export it as one")
+    if suffix not in TEXTS:
+        raise DataError(f"{file} is none of {', '.join(TEXTS)}; rename or export it as one")
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            if suffix == ".csv":
+            if suffix in (".csv", ".tsv"):
                 yield from _csv(file, stream)
             elif suffix == ".jsonl":
-                yield from (parse_object(line) for line in stream if line.strip())
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        yield f"line {number} of ", parse_object(line)
             else:
-                rows = json.load(stream)
-                if not isinstance(rows, list):
-                    remedy = "write [{...}, ...] or JSON Lines"
-                    raise DataError(f"{file} is not a list of objects; {remedy}")
-                yield from map(_object, rows)
+                yield from (("", _object(row)) for row in _listed(file, json.load(stream)))
     except DataError:
         raise
     except (ValueError, RecursionError, OSError) as error:
@@ -117,20 +115,20 @@ def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
         if table is None:
             table = find_table(name, batch.schema.names, columns)
             check_types(name, batch.schema, table)
-        for values in batch.select(list(table.names.values())).to_pylist():
-            named = {ours: values[theirs] for ours, theirs in table.names.items()}
-            yield Raw(f"{name}, row {read}", table, named)
+        wanted = {top(theirs, batch.schema.names): None for theirs in table.names.values()}
+        for values in batch.select(list(wanted)).to_pylist():
+            yield Raw(f"{name}, row {read}", table, cells(values, table))
             read += 1
 
 
 def records(
-    file: Path, rows: Iterable[dict[str, Any] | Fault], columns: Columns, beside: Path | None = None
+    file: Path, rows: Iterable[Placed], columns: Columns, beside: Path | None = None
 ) -> Iterator[Raw]:
     """Make raw rows of one file's dictionaries; the first sound one says which columns there are.
 
     Args:
         file: what errors call the table.
-        rows: under their own names.
+        rows: their places, and themselves under their own names.
         columns: ours to theirs.
         beside: the file whose folder holds the images that rows name; None if they hold them.
 
@@ -138,14 +136,14 @@ def records(
         DataError: a column missing.
     """
     table = None
-    for index, row in enumerate(rows):
-        where = f"{file.name}, row {index}"
+    for index, (line, row) in enumerate(rows):
+        where = f"{line}{file.name}, row {index}"
         if isinstance(row, Fault):
             unknown = Table("labelled", {}, beside.parent if beside else None)
             yield Raw(where, table or unknown, {}, row)
             continue
         table = table or find_table(str(file), row, columns, beside)
-        yield Raw(where, table, {ours: row.get(theirs) for ours, theirs in table.names.items()})
+        yield Raw(where, table, cells(row, table))
 
 
 def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
@@ -156,35 +154,57 @@ def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
         return Fault("bad_rows", f"not JSON ({error}); write one object {{...}} a line")
 
 
+def _listed(file: Path, data: Any) -> list[Any]:
+    """The list that a JSON file is, or the only list of objects in its object."""
+    lists = [data] if isinstance(data, list) else []
+    if isinstance(data, dict):
+        lists = [v for v in data.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if len(lists) != 1:
+        remedy = 'write [{...}, ...], {"data": [{...}, ...]} or JSON Lines'
+        raise DataError(f"{file} is not a list of objects; {remedy}")
+    return lists[0]
+
+
 def _object(value: Any) -> dict[str, Any] | Fault:
     return value if isinstance(value, dict) else Fault("bad_rows", "not an object; write {...}")
 
 
-def _csv(file: Path, stream: TextIO) -> Iterator[dict[str, Any] | Fault]:
-    rows = filter(None, csv.reader(stream, strict=True, skipinitialspace=True))
+def _csv(file: Path, stream: TextIO) -> Iterator[Placed]:
+    """The rows of a table whose cells commas, semicolons or tabs part, as the header shows."""
     header: list[str] = []
+    comma = _separator(stream)
+    rows = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=comma)
     count = -1  # rows count from 0, after the header
     try:
-        for count, cells in enumerate(rows, start=-1):
+        for line, cells in enumerate(rows, start=1):  # as a spreadsheet numbers them
+            if not any(cell.strip() for cell in cells):
+                continue
             if count < 0:
                 header = _header(file, cells)
             elif len(cells) == len(header):
-                yield dict(zip(header, cells, strict=True))
+                yield f"line {line} of ", dict(zip(header, cells, strict=True))
             else:
-                text = f"{len(cells)} cells under {len(header)} columns; quote text with commas"
-                yield Fault("bad_rows", text)
+                text = f"{len(cells)} cells under {len(header)} columns; quote text with {comma!r}"
+                yield f"line {line} of ", Fault("bad_rows", text)
+            count += 1
     except csv.Error as error:
         raise DataError(
-            f"{file}, row {count + 1} cannot be read ({error}); look at its "
+            f"{file}, row {max(count, 0)} cannot be read ({error}); look at its "
             "quotation marks: each must be closed, and doubled inside a text"
         ) from error
+
+
+def _separator(stream: TextIO) -> str:
+    """What parts the most names in the header; the stream stays where it was."""
+    start = stream.tell()
+    header = next((line for line in iter(stream.readline, "") if line.strip()), "")
+    stream.seek(start)
+    return max(",;\t", key=lambda c: len(next(csv.reader([header], delimiter=c), [])))
 
 
 def _header(file: Path, cells: list[str]) -> list[str]:
     """The names of a CSV's columns, without spaces around them."""
     names = [cell.strip() for cell in cells]
-    if len(names) == 1 and (other := next((c for c in ";\t|" if c in names[0]), None)):
-        raise DataError(f"{file}: cells are separated by {other!r}; export it with commas")
     for name in names:
         if name and names.count(name) > 1:
             raise DataError(f"{file} has two columns named {name}; rename or drop one")

@@ -101,8 +101,8 @@ def _rows(
     """(where, row, 1 / 0 / 0.5 or None for neither, labeller) of every row of the table."""
     names: dict[str, str] | None = None
     table = Table("labelled", {}, file.parent)
-    for index, raw in enumerate(read_objects(file)):
-        where = f"{file.name}, row {index}"
+    for index, (line, raw) in enumerate(read_objects(file)):
+        where = f"{line}{file.name}, row {index}"
         if isinstance(raw, Fault):
             raise DataError(f"{where}: {raw.text}")
         names = names or _names(file, raw, columns)

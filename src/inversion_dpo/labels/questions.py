@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Raw, inspect, rows_of
+from inversion_dpo.data.rankings import rows_of
+from inversion_dpo.data.rows import Raw, inspect
 from inversion_dpo.data.source import content
 from inversion_dpo.run.fields import DataConfig
 

@@ -119,6 +119,8 @@ class DataConfig:
     """Branch, tag or commit of a dataset on the hub; set it to pin the pairs."""
     columns: dict[str, str] = field(default_factory=dict)
     """Column names, ours to yours: `data.columns.caption=text` reads captions from column text."""
+    root: str | None = None
+    """Folder of the images that a table names, if they do not lie beside it; paths stay in it."""
     ranking: Literal["best_worst", "adjacent", "all"] = "best_worst"
     """Which images of a ranking of three or more become pairs."""
     on_bad_row: Literal["error", "skip"] = "error"

@@ -128,10 +128,13 @@ def test_paths_stay_inside_the_folder(tmp_path):
     names = ["../outside.png", out, "link.png", "sub\\b.png", "a\0.png", "x" * 5000, "none.png"]
     rows = [{"name": name} for name in names] + [{"img_id": "../outside"}, {}]
     images, problems = read_annotated(folder_of(tmp_path, *rows))
-    assert images == [] and len(problems) == 9
-    assert all(p.startswith(f"annotations.json, row {k}: ") for k, p in enumerate(problems))
+    assert [image.path.name for image in images] == ["b.png"]  # as Windows writes its path
+    places = [k for k in range(9) if k != 3]
+    assert [p.partition(": ")[0] for p in problems] == [
+        f"annotations.json, row {k}" for k in places
+    ]
     assert "leads out" in problems[0] and "leads out" in problems[1] and "link out" in problems[2]
-    assert "no file 'none.png'" in problems[6] and "neither name nor img_id" in problems[8]
+    assert "no file 'none.png'" in problems[5] and "neither name nor img_id" in problems[7]
 
 
 def test_annotations_are_told_from_tables_of_pairs(tmp_path):

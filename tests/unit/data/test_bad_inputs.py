@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import random
 import tarfile
 import unicodedata
 from collections.abc import Callable
@@ -66,10 +68,10 @@ def shard(*members: tuple[str, bytes], name: str = "a.tar", mode: Any = "w") -> 
     return make
 
 
-def parquet(name: str = "a.parquet", **columns: Any) -> Make:
+def parquet(name: str = "a.parquet", drop: tuple[str, ...] = (), **columns: Any) -> Make:
     def make(folder: Path) -> Path:
         whole = {"jpg_0": [RED], "jpg_1": [BLUE], "label_0": [1.0], "caption": ["a"]} | columns
-        pq.write_table(pa.table(whole), folder / name)
+        pq.write_table(pa.table({k: v for k, v in whole.items() if k not in drop}), folder / name)
         return folder / name
 
     return make
@@ -88,6 +90,13 @@ def raw(name: str, content: bytes) -> Make:
         return folder / name
 
     return make
+
+
+def cut_gz(folder: Path) -> Path:
+    noise = random.Random(0).randbytes(5000)
+    file = shard(*SAMPLE, ("1.txt", b"a"), ("2.bin", noise), name="a.tar.gz", mode="w:gz")(folder)
+    file.write_bytes(file.read_bytes()[:-3000])
+    return file
 
 
 SAMPLE = (("1.winner.png", RED), ("1.loser.png", BLUE))
@@ -121,12 +130,67 @@ GOOD: dict[str, Make] = {
     "an upper-case Parquet": parquet("PAIRS.PARQUET"),
     "captions as a dictionary": parquet(caption=pa.array(["a"]).dictionary_encode()),
     "a label as bool": parquet(label_0=[True]),
+    "semicolons": text((HEAD + "red.png,blue.png,a\n").replace(",", ";")),
+    "a header with a comma": text("winner;loser;prompt;seen, by\nred.png;blue.png;a;b\n"),
+    "tabs": text((HEAD + "red.png,blue.png,a\n").replace(",", "\t"), "pairs.tsv"),
+    "empty rows of a spreadsheet": text(HEAD + ",,\nred.png,blue.png,a\n,,\n"),
+    "names in any case": text("File Name Winner,file-name-loser,PROMPT\nred.png,blue.png,a\n"),
+    "winner and loser": text("Winner,Loser,Prompt\nred.png,blue.png,a\n"),
+    "chosen and rejected": text("chosen,rejected,prompt\nred.png,blue.png,a\n"),
+    "good and bad": text("good,bad,prompt\nred.png,blue.png,a\n"),
+    "the only table of a folder": lambda folder: (
+        text(HEAD + "red.png,blue.png,a\n", "votes.csv")(folder).parent
+    ),
+    "paths of Windows": text(HEAD + "i\\red.png,.\\blue.png,a\n", images=("i/red.png",)),
+    "a path by way of a folder": text(HEAD + "i/../red.png,blue.png,a\n", images=("i/red.png",)),
+    "labels -1 and 1": text(LABELLED + "blue.png,red.png,-1,a\n"),
+    "both labels": text("file_name_0,file_name_1,label_0,label_1,prompt\nblue.png,red.png,0,1,a\n"),
+    "counts of votes": text("image1,image2,votes_0,votes_1,prompt\nblue.png,red.png,3,7,a\n"),
+    "per cent of votes": text(
+        "image1;image2;share_0;share_1;prompt\nblue.png;red.png;12,5 %;87,5 %;a\n"
+    ),
+    "a share of votes": text("image1,image2,share_0,prompt\nred.png,blue.png,0.7,a\n"),
+    "images in objects": rows(
+        {"prompt": ["a"], "chosen": {"image": "red.png"}, "rejected": {"image": "blue.png"}}
+    ),
+    "images in objects of Parquet": parquet(
+        chosen=[{"image": {"bytes": RED, "path": "x"}}],
+        rejected=[{"image": {"bytes": BLUE, "path": "x"}}],
+        drop=("jpg_0", "jpg_1", "label_0"),
+    ),
+    "prompts as lists of one": parquet(caption=[["a"]]),
+    "a list in an object": text(json.dumps({"info": 1, "data": [chosen()]}), "p.json"),
+    "a compressed tar": shard(*SAMPLE, ("1.txt", b"a"), name="a.tar.gz", mode="w:gz"),
+    "the same, not called so": shard(*SAMPLE, ("1.txt", b"a"), mode="w:gz"),
+    "what Windows puts into a tar": shard(("Thumbs.db", b"x"), *SAMPLE, ("1.txt", b"a")),
 }
 BAD: dict[str, tuple[Make, str]] = {
     "two columns of one name": (twice, "a.parquet has two columns named jpg_0; rename"),
     "in a CSV too": (text("prompt," + HEAD + "b,red.png,blue.png,a\n"), "two columns named prompt"),
-    "semicolons": (text((HEAD + "red.png,blue.png,a\n").replace(",", ";")), "separated by ';'"),
-    "tabs": (text((HEAD + "red.png,blue.png,a\n").replace(",", "\t")), "export it with commas"),
+    "a comma that nobody quoted": (
+        text(HEAD.replace(",", ";") + "red.png;blue.png;a;b\n"),
+        "line 2 of metadata.csv, row 0: 4 cells under 3 columns; quote text with ';'",
+    ),
+    "two names that differ in case": (
+        text("Prompt,PROMPT,winner,loser\na,b,red.png,blue.png\n"),
+        r"two columns named prompt \(Prompt and PROMPT\); rename",
+    ),
+    "a spreadsheet": (raw("pairs.xlsx", b"PK"), r"pairs.xlsx is a spreadsheet; save it as CSV"),
+    "labels of two kinds": (
+        text(LABELLED + "red.png,blue.png,-1,a\nred.png,blue.png,0,b\n"),
+        "-1 in line 2 of metadata.csv, row 0 and 0 in line 3 of metadata.csv, row 1",
+    ),
+    "two labels that disagree": (parquet(label_1=[1.0]), "row 0: label_0 is '1 beside label_1 1'"),
+    "unlabelled only": (parquet(has_label=[False]), r"no usable pair in 1 rows .*1 unlabelled"),
+    "votes below 0": (
+        text("image1,image2,votes_0,votes_1,prompt\nred.png,blue.png,-1,2,a\n"),
+        "row 0: the votes are -1 and 2; write counts",
+    ),
+    "Windows' path of another place": (
+        text(HEAD + "i\\red.png,blue.png,a\n"),
+        r"there is no file 'i\\\\red.png'",
+    ),
+    "two lists": (text('{"a": [{}], "b": [{}]}', "p.json"), 'is not a list.*write .*"data"'),
     "an open quotation mark": (
         text(HEAD + 'red.png,blue.png,a\nred.png,blue.png,"a\n'),
         "metadata.csv, row 1 cannot be r",
@@ -154,10 +218,6 @@ BAD: dict[str, tuple[Make, str]] = {
         text(LABELLED + "red.png,blue.png," + "1" * 400 + ",a\n"),
         "row 0: label_0 is inf; write",
     ),
-    "captions in a list": (
-        rows({"prompt": ["a"], "image_path": ["red.png", "blue.png"], "rank": [1, 2]}),
-        "row 0, images 0 and 1: caption is empty",
-    ),
     "a rank beyond all numbers": (
         rows({"prompt": "a", "image_path": ["red.png", "blue.png"], "rank": [10**400, 2]}),
         "row 0: ranks are",
@@ -170,8 +230,12 @@ BAD: dict[str, tuple[Make, str]] = {
         shard(*SAMPLE, ("1.winner.jpg", BLUE), ("1.txt", b"a")),
         "row 0: winner is there twice",
     ),
-    "a compressed tar": (shard(*SAMPLE, name="a.tar.gz", mode="w:gz"), "none of .*unpack"),
-    "the same, not called so": (shard(*SAMPLE, mode="w:gz"), "a.tar cannot be read as an uncompre"),
+    "a compressed tar that is cut": (
+        raw("a.tar.gz", gzip.compress(bytes(10**5))[:50]),
+        "a.tar.gz cannot be read",
+    ),
+    "a compressed tar, cut later": (cut_gz, "a.tar.gz (is damaged in row|cannot be read)"),
+    "a tar with bzip2": (shard(*SAMPLE, name="a.tar", mode="w:bz2"), "cannot be read as a tar or"),
     "an empty tar": (raw("a.tar", b""), "a.tar cannot be read"),
     "an empty Parquet": (raw("a.parquet", b""), "a.parquet cannot be read as Parquet"),
     "no table at all": (raw("notes.txt", b"hello"), "notes.txt is none of .parquet, .csv"),

@@ -20,7 +20,7 @@ from PIL import Image
 from inversion_dpo.data import formats
 from inversion_dpo.data.check import format_report, tokens_of
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import SCHEMES
+from inversion_dpo.data.rankings import SCHEMES
 from inversion_dpo.run.fields import DataConfig
 from tests.pair_files import check_pairs, open_pairs
 

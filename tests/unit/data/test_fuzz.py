@@ -150,7 +150,7 @@ TEXTS = st.one_of(
         ]
     ),
 )
-LABELS = st.sampled_from([1.0, 0.0, 0.5, None, float("nan"), float("inf"), -1.0, 2.0, 0.25])
+LABELS = st.sampled_from([1.0, 0.0, 0.5, None, float("nan"), float("inf"), -2.0, 2.0, 0.25])
 
 
 def solid(number: int, shade: int) -> bytes:

@@ -53,8 +53,8 @@ BAD_ROWS = {
     "label outside": ({"label_0": 0.7}, "label_0 is 0.7", "0.5 (tie), or drop the row"),
     "label null": ({"label_0": None}, "label_0 is null", "drop the row"),
     "label outside, images identical": (
-        {"label_0": -1.0, "jpg_1": RED},
-        "label_0 is -1",
+        {"label_0": -2.0, "jpg_1": RED},
+        "label_0 is -2",
         "drop the row",
     ),
     "label nan": ({"label_0": float("nan")}, "label_0 is nan", "drop the row"),
@@ -111,7 +111,15 @@ def test_columns_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [pa.array([1, 0], pa.int32()), pa.array([True, False]), pa.array([1, 0], pa.float32())],
+    [
+        *(pa.array([1, 0], pa.int32()), pa.array([True, False]), pa.array([1, 0], pa.float32())),
+        *(
+            pa.array(["1", "0"]),
+            pa.array(["True", "False"]),
+            pa.array([1, -1]),
+            pa.array(["1", "-1"]),
+        ),
+    ],
 )
 def test_labels_may_be_any_kind_of_number(tmp_path: Path, labels: pa.Array) -> None:
     columns = {"jpg_0": [RED, RED], "jpg_1": [BLUE, BLUE], "caption": ["a", "b"]}
@@ -243,7 +251,7 @@ def test_a_missing_column_is_named_beside_those_there_are(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"label_0": ["1"]}, "column label_0 holds string; store it as numbers"),
+        ({"label_0": [b"1"]}, "column label_0 holds binary; store it as numbers"),
         ({"caption": [3]}, "column caption holds int64; store it as text"),
         ({"jpg_1": ["cat.png"]}, "column jpg_1 holds string; store it as binary"),
         ({"jpg_0": [{"path": "x"}]}, "column jpg_0 holds struct<path: string>; store it as binary"),

@@ -1,0 +1,273 @@
+"""From rows of one table to pairs: rankings and ratings of several images become pairs here."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, groupby, pairwise
+from typing import Any
+
+from scipy.special import ndtr
+
+from inversion_dpo.data.columns import RANKED, Table
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.rows import Encoded, Fault, Raw, Row, encoded_image, number, row_of, shown
+
+# Which pairs (better, worse) a ranking gives, from its places, the best first: one pair; each image
+# with the next one down; every two. Images of equal rank keep their order; their pairs are ties.
+SCHEMES: dict[str, Callable[[Sequence[int]], Iterable[tuple[int, int]]]] = {
+    "best_worst": lambda places: [(places[0], places[-1])],
+    "adjacent": pairwise,
+    "all": lambda places: combinations(places, 2),
+}
+
+
+def rows_of(raws: Iterable[Raw], scheme: str) -> Iterator[Row]:
+    """Give the rows to be checked: for rankings and ratings one for each pair of a scheme.
+
+    Ratings of an image may stand anywhere in the data, so that those are read to the end first.
+
+    Raises:
+        DataError: labels are -1 and 0, so that nobody knows which of them prefers image 1.
+    """
+    yield from _signed(_rows(raws, scheme))
+
+
+def _rows(raws: Iterable[Raw], scheme: str) -> Iterator[Row]:
+    seen: set[object] = set()
+    rated: list[Raw] = []
+    for kind, part in groupby(raws, lambda raw: "" if raw.fault else raw.table.kind):
+        if kind == "scored":
+            rated += part
+        else:
+            yield from map(row_of, _unranked(part, scheme, seen) if kind in RANKED else part)  # noqa: B031
+    yield from map(row_of, _unrated(rated, scheme))
+
+
+def _signed(rows: Iterable[Row]) -> Iterator[Row]:
+    """Labels of 1 and -1 as 1 and 0."""
+    first: dict[float | str | None, str] = {}
+    for row in rows:
+        if row.label in (-1.0, 0.0) and first.setdefault(row.label, row.where) and len(first) > 1:
+            raise DataError(
+                f"label_0 is -1 in {first[-1.0]} and 0 in {first[0.0]}: write 0 where image 1 is "
+                "preferred and 0.5 for a tie"
+            )
+        yield replace(row, label=0.0) if row.label == -1.0 else row
+
+
+def _unranked(raws: Iterable[Raw], scheme: str, seen: set[object]) -> Iterator[Raw]:
+    """Rows of two images from rankings: rows of all images, or a row for each image of a prompt.
+
+    ``seen`` collects the prompts' ids, whose rows must stand together.
+    """
+
+    def group(raw: Raw) -> object:
+        key = raw.values.get("group")
+        whole = isinstance(raw.values["images"], list)
+        return raw.where if whole or not isinstance(key, str | int) else (key,)
+
+    for key, part in groupby(raws, group):
+        rows = list(part)
+        remedy = None
+        if isinstance(key, tuple):
+            if key in seen:
+                remedy = f"prompt_id {key[0]} was seen before other rows; sort the rows by it"
+            seen.add(key)
+        elif not isinstance(rows[0].values["images"], list):
+            remedy = (
+                f"prompt_id is {shown(rows[0].values.get('group'))}; write a text or a whole "
+                "number that says which rows belong together (data.columns.group)"
+            )
+        if remedy:
+            yield from (replace(raw, fault=Fault("bad_rows", remedy)) for raw in rows)
+        else:
+            yield from _pairs_of(rows, scheme)
+
+
+def _pairs_of(rows: list[Raw], scheme: str) -> Iterator[Raw]:
+    """The pairs of one ranking: rows of one image each, or one row of all images."""
+    table, first = rows[0].table, rows[0].values
+    last = rows[-1].where.rpartition("row ")[2]
+    where = rows[0].where + (f" to {last}" if len(rows) > 1 else "")
+    by = "ranks" if table.kind == "ranking" else "preferences"
+    whole = isinstance(first["images"], list)
+    images = first["images"] if whole else [raw.values["images"] for raw in rows]
+    ranks = first[by] if whole else [raw.values[by] for raw in rows]
+    if fault := _ranking_fault(rows, images, ranks):
+        yield Raw(where, table, {}, fault)
+        return
+    numbers = [float(number(rank) or 0) for rank in ranks]
+    places = sorted({_key(image): k for k, image in reversed(list(enumerate(images)))}.values())
+    ranked = _Ranked(
+        Raw(where, table, first),
+        images,
+        {k: -numbers[k] if by == "ranks" else numbers[k] for k in places},
+        [f"{by[:-1]} {n:g}" for n in numbers],
+    )
+    yield from _pairs(ranked, scheme)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Images of one prompt. values: by place, higher is better. words: what each was given."""
+
+    raw: Raw
+    images: Sequence[Any]
+    values: Mapping[int, float]
+    words: Sequence[str]
+
+
+def _pairs(
+    ranked: _Ranked, scheme: str, sure: Callable[[int, int], float | None] = lambda w, l: None
+) -> Iterator[Raw]:
+    """The pairs of a scheme; ``sure`` gives the probability that the first is the better one."""
+    raw, images, values = ranked.raw, ranked.images, ranked.values
+    loaded: dict[int, Encoded] = {}
+    for w, l in SCHEMES[scheme](sorted(values, key=lambda k: -values[k])):
+        tie = values[w] == values[l]
+        for k in () if tie else (w, l):
+            loaded[k] = loaded[k] if k in loaded else encoded_image(images[k], raw.table)
+        names = [images[k] if isinstance(images[k], str) else f"image {k}" for k in (w, l)]
+        said = (ranked.words[w], ranked.words[l].rpartition(" ")[2])
+        pair = {
+            "caption": raw.values["caption"],
+            "scene_graph": raw.values.get("scene_graph"),
+            "winner": loaded.get(w),
+            "loser": loaded.get(l),
+            "tie": 0.5 if tie else 1.0,
+            "preference_0": sure(w, l),
+            "called": tuple(f"{name} ({text})" for name, text in zip(names, said, strict=True)),
+        }
+        named = Table("chosen", {"winner": f"image {w}", "loser": f"image {l}"})
+        yield Raw(f"{raw.where}, images {w} and {l}", named, pair)
+
+
+@dataclass
+class _Rated:
+    """All ratings of one image for one prompt; higher is better."""
+
+    image: Any
+    ratings: list[float] = field(default_factory=list)
+
+    @property
+    def squares(self) -> float:
+        """Sum of squared differences from the mean."""
+        mean = statistics.fmean(self.ratings)
+        return sum((x - mean) ** 2 for x in self.ratings)
+
+
+def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
+    """Rows of two images from ratings, all those of an image and its prompt put together.
+
+    The probability that the winner is better is that of Thurstone's law of comparative judgment
+    (1927, https://doi.org/10.1037/h0070288) for one person's ratings: the normal distribution at
+    the difference of the means over the root of both variances. An image with one rating has the
+    variance within images over the whole data.
+    """
+    groups: dict[str, tuple[list[Raw], dict[object, _Rated]]] = {}
+    for raw in raws:
+        found = _ratings(raw)
+        if isinstance(found, Fault):
+            yield replace(raw, fault=found)
+            continue
+        key = shown(raw.values.get("group")) + str(raw.values.get("group") or raw.values["caption"])
+        rows, images = groups.setdefault(key, ([], {}))
+        rows.append(replace(raw, values={**raw.values, "images": None}))
+        for image, ratings in found:
+            images.setdefault(_key(image), _Rated(image)).ratings += ratings
+    every = [image for _, images in groups.values() for image in images.values()]
+    freedom = sum(len(image.ratings) - 1 for image in every)
+    common = sum(image.squares for image in every) / freedom if freedom else 0.0
+    for rows, images in groups.values():
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        first = replace(rows[0], where=rows[0].where + more)
+        rated = list(images.values())
+        if len({shown(raw.values["caption"]) for raw in rows}) > 1:
+            yield replace(first, fault=_TWO_CAPTIONS)
+        elif len(rated) < 2:
+            yield replace(first, fault=_ALONE)
+        else:
+            yield from _rated_pairs(first, rated, common, scheme)
+
+
+def _rated_pairs(raw: Raw, rated: list[_Rated], common: float, scheme: str) -> Iterator[Raw]:
+    means = [statistics.fmean(image.ratings) for image in rated]
+    counts = [len(image.ratings) for image in rated]
+    spread = [x.squares / (n - 1) if n > 1 else common for x, n in zip(rated, counts, strict=True)]
+
+    def sure(w: int, l: int) -> float:
+        both = spread[w] + spread[l]
+        return float(ndtr((means[w] - means[l]) / math.sqrt(both))) if both else 1.0
+
+    words = [
+        f"{'mean' if n > 1 else 'score'} {round(m, 1):g}"
+        for m, n in zip(means, counts, strict=True)
+    ]
+    images = [image.image for image in rated]
+    yield from _pairs(_Ranked(raw, images, dict(enumerate(means)), words), scheme, sure)
+
+
+def _ratings(raw: Raw) -> list[tuple[Any, list[float]]] | Fault:
+    """The images of a row with the ratings of each: one or several."""
+    images, scores = raw.values["images"], raw.values["scores"]
+    if not isinstance(images, list):
+        images, scores = [images], [scores]
+    if not isinstance(scores, list) or len(scores) != len(images):
+        count = len(scores) if isinstance(scores, list) else "no"
+        return Fault("bad_rows", f"{len(images)} images and {count} scores; give one each")
+    found = []
+    for image, given in zip(images, scores, strict=True):
+        numbers = [number(x) for x in (given if isinstance(given, list) else [given])]
+        sound = [x for x in numbers if isinstance(x, float) and math.isfinite(x)]
+        if len(sound) < len(numbers) or not sound:
+            return Fault(
+                "bad_rows", f"the score is {shown(given)}; write a number, or drop the row"
+            )
+        found.append((image, sound))
+    return found
+
+
+def _key(image: Any) -> object:
+    """What an image is told by: its name or its bytes."""
+    value = image.get("bytes") if isinstance(image, dict) else image
+    return value if isinstance(value, str | bytes) else id(image)
+
+
+_TWO_CAPTIONS = Fault("bad_rows", "rows of one prompt_id differ in caption; give each its own")
+_ALONE = Fault("unpaired", "one image alone is no pair; add another or drop the row")
+
+
+def _contradiction(rows: list[Raw], images: Any, numbers: list[float | str | None]) -> str | None:
+    """Two ranks of one image, with the places of both."""
+    first: dict[object, int] = {}
+    for k, image in enumerate(images):
+        j = first.setdefault(_key(image), k)
+        if numbers[j] != numbers[k]:
+            places = [rows[i].where if len(rows) > 1 else f"place {i}" for i in (j, k)]
+            name = shown(image) if isinstance(image, str) else "an image"
+            return (
+                f"{name} has rank {shown(numbers[j])} in {places[0]} and {shown(numbers[k])} in "
+                f"{places[1]}; keep one, or give the ratings of several people as "
+                "data.columns.scores (higher is better)"
+            )
+    return None
+
+
+def _ranking_fault(rows: list[Raw], images: Any, ranks: Any) -> Fault | None:
+    captions = {shown(raw.values["caption"]) for raw in rows}
+    if not isinstance(ranks, list) or len(ranks) != len(images):
+        count = len(ranks) if isinstance(ranks, list) else "no"
+        return Fault("bad_rows", f"{len(images)} images and {count} ranks; give one each")
+    numbers = [number(rank) for rank in ranks]
+    if not all(isinstance(n, float) and math.isfinite(n) for n in numbers):
+        return Fault("bad_rows", f"ranks are {shown(ranks)}; write a number for each image")
+    if text := _contradiction(rows, images, numbers):
+        return Fault("bad_rows", text)
+    if len(captions) > 1:
+        return _TWO_CAPTIONS
+    if len(images) < 2:
+        return _ALONE
+    return None

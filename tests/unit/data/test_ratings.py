@@ -1,0 +1,155 @@
+"""Ratings by several people, ranks that contradict, and what the check says of them in words."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo.data.check import format_report
+from inversion_dpo.data.images import DataError
+from tests.pair_files import check_pairs, open_pairs
+from tests.unit.data.test_formats import BLUE, GREEN, RED, put_images
+
+HEAD = "prompt,image,rating,rater\n"
+RATED = HEAD + "".join(
+    f"a,{image}.png,{rating},{rater}\n"
+    for rater, pair in {"x": (5, 1), "y": (3, 2), "z": (3, 2)}.items()
+    for image, rating in zip(("red", "blue"), pair, strict=True)
+)
+SCORES = {"columns": {"scores": "rating"}}
+
+
+def table(folder: Path, text: str, name: str = "ratings.csv") -> Path:
+    (put_images(folder) / name).write_text(text)
+    return folder / name
+
+
+def test_ratings_of_several_people_become_one_pair(tmp_path: Path) -> None:
+    """Means 11/3 and 5/3, variances 4/3 and 1/3: Thurstone's z is 2 / sqrt(5/3)."""
+    (pair,) = open_pairs(table(tmp_path, RATED), **SCORES)
+    assert (pair.caption, pair.winner, pair.loser) == ("a", RED, BLUE)
+    z = 2 / math.sqrt(5 / 3)
+    assert pair.preference == pytest.approx((1 + math.erf(z / math.sqrt(2))) / 2)
+    report = check_pairs(tmp_path / "ratings.csv", **SCORES)
+    assert report.ok
+    words = 'prompt "a": red.png (mean 3.7) over blue.png (1.7)'
+    assert words in format_report(report)
+
+
+def test_one_rating_has_the_spread_of_the_others(tmp_path: Path) -> None:
+    more = "b,green.png,4,x\nb,white.png,3,x\n"
+    file = table(tmp_path, RATED + more)
+    pairs = {p.caption: p.preference for p in open_pairs(file, **SCORES)}
+    z = 1 / math.sqrt(2 * (8 / 3 + 2 / 3) / 4)  # squares 8/3 and 2/3 over four degrees of freedom
+    assert pairs["b"] == pytest.approx((1 + math.erf(z / math.sqrt(2))) / 2)
+    (sure,) = open_pairs(table(tmp_path, HEAD + more, "few.csv"), **SCORES)
+    assert sure.preference == 1.0  # nobody knows the spread
+    assert (
+        "green.png (score 4) over white.png (3)"
+        in check_pairs(tmp_path / "few.csv", **SCORES).example
+    )
+
+
+def test_equal_means_are_ties_and_lone_images_unpaired(tmp_path: Path) -> None:
+    text = RATED + "b,red.png,2,x\nb,blue.png,2,x\nc,red.png,3,x\n"
+    source = open_pairs(table(tmp_path, text), **SCORES)
+    assert len(list(source)) == 1
+    assert (source.counts["ties"], source.counts["unpaired"]) == (1, 1)
+
+
+def test_lists_of_ratings_and_all_pairs(tmp_path: Path) -> None:
+    rows = [{"caption": "a", "images": [RED, BLUE, GREEN], "scores": [[1.0, 2.0], [3.0], [9.0]]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    pairs = list(open_pairs(tmp_path / "a.parquet", ranking="adjacent"))
+    assert [(p.winner, p.loser) for p in pairs] == [(GREEN, BLUE), (BLUE, RED)]
+
+
+def test_a_score_that_is_none_is_named(tmp_path: Path) -> None:
+    file = table(tmp_path, RATED + "b,red.png,good,x\n")
+    with pytest.raises(DataError, match="line 8 of ratings.csv, row 6: the score is 'good'; write"):
+        list(open_pairs(file, **SCORES))
+
+
+@pytest.mark.parametrize("name", ["rating", "Aesthetic score", "stars", "MOS"])
+def test_ratings_are_not_taken_for_ranks(tmp_path: Path, name: str) -> None:
+    file = table(tmp_path, RATED.replace("rating", name))
+    with pytest.raises(DataError, match=rf"data.columns.scores={name} \(higher is better\)"):
+        list(open_pairs(file))
+    with pytest.raises(DataError, match=f"ranks={name} would take 1 for the best.*scores={name}"):
+        list(open_pairs(file, columns={"ranks": name, "group": "prompt"}))
+
+
+def test_two_ranks_of_one_image_are_refused_with_both_lines(tmp_path: Path) -> None:
+    text = "prompt_id,prompt,image,rank\n1,a,red.png,1\n1,a,blue.png,2\n1,a,red.png,3\n"
+    with pytest.raises(
+        DataError, match=r"'red.png' has rank 1 in line 2 of .*row 0 and 3 in line 4 of .*row 2"
+    ):
+        list(open_pairs(table(tmp_path, text)))
+    same = open_pairs(table(tmp_path, text.replace("red.png,3", "red.png,1")), ranking="all")
+    assert [(p.winner, p.loser) for p in same] == [(RED, BLUE)]
+    assert "red.png (rank 1) over blue.png (2)" in check_pairs(tmp_path / "ratings.csv").example
+
+
+def test_unlabelled_rows_are_counted(tmp_path: Path) -> None:
+    said = [(1.0, 0.0, True), (0.0, 0.0, True), (0.0, 1.0, False), (0.5, 0.5, True)]
+    rows = [
+        dict(jpg_0=RED, jpg_1=BLUE, caption="a", label_0=a, label_1=b, has_label=has)
+        for a, b, has in said
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = open_pairs(tmp_path / "a.parquet")
+    assert [p.winner for p in source] == [RED]
+    assert (source.counts["unlabelled"], source.counts["ties"]) == (2, 1)
+    assert "1 ties, 0 with identical images, 2 unlabelled" in format_report(
+        check_pairs(tmp_path / "a.parquet")
+    )
+
+
+def test_votes_become_soft_preferences(tmp_path: Path) -> None:
+    rows = "red.png,blue.png,3,1,a\nred.png,blue.png,0,0,b\nred.png,blue.png,2,2,c\n"
+    file = table(tmp_path, "image1,image2,votes_image1,votes_image2,prompt\n" + rows)
+    source = open_pairs(file)
+    assert [(p.winner, p.preference) for p in source] == [(RED, 0.75)]
+    assert (source.counts["unlabelled"], source.counts["ties"]) == (1, 1)
+
+
+def test_images_lie_in_the_root(tmp_path: Path) -> None:
+    put_images(tmp_path / "data" / "images")
+    put_images(tmp_path / "outside")
+    (tmp_path / "data" / "tables").mkdir()
+    root = tmp_path / "data"
+    names = ["../images/red.png", f"{root}/images/red.png", "images/red.png"]
+    text = "winner,loser,prompt\n" + "".join(f"{n},images/blue.png,a\n" for n in names)
+    (root / "tables" / "pairs.csv").write_text(text)
+    source = open_pairs(root / "tables" / "pairs.csv", root=str(root))
+    assert [p.winner for p in source] == [RED] * 3
+    before = source.fingerprint
+    (root / "images" / "red.png").write_bytes(GREEN)
+    assert open_pairs(root / "tables" / "pairs.csv", root=str(root)).fingerprint != before
+    with pytest.raises(DataError, match=r"leads out of .*tables; .*set data.root=FOLDER"):
+        list(open_pairs(root / "tables" / "pairs.csv"))
+    (root / "tables" / "pairs.csv").write_text(text + "../../outside/red.png,images/blue.png,a\n")
+    with pytest.raises(DataError, match=r"row 3, winner: .*leads out of .*data; "):
+        list(open_pairs(root / "tables" / "pairs.csv", root=str(root)))
+    with pytest.raises(DataError, match="data.root=nowhere is no folder"):
+        open_pairs(root / "tables" / "pairs.csv", root="nowhere")
+
+
+def test_hidden_files_are_counted_and_no_rows(tmp_path: Path) -> None:
+    folder = put_images(tmp_path)
+    (folder / "metadata.csv").write_text("winner,loser,prompt\nred.png,blue.png,a\n")
+    for name in ("._red.png", ".DS_Store", "Thumbs.db"):
+        (folder / name).write_bytes(b"x")
+    report = check_pairs(folder)
+    assert (report.ok, report.counts["rows"], report.counts["hidden"]) == (True, 1, 3)
+    assert "3 hidden files" in format_report(report)
+
+
+def test_pairs_the_other_way_round_are_counted(tmp_path: Path) -> None:
+    text = "winner,loser,prompt\nred.png,blue.png,a\nblue.png,red.png,a\nred.png,blue.png,a\n"
+    report = check_pairs(table(tmp_path, text))
+    assert "2 duplicate pairs (1 with the other image preferred)" in format_report(report)
