@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from inversion_dpo.maths.inversion import invert, reconstruct
+from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.run.config import load_config
@@ -62,9 +63,8 @@ def main() -> None:
     ):
         how = f"fixed point, {iterations}" if iterations else "naive"
         how += f", noise up to {start / args.steps:g} of the schedule" if start else ""
-        found = invert(latents, grid, predict, kind, iterations, noise=noise, start=start).states[
-            -1
-        ]
+        extent = Extent(start=start, iterations=iterations)
+        found = invert(latents, grid, predict, kind, noise=noise, extent=extent).states[-1]
         variance, error = (v.flatten(1).square().mean(1) for v in (found, found - x_T))
         print(f"| {name} | {how} | {with_interval(variance)} | {with_interval(error)} |")
 

@@ -228,7 +228,7 @@ Points = tuple[Tensor, Tensor, Tensor]  # x_t [2B, 1], index in the schedule [2B
 def noise_points(x_0: Tensor, schedule: Schedule, generator: torch.Generator) -> Points:
     """Fresh noise and level, shared by the pair."""
     half = len(x_0) // 2
-    i = torch.randint(1, len(schedule), (half,), generator=generator).repeat(2)
+    i = torch.randint(1, len(schedule.timesteps), (half,), generator=generator).repeat(2)
     eps = torch.randn(half, 1, generator=generator, dtype=x_0.dtype).repeat(2, 1)
     return add_noise(x_0, eps, schedule.levels[i]), i, eps
 

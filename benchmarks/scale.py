@@ -45,7 +45,7 @@ from inversion_dpo.making_pairs.candidates import encode_image
 from inversion_dpo.making_pairs.mining import disjoint, margin
 from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.maths.losses import as_pair_errors, dpo, kto, squared_error
-from inversion_dpo.maths.records import LossSettings
+from inversion_dpo.maths.records import Extent, LossSettings
 from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import DiffusionModel, network_of
@@ -283,9 +283,8 @@ def trajectory_points(world: World, s: Settings, pairs: Pairs, seed: int) -> Poi
         predict, _ = predictions(world.model, hidden, 1.0, 1.0)
         for side in range(2):
             x_0 = pairs.x_0[side, part]
-            path = invert(
-                x_0, grid, predict, kind, s.iterations, None, noise[part], start, low, high
-            )
+            extent = Extent(start, low, high, s.iterations)
+            path = invert(x_0, grid, predict, kind, noise=noise[part], extent=extent)
             for j in range(low, high + 1):
                 x_t, i = path.states[j], torch.full((len(x_0),), j, device=device)
                 wanted = target_prediction("x0", i, (x_0, x_0, x_t), x_t, levels, kind)
@@ -307,7 +306,9 @@ def noise_points(world: World, s: Settings, pairs: Pairs) -> Points:
     """Fresh noise, one for both images of a pair: Diffusion-DPO and Diffusion-KTO."""
     schedule, device = world.model.schedule, world.device
     levels, timesteps = schedule.levels.to(device), schedule.timesteps.to(device)
-    low, high = (round(t * (len(schedule) - 1)) for t in (s.t_min, CONFIG.objective.t_max))
+    low, high = (
+        round(t * (len(schedule.timesteps) - 1)) for t in (s.t_min, CONFIG.objective.t_max)
+    )
     scale = error_scale(levels, schedule.kind).float()
     reference = copy.deepcopy(network_of(world.model))
 

@@ -14,7 +14,6 @@ from inversion_dpo.models.base import plain_guidance
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.processes import Team
 from inversion_dpo.training.plan import Plan
-from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 
 PAIRS, PER_SHARD, STEPS = 5, 2, 3
@@ -71,14 +70,14 @@ def write_cache(folder, *, steps=None, kind="v_prediction"):
         "key": {
             "model": "0123456789abcdef" * 4,
             "keep": [1, 1, 3] if steps else None,
-            "last": STEPS,
+            "extent": {"start": 0, "first": 1, "last": STEPS, "iterations": 0},
+            "pairs_per_shard": PER_SHARD,
         },
         "pairs": PAIRS,
-        "pairs_per_shard": PER_SHARD,
         "counts": {"rows": 7, "pairs": PAIRS, "ties": 2},
         "overlong": {"tokenizer": 0},
         "digests": [f"{p}" * 64 for p in range(PAIRS)],
-        "reconstruction": [0.1, 0.5, 0.2, 0.4, 0.3],
+        "errors": [0.1, 0.5, 0.2, 0.4, 0.3],
         "shards": sums,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -193,8 +192,4 @@ def make_session(cache, plan=None, weight=0.5, **more):
         "skipped": 0,
         "team": Team(),
     }
-    session = SimpleNamespace(**values | more)
-    session.batch_of = lambda number: pairs_of_step(
-        session.train_pairs, session.plan.batch_size, session.plan.seed, number
-    )
-    return session
+    return SimpleNamespace(**values | more)

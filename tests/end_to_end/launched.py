@@ -52,12 +52,12 @@ def one_step(name, config, root):
         for parameter in session.policy.trainable().values():
             parameter.data += 0.1
     training.losses = noted
-    row, _ = backward(session, 0)
+    rows, _ = backward(session, 0)
     training.losses = losses
     gradients = whole_tensors({n: p.grad for n, p in session.policy.trainable().items()})
     team, device = session.team, session.accelerator.device
     facts = {
-        "row": total(row, device, team),
+        "row": total(rows, device, team),
         "heldout": heldout(session),
         "seen": team.collect([seen]),
         "baselines": baselines,

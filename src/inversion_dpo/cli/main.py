@@ -85,7 +85,8 @@ def invert(
     from inversion_dpo.run.folder import claim, occupied, stage
     from inversion_dpo.run.processes import current_team
     from inversion_dpo.training.recipe import prepare
-    from inversion_dpo.trajectories.fill import noise_variance, round_trip_error
+    from inversion_dpo.trajectories.fill import noise_variance
+    from inversion_dpo.trajectories.sampling_back import round_trip_error
 
     run = checked(resolved("invert", config, overrides), output, dry_run)
     with occupied(output):
@@ -99,18 +100,18 @@ def invert(
         if not cache.inverted:
             name = run.objective.name
             typer.echo(f"encoded, not inverted: objective.name={name} looks at no trajectories")
-            return
-        for scale in sorted({1.0, run.inversion.guidance_scale}):
+        for scale in sorted({1.0, run.inversion.guidance_scale}) if cache.inverted else ():
             error = round_trip_error(model, cache, scale)
             typer.echo(
                 f"relative error of inverting and sampling back, guidance {scale:g}: {error:.4f}"
             )
-        typer.echo(
-            f"variance of the recovered noise (1 is what sampling starts from): "
-            f"{noise_variance(cache):.2f}"
-        )
-        if run.inversion.reconstruct:
-            typer.echo(write_reconstruction(output, model, cache))
+        if cache.inverted:
+            typer.echo(
+                f"variance of the recovered noise (1 is what sampling starts from): "
+                f"{noise_variance(cache):.2f}"
+            )
+        if prepared.back:
+            typer.echo(write_reconstruction(output, model, cache, prepared.back))
 
 
 def train(

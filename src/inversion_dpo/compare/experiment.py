@@ -97,14 +97,15 @@ def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     if chosen_method(config).path != "trajectory":
         return {"evaluations": 0.0, "seconds": 0.0}
     begun = time.time()
-    cache = prepare(config, root / "cache").cache
+    prepared = prepare(config, root / "cache")
+    name = prepared.cache.folder.name
     taken, file = round(time.time() - begun, 2), root / "inversions.json"
     timed: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
-    if cache.folder.name not in timed:
-        timed[cache.folder.name] = {"seconds": taken}
+    if name not in timed:
+        timed[name] = {"seconds": taken}
         atomic_text(json.dumps(timed, indent=1), file)
-    seconds = timed[cache.folder.name]["seconds"]
-    return {"evaluations": inversion_evaluations(config, cache), "seconds": seconds}
+    seconds = timed[name]["seconds"]
+    return {"evaluations": inversion_evaluations(config, prepared), "seconds": seconds}
 
 
 def compare(root: Path, plan: Plan) -> Path:

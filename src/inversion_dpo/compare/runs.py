@@ -23,10 +23,9 @@ from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import claim, differences, read_seconds, stage
-from inversion_dpo.training.recipe import prepare, reproducible, split_pairs, train
+from inversion_dpo.training.recipe import Prepared, prepare, reproducible, split_pairs, train
 from inversion_dpo.training.run_files import read_rows
-from inversion_dpo.trajectories.cache import TrajectoryCache
-from inversion_dpo.trajectories.key import chosen_method, inverted_range
+from inversion_dpo.trajectories.key import chosen_method
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
 SNAPSHOTS = 6  # points of a curve, the end included
@@ -103,7 +102,7 @@ def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
     with stage(folder, "pairs"):
         sampling = start.make(folder)
     with stage(folder, "invert"):
-        cost = inversion_evaluations(config, prepare(config, folder / "cache").cache)
+        cost = inversion_evaluations(config, prepare(config, folder / "cache"))
     seconds = read_seconds(folder)
     return {
         "evaluations": sampling + cost,
@@ -111,24 +110,17 @@ def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:
     }
 
 
-def inversion_evaluations(config: Config, cache: TrajectoryCache) -> float:
+def inversion_evaluations(config: Config, prepared: Prepared) -> float:
     """Count network evaluations of inverting the pairs that training visits.
 
     Pairs beyond steps x batch, and held-out ones, are inverted too but do not count.
     """
     if chosen_method(config).path != "trajectory":
         return 0.0
-    i, t = config.inversion, config.training
-    usable = reproducible(cache, i.max_error)
+    t, usable = config.training, reproducible(prepared, config.inversion.max_error)
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
-    each = evaluations_per_image(
-        i.start,
-        *inverted_range(config),
-        i.fixed_point_iterations,
-        i.guidance_scale,
-        config.objective.guidance_scale,
-    )
-    return 2.0 * visited * each
+    scales = config.inversion.guidance_scale, config.objective.guidance_scale
+    return 2.0 * visited * evaluations_per_image(prepared.cache.extent, *scales)
 
 
 def judged(

@@ -28,7 +28,9 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {n: round(float(v), 4) for n, v in zip(names, points, strict=True)}
 
 
-def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryCache) -> str:
+def write_reconstruction(
+    folder: Path, model: DiffusionModel, cache: TrajectoryCache, back: TrajectoryCache
+) -> str:
     """Write ``reconstruction.json`` and pictures of the worst images; return a summary.
 
     Both the stored latents and those sampled back are decoded, so that the autoencoder's own loss
@@ -39,7 +41,7 @@ def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryC
     for start in range(0, cache.pairs, 8):
         pairs = list(range(start, min(start + 8, cache.pairs)))
         before = model.decode(cache.of_images("clean", pairs))
-        after = model.decode(cache.of_images("reconstructed", pairs))
+        after = model.decode(back.of_images("reconstructed", pairs))
         for row, value in enumerate(psnr(before, after).tolist()):
             decibels.append(value)
             side = "winner" if row < len(pairs) else "loser"
@@ -48,7 +50,7 @@ def write_reconstruction(folder: Path, model: DiffusionModel, cache: TrajectoryC
         worst = sorted(worst, key=lambda w: w[:3])[:8]
     report = {
         "psnr_db": quantiles(decibels),
-        "relative_latent_error_of_pairs": quantiles(cache.errors),
+        "relative_latent_error_of_pairs": quantiles(back.errors),
         "worst": [{"pair": p, "side": s, "psnr_db": round(v, 2)} for v, p, s, _ in worst],
     }
     atomic_text(json.dumps(report, indent=1), folder / "reconstruction.json")

@@ -13,7 +13,7 @@ from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.folder import read_config
-from inversion_dpo.run.processes import launch_state
+from inversion_dpo.run.processes import current_team
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def sampler_of(config: Config, adapter: Path | None) -> Sampler:
 
 def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     """Load the pipeline as users do: the base and a LoRA or graph encoder, or a full folder."""
-    m, device = config.model, launch_state().device
+    m, device = config.model, current_team().device
     if adapter is None:
         return load_pipeline(m, device)
     if is_encoder(adapter):

@@ -13,11 +13,12 @@ residual to recover the noise. Without noise added at the start, x_T is much too
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from inversion_dpo.maths.records import Grid, Trajectory
+from inversion_dpo.maths.records import WHOLE, Extent, Grid, Trajectory
 from inversion_dpo.maths.schedule import add_noise, like, step, step_back
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # prediction = predict(x_t (B, *), timesteps [B])
@@ -28,77 +29,71 @@ def _at(predict: Callable[..., Tensor], x: Tensor, grid: Grid, i: int, *known: T
     return predict(x, grid.timesteps[i].to(x.device).expand(x.shape[0]), *known)
 
 
-def _climb(
-    x: Tensor, prediction: Tensor, i: int, grid: Grid, predict: Predict, kind: str, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Return state i and the prediction at it, from those at i-1, after ``iterations`` refinements.
-
-    Unrefined (naive), the transition follows the prediction at its clean end, predict(x_{i-1},
-    t_{i-1}). Each refinement goes towards the state from which sampling, with predict(x_i, t_i),
-    retraces to x_{i-1} exactly.
-    """
-    low, high = grid.levels[i - 1], grid.levels[i]
-    x_next = step(x, prediction, low, high, kind)
-    prediction = _at(predict, x_next, grid, i)
-    for _ in range(iterations):
-        x_next = step_back(x, prediction, high, low, kind)
-        prediction = _at(predict, x_next, grid, i)
-    return x_next, prediction
-
-
 @torch.no_grad()
 def invert(
     x_0: Tensor,
     grid: Grid,
     predict: Predict,
     kind: str,
-    fixed_point_iterations: int = 0,
-    reference: Compare | None = None,
+    *,
     noise: Tensor | None = None,
-    start: int = 0,
-    first: int = 1,
-    last: int | None = None,
+    extent: Extent = WHOLE,
 ) -> Trajectory:
     """Run x_0 (B, *) up the grid under ``predict``.
+
+    Unrefined (naive), a transition follows the prediction at its clean end, predict(x_{i-1},
+    t_{i-1}). Each refinement goes towards the state from which sampling, with predict(x_i, t_i),
+    retraces to x_{i-1} exactly.
 
     Args:
         x_0: clean latents (B, *).
         grid: noise levels t_0 ... t_N.
         predict: (x_t (B, *), timesteps [B]) -> prediction (B, *).
         kind: of the prediction, one of ``schedule.KINDS``.
-        fixed_point_iterations: refinements of each transition; 0 is naive DDIM inversion.
-        reference: gives the stored predictions, if path and training differ in guidance.
-        noise: standard normal (B, *).
-        start: the first ``start`` states are x_0 with ``noise`` added.
-        first: lowest state whose prediction is needed. Below, predictions that the path does not
-            need are not evaluated and are NaN.
-        last: highest state that is made; None for N.
+        noise: standard normal (B, *), of the states up to ``extent.start``.
+        extent: which states are made; by default all, and none with added noise.
 
     Returns:
-        States 0 to ``last`` with their predictions.
+        States 0 to ``extent.last`` with their predictions. A prediction below ``extent.first`` that
+        the path does not need is not evaluated: it is NaN.
 
     Raises:
-        ValueError: ``start`` is outside the grid, or positive without ``noise``.
+        ValueError: ``extent.start`` is outside the grid, or positive without ``noise``.
     """
-    last = grid.steps if last is None else last
+    start, first = extent.start, extent.first
     if not 0 <= start < grid.steps or (start and noise is None):
         raise ValueError(f"start={start} needs noise, and must be in 0..{grid.steps - 1}")
     unknown = torch.full_like(x_0, torch.nan)
     states, predictions = [x_0], [unknown if start else _at(predict, x_0, grid, 0)]
-    for i in range(1, last + 1):
+    for i in range(1, min(extent.last, grid.steps) + 1):
+        low, high = grid.levels[i - 1], grid.levels[i]
         if noise is not None and i <= start:
-            x = add_noise(x_0, noise, grid.levels[i])
+            x = add_noise(x_0, noise, high)
             prediction = _at(predict, x, grid, i) if i >= min(start, first) else unknown
         else:
-            below = states[-1], predictions[-1]
-            x, prediction = _climb(*below, i, grid, predict, kind, fixed_point_iterations)
+            x = step(states[-1], predictions[-1], low, high, kind)
+            prediction = _at(predict, x, grid, i)
+            for _ in range(extent.iterations):
+                x = step_back(states[-1], prediction, high, low, kind)
+                prediction = _at(predict, x, grid, i)
         states.append(x)
         predictions.append(prediction)
-    if reference is not None:
-        needed = range(first, last + 1)
-        stored = [_at(reference, states[i], grid, i, predictions[i]) for i in needed]
-        predictions = [unknown] * first + stored
     return Trajectory(grid, torch.stack(states), torch.stack(predictions))
+
+
+@torch.no_grad()
+def compared(path: Trajectory, reference: Compare, first: int) -> Trajectory:
+    """Replace a path's predictions by others, where path and training differ in guidance.
+
+    Args:
+        path: from :func:`invert`.
+        reference: gives the predictions (B, *), from those of the path too.
+        first: lowest state whose prediction is needed; below they are NaN.
+    """
+    x, known = path.states, path.reference
+    needed = [_at(reference, x[i], path.grid, i, known[i]) for i in range(first, len(x))]
+    unknown = torch.full_like(x[0], torch.nan)
+    return replace(path, reference=torch.stack([unknown] * first + needed))
 
 
 def recovered_noise(trajectory: Trajectory) -> Tensor:
@@ -108,17 +103,20 @@ def recovered_noise(trajectory: Trajectory) -> Tensor:
     return like(1 / level.sigma, x_0) * (x_t - like(level.alpha, x_0) * x_0)
 
 
-def evaluations_per_image(
-    start: int, first: int, last: int, iterations: int, guidance: float, reference: float
-) -> int:
-    """Count the network evaluations that :func:`invert` spends on one image.
+def evaluations_per_image(extent: Extent, guidance: float, reference: float) -> int:
+    """Count the network evaluations that a path and its stored predictions cost for one image.
 
     The path needs one for each state up to ``last`` from min(start, first) on, and ``iterations``
     for each inverted state; under guidance each of them is two. If ``reference`` differs from
-    ``guidance``, each state from ``first`` on needs one more. Arguments as of :func:`invert`;
-    ``guidance`` and ``reference`` are guidance scales.
+    ``guidance``, each state from ``first`` on needs one more.
+
+    Args:
+        extent: of :func:`invert`.
+        guidance: scale of the path.
+        reference: scale of the stored predictions.
     """
-    path = last + 1 - min(start, first) + iterations * max(0, last - start)
+    start, first, last = extent.start, extent.first, extent.last
+    path = last + 1 - min(start, first) + extent.iterations * max(0, last - start)
     return passes(guidance) * path + (guidance != reference) * (last + 1 - first)
 
 

@@ -61,11 +61,6 @@ def link_loss(logit: Tensor, p: Tensor, link: str) -> Tensor:
     raise ValueError(f"unknown link {link!r}; one of {', '.join(LINKS)}")
 
 
-def _linked(logit: Tensor, errors: PairErrors, s: LossSettings) -> LossOutput:
-    p = s.label_smoothing + (1 - 2 * s.label_smoothing) * errors.preference
-    return LossOutput(link_loss(logit, p, s.link), logit.detach())
-
-
 def dpo(errors: PairErrors, s: LossSettings) -> LossOutput:
     """Compute -log sigmoid of :func:`dpo_logit`, or another link; log 2 at the reference.
 
@@ -74,7 +69,9 @@ def dpo(errors: PairErrors, s: LossSettings) -> LossOutput:
     https://arxiv.org/abs/2311.12908); on the policy's own inversion it is DDIM-InPO (2025,
     https://arxiv.org/abs/2503.18454).
     """
-    return _linked(dpo_logit(errors, s.beta), errors, s)
+    logit = dpo_logit(errors, s.beta)
+    p = s.label_smoothing + (1 - 2 * s.label_smoothing) * errors.preference
+    return LossOutput(link_loss(logit, p, s.link), logit.detach())
 
 
 def released_sign(errors: PairErrors, s: LossSettings) -> LossOutput:
@@ -82,7 +79,7 @@ def released_sign(errors: PairErrors, s: LossSettings) -> LossOutput:
 
     With target ``reference`` it pushes the policy away from the reference on winners.
     """
-    return _linked(-dpo_logit(errors, s.beta), errors, s)
+    return dpo(errors, replace(s, beta=-s.beta))
 
 
 def smpo(errors: PairErrors, s: LossSettings) -> LossOutput:
@@ -192,11 +189,6 @@ LOSSES: dict[str, Loss] = {
     "sft": Loss(sft, USES["sft"], reference=False),
     "denoising": Loss(denoising, USES["denoising"], reference=False),
 }
-
-
-def implicit_accuracy(margin: Tensor) -> Tensor:
-    """Compute the share of pairs with a positive margin; exact ties count half."""
-    return ((margin > 0).float() + 0.5 * (margin == 0).float()).mean()
 
 
 def as_pair_errors(

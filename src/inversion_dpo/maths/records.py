@@ -6,6 +6,7 @@ the winners come first and the losers second, so B is twice the number of pairs.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +47,24 @@ class Grid:
     def steps(self) -> int:
         """N, the number of transitions."""
         return len(self.timesteps) - 1
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which states of an inversion are made, and how exactly.
+
+    start: the states up to this index are x_0 with noise added; 0: none is.
+    first: lowest state whose prediction is needed; last: highest state that is made, at most N.
+    iterations: refinements of each inverted state; 0 is naive DDIM inversion.
+    """
+
+    start: int = 0
+    first: int = 1
+    last: int = sys.maxsize
+    iterations: int = 0
+
+
+WHOLE = Extent()
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,6 @@ class Schedule:
         if self.kind not in KINDS:
             raise unknown_kind(self.kind)
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
     def grid(self, steps: int, spacing: str = "even") -> Grid:
         """Return the levels of an inversion in N ``steps``.
 
@@ -59,7 +56,7 @@ class Schedule:
         Raises:
             ValueError: ``steps`` is out of range.
         """
-        last = len(self) - 1
+        last = len(self.timesteps) - 1
         if not 1 <= steps <= last:
             raise ValueError(f"inversion steps must be between 1 and {last}, got {steps}")
         if spacing == "sampler":

@@ -67,7 +67,7 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
             raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200{hint}")
         own = _read(source, lambda text=override: OmegaConf.from_dotlist([text]))
         keys |= _keys_of(own)
-        _merge(tree, own)
+        tree = OmegaConf.to_container(OmegaConf.merge(tree, own))  # type: ignore[assignment]
     config = _made(tree)
     check_combinations(config)
     return config, frozenset(keys)
@@ -128,15 +128,6 @@ def _keys_of(tree: Tree, before: str = "") -> set[str]:
         else:
             found |= _keys_of(value, f"{key}.")
     return found
-
-
-def _merge(tree: Tree, own: Tree) -> None:
-    """Put one tree of settings over another; what is nested is merged too."""
-    for key, value in own.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        else:
-            tree[key] = value
 
 
 def _explain(error: ValidationError) -> str:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.processes import current_team
-from inversion_dpo.run.settings import every_setting, value_of
+from inversion_dpo.run.settings import every_setting
 
 # What may differ when a run is continued: it changes how far or how it is looked at, not what
 # the steps done so far would have been.
@@ -79,7 +80,7 @@ def occupied(folder: Path, run: bool = True) -> Iterator[None]:
 
 def flat(config: Config) -> dict[str, Any]:
     """Map the dotted key of every setting to its value."""
-    return {key: value_of(config, key) for key in every_setting()}
+    return {key: attrgetter(key)(config) for key in every_setting()}
 
 
 def differences(folder: Path, config: Config) -> dict[str, str]:

@@ -22,10 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """Which of how many processes this is; the first one writes what is written once."""
+    """Which of how many processes this is, and where it computes; the first one writes."""
 
     rank: int = 0
     size: int = 1
+    device: torch.device = torch.device("cpu")
 
     @property
     def main(self) -> bool:
@@ -35,26 +36,21 @@ class Team:
     def wait(self) -> None:
         """Return once every process has come here."""
         if self.size > 1:
-            launch_state().wait_for_everyone()
+            PartialState().wait_for_everyone()
 
     def collect(self, found: list[Any]) -> list[Any]:
         """Join the lists of all processes, the same in each."""
         return list(gather_object(found)) if self.size > 1 else found
 
 
-def launch_state() -> Any:
-    """Ask accelerate for this launch's device and processes.
+def current_team() -> Team:
+    """Find the processes of this launch.
 
     PartialState alone does not look at ACCELERATE_USE_CPU, as Accelerator does: on CPUs every
     process would take itself for the only one.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-
-def current_team() -> Team:
-    """Find the processes of this launch."""
-    state = launch_state()
-    return Team(state.process_index, state.num_processes)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return Team(state.process_index, state.num_processes, state.device)
 
 
 def share(items: Sequence[T], parts: int, part: int) -> Sequence[T]:
@@ -91,11 +87,20 @@ def settle(network: nn.Module) -> None:
         inner.reshard()
 
 
-def total(row: Mapping[str, float], device: torch.device, team: Team) -> dict[str, float]:
-    """Sum by key over all processes, which must have the same keys."""
-    keys = sorted(row)
+def total(
+    rows: Sequence[tuple[float, Mapping[str, float]]], device: torch.device, team: Team
+) -> dict[str, float]:
+    """Sum measurements by key, each times its weight, over all processes.
+
+    Args:
+        rows: of this process, at least one, all with the same keys: weight and measurements.
+        device: which the processes send from.
+        team: all of them must call this.
+    """
+    row = {k: sum(weight * r[k] for weight, r in rows) for k in rows[0][1]}
     if team.size == 1:
-        return dict(row)
+        return row
+    keys = sorted(row)
     values = torch.tensor([row[k] for k in keys], device=device, dtype=torch.float64)
     torch.distributed.all_reduce(values)
     return dict(zip(keys, values.tolist(), strict=True))

@@ -65,7 +65,7 @@ def every_setting() -> dict[str, Setting]:
 def groups() -> dict[str, str]:
     """Dotted name of a group -> what its settings are about."""
     names = dict.fromkeys(key.rpartition(".")[0] for key in every_setting())
-    return {name: str(type(value_of(Config(), name)).__doc__) for name in names}
+    return {name: str(type(attrgetter(name)(Config())).__doc__) for name in names}
 
 
 def _settings_of(group: Any, before: str) -> Iterator[Setting]:
@@ -132,11 +132,6 @@ def commented(config: Any, idle: Collection[str]) -> str:
                 lines += textwrap.wrap(
                     note, 98, initial_indent=f"{depth}  # ", subsequent_indent=f"{depth}  #   "
                 )
-            line = f"{key.rpartition('.')[2]}: {written(value_of(config, key))}"
+            line = f"{key.rpartition('.')[2]}: {written(attrgetter(key)(config))}"
             lines.append(f"{depth}  {'# ' if key in idle else ''}{line}")
     return "\n".join(lines[1:]) + "\n"
-
-
-def value_of(config: Any, key: str) -> Any:
-    """Look up the value of a setting by its dotted key."""
-    return attrgetter(key)(config)

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from inversion_dpo.run.processes import total
-from inversion_dpo.training.session import Session
+from inversion_dpo.training.session import Session, pairs_of_step
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, float]
@@ -32,14 +31,13 @@ class NotFiniteError(RuntimeError):
 # ---------------------------------------------------------------- at the start
 
 
-def check_step(session: Session, number: int, row: Row, before: dict[str, Tensor] | None) -> None:
+def check_step(session: Session, number: int, row: Row) -> None:
     """Run the checks that belong after a step, if any.
 
     Args:
         session: what is alive.
         number: of the step, from 0.
         row: its measurements.
-        before: the policy at the start, of a run that began with step 0.
 
     Raises:
         StartupError: nothing could be learned; says why and what to change.
@@ -47,6 +45,7 @@ def check_step(session: Session, number: int, row: Row, before: dict[str, Tensor
     plan = session.plan
     if not is_finite(row):
         return
+    session.updates += 1
     if number == 0 and plan.loss.reference:
         exact = session.accelerator.mixed_precision == "no"
         exact = exact and session.model.pipeline.dtype == torch.float32
@@ -62,16 +61,17 @@ def check_step(session: Session, number: int, row: Row, before: dict[str, Tensor
             f"the gradient at step 0 is {row['grad_norm']}: nothing would be learned. Check "
             "objective.beta, policy.target_modules, and that winner and loser images differ"
         )
-    if before is None or number + 1 != CHECKED_STEPS or plan.on_saddle:
+    if not session.initial or session.updates < CHECKED_STEPS or plan.on_saddle:
         return
-    trainable = session.policy.trainable()
-    if still := [n for n, p in trainable.items() if torch.equal(p.detach(), before[n])]:
+    trainable, initial = session.policy.trainable(), session.initial
+    if still := [n for n, p in trainable.items() if torch.equal(p.detach(), initial[n])]:
         raise StartupError(
             f"{len(still)} trainable tensors did not move in {CHECKED_STEPS} steps, e.g. "
             f"{still[0]}: they are not reached by the loss. Take them out of "
             "policy.target_modules, raise training.learning_rate if it is tiny, or raise "
             "model.resolution if an attention is left with one place"
         )
+    session.initial = {}
 
 
 def check_is_reference(row: Row, tolerance: float) -> None:
@@ -133,8 +133,9 @@ def leave_out(session: Session, number: int, row: dict[str, float], blamed: list
     """
     session.skipped += 1
     row["skipped"] = session.skipped
-    batch = [pair for pair, _ in session.batch_of(number)]
-    pairs = sorted(set(session.team.collect(blamed))) or batch
+    plan, everywhere = session.plan, sorted(set(session.team.collect(blamed)))
+    batch = pairs_of_step(session.train_pairs, plan.batch_size, plan.seed, number)
+    pairs = everywhere or [pair for pair, _ in batch]
     names = ", ".join(f"{pair} ({session.cache.digests[pair][:16]})" for pair in pairs[:5])
     more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
     text = (
@@ -153,7 +154,8 @@ def leave_out(session: Session, number: int, row: dict[str, float], blamed: list
 
 def asked_to_stop(session: Session, stopping: Callable[[], bool]) -> bool:
     """Say whether any process has to stop: all must stop at the same step."""
-    return total({"stop": float(stopping())}, session.accelerator.device, session.team)["stop"] > 0
+    row = {"stop": float(stopping())}
+    return total([(1.0, row)], session.accelerator.device, session.team)["stop"] > 0
 
 
 def complaints(rows: Sequence[Row]) -> dict[str, str]:
@@ -211,7 +213,7 @@ class Watch:
     def see(self, row: Row) -> None:
         """Take the row of a step; log its state if it was measured, and new complaints."""
         self._rows.append(row)
-        if any(key.startswith("heldout_") for key in row):
+        if row["step"] == 0 or any(key.startswith("heldout_") for key in row):
             logger.info(status(row))
         for name, text in complaints(tuple(self._rows)).items():
             if name not in self._said:

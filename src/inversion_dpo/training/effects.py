@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 
 from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import Config, ConfigError, load_given
-from inversion_dpo.run.settings import every_setting, value_of, written
+from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.trajectories.method import chosen_method
 
 _PATHS: dict[str, frozenset[str]] = {
@@ -32,21 +33,16 @@ READS = {  # command -> the groups that it reads; any other command reads those 
 }
 
 
-def active_tags(config: Config) -> frozenset[str]:
-    """List the tags of ``run.fields.TAGS`` that hold in a run."""
-    method = chosen_method(config)
-    return USES[method.loss] | _PATHS[method.path]
-
-
 def without_effect(config: Config) -> set[str]:
     """List the settings that change nothing in a run."""
-    active = active_tags(config)
+    method = chosen_method(config)
+    active = USES[method.loss] | _PATHS[method.path]  # tags of ``run.fields.TAGS``
 
     def holds(condition: str) -> bool:
         key, equals, pattern = condition.partition("=")
         if not equals:
             return key in active
-        value = value_of(config, key.rstrip("!"))
+        value = attrgetter(key.rstrip("!"))(config)
         text = ",".join(value) if isinstance(value, list) else value
         matches = re.fullmatch(pattern, text if isinstance(text, str) else written(text))
         return bool(matches) is not key.endswith("!")
@@ -99,7 +95,7 @@ def check_effects(runs: Sequence[Config], given: Collection[str]) -> None:
     idle, complaints = set(given).intersection(*map(without_effect, runs)), dict[str, str]()
     for run in runs:
         for key, setting in every_setting().items():
-            value = value_of(run, key)
+            value = attrgetter(key)(run)
             if key in idle and value != setting.default:
                 unlike = f" (not objective.name={run.objective.name})" if setting.by_method else ""
                 complaints.setdefault(

@@ -43,11 +43,6 @@ class Plan:
     caption_dropout: float
 
     @property
-    def drops(self) -> bool:
-        """Whether some pairs are shown without their prompt, their scene graph or caption."""
-        return max(self.prompt_dropout, self.graph_dropout, self.caption_dropout) > 0
-
-    @property
     def on_saddle(self) -> bool:
         """Whether the target is the reference itself, so that there is no gradient at first."""
         return self.target == "reference"
@@ -58,7 +53,7 @@ def make_plan(config: Config, schedule: Schedule, grid: Grid) -> Plan:
     o, t, d, method = config.objective, config.training, config.data, chosen_method(config)
     levels, (low, high) = grid.levels, window(config)
     if method.path == "noise":
-        last = len(schedule) - 1
+        last = len(schedule.timesteps) - 1
         levels, low, high = schedule.levels, round(o.t_min * last), round(o.t_max * last)
     elif levels.sigma[low] <= levels.sigma[0]:
         raise ConfigError(

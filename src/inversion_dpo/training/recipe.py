@@ -43,8 +43,9 @@ from inversion_dpo.training.run_files import (
 from inversion_dpo.training.session import Session
 from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
-from inversion_dpo.trajectories.fill import fill, noise_variance, round_trip_error
+from inversion_dpo.trajectories.fill import fill, noise_variance
 from inversion_dpo.trajectories.key import chosen_method, key_of
+from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
 
 logger = logging.getLogger(__name__)
 LEAST_PAIRS = 4
@@ -52,11 +53,12 @@ LEAST_PAIRS = 4
 
 @dataclass(frozen=True)
 class Prepared:
-    """The frozen model and the trajectories of all pairs under it."""
+    """The frozen model, the trajectories of all pairs under it, and their way back if asked for."""
 
     accelerator: Accelerator
     model: DiffusionModel
     cache: TrajectoryCache
+    back: TrajectoryCache | None = None
 
 
 def train(config: Config, folder: Path, cache_root: Path | None = None) -> Session:
@@ -96,6 +98,11 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     key = key_of(config, pairs, model)
     with accelerator.autocast():
         cache = fill(cache_root, model, pairs, key, device=accelerator.device, team=team)
+        back = (
+            sampled_back(model, cache, config.inversion, team)
+            if config.inversion.reconstruct
+            else None
+        )
         if key.guidance_scale > 1 and team.main:
             errors = [round_trip_error(model, cache, s) for s in (1.0, key.guidance_scale)]
             logger.warning(guidance_text(key.guidance_scale, *errors))
@@ -106,7 +113,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
         raise DataError(
             f"{pairs.config.pairs}: only {cache.pairs} usable pairs; give at least {LEAST_PAIRS}"
         )
-    return Prepared(accelerator, model, cache)
+    return Prepared(accelerator, model, cache, back)
 
 
 def set_up(config: Config, prepared: Prepared) -> Session:
@@ -124,7 +131,7 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     network, optimizer = accelerator.prepare(policy.network, optimizer)
     if t.compile:
         network = torch.compile(network)
-    usable = reproducible(cache, config.inversion.max_error)
+    usable = reproducible(prepared, config.inversion.max_error)
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
     cache.swap(train_pairs, config.data.label_noise, t.seed)
     return Session(
@@ -149,23 +156,23 @@ def run_steps(
 ) -> Row:
     """Take the steps from where the run stands; returns the last row of the metrics."""
     begun, seconds, looked, main = time.time(), start.seconds, Row(), session.team.main
-    trainable = session.policy.trainable()
-    before = {n: p.detach().clone() for n, p in trainable.items()} if start.step == 0 else None
     watch, numbers = Watch(), range(start.step, t.steps)
     bar = tqdm(
         numbers, "train", t.steps, initial=start.step, unit="step", mininterval=1, disable=not main
     )
     for number in bar:
-        measured = (looked or heldout(session)) if number % t.eval_every == 0 else {}
-        looked = {}
+        due = number and number % t.eval_every == 0  # at 0 the policy is the reference
+        measured, looked = (looked or heldout(session)) if due else Row(), Row()
         row = step(session, number, rate_at(number, t))
-        check_step(session, number, row, before)
+        check_step(session, number, row)
+        if number == 0:
+            row.pop("accuracy", None)  # rounding noise
         seconds = start.seconds + time.time() - begun
         if main:
             watch.see({"step": number, **row, **measured})
             append_row(folder, {"step": number, **row, **measured, "seconds": round(seconds, 3)})
         session.accelerator.log(row | measured, step=number)
-        bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row.get('accuracy', 0):.2f}")
+        bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "accuracy") if k in row})
         done, stop = number + 1, asked_to_stop(session, stopping)
         if done % t.checkpoint_every == 0 or done == t.steps or stop:
             looked = heldout(session)
@@ -242,14 +249,14 @@ def only_network_stays(model: DiffusionModel) -> None:
         torch.cuda.empty_cache()
 
 
-def reproducible(cache: TrajectoryCache, max_error: float | None) -> list[int]:
-    """Numbers of the pairs whose reconstruction error is at most ``max_error``, if one is set."""
-    if max_error is None:
-        return list(range(cache.pairs))
-    kept = [k for k, error in enumerate(cache.errors) if error <= max_error]
-    logger.info(
-        "inversion.max_error leaves out %d of %d pairs", cache.pairs - len(kept), cache.pairs
-    )
+def reproducible(prepared: Prepared, max_error: float | None) -> list[int]:
+    """List the pairs whose reconstruction error is at most ``max_error``, if one is set."""
+    if max_error is None or prepared.back is None:
+        return list(range(prepared.cache.pairs))
+    errors = prepared.back.errors
+    kept = [k for k, error in enumerate(errors) if error <= max_error]
+    left = len(errors) - len(kept)
+    logger.info("inversion.max_error leaves out %d of %d pairs", left, len(errors))
     if len(kept) < LEAST_PAIRS:
         raise DataError(f"inversion.max_error={max_error} leaves only {len(kept)} pairs: raise it")
     return kept

@@ -47,11 +47,14 @@ def resume(session: Session, folder: Path) -> Progress:
     identity, reference = session.cache.folder.name, session.cache.reference
     checkpoint = latest_checkpoint(folder / "checkpoints")
     progress = Progress(0, 0.0, identity, reference)
+    parameters = session.policy.trainable()
+    session.initial = {name: p.detach().clone() for name, p in parameters.items()}
     if checkpoint is not None:
         inner = getattr(session.optimizer, "optimizer", session.optimizer)
-        parameters = session.policy.trainable()
         progress = load_checkpoint(checkpoint, parameters, inner, identity, reference)
     session.skipped, session.coefficients = progress.skipped, dict(progress.coefficients)
+    if session.accelerator.scaler is None:  # which leaves out steps that are not counted
+        session.updates = progress.step - progress.skipped
     scale = {k[7:]: v for k, v in session.coefficients.items() if k.startswith("scaler.")}
     if scale and session.accelerator.scaler is not None:
         session.accelerator.scaler.load_state_dict(scale)

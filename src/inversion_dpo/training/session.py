@@ -22,7 +22,8 @@ class Session:
     """Everything that is alive during training.
 
     network: the prepared policy network, which every forward goes through. coefficients: whatever
-    adapts, kept in checkpoints. skipped: steps whose loss or gradient was not finite.
+    adapts, kept in checkpoints. skipped: steps whose loss or gradient was not finite; updates: the
+    others. initial: the trainable tensors before step 0, until they are seen to move.
     """
 
     accelerator: Accelerator
@@ -40,10 +41,8 @@ class Session:
     team: Team = field(default_factory=Team)
     coefficients: dict[str, float] = field(default_factory=dict)
     skipped: int = 0
-
-    def batch_of(self, number: int) -> list[tuple[int, int]]:
-        """The global batch of a step as (pair, epoch), over all processes."""
-        return pairs_of_step(self.train_pairs, self.plan.batch_size, self.plan.seed, number)
+    updates: int = 0
+    initial: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pairs_of_step(pairs: list[int], batch: int, seed: int, number: int) -> list[tuple[int, int]]:

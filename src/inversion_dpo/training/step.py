@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from inversion_dpo.maths.inversion import passes
 from inversion_dpo.maths.losses import (
     as_pair_errors,
-    implicit_accuracy,
     residual_overlap,
     safeguarded,
     squared_error,
@@ -26,7 +24,7 @@ from inversion_dpo.maths.records import LossOutput, NoisyStates, PairErrors
 from inversion_dpo.run.processes import settle, share, total, whole
 from inversion_dpo.training.checks import is_finite, leave_out
 from inversion_dpo.training.generators import Generators, generator_for
-from inversion_dpo.training.session import Session
+from inversion_dpo.training.session import Session, pairs_of_step
 from inversion_dpo.training.states import STATES, predict, with_dropout, with_reference
 
 logger = logging.getLogger(__name__)
@@ -48,9 +46,9 @@ def step(session: Session, number: int, learning_rate: float) -> Row:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad()
-    mine, blamed = backward(session, number)
+    rows, blamed = backward(session, number)
     norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), session.clip)
-    row = total(mine, accelerator.device, session.team)
+    row = total(rows, accelerator.device, session.team)
     row["grad_norm"] = float(whole(norm))
     if is_finite(row) or accelerator.scaler is not None:
         optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
@@ -59,34 +57,35 @@ def step(session: Session, number: int, learning_rate: float) -> Row:
     return row
 
 
-def backward(session: Session, number: int) -> tuple[Row, list[int]]:
+def backward(session: Session, number: int) -> tuple[list[tuple[float, Row]], list[int]]:
     """Backward on this process's share of the step's pairs.
 
     Any number of processes and parts has the same gradient, but for rounding: DDP and FSDP average
     over processes, and every pair weighs the same.
 
     Returns:
-        This process's part of the batch's mean measurements, and its pairs whose loss is not
-        finite.
+        The measurements of this process's parts, each with its share of the batch; and the pairs
+        whose own loss is not finite.
     """
     accelerator, plan, team = session.accelerator, session.plan, session.team
     parts, items = plan.accumulation, plan.batch_size * plan.states
-    batch = session.batch_of(number)
     mine = share(range(plan.batch_size), team.size, team.rank)
+    batch = pairs_of_step(session.train_pairs, plan.batch_size, plan.seed, number)
+    drop = max(plan.prompt_dropout, plan.graph_dropout, plan.caption_dropout) > 0
     rows, blamed = [], []
     for part in range(parts):
         with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
             places = [(k, s) for k in share(mine, parts, part) for s in range(plan.states)]
             here = [batch[k] for k, _ in places]
             generators = [generator_for(0, plan.seed, number, *place) for place in places]
-            output, errors, evaluations = losses(session, here, generators, drop=plan.drops)
+            output, errors, evaluations = losses(session, here, generators, drop=drop)
             accelerator.backward(output.loss.sum() * (team.size / items))
         row = measurements(output, errors, compared=plan.loss.reference)
         row["evaluations"] = 2.0 * evaluations * items  # parts and processes add up
         rows.append((len(here) / items, row))
         finite = output.loss.detach().isfinite().tolist()
         blamed += [pair for (pair, _), good in zip(here, finite, strict=True) if not good]
-    return weighted_sum(rows), blamed
+    return rows, blamed
 
 
 def losses(
@@ -159,16 +158,11 @@ def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> R
         row |= {
             "winner_error_ref": errors.winner_ref,
             "loser_error_ref": errors.loser_ref,
-            "accuracy": implicit_accuracy(output.margin),
+            "accuracy": (output.margin.sign() + 1) / 2,  # exact ties count half
             "margin": output.margin,
             "drift": (errors.winner_moved + errors.loser_moved) / 2,
         }
     return {k: v.detach().float().mean().item() for k, v in row.items()}
-
-
-def weighted_sum(rows: Sequence[tuple[float, Row]]) -> Row:
-    """Key-wise sum of measurements, each times its weight."""
-    return {k: sum(w * r[k] for w, r in rows) for k in rows[0][1]}
 
 
 @torch.no_grad()
@@ -188,5 +182,5 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         row = measurements(output, errors, compared=True)
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
     settle(session.network)
-    mean = total(weighted_sum(rows), session.accelerator.device, team)
+    mean = total(rows, session.accelerator.device, team)
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}

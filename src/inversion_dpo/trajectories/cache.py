@@ -7,6 +7,8 @@ safetensors, written whole or not at all, and ``manifest.json`` last. :mod:`.fil
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from inversion_dpo.maths.records import Grid, NoisyStates
+from inversion_dpo.maths.records import Extent, Grid, NoisyStates
 from inversion_dpo.maths.schedule import error_scale
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import Condition, joined
-from inversion_dpo.run.disk import sha256_of
+from inversion_dpo.run.disk import atomic_save, atomic_text, sha256_of
 from inversion_dpo.run.processes import Team
 
+logger = logging.getLogger(__name__)
 OPEN = 1024  # shards held open: each is a mapping, and Linux allows a process 65,530
-MANIFEST, EMPTY = "manifest.json", "empty.safetensors"
+MANIFEST, EMPTY, SHARD = "manifest.json", "empty.safetensors", "shard-{:05d}.safetensors"
 
 
 def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
@@ -40,13 +43,63 @@ def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
     return [Path(p) for p in sorted(team.collect(damaged))]
 
 
+def is_whole(folder: Path, team: Team) -> bool:
+    """Tell whether a cache is finished and every file intact; name and delete damaged ones."""
+    finished = (folder / MANIFEST).exists()
+    damaged = damaged_files(folder, team) if finished else []
+    if damaged and team.main:
+        for path in damaged:
+            logger.warning("%s is missing or damaged (checksum differs): making it again", path)
+            path.unlink(missing_ok=True)
+        (folder / MANIFEST).unlink()
+    team.wait()
+    return finished and not damaged
+
+
+def is_intact(path: Path, digests: list[str]) -> bool:
+    """Tell whether a shard of these pairs was finished and has its checksum."""
+    try:
+        entry = json.loads(path.with_suffix(".json").read_text())
+        same = entry["digests"] == digests and entry["sha256"] == sha256_of(path)
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    if not same:
+        logger.warning("%s is damaged or of other pairs: making it again", path)
+    return bool(same)
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -> None:
+    """Write a shard, then its part of the manifest: without one it counts as missing."""
+    atomic_save(tensors, path)
+    atomic_text(json.dumps(entry | {"sha256": sha256_of(path)}), path.with_suffix(".json"))
+
+
+def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) -> None:
+    """Join the parts of all shards, whichever process wrote them, and what is known besides."""
+    entries = [json.loads((folder / name).with_suffix(".json").read_text()) for name in names]
+    cut: Counter[str] = Counter()
+    for entry in entries:
+        cut.update(entry["overlong"])
+    digests = [digest for entry in entries for digest in entry["digests"]]
+    manifest = about | {
+        "pairs": len(digests),
+        "overlong": dict(cut),
+        "digests": digests,
+        "errors": [error for entry in entries for error in entry["errors"]],
+        "shards": {n: e["sha256"] for n, e in zip(names, entries, strict=True)},
+    }
+    if (folder / EMPTY).exists():
+        manifest["shards"][EMPTY] = sha256_of(folder / EMPTY)
+    atomic_text(json.dumps(manifest, indent=1), folder / MANIFEST)
+
+
 class TrajectoryCache:
     """Random access to the trajectories of numbered pairs.
 
     A shard holds, in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
     ``preference`` [P] (probability that the winner is the better one), ``condition.*`` [P, ...] and
     ``framing.*`` [2P, ...]; if there are trajectories, ``states`` and ``reference`` [2P, K, *] at
-    the grid indices ``steps`` [P, K]. The manifest holds ``digest`` and ``reconstruction``.
+    the grid indices ``steps`` [P, K].
     """
 
     def __init__(self, folder: Path, grid: Grid, kind: str) -> None:
@@ -58,10 +111,11 @@ class TrajectoryCache:
         self.reference: str = key["model"][:16]  # hash of the reference's weights
         self.overlong: dict[str, int] = manifest["overlong"]  # captions cut, by tokenizer
         self.digests: list[str] = manifest["digests"]
-        self.errors: list[float] = manifest["reconstruction"]  # relative, the worse of a pair
+        self.errors: list[float] = manifest["errors"]  # of a reconstruction, the worse of a pair's
         self.all_steps: bool = key["keep"] is None
-        self.inverted: bool = key["last"] > 0  # or only encoded
-        self._per_shard: int = manifest["pairs_per_shard"]
+        self.extent = Extent(**key["extent"])  # of the trajectories
+        self.inverted: bool = self.extent.last > 0  # or only encoded
+        self.per_shard: int = key["pairs_per_shard"]
         self._handles: dict[int, Any] = {}
         self._swapped: frozenset[int] = frozenset()
 
@@ -70,8 +124,7 @@ class TrajectoryCache:
         if number not in self._handles:
             if len(self._handles) >= OPEN:
                 del self._handles[next(iter(self._handles))]
-            path = self.folder / f"shard-{number:05d}.safetensors"
-            self._handles[number] = safe_open(path, framework="pt")
+            self._handles[number] = safe_open(self.folder / SHARD.format(number), framework="pt")
         return self._handles[number]
 
     def swap(self, pairs: Sequence[int], share: float, seed: int) -> None:
@@ -98,7 +151,7 @@ class TrajectoryCache:
         rows = []
         for side in (0, 1):
             for place, pair in enumerate(pairs):
-                shard, offset = divmod(pair, self._per_shard)
+                shard, offset = divmod(pair, self.per_shard)
                 row = 2 * offset + (side ^ (pair in self._swapped))
                 tensor = self.shard(shard).get_slice(name)
                 rows.append(tensor[row, positions[place]] if positions else tensor[row])
@@ -106,7 +159,7 @@ class TrajectoryCache:
 
     def of_pairs(self, name: str, pairs: Sequence[int]) -> Tensor:
         """Join a tensor that both images of a pair share, [P, ...]; label noise leaves it."""
-        places = [divmod(pair, self._per_shard) for pair in pairs]
+        places = [divmod(pair, self.per_shard) for pair in pairs]
         return joined([self.shard(s).get_slice(name)[k : k + 1] for s, k in places])
 
     def preference(self, pairs: Sequence[int]) -> Tensor:

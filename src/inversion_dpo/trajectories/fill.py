@@ -7,10 +7,8 @@ missing shards, on any number of processes.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +25,9 @@ from inversion_dpo.data.transforms import Framing, fit, flip, flips
 from inversion_dpo.maths.inversion import (
     Compare,
     Predict,
+    compared,
     evaluations_per_image,
     invert,
-    passes,
-    reconstruct,
-    reconstruction_error,
     recovered_noise,
 )
 from inversion_dpo.maths.records import Grid
@@ -46,9 +42,17 @@ from inversion_dpo.models.base import (
     without_prompt,
 )
 from inversion_dpo.models.prompts import overlong
-from inversion_dpo.run.disk import atomic_save, atomic_text, sha256_of
+from inversion_dpo.run.disk import atomic_save
 from inversion_dpo.run.processes import Team
-from inversion_dpo.trajectories.cache import EMPTY, MANIFEST, TrajectoryCache, damaged_files
+from inversion_dpo.trajectories.cache import (
+    EMPTY,
+    SHARD,
+    TrajectoryCache,
+    is_intact,
+    is_whole,
+    write_manifest,
+    write_shard,
+)
 from inversion_dpo.trajectories.key import CacheKey
 
 if TYPE_CHECKING:
@@ -63,12 +67,8 @@ class Inverter:
 
     model: DiffusionModel
     key: CacheKey
+    grid: Grid
     device: torch.device
-
-    @property
-    def grid(self) -> Grid:
-        """The levels that every image passes."""
-        return self.model.schedule.grid(self.key.steps, self.key.spacing)
 
 
 def fill(
@@ -95,9 +95,9 @@ def fill(
     Returns:
         The cache, whose checksums hold.
     """
-    team, how = team or Team(), Inverter(model, key, device)
-    folder, grid = root / key.name(), how.grid
-    if not _whole(folder, team):
+    team, folder = team or Team(), root / key.name()
+    how = Inverter(model, key, model.schedule.grid(key.steps, key.spacing), device)
+    if not is_whole(folder, team):
         count = pairs.expected() if team.main else None
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,65 +107,34 @@ def fill(
         shards = _write_missing(folder, how, pairs, count, team)
         team.wait()
         if team.main:
-            _write_manifest(folder, key, shards, dict(pairs.counts))
+            about = {"key": asdict(key), "counts": dict(pairs.counts)}
+            write_manifest(folder, about, [SHARD.format(k) for k in range(shards)])
         team.wait()
-    return TrajectoryCache(folder, grid, model.schedule.kind)
-
-
-def _whole(folder: Path, team: Team) -> bool:
-    """Tell whether every file is intact; name and delete damaged ones."""
-    finished = (folder / MANIFEST).exists()
-    damaged = damaged_files(folder, team) if finished else []
-    if damaged and team.main:
-        for path in damaged:
-            logger.warning("%s is missing or damaged (checksum differs): making it again", path)
-            path.unlink(missing_ok=True)
-        (folder / MANIFEST).unlink()
-    team.wait()
-    return finished and not damaged
+    return TrajectoryCache(folder, how.grid, model.schedule.kind)
 
 
 def _write_missing(
     folder: Path, how: Inverter, pairs: PairSource, count: int | None, team: Team
 ) -> int:
     """Write this process's share of the missing shards; return the number of all shards."""
-    per_shard, number = pairs_per_shard(how.key), 0
+    per_shard, number = how.key.pairs_per_shard, 0
     stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
-    doing = "invert" if how.key.inverts else "encode"
+    doing = "invert" if how.key.extent.last else "encode"
     with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
         while chunk := list(itertools.islice(stream, per_shard)):
-            path, digests = shard_path(folder, number), [pair.digest for pair in chunk]
-            if number % team.size == team.rank and not _intact(path, digests):
-                write_shard(path, how, chunk, number * per_shard)
+            path, digests = folder / SHARD.format(number), [pair.digest for pair in chunk]
+            if number % team.size == team.rank and not is_intact(path, digests):
+                shard = invert_pairs(how, chunk, number * per_shard)
+                check_finite(shard, chunk, how.key.extent.first)
+                captions = [pair.caption for pair in chunk]
+                cut = overlong(how.model, captions)
+                write_shard(path, shard, {"digests": digests, "overlong": cut, "errors": []})
             number += 1
             bar.update(len(chunk))
     return number
 
 
-def pairs_per_shard(key: CacheKey) -> int:
-    """Return the number of pairs whose images make up one batch of the inversion."""
-    return max(1, key.batch_size // 2)
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    """Return the path of a shard; its part of the manifest has the ending .json."""
-    return folder / f"shard-{number:05d}.safetensors"
-
-
-def write_shard(path: Path, how: Inverter, pairs: list[Pair], first: int) -> None:
-    """Write a shard, then its entry: without one it counts as missing."""
-    shard = invert_pairs(how, pairs, first)
-    check_finite(shard, pairs, how.key.first)
-    atomic_save(shard, path)
-    errors = shard.get("reconstruction", torch.empty(0)).reshape(-1, 2).amax(1)
-    captions = [pair.caption for pair in pairs]
-    entry = {
-        "digests": [pair.digest for pair in pairs],
-        "reconstruction": [round(e, 6) for e in errors.tolist()],  # the worse of a pair's two
-        "overlong": overlong(how.model, captions),
-        "sha256": sha256_of(path),
-    }
-    atomic_text(json.dumps(entry), path.with_suffix(".json"))
+# ---------------------------------------------------------------- one shard
 
 
 def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> None:
@@ -194,43 +163,6 @@ def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> Non
             )
 
 
-def _intact(path: Path, digests: list[str]) -> bool:
-    """Tell whether a shard of these pairs was finished and has its checksum."""
-    try:
-        entry = json.loads(path.with_suffix(".json").read_text())
-        same = entry["digests"] == digests and entry["sha256"] == sha256_of(path)
-    except (FileNotFoundError, ValueError, KeyError):
-        return False
-    if not same:
-        logger.warning("%s is damaged or of other pairs: making it again", path)
-    return same
-
-
-def _write_manifest(folder: Path, key: CacheKey, shards: int, counts: dict[str, int]) -> None:
-    """Join the entries of all shards, whichever process wrote them."""
-    paths = [shard_path(folder, number) for number in range(shards)]
-    entries = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
-    sums = {p.name: e["sha256"] for p, e in zip(paths, entries, strict=True)}
-    cut: Counter[str] = Counter()
-    for entry in entries:
-        cut.update(entry["overlong"])
-    digests = [d for e in entries for d in e["digests"]]
-    manifest = {
-        "key": asdict(key),
-        "pairs": len(digests),
-        "pairs_per_shard": pairs_per_shard(key),
-        "counts": counts,
-        "overlong": dict(cut),
-        "digests": digests,
-        "reconstruction": [r for e in entries for r in e["reconstruction"]],
-        "shards": sums | {EMPTY: sha256_of(folder / EMPTY)},
-    }
-    atomic_text(json.dumps(manifest, indent=1), folder / MANIFEST)
-
-
-# ---------------------------------------------------------------- one shard
-
-
 def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tensor]:
     """Make one shard, see :class:`TrajectoryCache`.
 
@@ -251,7 +183,7 @@ def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tens
     condition = model.condition([pair.caption for pair in pairs], graphs)
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
-    if key.inverts:
+    if key.extent.last:
         per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
         shard |= paths(how, x_0.to(how.device), per_image, first)
     shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
@@ -260,34 +192,20 @@ def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tens
 
 def paths(how: Inverter, x_0: Tensor, condition: Condition, first: int) -> dict[str, Tensor]:
     """Compute a shard's trajectories from its latents x_0 [2P, *]."""
-    model, key, grid = how.model, how.key, how.grid
+    model, key, extent = how.model, how.key, how.key.extent
     predict, reference = predictions(model, condition, key.guidance_scale, key.reference_guidance)
-    trajectory = invert(
-        x_0,
-        grid,
-        predict,
-        model.schedule.kind,
-        key.fixed_point_iterations,
-        reference,
-        pair_noise(first, x_0.shape).to(x_0),
-        key.start,
-        key.first,
-        key.last,
-    )
+    noise = pair_noise(first, x_0.shape).to(x_0) if extent.start else None
+    path = invert(x_0, how.grid, predict, model.schedule.kind, noise=noise, extent=extent)
+    if reference is not None:
+        path = compared(path, reference, extent.first)
     steps = kept_steps(first, len(x_0) // 2, key)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
-    noise = recovered_noise(trajectory)
-    tensors = {
+    return {
         "steps": steps,
-        "states": trajectory.states.transpose(0, 1).cpu()[rows, columns],
-        "reference": trajectory.reference.transpose(0, 1).cpu()[rows, columns],
-        "x_T_variance": noise.flatten(1).double().square().mean(1).cpu(),
+        "states": path.states.transpose(0, 1).cpu()[rows, columns],
+        "reference": path.reference.transpose(0, 1).cpu()[rows, columns],
+        "x_T_variance": recovered_noise(path).flatten(1).double().square().mean(1).cpu(),
     }
-    if key.reconstruct:
-        again = reconstruct(trajectory.states[-1], grid, predict, model.schedule.kind)
-        tensors["reconstructed"] = again.cpu()
-        tensors["reconstruction"] = reconstruction_error(x_0, again).cpu()
-    return tensors
 
 
 def predictions(
@@ -305,9 +223,8 @@ def predictions(
     """
     denoiser = partial(model.predict, network_of(model))
     empty = model.empty() if (along, stored) != (1.0, 1.0) else {}
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        return guided(denoiser, x, t, condition, Guidance(along, empty, model.combine))
+    guidance = Guidance(along, empty, model.combine)
+    predict = partial(guided, denoiser, condition=condition, guidance=guidance)
 
     def compare(x: Tensor, t: Tensor, followed: Tensor) -> Tensor:
         if stored == 1 or (along != 1 and model.combine is not plain_guidance):
@@ -333,7 +250,7 @@ def kept_steps(first: int, count: int, key: CacheKey) -> Tensor:
     the pair's number draws one from each; fewer than k if there are fewer indices.
     """
     if key.keep is None:
-        return torch.arange(1, key.last + 1).expand(count, key.last)
+        return torch.arange(1, key.extent.last + 1).expand(count, key.extent.last)
     k, low, high = key.keep
     edges = np.unique(np.linspace(low, high + 1, k + 1).round().astype(int))
     rows = []
@@ -353,23 +270,21 @@ def announce(how: Inverter, count: int | None) -> None:
     side = (key.resolution, key.resolution)
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
     condition = model.condition(["a picture"])
-    states = key.keep[0] if key.keep else key.last
+    states = key.keep[0] if key.keep else key.extent.last
     text = sum(v.nbytes for v in condition.values())
     size = count * (2 * x_0.nbytes * (1 + 2 * states) + text) / 1e6
-    if not key.inverts:
+    if not key.extent.last:
         logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size)
         return
-    batch = min(key.batch_size, 2 * count)
+    batch = 2 * min(key.pairs_per_shard, count)
     every = condition | model.framing([Framing(side, (0, 0), side)])
     many = {k: v.repeat_interleave(batch, 0) for k, v in every.items()}
     t, begun = how.grid.timesteps[1].to(how.device).expand(batch), time.time()
     with torch.no_grad():
         model.predict(network_of(model), x_0.repeat_interleave(batch, 0), t, many)
     seconds, scales = time.time() - begun, (key.guidance_scale, key.reference_guidance)
-    each = evaluations_per_image(
-        key.start, key.first, key.last, key.fixed_point_iterations, *scales
-    ) + key.steps * key.reconstruct * passes(scales[0])
-    minutes = seconds * each * -(-2 * count // batch) / 60
+    batches = -(-2 * count // batch)
+    minutes = seconds * evaluations_per_image(key.extent, *scales) * batches / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
         key.steps,
@@ -382,19 +297,3 @@ def announce(how: Inverter, count: int | None) -> None:
 def noise_variance(cache: TrajectoryCache) -> float:
     """Compute the variance of the recovered x_T in the first shard; sampling starts from 1."""
     return float(cache.shard(0).get_tensor("x_T_variance").mean())
-
-
-def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float) -> float:
-    """Compute the mean relative error of inverting the first shard's latents and sampling back.
-
-    Both ways are naive, under guidance ``scale``; compare it with scale 1 for the cost of guidance.
-    """
-    shard, device = cache.shard(0), next(network_of(model).parameters()).device
-    x_0 = shard.get_tensor("clean").to(device)
-    condition = cache.condition(range(len(x_0) // 2))  # winners first; the shard has them in turn
-    order = torch.arange(len(x_0)).reshape(2, -1).T.flatten()
-    per_image = {k: v[order].to(device) for k, v in condition.items()}
-    predict, _ = predictions(model, per_image, scale, scale)
-    x_T = invert(x_0, cache.grid, predict, cache.kind).states[-1]
-    again = reconstruct(x_T, cache.grid, predict, cache.kind)
-    return float(reconstruction_error(x_0, again).mean())

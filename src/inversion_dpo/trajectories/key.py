@@ -8,14 +8,16 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
-from inversion_dpo.run.fields import Config, InversionConfig
+from inversion_dpo.run.fields import Config
 from inversion_dpo.trajectories.method import chosen_method as chosen_method
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource
 
 LAYOUT = 5  # of the cache's files
+NOWHERE = Extent(last=0)  # of methods without trajectories, whose settings have no effect
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,14 @@ class CacheKey:
     steps: int
     spacing: str
     guidance_scale: float
-    fixed_point_iterations: int
-    start: int  # index of the highest state that is x_0 with noise added
-    batch_size: int
+    extent: Extent  # of the states that are made; last = 0: pairs are encoded only
+    pairs_per_shard: int  # whose images are inverted at once
     keep: tuple[int, int, int] | None  # states per pair, lowest and highest index; None: all
-    reconstruct: bool
     precision: str  # autocast of the network, the policy's own
     prompt_chunks: int
     scene_graph: str | None  # identity of the encoder, if there is one
-    first: int  # index of the lowest state with a prediction
-    last: int  # of the highest state; 0: pairs are encoded only
     reference_guidance: float  # of the reference's stored predictions
     layout: int = LAYOUT
-
-    @property
-    def inverts(self) -> bool:
-        """Whether the cache holds trajectories, and not only latents and conditions."""
-        return self.last > 0
 
     def name(self) -> str:
         """Return the cache's folder name: sixteen hex digits."""
@@ -62,23 +55,10 @@ def window(config: Config) -> tuple[int, int]:
     return low, max(low, math.floor(o.t_max * n))
 
 
-def inverted_range(config: Config) -> tuple[int, int]:
-    """Return the lowest and highest inverted index: trained on, or sampled back from.
-
-    It is empty, (1, 0), if the method needs no trajectories.
-    """
-    low, high = window(config)
-    if config.inversion.reconstruct:
-        return low, config.inversion.steps
-    return (low, high) if chosen_method(config).path == "trajectory" else (1, 0)
-
-
 def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
     """Collect from a configuration what the trajectories of its pairs depend on."""
     i, inverted = config.inversion, chosen_method(config).path == "trajectory"
-    first, last = inverted_range(config)
-    if not last:  # without paths, their settings have no effect
-        i = InversionConfig(steps=i.steps, spacing=i.spacing, batch_size=i.batch_size)
+    low, high = window(config)
     graph, encoder = None, getattr(model.pipeline, "scene_graph", None)
     if encoder is not None:  # a new one only affects the number of tokens
         loaded = config.model.scene_graph
@@ -93,16 +73,12 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         guidance_embed=config.model.guidance_embed,
         steps=i.steps,
         spacing=i.spacing,
-        guidance_scale=i.guidance_scale,
-        fixed_point_iterations=i.fixed_point_iterations,
-        start=i.start,
-        batch_size=i.batch_size,
-        keep=None if i.keep is None else (i.keep, *window(config)),
-        reconstruct=i.reconstruct,
+        guidance_scale=i.guidance_scale if inverted else 1.0,
+        extent=Extent(i.start, low, high, i.fixed_point_iterations) if inverted else NOWHERE,
+        pairs_per_shard=max(1, i.batch_size // 2),
+        keep=(i.keep, low, high) if inverted and i.keep else None,
         precision=f"{config.model.dtype} {config.training.mixed_precision}",
         prompt_chunks=config.model.prompt_chunks,
         scene_graph=graph,
-        first=first,
-        last=last,
         reference_guidance=config.objective.guidance_scale if inverted else 1.0,
     )

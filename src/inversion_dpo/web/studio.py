@@ -20,7 +20,7 @@ from inversion_dpo.data.images import decode_image, png, stack_pixels
 from inversion_dpo.data.transforms import fit
 from inversion_dpo.evaluation.reconstruction import psnr
 from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
-from inversion_dpo.maths.records import Grid
+from inversion_dpo.maths.records import Extent, Grid
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config
 from inversion_dpo.trajectories.fill import pair_noise, predictions
@@ -97,9 +97,8 @@ def strip(sampler: Sampler, data: bytes, caption: str, grid: Grid) -> Strip:
     condition = model.condition([caption], [sampler.graph_of(caption)])
     predict, _ = predictions(model, condition | model.framing([fitted.framing]), 1.0, 1.0)
     noise = pair_noise(0, x_0.shape).to(x_0)
-    path = invert(
-        x_0, grid, predict, model.schedule.kind, i.fixed_point_iterations, None, noise, i.start
-    )
+    extent = Extent(start=i.start, iterations=i.fixed_point_iterations)
+    path = invert(x_0, grid, predict, model.schedule.kind, noise=noise, extent=extent)
     again = reconstruct(path.states[-1], grid, predict, model.schedule.kind)
     where = spread(grid.steps + 1, MOST_FRAMES)
     before, after = model.decode(x_0), model.decode(again)

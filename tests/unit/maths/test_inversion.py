@@ -1,17 +1,20 @@
 """DDIM inversion against closed forms, diffusers' schedulers and itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from inversion_dpo.maths.inversion import (
+    compared,
     evaluations_per_image,
     invert,
     reconstruct,
     reconstruction_error,
     recovered_noise,
 )
-from inversion_dpo.maths.records import Grid, Levels
+from inversion_dpo.maths.records import Extent, Grid, Levels
 from inversion_dpo.maths.schedule import KINDS, add_noise, prediction_between, step
 from inversion_dpo.models.schedules import discrete_schedule
 
@@ -96,7 +99,7 @@ def test_fixed_point_reconstructs_where_naive_does_not():
         reconstruction_error(
             x_0,
             reconstruct(
-                invert(x_0, grid, gaussian(), "epsilon", fixed_point_iterations=k).states[-1],
+                invert(x_0, grid, gaussian(), "epsilon", extent=Extent(iterations=k)).states[-1],
                 grid,
                 gaussian(),
                 "epsilon",
@@ -133,7 +136,7 @@ def test_trajectory_is_consistent(kind):
     grid = flow_grid(10) if flow else SCHEDULE.grid(10)
     predict = flow_gaussian() if flow else gaussian()
     for iterations in (0, 60):
-        tr = invert(x_0, grid, predict, kind, iterations)
+        tr = invert(x_0, grid, predict, kind, extent=Extent(iterations=iterations))
         assert tr.states.shape == tr.reference.shape == (11, 5, 4)
         torch.testing.assert_close(tr.states[0], x_0)
         for i in range(10):
@@ -159,7 +162,7 @@ def test_transition_signal_vanishes_under_exact_inversion():
     """Why objective.target=transition refuses fixed-point inversion."""
     x_0, grid = torch.randn(20, 4).double(), SCHEDULE.grid(20)
     naive, exact = (
-        invert(x_0, grid, gaussian(), "epsilon", fixed_point_iterations=k) for k in (0, 60)
+        invert(x_0, grid, gaussian(), "epsilon", extent=Extent(iterations=k)) for k in (0, 60)
     )
     for i in range(1, 21):
         assert transition_signal(exact, i) < 1e-9 * transition_signal(naive, i)
@@ -182,8 +185,8 @@ def test_a_separate_reference_is_asked_at_every_state_and_knows_the_paths_predic
     def reference(x, t, along):
         return other(x, t) + 2 * along
 
-    tr = invert(x_0, grid, gaussian(0.2), "epsilon", reference=reference)
     plain = invert(x_0, grid, gaussian(0.2), "epsilon")
+    tr = compared(plain, reference, 1)
     assert torch.equal(tr.states, plain.states)
     for i in range(1, 6):
         expected = other(tr.states[i], grid.timesteps[i].expand(3)) + 2 * plain.reference[i]
@@ -202,23 +205,23 @@ def test_inverting_and_sampling_keep_no_graph():
 def test_what_is_not_evaluated_is_no_number():
     """Two noised states, of which the first is asked of nobody: its prediction is NaN."""
     x_0, noise, grid = torch.randn(1, 3).double(), torch.randn(1, 3).double(), SCHEDULE.grid(4)
-    tr = invert(x_0, grid, gaussian(), "epsilon", noise=noise, start=2, first=3)
+    tr = invert(x_0, grid, gaussian(), "epsilon", noise=noise, extent=Extent(start=2, first=3))
     assert tr.reference.isnan().all(-1).flatten().tolist() == [True, True, False, False, False]
-    compared = invert(x_0, grid, gaussian(), "epsilon", reference=lambda x, t, p: p + 1, first=2)
-    assert compared.reference.isnan().all(-1).flatten().tolist() == [True, True] + 3 * [False]
     plain = invert(x_0, grid, gaussian(), "epsilon")
-    torch.testing.assert_close(compared.reference[2:], plain.reference[2:] + 1)
+    other = compared(plain, lambda x, t, p: p + 1, 2)
+    assert other.reference.isnan().all(-1).flatten().tolist() == [True, True] + 3 * [False]
+    torch.testing.assert_close(other.reference[2:], plain.reference[2:] + 1)
 
 
 def test_evaluations_by_hand():
     # states 0..10; three iterations at each of the ten
-    assert evaluations_per_image(0, 1, 10, 3, 1.0, 1.0) == 11 + 30
+    assert evaluations_per_image(Extent(0, 1, 10, 3), 1.0, 1.0) == 11 + 30
     # guided: twice that, and the reference's own at states 1 to 10
-    assert evaluations_per_image(0, 1, 10, 3, 2.0, 1.0) == 2 * 41 + 10
+    assert evaluations_per_image(Extent(0, 1, 10, 3), 2.0, 1.0) == 2 * 41 + 10
     # noised up to 4, wanted from 6: states 4 to 10, inverted 5 to 10
-    assert evaluations_per_image(4, 6, 10, 1, 1.0, 1.0) == 7 + 6
+    assert evaluations_per_image(Extent(4, 6, 10, 1), 1.0, 1.0) == 7 + 6
     # nothing is inverted: states 2 to 4 are noised
-    assert evaluations_per_image(5, 2, 4, 3, 1.0, 1.0) == 3
+    assert evaluations_per_image(Extent(5, 2, 4, 3), 1.0, 1.0) == 3
 
 
 def test_the_relative_error_is_of_each_image():
@@ -239,13 +242,13 @@ def test_batch_of_two_is_two_batches_of_one():
 def test_start_adds_the_given_noise_then_inverts(kind):
     x_0, noise, grid = torch.randn(4, 3).double(), torch.randn(4, 3).double(), SCHEDULE.grid(10)
     grid = flow_grid(10) if kind == "flow_prediction" else grid
-    tr = invert(x_0, grid, gaussian_of(kind), kind, noise=noise, start=2)
+    tr = invert(x_0, grid, gaussian_of(kind), kind, noise=noise, extent=Extent(start=2))
     for i in (0, 1, 2):
         torch.testing.assert_close(tr.states[i], add_noise(x_0, noise, grid.levels[i]))
     for i in range(2, 10):
         up = step(tr.states[i], tr.reference[i], grid.levels[i], grid.levels[i + 1], kind)
         torch.testing.assert_close(tr.states[i + 1], up)
-    plain = invert(x_0, grid, gaussian_of(kind), kind, noise=noise, start=0)
+    plain = invert(x_0, grid, gaussian_of(kind), kind, noise=noise)
     torch.testing.assert_close(plain.states, invert(x_0, grid, gaussian_of(kind), kind).states)
 
 
@@ -257,9 +260,9 @@ def gaussian_of(kind):
 def test_start_outside_the_grid_is_refused(start):
     x_0 = torch.randn(2, 3).double()
     with pytest.raises(ValueError, match="start"):
-        invert(x_0, SCHEDULE.grid(10), gaussian(), "epsilon", noise=x_0, start=start)
+        invert(x_0, SCHEDULE.grid(10), gaussian(), "epsilon", noise=x_0, extent=Extent(start=start))
     with pytest.raises(ValueError, match="noise"):
-        invert(x_0, SCHEDULE.grid(10), gaussian(), "epsilon", start=1)
+        invert(x_0, SCHEDULE.grid(10), gaussian(), "epsilon", extent=Extent(start=1))
 
 
 def test_start_restores_the_variance_that_an_over_smooth_start_loses():
@@ -277,16 +280,17 @@ def test_start_restores_the_variance_that_an_over_smooth_start_loses():
         return (1 - ab).sqrt() * x / (ab * v + 1 - ab)
 
     lost = invert(smooth, grid, predict, "epsilon").states[-1].var()
-    mended = invert(smooth, grid, predict, "epsilon", noise=torch.randn(4000, 1).double(), start=20)
+    noise = torch.randn(4000, 1).double()
+    mended = invert(smooth, grid, predict, "epsilon", noise=noise, extent=Extent(start=20))
     assert lost < 0.3 and abs(mended.states[-1].var() - 1) < 0.1
 
 
-@pytest.mark.parametrize(("first", "last"), [(1, None), (1, 7), (2, 2), (4, 9)])
+@pytest.mark.parametrize(("first", "last"), [(1, 10), (1, 7), (2, 2), (4, 9)])
 @pytest.mark.parametrize("start", [0, 3, 5])
 @pytest.mark.parametrize("iterations", [0, 2])
 @pytest.mark.parametrize("guidance", [1, 2])
-@pytest.mark.parametrize("compared", [1, 2])
-def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guidance, compared):
+@pytest.mark.parametrize("stored", [1, 2])
+def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guidance, stored):
     """Calls are those that are counted; what is wanted is what a whole inversion has there."""
     x_0, noise, grid, calls = *torch.randn(2, 4, 3).double(), SCHEDULE.grid(10), []
 
@@ -294,19 +298,23 @@ def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guidance, 
         calls.extend([int(t[0])] * cost)
         return gaussian()(x, t)
 
-    reference = None if guidance == compared else (lambda x, t, _: predict(x, t, 1))
-    asked = (grid, predict, "epsilon", iterations, reference, noise, start)
-    lean = invert(x_0, *asked, first, last)
-    top = 10 if last is None else last
-    assert len(calls) == evaluations_per_image(start, first, top, iterations, guidance, compared)
-    assert max(calls) == int(grid.timesteps[top])
-    whole, wanted = invert(x_0, *asked), slice(first, top + 1)
-    assert torch.equal(lean.states, whole.states[: top + 1])
+    reference = None if guidance == stored else (lambda x, t, _: predict(x, t, 1))
+
+    def inverted(extent):
+        path = invert(x_0, grid, predict, "epsilon", noise=noise, extent=extent)
+        return compared(path, reference, extent.first) if reference else path
+
+    extent = Extent(start, first, last, iterations)
+    lean = inverted(extent)
+    assert len(calls) == evaluations_per_image(extent, guidance, stored)
+    assert max(calls) == int(grid.timesteps[last])
+    whole, wanted = inverted(replace(extent, first=1, last=10)), slice(first, last + 1)
+    assert torch.equal(lean.states, whole.states[: last + 1])
     assert torch.equal(lean.reference[wanted], whole.reference[wanted])
 
 
 def test_recovered_noise_is_the_noise_that_was_added():
     x_0, noise, grid = *torch.randn(2, 4, 3).double(), SCHEDULE.grid(10)
-    tr = invert(x_0, grid, gaussian(), "epsilon", noise=noise, start=4, last=4)
+    tr = invert(x_0, grid, gaussian(), "epsilon", noise=noise, extent=Extent(start=4, last=4))
     torch.testing.assert_close(recovered_noise(tr), noise)
     assert len(tr.states) == 5

@@ -14,7 +14,6 @@ from inversion_dpo.maths.losses import (
     as_pair_errors,
     dpo,
     dspo,
-    implicit_accuracy,
     kto,
     link_loss,
     mapo,
@@ -236,10 +235,6 @@ def test_losses_are_per_pair_never_averaged_inside(name):
     first = loss(errors([0.1], [0.3], [0.2], [0.2]), beta(0.7)).loss
     second = loss(errors([0.5], [0.2], [0.2], [0.2]), beta(0.7)).loss
     torch.testing.assert_close(both, torch.cat([first, second]))
-
-
-def test_accuracy_counts_ties_half():
-    assert implicit_accuracy(torch.tensor([1.0, -1.0, 0.0, 2.0])).item() == pytest.approx(0.625)
 
 
 def test_pair_errors_split_winners_first():

@@ -1,7 +1,5 @@
 """Prompts in chunks: one chunk is what the pipelines do, several are windows laid end to end."""
 
-from dataclasses import fields, replace
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +21,6 @@ from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.training.recipe import train
-from inversion_dpo.trajectories.key import CacheKey
 from tests.sessions import conditional, set_up
 
 LONG = "a large blue cross " * 25  # 100 tokens: 75 and 25
@@ -164,34 +161,6 @@ def test_t5_is_counted_by_what_its_pipeline_reads(part, limit, family, tiny):
     length = len(getattr(model.pipeline, name)("red " * 10, add_special_tokens=False).input_ids)
     words = "red " * (limit * 10 // length)  # as many as are read, then one more
     assert overlong(model, [words, words + "red"])[name] == 1
-
-
-def test_every_field_of_a_key_changes_the_name():
-    plain = CacheKey(
-        pairs="",
-        fit="pad",
-        flip_seed=None,
-        model="",
-        schedule="",
-        resolution=64,
-        guidance_embed=1.0,
-        steps=20,
-        spacing="even",
-        guidance_scale=1.0,
-        fixed_point_iterations=0,
-        start=0,
-        batch_size=8,
-        keep=None,
-        reconstruct=False,
-        precision="",
-        prompt_chunks=1,
-        scene_graph=None,
-        first=1,
-        last=20,
-        reference_guidance=1.0,
-    )
-    names = {replace(plain, **{f.name: "another"}).name() for f in fields(CacheKey)}
-    assert len(names | {plain.name()}) == len(fields(CacheKey)) + 1
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_an_encoder_goes_where_its_pipeline_goes(tiny, tmp_path, monkeypatch):
     pipeline = load_pipeline(ModelConfig(str(tiny("sd15"))))
     save_encoder(SceneGraphEncoder(shape_for(pipeline, 8, 16, 1)), tmp_path / "encoder")
     elsewhere = SimpleNamespace(device=torch.device("meta"))
-    monkeypatch.setattr(sides, "launch_state", lambda: elsewhere)
+    monkeypatch.setattr(sides, "current_team", lambda: elsewhere)
     config = load_config("taste", [f"model.path={tiny('sd15')}"])
     found = load_policy_pipeline(config, tmp_path / "encoder")
     assert {p.device.type for p in (*found.unet.parameters(), *found.scene_graph.parameters())} == {

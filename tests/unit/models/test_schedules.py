@@ -166,7 +166,7 @@ def test_dynamic_shift_equals_the_flux_recipe():
 
 def test_a_flow_table_is_ascending_and_shifted():
     schedule = flow_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
-    assert len(schedule) == 1000 and (schedule.levels.sigma.diff() > 0).all()
+    assert len(schedule.timesteps) == 1000 and (schedule.levels.sigma.diff() > 0).all()
     grid = schedule.grid(10, "even")
     assert grid.levels.sigma[0] == 0 and grid.levels.sigma[-1] == 1
 

@@ -3,10 +3,12 @@
 import pytest
 
 from inversion_dpo.compare.methods import METHODS, check
+from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_given, preset_names
 from inversion_dpo.run.fields import TAGS
 from inversion_dpo.run.settings import every_setting
-from inversion_dpo.training.effects import active_tags, check_effects, load_checked
+from inversion_dpo.training.effects import check_effects, load_checked
+from inversion_dpo.trajectories.key import chosen_method
 
 IDLE = {  # setting -> what else is set, so that it has no effect
     "objective.soft_labels=true": ["kto", "dspo", "mapo", "sft", "denoising"],
@@ -138,5 +140,5 @@ def test_every_tag_is_known():
     }
     assert words == set(TAGS)
     for name in every_setting()["objective.name"].choices:
-        config = load_config(None, [f"objective.name={name}", *SOFT])
-        assert active_tags(config) <= set(TAGS)
+        method = chosen_method(load_config(None, [f"objective.name={name}", *SOFT]))
+        assert LOSSES[method.loss].uses <= set(TAGS)

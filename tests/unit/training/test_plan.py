@@ -7,7 +7,6 @@ from inversion_dpo.maths.records import Grid, Levels
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.training.plan import make_plan
-from tests.by_hand import make_plan as plan_by_hand
 
 ALPHA = torch.linspace(1.0, 0.1, 11, dtype=torch.float64)
 LEVELS = Levels(ALPHA, (1 - ALPHA**2).sqrt())
@@ -43,12 +42,6 @@ def test_a_first_state_without_more_noise_than_the_image_is_refused():
         plan(grid=flat)
     assert plan("objective.t_min=0.75", grid=flat).low == 2
     assert plan("objective.name=diffusion_dpo", "objective.t_min=0.0", grid=flat).low == 0
-
-
-@pytest.mark.parametrize("share", ["prompt_dropout", "graph_dropout", "caption_dropout"])
-def test_any_dropout_is_a_dropout(share):
-    assert plan_by_hand(**{share: 0.01}).drops
-    assert not plan_by_hand().drops
 
 
 def test_only_the_reference_as_target_is_a_saddle():

@@ -2,8 +2,7 @@
 
 import torch
 
-from inversion_dpo.training.session import Session, epoch_order, pairs_of_step
-from tests.by_hand import make_plan
+from inversion_dpo.training.session import epoch_order, pairs_of_step
 
 
 def test_epochs_are_permutations_laid_end_to_end():
@@ -22,17 +21,3 @@ def test_an_epochs_order_depends_on_seed_and_epoch():
     assert epoch_order(50, 3, 4) is epoch_order(50, 3, 4)
     generator = torch.Generator().manual_seed(3 * 1_000_003 + 4)  # recorded runs must come back
     assert torch.equal(epoch_order(50, 3, 4), torch.randperm(50, generator=generator))
-
-
-def test_a_sessions_batch_is_of_its_training_pairs():
-    names = ("accelerator", "model", "policy", "network", "optimizer", "cache", "heldout_pairs")
-    session = Session(
-        **dict.fromkeys(names),
-        train_pairs=[7, 8, 9],
-        plan=make_plan(batch_size=2, seed=5),
-        clip=1.0,
-        max_skipped=3,
-        keep_checkpoints=2,
-    )
-    assert session.batch_of(1) == pairs_of_step([7, 8, 9], 2, 5, 1)
-    assert session.skipped == 0 and session.coefficients == {} and session.team.size == 1

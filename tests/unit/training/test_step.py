@@ -10,10 +10,11 @@ import torch
 
 from inversion_dpo.maths.losses import LOSSES, as_pair_errors
 from inversion_dpo.maths.records import LossOutput, LossSettings, NoisyStates
-from inversion_dpo.run.processes import Team
+from inversion_dpo.run.processes import Team, total
 from inversion_dpo.training import step as module
 from inversion_dpo.training.checks import NotFiniteError
 from inversion_dpo.training.generators import generator_for
+from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.training.step import (
     backward,
     heldout,
@@ -22,7 +23,6 @@ from inversion_dpo.training.step import (
     measurements,
     pair_errors,
     step,
-    weighted_sum,
 )
 from tests.by_hand import make_plan, make_session, write_cache
 
@@ -102,8 +102,10 @@ def test_measurements_by_hand():
         "margin": 0.125,
         "drift": 3.0,
     }
+    tied = replace(output, margin=torch.tensor([0.0, 0.25]))
+    assert measurements(tied, e, compared=True)["accuracy"] == 0.75  # a tie counts half
     assert list(measurements(output, e, compared=False)) == ["loss", "winner_error", "loser_error"]
-    assert weighted_sum([(0.25, {"a": 4.0}), (0.75, {"a": 8.0})]) == {"a": 7.0}
+    assert total([(0.25, {"a": 4.0}), (0.75, {"a": 8.0})], None, Team()) == {"a": 7.0}
 
 
 # ---- losses of a batch
@@ -161,15 +163,15 @@ def test_the_safeguard_holds_the_losers_slope_and_no_value(cache):
 def gradient(cache, **changed):
     session = make_session(cache, make_plan(**changed))
     session.network.zero_grad()
-    row, blamed = backward(session, 2)
+    rows, blamed = backward(session, 2)
     assert blamed == []
-    return session.network.weight.grad.item(), row, session
+    return session.network.weight.grad.item(), total(rows, None, Team()), session
 
 
 def test_the_gradient_is_that_of_the_mean_loss(cache):
     found, row, session = gradient(cache)
     places = [generator_for(0, 0, 2, k, 0) for k in range(4)]
-    batch = session.batch_of(2)
+    batch = pairs_of_step(session.train_pairs, 4, 0, 2)
     output, errors, _ = losses(session, batch, places)
     (wanted,) = torch.autograd.grad(output.loss.mean(), session.network.weight)
     assert found == pytest.approx(wanted.item())
@@ -193,7 +195,7 @@ def test_processes_take_their_shares(cache):
     found, rows = [], []
     for rank in (0, 1):
         session = make_session(cache, team=Team(rank, 2))
-        rows.append(backward(session, 2)[0])
+        rows.append(total(backward(session, 2)[0], None, Team()))
         found.append(session.network.weight.grad.item())
     assert sum(found) / 2 == pytest.approx(whole, rel=1e-5)
     assert {k: rows[0][k] + rows[1][k] for k in row} == pytest.approx(row, rel=1e-5)
@@ -202,7 +204,7 @@ def test_processes_take_their_shares(cache):
 def test_several_states_of_a_pair_are_several_places(cache):
     two, row, session = gradient(cache, states=2)
     places = [(k, s) for k in range(4) for s in range(2)]
-    batch = session.batch_of(2)
+    batch = pairs_of_step(session.train_pairs, 4, 0, 2)
     generators = [generator_for(0, 0, 2, *place) for place in places]
     output, _, _ = losses(session, [batch[k] for k, _ in places], generators)
     (wanted,) = torch.autograd.grad(output.loss.mean(), session.network.weight)
@@ -309,7 +311,7 @@ def test_a_held_out_batch_is_no_larger_than_a_steps_part(cache, monkeypatch):
 
 def test_every_process_has_as_many_forwards_and_only_its_own_count(cache, monkeypatch):
     """Three chunks on two processes: the second repeats one, at weight 0."""
-    monkeypatch.setattr(module, "total", lambda row, device, team: row)
+    monkeypatch.setattr(module, "total", lambda rows, device, team: total(rows, device, Team()))
     plan, pairs = make_plan(batch_size=4), [4, 1, 2]
     rows, calls = [], []
     for rank in (0, 1):

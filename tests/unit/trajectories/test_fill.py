@@ -14,8 +14,10 @@ from PIL import Image
 
 from inversion_dpo.data.source import Pair
 from inversion_dpo.data.transforms import flips
+from inversion_dpo.maths.records import Extent
 from inversion_dpo.maths.schedule import add_noise, step
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories.fill import (
@@ -28,9 +30,9 @@ from inversion_dpo.trajectories.fill import (
     noise_variance,
     pair_noise,
     predictions,
-    round_trip_error,
 )
-from inversion_dpo.trajectories.key import CacheKey
+from inversion_dpo.trajectories.key import NOWHERE, CacheKey
+from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
 from tests.by_hand import GRID, Model, Scaled
 
 CPU, SIDE, KIND = torch.device("cpu"), 2, "v_prediction"
@@ -45,16 +47,12 @@ KEY = CacheKey(
     steps=3,
     spacing="sampler",
     guidance_scale=1.0,
-    fixed_point_iterations=0,
-    start=0,
-    batch_size=4,
+    extent=Extent(last=3),
+    pairs_per_shard=2,
     keep=None,
-    reconstruct=False,
     precision="float32 no",
     prompt_chunks=1,
     scene_graph=None,
-    first=1,
-    last=3,
     reference_guidance=1.0,
 )
 
@@ -207,7 +205,7 @@ def test_processes_share_the_shards(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     sources = [Source(), Source()]
     for rank in (1, 0):
-        how = Inverter(Pipeline(), KEY, CPU)
+        how = Inverter(Pipeline(), KEY, GRID, CPU)
         assert module._write_missing(folder, how, sources[rank], 5, Team(rank, 2)) == 3
         names = sorted(p.name for p in folder.glob("*.safetensors"))
         assert names == [f"shard-{k:05d}.safetensors" for k in ([1] if rank else [0, 1, 2])]
@@ -218,37 +216,59 @@ def test_processes_share_the_shards(tmp_path, monkeypatch):
 def test_pairs_that_need_no_path_are_encoded_only(tmp_path, caplog):
     model = Pipeline()
     with caplog.at_level(logging.INFO):
-        cache = filled(tmp_path, replace(KEY, first=1, last=0), model)
+        cache = filled(tmp_path, replace(KEY, extent=NOWHERE), model)
     assert model.calls == 0 and not cache.inverted
     assert set(cache.shard(0).keys()) == {"clean", "preference", "condition.prompt", "framing.size"}
     assert "encoding pairs, none is inverted" in caplog.text
 
 
-@pytest.mark.parametrize(("size", "per_shard"), [(1, 1), (2, 1), (5, 2), (6, 3)])
-def test_a_batch_is_whole_pairs(size, per_shard):
-    assert module.pairs_per_shard(replace(KEY, batch_size=size)) == per_shard
-
-
 # ---- one shard
 
 
-def test_sampling_back_has_an_error_of_which_the_worse_image_counts(tmp_path):
-    cache = filled(tmp_path, replace(KEY, reconstruct=True))
-    shard = cache.shard(1)
-    clean, again = (shard.get_tensor(n).double() for n in ("clean", "reconstructed"))
+@pytest.mark.parametrize(
+    ("change", "evaluations"),
+    [
+        ({}, 3),  # sampled down from the state that is stored
+        ({"keep": (2, 1, 3)}, 7),  # which is not stored: inverted again
+        ({"extent": Extent(last=2)}, 7),  # or not pure noise
+        ({"extent": NOWHERE}, 7),
+    ],
+)
+def test_sampling_back_is_a_report_beside_any_cache(tmp_path, change, evaluations):
+    cache, model = filled(tmp_path, replace(KEY, **change)), Pipeline()
+    before = {p: p.read_bytes() for p in cache.folder.glob("*")}
+    back = sampled_back(model, cache, InversionConfig(steps=3))
+    assert model.calls == evaluations * 10 and back.pairs == 5
+    clean, again = (c.of_images(n, [2, 3]) for c, n in ((cache, "clean"), (back, "reconstructed")))
     errors = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
-    assert (errors[0] - errors[1]).abs() > 1e-4
-    wanted = [max(errors[0:2]).item(), max(errors[2:4]).item()]
-    assert cache.errors[2:4] == pytest.approx(wanted, abs=2e-6)
-    assert len(cache.errors) == 5 and all(len(str(e).split(".")[1]) <= 6 for e in cache.errors)
-    x = cache.of_images("states", [2], [2])[0]
+    assert (errors[0] - errors[2]).abs() > 1e-4  # the worse image of a pair counts
+    wanted = torch.maximum(*errors.chunk(2)).tolist()
+    assert back.errors[2:4] == pytest.approx(wanted, abs=2e-6) and len(back.errors) == 5
+    x = clean[0]
+    for i in range(3):
+        x = step(x, prediction(x, i, 3), GRID.levels[i], GRID.levels[i + 1], KIND)
     for i in (3, 2, 1):
         x = step(x, prediction(x, i, 3), GRID.levels[i], GRID.levels[i - 1], KIND)
-    torch.testing.assert_close(cache.of_images("reconstructed", [2])[0], x)
+    torch.testing.assert_close(again[0], x)
+    assert {p: p.read_bytes() for p in before} == before
+    sampled_back(model, cache, InversionConfig(steps=3))
+    assert model.calls == evaluations * 10  # it is there
+    assert back.folder != sampled_back(model, cache, InversionConfig(steps=3, t_start=0.4)).folder
+
+
+def test_only_a_damaged_part_is_sampled_back_again(tmp_path):
+    cache, model = filled(tmp_path), Pipeline()
+    folder = sampled_back(model, cache, InversionConfig(steps=3)).folder
+    path = folder / "shard-00001.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"?")
+    model.calls = 0
+    sampled_back(model, cache, InversionConfig(steps=3))
+    assert path.read_bytes() == whole and model.calls == 3 * 4
 
 
 def test_a_start_with_noise_has_each_pairs_own(tmp_path):
-    cache = filled(tmp_path, replace(KEY, start=1))
+    cache = filled(tmp_path, replace(KEY, extent=Extent(start=1, last=3)))
     for k in (0, 3):
         noise = torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(k))
         clean = cache.of_images("clean", [k])
@@ -293,7 +313,7 @@ def test_the_variance_is_that_of_the_recovered_noise(tmp_path):
 
 
 def latents(key):
-    return invert_pairs(Inverter(Pipeline(), key, CPU), [pair(0)], 0)["clean"]
+    return invert_pairs(Inverter(Pipeline(), key, GRID, CPU), [pair(0)], 0)["clean"]
 
 
 def test_a_mirrored_pair_is_mirrored_whole():
@@ -307,7 +327,7 @@ def test_a_mirrored_pair_is_mirrored_whole():
 def test_scene_graphs_are_read_where_the_model_takes_them():
     model = Pipeline()
     for graph in (None, "new 4"):
-        how = Inverter(model, replace(KEY, scene_graph=graph, first=1, last=0), CPU)
+        how = Inverter(model, replace(KEY, scene_graph=graph, extent=NOWHERE), GRID, CPU)
         invert_pairs(how, [pair(0), pair(1)], 0)
     assert model.graphs == [None, [None, None]]
 
@@ -362,15 +382,14 @@ def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
         {},
         {"guidance_scale": 2.0, "reference_guidance": 2.0},
         {"guidance_scale": 2.0},
-        {"reference_guidance": 3.0, "first": 2},
-        {"fixed_point_iterations": 2, "start": 1},
-        {"reconstruct": True, "guidance_scale": 2.0},
-        {"last": 2, "first": 2},
+        {"reference_guidance": 3.0, "extent": Extent(first=2, last=3)},
+        {"extent": Extent(start=1, last=3, iterations=2)},
+        {"extent": Extent(first=2, last=2)},
     ],
 )
 def test_the_time_is_that_of_the_evaluations_that_are_done(change, caplog, monkeypatch):
     model, key = Pipeline(), replace(KEY, **change)
-    invert_pairs(Inverter(model, key, CPU), [pair(0), pair(1)], 0)
+    invert_pairs(Inverter(model, key, GRID, CPU), [pair(0), pair(1)], 0)
     text, _ = said(caplog, monkeypatch, 2, change, seconds=60.0)  # one batch of four images
     assert f"and {model.calls / 4:.1f} min" in text
 
@@ -402,7 +421,7 @@ def said(caplog, monkeypatch, count, change=None, seconds=3.0):
     caplog.clear()
     with caplog.at_level(logging.INFO):
         model = Pipeline()
-        announce(Inverter(model, replace(KEY, **change or {}), CPU), count)
+        announce(Inverter(model, replace(KEY, **change or {}), GRID, CPU), count)
     return caplog.messages[0], model.calls
 
 
@@ -420,7 +439,7 @@ def test_size_and_time_are_worked_out_beforehand(caplog, monkeypatch):
 def test_fewer_states_need_less_room(caplog, monkeypatch):
     text, _ = said(caplog, monkeypatch, 1_000_000, {"keep": (2, 1, 3)})
     assert f"about {2 * 16 * 5 + 4} MB" in text
-    text, calls = said(caplog, monkeypatch, 1_000_000, {"last": 0})
+    text, calls = said(caplog, monkeypatch, 1_000_000, {"extent": NOWHERE})
     assert f"about {2 * 16 + 4} MB" in text and calls == 0
 
 

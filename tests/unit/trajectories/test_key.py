@@ -8,9 +8,9 @@ import torch
 
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.trajectories.key import (
+    NOWHERE,
     CacheKey,
     chosen_method,
-    inverted_range,
     key_of,
     window,
 )
@@ -50,18 +50,15 @@ def test_the_window_is_what_lies_within(low, high, wanted):
     assert window(config(f"objective.t_min={low}", f"objective.t_max={high}")) == wanted
 
 
-def test_what_is_inverted_is_what_is_trained_on_or_sampled_back_from():
+def test_what_is_inverted_is_what_is_trained_on():
     within = ["objective.t_min=0.25", "objective.t_max=0.75"]
-    assert inverted_range(config(*within)) == (3, 7)
-    assert inverted_range(config(*within, "inversion.reconstruct=true")) == (3, 10)
-    noise = [*within, "objective.name=diffusion_dpo"]
-    assert inverted_range(config(*noise)) == (1, 0)
-    assert inverted_range(config(*noise, "inversion.reconstruct=true")) == (3, 10)
-    assert key(*within).inverts and not key(*noise).inverts
+    extent = key(*within, "inversion.fixed_point_iterations=2").extent
+    assert (extent.first, extent.last, extent.iterations) == (3, 7, 2)
+    assert key(*within, "objective.name=diffusion_dpo").extent == NOWHERE
 
 
 def test_start_is_the_nearest_index():
-    starts = [key(f"inversion.t_start={t}").start for t in (0.0, 0.14, 0.16, 0.3)]
+    starts = [key(f"inversion.t_start={t}").extent.start for t in (0.0, 0.14, 0.16, 0.3)]
     assert starts == [0, 1, 2, 3]
 
 
@@ -91,7 +88,6 @@ def test_a_name_is_sixteen_digits_of_everything():
         "inversion.t_start=0.1",
         "inversion.batch_size=2",
         "inversion.keep=2",
-        "inversion.reconstruct=true",
         "objective.t_max=0.5",
         "objective.t_min=0.5",
         "objective.guidance_scale=2",
@@ -103,7 +99,8 @@ def test_a_setting_that_changes_trajectories_changes_the_key(override):
 
 
 @pytest.mark.parametrize(
-    "override", ["objective.beta=7", "training.steps=9", "policy.rank=2", "training.seed=9"]
+    "override",
+    ["objective.beta=7", "training.steps=9", "policy.rank=2", "inversion.reconstruct=true"],
 )
 def test_other_settings_do_not(override):
     assert key(override) == key()
@@ -127,9 +124,13 @@ def test_how_paths_would_be_made_makes_no_difference_where_there_are_none():
         "inversion.fixed_point_iterations=1",
         "objective.guidance_scale=2",
     ):
-        assert replace(key(noise, override), keep=None) == plain
-    assert (plain.first, plain.last, plain.reference_guidance) == (1, 0, 1.0)
-    assert plain.steps == 10 and plain.batch_size == config().inversion.batch_size
+        assert key(noise, override) == plain
+    assert plain.reference_guidance == 1.0 and plain.steps == 10
+
+
+@pytest.mark.parametrize(("size", "per_shard"), [(1, 1), (2, 1), (5, 2), (6, 3)])
+def test_a_batch_is_whole_pairs(size, per_shard):
+    assert key(f"inversion.batch_size={size}").pairs_per_shard == per_shard
 
 
 def test_kept_states_are_drawn_from_the_window_and_flips_from_the_seed():

@@ -1,7 +1,6 @@
 """Samples, film strips and curves, without a browser."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -90,21 +89,24 @@ def test_the_film_strip_is_the_runs_own_inversion(page, store, studio, config):
     assert exact.frames == strip.frames
 
 
-def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, store):
+def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, store, tmp_path):
     """Both images of a pair, inverted one at a time here and together by the trainer's code."""
     from inversion_dpo.data.source import open_pairs
-    from inversion_dpo.trajectories.fill import Inverter, invert_pairs
+    from inversion_dpo.trajectories.fill import fill
     from inversion_dpo.trajectories.key import key_of
+    from inversion_dpo.trajectories.sampling_back import sampled_back
 
     model = studio.sampler(None).model
     source = open_pairs(config.data)
-    key = replace(key_of(config, source, model), reconstruct=True)
-    pairs = list(source)[:1]
-    shard = invert_pairs(Inverter(model, key, torch.device("cpu")), pairs, 0)
-    for k, data in enumerate((pairs[0].winner, pairs[0].loser)):
-        strip = studio.inversion(data, pairs[0].caption)
-        assert strip.variance == pytest.approx(float(shard["x_T_variance"][k]), rel=1e-4)
-        assert strip.error == pytest.approx(float(shard["reconstruction"][k]), rel=1e-3)
+    source.limit = 1
+    cache = fill(tmp_path, model, source, key_of(config, source, model), device=torch.device("cpu"))
+    (pair,), shard = source, cache.shard(0)
+    errors = sampled_back(model, cache, config.inversion).shard(0).get_tensor("reconstruction")
+    for k, data in enumerate((pair.winner, pair.loser)):
+        strip = studio.inversion(data, pair.caption)
+        variance = float(shard.get_tensor("x_T_variance")[k])
+        assert strip.variance == pytest.approx(variance, rel=1e-4)
+        assert strip.error == pytest.approx(float(errors[k]), rel=1e-3)
 
 
 def test_pairs_by_number(page, store):
