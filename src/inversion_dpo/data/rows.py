@@ -17,6 +17,7 @@ from inversion_dpo.data.columns import Table
 from inversion_dpo.data.images import DataError, decode_image
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
 LEFT_OUT = ("unpaired", "hidden")  # kinds of faults that are no faults of the data
 UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
 
