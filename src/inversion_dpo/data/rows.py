@@ -202,7 +202,8 @@ def image_paths(raw: Raw) -> Iterator[Path]:
 
 def is_hidden(name: str) -> bool:
     """Tell whether macOS or Windows put a file there, such as ``._x.png`` or Thumbs.db."""
-    return name.startswith((".", "__MACOSX")) or name.lower() in ("thumbs.db", "desktop.ini")
+    marked = name.startswith((".", "__MACOSX")) and name not in (".", "..")
+    return marked or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def find_inside(folder: Path, name: str, stem: str = "", root: Path | None = None) -> Path | Fault:
