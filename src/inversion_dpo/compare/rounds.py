@@ -20,7 +20,8 @@ from inversion_dpo.evaluation.prompt_sets import prompts_with_graphs, read_promp
 from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
-from inversion_dpo.models.loading import merge_lora
+from inversion_dpo.models.lora import merge_lora
+from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.fields import Config, ConfigError, DataConfig
 from inversion_dpo.run.folder import claim, occupied, stage
@@ -189,7 +190,7 @@ def merge(config: Config, adapter: Path, folder: Path) -> None:
     pipeline = load_policy_pipeline(config, adapter)
     if not (adapter / "model_index.json").exists():
         merge_lora(pipeline)
-    atomic_folder(folder, lambda made: pipeline.save_pretrained(made, safe_serialization=True))
+    atomic_folder(folder, lambda made: save_pipeline(pipeline, made))
 
 
 def spent_before(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, intended_graph
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.lora import add_lora, lora_file
+from inversion_dpo.models.parts import check_lora, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.folder import read_config
@@ -46,21 +49,28 @@ def side(config: Config, model: str | None) -> Side:
         if not (path / "adapter").is_dir():
             raise ConfigError(f"{path} is a run without a policy: train it first")
         return Side(replace(config, model=read_config(path).model), path / "adapter")
-    weights = (path / "pytorch_lora_weights.safetensors", path / "model_index.json")
     if is_encoder(path):
         return Side(config, path)
-    if any(file.is_file() for file in weights) or (path.suffix == ".safetensors" and path.exists()):
+    m, kind = config.model, None
+    if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+        with named("model", model):
+            kind = kind_of(model)
+    if kind == "lora":
+        check_lora(m, model, "LoRA")
+        return Side(config, path if path.exists() else lora_file(model))
+    if kind == "network":
+        return Side(replace(config, model=replace(m, network=model)), None)
+    if kind == "pipeline" and path.is_dir():
         return Side(config, path)
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if kind is None:
         raise ConfigError(
-            f"{model} is no model: give the folder of a run, a LoRA or a pipeline, a LoRA's "
-            ".safetensors file, or a hub id OWNER/NAME"
+            f"{model} is no model: give the folder of a run, a LoRA or a pipeline, a .safetensors "
+            "file, or a hub id OWNER/NAME"
         )
+    source = m.config or (None if Path(m.path).is_file() else m.path)
+    other = replace(m, path=model, revision=None, variant=None, lora=None, network=None)
     return Side(
-        replace(
-            config, model=replace(config.model, path=model, revision=None, variant=None, lora=None)
-        ),
-        None,
+        replace(config, model=replace(other, config=source if path.exists() else None)), None
     )
 
 
@@ -85,10 +95,9 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     if is_encoder(adapter):
         return load_pipeline(replace(m, scene_graph=str(adapter)), device)
     if (adapter / "model_index.json").exists():
-        return load_pipeline(replace(m, path=str(adapter), vae=None, lora=None), device)
+        alone = replace(m, path=str(adapter), vae=None, lora=None, network=None, config=None)
+        return load_pipeline(alone, device)
     pipeline = load_pipeline(m, device)
-    weights = adapter if adapter.is_file() else adapter / "pytorch_lora_weights.safetensors"
-    if not weights.exists():
-        raise ConfigError(f"{adapter} holds no LoRA, pipeline or scene-graph encoder: train first")
-    pipeline.load_lora_weights(weights.parent, weight_name=weights.name)
+    with named("policy", str(adapter)):
+        add_lora(pipeline, str(adapter))
     return pipeline

@@ -19,9 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.lora import WEIGHTS
 from inversion_dpo.run.disk import atomic_save
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
 
 # kohya's name in a block -> diffusers' modules that it holds, below one another
 DOUBLE = {

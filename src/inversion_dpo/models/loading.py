@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import GatedRepoError
+from diffusers import DiffusionPipeline
 
 from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
+from inversion_dpo.models.lora import add_lora, merge_lora
+from inversion_dpo.models.parts import (
+    NETWORKS,
+    UNUSED,
+    check_lora,
+    check_place,
+    configuration_of,
+    index_of,
+    load_part,
+    load_single_file,
+    named,
+)
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.fields import ModelConfig
 
@@ -34,6 +44,8 @@ DISTILLED = re.compile("turbo|lightning|schnell|lcm|hyper-?sd|distill", re.IGNOR
 def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     """Load a diffusers pipeline, safetensors only, with its LoRA merged and its graph encoder.
 
+    A safety checker stays where it is: it would replace pictures that are measured or paired.
+
     Args:
         m: a hub id in it is looked up in the local hub cache when offline.
         device: where the pipeline goes, the CPU by default.
@@ -41,34 +53,34 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     Raises:
         ModelError: says what cannot be loaded, and what to do.
     """
-    path = resolve(m.path)
-    if Path(path).suffix in (".safetensors", ".ckpt", ".bin", ".gguf"):
-        raise ModelError(
-            f"{path} is a single file, not a diffusers folder: make one with diffusers, e.g. "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
-        )
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise ModelError(f"no diffusers folder at {path}: set model.path to a folder or a hub id")
+    path = os.path.expanduser(resolve(m.path))
     how: dict[str, Any] = {"use_safetensors": True, "torch_dtype": getattr(torch, m.dtype)}
-    parts: dict[str, Any] = {} if m.t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    try:
-        if m.vae:
-            parts["vae"] = AutoencoderKL.from_pretrained(os.path.expanduser(m.vae), **how)
-        pipeline: Any = DiffusionPipeline.from_pretrained(
-            os.path.expanduser(path), revision=m.revision, variant=m.variant, **how, **parts
-        )
-        if m.lora:
-            lora = os.path.expanduser(m.lora)
-            offline = constants.HF_HUB_OFFLINE and not Path(lora).exists()  # knows no file names
-            named = {"weight_name": "pytorch_lora_weights.safetensors"} if offline else {}
-            pipeline.load_lora_weights(lora, use_safetensors=True, **named)
+    single = Path(path).is_file()
+    with named("model.path", m.path):
+        check_place(path)
+        source = configuration_of(path, m.config) if single else path
+        index = index_of(source, None if single else m.revision)
+    parts: dict[str, Any] = {name: None for name in UNUSED if name in index}
+    if "safety_checker" in index:
+        parts["requires_safety_checker"] = False
+    if not m.t5:
+        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    network = next((n for n in NETWORKS if n in index), "")
+    for key, part, name in (("vae", "vae", m.vae), ("network", network, m.network)):
+        if name:
+            with named(f"model.{key}", name):
+                parts[part] = load_part(name, part, source, m)
+    with named("model.path", m.path):
+        if single:
+            pipeline = load_single_file(path, source, index, how | parts)
+        else:
+            pipeline = DiffusionPipeline.from_pretrained(
+                path, revision=m.revision, variant=m.variant, **how, **parts
+            )
+    if m.lora:
+        with named("model.lora", m.lora):
+            add_lora(pipeline, m.lora)
             merge_lora(pipeline)
-    except Exception as error:  # damaged files and wrong names end in nearly any error
-        extras = "".join(f", {n} {v!r}" for n, v in (("vae", m.vae), ("lora", m.lora)) if v)
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ModelError(
-            f"cannot load a diffusers pipeline from {path!r}{extras}: {reason}. {_remedy(error)}"
-        ) from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     if m.scene_graph:
@@ -79,47 +91,15 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
 def check_model(m: ModelConfig) -> None:
     """Look for the model and its parts, without loading weights; ModelError names the setting."""
     path = os.path.expanduser(resolve(m.path))
-    try:
-        if Path(path).is_dir():
-            DiffusionPipeline.load_config(path)
-        elif path.startswith((".", "/")) and not Path(path).exists():
-            raise FileNotFoundError("nothing is there")
-        elif not Path(path).exists():
-            hf_hub_download(path, "model_index.json", revision=m.revision)
-    except Exception as error:  # of the hub, the network and the disk
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"model.path={m.path}: no diffusers pipeline there ({reason}). {_remedy(error)}"
-        ) from error
-    for key in ("vae", "lora", "scene_graph"):
-        part = getattr(m, key) or ""
-        if part.startswith((".", "/", "~")) and not Path(part).expanduser().exists():
-            raise ModelError(f"model.{key}={part} does not exist: give a file, folder or hub id")
-
-
-def merge_lora(pipeline: Any) -> None:
-    """Add the LoRA that is loaded into a pipeline to its weights, and remove it."""
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
-
-
-def _remedy(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, GatedRepoError):
-        return "Accept its licence on the hub and log in (hf auth login)"
-    if "not fully cached" in text or "outgoing traffic" in text or "connect" in text.lower():
-        return (
-            "Check the name and model.revision; it is neither a folder here nor in the hub's cache "
-            "(HF_HOME), and the hub is not reached: download it first (hf download OWNER/NAME)"
-        )
-    if "variant=" in text:
-        return "Set model.variant to one that is there, or to null"
-    if "no file named" in text and ".safetensors" in text:
-        return (
-            "Set model.variant if its files carry one, e.g. fp16; weights in .bin are not opened: "
-            "convert them to safetensors"
-        )
-    return "The folder needs model_index.json and safetensors weights"
+    with named("model.path", m.path):
+        check_place(path)
+        index_of(configuration_of(path, m.config) if Path(path).is_file() else path, m.revision)
+    for key in ("vae", "network", "scene_graph"):
+        if name := getattr(m, key):
+            with named(f"model.{key}", name):
+                check_place(os.path.expanduser(name))
+    if m.lora:
+        check_lora(m, m.lora, "model.lora")
 
 
 def load_model(config: Config, device: torch.device) -> DiffusionModel:

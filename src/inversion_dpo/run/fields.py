@@ -82,7 +82,7 @@ class ModelConfig:
     """The pipeline that is aligned."""
 
     path: str = "asset:pipeline"
-    """Diffusers pipeline: a folder, or OWNER/NAME on the hub. asset:pipeline is embedded."""
+    """Pipeline: folder, OWNER/NAME on the hub, or .safetensors file. asset:pipeline is embedded."""
     revision: str | None = None
     """Branch, tag or commit of a pipeline on the hub; set it to pin the weights."""
     variant: str | None = None
@@ -92,7 +92,11 @@ class ModelConfig:
     resolution: Count = 64
     """Height and width of the images in pixels; set what the model was trained at."""
     vae: str | None = None
-    """Another autoencoder, a folder or hub id; SDXL needs one that is safe in float16."""
+    """Another autoencoder: file, folder or hub id; SDXL needs one that is safe in float16."""
+    network: str | None = None
+    """Another UNet or transformer: file, folder or hub id, for example a published DPO model."""
+    config: Annotated[str | None, Effect(r"model.path=.*\.safetensors")] = None
+    """Folder or hub id that says how a single file's networks are built; null: the usual one."""
     lora: str | None = None
     """A LoRA to start from, a file, folder or hub id; it becomes part of the reference."""
     t5: Switch = True
@@ -111,9 +115,7 @@ class DataConfig:
 
     pairs: str = "asset:taste.parquet"
     """The pairs: a file, a folder, or hf:OWNER/NAME, which is streamed from the hub."""
-    format: Literal[
-        "auto", "parquet", "table", "webdataset", "dataset", "annotated", "folders", "hpdv3"
-    ] = "auto"
+    format: Literal["auto", "parquet", "table", "webdataset", "dataset", "annotated"] = "auto"
     """Format of the pairs; name it if a folder holds several. A table is CSV or JSON."""
     split: str = "train"
     """Split of a Hugging Face dataset."""

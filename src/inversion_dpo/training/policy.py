@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder
 from inversion_dpo.models.graph_model import save_encoder
-from inversion_dpo.models.loading import base_name, merge_lora
+from inversion_dpo.models.loading import base_name
+from inversion_dpo.models.lora import merge_lora
+from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.run.disk import steady_header
 from inversion_dpo.run.fields import Config, PolicyConfig, TrainingConfig
 
@@ -90,7 +92,7 @@ class LoraPolicy:
     def merge(self, folder: Path) -> None:
         """Add the adapter to the weights and write the whole pipeline; ends the training."""
         merge_lora(self.model.pipeline)
-        self.model.pipeline.save_pretrained(folder, safe_serialization=True)
+        save_pipeline(self.model.pipeline, folder)
 
 
 class FullPolicy:
@@ -120,7 +122,7 @@ class FullPolicy:
             network.load_state_dict(whole, strict=False)
         try:
             pipeline.register_modules(**{self.model.component: network})
-            pipeline.save_pretrained(folder, safe_serialization=True)
+            save_pipeline(pipeline, folder)
         finally:
             pipeline.register_modules(**{self.model.component: self.network})
 

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
+from inversion_dpo.models import parts
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.run.fields import ModelConfig
@@ -69,7 +70,7 @@ def test_a_gated_model_says_what_to_do(monkeypatch):
     def gated(*_, **__):
         raise GatedRepoError.__new__(GatedRepoError, "gated")
 
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", gated)
+    monkeypatch.setattr(parts, "hf_hub_download", gated)
     with pytest.raises(ModelError, match="Accept its licence on the hub and log in"):
         load_pipeline(ModelConfig("owner/gated"))
 
@@ -119,7 +120,13 @@ def test_a_spoiled_folder_is_one_line(spoil, message, tiny, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "/nowhere/model.ckpt"])
-def test_a_single_file_says_how_to_make_a_folder(name):
-    with pytest.raises(ModelError, match="single file.*from_single_file"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.safetensors", "nothing is there"),
+        ("/nowhere/model.ckpt", "only .safetensors files are read"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(name, message):
+    with pytest.raises(ModelError, match=message):
         load_pipeline(ModelConfig(name))

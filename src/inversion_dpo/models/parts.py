@@ -1,0 +1,322 @@
+"""Parts of a pipeline from the files that people have, and what to do about damaged ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+import transformers
+from accelerate import init_empty_weights
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import (
+    create_diffusers_clip_model_from_ldm,
+    fetch_diffusers_config,
+)
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
+from inversion_dpo.run.config import resolve
+from inversion_dpo.run.fields import ModelConfig
+
+NETWORKS = ("unet", "transformer")  # what is trained is one of these parts
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # by text to image
+CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
+SUFFIXES = (".safetensors", ".gguf", *PICKLED)
+Kind = Literal["pipeline", "lora", "network"]
+
+
+@contextmanager
+def named(key: str, name: str) -> Iterator[None]:
+    """Turn whatever goes wrong into one line that names the setting and the remedy."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{key}={name}: {error}") from error
+    except Exception as error:  # damaged files and wrong names end in nearly any error
+        reason = " ".join(str(error).split()).rstrip(".")[:300]
+        raise ModelError(
+            f"cannot load {key}={name}: {reason}. {_remedy(error, key, name)}"
+        ) from error
+
+
+def check_place(path: str) -> None:
+    """Refuse what is no folder, hub id or safetensors file; ModelError with the remedy."""
+    place = Path(path)
+    if place.suffix in SUFFIXES and place.suffix != ".safetensors":
+        raise ModelError("only .safetensors files are read: others can run code. Convert it")
+    if (path.startswith(("/", ".")) or place.suffix in SUFFIXES) and not place.exists():
+        raise ModelError("nothing is there: give a folder, a .safetensors file or a hub id")
+    if place.is_file() and kind_of(path) == "lora":
+        raise ModelError("this is a LoRA: set model.lora to it, and model.path to its base")
+
+
+def keys_of(file: Path) -> list[str]:
+    """List the names of a file's tensors; none if it is damaged."""
+    with suppress(SafetensorError, OSError), safe_open(file, "pt") as opened:
+        return list(opened.keys())
+    return []
+
+
+def kind_of(name: str) -> Kind | None:
+    """Say what a file, folder or hub id holds; None if it is none of these."""
+    place = Path(name).expanduser()
+    if place.is_file():
+        keys = keys_of(place)
+        if any(KEY.fullmatch(key) for key in keys):
+            return "lora"
+        whole = any(key.startswith(CLIPS) for key in keys)
+        return ("pipeline" if whole else "network") if keys else None
+    if not place.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        place = Path(snapshot_download(name, allow_patterns=["*.json"]))
+    if (place / "model_index.json").is_file():
+        return "pipeline"
+    if any((place / file).is_file() for file in (*NAMED, "adapter_config.json")):
+        return "lora"
+    if any((place / part / "config.json").is_file() for part in ("", *NETWORKS)):
+        return "network"
+    return "lora" if any(kind_of(str(f)) == "lora" for f in place.glob("*.safetensors")) else None
+
+
+def index_of(source: str, revision: str | None = None) -> dict[str, Any]:
+    """Read a pipeline's model_index.json from its folder or hub id."""
+    if Path(source).is_dir():
+        return dict(DiffusionPipeline.load_config(source))
+    file = hf_hub_download(source, "model_index.json", revision=revision)
+    return dict(json.loads(Path(file).read_text()))
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """Write a pipeline's folder, with the parts of its own folder that were never loaded."""
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    origin = Path(pipeline.config.get("_name_or_path") or os.devnull)
+    if not (origin / "model_index.json").is_file():
+        return
+    theirs, ours = (json.loads((f / "model_index.json").read_text()) for f in (origin, folder))
+    for name in UNUSED:
+        if (origin / name).is_dir():
+            shutil.copytree(origin / name, folder / name, dirs_exist_ok=True)
+            ours[name] = theirs[name]
+    checked = "requires_safety_checker"
+    ours |= {checked: theirs[checked]} if checked in theirs else {}
+    (folder / "model_index.json").write_text(json.dumps(ours, indent=2) + "\n")
+
+
+def configuration_of(file: str, config: str | None) -> str:
+    """Find the folder or hub id that says how a single file's networks are built."""
+    if config:
+        return os.path.expanduser(config)
+    with safe_open(file, "pt") as opened:
+        shapes = {k: opened.get_slice(k).get_shape() for k in opened.keys()}
+    empty = {k: torch.empty(shape, device="meta") for k, shape in shapes.items()}
+    return str(fetch_diffusers_config(empty)["pretrained_model_name_or_path"])
+
+
+def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
+    """Load one network of a pipeline from a folder, a pipeline's folder, a hub id or a file.
+
+    Args:
+        name: where it is.
+        part: its name in the pipeline, for example vae.
+        source: the pipeline, which says the class, and how the network in a bare file is built.
+        m: says precision and variant. A file of another variant is taken where only that is there.
+    """
+    path = os.path.expanduser(name)
+    check_place(path)
+    index = index_of(source)
+    kind, precision = getattr(diffusers, index[part][1]), getattr(torch, m.dtype)
+    if Path(path).is_file():
+        network = kind.from_single_file(path, config=source, subfolder=part, torch_dtype=precision)
+        return _whole(network)
+    first: Exception | None = None
+    for how in _places(Path(path), part, m.variant):
+        try:
+            network = kind.from_pretrained(path, use_safetensors=True, torch_dtype=precision, **how)
+        except OSError as error:
+            first = first or error
+        else:
+            return _fitting(network, kind.load_config(source, subfolder=part))
+    raise first or ModelError("there is no such network")
+
+
+def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str | None]]:
+    """List the subfolders and variants to try: of a folder what is there, of a hub id all."""
+    if not folder.is_dir():
+        both = product((None, part), dict.fromkeys((variant, None, "fp16")))
+        return [{"subfolder": subfolder, "variant": v} for subfolder, v in both]
+    subfolder = part if (folder / part).is_dir() else None
+    files = (folder / (subfolder or "")).glob("*.safetensors")
+    held = {f.name.split(".")[1] if f.name.count(".") == 2 else None for f in files}
+    if variant not in held and held:
+        variant = min(held, key=str) if None not in held else None
+    return [{"subfolder": subfolder, "variant": variant}]
+
+
+def _fitting(network: nn.Module, expected: Mapping[str, Any]) -> nn.Module:
+    """Refuse a network that takes other inputs than the pipeline gives."""
+    config: Any = network.config
+    for key in ("in_channels", "cross_attention_dim", "joint_attention_dim", "latent_channels"):
+        if config.get(key) != expected.get(key, config.get(key)):
+            raise ModelError(
+                f"its {key} is {config.get(key)}, the pipeline's {expected.get(key)}: it belongs "
+                "to another model"
+            )
+    return network
+
+
+def _whole(network: nn.Module) -> nn.Module:
+    """Refuse a network whose weights the file held in part only."""
+    missing = [n for n, p in network.named_parameters() if p.is_meta]
+    if missing:
+        raise ModelError(f"{len(missing)} weights are missing, for example {missing[0]!r}")
+    return network
+
+
+def load_single_file(
+    file: str, source: str, index: Mapping[str, Any], how: Mapping[str, Any]
+) -> Any:
+    """Load a pipeline from one file, by diffusers' own conversion.
+
+    Two text encoders are told apart by name here; diffusers does it by width.
+
+    Args:
+        file: a checkpoint under the original names.
+        source: the folder or hub id that says how its networks are built.
+        index: model_index.json of it.
+        how: precision, and parts that are given.
+    """
+    kind = getattr(diffusers, index["_class_name"])
+    given = dict(how)
+    given.pop("use_safetensors")
+    second = "text_encoder_2"
+    with safe_open(file, "pt") as opened:
+        encoder = {k: opened.get_tensor(k) for k in opened.keys() if k.startswith(CLIPS[2])}
+    if index.get(second) and encoder:
+        given[second] = create_diffusers_clip_model_from_ldm(
+            getattr(transformers, index[second][1]), encoder, second, source, how["torch_dtype"]
+        )
+    if not hasattr(kind, "from_single_file"):
+        raise ModelError(
+            f"{kind.__name__} is not read from one file: set model.path to a folder or hub id, and "
+            "model.network to the file"
+        )
+    pipeline = kind.from_single_file(file, config=source, **given)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            _whole(part)
+    return pipeline
+
+
+def check_lora(m: ModelConfig, name: str, key: str) -> None:
+    """Check that a LoRA fits the model's layers, from configurations alone: no weight is read.
+
+    Raises:
+        ModelError: it does not, or it cannot be read.
+    """
+    path = os.path.expanduser(resolve(m.path))
+    with named("model.path", m.path):
+        source = configuration_of(path, m.config) if Path(path).is_file() else path
+        index = index_of(source, m.revision)
+        kind = getattr(diffusers, index["_class_name"])
+        empty = kind.__new__(kind)
+        with init_empty_weights():
+            for part in (*NETWORKS, *ENCODERS):
+                library, class_name = index.get(part) or ("", "")
+                if library == "diffusers":
+                    made: Any = getattr(diffusers, class_name)
+                    about = made.load_config(source, subfolder=part, revision=m.revision)
+                    empty.__dict__[part] = made.from_config(about)
+                elif library:
+                    made = getattr(transformers, class_name)
+                    read = made.config_class.from_pretrained
+                    empty.__dict__[part] = made(read(source, subfolder=part, revision=m.revision))
+    with named(key, name):
+        read_lora(empty, lora_file(name))
+
+
+def weight_files(m: ModelConfig) -> list[Path]:
+    """List every file whose content makes the model's samples, weights and configurations.
+
+    Hub ids are looked up in the local cache.
+    """
+    found = []
+    for name in (m.path, m.vae, m.network, m.config, m.lora, m.scene_graph):
+        place = Path(resolve(name)).expanduser() if name else None
+        if name and place and not place.exists() and name.count("/") == 1:
+            revision = m.revision if name == m.path else None
+            with suppress(OSError, ValueError):
+                place = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        if place and place.is_file():
+            found.append(place)
+        elif place:
+            files = (*place.rglob("*.safetensors"), *place.rglob("*.json"))
+            found += sorted(f for f in files if UNUSED[0] not in f.parts)
+    return found
+
+
+def _remedy(error: Exception, key: str, name: str) -> str:
+    """Say what to do about an error, from its text and from what lies at the place."""
+    text, place = " ".join(str(error).split()), Path(resolve(name)).expanduser()
+    files = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
+    damaged = [f for f in files if f.suffix == ".safetensors" and not keys_of(f)]
+    if damaged:
+        return f"{damaged[0]} is damaged or not complete: fetch it again"
+    if isinstance(error, GatedRepoError):
+        return "Accept its licence on the hub and log in (hf auth login)"
+    if place.is_file() and key == "model.path":
+        return (
+            "Set model.config to the folder or hub id of a diffusers pipeline of this family; of a "
+            "file with one network set model.network instead"
+        )
+    if re.search("not fully cached|outgoing traffic|(?i:connect)|not appear to have", text):
+        return (
+            "Check the name and model.revision; it is neither a folder here nor in the hub's cache "
+            "(HF_HOME), and the hub is not reached: download it first (hf download OWNER/NAME)"
+        )
+    if "variant=" in text:
+        return "Set model.variant to one that is there, or to null"
+    if place.is_dir() and key == "model.path":
+        return _folder_remedy(place)
+    if "no file named" in text and ".safetensors" in text:
+        return (
+            "Set model.variant if its files carry one, e.g. fp16; weights in .bin are not opened: "
+            "convert them to safetensors"
+        )
+    return "It needs config.json and safetensors weights of this model"
+
+
+def _folder_remedy(folder: Path) -> str:
+    """Say what a pipeline's folder lacks."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        index = DiffusionPipeline.load_config(folder)
+        parts = [n for n, v in index.items() if isinstance(v, (list, tuple)) and v[0]]
+        lost = [n for n in parts if not (folder / n).is_dir() and n not in UNUSED]
+        if lost:
+            return (
+                f"The folder lacks {', '.join(lost)}, which model_index.json names: fetch it again"
+            )
+        for part in parts:
+            names = [f.name for f in (folder / part).iterdir()]
+            weights = [n for n in names if n.endswith(".safetensors")]
+            if not weights and any(n.endswith(PICKLED) for n in names):
+                return (
+                    f"The weights of {part} are pickles, which can run code: weights in .bin are "
+                    "not opened: convert them to safetensors"
+                )
+            variants = {n.split(".")[1] for n in weights if n.count(".") == 2}
+            if variants and not any(n.count(".") == 1 for n in weights):
+                return f"Set model.variant={min(variants)}, the only one of {part}"
+    return "The folder needs model_index.json and safetensors weights that fit its configuration"

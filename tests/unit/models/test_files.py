@@ -1,0 +1,205 @@
+"""Models as people have them: one file, a network or autoencoder alone, a safety checker."""
+
+import json
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inversion_dpo.evaluation.sides import side
+from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.parts import save_pipeline, weight_files
+from inversion_dpo.models.sampler import Sampler
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.fields import ModelConfig
+from tools.tiny.single_file import vae_to_original, write_single_file
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    """family -> its pipeline, loaded once; do not change it."""
+    return cache(lambda family: load_pipeline(ModelConfig(str(tiny(family)))))
+
+
+def drawn(pipeline, side, **how):
+    return pipeline(
+        "a small red star",
+        height=side,
+        width=side,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        **how,
+    ).images
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_single_file_samples_what_its_folder_samples(family, pipe, tiny, tmp_path):
+    """To the bit: the same latents, so the same text encoders, network and schedule."""
+    file = write_single_file(tiny(family), tmp_path / "model.safetensors")
+    single = load_pipeline(ModelConfig(str(file), config=str(tiny(family))))
+    both = [drawn(p, 64, output_type="latent") for p in (pipe(family), single)]
+    assert torch.equal(*both) and both[0].std() > 0.1
+    for name, part in pipe(family).components.items():
+        if isinstance(part, torch.nn.Module):
+            theirs = getattr(single, name).state_dict()
+            assert all(torch.equal(v, theirs[k]) for k, v in part.state_dict().items()), name
+    config = load_config(None, [f"model.path={tiny(family)}"])
+    chosen = side(config, str(file)).config.model
+    assert (chosen.path, chosen.config) == (str(file), str(tiny(family)))
+    assert file in weight_files(chosen)
+
+
+def test_what_a_single_file_lacks_is_said(tiny, tmp_path):
+    file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="Set model.config to the folder or hub id"):
+        load_pipeline(ModelConfig(str(file)))
+    with pytest.raises(ModelError, match=r"Set model.config to the folder.*of this family"):
+        load_pipeline(ModelConfig(str(file), config=str(tiny("sdxl"))))
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="is damaged or not complete: fetch it again"):
+        load_pipeline(ModelConfig(str(file), config=str(tiny("sd15"))))
+    save_file({"unet.conv_in.lora_A.weight": torch.zeros(1, 1)}, file)
+    with pytest.raises(ModelError, match="this is a LoRA: set model.lora"):
+        load_pipeline(ModelConfig(str(file)))
+
+
+@pytest.mark.parametrize("names", ["diffusers", "original"])
+def test_an_autoencoder_in_one_file(names, pipe, tiny, tmp_path):
+    vae = pipe("sd2").vae
+    tensors = vae_to_original(vae) if names == "original" else vae.state_dict()
+    file = tmp_path / "vae.safetensors"
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file)
+    found = load_pipeline(ModelConfig(str(tiny("sd15")), vae=str(file))).vae
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in vae.state_dict().items())
+    assert found.config.scaling_factor == pipe("sd15").vae.config.scaling_factor
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("sdxl", k) for k in ("repository", "folder", "file", "hub id")] + [("flux", "folder")],
+)
+def test_a_network_alone_as_model_and_as_policy(kind, family, pipe, tiny, tmp_path, hub_cache):
+    """A published DPO checkpoint holds a UNet only: the images are those of the whole pipeline."""
+    component = "unet" if family == "sdxl" else "transformer"
+    network = load_pipeline(ModelConfig(str(tiny(family)))).components[component]
+    torch.nn.init.normal_(network.state_dict()[min(network.state_dict())], std=0.1)
+    where = tmp_path / ("model" if kind == "folder" else f"model/{component}")
+    network.save_pretrained(where)
+    name = str(tmp_path / "model")
+    if kind == "file":
+        name = str(next(where.glob("*.safetensors")))
+    if kind == "hub id":
+        hub_cache("models", "owner/dpo", tmp_path / "model")
+        name = "owner/dpo"
+    config = load_config(None, [f"model.path={tiny(family)}", "evaluation.sample_steps=2"])
+    policy = side(config, name)
+    assert policy.adapter is None and policy.config.model.network == name
+    whole = load_pipeline(ModelConfig(str(tiny(family))))
+    whole.register_modules(**{component: network})
+    ours = Sampler(load_pipeline(policy.config.model), config).draw(["a star"], [0])[0]
+    np.testing.assert_array_equal(ours, Sampler(whole, config).draw(["a star"], [0])[0])
+    base = Sampler(pipe(family), config).draw(["a star"], [0])[0]
+    assert not np.array_equal(ours, base)
+
+
+def test_a_network_of_another_model_is_refused(tiny):
+    other = str(tiny("sdxl") / "unet")
+    with pytest.raises(ModelError, match="model.network=.*cross_attention_dim is 32.*16"):
+        load_pipeline(ModelConfig(str(tiny("sd15")), network=other))
+
+
+@pytest.fixture
+def checked(tiny, tmp_path):
+    """A Stable Diffusion 1 folder that names a safety checker, as the published one does."""
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "checked")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    index["requires_safety_checker"] = True
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker/model.safetensors").write_bytes(b"not loaded")
+    return folder
+
+
+def test_a_safety_checker_is_never_loaded_and_never_lost(checked, tmp_path, caplog):
+    """Its black pictures would be scored, or become losers; an export still has it."""
+    pipeline = load_pipeline(ModelConfig(str(checked)))
+    assert pipeline.safety_checker is None and pipeline.feature_extractor is None
+    save_pipeline(pipeline, tmp_path / "saved")
+    saved, origin = (
+        json.loads((f / "model_index.json").read_text()) for f in (tmp_path / "saved", checked)
+    )
+    assert saved["safety_checker"] == origin["safety_checker"]
+    assert saved["requires_safety_checker"] is True
+    assert (tmp_path / "saved/safety_checker/model.safetensors").read_bytes() == b"not loaded"
+    shutil.rmtree(checked / "safety_checker")
+    assert load_pipeline(ModelConfig(str(checked))).safety_checker is None
+    save_pipeline(load_pipeline(ModelConfig(str(checked))), tmp_path / "again")
+    assert load_pipeline(ModelConfig(str(tmp_path / "again"))).unet is not None
+
+
+def only_half(folder, part):
+    file = next((folder / part).glob("*.safetensors"))
+    file.rename(file.with_suffix(".fp16.safetensors"))
+
+
+def test_parts_in_another_variant(tiny, pipe, tmp_path):
+    """An autoencoder in fp16 only is read as it is; a pipeline names the setting."""
+    folder = shutil.copytree(tiny("sd2"), tmp_path / "model")
+    only_half(folder, "vae")
+    for name in (folder, folder / "vae"):
+        found = load_pipeline(ModelConfig(str(tiny("sd15")), vae=str(name))).vae
+        assert torch.equal(found.encoder.conv_in.weight, pipe("sd2").vae.encoder.conv_in.weight)
+    with pytest.raises(ModelError, match=r"model.path=.*Set model.variant=fp16.*vae"):
+        load_pipeline(ModelConfig(str(folder)))
+
+
+def truncated(folder, part):
+    file = next((folder / part).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def pickled(folder, part):
+    file = next((folder / part).glob("*.safetensors"))
+    file.rename(file.with_suffix(".bin"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder, part: shutil.rmtree(folder / part), "lacks {}, which model_index.json"),
+        (truncated, "{}/.*safetensors is damaged or not complete: fetch it again"),
+        (pickled, "weights of {} are pickles.*convert them"),
+    ],
+    ids=["deleted", "truncated", "pickles"],
+)
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_damaged_folder_names_the_part_and_the_remedy(spoil, message, part, tiny, tmp_path):
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    spoil(folder, part)
+    with pytest.raises(ModelError, match=message.format(part)) as caught:
+        load_pipeline(ModelConfig(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["vae", "network", "lora"])
+def test_a_part_that_is_not_there_is_named_by_its_setting(key, tiny):
+    with pytest.raises(ModelError, match=f"model.{key}=./none: nothing is there") as caught:
+        load_pipeline(ModelConfig(str(tiny("sd15")), **{key: "./none"}))
+    assert "model_index.json" not in str(caught.value)
+
+
+def test_every_file_that_makes_a_sample_is_listed(tiny, tmp_path):
+    """What changes under the same name is another model: weights and configurations."""
+    given = {key: tmp_path / f"{key}.safetensors" for key in ("lora", "vae", "network")}
+    for file in given.values():
+        file.write_bytes(b"0")
+    listed = weight_files(ModelConfig(str(tiny("sd15")), **{k: str(f) for k, f in given.items()}))
+    assert set(given.values()) <= set(listed)
+    assert tiny("sd15") / "scheduler/scheduler_config.json" in listed
+    assert tiny("sd15") / "unet/diffusion_pytorch_model.safetensors" in listed

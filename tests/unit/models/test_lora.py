@@ -1,0 +1,212 @@
+"""LoRA files in every spelling: all of a file reaches the pipeline, or none and one line."""
+
+import json
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoHaConfig, LoKrConfig, inject_adapter_in_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from inversion_dpo.evaluation.sides import side
+from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.lora import add_lora, read_lora
+from inversion_dpo.run.config import load_config
+from inversion_dpo.run.fields import ModelConfig
+from tools.tiny.single_file import unet_to_original
+
+ALPHA, RANK = 4.0, 2
+ENDINGS = ("to_q", "to_out.0", "conv1", "proj_in", "linear_1")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    """family -> its pipeline, loaded once; do not change it."""
+    return cache(lambda family: load_pipeline(ModelConfig(str(tiny(family)))))
+
+
+def network_of(pipeline):
+    return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+def random_lora(network, endings=ENDINGS):
+    """Layer -> A, B of random numbers, for every layer with such an ending."""
+    torch.manual_seed(0)
+    made = {}
+    for name, module in network.named_modules():
+        if name.endswith(endings) and hasattr(module, "weight"):
+            out, *inputs = module.weight.shape
+            ones = (1,) * (len(inputs) - 1)
+            made[name] = torch.randn(RANK, *inputs), torch.randn(out, RANK, *ones)
+    return made
+
+
+def pairs(lora, start, a, b, flat=False, alpha=True):
+    """Spell a LoRA's keys: start, the layer (dots as underscores), and the matrices' names."""
+    tensors = {}
+    for layer, (down, up) in lora.items():
+        key = start + (layer.replace(".", "_") if flat else layer)
+        tensors |= {f"{key}.{a}": down, f"{key}.{b}": up}
+        tensors |= {f"{key}.alpha": torch.tensor(ALPHA)} if alpha else {}
+    return tensors
+
+
+PEFT, KOHYA = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
+SPELLINGS = {
+    "diffusers": lambda lora, part: pairs(lora, f"{part}.", *PEFT),
+    "diffusers' first": lambda lora, part: pairs(
+        lora, f"{part}.", "lora.down.weight", "lora.up.weight"
+    ),
+    "peft": lambda lora, part: pairs(lora, "base_model.model.", *PEFT),
+    "peft with the adapter's name": lambda lora, part: pairs(
+        lora, f"base_model.model.{part}.", "lora_A.default.weight", "lora_B.default.weight"
+    ),
+    "bare": lambda lora, part: pairs(lora, "", *PEFT),
+    "kohya": lambda lora, part: pairs(lora, "lora_unet_", *KOHYA, flat=True),
+    "ComfyUI": lambda lora, part: pairs(lora, "diffusion_model.", *PEFT),
+}
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_leads_to_the_same_layers(family, spelling, pipe, tmp_path):
+    pipeline = pipe(family)
+    lora = random_lora(network_of(pipeline))
+    part = "unet" if hasattr(pipeline, "unet") else "transformer"
+    save_file(SPELLINGS[spelling](lora, part), tmp_path / "lora.safetensors")
+    weights, changes = read_lora(pipeline, tmp_path / "lora.safetensors")
+    assert not changes and len(weights) == 2 * len(lora)
+    for layer, (down, up) in lora.items():
+        assert torch.equal(weights[f"{part}.{layer}.lora_A.weight"], down)
+        assert torch.equal(weights[f"{part}.{layer}.lora_B.weight"], up * ALPHA / RANK)
+
+
+def test_the_original_networks_names(pipe, tmp_path):
+    """kohya's LoRA of SDXL: input_blocks, middle_block and output_blocks."""
+    unet = pipe("sdxl").unet
+    fake = SimpleNamespace(config=unet.config, up_blocks=unet.up_blocks)
+    fake.state_dict = lambda: {name: name for name in unet.state_dict()}
+    original = {ours.removesuffix(".weight"): k for k, ours in unet_to_original(fake).items()}
+    lora = random_lora(unet, ("to_k", "conv2", "proj_out", "conv_shortcut", "ff.net.2"))
+    tensors = {}
+    for layer, matrices in lora.items():
+        name = original[layer].removesuffix(".weight")
+        tensors |= pairs({name: matrices}, "lora_unet_", *KOHYA, flat=True)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    weights, _ = read_lora(pipe("sdxl"), tmp_path / "lora.safetensors")
+    assert len(weights) == 2 * len(lora)
+    for layer, (_, up) in lora.items():
+        assert torch.equal(weights[f"unet.{layer}.lora_B.weight"], up * ALPHA / RANK)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "start"),
+    [("sd15", "text_encoder", "lora_te_"), ("sdxl", "text_encoder_2", "lora_te2_")],
+)
+def test_parts_for_the_text_encoder_are_merged_into_it(family, part, start, pipe, tiny, tmp_path):
+    before = pipe(family)
+    loras = {"unet": random_lora(before.unet, ("to_v",))}
+    loras[part] = random_lora(getattr(before, part), ("q_proj", "fc1"))
+    spelt = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in loras[part].items()}
+    tensors = pairs(loras["unet"], "lora_unet_", *KOHYA, flat=True)
+    save_file(tensors | pairs(spelt, start, *KOHYA, flat=True), tmp_path / "lora.safetensors")
+    after = load_pipeline(ModelConfig(str(tiny(family)), lora=str(tmp_path / "lora.safetensors")))
+    for name, lora in loras.items():
+        for layer, (down, up) in lora.items():
+            old, new = (getattr(p, name).get_submodule(layer).weight for p in (before, after))
+            torch.testing.assert_close(new, old + ALPHA / RANK * up @ down)
+        assert not any("lora" in n for n, _ in getattr(after, name).named_modules())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LoHaConfig(r=RANK, alpha=ALPHA, target_modules=["to_q", "conv1"], init_weights=False),
+        LoHaConfig(r=RANK, target_modules=["conv1"], use_effective_conv2d=True, init_weights=False),
+        LoKrConfig(r=RANK, alpha=ALPHA, target_modules=["to_q"], init_weights=False),
+        LoKrConfig(
+            r=1, alpha=ALPHA, target_modules=["conv1"], decompose_both=True, init_weights=False
+        ),
+    ],
+    ids=["LoHa", "LoHa of convolutions", "LoKr", "LoKr, both factors decomposed"],
+)
+def test_loha_and_lokr_change_weights_as_peft_does(settings, tiny, pipe, tmp_path):
+    unet = load_pipeline(ModelConfig(str(tiny("sd15")))).unet
+    torch.manual_seed(0)
+    inject_adapter_in_model(settings, unet)
+    tensors = get_peft_model_state_dict(unet)
+    save_file({f"base_model.model.{k}": v for k, v in tensors.items()}, tmp_path / "a.safetensors")
+    about = {"r": settings.r, "alpha": settings.alpha}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    weights, changes = read_lora(pipe("sd15"), tmp_path / "a.safetensors")
+    layers = [n for n, m in unet.named_modules() if hasattr(m, "get_delta_weight")]
+    assert not weights and {layer for _, layer in changes} == set(layers)
+    for layer in layers:
+        expected = unet.get_submodule(layer).get_delta_weight("default")
+        torch.testing.assert_close(changes["unet", layer], expected)
+        assert changes["unet", layer].abs().max() > 0
+
+
+def foreign(lora):
+    return lora | {"nonsense.lora_A.weight": torch.zeros(1, 1)}
+
+
+REFUSED = {
+    "one strange key": (foreign, r"1 of \d+ tensors fit no layer .*'nonsense.lora_A.weight'"),
+    "another model": (
+        lambda lora: {f"layers.{k}": v for k, v in lora.items()},
+        r"(\d+) of \1 tensors fit no layer of StableDiffusionPipeline, for example 'layers",
+    ),
+    "half of the pairs": (
+        lambda lora: {k: v for k, v in lora.items() if "lora_A" in k},
+        r"(\d+) of \1 tensors .*half a pair",
+    ),
+    "another width": (
+        lambda lora: {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in lora.items()},
+        r"matrices for unet\..* do not fit a weight of \[",
+    ),
+    "no LoRA": (lambda lora: {"x": torch.zeros(1)}, "1 of 1 tensors fit no layer.*'x'"),
+    "nothing": (lambda lora: {}, "0 of 0 tensors.*an empty file"),
+    "a layer twice": (
+        lambda lora: lora | {f"unet.{k}": v.clone() for k, v in lora.items()},
+        r"\d+ of \d+ tensors fit no layer",
+    ),
+    "scales of a DoRA by kohya": (
+        lambda lora: lora | {f"{k[:-14]}.dora_scale": torch.ones(1) for k in lora},
+        "tensors fit no layer.*dora_scale",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_lora_that_does_not_fit_whole_is_refused(spoil, message, pipe, tiny, tmp_path):
+    """By model.lora, and by --policy before anything is sampled."""
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "", *PEFT, alpha=False)
+    file = tmp_path / "lora.safetensors"
+    save_file(spoil(lora), file)
+    with pytest.raises(ModelError, match=message):
+        add_lora(pipe("sd15"), str(file))
+    held = [n for n, _ in pipe("sd15").unet.named_modules() if "lora" in n]
+    assert not held
+    if "lora_A" in str(spoil(lora)):
+        config = load_config(None, [f"model.path={tiny('sd15')}"])
+        with pytest.raises(ModelError, match=message) as caught:
+            side(config, str(file))
+        assert "\n" not in str(caught.value)
+
+
+def test_files_of_a_folder(pipe, tmp_path):
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "", *PEFT, alpha=False)
+    (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"0")
+    with pytest.raises(ModelError, match="no .safetensors file; pytorch_lora_weights.bin can run"):
+        add_lora(pipe("sd15"), str(tmp_path))
+    for name in "ab":
+        save_file(lora, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ModelError, match="several files: name one"):
+        add_lora(pipe("sd15"), str(tmp_path))
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:-9])
+    with pytest.raises(ModelError, match="a.safetensors is damaged"):
+        add_lora(pipe("sd15"), str(tmp_path / "a.safetensors"))

@@ -1,0 +1,144 @@
+"""Write a Stable Diffusion 1 or XL folder as one file under the original networks' names.
+
+The way back of diffusers' ``convert_ldm_unet_checkpoint``, ``convert_ldm_vae_checkpoint`` and
+``convert_open_clip_checkpoint``: what published checkpoints look like, from a tiny pipeline.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+UNET = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+VAE = {
+    "conv_shortcut": "nin_shortcut",
+    "conv_norm_out": "norm_out",
+    "mid_block.attentions.0.": "mid.attn_1.",
+    "mid_block.resnets.0.": "mid.block_1.",
+    "mid_block.resnets.1.": "mid.block_2.",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    ".fc1.": ".c_fc.",
+    ".fc2.": ".c_proj.",
+    ".self_attn": ".attn",
+    "encoder.layers.": "transformer.resblocks.",
+    "final_layer_norm": "ln_final",
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    for ours, theirs in names.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def unet_to_original(unet: Any) -> dict[str, Tensor]:
+    """Rename a UNet's weights."""
+    layers, made = unet.config.layers_per_block, dict[str, Tensor]()
+    for name, tensor in unet.state_dict().items():
+        block = re.match(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(\w+)\.(\d+)\.(.*)", name)
+        if not block:
+            made[_renamed(name, UNET)] = tensor
+            continue
+        side, level, kind, place, rest = block.groups()
+        i, j = int(level or 0), int(place)
+        if kind == "resnets":
+            rest = _renamed(rest, RESNET)
+        if side == "mid":
+            made[f"middle_block.{1 if kind == 'attentions' else 2 * j}.{rest}"] = tensor
+        elif side == "down":
+            if kind == "downsamplers":
+                stem = f"input_blocks.{(layers + 1) * (i + 1)}.0"
+                rest = rest.replace("conv", "op")
+            else:
+                stem = f"input_blocks.{(layers + 1) * i + j + 1}.{int(kind == 'attentions')}"
+            made[f"{stem}.{rest}"] = tensor
+        elif kind == "upsamplers":
+            attends = bool(getattr(unet.up_blocks[i], "attentions", None))
+            made[f"output_blocks.{(layers + 1) * i + layers}.{1 + attends}.{rest}"] = tensor
+        else:
+            number = (layers + 1) * i + j
+            made[f"output_blocks.{number}.{int(kind == 'attentions')}.{rest}"] = tensor
+    return made
+
+
+def vae_to_original(vae: Any) -> dict[str, Tensor]:
+    """Rename an autoencoder's weights; its attention was a convolution."""
+    levels, made = len(vae.config.block_out_channels), dict[str, Tensor]()
+    for name, tensor in vae.state_dict().items():
+        new = _renamed(name, VAE)
+        new = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", new)
+        new = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", new)
+        up = re.match(r"decoder\.up_blocks\.(\d)\.(resnets\.(\d)|upsamplers\.0)\.(.*)", new)
+        if up:
+            place = f"block.{up[3]}" if up[3] else "upsample"
+            new = f"decoder.up.{levels - 1 - int(up[1])}.{place}.{up[4]}"
+        if ".attn_1." in new and tensor.ndim == 2:
+            tensor = tensor[..., None, None]
+        made[new] = tensor
+    return made
+
+
+def open_clip_to_original(encoder: Any) -> dict[str, Tensor]:
+    """Rename SDXL's second text encoder; query, key and value were one matrix."""
+    made, fused = dict[str, Tensor](), dict[str, dict[str, Tensor]]()
+    for name, tensor in encoder.state_dict().items():
+        bare = name.removeprefix("text_model.")
+        if bare == "text_projection.weight":
+            made["text_projection"] = tensor.T.contiguous()
+            continue
+        new = _renamed(bare, OPEN_CLIP).replace(".mlp.c", ".mlp.c")
+        part = re.fullmatch(r"(.*\.attn)\.([qkv])_proj\.(weight|bias)", new)
+        if part:
+            fused.setdefault(f"{part[1]}.in_proj_{part[3]}", {})[part[2]] = tensor
+        else:
+            made[new] = tensor
+    return made | {k: torch.cat([parts[x] for x in "qkv"]) for k, parts in fused.items()}
+
+
+def write_single_file(folder: Path, file: Path) -> Path:
+    """Write the pipeline of a folder as one file of original names; return the file."""
+    pipe: Any = DiffusionPipeline.from_pretrained(folder)
+    named = {"model.diffusion_model.": unet_to_original(pipe.unet)}
+    named["first_stage_model."] = vae_to_original(pipe.vae)
+    first = pipe.text_encoder.state_dict()
+    first = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in first.items()}
+    if hasattr(pipe, "text_encoder_2"):
+        named["conditioner.embedders.0.transformer."] = first
+        named["conditioner.embedders.1.model."] = open_clip_to_original(pipe.text_encoder_2)
+    else:
+        named["cond_stage_model.transformer."] = first
+    tensors = {f"{start}{k}": v for start, part in named.items() for k, v in part.items()}
+    save_file({k: v.detach().clone().contiguous() for k, v in tensors.items()}, file)
+    return file
