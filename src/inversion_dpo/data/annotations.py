@@ -1,6 +1,7 @@
 """Scene-graph annotations as LAION-SG has them: files of many graphs, alone or beside their images.
 
-A file is JSON, a list of annotations or an object of them by ``img_id``, or JSON Lines. Reading
+A file is JSON, a list of annotations or an object of them by ``img_id``, or JSON Lines; or it is
+Visual Genome's or PSG's. Reading
 gives what is sound and, apart from it, one line for each row that is not.
 """
 
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.images import DataError, decode_image
-from inversion_dpo.data.rows import Fault, find_inside
+from inversion_dpo.data.rows import IMAGES, Fault, find_inside
 from inversion_dpo.data.tables import parse_object
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.graphs.layouts import from_psg, is_psg, is_visual_genome
 from inversion_dpo.graphs.statistics import format_statistics, statistics_of
 
 MAX_LISTED = 50  # problems a report spells out
 NAMES = ("annotations.json", "annotations.jsonl")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # tried after img_id where there is no name
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def is_annotated(data: str | Path) -> bool:
         return any((path / name).is_file() for name in NAMES)
     if path.suffix not in (".json", ".jsonl") or not path.is_file():
         return False
-    return any(isinstance(row, dict) and "items" in row for row in _rows(path))
+    return any(
+        isinstance(row, dict) and ("items" in row or is_visual_genome(row)) for row in _rows(path)
+    )
 
 
 def _checked(file: Path) -> Iterator[tuple[str, SceneGraph | Fault]]:
@@ -124,6 +127,11 @@ def _document(data: Any, file: Path) -> Iterator[Any]:
         yield from data
     elif isinstance(data, dict) and "items" in data:
         yield data
+    elif is_psg(data):
+        for row in from_psg(data):
+            yield Fault("bad_rows", str(row)) if isinstance(row, ValueError) else row
+    elif isinstance(data, dict) and isinstance(data.get("data"), list):
+        yield from data["data"]
     elif isinstance(data, dict):
         for key, row in data.items():
             yield {"img_id": key, **row} if isinstance(row, dict) else row
@@ -132,7 +140,7 @@ def _document(data: Any, file: Path) -> Iterator[Any]:
 
 
 def _image_of(graph: SceneGraph, folder: Path, where: str) -> AnnotatedImage | Fault:
-    names = [graph.name] if graph.name else [graph.img_id + s for s in _SUFFIXES if graph.img_id]
+    names = [graph.name] if graph.name else [graph.img_id + s for s in IMAGES if graph.img_id]
     if not names:
         return Fault("bad_rows", f"{where}: neither name nor img_id says which image it is of")
     found = [find_inside(folder, name) for name in names]

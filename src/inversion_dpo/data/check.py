@@ -211,8 +211,8 @@ def format_report(report: PairReport) -> str:
     head = (
         f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
         f"{counts['empty_captions']} captions, {counts['broken_images']} images, "
-        f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['bad_graphs']} scene "
-        "graphs, {counts['giveaways']} of the files); rows count from 0"
+        f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['giveaways']} giveaways, "
+        f"{counts['bad_graphs']} scene graphs); rows count from 0"
     )
     if report.ok and (report.giveaways or not all(s.chance for s in report.traits.values())):
         return "\n".join([*lines, "  no broken rows; look at what is marked with !"])

@@ -14,6 +14,7 @@ from typing import Any
 
 from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotated
 from inversion_dpo.data.columns import KNOWN, RANKED, Table
+from inversion_dpo.data.folders import captions_of, read_folders, subfolders, two_folders
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw, image_paths, is_hidden, number
 from inversion_dpo.data.shards import read_shard
@@ -68,7 +69,7 @@ def open_rows(config: DataConfig) -> Opened:
     if path.is_file():
         kind, files = _kind_of(path) if config.format == "auto" else config.format, [path]
     else:
-        kind, files = _inside(path, config.format)
+        kind, files = _inside(path, config.format, columns)
     if kind == "dataset":
         return _open_saved(path, config.split, columns)
     if config.split != DataConfig().split:
@@ -78,6 +79,10 @@ def open_rows(config: DataConfig) -> Opened:
         )
     if kind == "annotated":
         return _open_annotated(path)
+    if kind == "folders":
+        return _open_folders(path, columns)
+    if kind == "hpdv3":  # path1 is the preferred image of each row
+        kind, columns = "table", {"winner": "path1", "loser": "path2", **columns}
     root = Path(config.root) if config.root else None
     if root and not root.is_dir():
         raise DataError(f"data.root={root} is no folder; give the one that holds the images")
@@ -142,7 +147,7 @@ def _kind_of(file: Path) -> str:
     return kind
 
 
-def _inside(folder: Path, asked: str) -> tuple[str, list[Path]]:
+def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, list[Path]]:
     """The format of a folder by what it holds, unless it is asked for, and the files to read."""
     there = sorted(f for f in folder.iterdir() if not is_hidden(f.name))
     held = {
@@ -155,18 +160,25 @@ def _inside(folder: Path, asked: str) -> tuple[str, list[Path]]:
         },
     }
     tables = [f for f in there if f.suffix.lower() in (*TEXTS, *_SPREADSHEETS)]
-    if not any(held.values()) and len(tables) == 1:
-        held[_kind_of(tables[0])] = tables
+    if len(tables) == 1 and (asked in ("table", "hpdv3") or not any(held.values())):
+        held[asked if asked != "auto" else _kind_of(tables[0])] = tables
+    if asked == "folders" or not any(held.values()):
+        held["folders"] = [folder / name for name in two_folders(folder, columns) or ()]
     kinds = [kind for kind in held if held[kind]] if asked == "auto" else [asked]
     if len(kinds) > 1:
         raise DataError(f"{folder} holds several formats; choose data.format={' or '.join(kinds)}")
+    if not kinds and len(names := subfolders(folder)) == 2:
+        raise DataError(
+            f"{folder} holds two folders, {names[0]} and {names[1]}; say which holds the better "
+            f"images: data.columns.winner={names[0]} data.columns.loser={names[1]}"
+        )
     if not kinds:
         raise DataError(
             f"{folder} holds no *.parquet files, no *.tar shards, no metadata.csv or "
             "metadata.jsonl (another table: give the file itself), no annotations.json and no "
             "saved dataset; give the folder that does"
         )
-    kind, files = kinds[0], held[kinds[0]]
+    kind, files = kinds[0], held.get(kinds[0], [])
     if not files:
         raise DataError(f"{folder} holds nothing of data.format={kind}; give the folder that does")
     if kind == "table" and len(files) > 1:
@@ -186,6 +198,17 @@ def _digest(files: Iterable[Path]) -> str:
     for file in files:
         total.update(bytes.fromhex(sha256_of(file)))
     return total.hexdigest()
+
+
+def _open_folders(path: Path, columns: Mapping[str, str]) -> Opened:
+    """Images of equal names in two folders, with caption files."""
+    names = two_folders(path, columns) or ("", "")
+
+    def identity() -> str:
+        images = chain.from_iterable(map(image_paths, read_folders(path, names)))
+        return _digest([*captions_of(path, names), *images])
+
+    return Opened(partial(read_folders, path, names), identity)
 
 
 def _open_annotated(path: Path) -> Opened:

@@ -17,6 +17,7 @@ from inversion_dpo.data.columns import Table
 from inversion_dpo.data.images import DataError, decode_image
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
 LEFT_OUT = ("unpaired", "hidden")  # kinds of faults that are no faults of the data
 UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
 
@@ -201,7 +202,8 @@ def image_paths(raw: Raw) -> Iterator[Path]:
 
 def is_hidden(name: str) -> bool:
     """Tell whether macOS or Windows put a file there, such as ``._x.png`` or Thumbs.db."""
-    return name.startswith((".", "__MACOSX")) or name.lower() in ("thumbs.db", "desktop.ini")
+    marked = name.startswith((".", "__MACOSX")) and name not in (".", "..")
+    return marked or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def find_inside(folder: Path, name: str, stem: str = "", root: Path | None = None) -> Path | Fault:

@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import MAX_IMAGE_BYTES, Fault, Raw, is_hidden
+from inversion_dpo.data.rows import IMAGES, MAX_IMAGE_BYTES, Fault, Raw, is_hidden
 from inversion_dpo.data.tables import Placed, parse_object, records
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")
 
 
 def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
     """Read the samples of a tar shard.
 
-    Of a sample's members ``KEY.FIELD.jpg`` (or another of _IMAGES) is an image, ``KEY.FIELD.txt`` a
+    Of a sample's members ``KEY.FIELD.jpg`` (or another of IMAGES) is an image, ``KEY.FIELD.txt`` a
     text, ``KEY.txt`` the caption, and the entries of ``KEY.json`` are fields of their own.
     """
     return records(file, _samples(file), columns)
@@ -77,7 +75,7 @@ def _fields(members: list[tuple[str, bytes | Fault]]) -> dict[str, Any] | Fault:
     seen: set[str] = set()
     for field, content in members:
         name, dot, suffix = field.rpartition(".")
-        key = name if dot + suffix in _IMAGES else field
+        key = name if dot + suffix in IMAGES else field
         if key in seen:
             text = f"{key} is there twice under one key; give every sample a key of its own"
             return Fault("bad_rows", text)

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, Strict, StringConstraints, TypeAdapter, ValidationError
 
+from inversion_dpo.graphs.layouts import from_visual_genome, is_visual_genome
+
 # Said of the same two objects the other way round.
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -116,11 +118,12 @@ class SceneGraph:
 
     @staticmethod
     def from_dict(data: Any) -> SceneGraph:
-        """Read the LAION-SG layout.
+        """Read the LAION-SG layout, or Visual Genome's.
 
         ValueError says in one line which field is missing, empty or of another type, which item_id
         is used twice, or which relation names an item twice or one that is not there.
         """
+        data = from_visual_genome(data) if is_visual_genome(data) else data
         try:
             graph = _GRAPH.validate_python(data)
         except ValidationError as error:

@@ -76,7 +76,7 @@ def test_a_prompt_is_a_prompt_and_a_setting_a_setting():
         ("evaluate {run} training.steps=3", "training.steps has no effect in `evaluate`"),
         ("fid {run} --real {run} data.fit=crop", "data.fit has no effect in `fid`"),
         ("web {run} policy.rank=3", "policy.rank has no effect in `web`"),
-        ("train -o /dev/null/x", "/dev/null/x: Not a directory"),
+        ("train -o /dev/null/x", "--output /dev/null is a file: give a folder"),
         ("train -o {}/" + "x" * 300, "File name too long"),
     ],
 )

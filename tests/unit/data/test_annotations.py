@@ -12,7 +12,7 @@ from inversion_dpo.data.annotations import (
     read_annotations,
 )
 from inversion_dpo.data.images import DataError
-from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
+from inversion_dpo.graphs.graph import Item, Relation, SceneGraph, triples
 from tests.pair_files import write_annotations
 
 SAMPLE = Path(__file__).with_name("laion_sg.jsonl")  # twelve rows; those of odd number are spoiled
@@ -143,3 +143,66 @@ def test_annotations_are_told_from_tables_of_pairs(tmp_path):
     assert not is_annotated(tmp_path / "pairs.json") and not is_annotated(tmp_path)
     (tmp_path / "annotations.json").write_text("[]")
     assert is_annotated(tmp_path)
+
+
+VISUAL_GENOME = {
+    "image_id": 9,
+    "objects": [
+        {"object_id": 5, "names": ["cat"], "attributes": ["black"]},
+        {"object_id": 7, "names": ["mat"]},
+    ],
+    "relationships": [{"predicate": "ON", "subject_id": 5, "object_id": 7, "synsets": []}],
+}
+RELATIONSHIPS = {
+    "image_id": 9,
+    "relationships": [
+        {
+            "predicate": "ON",
+            "subject": {"object_id": 5, "name": "black cat"},
+            "object": {"object_id": 7, "names": ["mat"]},
+        }
+    ],
+}
+PSG = {
+    "thing_classes": ["cat"],
+    "stuff_classes": ["mat"],
+    "predicate_classes": ["over", "on"],
+    "data": [
+        {
+            "file_name": "a.png",
+            "image_id": "9",
+            "segments_info": [{"category_id": 0}, {"category_id": 1}],
+            "relations": [[0, 1, 1]],
+        },
+        {"file_name": "b.png", "segments_info": [{"category_id": 4}], "relations": []},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "subject", "relation"),
+    [
+        ([VISUAL_GENOME], "black cat", "ON"),
+        ({"data": [VISUAL_GENOME]}, "black cat", "ON"),
+        ([RELATIONSHIPS], "black cat", "ON"),
+        (PSG, "cat", "on"),
+    ],
+)
+def test_layouts_of_visual_genome_and_psg(tmp_path, data, subject, relation):
+    file = tmp_path / "graphs.json"
+    file.write_text(json.dumps(data))
+    assert is_annotated(file)
+    graphs, problems = read_annotations(file)
+    assert triples(graphs[0]) == [(subject, relation, "mat")] and graphs[0].img_id == "9"
+    if data is PSG:
+        assert problems == [
+            "graphs.json, row 1: PSG's layout is broken (IndexError('list index out of range'))"
+        ]
+
+
+def test_a_broken_row_of_visual_genome_is_named(tmp_path):
+    broken = {"image_id": 1, "relationships": [{"predicate": "on", "subject_id": 5}]}
+    (tmp_path / "a.json").write_text(json.dumps([broken, {"relationships": 3}]))
+    _, problems = read_annotations(tmp_path / "a.json")
+    assert problems[0] == "a.json, row 0: Visual Genome's layout is broken (KeyError('object_id'))"
+    assert problems[1].startswith("a.json, row 1: Visual Genome's layout is broken")

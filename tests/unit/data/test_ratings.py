@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -153,3 +154,59 @@ def test_pairs_the_other_way_round_are_counted(tmp_path: Path) -> None:
     text = "winner,loser,prompt\nred.png,blue.png,a\nblue.png,red.png,a\nred.png,blue.png,a\n"
     report = check_pairs(table(tmp_path, text))
     assert "2 duplicate pairs (1 with the other image preferred)" in format_report(report)
+
+
+def two(folder: Path, first: str = "w", second: str = "l") -> Path:
+    """Two folders of images with a caption file beside one of each pair."""
+    for name, image in ((first, RED), (second, BLUE)):
+        (folder / name / "sub").mkdir(parents=True)
+        (folder / name / "1.png").write_bytes(image)
+        (folder / name / "sub" / "2.png").write_bytes(GREEN if name == first else image)
+        (folder / name / "._1.png").write_bytes(b"x")
+    (folder / first / "1.txt").write_text("a\n")
+    (folder / second / "sub" / "2.txt").write_text("b")
+    return folder
+
+
+@pytest.mark.parametrize("names", [("w", "l"), ("Chosen", "rejected"), ("mine", "theirs")])
+def test_two_folders_of_equal_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    folder = two(tmp_path, *names)
+    columns = dict(zip(("winner", "loser"), names, strict=True)) if "mine" in names else {}
+    if columns:
+        with pytest.raises(DataError, match="two folders, mine and theirs; say which"):
+            open_pairs(folder)
+    source = open_pairs(folder, columns=columns)
+    found = [(p.caption, p.winner, p.loser) for p in source]
+    assert found == [("a", RED, BLUE), ("b", GREEN, BLUE)]
+    assert source.counts["hidden"] == 2
+    before = source.fingerprint
+    (folder / names[0] / "1.txt").write_text("another")
+    assert open_pairs(folder, columns=columns).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda f: (f / "l" / "1.png").unlink(), "images 1: l has no image 1; keep one in each"),
+        (lambda f: (f / "w" / "1.jpg").write_bytes(RED), "images 1: w has 2 images 1; keep one"),
+        (lambda f: (f / "w" / "1.txt").unlink(), "images 1: there are no caption; write"),
+        (lambda f: (f / "l" / "1.txt").write_text("b"), "images 1: there are two captions; write"),
+        (
+            lambda f: (f / "w" / "1.txt").write_bytes(b"\xff"),
+            "images 1: the caption cannot be read",
+        ),
+    ],
+)
+def test_two_folders_that_do_not_fit(tmp_path: Path, spoil: object, expected: str) -> None:
+    spoil(two(tmp_path))  # type: ignore[operator]
+    with pytest.raises(DataError, match=expected):
+        list(open_pairs(tmp_path))
+
+
+def test_hpdv3s_own_columns(tmp_path: Path) -> None:
+    """Of MizzenAI/HPDv3 path1 is the preferred image."""
+    row = {"prompt": "a", "path1": "red.png", "path2": "blue.png", "choice_dist": [9, 3]}
+    (put_images(tmp_path) / "train.json").write_text(json.dumps([row]))
+    for data in (tmp_path, tmp_path / "train.json"):
+        (pair,) = open_pairs(data, format="hpdv3")
+        assert (pair.caption, pair.winner, pair.loser) == ("a", RED, BLUE)

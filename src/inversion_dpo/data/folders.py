@@ -1,0 +1,77 @@
+"""Two folders of images with equal names: the better ones in one, the worse in the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from inversion_dpo.data.columns import Table
+from inversion_dpo.data.rows import IMAGES, Fault, Raw, is_hidden
+
+WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")
+LOSERS = ("l", "loser", "losers", "rejected", "bad", "worse", "lose")
+
+
+def subfolders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder."""
+    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not is_hidden(f.name))
+
+
+def two_folders(folder: Path, columns: Mapping[str, str]) -> tuple[str, str] | None:
+    """Find the names of the winners' and the losers' folder: of data.columns, or known ones."""
+    there = {name.lower(): name for name in subfolders(folder)}
+    sides = (columns.get("winner"), WINNERS), (columns.get("loser"), LOSERS)
+    found = [
+        next((there[name] for name in ([given.lower()] if given else known) if name in there), None)
+        for given, known in sides
+    ]
+    return (found[0], found[1]) if found[0] and found[1] else None
+
+
+def read_folders(folder: Path, names: tuple[str, str]) -> Iterator[Raw]:
+    """Read pairs of equal file names; the caption is NAME.txt beside an image or above both."""
+    table = Table("chosen", dict(zip(("winner", "loser"), names, strict=True)), folder)
+    sides: list[dict[str, list[Path]]] = [{}, {}]
+    for name, side in zip(names, sides, strict=True):
+        for path in sorted((folder / name).rglob("*")):
+            if path.is_file() and is_hidden(path.name):
+                yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
+            elif path.suffix.lower() in IMAGES:
+                stem = path.relative_to(folder / name).with_suffix("").as_posix()
+                side.setdefault(stem, []).append(path)
+    for stem in sorted(sides[0].keys() | sides[1].keys()):
+        where = f"{folder.name}, images {stem}"
+        fault = _unpaired(stem, names, [side.get(stem, []) for side in sides])
+        caption = None if fault else _caption([folder / n for n in (*names, ".")], stem)
+        if fault := fault or (caption if isinstance(caption, Fault) else None):
+            yield Raw(where, table, {}, fault)
+            continue
+        images = [side[stem][0].relative_to(folder).as_posix() for side in sides]
+        yield Raw(where, table, {"winner": images[0], "loser": images[1], "caption": caption})
+
+
+def captions_of(folder: Path, names: tuple[str, str]) -> list[Path]:
+    """List the caption files that may be read."""
+    above = list(folder.glob("*.txt"))
+    return sorted([*above, *(path for name in names for path in (folder / name).rglob("*.txt"))])
+
+
+def _unpaired(stem: str, names: tuple[str, str], found: list[list[Path]]) -> Fault | None:
+    for name, paths in zip(names, found, strict=True):
+        if len(paths) != 1:
+            count = "no image" if not paths else f"{len(paths)} images"
+            return Fault("bad_rows", f"{name} has {count} {stem}; keep one in each folder")
+    return None
+
+
+def _caption(folders: list[Path], stem: str) -> str | Fault:
+    files = [path for folder in folders if (path := folder / f"{stem}.txt").is_file()]
+    try:
+        texts = {path.read_text(encoding="utf-8-sig").strip() for path in files}
+    except (OSError, UnicodeDecodeError) as error:
+        return Fault("empty_captions", f"the caption cannot be read ({error}); write it as UTF-8")
+    if len(texts) != 1:
+        what = "two captions" if texts else "no caption"
+        remedy = f"write the prompt of both images to {stem}.txt beside one of them"
+        return Fault("empty_captions", f"there are {what}; {remedy}")
+    return texts.pop()
