@@ -9,6 +9,7 @@ import torch
 
 from inversion_dpo.data import formats, rows, source, tables
 from inversion_dpo.models import loading
+from inversion_dpo.models.autoencoders import Autoencoder
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.training import step as training_step
 from inversion_dpo.training.generators import generator_for
@@ -100,7 +101,8 @@ def overflowing(real, part):
 
 
 def test_an_autoencoder_that_overflows_is_named_with_its_image(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(fill, "encode", overflowing(fill.encode, 2))  # the first one is announced
+    first_is_announced = overflowing(Autoencoder.encode, 2)
+    monkeypatch.setattr(Autoencoder, "encode", first_is_announced)
     with pytest.raises(ModelError, match="row 1, winner: its latent has values .* model.dtype"):
         train(tiny_config(), tmp_path)
     assert not list(tmp_path.rglob("shard-*"))

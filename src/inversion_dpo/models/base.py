@@ -18,6 +18,11 @@ from inversion_dpo.maths.schedule import Schedule
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis
 GRAPH_KEYS = ("graph_rows", "graph_links")  # of a condition: the scene graph's
 
+OVERFLOW = (
+    "values that are not finite. Set model.dtype=float32 or bfloat16, or another model.vae: SDXL's "
+    "own autoencoder overflows in float16"
+)
+
 
 class ModelError(ValueError):
     """A model that cannot be loaded or is of no supported family; names the remedy."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import DiffusionModel
+from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError
 from inversion_dpo.models.graph_model import SceneGraphModel
 from inversion_dpo.models.loading import adapt
 from inversion_dpo.models.prompts import call_arguments
@@ -72,6 +72,7 @@ class Sampler:
 
         Raises:
             ValueError: there are not as many seeds as prompts.
+            ModelError: an image has values that are not finite.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
@@ -90,7 +91,12 @@ class Sampler:
                     output_type="np",
                 )
                 drawn = output.images if hasattr(output, "images") else output.frames[:, 0]
-                images += [np.round(image * 255).astype(np.uint8) for image in drawn]
+                for graph, seed, image in zip(asked[part], seeds[part], drawn, strict=True):
+                    if not np.isfinite(image).all():
+                        raise ModelError(
+                            f"{graph.caption!r}, seed {seed}: the sample has {OVERFLOW}"
+                        )
+                    images.append(np.round(image * 255).astype(np.uint8))
                 bar.update(len(drawn))
         return images
 

@@ -32,6 +32,7 @@ from inversion_dpo.maths.inversion import (
 )
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import (
+    OVERFLOW,
     Condition,
     DiffusionModel,
     Guidance,
@@ -157,9 +158,7 @@ def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> Non
             pair, side = divmod(bad[0], 2)
             what = "latent" if name == "clean" else "inverted path"
             raise ModelError(
-                f"{pairs[pair].where}, {('winner', 'loser')[side]}: its {what} has values that are "
-                "not finite. Set model.dtype=float32 or bfloat16, or another model.vae: SDXL's own "
-                "autoencoder overflows in float16"
+                f"{pairs[pair].where}, {('winner', 'loser')[side]}: its {what} has {OVERFLOW}"
             )
 
 

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.lora import add_lora, read_lora
 from inversion_dpo.run.config import load_config
-from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.run.fields import ModelConfig, PolicyConfig
+from inversion_dpo.training.policy import LoraPolicy
 from tools.tiny.single_file import unet_to_original
 
 ALPHA, RANK = 4.0, 2
@@ -210,3 +211,24 @@ def test_files_of_a_folder(pipe, tmp_path):
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:-9])
     with pytest.raises(ModelError, match="a.safetensors is damaged"):
         add_lora(pipe("sd15"), str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_a_trained_adapter_acts_as_in_plain_diffusers(dora, tiny, tmp_path):
+    p = PolicyConfig(rank=4, alpha=6.0, target_modules=["to_q", "conv1"], dora=dora)
+    policy = LoraPolicy(adapt(load_pipeline(ModelConfig(str(tiny("sd15")))), 64), p, 0)
+    for parameter in policy.trainable().values():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    policy.save(tmp_path)
+    ours, theirs = (load_pipeline(ModelConfig(str(tiny("sd15")))) for _ in range(2))
+    add_lora(ours, str(tmp_path))
+    theirs.load_lora_weights(tmp_path)
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 16)
+    with torch.no_grad():
+        outputs = [p.unet(x, 500, text).sample for p in (ours, theirs)]
+        base = policy.network(x, 500, text).sample
+        policy.network.disable_adapters()
+        bare = policy.network(x, 500, text).sample
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0], base)
+    assert (outputs[0] - bare).abs().max() > 1e-2

@@ -15,6 +15,7 @@ from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of, sid
 from inversion_dpo.graphs.graph import Item, SceneGraph
 from inversion_dpo.labels.asking import sample_pairs
 from inversion_dpo.making_pairs.build import drawing
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import save_encoder
 from inversion_dpo.models.loading import load_pipeline
@@ -129,3 +130,19 @@ def test_an_encoder_goes_where_its_pipeline_goes(tiny, tmp_path, monkeypatch):
     assert {p.device.type for p in (*found.unet.parameters(), *found.scene_graph.parameters())} == {
         "meta"
     }
+
+
+def test_an_autoencoder_that_overflows_is_named_with_its_image(tiny):
+    """NaN becomes a black picture otherwise, which is scored and paired."""
+    config = load_config(None, [f"model.path={tiny('sd15')}", "evaluation.sample_steps=1"])
+    pipeline = load_pipeline(config.model)
+    real = pipeline.vae.decode
+
+    def decode(z, **how):
+        (image,) = real(z, **how)
+        image[1, 0, 3, 3] = torch.nan
+        return (image,)
+
+    pipeline.vae.decode = decode
+    with pytest.raises(ModelError, match="'a moon', seed 7: .*not finite.*model.dtype.*model.vae"):
+        Sampler(pipeline, config).draw(["a sun", "a moon"], [3, 7])
