@@ -63,7 +63,7 @@ def read_annotated(folder: str | Path) -> tuple[list[AnnotatedImage], list[str]]
 
 
 def annotation_file(path: str | Path) -> Path:
-    """The file itself, or the one of NAMES in the folder; DataError unless there is just one."""
+    """Give the file itself, or the one of NAMES in the folder; DataError unless it is one."""
     path = Path(path)
     if path.is_file():
         return path
@@ -104,7 +104,7 @@ def _graph(row: Any, where: str) -> SceneGraph | Fault:
 
 
 def _rows(file: Path) -> Iterator[Any]:
-    """What stands in each row, not yet looked at; a Fault for a line that is not JSON."""
+    """Say what stands in each row, not yet looked at; a Fault for a line that is not JSON."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

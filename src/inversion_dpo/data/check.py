@@ -139,11 +139,11 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
 def in_words(row: Row) -> str:
     """Say which image of a row is over which, so that reversed labels are seen."""
     first, second = row.called[:: 1 if row.label else -1]
-    return f'{row.where}: prompt "{(row.caption or "")[:80]}": {first} over {second}'
+    return f'prompt "{(row.caption or "")[:80]}": {first} over {second}'
 
 
 def _graph(row: Row) -> SceneGraph | Fault | None:
-    """A row's scene graph, or why it is none; None if it has none, or is unusable anyway."""
+    """Read a row's scene graph, or why it is none; None if it has none, or is unusable anyway."""
     if row.fault or not row.scene_graph:
         return None
     try:
@@ -181,7 +181,7 @@ def tokens_of(folder: str | Path) -> Measure:
 
 
 def format_report(report: PairReport) -> str:
-    """The report as lines of text, problems last."""
+    """Write the report as lines of text, problems last."""
     unit, longest, counts = report.measure.unit, report.measure.longest, report.counts
     lines = [
         f"{report.path}: {counts['pairs']} usable pairs in {counts['rows']} rows",

@@ -106,8 +106,8 @@ def find_table(
         DataError: the mapping names a column that is not there, or no layout is complete.
     """
     there = list(columns)
-    names = {ours: _found(where, KNOWN[ours], there) for ours in KNOWN} | {
-        ours: _found(where, (theirs,), there) for ours, theirs in mapping.items()
+    names = {ours: find_name(where, KNOWN[ours], there) for ours in KNOWN} | {
+        ours: find_name(where, (theirs,), there) for ours, theirs in mapping.items()
     }
     for ours, theirs in mapping.items():
         if not names[ours]:
@@ -140,7 +140,7 @@ def find_table(
     )
 
 
-def _found(where: str, options: Iterable[str], there: list[str]) -> str:
+def find_name(where: str, options: Iterable[str], there: list[str]) -> str:
     """Find the first of these names among columns, or in one, as ``chosen.image``; "" if none."""
     for name in options:
         same = [c for c in there if c == name] or [c for c in there if _plain(c) == _plain(name)]

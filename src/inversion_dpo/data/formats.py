@@ -119,20 +119,20 @@ def _count(files: list[Path], kind: str, columns: Mapping[str, str]) -> int | No
 
 
 def _hidden(folder: Path) -> Iterator[Raw]:
-    """What systems put beside the data, to be counted and left out."""
+    """Give what systems put beside the data, to be counted and left out."""
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         if is_hidden(file.name) and file.is_file():
             yield Raw(file.name, Table("chosen", {}), {}, Fault("hidden", "not of the data"))
 
 
 def _suffix(file: Path) -> str:
-    """The suffix by which a format is known, such as .tar.gz."""
+    """Find the suffix by which a format is known, such as .tar.gz."""
     name = file.name.lower()
     return next((s for s in _SUFFIXES if name.endswith(s)), file.suffix.lower())
 
 
 def _kind_of(file: Path) -> str:
-    """The format of a file by its suffix, or else by its first bytes."""
+    """Find the format of a file by its suffix, or else by its first bytes."""
     if file.suffix.lower() in _SPREADSHEETS:
         raise DataError(f"{file} is a spreadsheet; save it as CSV (UTF-8) and give that file")
     kind = _SUFFIXES.get(_suffix(file))
@@ -148,7 +148,7 @@ def _kind_of(file: Path) -> str:
 
 
 def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, list[Path]]:
-    """The format of a folder by what it holds, unless it is asked for, and the files to read."""
+    """Find the format of a folder by what it holds, unless it is asked for, and its files."""
     there = sorted(f for f in folder.iterdir() if not is_hidden(f.name))
     held = {
         "dataset": [f for f in there if f.name in _SAVED],
@@ -265,7 +265,7 @@ def _open_hub(data: str, config: DataConfig) -> Opened:
 
 
 def _commit(name: str, revision: str | None) -> tuple[str, str]:
-    """The commit that a branch or tag stands for, and its folder, if it lies in the hub's cache.
+    """Find the commit that a branch or tag stands for, and its folder in the hub's cache, if any.
 
     Offline (HF_HUB_OFFLINE=1) the whole repository must lie there. A commit that is given in full
     needs no network.

@@ -23,7 +23,7 @@ from scipy.special import betaincinv
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource
 
-PAIRS, DECODED = 2000, 128  # pairs looked at before a training: file headers, and pixels
+PAIRS, DECODED = 500, 128  # pairs looked at before a training: file headers, and pixels
 ALPHA = 0.001  # of the two-sided interval; small, as a dozen traits are looked at
 LIMIT, MEASURED_LIMIT = 0.55, 0.75  # a larger bound is refused; content moves what is measured
 SIDE = 512  # pixels of an image's top left corner that are measured
@@ -88,7 +88,7 @@ class Files:
                 (self.more if gap > 0 else self.less)[name] += 1
 
     def found(self) -> list[Giveaway]:
-        """What chance does not explain, the surest first."""
+        """List what chance does not explain, the surest first."""
         found = []
         for name in self.more.keys() | self.less.keys():
             more, less, pairs = self.more[name], self.less[name], self.pairs[name in MEASURED]

@@ -88,7 +88,7 @@ def _unranked(raws: Iterable[Raw], scheme: str, seen: set[object]) -> Iterator[R
 
 
 def _pairs_of(rows: list[Raw], scheme: str) -> Iterator[Raw]:
-    """The pairs of one ranking: rows of one image each, or one row of all images."""
+    """Give the pairs of one ranking: rows of one image each, or one row of all images."""
     table, first = rows[0].table, rows[0].values
     last = rows[-1].where.rpartition("row ")[2]
     where = rows[0].where + (f" to {last}" if len(rows) > 1 else "")
@@ -123,7 +123,7 @@ class _Ranked:
 def _pairs(
     ranked: _Ranked, scheme: str, sure: Callable[[int, int], float | None] = lambda w, l: None
 ) -> Iterator[Raw]:
-    """The pairs of a scheme; ``sure`` gives the probability that the first is the better one."""
+    """Give the pairs of a scheme; ``sure`` gives the probability that the first is better."""
     raw, images, values = ranked.raw, ranked.images, ranked.values
     loaded: dict[int, Encoded] = {}
     for w, l in SCHEMES[scheme](sorted(values, key=lambda k: -values[k])):
@@ -211,7 +211,7 @@ def _rated_pairs(raw: Raw, rated: list[_Rated], common: float, scheme: str) -> I
 
 
 def _ratings(raw: Raw) -> list[tuple[Any, list[float]]] | Fault:
-    """The images of a row with the ratings of each: one or several."""
+    """Give the images of a row with the ratings of each: one or several."""
     images, scores = raw.values["images"], raw.values["scores"]
     if not isinstance(images, list):
         images, scores = [images], [scores]
@@ -231,7 +231,7 @@ def _ratings(raw: Raw) -> list[tuple[Any, list[float]]] | Fault:
 
 
 def _key(image: Any) -> object:
-    """What an image is told by: its name or its bytes."""
+    """Say what an image is told by: its name or its bytes."""
     value = image.get("bytes") if isinstance(image, dict) else image
     return value if isinstance(value, str | bytes) else id(image)
 

@@ -69,7 +69,7 @@ def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes | Fault]]:
 
 
 def _fields(members: list[tuple[str, bytes | Fault]]) -> dict[str, Any] | Fault:
-    """The fields of one sample; a member whose name is not understood is one nobody asks for."""
+    """Give the fields of one sample; a member of an unknown name is one nobody asks for."""
     fields: dict[str, Any] = {}
     entries: dict[str, Any] = {}
     seen: set[str] = set()

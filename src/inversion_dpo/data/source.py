@@ -158,7 +158,7 @@ def content(row: Row) -> bytes:
 
 
 def no_pairs(name: str | Path, counts: Counter[str]) -> str:
-    """What to say of data without a usable pair."""
+    """Say why data has no usable pair."""
     if not counts["rows"]:
         return f"{name} has no rows; export it again with at least one labelled pair"
     return (
@@ -170,7 +170,7 @@ def no_pairs(name: str | Path, counts: Counter[str]) -> str:
 
 
 def _skipped(name: str, counts: Counter[str], bad: list[str]) -> str:
-    """The warning after an iteration that skipped rows: how many, why, and the first of them."""
+    """Write the warning after skipped rows: how many, why, and the first of them."""
     kinds = ("bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows")
     reasons = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
     more = counts["skipped"] - len(bad)

@@ -155,7 +155,7 @@ def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
 
 
 def _listed(file: Path, data: Any) -> list[Any]:
-    """The list that a JSON file is, or the only list of objects in its object."""
+    """Give the list that a JSON file is, or the only list of objects in its object."""
     lists = [data] if isinstance(data, list) else []
     if isinstance(data, dict):
         lists = [v for v in data.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
@@ -170,7 +170,7 @@ def _object(value: Any) -> dict[str, Any] | Fault:
 
 
 def _csv(file: Path, stream: TextIO) -> Iterator[Placed]:
-    """The rows of a table whose cells commas, semicolons or tabs part, as the header shows."""
+    """Give the rows of a table whose cells commas, semicolons or tabs part, as the header shows."""
     header: list[str] = []
     comma = _separator(stream)
     rows = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=comma)
@@ -195,7 +195,7 @@ def _csv(file: Path, stream: TextIO) -> Iterator[Placed]:
 
 
 def _separator(stream: TextIO) -> str:
-    """What parts the most names in the header; the stream stays where it was."""
+    """Find what parts the most names in the header; the stream stays where it was."""
     start = stream.tell()
     header = next((line for line in iter(stream.readline, "") if line.strip()), "")
     stream.seek(start)
@@ -203,7 +203,7 @@ def _separator(stream: TextIO) -> str:
 
 
 def _header(file: Path, cells: list[str]) -> list[str]:
-    """The names of a CSV's columns, without spaces around them."""
+    """Give the names of a CSV's columns, without spaces around them."""
     names = [cell.strip() for cell in cells]
     for name in names:
         if name and names.count(name) > 1:

@@ -88,7 +88,7 @@ def shares_text(found: Mapping[str, Share]) -> str:
 
 
 def format_shares(found: Mapping[str, Share]) -> list[str]:
-    """What winners have more of, as indented lines of a report; none if nothing is known."""
+    """Write what winners have more of, as indented lines of a report; none if nothing is known."""
     if not found:
         return []
     lines = [f"  winners are, in the share of pairs [99% interval]: {shares_text(found)}"]

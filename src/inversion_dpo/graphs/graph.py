@@ -25,7 +25,7 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 
 
 def _digits(value: Any) -> Any:
-    """A whole number that is written as text."""
+    """Read a whole number that is written as text."""
     written = isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value)
     return int(value) if written else value
 
@@ -88,14 +88,14 @@ class SceneGraph:
     img_id: Annotated[OptionalText, BeforeValidator(_as_text)] = ""
 
     def item(self, item_id: int) -> Item:
-        """The item with this id; KeyError if there is none."""
+        """Find the item with this id; KeyError if there is none."""
         for item in self.items:
             if item.item_id == item_id:
                 return item
         raise KeyError(f"scene graph has no item {item_id}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The LAION-SG layout as plain JSON types; what is optional and not set is left out."""
+        """Write the LAION-SG layout as plain JSON types, without what is optional and not set."""
         image = {"name": self.name, "img_id": self.img_id}
         return {
             **{key: value for key, value in image.items() if value},
@@ -165,7 +165,7 @@ _WANTED = {
 
 
 def _why(error: ValidationError) -> str:
-    """The first error in one line, with the field as one writes it: ``items[0].label``."""
+    """Write the first error in one line, with the field as one writes it: ``items[0].label``."""
     first = error.errors()[0]
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
     field = "".join(steps).removeprefix(".") or "a scene graph"

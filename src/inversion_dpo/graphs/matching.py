@@ -107,7 +107,7 @@ def relations_held(intended: SceneGraph, found: SceneGraph) -> dict[str, float]:
 
 
 def plain(graph: SceneGraph, synonyms: Mapping[str, str] | None = None) -> SceneGraph:
-    """The graph with its words levelled: case, white space, given synonyms; nothing fuzzier.
+    """Give the graph with its words levelled: case, white space, given synonyms; nothing fuzzier.
 
     Attributes are sorted and named once, since their order says nothing.
     """

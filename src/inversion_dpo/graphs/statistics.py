@@ -60,7 +60,7 @@ def isolated_items(graph: SceneGraph) -> list[int]:
 
 
 def format_statistics(found: GraphStatistics) -> list[str]:
-    """The statistics as indented lines; none if there are no graphs."""
+    """Write the statistics as indented lines; none if there are no graphs."""
     if not found.items:
         return []
     per_image = ", ".join(

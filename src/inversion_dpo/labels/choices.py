@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from inversion_dpo.data.columns import WRITTEN, Table
+from inversion_dpo.data.columns import WRITTEN, Table, find_name
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Row, encoded_image, inspect
 from inversion_dpo.data.source import content
@@ -43,7 +43,7 @@ class Votes:
     voices: set[str] = field(default_factory=set)
 
     def row(self) -> dict[str, Any]:
-        """The pair as it is written."""
+        """Give the pair as it is written."""
         share = self.first / self.count
         return {
             "jpg_0": self.images[0],
@@ -117,13 +117,14 @@ def _rows(
 def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[str, str]:
     if unknown := sorted(set(columns) - set(KNOWN)):
         raise DataError(f"{unknown[0]}=...: no such column; one of {', '.join(KNOWN)}")
-    if absent := [f"{k}={v}" for k, v in columns.items() if v not in raw]:
+    there = list(raw)
+    names = {
+        ours: find_name(str(file), (columns[ours],) if ours in columns else known, there)
+        for ours, known in KNOWN.items()
+    }
+    if absent := [f"{k}={v}" for k, v in columns.items() if not names[k]]:
         raise DataError(f"{file}: {absent[0]} names no column; it has {', '.join(raw)}")
-    names = dict(columns)
-    for ours, known in KNOWN.items():
-        theirs = next((n for n in known if n in raw), None)
-        if ours not in names and theirs:
-            names[ours] = theirs
+    names = {ours: theirs for ours, theirs in names.items() if theirs}
     if missing := [k for k in KNOWN if k not in names and k != "labeller"]:
         raise DataError(
             f"{file} has no column for {', '.join(missing)}; it has {', '.join(raw)}; say which it "

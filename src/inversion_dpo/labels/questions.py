@@ -32,7 +32,7 @@ class Question:
 
 
 def questions(config: DataConfig, limit: int | None, counts: Counter[str]) -> Iterator[Question]:
-    """The first ``limit`` pairs of the data; labels in it are not looked at.
+    """Give the first ``limit`` pairs of the data; labels in it are not looked at.
 
     ``counts`` is told what is left out: ``identical`` (one image twice), ``unpaired``, ``ties`` of
     rankings, and ``skipped`` rows, which cannot be used.
@@ -56,5 +56,5 @@ def questions(config: DataConfig, limit: int | None, counts: Counter[str]) -> It
 
 
 def _unlabelled(raw: Raw) -> Raw:
-    """The row with any valid label: so that both images of a tie or an unlabelled row are read."""
+    """Give the row any valid label, so that both images of a tie or unlabelled row are read."""
     return replace(raw, values={**raw.values, "label_0": 1.0})

@@ -126,7 +126,7 @@ class LabelStore:
         return self._number("SELECT count(*) FROM pairs")
 
     def image(self, sha256: str) -> bytes | None:
-        """An image's bytes by their hash; None if no pair has it."""
+        """Find an image's bytes by their hash; None if no pair has it."""
         found = self._rows("SELECT bytes FROM images WHERE sha256 = ?", sha256)
         return found[0][0] if found else None
 
@@ -151,7 +151,7 @@ class LabelStore:
         return [Asked(*row) for row in rows]
 
     def ahead(self, labeller: str, count: int = 2) -> list[Asked]:
-        """The next pairs that this labeller has no standing label on; at most ``count``."""
+        """Give the next pairs that this labeller has no standing label on; at most ``count``."""
         rows = self._rows(
             "SELECT pair, caption, image_0, image_1 FROM pairs WHERE pair NOT IN"
             " (SELECT pair FROM standing WHERE labeller = ?) ORDER BY position LIMIT ?",

@@ -12,7 +12,7 @@ Votes = Mapping[str, Mapping[str, str]]  # pair -> labeller -> choice
 
 
 def outcome(choices: Iterable[str]) -> str:
-    """The choice with the most votes; "split" if there is no single one; "unlabelled" of none.
+    """Find the choice with the most votes; "split" if there is no single one; "unlabelled" of none.
 
     One vote decides alone. Two labellers who differ are split, whatever they chose.
     """

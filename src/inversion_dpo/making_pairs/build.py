@@ -117,7 +117,7 @@ def write_labelled(
 
 
 def single_graphs(config: Config) -> list[SceneGraph]:
-    """The prompts in one piece; those without a scene graph are a caption alone."""
+    """Give the prompts in one piece; those without a scene graph are a caption alone."""
     b = config.build
     if is_annotated(b.prompts):
         graphs, problems = read_annotations(b.prompts)
@@ -136,7 +136,7 @@ def single_graphs(config: Config) -> list[SceneGraph]:
 
 
 def fill_splits(config: Config, folder: Path, sampling: Sampling) -> dict[str, list[Labelled]]:
-    """The pairs of each split, in an order of chance; DataError if there are fewer than asked.
+    """Give the pairs of each split, in an order of chance; DataError if there are fewer than asked.
 
     Later splits of the configuration come first, so that what is held out is drawn freely and what
     is trained on avoids it: a scene of another split, in whatever words, is not sampled.
@@ -222,7 +222,7 @@ def sampling_of(config: Config, judge: Judge) -> Sampling:
 
 
 def drawing(sources: Mapping[str, tuple[Side, float]]) -> Draw:
-    """Samples by (scene graphs with captions, seeds, source); models are loaded when needed."""
+    """Make a sampler of (graphs with captions, seeds, source); models are loaded when needed."""
     loaded = dict[str, Sampler]()
 
     def draw(asked: Sequence[SceneGraph], seeds: Sequence[int], source: str) -> list[Pixels]:
@@ -236,7 +236,7 @@ def drawing(sources: Mapping[str, tuple[Side, float]]) -> Draw:
 
 
 def scorers_of(config: Config, output: Path) -> ScorerGroup:
-    """The scorers that label; ConfigError if there are none, or they cannot know the graphs."""
+    """Load the scorers that label; ConfigError if there are none, or they cannot know graphs."""
     e = config.evaluation
     if config.build.prompts == SCENES and SCENE_GRAPH in str(e.scorer):
         raise ConfigError(f"build.prompts={SCENES} is judged by {SCENES}, not by {SCENE_GRAPH}")
@@ -252,7 +252,7 @@ def prompt_set_of(config: Config) -> PromptSet:
 
 
 def _sampled_by(config: Config) -> dict[str, object]:
-    """What the samples depend on: with splits all settings, since what is held out is avoided."""
+    """Say what samples depend on: with splits all settings, since what is held out is avoided."""
     b, e = asdict(config.build), config.evaluation
     how = ("prompts", "samples", "guidance_scales", "models", "quality", "seed")
     asked = [] if b["prompts"] == SCENES else single_graphs(config)

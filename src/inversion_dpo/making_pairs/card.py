@@ -43,7 +43,7 @@ def write_card(folder: Path, config: Config, splits: Mapping[str, Rows]) -> None
 def card(
     config: Config, splits: Mapping[str, Rows], graphs: Mapping[str, Sequence[SceneGraph]]
 ) -> str:
-    """The card with the hub's metadata; it names no path of this machine."""
+    """Write the card with the hub's metadata; it names no path of this machine."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     b, total = config.build, sum(map(len, splits.values()))
@@ -91,13 +91,13 @@ def share_of_complex(graphs: Sequence[SceneGraph]) -> float:
 
 
 def size_category(count: int) -> str:
-    """The hub's words for a number of rows."""
+    """Give the hub's words for a number of rows."""
     names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
     return names[min(max(len(str(count)) - 3, 0), len(names) - 1)]
 
 
 def decisive(row: Mapping[str, Any], by: Sequence[str]) -> tuple[float, float]:
-    """The mean of the scores that decided, of winner and loser."""
+    """Take the mean of the scores that decided, of winner and loser."""
     both = [json.loads(row[f"scores_{k}"]) for k in _order(row)]
     winner, loser = (float(np.mean([s[name] for name in by or s])) for s in both)
     return winner, loser
@@ -160,7 +160,7 @@ def _bars(axes: Axes, counts: Mapping[str, int], title: str) -> None:
 
 
 def _order(row: Mapping[str, Any]) -> tuple[int, int]:
-    """The columns of winner and loser."""
+    """Give the columns of winner and loser."""
     return (0, 1) if row["label_0"] == 1.0 else (1, 0)
 
 

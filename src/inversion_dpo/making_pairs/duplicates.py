@@ -38,7 +38,7 @@ class Duplicates:
         self._hashes: defaultdict[str, list[int]] = defaultdict(list)
 
     def fresh(self, group: Sequence[Candidate]) -> list[Candidate]:
-        """The group without what was seen before, in this group or an earlier one."""
+        """Give the group without what was seen before, in this group or an earlier one."""
         kept = [candidate for candidate in group if self._is_new(candidate)]
         self.dropped += len(group) - len(kept)
         return kept

@@ -115,7 +115,7 @@ def fill(
 
 
 def pairs_of(group: Sequence[Candidate], how: Labelling) -> list[Labelled]:
-    """The pairs of one prompt's samples; one that a scorer could not read is in none."""
+    """Give the pairs of one prompt's samples; one that a scorer could not read is in none."""
     read = [c for c in group if c.scores.get(READ, 1.0)]
     scores = [{name: s for name, s in c.scores.items() if name != READ} for c in read]
     mined = MINERS[how.mining](scores, how.by, how.least)
@@ -160,7 +160,7 @@ def make_chunk(
 def scored_samples(
     graphs: Sequence[SceneGraph], first_seed: int, sampling: Sampling
 ) -> list[Candidate]:
-    """The samples of each graph, seeds counted on from the first, prompt by prompt.
+    """Give the samples of each graph, seeds counted on from the first, prompt by prompt.
 
     Scores are of the JPEG that is stored, so that a label fits what training sees.
     """

@@ -102,7 +102,7 @@ MINERS: dict[str, Miner] = {
 
 
 def disjoint(pairs: Sequence[Mined]) -> list[Mined]:
-    """The first pairs that share no image: each image stands in one pair at most."""
+    """Give the first pairs that share no image: each image stands in one pair at most."""
     kept: list[Mined] = []
     for pair in pairs:
         if not {pair.winner, pair.loser} & {k for p in kept for k in (p.winner, p.loser)}:
@@ -111,13 +111,13 @@ def disjoint(pairs: Sequence[Mined]) -> list[Mined]:
 
 
 def means(group: Sequence[Scores], by: Sequence[str]) -> list[float]:
-    """The mean of the named scores of each image; DataError if one is not there."""
+    """Take the mean of the named scores of each image; DataError if one is not there."""
     names = _named(group, by)
     return [sum(scores[name] for name in names) / len(names) for scores in group]
 
 
 def preference(first: Scores, second: Scores, by: Sequence[str]) -> float:
-    """The mean over the named scores of the probability that the first is preferred, in [0, 1].
+    """Take the mean over the named scores of the probability that the first is preferred.
 
     Without a slope in SLOPES a score says 1, 0, or one half where both are equal: then it is the
     share of votes. DataError if a score is not there.
@@ -135,7 +135,7 @@ def sigmoid(x: float) -> float:
 
 
 def _named(group: Sequence[Scores], by: Sequence[str]) -> Sequence[str]:
-    """The names to go by: all, if none is given."""
+    """Give the names to go by: all, if none is given."""
     there = list(group[0]) if group else []
     for name in by:
         if group and name not in there:
