@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, round_scor
 from inversion_dpo.compare.runs import best_of, diversity, inversion_evaluations
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
+from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.report import versions
 from inversion_dpo.run.config import Config, ConfigError, load_config
@@ -25,6 +26,7 @@ from inversion_dpo.training.recipe import prepare
 from inversion_dpo.trajectories.key import chosen_method
 
 logger = logging.getLogger(__name__)
+SETTLED = ("prompts", "preference")  # that evaluation.defaults fills in
 WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of compare.json
 
 
@@ -128,7 +130,10 @@ def compare(root: Path, plan: Plan) -> Path:
     check_rounds(plan.rounds, base)
     claim_folder(root, plan)
     with occupied(root, run=False):
-        return compare_alone(root, plan, base)
+        e, given = settled(base, root).evaluation, base.evaluation
+        filled = [f"evaluation.{k}={getattr(e, k)}" for k in SETTLED if e != given]
+        plan = replace(plan, extra=(*plan.extra, *filled))
+        return compare_alone(root, plan, load_config(plan.config, list(plan.extra)))
 
 
 def compare_alone(root: Path, plan: Plan, base: Config) -> Path:

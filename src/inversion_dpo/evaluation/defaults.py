@@ -14,21 +14,29 @@ from inversion_dpo.training.recipe import split_pairs
 
 
 def settled(config: Config, folder: Path) -> Config:
-    """Replace ``evaluation.prompts=heldout`` by a file of these prompts in ``folder``.
+    """Replace ``prompts=heldout`` by a file in ``folder``, ``preference=auto`` by the only score.
 
     Raises:
-        ConfigError: the held-out pairs have no caption of their own.
+        ConfigError: the held-out pairs have no caption of their own, or there are several scorers.
         DataError: the pairs cannot be read.
     """
     e, file = config.evaluation, folder / "heldout-prompts.jsonl"
-    if e.prompts != "heldout":
-        return config
-    if current_team().main:
-        lines = [json.dumps({"prompt": text}) for text in heldout_captions(config)]
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_text("\n".join(lines) + "\n", file)
-    current_team().wait()
-    return replace(config, evaluation=replace(e, prompts=str(file)))
+    if e.prompts == "heldout":
+        if current_team().main:
+            lines = [json.dumps({"prompt": text}) for text in heldout_captions(config)]
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_text("\n".join(lines) + "\n", file)
+        current_team().wait()
+        e = replace(e, prompts=str(file))
+    if e.preference == "auto" and e.scorer:
+        names = e.scorer.split(",") if isinstance(e.scorer, str) else e.scorer
+        if len(names) > 1:
+            raise ConfigError(
+                "evaluation.preference=auto needs one scorer; name the score by which the pairs "
+                f"were labelled, e.g. evaluation.preference={names[0]}"
+            )
+        e = replace(e, preference=names[0].rpartition(":")[2].strip())
+    return replace(config, evaluation=e)
 
 
 def heldout_captions(config: Config) -> list[str]:

@@ -144,3 +144,18 @@ def test_held_out_prompts_are_those_of_no_trained_pair(pair_file, tmp_path, tiny
     pq.write_table(pa.Table.from_pylist(rows), file)
     with pytest.raises(ConfigError, match="every caption of the 4 held-out pairs is trained on"):
         heldout_captions(tiny_config(f"data.pairs={file}"))
+
+
+@pytest.mark.parametrize(
+    ("scorer", "name"),
+    [("pickscore", "pickscore"), ("[clip]", "clip"), ("mine:taste", "taste"), ("null", "auto")],
+)
+def test_the_only_score_is_the_preference(tiny_config, tmp_path, scorer, name):
+    config = tiny_config("evaluation.preference=auto", f"evaluation.scorer={scorer}")
+    assert settled(config, tmp_path).evaluation.preference == name
+
+
+def test_of_several_scores_the_preference_is_named(tiny_config, tmp_path):
+    config = tiny_config("evaluation.preference=auto", "evaluation.scorer=[clip, pickscore]")
+    with pytest.raises(ConfigError, match="evaluation.preference=clip"):
+        settled(config, tmp_path)
