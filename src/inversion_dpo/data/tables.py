@@ -177,8 +177,8 @@ def _csv(file: Path, stream: TextIO) -> Iterator[Placed]:
     count = -1  # rows count from 0, after the header
     try:
         for line, cells in enumerate(rows, start=1):  # as a spreadsheet numbers them
-            if not any(cell.strip() for cell in cells):
-                continue
+            if not any(cell.strip() for cell in cells) or (count < 0 and cells[0][:4] == "sep="):
+                continue  # an empty row, or Excel's own first line
             if count < 0:
                 header = _header(file, cells)
             elif len(cells) == len(header):

@@ -133,6 +133,7 @@ GOOD: dict[str, Make] = {
     "semicolons": text((HEAD + "red.png,blue.png,a\n").replace(",", ";")),
     "a header with a comma": text("winner;loser;prompt;seen, by\nred.png;blue.png;a;b\n"),
     "tabs": text((HEAD + "red.png,blue.png,a\n").replace(",", "\t"), "pairs.tsv"),
+    "Excel's first line": text("sep=;\n" + HEAD.replace(",", ";") + "red.png;blue.png;a\n"),
     "empty rows of a spreadsheet": text(HEAD + ",,\nred.png,blue.png,a\n,,\n"),
     "names in any case": text("File Name Winner,file-name-loser,PROMPT\nred.png,blue.png,a\n"),
     "winner and loser": text("Winner,Loser,Prompt\nred.png,blue.png,a\n"),
