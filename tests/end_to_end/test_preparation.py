@@ -38,7 +38,7 @@ def calls(monkeypatch):
     counted(rows, "decode_image", "decoded images")
     counted(source, "decode_image", "decoded images")
     counted(cache, "sha256_of", "verified files")
-    counted(fill, "encode", "encodings")
+    counted(Autoencoder, "encode", "encodings")
     return counts
 
 
@@ -47,7 +47,7 @@ def test_a_run_prepares_once(tiny_config, tmp_path, calls):
     train(config, tmp_path)
     assert calls["loads of the model"] == calls["hashes of the weights"] == 1
     assert calls["hashes of the pairs"] == 1
-    assert calls["decoded images"] == 2 * 16  # each image of each pair
+    assert calls["decoded images"] == 2 * 2 * 16  # to look at the files, and to encode them
     assert calls["encodings"] == 1 + 4  # one to announce the cache's size, one for each shard
 
     calls.clear()

@@ -26,7 +26,7 @@ from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.training import recipe as session_parts
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint
-from inversion_dpo.training.checks import StartupError, check_noise
+from inversion_dpo.training.checks import StartupError, noise_text, round_trip_text
 from inversion_dpo.training.recipe import prepare, train, trained_guidance
 from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories import fill as trajectories
@@ -361,17 +361,13 @@ def test_reference_target_warns_that_it_starts_on_a_saddle(tiny_config, tmp_path
     assert "saddle" in caplog.text
 
 
-def test_noise_of_the_wrong_variance_is_warned_of(caplog):
-    with caplog.at_level(logging.WARNING):
-        check_noise(0.9, 0.0)
-        check_noise(1.9, 0.1)
-        assert not caplog.text
-        check_noise(0.33, 0.1)
-        assert "0.33" in caplog.text and "inversion.t_start=0.2 adds" in caplog.text
-        caplog.clear()
-        check_noise(2.13, 0.1)
-    assert "2.13" in caplog.text and "lower inversion.t_start (it is 0.1)" in caplog.text
-    assert "adds the missing noise" not in caplog.text
+def test_what_was_recovered_is_judged_in_words():
+    assert noise_text(0.9, 0.0).endswith(": good") and noise_text(1.9, 0.1).endswith(": good")
+    assert "inversion.t_start=0.2 adds" in noise_text(0.33, 0.1)
+    assert "lower inversion.t_start (it is 0.1)" in noise_text(2.13, 0.1)
+    assert round_trip_text(0.05, 1.0).endswith("guidance 1: 0.0500: good")
+    assert "fair; more inversion.steps" in round_trip_text(0.2, 1.0)
+    assert "the images are unlike" in round_trip_text(0.5, 7.5)
 
 
 # ---- the cache

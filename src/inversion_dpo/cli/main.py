@@ -84,6 +84,7 @@ def invert(
     from inversion_dpo.run.faults import memory_advice
     from inversion_dpo.run.folder import claim, occupied, stage
     from inversion_dpo.run.processes import current_team
+    from inversion_dpo.training.checks import noise_text, round_trip_text
     from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance
     from inversion_dpo.trajectories.sampling_back import round_trip_error
@@ -101,15 +102,9 @@ def invert(
             name = run.objective.name
             typer.echo(f"encoded, not inverted: objective.name={name} looks at no trajectories")
         for scale in sorted({1.0, run.inversion.guidance_scale}) if cache.inverted else ():
-            error = round_trip_error(model, cache, scale)
-            typer.echo(
-                f"relative error of inverting and sampling back, guidance {scale:g}: {error:.4f}"
-            )
+            typer.echo(round_trip_text(round_trip_error(model, cache, scale), scale))
         if cache.inverted:
-            typer.echo(
-                f"variance of the recovered noise (1 is what sampling starts from): "
-                f"{noise_variance(cache):.2f}"
-            )
+            typer.echo(noise_text(noise_variance(cache), run.inversion.t_start))
         if prepared.back:
             typer.echo(write_reconstruction(output, model, cache, prepared.back))
 
@@ -125,12 +120,13 @@ def train(
     """
     from inversion_dpo.run.folder import claim, occupied
     from inversion_dpo.training import recipe
+    from inversion_dpo.training.run_files import summary
 
     run = checked(resolved("train", config, overrides), output, dry_run)
     with occupied(output):
         claim(output, run)
         recipe.train(run, output)
-    say(f"policy: {output / 'adapter'}\nnext: inversion-dpo evaluate {output}")
+    say(summary(output, run))
 
 
 def sample(
@@ -217,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         app(list(arguments) if arguments is not None else None)
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:
         print(f"error: {in_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except Terminated as stop:
@@ -236,7 +232,10 @@ def in_one_line(error: Exception) -> str:
         return f"{path}: {error.strerror}; what was written before is intact"
     if (reason := refusal(error)) is None:
         raise error
-    return f"cannot write the output: {reason}; what was there is intact"
+    return (
+        f"cannot write the output: {reason}; what was there is intact. Make room or choose another "
+        "--output, and run the same command again"
+    )
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ https://doi.org/10.1093/biomet/26.4.404).
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ from scipy.special import betaincinv
 
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource
+from inversion_dpo.run.disk import writing
 
 PAIRS, DECODED = 500, 128  # pairs looked at before a training: file headers, and pixels
 ALPHA = 0.001  # of the two-sided interval; small, as a dozen traits are looked at
@@ -146,17 +149,25 @@ def pixel_traits(luma: NDArray[np.float32]) -> dict[str, float]:
     return {"sharpness": bands[0] - bands[1], "blocks": blocks}
 
 
-def refuse_giveaways(pairs: PairSource) -> None:
+def refuse_giveaways(pairs: PairSource, memo: Path) -> None:
     """Look at the first pairs before hours are spent; warn, or stop, where files give labels away.
+
+    Args:
+        pairs: read only if ``memo`` is missing.
+        memo: the file that keeps what was found.
 
     Raises:
         DataError: a trait finds the winner too often, and ``data.allow_giveaways`` is not set.
     """
     files = Files()
-    for k, pair in enumerate(islice(pairs.read(lambda number: number < DECODED), PAIRS)):
-        if pair.winner != pair.loser:
-            files.add((pair.winner, pair.loser), pair.images if k < DECODED else ())
-    found = files.found()
+    if not memo.exists():
+        for k, pair in enumerate(islice(pairs.read(lambda number: number < DECODED), PAIRS)):
+            if pair.winner != pair.loser:
+                files.add((pair.winner, pair.loser), pair.images if k < DECODED else ())
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with writing(memo, shared=True) as partial:  # by every process of a launch
+            partial.write_text(json.dumps([asdict(giveaway) for giveaway in files.found()]))
+    found = [Giveaway(**giveaway) for giveaway in json.loads(memo.read_text())]
     if any(g.refused for g in found) and not pairs.config.allow_giveaways:
         raise DataError(refusal(pairs.config.pairs, found))
     if found:

@@ -58,7 +58,7 @@ class Schedule:
         """
         last = len(self.timesteps) - 1
         if not 1 <= steps <= last:
-            raise ValueError(f"inversion steps must be between 1 and {last}, got {steps}")
+            raise ValueError(f"the model's schedule takes 1 to {last} steps, not {steps}")
         if spacing == "sampler":
             return self.sampler(steps)
         index = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long()

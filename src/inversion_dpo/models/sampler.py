@@ -18,7 +18,7 @@ from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError
 from inversion_dpo.models.graph_model import SceneGraphModel
 from inversion_dpo.models.loading import adapt
 from inversion_dpo.models.prompts import call_arguments
-from inversion_dpo.run.config import Config
+from inversion_dpo.run.config import Config, ConfigError
 
 logger = logging.getLogger(__name__)
 Prompt = str | SceneGraph  # a scene graph stands for its caption and itself
@@ -71,11 +71,17 @@ class Sampler:
             Images [H, W, 3], uint8.
 
         Raises:
+            ConfigError: the schedule has not so many steps.
             ValueError: there are not as many seeds as prompts.
             ModelError: an image has values that are not finite.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
+        try:
+            self.model.schedule.grid(self.config.evaluation.sample_steps)
+        except ValueError as error:
+            steps = self.config.evaluation.sample_steps
+            raise ConfigError(f"evaluation.sample_steps={steps}: {error}") from error
         e, side, images = self.config.evaluation, self.config.model.resolution, []
         asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
         with tqdm(total=len(asked), desc=desc, unit="image", disable=desc is None) as bar:

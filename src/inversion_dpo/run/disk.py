@@ -71,7 +71,7 @@ def refusal(error: BaseException) -> str | None:
     for number in REFUSALS:  # safetensors passes the system's error on as text
         if f"os error {number})" in str(error):
             return os.strerror(number)
-    return None
+    return str(error) if "disk is full" in str(error) else None  # SQLite's words
 
 
 def atomic_save(

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, float]
 CHECKED_STEPS = 3  # LoRA's A only moves once B has: look after the third step
 WINDOW = 30  # steps that are looked at together
+LEAST_NOISE, MOST_NOISE = 0.5, 2.0  # variance of x_T that is good enough
 EARLY = 10  # steps within which nothing should be perfect
 
 
@@ -90,24 +91,34 @@ def check_is_reference(row: Row, tolerance: float) -> None:
             )
 
 
-def check_noise(variance: float, t_start: float) -> None:
-    """Warn where the recovered x_T is not the noise that sampling starts from, of variance 1."""
-    told = "the noise recovered by inversion has variance %.2f, where sampling starts from 1: %s"
-    if variance <= 0.5:
+def noise_text(variance: float, t_start: float) -> str:
+    """Judge the recovered x_T beside the noise that sampling starts from, of variance 1."""
+    told = f"the noise recovered by inversion has variance {variance:.2f}, where sampling starts "
+    if variance <= LEAST_NOISE:
         more = min(0.5, 2 * t_start or 0.1)
-        remedy = (
-            "encoded images are smoother than sampled latents. "
+        return (
+            f"{told}from 1: encoded images are smoother than sampled latents. "
             f"inversion.t_start={more:g} adds the missing noise (it is {t_start:g})"
         )
-        logger.warning(told, variance, remedy)
-    if variance >= 2.0:
-        less = f"lower inversion.t_start (it is {t_start:g}), " if t_start else ""
-        remedy = (
-            "the inversion leaves the paths that the model samples. "
-            f"Try {less}more inversion.steps, inversion.guidance_scale=1, and look whether the "
-            "autoencoder and the images fit the model"
-        )
-        logger.warning(told, variance, remedy)
+    if variance < MOST_NOISE:
+        return f"{told}from 1: good"
+    less = f"lower inversion.t_start (it is {t_start:g}), " if t_start else ""
+    return (
+        f"{told}from 1: the inversion leaves the paths that the model samples. "
+        f"Try {less}more inversion.steps, inversion.guidance_scale=1, and look whether the "
+        "autoencoder and the images fit the model"
+    )
+
+
+def round_trip_text(error: float, guidance_scale: float) -> str:
+    """Judge the relative error of inverting and sampling back; independent images have over 1."""
+    remedy = "more inversion.steps or inversion.fixed_point_iterations=1 lower it"
+    if error > 0.3:
+        remedy += "; if they do not, the images are unlike what this model draws"
+    return (
+        f"relative error of inverting and sampling back, guidance {guidance_scale:g}: {error:.4f}: "
+        + ("good" if error <= 0.1 else f"{'large' if error > 0.3 else 'fair'}; {remedy}")
+    )
 
 
 # ---------------------------------------------------------------- during the run
@@ -194,12 +205,26 @@ def complaints(rows: Sequence[Row]) -> dict[str, str]:
     return found
 
 
+def accuracy_text(row: Row) -> str:
+    """Write the held-out accuracy with its number of pairs and 95% interval.
+
+    The interval is Wilson's (1927, https://doi.org/10.1080/01621459.1927.10502953).
+    """
+    share, pairs, z = row["heldout_accuracy"], row["heldout_pairs"], 1.96
+    middle = (share + z**2 / (2 * pairs)) / (1 + z**2 / pairs)
+    half = z / (1 + z**2 / pairs) * math.sqrt(share * (1 - share) / pairs + (z / pairs) ** 2 / 4)
+    return (
+        f"held-out accuracy {share:.2f} of {pairs:.0f} pairs "
+        f"(95% interval {middle - half:.2f} to {middle + half:.2f})"
+    )
+
+
 def status(row: Row) -> str:
     """Write one line on the state of a run, from a row with held-out measurements."""
     keys = ("loss", "winner_error", "loser_error", "margin", "drift", "grad_norm")
     parts = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in keys if key in row]
     if "heldout_accuracy" in row:
-        parts.append(f"held-out accuracy {row['heldout_accuracy']:.4g}")
+        parts.append(accuracy_text(row))
     return f"step {row['step']:.0f}: " + ", ".join(parts)
 
 

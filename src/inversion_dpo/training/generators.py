@@ -16,18 +16,18 @@ Generators = Sequence[torch.Generator]  # one of each pair
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A generator on the CPU, seeded by non-negative numbers of which any change changes it."""
+    """Make a generator on the CPU from non-negative numbers, of which any change changes it."""
     # torch's Mersenne Twister takes 32 bits of a seed: they have to be mixed beforehand
     word = np.random.SeedSequence(key).generate_state(1)[0]
     return torch.Generator().manual_seed(int(word))
 
 
 def integers(low: int, high: int, generators: Generators) -> Tensor:
-    """One of low..high, both included, from each generator; int64 [B]."""
+    """Draw one of low..high, both included, from each generator; int64 [B]."""
     drawn = [torch.randint(low, high + 1, (1,), generator=g) for g in generators]
     return torch.cat(drawn)
 
 
 def normal(shape: Sequence[int], generators: Generators) -> Tensor:
-    """Standard normal values of the given shape from each generator; [B, *shape]."""
+    """Draw standard normal values of the given shape from each generator; [B, *shape]."""
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])

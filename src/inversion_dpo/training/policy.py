@@ -61,12 +61,12 @@ class LoraPolicy:
             parameter.data = parameter.data.float()
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by name."""
+        """List trainable parameters by name."""
         return {n: p for n, p in self.network.named_parameters() if "lora_" in n}
 
     @contextmanager
     def reference(self, network: Any) -> Iterator[nn.Module]:
-        """The given network with its adapters off."""
+        """Give the same network with its adapters off."""
         self.network.disable_adapters()  # type: ignore[operator]
         for parameter in self.trainable().values():
             parameter.requires_grad_(True)  # peft turns it off: DDP and FSDP want it unchanged
@@ -106,12 +106,12 @@ class FullPolicy:
             parameter.requires_grad_(not unreached.match(name))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by name."""
+        """List trainable parameters by name."""
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
     @contextmanager
     def reference(self, network: Any) -> Iterator[nn.Module]:
-        """The frozen copy, whatever the given network."""
+        """Give the frozen copy, whatever the network."""
         yield self._frozen
 
     def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
@@ -127,7 +127,7 @@ class FullPolicy:
             pipeline.register_modules(**{self.model.component: self.network})
 
     def merge(self, folder: Path) -> None:
-        """The same: there is no adapter."""
+        """Do the same: there is no adapter."""
         self.save(folder)
 
 
@@ -139,11 +139,11 @@ class WithEncoder(nn.Module):
         self.unet, self.encoder = unet, encoder
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The UNet's own."""
+        """Call the UNet."""
         return self.unet(*args, **kwargs)
 
     def enable_gradient_checkpointing(self) -> None:
-        """The UNet's own."""
+        """Ask the UNet for it."""
         self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
 
 
@@ -156,12 +156,12 @@ class SceneGraphPolicy:
         self.network = WithEncoder(network_of(model), self.encoder)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Trainable parameters by name."""
+        """List trainable parameters by name."""
         return dict(self.encoder.named_parameters())
 
     @contextmanager
     def reference(self, network: Any) -> Iterator[nn.Module]:
-        """The given network, which sees no graph as long as the context lasts."""
+        """Give the same network, which sees no graph as long as the context lasts."""
         with self.encoder.off():
             yield network
 
@@ -170,7 +170,7 @@ class SceneGraphPolicy:
         save_encoder(self.encoder, folder, self.base, whole)
 
     def merge(self, folder: Path) -> None:
-        """There is nothing to be merged."""
+        """Refuse: there is nothing to be merged."""
         raise ModelError("a scene-graph encoder cannot be merged: set policy.merge=false")
 
 

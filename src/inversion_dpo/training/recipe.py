@@ -18,6 +18,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from tqdm import tqdm
 
+from inversion_dpo.data.giveaways import refuse_giveaways
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
@@ -28,7 +29,14 @@ from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.folder import stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.checkpoint import Progress
-from inversion_dpo.training.checks import Watch, asked_to_stop, check_noise, check_step
+from inversion_dpo.training.checks import (
+    LEAST_NOISE,
+    MOST_NOISE,
+    Watch,
+    asked_to_stop,
+    check_step,
+    noise_text,
+)
 from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
 from inversion_dpo.training.run_files import (
@@ -96,6 +104,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     model = load_model(config, accelerator.device)
     pairs = open_pairs(config.data)
     key = key_of(config, pairs, model)
+    refuse_giveaways(pairs, cache_root / key.name() / "giveaways.json")
     with accelerator.autocast():
         cache = fill(cache_root, model, pairs, key, device=accelerator.device, team=team)
         back = (
@@ -188,7 +197,6 @@ def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
     """Write the last measurements and the policy, merged if asked for."""
     if session.team.main:
         peak = round(peak_memory(session.accelerator.device))
-        logger.info("peak memory: %d MB", peak)
         append_row(folder, last | {"peak_memory_mb": peak, "pairs": session.cache.pairs})
     save_policy(session, folder / "adapter")
     if config.policy.merge and session.team.main:
@@ -220,7 +228,9 @@ def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
     """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
     team = current_team()
     if plan.path == "trajectory":
-        check_noise(noise_variance(cache), config.inversion.t_start)
+        variance = noise_variance(cache)
+        if not LEAST_NOISE < variance < MOST_NOISE:
+            logger.warning(noise_text(variance, config.inversion.t_start))
     if cache.counts.get("single") and chosen_method(config).loss not in ("sft", "denoising"):
         raise DataError(
             f"{config.data.pairs}: no preference among single annotated images: set "
@@ -273,7 +283,7 @@ def split_pairs(numbers: list[int], holdout: float, seed: int = 0) -> tuple[list
 
 
 def rate_at(number: int, t: TrainingConfig) -> float:
-    """The learning rate of a step: linear warm-up, then ``training.lr_scheduler``'s decay.
+    """Compute a step's learning rate: linear warm-up, then ``training.lr_scheduler``'s decay.
 
     The factors are those of diffusers' ``get_scheduler``, but depend on the step alone, so that
     nothing of them need be stored; the first step of a warm-up is not 0.
@@ -288,7 +298,7 @@ def rate_at(number: int, t: TrainingConfig) -> float:
 
 
 def guidance_text(scale: float, plain: float, guided: float) -> str:
-    """What inverting under guidance costs, beside no guidance."""
+    """Say what inverting under guidance costs, beside no guidance."""
     return (
         f"inversion.guidance_scale={scale:g}: inverting and sampling back misses the first pairs "
         f"by {guided:.4f} of their norm, and by {plain:.4f} at guidance 1, where it is exact in the"
@@ -297,7 +307,7 @@ def guidance_text(scale: float, plain: float, guided: float) -> str:
 
 
 def trained_guidance(config: Config) -> float:
-    """The guidance that the policy is trained at.
+    """Find the guidance that the policy is trained at.
 
     A distilled network, FLUX's, is told its guidance: objective.guidance_scale is 1 there.
     """
@@ -306,7 +316,7 @@ def trained_guidance(config: Config) -> float:
 
 
 def guidances_text(config: Config) -> str:
-    """What is trained and what will be sampled, where the two are not the same."""
+    """Say what is trained and what will be sampled, where the two are not the same."""
     trained, sampled = trained_guidance(config), config.evaluation.guidance_scale
     return (
         f"training at guidance {trained:g}, sampling at evaluation.guidance_scale={sampled:g}: "
@@ -315,7 +325,7 @@ def guidances_text(config: Config) -> str:
 
 
 def counts_text(cache: TrajectoryCache) -> str:
-    """How many rows became pairs, and what was left out."""
+    """Say how many rows became pairs, and what was left out."""
     rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "single", "skipped")
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
     text = f"{cache.pairs} pairs of {rows} rows"
@@ -323,7 +333,7 @@ def counts_text(cache: TrajectoryCache) -> str:
 
 
 def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:
-    """How many captions lose their end, and what to do about it."""
+    """Say how many captions lose their end, and what to do about it."""
     read = model.reads
     cut = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cache.overlong.items() if n]
     text = f"of {cache.pairs} captions the end is cut: {', '.join(cut)}"

@@ -13,8 +13,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from inversion_dpo.run.config import ConfigError
+from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import atomic_folder, atomic_text
+from inversion_dpo.run.fields import Config, ConfigError
+from inversion_dpo.run.folder import read_seconds
 from inversion_dpo.run.processes import is_cut, whole_tensors
 from inversion_dpo.training.checkpoint import (
     Progress,
@@ -22,7 +24,11 @@ from inversion_dpo.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from inversion_dpo.training.checks import accuracy_text
 from inversion_dpo.training.session import Session
+from inversion_dpo.trajectories.method import chosen_method
+
+FEW_PAIRS = 30  # held out: an accuracy of fewer is hardly one
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -62,6 +68,25 @@ def resume(session: Session, folder: Path) -> Progress:
         rows = [r for r in read_rows(folder / "metrics.jsonl") if r["step"] < progress.step]
         atomic_text("".join(json.dumps(r) + "\n" for r in rows), folder / "metrics.jsonl")
     return progress
+
+
+def summary(folder: Path, config: Config) -> str:
+    """Say how a finished training went, where its policy is and what to do next."""
+    row, seconds = read_rows(folder / "metrics.jsonl")[-1], read_seconds(folder)
+    learned = accuracy_text(row)
+    if not LOSSES[chosen_method(config).loss].reference:
+        errors = row["heldout_winner_error"], row["heldout_winner_error_ref"]
+        learned = f"held-out error on winners {errors[0]:.4g}, the reference's {errors[1]:.4g}"
+    elif row["heldout_pairs"] < FEW_PAIRS:
+        learned += ": few pairs; more of them, or a larger data.holdout, make it surer"
+    return (
+        f"{learned}\n"
+        f"drift from the reference: {row['heldout_drift']:.3g} (mean squared, of predictions)\n"
+        f"time: {seconds['invert']:.0f} s before and {seconds['train']:.0f} s in training; "
+        f"peak memory: {row['peak_memory_mb']:.0f} MB\n"
+        f"policy: {folder / 'adapter'}\n"
+        f"next: inversion-dpo evaluate {folder}"
+    )
 
 
 def save_policy(session: Session, target: Path) -> None:

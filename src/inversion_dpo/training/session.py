@@ -46,7 +46,7 @@ class Session:
 
 
 def pairs_of_step(pairs: list[int], batch: int, seed: int, number: int) -> list[tuple[int, int]]:
-    """The global batch of a step as (pair, epoch): fresh permutations, laid end to end."""
+    """List the global batch of a step as (pair, epoch): permutations laid end to end."""
     chosen: list[tuple[int, int]] = []
     while len(chosen) < batch:
         epoch, offset = divmod(number * batch + len(chosen), len(pairs))
@@ -57,6 +57,6 @@ def pairs_of_step(pairs: list[int], batch: int, seed: int, number: int) -> list[
 
 @lru_cache(maxsize=2)
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of an epoch; kept, for a million pairs take longer to shuffle than a step."""
+    """Shuffle an epoch; kept, for a million pairs take longer to shuffle than a step."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return torch.randperm(count, generator=generator)

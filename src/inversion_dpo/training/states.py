@@ -53,7 +53,7 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
 def trajectory_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
-    """One uniformly drawn state of each pair's cached trajectories."""
+    """Draw uniformly one state of each pair's cached trajectories."""
     first, last = session.cache.positions(session.plan.low, session.plan.high)
     drawn = integers(first, last, generators).tolist()
     return session.cache.states(pairs, drawn, session.plan.target)
@@ -62,7 +62,7 @@ def trajectory_states(
 def noise_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
-    """Fresh noise and timestep of each pair, the same for both images; no reference yet."""
+    """Draw fresh noise and timestep of each pair, for both images; no reference yet."""
     schedule, plan = session.model.schedule, session.plan
     x_0 = session.cache.of_images("clean", pairs)
     level = integers(plan.low, plan.high, generators).repeat(2)
@@ -77,7 +77,7 @@ def noise_states(
 def policy_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
-    """A state of each pair's inversion under the policy as it is now; target x0.
+    """Make a state of each pair's inversion under the policy as it is now; target x0.
 
     ``policy``: noise of ``INPO_ETA`` posterior deviations after every step (DDIM-InPO, 2025,
     https://arxiv.org/abs/2503.18454). ``renoise``: each step along the mean of the predictions at
@@ -120,7 +120,7 @@ STATES: dict[str, StatesOf] = {
 
 @torch.no_grad()
 def with_reference(session: Session, states: NoisyStates, condition: Condition) -> NoisyStates:
-    """The states with the reference's prediction computed now."""
+    """Compute the reference's prediction at the states now."""
     states = states.to(session.accelerator.device)
     with session.policy.reference(session.network) as network:
         reference = predict(session, network, states.x_t, states.timesteps, condition)
@@ -130,7 +130,7 @@ def with_reference(session: Session, states: NoisyStates, condition: Condition) 
 def predict(
     session: Session, network: nn.Module, x_t: Tensor, t: Tensor, condition: Condition
 ) -> Tensor:
-    """The network's prediction in the run's own precision, for policy and reference alike.
+    """Predict in the run's own precision, for policy and reference alike.
 
     Under ``objective.guidance_scale`` it is the guided one: what a sampler with that guidance
     follows is what is trained, and compared.

@@ -96,7 +96,7 @@ def losses(
     drop: bool = False,
     compare: bool = False,
 ) -> tuple[LossOutput, PairErrors, int]:
-    """Per-pair losses and errors of (pair, epoch)s, and the network evaluations per image.
+    """Compute losses and errors of (pair, epoch)s, and the network evaluations per image.
 
     Args:
         session: everything that is alive.
@@ -143,7 +143,7 @@ def pair_errors(
 
 
 def mean_gain(session: Session, gain: Tensor) -> Tensor:
-    """Mean of the gains [2P] over all images that are computed at once, on all processes."""
+    """Average the gains [2P] over all images that are computed at once, on all processes."""
     if session.accelerator.num_processes == 1:
         return gain.mean()
     sums = torch.stack([gain.sum(), gain.new_tensor(len(gain))])
@@ -152,7 +152,7 @@ def mean_gain(session: Session, gain: Tensor) -> Tensor:
 
 
 def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> Row:
-    """What is always logged apart: winner and loser errors, accuracy, margin, drift."""
+    """Measure what is always logged: winner and loser errors, accuracy, margin, drift."""
     row = {"loss": output.loss, "winner_error": errors.winner, "loser_error": errors.loser}
     if compared:
         row |= {
@@ -167,7 +167,7 @@ def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> R
 
 @torch.no_grad()
 def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
-    """Measurements on pairs never trained on, at the same states every time, over all processes."""
+    """Measure pairs never trained on, at the same states every time, over all processes."""
     plan, team, pairs = session.plan, session.team, session.heldout_pairs[:limit]
     items = [(draw, place) for draw in range(draws) for place in range(len(pairs))]
     size = -(-plan.batch_size // (team.size * plan.accumulation))
@@ -183,4 +183,5 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
     settle(session.network)
     mean = total(rows, session.accelerator.device, team)
+    mean["pairs"] = float(len(pairs))
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}

@@ -44,6 +44,7 @@ from inversion_dpo.models.base import (
 )
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.run.disk import atomic_save
+from inversion_dpo.run.fields import ConfigError
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
     EMPTY,
@@ -95,9 +96,17 @@ def fill(
 
     Returns:
         The cache, whose checksums hold.
+
+    Raises:
+        ConfigError: the schedule has not so many steps.
+        ModelError: a value is not finite; it names the image.
     """
     team, folder = team or Team(), root / key.name()
-    how = Inverter(model, key, model.schedule.grid(key.steps, key.spacing), device)
+    try:
+        grid = model.schedule.grid(key.steps, key.spacing)
+    except ValueError as error:
+        raise ConfigError(f"inversion.steps={key.steps}: {error}") from error
+    how = Inverter(model, key, grid, device)
     if not is_whole(folder, team):
         count = pairs.expected() if team.main else None
         if team.main:

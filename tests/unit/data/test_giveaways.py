@@ -107,7 +107,7 @@ def test_files_that_give_labels_away_are_refused(
 ) -> None:
     data = pairs_of(tmp_path, winner, loser)
     with pytest.raises(DataError, match=rf"{words}.*data.allow_giveaways=true"):
-        refuse_giveaways(open_pairs(data))
+        refuse_giveaways(open_pairs(data), tmp_path / "memo.json")
     report = check_pairs(data)
     assert not report.ok and f"! by their files, winners are {words}" in format_report(report)
     assert "no problems" not in format_report(report)
@@ -115,8 +115,13 @@ def test_files_that_give_labels_away_are_refused(
 
 def test_whoever_asks_for_it_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = pairs_of(tmp_path, lambda: stored(picture(48, 72)), plain)
+    memo, source = tmp_path / "memo.json", open_pairs(data, allow_giveaways=True)
     with caplog.at_level(logging.WARNING):
-        refuse_giveaways(open_pairs(data, allow_giveaways=True))
+        refuse_giveaways(source, memo)
+        refuse_giveaways(source, memo)  # the pairs are not read again
+    assert caplog.text.count("files tell winners") == 2 and source.counts["pairs"] == 40
+    with pytest.raises(DataError, match="allow_giveaways=true"):
+        refuse_giveaways(open_pairs(data), memo)
     assert "Winners are 48x72 in 40 of 40 pairs" in caplog.text
     report = check_pairs(data, allow_giveaways=True)
     assert report.ok and format_report(report).endswith("look at what is marked with !")
@@ -126,7 +131,7 @@ def test_a_few_per_cent_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureF
     """16 of 200 pairs: the trait alone is right in 54%, and in 50.5% at least."""
     data = pairs_of(tmp_path, lambda: stored(picture(48, 72)), plain, 200, 16)
     with caplog.at_level(logging.WARNING):
-        refuse_giveaways(open_pairs(data))
+        refuse_giveaways(open_pairs(data), tmp_path / "memo.json")
     assert "narrower in shape in 16 of 16 pairs that differ, of 200" in caplog.text
     report = check_pairs(data)
     assert report.ok and "no problems" not in format_report(report)
@@ -134,8 +139,9 @@ def test_a_few_per_cent_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_chance_is_not_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = pairs_of(tmp_path, lambda: stored(picture(48, 72)), plain, 9, 9)  # too few to tell
-    refuse_giveaways(open_pairs(one))
-    refuse_giveaways(open_pairs("asset:taste.parquet", limit=200))  # warm winners are content
+    refuse_giveaways(open_pairs(one), tmp_path / "one.json")
+    taste = open_pairs("asset:taste.parquet", limit=200)  # warm winners are content
+    refuse_giveaways(taste, tmp_path / "taste.json")
     assert not caplog.records
     assert check_pairs(one).giveaways == ()
 

@@ -21,7 +21,7 @@ from inversion_dpo.models.graph_model import save_encoder
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
-from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.run.fields import ConfigError, ModelConfig
 from inversion_dpo.web.studio import Studio
 
 WORDS = "a large red circle left of a small blue star " * 10
@@ -99,6 +99,12 @@ def test_a_caption_of_the_world_brings_its_graph(with_graphs):
     caption = "a large red circle"
     bare = Sampler(sampler.pipeline, sampler.config).draw([caption], [0])[0]
     assert (sampler.draw([caption], [0])[0] != bare).any()
+
+
+def test_more_steps_than_the_schedule_has_are_refused_by_name(config):
+    sampler = sampler_of(config, None).under(sample_steps=1000)
+    with pytest.raises(ConfigError, match="evaluation.sample_steps=1000: .* takes 1 to 999 steps"):
+        sampler.draw(["a star"], [1])
 
 
 def test_other_settings_leave_the_pipeline(config):

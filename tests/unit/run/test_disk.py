@@ -1,5 +1,7 @@
 """Files written whole or not at all, and tables that show damage."""
 
+import sqlite3
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +12,15 @@ from inversion_dpo.run.disk import (
     atomic_table,
     atomic_tables,
     read_table,
+    refusal,
     writing,
 )
+
+
+def test_a_full_disk_under_a_database_is_understood():
+    assert refusal(sqlite3.OperationalError("database or disk is full")) is not None
+    assert refusal(sqlite3.OperationalError("no such table: votes")) is None
+
 
 TABLE = pa.table({"caption": ["a cat", "a dog", None] * 9, "score": [0.5, 1.0, 2.0] * 9})
 

@@ -64,9 +64,9 @@ def test_watch_complains_once_and_reports_when_measured(caplog):
         watch = Watch()
         for row in rows(3 * WINDOW, drift=0.5):
             watch.see(row)
-        watch.see({**rows(1)[0], "heldout_accuracy": 0.625})
+        watch.see({**rows(1)[0], "heldout_accuracy": 0.625, "heldout_pairs": 16})
     assert caplog.text.count("has drifted") == 1
-    assert caplog.text.count("held-out accuracy 0.625") == 1
+    assert caplog.text.count("accuracy 0.62 of 16 pairs (95% interval 0.39 to 0.82)") == 1
 
 
 def test_status_names_what_is_there():

@@ -169,9 +169,9 @@ class Prepares:
     """Stands for loading, reading and filling."""
 
     def __init__(self, monkeypatch, cache, *, guidance=1.0, main=True):
-        self.filled, self.asked = [], []
+        self.filled, self.asked, self.looked = [], [], []
         self.model = Model()
-        self.key = SimpleNamespace(guidance_scale=guidance, prompt_chunks=2)
+        self.key = SimpleNamespace(guidance_scale=guidance, prompt_chunks=2, name=lambda: "key")
         self.model.reads = {"tokenizer": 150}
 
         def fill(root, model, pairs, key, *, device, team):
@@ -193,6 +193,7 @@ class Prepares:
             "open_pairs": lambda config: pairs,
             "key_of": lambda config, pairs, model: self.key,
             "fill": fill,
+            "refuse_giveaways": lambda pairs, memo: self.looked.append(memo),
             "round_trip_error": error,
         }.items():
             monkeypatch.setattr(recipe, name, value)
@@ -204,7 +205,7 @@ def test_preparing_fills_once_and_says_what_there_is(cache, tmp_path, monkeypatc
     prepared = prepare(config(), tmp_path / "root")
     assert prepared.cache is cache and prepared.model is made.model
     assert len(made.filled) == 1 and made.filled[0][0] == tmp_path / "root"
-    assert made.asked == []
+    assert made.asked == [] and made.looked == [tmp_path / "root/key/giveaways.json"]
     assert caplog.messages == ["5 pairs of 7 rows; left out: 2 ties"]
 
 
@@ -319,6 +320,7 @@ class Steps:
         clock = iter(range(1000))
         for name, value in {
             "heldout": heldout,
+            "Watch": lambda: SimpleNamespace(see=lambda row: None),
             "step": taken,
             "check_step": lambda session, number, row: None,
             "append_row": lambda folder, row: self.rows.append(row),

@@ -17,7 +17,7 @@ from inversion_dpo.data.transforms import flips
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.maths.schedule import add_noise, step
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.run.fields import InversionConfig
+from inversion_dpo.run.fields import ConfigError, InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories.fill import (
@@ -162,6 +162,11 @@ def test_a_whole_cache_is_only_opened(tmp_path):
     model = Pipeline()
     again = fill(tmp_path, model, None, KEY, device=CPU)
     assert again.pairs == 5 and model.calls == 0
+
+
+def test_more_steps_than_the_schedule_has_are_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match="inversion.steps=9: .* takes 1 to 3 steps, not 9"):
+        filled(tmp_path, replace(KEY, steps=9))
 
 
 def test_only_a_damaged_shard_is_made_again(tmp_path, caplog):
