@@ -12,7 +12,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.lora import add_lora, lora_file
-from inversion_dpo.models.parts import check_lora, kind_of, named
+from inversion_dpo.models.parts import check_lora, folder_fault, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.folder import read_config
@@ -61,6 +61,8 @@ def side(config: Config, model: str | None) -> Side:
     if kind == "network":
         return Side(replace(config, model=replace(m, network=model)), None)
     if kind == "pipeline" and path.is_dir():
+        if fault := folder_fault(path):
+            raise ConfigError(f"{model}: {fault}")
         return Side(config, path)
     if kind is None:
         raise ConfigError(

@@ -22,6 +22,7 @@ from inversion_dpo.models.parts import (
     check_lora,
     check_place,
     configuration_of,
+    folder_fault,
     index_of,
     load_part,
     load_single_file,
@@ -94,6 +95,11 @@ def check_model(m: ModelConfig) -> None:
     with named("model.path", m.path):
         check_place(path)
         index_of(configuration_of(path, m.config) if Path(path).is_file() else path, m.revision)
+        given = ["vae"] * bool(m.vae) + [*NETWORKS] * bool(m.network)
+        if fault := folder_fault(
+            Path(path), given + ["text_encoder_3", "tokenizer_3"] * (not m.t5)
+        ):
+            raise ModelError(fault)
     for key in ("vae", "network", "scene_graph"):
         if name := getattr(m, key):
             with named(f"model.{key}", name):

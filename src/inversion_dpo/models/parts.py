@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
@@ -76,6 +76,8 @@ def kind_of(name: str) -> Kind | None:
     place = Path(name).expanduser()
     if place.is_file():
         keys = keys_of(place)
+        if not keys and place.suffix == ".safetensors":
+            raise ModelError("it is damaged or not complete: fetch it again")
         if any(KEY.fullmatch(key) for key in keys):
             return "lora"
         whole = any(key.startswith(CLIPS) for key in keys)
@@ -158,8 +160,7 @@ def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str 
         both = product((None, part), dict.fromkeys((variant, None, "fp16")))
         return [{"subfolder": subfolder, "variant": v} for subfolder, v in both]
     subfolder = part if (folder / part).is_dir() else None
-    files = (folder / (subfolder or "")).glob("*.safetensors")
-    held = {f.name.split(".")[1] if f.name.count(".") == 2 else None for f in files}
+    held = _variants(folder / (subfolder or ""))
     if variant not in held and held:
         variant = min(held, key=str) if None not in held else None
     return [{"subfolder": subfolder, "variant": variant}]
@@ -300,23 +301,41 @@ def _remedy(error: Exception, key: str, name: str) -> str:
 
 def _folder_remedy(folder: Path) -> str:
     """Say what a pipeline's folder lacks."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        index = DiffusionPipeline.load_config(folder)
-        parts = [n for n, v in index.items() if isinstance(v, (list, tuple)) and v[0]]
-        lost = [n for n in parts if not (folder / n).is_dir() and n not in UNUSED]
-        if lost:
-            return (
-                f"The folder lacks {', '.join(lost)}, which model_index.json names: fetch it again"
-            )
-        for part in parts:
-            names = [f.name for f in (folder / part).iterdir()]
-            weights = [n for n in names if n.endswith(".safetensors")]
-            if not weights and any(n.endswith(PICKLED) for n in names):
-                return (
-                    f"The weights of {part} are pickles, which can run code: weights in .bin are "
-                    "not opened: convert them to safetensors"
-                )
-            variants = {n.split(".")[1] for n in weights if n.count(".") == 2}
-            if variants and not any(n.count(".") == 1 for n in weights):
-                return f"Set model.variant={min(variants)}, the only one of {part}"
+    if fault := folder_fault(folder):
+        return fault
+    for part in (p for p in folder.iterdir() if p.is_dir()):
+        held = _variants(part)
+        if held and None not in held:
+            return f"Set model.variant={min(map(str, held))}, the only one of {part.name}"
     return "The folder needs model_index.json and safetensors weights that fit its configuration"
+
+
+def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
+    """Say which parts of a pipeline's folder are lost, damaged or pickles; headers alone are read.
+
+    given: parts that come from elsewhere.
+    """
+    index = dict[str, Any]()
+    if folder.is_dir():
+        with suppress(OSError, ValueError, TypeError):
+            index = index_of(str(folder))
+    parts = [n for n, v in index.items() if isinstance(v, (list, tuple)) and v[0]]
+    parts = [n for n in parts if n not in (*UNUSED, *given)]
+    lost = [n for n in parts if not (folder / n).is_dir()]
+    if lost:
+        return f"The folder lacks {', '.join(lost)}, which model_index.json names: fetch it again"
+    for part in parts:
+        names = [f.name for f in (folder / part).iterdir()]
+        weights = [n for n in names if n.endswith(".safetensors")]
+        for name in weights:
+            if not keys_of(folder / part / name):
+                return f"{folder / part / name} is damaged or not complete: fetch it again"
+        if not weights and any(n.endswith(PICKLED) for n in names):
+            return f"Weights of {part} are pickles, which can run code: convert them to safetensors"
+    return None
+
+
+def _variants(folder: Path) -> set[str | None]:
+    """Read the variants of a folder's weights off their names; None is the plain one."""
+    names = [f.name for f in folder.glob("*.safetensors")]
+    return {n.split(".")[1] if n.count(".") == 2 else None for n in names}

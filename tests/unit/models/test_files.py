@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.loading import check_model, load_pipeline
 from inversion_dpo.models.parts import save_pipeline, weight_files
 from inversion_dpo.models.sampler import Sampler
-from inversion_dpo.run.config import load_config
+from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
 from tools.tiny.single_file import vae_to_original, write_single_file
 
@@ -174,7 +174,7 @@ def pickled(folder, part):
     [
         (lambda folder, part: shutil.rmtree(folder / part), "lacks {}, which model_index.json"),
         (truncated, "{}/.*safetensors is damaged or not complete: fetch it again"),
-        (pickled, "weights of {} are pickles.*convert them"),
+        (pickled, "Weights of {} are pickles.*convert them"),
     ],
     ids=["deleted", "truncated", "pickles"],
 )
@@ -185,6 +185,10 @@ def test_a_damaged_folder_names_the_part_and_the_remedy(spoil, message, part, ti
     with pytest.raises(ModelError, match=message.format(part)) as caught:
         load_pipeline(ModelConfig(str(folder)))
     assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=message.format(part)):  # before any work
+        check_model(ModelConfig(str(folder)))
+    with pytest.raises(ConfigError, match=message.format(part)):  # as --policy
+        side(load_config(None, []), str(folder))
 
 
 @pytest.mark.parametrize("key", ["vae", "network", "lora"])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from inversion_dpo.models import parts
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.loading import adapt, check_model, load_pipeline
 from inversion_dpo.run.fields import ModelConfig
 
 
@@ -27,6 +27,7 @@ def half(tiny, tmp_path_factory):
 def test_a_hub_id_from_the_cache_offline(tiny, half, hub_cache):
     hub_cache("models", "owner/name", tiny("sd15"))
     hub_cache("models", "owner/name", half, "v2", "b" * 40)
+    check_model(ModelConfig("owner/name"))
     whole = load_pipeline(ModelConfig("owner/name"))
     assert whole.unet.dtype == torch.float32
     part = load_pipeline(
@@ -93,7 +94,7 @@ def pickled(folder):
 
 
 SPOILED = {
-    "only pickles": (pickled, "no file named.*bin are not opened: convert them to safetensors"),
+    "only pickles": (pickled, "are pickles, which can run code: convert them to safetensors"),
     "weights cut short": (cut("unet/diffusion_pytorch_model.safetensors"), "Unable to load"),
     "a text encoder cut short": (cut("text_encoder/model.safetensors"), "deserializing header"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "no file named model_index.json"),
