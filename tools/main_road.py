@@ -2,7 +2,8 @@
 
 Runs ``inversion-dpo train`` for one step of one pair on the embedded model and notes every function
 of the package that is entered. A function is a ``def`` of the package, nested ones included;
-comprehensions and lambdas are counted apart. ``--list`` names them.
+comprehensions and lambdas are counted apart. ``--list`` names them. The recipe alone is counted
+too: from ``recipe.train`` on, without the command line and the checks before it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Road:
     def __init__(self) -> None:
         self.entered: set[Place] = set()
         self.until_step: set[Place] = set()
+        self.recipe: set[Place] = set()  # of these, those since recipe.train was entered
 
     def note(self, frame: FrameType, event: str, argument: Any) -> None:
         """Take an event of ``sys.setprofile``."""
@@ -48,7 +50,11 @@ class Road:
         if not code.co_filename.startswith(str(PACKAGE)):
             return
         if event == "call":
-            self.entered.add((code.co_filename, code.co_firstlineno))
+            place = (code.co_filename, code.co_firstlineno)
+            self.entered.add(place)
+            of_recipe = code.co_qualname == "train" and place[0].endswith("training/recipe.py")
+            if (of_recipe or self.recipe) and not self.until_step:
+                self.recipe.add(place)
         if event == "return" and code.co_qualname == "step" and not self.until_step:
             if code.co_filename.endswith("training/step.py"):
                 self.until_step = set(self.entered)
@@ -75,6 +81,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="name the functions, file by file")
     given, known, road = parser.parse_args(), definitions(), walk()
     for words, entered in (
+        ("in the recipe, until the first step is taken", road.recipe),
         ("until the first step is taken", road.until_step),
         ("in the whole command", road.entered),
     ):
