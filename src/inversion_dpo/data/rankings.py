@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, groupby, pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from inversion_dpo.data.columns import RANKED, Table
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Encoded, Fault, Raw, Row, encoded_image, number, row_of, shown
 
+Rated = tuple[Any, list[float]]  # an image and its ratings, higher is better
 # Which pairs (better, worse) a ranking gives, from its places, the best first: one pair; each image
 # with the next one down; every two. Images of equal rank keep their order; their pairs are ties.
 SCHEMES: dict[str, Callable[[Sequence[int]], Iterable[tuple[int, int]]]] = {
@@ -145,20 +146,6 @@ def _pairs(
         yield Raw(f"{raw.where}, images {w} and {l}", named, pair)
 
 
-@dataclass
-class _Rated:
-    """All ratings of one image for one prompt; higher is better."""
-
-    image: Any
-    ratings: list[float] = field(default_factory=list)
-
-    @property
-    def squares(self) -> float:
-        """Sum of squared differences from the mean."""
-        mean = statistics.fmean(self.ratings)
-        return sum((x - mean) ** 2 for x in self.ratings)
-
-
 def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
     """Rows of two images from ratings, all those of an image and its prompt put together.
 
@@ -167,7 +154,7 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
     the difference of the means over the root of both variances. An image with one rating has the
     variance within images over the whole data.
     """
-    groups: dict[str, tuple[list[Raw], dict[object, _Rated]]] = {}
+    groups: dict[str, tuple[list[Raw], dict[object, Rated]]] = {}
     for raw in raws:
         found = _ratings(raw)
         if isinstance(found, Fault):
@@ -177,10 +164,10 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
         rows, images = groups.setdefault(key, ([], {}))
         rows.append(replace(raw, values={**raw.values, "images": None}))
         for image, ratings in found:
-            images.setdefault(_key(image), _Rated(image)).ratings += ratings
-    every = [image for _, images in groups.values() for image in images.values()]
-    freedom = sum(len(image.ratings) - 1 for image in every)
-    common = sum(image.squares for image in every) / freedom if freedom else 0.0
+            images.setdefault(_key(image), (image, []))[1].extend(ratings)
+    several = [r for _, images in groups.values() for _, r in images.values() if len(r) > 1]
+    squares = sum(statistics.variance(r) * (len(r) - 1) for r in several)
+    common = squares / sum(len(r) - 1 for r in several) if several else 0.0
     for rows, images in groups.values():
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         first = replace(rows[0], where=rows[0].where + more)
@@ -193,24 +180,23 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
             yield from _rated_pairs(first, rated, common, scheme)
 
 
-def _rated_pairs(raw: Raw, rated: list[_Rated], common: float, scheme: str) -> Iterator[Raw]:
-    means = [statistics.fmean(image.ratings) for image in rated]
-    counts = [len(image.ratings) for image in rated]
-    spread = [x.squares / (n - 1) if n > 1 else common for x, n in zip(rated, counts, strict=True)]
+def _rated_pairs(raw: Raw, rated: list[Rated], common: float, scheme: str) -> Iterator[Raw]:
+    means = [statistics.fmean(ratings) for _, ratings in rated]
+    spread = [statistics.variance(r) if len(r) > 1 else common for _, r in rated]
 
     def sure(w: int, l: int) -> float:
         both = spread[w] + spread[l]
         return float(ndtr((means[w] - means[l]) / math.sqrt(both))) if both else 1.0
 
     words = [
-        f"{'mean' if n > 1 else 'score'} {round(m, 1):g}"
-        for m, n in zip(means, counts, strict=True)
+        f"{'mean' if len(ratings) > 1 else 'score'} {round(mean, 1):g}"
+        for mean, (_, ratings) in zip(means, rated, strict=True)
     ]
-    images = [image.image for image in rated]
+    images = [image for image, _ in rated]
     yield from _pairs(_Ranked(raw, images, dict(enumerate(means)), words), scheme, sure)
 
 
-def _ratings(raw: Raw) -> list[tuple[Any, list[float]]] | Fault:
+def _ratings(raw: Raw) -> list[Rated] | Fault:
     """Give the images of a row with the ratings of each: one or several."""
     images, scores = raw.values["images"], raw.values["scores"]
     if not isinstance(images, list):
