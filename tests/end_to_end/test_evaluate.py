@@ -1,16 +1,20 @@
 """Evaluation as a user types it: several images a prompt, any two models, kills, categories."""
 
 import csv
+import itertools
 import json
 import shutil
+import sys
+from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.cli.main import main
-from inversion_dpo.evaluation.evaluate import evaluate
-from inversion_dpo.evaluation.samples import sampled
+from inversion_dpo.evaluation.evaluate import evaluate, pairs_agree
+from inversion_dpo.evaluation.samples import model_digest, sampled, scoring_digest
+from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.folder import claim
@@ -106,6 +110,61 @@ def test_the_report_has_its_figures_data(capsys, run):
     assert {r["category"] for r in categories} == {"color_binding", "position"}
     page = (run / "report.html").read_text()
     assert "By category of prompt" in page and "color_binding" in page
+    agree = metrics["pairs_agree"]
+    assert agree["low"] <= agree["share"] <= agree["high"]
+    assert f"Measured on {agree['n']} pairs" in page and "ach pair prefers" not in page
+
+
+def scorer(monkeypatch, function):
+    """Make a scorer of a function importable, and name it."""
+    module = ModuleType("own_for_pairs")
+    module.score = function
+    monkeypatch.setitem(sys.modules, "own_for_pairs", module)
+    return ["evaluation.scorer=own_for_pairs:score", "evaluation.preference=score"]
+
+
+def test_what_the_pairs_prefer_is_claimed_only_where_it_was_measured(run, monkeypatch, tmp_path):
+    own, place = str(run / "config.yaml"), itertools.count()
+    metrics = {}
+    for name, function in {
+        "even": lambda images, prompts: np.zeros(len(images)),
+        "winners": lambda images, prompts: [-next(place) for _ in images],  # winner, loser, ...
+        "broken": lambda images, prompts: [float("nan")] * len(images),
+    }.items():
+        config = load_config(own, scorer(monkeypatch, function))
+        metrics[name] = {"pairs_agree": pairs_agree(config, tmp_path)}
+    told = {name: agreement_text(found, "score") for name, found in metrics.items()}
+    assert metrics["even"]["pairs_agree"]["share"] == 0.5
+    assert "does not measure what these pairs prefer" in told["even"]
+    assert "the winner has the higher `score` in 100% [" in told["winners"]
+    assert "does not" not in told["winners"] and told["broken"] == ""
+
+
+def test_black_samples_are_named_where_they_are_sampled(run, monkeypatch, caplog):
+    config, prompts = load_config(str(run / "config.yaml"), []), [p for _, p in CAPTIONS]
+    black = [np.zeros((64, 64, 3), np.uint8)]
+    monkeypatch.setattr(Sampler, "draw", lambda self, asked, seeds: black * len(asked))
+    sampled(config, None, run / "black", prompts, "reference", 1)
+    told = "reference: 4 of 4 samples are of one colour ('a small red star above a small blue star"
+    assert told in caplog.text and "and 1 more" in caplog.text and "safety checker" in caplog.text
+
+
+@pytest.mark.parametrize("setting", ["model.lora", "model.vae", "model.scene_graph", "adapter"])
+def test_a_file_written_over_makes_new_samples(tmp_path, setting):
+    """A LoRA saved again under its name is another model, and so is a changed configuration."""
+    part, file = tmp_path / "part", tmp_path / "part" / "pytorch_lora_weights.safetensors"
+    part.mkdir()
+    found = set()
+    for text in ("first", "second"):
+        file.write_text(text)
+        for settings in ("{}", '{"scaling_factor": 1}'):
+            (part / "config.json").write_text(settings)
+            for place in (part, file):
+                given = [] if setting == "adapter" else [f"{setting}={place}"]
+                config = load_config(None, given)
+                found.add((place, model_digest(config, place if not given else None)))
+    assert len({digest for place, digest in found if place == part}) == 4
+    assert len({digest for place, digest in found if place == file}) == 2
 
 
 def test_both_guidances_are_reported(capsys, run):
@@ -251,6 +310,21 @@ def test_bad_settings_are_one_line(capsys, run, override, message):
     extra = ["evaluation.scorer=clip"] if "checkpoints" in override else []
     code, _, err = command(capsys, "evaluate", run, override, *extra)
     assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_a_scorer_written_over_scores_anew(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "weights").mkdir()
+    found = set()
+    for text in ("1", "22"):
+        (tmp_path / "scorer_of_mine.py").write_text(f"def score(images, prompts): return {text}")
+        (tmp_path / "weights" / "model.safetensors").write_text(text)
+        for given in (
+            ["evaluation.scorer=scorer_of_mine:score"],
+            ["evaluation.scorer=clip", f"evaluation.checkpoints.clip={tmp_path / 'weights'}"],
+        ):
+            found.add(scoring_digest(load_config(None, given)))
+    assert len(found) == 4
 
 
 def test_scorers_label_pairs_that_train_reads(capsys, run, tmp_path, prompts):

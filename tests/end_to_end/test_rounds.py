@@ -182,6 +182,7 @@ def test_the_command_writes_a_page_of_rounds(settings, tmp_path, monkeypatch):
     before = found["rounds"]["x0"][0]["brightness"]["mean"]
     assert last["mean"] - before == pytest.approx(gain)
     assert "Round by round" in page.read_text() and len(last["values"]) == 2
+    assert 'alt="x0 round 2: a ' in page.read_text() and "Methods and their" in page.read_text()
     assert "What else changed" in page.read_text()
     assert all(found["variants"][n]["traits"]["brighter"] for n in ("x0", "x0 round 2"))
     spent = found["variants"]["x0 round 2"]["inversion"]["evaluations"]

@@ -72,6 +72,7 @@ def test_starts_at_log_two_and_logs_everything_apart(tiny_config, tmp_path, over
     wanted = {"winner_error", "loser_error", "accuracy", "margin", "grad_norm", "drift"}
     assert wanted <= set(rows[1]) and rows[0]["grad_norm"] > 0
     assert "heldout_accuracy" in rows[-1] and not {"accuracy", "heldout_accuracy"} & set(rows[0])
+    assert rows[-1]["heldout_pairs"] >= 1
     assert rows[-1]["heldout_drift"] > 0
 
 

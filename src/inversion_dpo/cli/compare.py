@@ -60,7 +60,7 @@ def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
         output: the run's folder.
         origin: in a later round, the settings of the model that its policy is measured against.
     """
-    from inversion_dpo.evaluation.evaluate import evaluate
+    from inversion_dpo.evaluation.evaluate import check, evaluate
     from inversion_dpo.evaluation.report import report
     from inversion_dpo.evaluation.wording import headline
     from inversion_dpo.run.folder import claim, occupied
@@ -68,6 +68,7 @@ def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
 
     with occupied(output):
         claim(output, config)
+        check(origin or config, output)
         train(config, output)
         models = (None, str(output)) if origin else None
         metrics = evaluate(output, origin or config, models)

@@ -39,7 +39,7 @@ def evaluate(
     with occupied(run):
         claim(run, settings)
         metrics = evaluate_models(run, settings, models=models)
-    say("\n".join(lines(metrics)))
+    say("\n".join(lines(metrics, str(run))))
 
 
 def report(

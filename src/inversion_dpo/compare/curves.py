@@ -113,21 +113,33 @@ def score_curves(summary: Summary, preference: str, unit: str) -> Figure:
 
 
 def yardstick(axes: Axes, summary: Summary, preference: str) -> None:
-    """Draw dashed lines at the reference's best of n samples."""
+    """Draw dashed lines at the reference's best of n samples; name those out of the curves' range.
+
+    They do not widen the axis, so that they squeeze no curve.
+    """
+    low, high = axes.get_ylim()
+    look: dict[str, Any] = {"size": 7, "color": GREY, "ha": "right"}
+    beyond: dict[str, list[str]] = {"above": [], "below": []}
     for n, scores in summary["best_of"].items():
         height = scores[preference]["mean"]
+        if not low <= height <= high:
+            beyond["above" if height > high else "below"].append(f"best of {n} ({height:.3g})")
+            continue
         axes.axhline(height, zorder=1, **DASHED)
-        beside: dict[str, Any] = {"size": 7, "color": GREY, "ha": "right", "va": "bottom"}
-        axes.annotate(f"best of {n}", (1, height), xycoords=("axes fraction", "data"), **beside)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
+        axes.annotate(f"best of {n}", (1, height), **place, **look)
+    for (side, names), y in zip(beyond.items(), (0.99, 0.01), strict=True):
+        if names:
+            words, va = f"{side} this plot: {', '.join(names)}", "top" if y > 0.5 else "bottom"
+            axes.text(1, y, words, transform=axes.transAxes, va=va, **look)
+    axes.set_ylim(low, high)
 
 
 def round_curves(summary: Summary, preference: str) -> Figure:
     """Plot the score by round, one sample per prompt, with the first reference's best of n."""
     page, axes = figure(6.4)
-    lines = [
-        (name, [r["round"] for r in rows], [r[preference] for r in rows])
-        for name, rows in summary["rounds"].items()
-    ]
+    rounds = summary["rounds"].items()
+    lines = [(n, [r["round"] for r in rows], [r[preference] for r in rows]) for n, rows in rounds]
     bands(axes, lines, "round (0: the reference)", preference, marker="o", ms=5)
     yardstick(axes, summary, preference)
     axes.set_xticks(range(max(len(rows) for rows in summary["rounds"].values())))

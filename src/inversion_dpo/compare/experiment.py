@@ -13,14 +13,26 @@ from typing import Any
 from inversion_dpo.compare import page as report
 from inversion_dpo.compare.methods import Variant, check, overrides_of, tuned_settings, variants
 from inversion_dpo.compare.rounds import Rounds, chain, check_rounds, round_scores, spent_before
-from inversion_dpo.compare.runs import best_of, diversity, inversion_evaluations
+from inversion_dpo.compare.runs import (
+    DIVERSITY_PROMPTS,
+    DIVERSITY_SEEDS,
+    MOST,
+    SNAPSHOTS,
+    best_of,
+    diversity,
+    folder_of,
+    inversion_evaluations,
+    pictured,
+)
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
-from inversion_dpo.evaluation.defaults import settled
+from inversion_dpo.data.source import open_pairs
+from inversion_dpo.evaluation.defaults import evaluation_prompts, settled
+from inversion_dpo.evaluation.evaluate import check as check_evaluation
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.report import versions
 from inversion_dpo.run.config import Config, ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_text, check_room
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.training.recipe import prepare
 from inversion_dpo.trajectories.key import chosen_method
@@ -127,7 +139,22 @@ def compare(root: Path, plan: Plan) -> Path:
         ConfigError: a setting is wrong; raised before any training.
     """
     base = load_config(plan.config, list(plan.extra))
+    if not base.evaluation.scorer:
+        raise ConfigError(
+            "compare needs evaluation.scorer: give a scorer's name or module:function"
+        )
     check_rounds(plan.rounds, base)
+    plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
+    check(plan.config, plans, plan.extra, plan.vary)
+    check_evaluation(base, root)
+    runs, count = len(plans), len(evaluation_prompts(base))
+    images = (
+        runs * DIVERSITY_PROMPTS * DIVERSITY_SEEDS
+        + count * (MOST + runs)
+        + runs * (SNAPSHOTS * min(plan.curve, count))
+    )
+    check_room(root, images * 2 * base.model.resolution**2, f"samples of {runs} runs")
+    next(iter(open_pairs(base.data, 1)), None)
     claim_folder(root, plan)
     with occupied(root, run=False):
         e, given = settled(base, root).evaluation, base.evaluation
@@ -139,8 +166,6 @@ def compare(root: Path, plan: Plan) -> Path:
 def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
     """Run :func:`compare` in a folder that this process has locked."""
     preference = base.evaluation.preference
-    plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
-    check(plan.config, plans, plan.extra, plan.vary)
     if plan.tune:
         tuned = dict(tuned_settings("", root / "tuned.json"))
         missing = [m for m in plan.methods if m not in tuned]
@@ -168,7 +193,14 @@ def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
                     "method": variant.method,
                     "varied": variant.varied,
                 }
-        page = report.write(root, summary, preference)
+        shown = {
+            name: folder_of(root, f"{v.name}-0" + f"-round{number}" * (number > 1))
+            for v, _ in todo
+            if not v.varied
+            for number, name in enumerate(results[v.name], start=1)
+        }
+        cards = pictured(base, root / "samples", shown)
+        page = report.write(root, summary, preference, cards)
     return page
 
 

@@ -12,11 +12,12 @@ from inversion_dpo.compare import curves
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.data.traits import TRAITS
 from inversion_dpo.evaluation.metrics import interval_text
-from inversion_dpo.evaluation.page import Page, Section, Table
+from inversion_dpo.evaluation.page import Page, Picture, Section, Table
 from inversion_dpo.run.disk import atomic_figure, atomic_text
 
 Summary = Mapping[str, Any]
 Row = dict[str, str]
+Cards = Sequence[tuple[str, Sequence[Picture]]]
 Part = tuple[Any, ...]  # heading, note, rows, names of pictures
 
 
@@ -31,27 +32,29 @@ def preferred_first(summary: Summary, preference: str) -> list[str]:
     return [preference, *(m for m in metrics if m != preference)]
 
 
-def costs(variant: Summary) -> Row:
-    """Write the cost of a training step."""
-    return {
-        "s / step": f"{variant['step_seconds']:.2f}",
-        "evaluations / step": f"{variant['step_evaluations']:.0f}",
-    }
-
-
-def main_rows(summary: Summary, preference: str) -> list[Row]:
-    """List every variant's gains."""
+def gain_part(summary: Summary, preference: str) -> Part:
+    """List every variant's gains over the reference, and what a step costs."""
     metrics, rows = preferred_first(summary, preference), []
     for name, v in summary["variants"].items():
         drift = v["training"].get("heldout_drift")
         row = {"method": name, "win rate": cell(v["win_rate"], sign="")}
         row |= {f"{m} gain": cell(v["gains"][m]) for m in metrics}
-        row |= {"diversity": cell(v["diversity"], sign="")}
-        rows.append(row | {"drift": cell(drift, 4, "") if drift else "-"} | costs(v))
-    return rows
+        row["diversity"] = cell(v["diversity"], sign="")
+        row["drift"] = cell(drift, 4, "") if drift else "-"
+        row["s / step"] = f"{v['step_seconds']:.2f}"
+        rows.append(row | {"evaluations / step": f"{v['step_evaluations']:.0f}"})
+    note = (
+        f"Means over {summary['seeds']} training seeds with 95% t intervals, on "
+        f"{summary['prompts']} held-out prompts with the same noise. {preference} decides the "
+        f"win rate. The reference has diversity {summary['reference_diversity']:.3f}."
+    )
+    for name, v in summary["variants"].items():
+        if blank := v.get("one_colour"):
+            note += f" {name}: {blank} samples are of one colour and show nothing."
+    return "Gains over the reference", note, rows, "gains"
 
 
-def ablation_rows(summary: Summary, preference: str) -> list[Row]:
+def ablation_part(summary: Summary, preference: str) -> Part:
     """List the varied settings, each with the difference to its method alone."""
     variants, rows = summary["variants"].values(), []
     plain = {v["method"]: v["gains"][preference]["values"] for v in variants if not v["varied"]}
@@ -59,7 +62,6 @@ def ablation_rows(summary: Summary, preference: str) -> list[Row]:
         key, value = v["varied"] or ("", "")
         gain, drift = v["gains"][preference], v["training"].get("heldout_drift")
         away = [a - b for a, b in zip(gain["values"], plain[v["method"]], strict=True)]
-        step = costs(v)
         rows.append(
             {
                 "method": v["method"],
@@ -68,26 +70,52 @@ def ablation_rows(summary: Summary, preference: str) -> list[Row]:
                 f"{preference} gain": cell(gain),
                 "difference": cell(over_seeds(away)) if key else "",
                 "drift": f"{drift['mean']:.4f}" if drift else "-",
-                "s / step": step["s / step"],
+                "s / step": f"{v['step_seconds']:.2f}",
                 "inversion, s": f"{v['inversion']['seconds']:,.0f}",
-                "evaluations / step": step["evaluations / step"],
+                "evaluations / step": f"{v['step_evaluations']:.0f}",
                 "inversion, evaluations": f"{v['inversion']['evaluations']:,.0f}",
             }
         )
-    return rows
+    note = (
+        f"The gain of {preference}, and its difference to the method without the setting, "
+        "seed by seed. Dashed lines show that method."
+    )
+    return "One setting at a time", note, rows, "ablations"
 
 
-def win_rows(summary: Summary) -> list[Row]:
-    """List win rates between methods without varied settings: row against column."""
-    names = [n for n in summary["wins"] if not summary["variants"][n]["varied"]]
+def score_row(name: str, scores: Mapping[str, Any], metrics: Sequence[str]) -> Row:
+    """Write the mean of every score, for one sample per prompt."""
+    return {"one sample a prompt": name} | {m: cell(scores[m], sign="") for m in metrics}
+
+
+def yardsticks(summary: Summary, metrics: Sequence[str]) -> list[Row]:
+    """List the reference's single sample from the policies' noise, and its best of n."""
+    same = next(iter(summary["variants"].values()))["reference"]
+    first = {"one sample a prompt": "reference, the same noise"}
+    best = summary["best_of"].items()
     return [
-        {"row beats column": a}
-        | {b: "" if a == b else cell(summary["wins"][a][b], 2, "") for b in names}
-        for a in names
+        first | {m: f"{same[m]:.3f}" for m in metrics},
+        *(score_row(f"reference, best of {n}", scores, metrics) for n, scores in best),
     ]
 
 
-def reach_rows(summary: Summary) -> list[Row]:
+def round_part(summary: Summary, preference: str) -> Part:
+    """List the score by round, and the first reference's best of n."""
+    metrics = preferred_first(summary, preference)
+    rows = [
+        score_row(f"{name}, round {r['round']}", r, metrics)
+        for name, scores in summary["rounds"].items()
+        for r in scores[1:]
+    ]
+    note = (
+        "Each round samples its policy and labels the samples. The merged policy is the "
+        "reference of the next round. Gains and win rates on this page are over the first "
+        "reference, errors and drift over the round's own."
+    )
+    return "Round by round", note, rows + yardsticks(summary, metrics), "rounds"
+
+
+def reach_part(summary: Summary) -> Part:
     """List the cost of reaching the baseline's final score."""
     reach, rows = summary["reach"], []
     spent = reach["variants"][reach["baseline"]]["evaluations"]
@@ -110,50 +138,59 @@ def reach_rows(summary: Summary) -> list[Row]:
                 "seeds reaching it": str(r["seeds_reaching"]),
             }
         )
-    return rows
+    note = "The mean curve decides. Shares are relative to the baseline's own evaluations."
+    return f"To the final score of {reach['baseline']}", note, rows
 
 
-def score_row(name: str, scores: Summary, metrics: Sequence[str]) -> Row:
-    """Write the mean of every score, for one sample per prompt."""
-    return {"one sample a prompt": name} | {m: cell(scores[m], sign="") for m in metrics}
-
-
-def yardstick_rows(summary: Summary, metrics: Sequence[str]) -> list[Row]:
-    """List the reference's single sample from the policies' noise, and its best of n."""
-    same = next(iter(summary["variants"].values()))["reference"]
-    first = {"one sample a prompt": "reference, the same noise"}
-    best = summary["best_of"].items()
-    return [
-        first | {m: f"{same[m]:.3f}" for m in metrics},
-        *(score_row(f"reference, best of {n}", scores, metrics) for n, scores in best),
+def win_part(summary: Summary, preference: str) -> Part:
+    """List win rates between methods without varied settings: row against column."""
+    wins = summary["wins"]
+    names = [n for n in wins if not summary["variants"][n]["varied"]]
+    rows = [
+        {"row beats column": a} | {b: "" if a == b else cell(wins[a][b], 2, "") for b in names}
+        for a in names
     ]
+    note = f"Share of prompts on which the row's image has the higher {preference}."
+    return "One against another", note, rows
 
 
-def best_rows(summary: Summary, preference: str) -> list[Row]:
+def best_part(summary: Summary, preference: str) -> Part:
     """List the reference's best of n, and the policies' single sample."""
     metrics = preferred_first(summary, preference)
     ours = [score_row(n, v["scores"], metrics) for n, v in summary["variants"].items()]
-    return yardstick_rows(summary, metrics) + ours
+    note = (
+        f"Best of n takes the reference's sample with the highest {preference}. It averages over "
+        "all choices of n from eight samples, with 95% t intervals over prompts. Policies have "
+        "one sample, from the noise of the gains, with intervals over seeds. If the two are "
+        "close, raise evaluation.seeds."
+    )
+    return "Best of n", note, yardsticks(summary, metrics) + ours
 
 
-def round_rows(summary: Summary, preference: str) -> list[Row]:
-    """List the score by round, and the first reference's best of n."""
-    metrics = preferred_first(summary, preference)
-    rows = [
-        score_row(f"{name}, round {r['round']}", r, metrics)
-        for name, scores in summary["rounds"].items()
-        for r in scores[1:]
-    ]
-    return rows + yardstick_rows(summary, metrics)
-
-
-def trait_rows(summary: Summary) -> list[Row]:
+def trait_part(summary: Summary) -> Part:
     """List the traits that the policies' images have more or less of."""
-    return [
+    rows = [
         {"the policy's image is": name} | {t: cell(v["traits"][t], sign="") for t in TRAITS}
         for name, v in summary["variants"].items()
         if v["traits"]
     ]
+    note = (
+        "The share of images in which the policy's has more of a trait than the first "
+        "reference's from the same noise. A share of 0.5 is no change. "
+        "`inversion-dpo pairs check` measures the same on the winners."
+    )
+    return "What else changed", note, rows
+
+
+def setting_part(summary: Summary) -> Part:
+    """List the settings of every variant, a column for each setting that one of them has."""
+    given = {
+        n: dict(s.split("=", 1) for s in v["settings"]) for n, v in summary["variants"].items()
+    }
+    keys = dict.fromkeys(key for settings in given.values() for key in settings)
+    rows = [{"method": n} | {k: s.get(k, "") for k in keys} for n, s in given.items()]
+    note = "An empty cell is the configuration's own value. Later settings win over tuned ones."
+    return "Methods and their settings", note, rows
 
 
 def sections(summary: Summary, preference: str, pictures: Mapping[str, bytes]) -> list[Section]:
@@ -161,83 +198,31 @@ def sections(summary: Summary, preference: str, pictures: Mapping[str, bytes]) -
 
     pictures: name -> PNG bytes; a section without one has no picture.
     """
-    parts = gain_parts(summary, preference) + cost_parts(summary)
-    parts += other_parts(summary, preference)
+    compute = (
+        f"Scores are means over the first {summary['curve_prompts']} prompts. A forward pass "
+        "of one image counts 1, a backward pass 2. Curves start after the cost of inverting "
+        "the pairs and of earlier rounds."
+    )
+    errors = "Held-out pairs. If a winner's error rises, the margin comes from losers alone."
+    parts = [gain_part(summary, preference)]
+    if curves.varied_keys(summary):
+        parts.append(ablation_part(summary, preference))
+    if "rounds" in summary:
+        parts.append(round_part(summary, preference))
+    if any(v["curve"] for v in summary["variants"].values()):
+        parts.append(("Score against compute", compute, [], "evaluations", "seconds"))
+    if "reach" in summary:
+        parts.append(reach_part(summary))
+    if len((wins := win_part(summary, preference))[2]) > 1:
+        parts.append(wins)
+    parts.append(best_part(summary, preference))
+    if (traits := trait_part(summary))[2]:
+        parts.append(traits)
+    parts += [("Errors and drift", errors, [], "errors", "drift"), setting_part(summary)]
     return [
         Section(heading, note, Table.of(rows), plates=[pictures[n] for n in names if n in pictures])
         for heading, note, rows, *names in parts
     ]
-
-
-def gain_parts(summary: Summary, preference: str) -> list[Part]:
-    """Describe the gains: over the reference, by setting, by round."""
-    parts: list[Part] = [
-        (
-            "Gains over the reference",
-            f"Means over {summary['seeds']} training seeds with 95% t intervals, on "
-            f"{summary['prompts']} held-out prompts with the same noise. The pairs prefer "
-            f"{preference}, which also decides the win rate. The reference has diversity "
-            f"{summary['reference_diversity']:.3f}.",
-            main_rows(summary, preference),
-            "gains",
-        )
-    ]
-    if curves.varied_keys(summary):
-        note = (
-            f"The gain of {preference}, and its difference to the method without the setting, "
-            "seed by seed. Dashed lines show that method."
-        )
-        rows = ablation_rows(summary, preference)
-        parts.append(("One setting at a time", note, rows, "ablations"))
-    if "rounds" in summary:
-        note = (
-            "Each round samples its policy and labels the samples. The merged policy is the "
-            "reference of the next round. Gains and win rates on this page are over the first "
-            "reference, errors and drift over the round's own."
-        )
-        parts.append(("Round by round", note, round_rows(summary, preference), "rounds"))
-    return parts
-
-
-def cost_parts(summary: Summary) -> list[Part]:
-    """Describe the costs of training."""
-    parts: list[Part] = []
-    if any(v["curve"] for v in summary["variants"].values()):
-        note = (
-            f"Scores are means over the first {summary['curve_prompts']} prompts. A forward pass "
-            "of one image counts 1, a backward pass 2. Curves start after the cost of inverting "
-            "the pairs and of earlier rounds."
-        )
-        parts.append(("Score against compute", note, [], "evaluations", "seconds"))
-    if "reach" in summary:
-        heading = f"To the final score of {summary['reach']['baseline']}"
-        note = "The mean curve decides. Shares are relative to the baseline's own evaluations."
-        parts.append((heading, note, reach_rows(summary)))
-    return parts
-
-
-def other_parts(summary: Summary, preference: str) -> list[Part]:
-    """Compare methods with each other and with best of n, and list other changes."""
-    parts: list[Part] = []
-    if len(wins := win_rows(summary)) > 1:
-        note = f"Share of prompts on which the row's image has the higher {preference}."
-        parts.append(("One against another", note, wins))
-    note = (
-        f"Best of n takes the reference's sample with the highest {preference}. It averages over "
-        "all choices of n from eight samples, with 95% t intervals over prompts. Policies have "
-        "one sample, from the noise of the gains, with intervals over seeds. If the two are "
-        "close, raise evaluation.seeds."
-    )
-    parts.append(("Best of n", note, best_rows(summary, preference)))
-    if traits := trait_rows(summary):
-        note = (
-            "The share of images in which the policy's has more of a trait than the first "
-            "reference's from the same noise. A share of 0.5 is no change. "
-            "`inversion-dpo pairs check` measures the same on the winners."
-        )
-        parts.append(("What else changed", note, traits))
-    note = "Held-out pairs. If a winner's error rises, the margin comes from losers alone."
-    return [*parts, ("Errors and drift", note, [], "errors", "drift")]
 
 
 def markdown(parts: Sequence[Section]) -> str:
@@ -267,8 +252,11 @@ def title(summary: Summary) -> str:
     return words if last == 1 else f"{words}, {last} rounds"
 
 
-def write(root: Path, summary: Summary, preference: str) -> Path:
-    """Write ``results.json``, ``results.md``, figures and ``report.html``; return the page."""
+def write(root: Path, summary: Summary, preference: str, cards: Cards = ()) -> Path:
+    """Write ``results.json``, ``results.md``, figures and ``report.html``; return the page.
+
+    cards: prompts with an image of the reference and of each method.
+    """
     text = json.dumps(strict(summary), indent=1, allow_nan=False)
     atomic_text(text, root / "results.json")
     (root / "figures").mkdir(exist_ok=True)
@@ -279,7 +267,11 @@ def write(root: Path, summary: Summary, preference: str) -> Path:
         pictures[name] = file.read_bytes()
     parts = sections(summary, preference, pictures)
     atomic_text(markdown(parts), root / "results.md")
-    settings = [(n, ", ".join(v["settings"])) for n, v in summary["variants"].items()]
-    facts = [("Methods", settings), ("Versions", list(summary["versions"].items()))]
+    note = (
+        f"{len(cards)} of {summary['prompts']} prompts, drawn at random with seed 0. All images of "
+        "a prompt come from the same noise; policies are those of the first training seed."
+    )
+    parts[1:1] = [Section("Samples", note, cards=cards)] if cards else []
+    facts = [("Versions", list(summary["versions"].items()))]
     page = Page("inversion-dpo compare", title(summary), parts, facts=facts)
     return page.write(root / "report.html")

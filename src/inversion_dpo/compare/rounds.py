@@ -15,6 +15,7 @@ from typing import Any
 
 from inversion_dpo.compare.runs import Start, folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
+from inversion_dpo.evaluation.defaults import evaluation_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.evaluation.prompt_sets import prompts_with_graphs, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
@@ -64,7 +65,7 @@ def check_rounds(rounds: Rounds, config: Config) -> None:
                 "embedded world, for evaluation.scorer=scenes; else give a file, one prompt a line"
             )
         return
-    held = set(read_prompts(e.prompts, e.limit))
+    held = set(evaluation_prompts(config))
     if shared := [p for p in read_prompts(rounds.prompts, None) if p in held]:
         raise ConfigError(
             f"--round-prompts {rounds.prompts}: {len(shared)} of its prompts are in "

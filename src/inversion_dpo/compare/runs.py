@@ -17,25 +17,23 @@ from PIL import Image
 
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.evaluation.evaluate import measure
+from inversion_dpo.evaluation.page import Picture, inlined
 from inversion_dpo.evaluation.prompt_sets import read_prompts
-from inversion_dpo.evaluation.samples import sampled
+from inversion_dpo.evaluation.report import pick
+from inversion_dpo.evaluation.samples import read_images, sampled, sampled_file
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
-from inversion_dpo.run.folder import claim, differences, read_seconds, stage
+from inversion_dpo.run.folder import claim, differences, read_config, read_seconds, stage
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, split_pairs, train
 from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.trajectories.key import chosen_method
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
+PICTURED = 6  # prompts that the page shows
+MOST = 8  # samples that the best is taken of
 SNAPSHOTS = 6  # points of a curve, the end included
 Result = dict[str, Any]
-
-
-def with_snapshots(config: Config) -> Config:
-    """Return the same run with a snapshot of the policy at every sixth of its steps."""
-    every = max(1, config.training.steps // SNAPSHOTS)
-    return replace(config, training=replace(config.training, snapshot_every=every))
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,9 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
         ConfigError: a finished run of that name had other settings.
     """
     folder = folder_of(root, name)
-    config = with_snapshots(config) if curve else config
+    t = config.training
+    every = max(1, t.steps // SNAPSHOTS) if curve else t.snapshot_every
+    config = replace(config, training=replace(t, snapshot_every=every))
     if (folder / "result.json").exists():
         result: Result = json.loads((folder / "result.json").read_text())
         other = list(differences(folder, config).values())
@@ -130,10 +130,6 @@ def judged(
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
     metrics = measure(folder, origin or config, memo, None)
-    if "preference" not in metrics:
-        raise ConfigError(
-            "compare needs evaluation.scorer: give a scorer's name or module:function"
-        )
     _, scores = sampled(config, folder / "adapter", memo, prompts, "policy")
     rows = read_rows(folder / "metrics.jsonl")
     return {
@@ -141,7 +137,7 @@ def judged(
         "scores": scores[e.preference].tolist(),
         "curve": curve_of(config, folder, memo, prompts[:curve]) if curve else [],
         "diversity": diversity(config, folder / "adapter", memo, prompts),
-        "history": [r for r in rows if "loss" in r or "heldout_accuracy" in r],
+        "history": [r for r in rows if "loss" in r or "heldout_drift" in r],
         "step_seconds": step_seconds(rows),
     }
 
@@ -160,12 +156,37 @@ def curve_of(
     return rows
 
 
+def pictured(
+    config: Config, memo: Path, runs: Mapping[str, Path]
+) -> list[tuple[str, list[Picture]]]:
+    """Show some prompts: caption, then the reference's image and that of each run's policy.
+
+    Args:
+        config: the reference's, with the evaluation of all.
+        memo: folder of the samples.
+        runs: name -> folder of a finished run.
+    """
+    e = config.evaluation
+    prompts = read_prompts(e.prompts, e.limit)
+    chosen = pick(prompts, PICTURED)
+    files = {"reference": sampled_file(config, None, memo, prompts, "reference", e.seeds)}
+    for name, folder in runs.items():
+        own = replace(read_config(folder), evaluation=e)
+        files[name] = sampled_file(own, folder / "adapter", memo, prompts, "policy", e.seeds)
+    rows = [k * e.seeds for k in chosen]
+    images = zip(*(read_images(file, rows) for file in files.values()), strict=True)
+    return [
+        (prompts[k], [Picture(n, inlined(i)) for n, i in zip(files, of_prompt, strict=True)])
+        for k, of_prompt in zip(chosen, images, strict=True)
+    ]
+
+
 def step_seconds(rows: Sequence[dict[str, Any]]) -> float:
     """Return the median seconds of a training step, without pauses and held-out measurements."""
     times = [
         after["seconds"] - before["seconds"]
         for before, after in pairwise(rows)
-        if "loss" in after and "heldout_accuracy" not in after
+        if "loss" in after and "heldout_drift" not in after
     ]
     return float(np.median(times)) if times else float("nan")
 
@@ -179,7 +200,10 @@ def diversity(config: Config, adapter: Path | None, memo: Path, prompts: list[st
     part, samples = prompts[:DIVERSITY_PROMPTS], []
     for k in range(DIVERSITY_SEEDS):
         images, _ = sampled(seeded(config, 50_000 + 1000 * k), adapter, memo, part, "diversity")
-        samples.append(np.stack([_small(i) for i in images]))
+        small = [Image.fromarray(image) for image in images]
+        for picture in small:
+            picture.thumbnail((64, 64))
+        samples.append(np.stack([np.asarray(picture, float) / 255 for picture in small]))
     pairs = [(a, b) for a in range(DIVERSITY_SEEDS) for b in range(a)]
     distances = [np.sqrt(((samples[a] - samples[b]) ** 2).mean((1, 2, 3))) for a, b in pairs]
     return float(np.mean(distances))
@@ -191,19 +215,13 @@ def seeded(config: Config, offset: int) -> Config:
     return replace(config, evaluation=replace(e, seed=e.seed + offset))
 
 
-def _small(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    picture = Image.fromarray(image)
-    picture.thumbnail((64, 64))
-    return np.asarray(picture, float) / 255
-
-
-def best_of(config: Config, memo: Path, most: int = 8) -> dict[str, dict[str, Result]]:
+def best_of(config: Config, memo: Path) -> dict[str, dict[str, Result]]:
     """Score the reference's best of n samples by the preference: n -> score -> over prompts."""
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
     drawn = [
         sampled(seeded(config, 100_000 * k), None, memo, prompts, "best of n")[1]
-        for k in range(most)
+        for k in range(MOST)
     ]
     return best_of_n({name: np.stack([s[name] for s in drawn]) for name in drawn[0]}, e.preference)
 

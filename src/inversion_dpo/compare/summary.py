@@ -47,7 +47,7 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
     """
     metrics = [r["metrics"] for r in results]
     names = list(metric_rows(metrics[0]))
-    last = [m["training"] for m in metrics]
+    last, histories = [m["training"] for m in metrics], [r["history"] for r in results]
     return {
         "reference": {n: metrics[0][n]["reference"] for n in names},
         "scores": {n: over_seeds([m[n]["policy"] for m in metrics]) for n in names},
@@ -56,16 +56,19 @@ def variant_summary(results: Sequence[Result], inversion: Mapping[str, float]) -
         "win_rate": share_over_seeds([m["win_rate"] for m in metrics]),
         "diversity": over_seeds([r["diversity"] for r in results]),
         "traits": traits_over_seeds(metrics),
+        "one_colour": sum(len(m.get("one_colour", {}).get("policy", ())) for m in metrics),
         "training": {
             k: over_seeds([row[k] for row in last])
             for k in last[0]
             if k.startswith("heldout_") and all(k in row for row in last)
         },
         "step_seconds": float(np.median([r["step_seconds"] for r in results])),
-        "step_evaluations": step_evaluations(results[0]["history"]),
+        "step_evaluations": step_evaluations(histories[0]),
         "inversion": dict(inversion),
-        "curve": curve_over_seeds([r["curve"] for r in results]),
-        "history": history_over_seeds([r["history"] for r in results]),
+        "curve": rows_over_seeds([r["curve"] for r in results]),
+        "history": rows_over_seeds(
+            [[r for r in h if "heldout_drift" in r] for h in histories], prefix="heldout_"
+        ),
     }
 
 
@@ -88,22 +91,19 @@ def step_evaluations(history: Sequence[Mapping[str, float]]) -> float:
     return float(np.mean([r["evaluations"] for r in history if "loss" in r]))
 
 
-def curve_over_seeds(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[Result]:
-    """List rows of one step each: ``step`` and the mean of every score over seeds."""
+def rows_over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]], prefix: str = "") -> list[Result]:
+    """List rows of one step each: ``step`` and the mean over seeds of every other number.
+
+    runs: the rows of each seed. prefix: of the names that count.
+    """
     return [
         {"step": rows[0]["step"]}
-        | {k: over_seeds([r[k] for r in rows]) for k in rows[0] if k != "step"}
-        for rows in zip(*curves, strict=True)
-    ]
-
-
-def history_over_seeds(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[Result]:
-    """Average held-out measurements over seeds, row by row."""
-    held = [[r for r in h if "heldout_accuracy" in r] for h in histories]
-    return [
-        {"step": rows[0]["step"]}
-        | {k: over_seeds([r[k] for r in rows]) for k in rows[0] if k.startswith("heldout_")}
-        for rows in zip(*held, strict=True)
+        | {
+            k: over_seeds([r[k] for r in rows])
+            for k in rows[0]
+            if k != "step" and k.startswith(prefix)
+        }
+        for rows in zip(*runs, strict=True)
     ]
 
 
@@ -112,15 +112,15 @@ def wins(scores: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str,
 
     ``scores``: variant -> seed -> prompt. Runs of the same seed are compared.
     """
-    table: dict[str, dict[str, Result]] = {}
-    for a, ours in scores.items():
-        table[a] = {}
-        for b, theirs in scores.items():
-            if a == b:
-                continue
-            x, y = np.asarray(ours), np.asarray(theirs)
-            table[a][b] = share_over_seeds(((x > y) + 0.5 * (x == y)).mean(1).tolist())
-    return table
+    arrays = {name: np.asarray(rows) for name, rows in scores.items()}
+    return {
+        a: {
+            b: share_over_seeds(((x > y) + 0.5 * (x == y)).mean(1).tolist())
+            for b, y in arrays.items()
+            if a != b
+        }
+        for a, x in arrays.items()
+    }
 
 
 def crossing(cost: Sequence[float], score: Sequence[float], goal: float) -> float | None:

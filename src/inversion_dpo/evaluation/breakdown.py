@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 from inversion_dpo.evaluation.metrics import gain_row
 from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs
 from inversion_dpo.evaluation.scorers.answers import read_vocabulary
-from inversion_dpo.evaluation.scorers.scene_graph import (
-    SCENE_GRAPH,
-    spent,
-    stored_answers,
-)
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, spent, stored_answers
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.graphs.matching import departures, plain, relations_held
 from inversion_dpo.run.config import Config
@@ -91,13 +87,8 @@ def measured(intended: Sequence[Any], read: Sequence[Sequence[Any]]) -> _Values:
 
 def _measures(intended: SceneGraph, read: SceneGraph) -> dict[str, float]:
     fit, wrong = agreement(intended, read), departures(intended, read)
-    return {
-        "sg_iou": fit.sg_iou,
-        "exact": fit.exact,
-        "entity_errors": float(wrong.entities),
-        "attribute_errors": float(wrong.attributes),
-        "relation_errors": float(wrong.relations),
-    }
+    counts = (wrong.entities, wrong.attributes, wrong.relations)
+    return {"sg_iou": fit.sg_iou, "exact": fit.exact, **dict(zip(ERRORS, counts, strict=True))}
 
 
 def _part(reference: _Values, policy: _Values, rows: list[int]) -> dict[str, Any]:
@@ -145,28 +136,29 @@ def table_rows(structure: Mapping[str, Any]) -> list[tuple[str, int, str, Mappin
     return rows + [(ERRORS[k], whole["n_prompts"], "errors an image", whole[k]) for k in ERRORS]
 
 
+def structure(prompt_set: PromptSet, files: list[Path], config: Config) -> dict[str, Any]:
+    """Return {"structure": breakdown of reference and policy}; empty if no graph is known.
+
+    Words are normalised as the scorer normalises them.
+    """
+    e = config.evaluation
+    reference, policy = map(read_graphs, files)
+    if not reference or not policy:
+        return {}
+    synonyms = read_vocabulary(e.parser.vocabulary).synonyms if e.parser.vocabulary else {}
+    graphs = intended_graphs(prompt_set)
+    intended = [plain(graphs[p], synonyms) if p in graphs else None for p in prompt_set.prompts]
+    r, p = ([g and plain(g) for g in side] for side in (reference, policy))
+    parts = breakdown(intended, r, p, e.seeds)
+    return {"structure": parts} if parts else {}
+
+
 def read_graphs(path: Path) -> Graphs | None:
     """Read the graphs in a samples file; None if its scorers read none."""
     if "graph" not in pq.read_schema(path).names:
         return None
     texts = pq.read_table(path, columns=["graph"])["graph"].to_pylist()
     return [None if text is None else SceneGraph.from_json(text) for text in texts]
-
-
-def structure(prompt_set: PromptSet, files: list[Path], config: Config) -> dict[str, Any]:
-    """Return {"structure": breakdown of reference and policy}; empty if no graph is known.
-
-    Words are normalised as the scorer normalises them.
-    """
-    e, parts = config.evaluation, {}
-    synonyms = read_vocabulary(e.parser.vocabulary).synonyms if e.parser.vocabulary else {}
-    reference, policy = (read_graphs(file) for file in files)
-    if reference and policy:
-        graphs = intended_graphs(prompt_set)
-        intended = [plain(graphs[p], synonyms) if p in graphs else None for p in prompt_set.prompts]
-        r, p = ([g and plain(g) for g in side] for side in (reference, policy))
-        parts = breakdown(intended, r, p, e.seeds)
-    return {"structure": parts} if parts else {}
 
 
 def scoring(memo: Path, config: Config) -> dict[str, Any]:

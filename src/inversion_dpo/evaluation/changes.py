@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
+
+from inversion_dpo.data.images import one_colour
 from inversion_dpo.data.traits import Tally, traits
 from inversion_dpo.evaluation.samples import pictures
 
 
-def changes(reference: Path, policy: Path) -> dict[str, dict[str, dict[str, float]]]:
+def changes(reference: Path, policy: Path) -> dict[str, dict[str, Any]]:
     """Return ``traits``: the share of images in which the policy's has more of each trait.
 
-    reference, policy: sample files in the same order, from the same noise. The result is empty if
-    nothing differs, or if there are too few images for an interval.
+    reference, policy: sample files in the same order, from the same noise. The traits are empty if
+    nothing differs, or if there are too few images for an interval. ``one_colour`` names each
+    side's images that show nothing, if there are any.
     """
     tally = Tally()
-    for before, after in zip(pictures(reference), pictures(policy), strict=True):
-        tally.add(traits(after), traits(before))
-    return {"traits": {name: asdict(share) for name, share in tally.shares().items()}}
+    blank: dict[str, list[str]] = {"reference": [], "policy": []}
+    rows = pq.read_table(policy, columns=["prompt", "seed"]).to_pylist()
+    for row, *pair in zip(rows, pictures(reference), pictures(policy), strict=True):
+        tally.add(*map(traits, pair[::-1]))
+        for names, image in zip(blank.values(), pair, strict=True):
+            names += [f"{row['prompt'][:60]!r}, seed {row['seed']}"] if one_colour(image) else []
+    found: dict[str, dict[str, Any]] = {"one_colour": blank} if any(blank.values()) else {}
+    return found | {"traits": {n: asdict(share) for n, share in tally.shares().items()}}

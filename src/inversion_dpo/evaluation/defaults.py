@@ -7,36 +7,62 @@ from dataclasses import replace
 from pathlib import Path
 
 from inversion_dpo.data.source import open_pairs
+from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.samples import scorers_of
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import split_pairs
 
+HELDOUT = "heldout"  # as evaluation.prompts: the captions of the held-out pairs
+AUTO = "auto"  # as evaluation.preference: the only score
+
 
 def settled(config: Config, folder: Path) -> Config:
-    """Replace ``prompts=heldout`` by a file in ``folder``, ``preference=auto`` by the only score.
+    """Replace ``evaluation.prompts=heldout`` by a file in ``folder``, and the preference ``auto``.
 
     Raises:
-        ConfigError: the held-out pairs have no caption of their own, or there are several scorers.
+        ConfigError: the held-out pairs have no caption of their own, or a scorer cannot be used.
         DataError: the pairs cannot be read.
     """
     e, file = config.evaluation, folder / "heldout-prompts.jsonl"
-    if e.prompts == "heldout":
+    if e.prompts == HELDOUT:
         if current_team().main:
             lines = [json.dumps({"prompt": text}) for text in heldout_captions(config)]
             folder.mkdir(parents=True, exist_ok=True)
             atomic_text("\n".join(lines) + "\n", file)
         current_team().wait()
         e = replace(e, prompts=str(file))
-    if e.preference == "auto" and e.scorer:
-        names = e.scorer.split(",") if isinstance(e.scorer, str) else e.scorer
-        if len(names) > 1:
-            raise ConfigError(
-                "evaluation.preference=auto needs one scorer; name the score by which the pairs "
-                f"were labelled, e.g. evaluation.preference={names[0]}"
-            )
-        e = replace(e, preference=names[0].rpartition(":")[2].strip())
+    if e.preference == AUTO:
+        e = replace(e, preference=preference_of(replace(config, evaluation=e)))
     return replace(config, evaluation=e)
+
+
+def preference_of(config: Config) -> str:
+    """Return the score that decides wins; ConfigError if the scorers do not give it.
+
+    The scorers are tried on the prompts, without loading the known ones.
+    """
+    e, score = config.evaluation, scorers_of(config)
+    if score is None:
+        return e.preference
+    known = score.names(evaluation_prompts(config))
+    if e.preference == AUTO and len(known) == 1:
+        return known[0]
+    if e.preference not in known:
+        raise ConfigError(
+            f"evaluation.preference={e.preference!r} is not a score of {e.scorer}: choose one of "
+            f"{', '.join(known)}"
+        )
+    return e.preference
+
+
+def evaluation_prompts(config: Config) -> list[str]:
+    """Read the prompts of the evaluation; nothing is written."""
+    e = config.evaluation
+    if e.prompts == HELDOUT:
+        return heldout_captions(config)[: e.limit]
+    return read_prompts(e.prompts, e.limit)
 
 
 def heldout_captions(config: Config) -> list[str]:

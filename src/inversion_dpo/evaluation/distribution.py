@@ -9,6 +9,7 @@ Classes in Frechet Inception Distance, 2023, https://arxiv.org/abs/2203.06026.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +30,7 @@ from inversion_dpo.evaluation.scorers.registry import CHECKPOINTS
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
 
+logger = logging.getLogger(__name__)
 FEATURES = ("clip", "inception")
 BATCH = 16
 SUBSET = 1000  # images in each of KID's subsets, at most
@@ -70,22 +72,26 @@ def distances(
         raise ConfigError(
             f"FID needs at least two images in each set, got {len(real)} and {len(made)}"
         )
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-        from torchmetrics.image.kid import KernelInceptionDistance
-
-        fid: Any = FrechetInceptionDistance(features)
-        subset = min(SUBSET, len(real), len(made))
-        kid: Any = KernelInceptionDistance(features, subset_size=subset)
-    except ImportError as error:
-        remedy = "`pip install torchmetrics`, and for --features inception `torchmetrics[image]`"
-        raise ConfigError(f"FID and KID: {remedy} ({' '.join(str(error).split())})") from error
+    fid, kid = meters(features, min(SUBSET, len(real), len(made)))
     for images, is_real in ((real, True), (made, False)):
         for batch in _batches(images):
             fid.update(batch, real=is_real)
             kid.update(batch, real=is_real)
     mean, spread = kid.compute()
     return {"fid": float(fid.compute()), "kid": float(mean), "kid_std": float(spread)}
+
+
+def meters(features: nn.Module | int, subset: int = SUBSET) -> tuple[Any, Any]:
+    """Make torchmetrics' FID and KID; ConfigError if a package is missing."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        kid = KernelInceptionDistance(features, subset_size=subset)
+        return FrechetInceptionDistance(features), kid
+    except ImportError as error:
+        remedy = "`pip install torchmetrics`, and for --features inception `torchmetrics[image]`"
+        raise ConfigError(f"FID and KID: {remedy} ({' '.join(str(error).split())})") from error
 
 
 def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str, Any]:
@@ -110,7 +116,9 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     extractor: nn.Module | int = 2048
     if features == "clip":
         place = Checkpoint.at("clip", e.checkpoints.get("clip", CHECKPOINTS["clip"]))
+        place.check()
         extractor = ClipFeatures(ClipScorer("clip", place))
+    meters(extractor)  # what is missing is said before anything is sampled
     pictures, prompts = read_images(real), read_prompts(e.prompts, e.limit)
     report: dict[str, Any] = {"features": features, "real": len(pictures)}
     for word, adapter in (("reference", None), ("policy", folder / "adapter")):
@@ -121,8 +129,14 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
 
 
 def read_images(folder: Path) -> list[Pixels]:
-    """Read every PNG, JPEG and WebP file in a folder, by name; ConfigError if there is none."""
-    files = sorted(f for f in folder.glob("*") if f.suffix.lower() in ENDINGS)
+    """Read every PNG, JPEG and WebP file in a folder, by name; ConfigError if there is none.
+
+    Hidden files, such as ``._1.png`` of macOS, are left out and counted.
+    """
+    every = sorted(f for f in folder.glob("*") if f.suffix.lower() in ENDINGS)
+    files = [f for f in every if not f.name.startswith(".")]
+    if len(files) < len(every):
+        logger.warning("--real %s: %d hidden files left out", folder, len(every) - len(files))
     if not files:
         raise ConfigError(f"--real {folder} holds no PNG, JPEG or WebP files")
     return [np.asarray(decode_image(f.read_bytes(), str(f))) for f in files]

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
-from inversion_dpo.evaluation.defaults import settled
-from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, compare
+from inversion_dpo.evaluation.defaults import evaluation_prompts, preference_of, settled
+from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, PAIRS_AGREE, compare, win_rate
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
-from inversion_dpo.evaluation.samples import REPEAT, read_scores, sampled_file
+from inversion_dpo.evaluation.samples import (
+    REPEAT,
+    read_scores,
+    sampled_file,
+    scorers_of,
+)
 from inversion_dpo.evaluation.scorers.registry import Scores
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import side
-from inversion_dpo.run.config import Config, ConfigError, to_yaml
-from inversion_dpo.run.disk import atomic_table, atomic_text
+from inversion_dpo.models.loading import check_model
+from inversion_dpo.run.config import Config, to_yaml
+from inversion_dpo.run.disk import atomic_table, atomic_text, check_room
 from inversion_dpo.run.folder import read_config, read_seconds, stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import trained_guidance
 from inversion_dpo.training.run_files import read_rows
 
+logger = logging.getLogger(__name__)
 Models = tuple[str | None, str | None]  # reference and policy, as sides.side takes them
 EVALUATED = "evaluated.yaml"  # the settings behind metrics.json
+AGREEING = 64  # pairs that the preference is measured on
 
 
 def evaluate(
@@ -33,8 +46,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compare reference and policy; write ``metrics.json`` and ``per_prompt.parquet``.
 
-    If training and sampling have different guidance scales, both are compared. The comparison at
-    the scale of training stands under ``at_training_guidance``. Every process must call this.
+    If the policy is a run whose training had another guidance scale, both scales are compared. The
+    comparison at the scale of training stands under ``at_training_guidance``. Every process must
+    call this.
 
     Args:
         folder: a finished run, or a folder for the evaluation of any two models.
@@ -46,11 +60,47 @@ def evaluate(
         What ``metrics.json`` holds.
     """
     config = settled(config or read_config(folder), folder)
+    check(config, folder, models or (None, str(folder)))
     metrics = measure(folder, config, folder / "samples", models)
-    if "win_rate" in metrics and (more := at_training_guidance(folder, config, models)):
-        metrics |= more
+    if "win_rate" in metrics and models is None:
+        metrics[PAIRS_AGREE] = pairs_agree(config, folder / "samples")
+        write_metrics(folder, metrics)
+    e, run = config.evaluation, Path((models or (None, folder))[1] or "")
+    trained = e.guidance_scale
+    if "win_rate" in metrics and (run / "config.yaml").is_file():
+        trained = trained_guidance(read_config(run))
+    if trained != e.guidance_scale:
+        there = replace(config, evaluation=replace(e, guidance_scale=trained))
+        r, p = map(read_scores, both_sides(folder, there, folder / "samples", models))
+        other = {"guidance_scale": trained, "instead_of": e.guidance_scale}
+        other |= judged(read_prompt_set(e.prompts, e.limit), r, p, config)
+        metrics |= {OTHER_GUIDANCE: other, "seconds": read_seconds(folder)}
+        metrics |= scoring(folder / "samples", config)
         write_metrics(folder, metrics)
     return metrics
+
+
+def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) -> None:
+    """Refuse, before the first image is sampled, what would stop an evaluation later.
+
+    It reads the prompts, tries the scorers without loading the known ones, and looks for the
+    models and for room on the disk.
+
+    Args:
+        config: settings of the evaluation.
+        folder: where samples will be kept.
+        models: as :func:`sides.side` takes them.
+
+    Raises:
+        ConfigError, ScorerError, DiskError: the first fault and what to do.
+    """
+    e = config.evaluation
+    prompts = evaluation_prompts(config)
+    preference_of(config)
+    for model in models:
+        check_model(side(config, model).config.model)
+    size = 2 * len(prompts) * e.seeds * 2 * config.model.resolution**2  # PNG: 2 bytes a pixel
+    check_room(folder, size, "samples")
 
 
 def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> dict[str, Any]:
@@ -61,7 +111,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
     e = config.evaluation
     prompt_set = read_prompt_set(e.prompts, e.limit)
     files = both_sides(folder, config, memo, models)
-    reference, policy = (read_scores(file) for file in files)
+    reference, policy = map(read_scores, files)
     metrics: dict[str, Any] = {"n_prompts": len(prompt_set.prompts), "seeds": e.seeds}
     if reference:
         metrics |= judged(prompt_set, reference, policy, config)
@@ -82,40 +132,19 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
         atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
 
 
-def at_training_guidance(folder: Path, config: Config, models: Models | None) -> dict[str, Any]:
-    """Compare both models at the guidance scale of the policy's training, on the same noise.
-
-    The result is empty if that scale is the one already evaluated, or if the policy is not a run.
-    """
-    run, e = Path((models or (None, folder))[1] or ""), config.evaluation
-    if not (run / "config.yaml").is_file():
-        return {}
-    trained = trained_guidance(read_config(run))
-    if trained == e.guidance_scale:
-        return {}
-    config = replace(config, evaluation=replace(e, guidance_scale=trained))
-    files = both_sides(folder, config, folder / "samples", models)
-    prompt_set = read_prompt_set(e.prompts, e.limit)
-    reference, policy = (read_scores(file) for file in files)
-    other = {"guidance_scale": trained, "instead_of": e.guidance_scale}
-    return {
-        OTHER_GUIDANCE: other | judged(prompt_set, reference, policy, config),
-        "seconds": read_seconds(folder),
-    } | scoring(folder / "samples", config)
-
-
 def both_sides(folder: Path, config: Config, memo: Path, models: Models | None) -> list[Path]:
     """Sample and score both sides, each in a timed stage; return their files, reference first.
 
+    The policy comes first: a LoRA that does not fit is refused before the reference is sampled.
     Samples at a second guidance scale add to the time of the same stage.
     """
     e, files = config.evaluation, []
     prompts = read_prompts(e.prompts, e.limit)
     sides = [side(config, name) for name in models or (None, str(folder))]
-    for word, model in zip(("reference", "policy"), sides, strict=True):
+    for word, model in zip(("policy", "reference"), reversed(sides), strict=True):
         with stage(folder, f"sample {word}"):
             files.append(sampled_file(model.config, model.adapter, memo, prompts, word, e.seeds))
-    return files
+    return files[::-1]
 
 
 def judged(
@@ -123,21 +152,14 @@ def judged(
 ) -> dict[str, Any]:
     """Compare over all prompts, and per category under ``categories``."""
     e = config.evaluation
-    if e.preference not in reference:
-        raise ConfigError(
-            f"evaluation.preference={e.preference!r} is not a score of {e.scorer}: choose one of "
-            f"{', '.join(reference)}"
-        )
     shape = (len(prompt_set.prompts), e.seeds)
-    r, p = ({k: v.reshape(shape) for k, v in side.items()} for side in (reference, policy))
-    overall = compare(r, p, e.preference)
-    by_category = {
-        name: compare(
-            {k: v[rows] for k, v in r.items()}, {k: v[rows] for k, v in p.items()}, e.preference
-        )
-        for name, rows in prompt_set.by_category.items()
-    }
-    return overall | ({"categories": by_category} if by_category else {})
+
+    def over(rows: Any) -> dict[str, Any]:
+        r, p = ({k: v.reshape(shape)[rows] for k, v in s.items()} for s in (reference, policy))
+        return compare(r, p, e.preference)
+
+    by_category = {name: over(rows) for name, rows in prompt_set.by_category.items()}
+    return over(slice(None)) | ({"categories": by_category} if by_category else {})
 
 
 def write_table(
@@ -156,6 +178,28 @@ def write_table(
     columns |= {f"reference.{name}": v for name, v in reference.items()}
     columns |= {f"policy.{name}": v for name, v in policy.items()}
     atomic_table(pa.table(columns), path)
+
+
+def pairs_agree(config: Config, memo: Path) -> dict[str, Any]:
+    """Measure the share of some pairs whose winner has the higher ``evaluation.preference``.
+
+    Ties count half; the interval is Wilson's, ``n`` the number of pairs. It is empty where a model
+    that is paid for would score them, or where pairs or captions cannot be read.
+    """
+    e = config.evaluation
+    score = scorers_of(config, memo / "scores.sqlite")
+    if score is None or SCENE_GRAPH in str(e.scorer) or not current_team().main:
+        return {}
+    try:
+        pairs = list(open_pairs(config.data, AGREEING))
+        images = [np.asarray(image) for pair in pairs for image in pair.images]
+        captions = [pair.caption for pair in pairs for _ in range(2)]
+        values = score(images, captions)[e.preference]
+    except ValueError as error:
+        logger.warning("%s was not measured on the pairs: %s", e.preference, error)
+        return {}
+    share = win_rate(values[1::2], values[::2])
+    return {"share": share.value, "low": share.low, "high": share.high, "n": len(pairs)}
 
 
 def training_facts(folder: Path, config: Config) -> dict[str, Any]:

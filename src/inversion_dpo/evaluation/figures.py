@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from inversion_dpo.data.images import png
 from inversion_dpo.evaluation.metrics import interval_text, metric_rows, verdict
+from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.run.disk import atomic_bytes, atomic_figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
@@ -35,6 +36,7 @@ _DPI = 160
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
+Ends = Floats | None
 History = Sequence[Mapping[str, Any]]
 
 
@@ -76,7 +78,7 @@ PANELS = (
     Panel(
         "implicit accuracy",
         "Share of pairs whose implicit reward puts the winner first; 0.5 is chance. Training "
-        "accuracy that rises while held-out accuracy stays is memorisation.",
+        "accuracy that rises while held-out accuracy stays is memorisation. Bars: 95% intervals.",
         _both("accuracy"),
         0.5,
     ),
@@ -123,12 +125,10 @@ def canvas(width: float, height: float) -> Figure:
 
 
 def thumbnail(image: Pixels, side: int) -> Pixels:
-    """Bring uint8 [H, W, 3] near a longest edge of ``side`` pixels; ValueError on other arrays.
+    """Bring uint8 [H, W, 3] near a longest edge of ``side`` pixels.
 
     Small images grow by a whole factor without smoothing, large ones shrink by Lanczos.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"need uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     longest = max(image.shape[:2])
     if longest <= side:
         factor = max(1, round(side / longest))
@@ -138,42 +138,34 @@ def thumbnail(image: Pixels, side: int) -> Pixels:
 
 
 def image_grid(
-    captions: Sequence[str],
-    reference_images: Sequence[Pixels],
-    policy_images: Sequence[Pixels],
-    path: Path,
-    columns: int = 4,
+    captions: Sequence[str], both: Sequence[Sequence[Pixels]], path: Path, columns: int = 4
 ) -> None:
     """Write prompts in rows of ``columns``: reference left, policy right, caption beneath.
 
     Args:
-        captions: one per prompt.
-        reference_images: uint8 [H, W, 3], shown at about 128 pixels, or 256 for larger ones.
-        policy_images: the same for the policy.
+        captions: one per prompt, at least one.
+        both: for each prompt the reference's image and the policy's, uint8 [H, W, 3], shown at
+            about 128 pixels, or 256 for larger ones.
         path: the PNG file to write.
         columns: prompts per row, at most.
-
-    Raises:
-        ValueError: the lists are empty or have different lengths.
     """
-    if not len(captions) == len(reference_images) == len(policy_images) or not captions:
-        raise ValueError(
-            f"need one caption per image pair, got {len(captions)} captions, "
-            f"{len(reference_images)} reference and {len(policy_images)} policy images"
-        )
-    both = list(zip(reference_images, policy_images, strict=True))
     side = 128 if max(n for pair in both for i in pair for n in i.shape[:2]) <= 128 else 256
     pairs = [[thumbnail(image, side) for image in pair] for pair in both]
-    texts = [_wrapped(caption, side) for caption in captions]
+    letters = max(16, round(2 * side / 6.6))  # a mean one has 6.6 pixels
+    texts = [textwrap.wrap(c, letters, max_lines=4, placeholder=" …") for c in captions]
     columns, edge, gap, head, line, between = min(columns, len(texts)), 24, 6, 26, 15, 18  # pixels
     box = max(n for pair in pairs for image in pair for n in image.shape[:2])
     cell = 2 * box + gap + 2 * between
     starts = range(0, len(texts), columns)
-    most = [max(text.count("\n") + 1 for text in texts[k : k + columns]) for k in starts]
+    most = [max(len(text) or 1 for text in texts[k : k + columns]) for k in starts]
     rows = [box + gap + n * line + between for n in most]
     size = 2 * edge + columns * cell - 2 * between, 2 * edge + head + sum(rows) - between
     page = Image.new("RGB", size, PAPER)
-    pen, (small, bold) = ImageDraw.Draw(page), (_font(12, "normal"), _font(14, "bold"))
+    pen = ImageDraw.Draw(page)
+    small, bold = (
+        ImageFont.truetype(findfont(FontProperties(weight=weight)), pixels)
+        for weight, pixels in (("normal", 12), ("bold", 14))
+    )
     for k, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
         row, column = divmod(k, columns)
         left, top = edge + column * cell, edge + head + sum(rows[:row])
@@ -182,18 +174,9 @@ def image_grid(
             page.paste(Image.fromarray(image), (place, top))
             if not row:
                 pen.text((place, edge), word, INK, bold)
-        for n, words in enumerate(text.split("\n")):
+        for n, words in enumerate(text):
             pen.text((left, top + box + gap + n * line), words, INK, small)
     atomic_bytes(png(np.asarray(page)), path)
-
-
-def _font(pixels: int, weight: str) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(findfont(FontProperties(weight=weight)), pixels)
-
-
-def _wrapped(caption: str, side: int, lines: int = 4) -> str:
-    width = max(16, round(2 * side / 6.6))  # 6.6 pixels: a mean letter
-    return textwrap.fill(caption, width, max_lines=lines, placeholder=" …") or " "
 
 
 def recorded(history: History) -> list[Panel]:
@@ -218,20 +201,13 @@ def points(history: History, series: Series) -> tuple[Floats, Floats]:
 
 
 def training_curves(history: History, path: Path) -> None:
-    """Write every recorded panel as small multiples.
+    """Write every recorded panel, at least one, as small multiples.
 
-    Args:
-        history: one row per step: ``step`` and any of ``loss``, ``grad_norm``, ``accuracy``,
-            ``margin``, ``drift``, ``winner_error``, ``loser_error``, the last two also with
-            ``_ref``; all but the first two also with the prefix ``heldout_``.
-        path: the PNG file to write.
-
-    Raises:
-        ValueError: the history holds none of these.
+    history: one row per step: ``step`` and any of ``loss``, ``grad_norm``, ``accuracy``,
+    ``margin``, ``drift``, ``winner_error``, ``loser_error``, the last two also with ``_ref``; all
+    but the first two also with the prefix ``heldout_``.
     """
     panels = recorded(history)
-    if not panels:
-        raise ValueError("the training history holds nothing to draw")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = canvas(3.9 * columns, 2.9 * rows)
@@ -256,17 +232,21 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
     drawn = [(s, *xy) for s in panel.series if len((xy := points(history, s))[0])]
     thin = any(series.held_out for series, *_ in drawn)
     for series, steps, values in drawn:
-        _draw_series(axes, series, steps, values, thin)
+        _draw_series(axes, series, steps, values, thin, share_ends(history, series, values))
     axes.set_title(panel.title, size=11, color=INK, loc="left", weight="bold")
     axes.set_xlabel("step", size=9, color=GREY)
     if len(drawn) > 1:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.6)
 
 
-def _draw_series(axes: Axes, series: Series, steps: Floats, values: Floats, thin: bool) -> None:
+def _draw_series(
+    axes: Axes, series: Series, steps: Floats, values: Floats, thin: bool, ends: Ends = None
+) -> None:
     if series.held_out:
         mark: dict[str, Any] = {"marker": "o", "ms": 4.5, "mec": PAPER, "mew": 0.8}
         axes.plot(steps, values, color=series.colour, lw=1.4, label=series.label, zorder=4, **mark)
+        if ends is not None:
+            axes.vlines(steps, *ends, color=series.colour, lw=0.9, alpha=0.6)
         return
     window = max(1, len(values) // 25)
     if window > 1:
@@ -274,6 +254,15 @@ def _draw_series(axes: Axes, series: Series, steps: Floats, values: Floats, thin
     smooth = running_mean(values, window)
     width, alpha = (1.2, 0.6) if thin else (1.8, 1.0)
     axes.plot(steps, smooth, color=series.colour, lw=width, alpha=alpha, label=series.label)
+
+
+def share_ends(history: History, series: Series, values: Floats) -> Ends:
+    """Return the ends [2, n] of the intervals of held-out accuracies; None for other series."""
+    rows = [row for row in history if _number(row, series.key)]
+    if series.key != "heldout_accuracy" or not all(row.get("heldout_pairs") for row in rows):
+        return None
+    counts = [int(row["heldout_pairs"]) for row in rows]
+    return np.array([wilson(p, n)[1:] for p, n in zip(values, counts, strict=True)]).T
 
 
 def running_mean(values: Floats, window: int) -> Floats:
@@ -286,12 +275,9 @@ def running_mean(values: Floats, window: int) -> Floats:
 def gains(metrics: Mapping[str, Any], path: Path) -> None:
     """Write each metric's mean gain as a dot with its 95% interval, from ``compare``'s result.
 
-    Units differ between metrics, so every row has its own scale, symmetric about 0. ValueError if
-    there is no metric.
+    Units differ between metrics, so every row has its own scale, symmetric about 0.
     """
     rows = metric_rows(metrics)
-    if not rows:
-        raise ValueError("the result holds no metric to draw")
     figure = Figure((5.2, 0.4 + 0.4 * len(rows)), dpi=_DPI, facecolor=PAPER)
     texts = [interval_text(r["gain"], r["gain_low"], r["gain_high"]) for r in rows.values()]
     left, right = (0.045 + 0.0137 * max(map(len, words)) for words in (rows, texts))

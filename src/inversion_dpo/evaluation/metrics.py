@@ -9,29 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import floor, isfinite, log10
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from inversion_dpo.maths.intervals import TAIL, wilson
+
 OTHER_GUIDANCE = "at_training_guidance"  # the comparison at the guidance of training
-RESERVED = (
-    OTHER_GUIDANCE,
-    "preference",
-    "win_rate",
-    "win_rate_low",
-    "win_rate_high",
-    "n_prompts",
-    "categories",
-    "seeds",
-    "models",
-    "pairs",
-    "steps",
-    "training",
-    "seconds",
-    "structure",
-    "scoring",
+PAIRS_AGREE = "pairs_agree"  # the share of pairs whose winner has the higher preference
+RESERVED = frozenset(
+    "preference win_rate win_rate_low win_rate_high n_prompts categories seeds models pairs steps "
+    f"training seconds structure scoring one_colour traits {OTHER_GUIDANCE} {PAIRS_AGREE}".split()
 )
 _CHUNK = 1 << 20  # resampled indices held at once
 
@@ -49,10 +38,9 @@ def paired_bootstrap(
     reference: ArrayLike,
     policy: ArrayLike,
     samples: int = 10_000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Estimate the mean of policy - reference over prompts, with a percentile bootstrap interval.
+    """Estimate the mean of policy - reference over prompts, with a 95% percentile bootstrap.
 
     A prompt is drawn with both of its scores, so what makes a prompt easy for both models
     cancels. The same ``seed`` and n draw the same prompts for every metric.
@@ -63,7 +51,6 @@ def paired_bootstrap(
             independent, so a drawn prompt brings all of its images.
         policy: scores of the same shape.
         samples: number of bootstrap samples.
-        level: of confidence, between 0 and 1.
         seed: of the drawing.
 
     Raises:
@@ -72,27 +59,22 @@ def paired_bootstrap(
     difference = np.subtract(*_paired(policy, reference)).mean(axis=1)
     draws = _draws(len(difference), samples, seed)
     means = np.concatenate([difference[k].mean(axis=1) for k in draws])
-    tail = (1 - _checked_level(level)) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(means, [TAIL, 1 - TAIL])
     return Interval(float(difference.mean()), float(low), float(high))
 
 
-def win_rate(reference: ArrayLike, policy: ArrayLike, level: float = 0.95) -> Interval:
+def win_rate(reference: ArrayLike, policy: ArrayLike) -> Interval:
     """Compute the share of prompts on which policy > reference, in [0, 1]; a tie counts half.
 
-    The interval is Wilson's score interval. Unlike a bootstrap it keeps a width when every
+    The interval is :func:`intervals.wilson`'s. Unlike a bootstrap it keeps a width when every
     prompt is won. With ties it is a little too wide, since half a win varies less than a coin.
     For scores [n, s] the share is over images and the interval is for n prompts. It is as wide as
     if all images of a prompt were won or lost together, so it is never too narrow.
     Arguments and errors are those of :func:`paired_bootstrap`.
-    Source: Wilson, JASA 22, 1927; Brown, Cai and DasGupta, Statistical Science 16(2), 2001.
     """
     ours, theirs = _paired(policy, reference)
-    p, n = float(np.mean((ours > theirs) + 0.5 * (ours == theirs))), len(ours)
-    z = NormalDist().inv_cdf((1 + _checked_level(level)) / 2)
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+    share = float(np.mean((ours > theirs) + 0.5 * (ours == theirs)))
+    return Interval(*wilson(share, len(ours)))
 
 
 def compare(
@@ -209,23 +191,15 @@ def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
 
 def _draws(n: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """Yield indices of resampled prompts, ``samples`` rows of n, in chunks that fit the cache."""
-    if samples < 1:
-        raise ValueError(f"need at least one bootstrap sample, got {samples}")
     rng, rows = np.random.default_rng(seed), max(1, _CHUNK // n)
     for done in range(0, samples, rows):
         yield rng.integers(n, size=(min(rows, samples - done), n))
 
 
-def _checked_level(level: float) -> float:
-    if not 0 < level < 1:
-        raise ValueError(f"confidence level must lie between 0 and 1, got {level}")
-    return level
-
-
 def _check_names(reference: set[str], policy: set[str], preference: str) -> None:
     if differing := sorted(reference ^ policy):
         raise ValueError(f"only one model was scored by {', '.join(differing)}")
-    if reserved := sorted(reference & set(RESERVED)):
+    if reserved := sorted(reference & RESERVED):
         raise ValueError(f"a metric cannot be called {', '.join(reserved)}")
     if preference not in reference:
         raise ValueError(f"no metric {preference!r}; one of {', '.join(sorted(reference))}")

@@ -38,7 +38,8 @@ class Table:
     def markdown(self) -> str:
         """Write the table as Markdown."""
         lines = [self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Picture:
 class Section:
     """A heading, a sentence or two on how to read the section, and its contents.
 
-    cards: a caption and the two pictures above it. plates: figures, PNG bytes. panels: title,
-    note and PNG bytes of small figures.
+    cards: a caption and the pictures above it, two or more. plates: figures, PNG bytes. panels:
+    title, note and PNG bytes of small figures.
     """
 
     heading: str

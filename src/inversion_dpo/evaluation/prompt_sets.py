@@ -16,8 +16,6 @@ from inversion_dpo.data.annotations import read_annotations
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
 
-HUB = "hf:"
-
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -90,9 +88,8 @@ def scenes(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
     from inversion_dpo.world.scene_prompts import SPLITS, graphs_of, parse_kind
 
     if split not in SPLITS:
-        raise ConfigError(
-            f"build.splits.{split} is unknown: the embedded world has {', '.join(SPLITS)}"
-        )
+        known = ", ".join(SPLITS)
+        raise ConfigError(f"build.splits.{split} is unknown: the embedded world has {known}")
     try:
         parse_kind(kind)
     except ValueError as error:
@@ -138,7 +135,7 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
 
         yield from ((graph.caption, "", None) for graph in prompts("train", int(source), seed))
         return
-    if source.startswith(HUB):
+    if source.startswith("hf:"):
         yield from _hub_rows(source)
         return
     file = Path(resolve(source))
@@ -156,16 +153,8 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
         raise ConfigError(f"evaluation.prompts: {file} is not UTF-8 text ({error})") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            where = f"{file}, line {number}"
-            yield _json_row(line, where) if file.suffix == ".jsonl" else (line.strip(), "", None)
-
-
-def _json_row(line: str, where: str) -> _Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"evaluation.prompts: {where} is not JSON ({error})") from error
-    return _row(row if isinstance(row, dict) else {}, where)
+            is_json, where = file.suffix == ".jsonl", f"{file}, line {number}"
+            yield _row(line, where) if is_json else (line.strip(), "", None)
 
 
 def _parquet_rows(file: Path) -> Iterator[_Row]:
@@ -182,7 +171,13 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
     yield from (_row(row, f"{file}, row {number}") for number, row in enumerate(rows))
 
 
-def _row(row: dict[str, Any], where: str) -> _Row:
+def _row(row: Any, where: str) -> _Row:
+    """Read a row, given as an object or as its JSON."""
+    try:
+        row = json.loads(row) if isinstance(row, str) else row
+    except ValueError as error:
+        raise ConfigError(f"evaluation.prompts: {where} is not JSON ({error})") from error
+    row = row if isinstance(row, dict) else {}
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError(f'evaluation.prompts: {where} has no text under "prompt"')
@@ -201,7 +196,7 @@ def _graph(value: Any, where: str) -> SceneGraph | None:
 
 
 def _hub_rows(source: str) -> Iterator[_Row]:
-    name, column, split, *more = [*source.removeprefix(HUB).split(":"), "", ""][:4]
+    name, column, split, *more = [*source.removeprefix("hf:").split(":"), "", ""][:4]
     if not name or not column or any(more):
         raise ConfigError(f"evaluation.prompts={source}: write hf:OWNER/NAME:COLUMN[:SPLIT]")
     import datasets

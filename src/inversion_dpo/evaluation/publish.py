@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Template
 
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, metric_rows
 from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.run.config import Config, resolve
-from inversion_dpo.run.disk import atomic_folder, atomic_text
+from inversion_dpo.run.disk import atomic_folder, atomic_text, sha256_of
 from inversion_dpo.run.folder import flat, read_config
 
 FORMATS = ("diffusers", "kohya")
@@ -74,39 +75,55 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
 
 def card(run: Path, config: Config) -> str:
     """Write the model card as Markdown with the hub's metadata and without local paths."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     file = run / "metrics.json"
     metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     base, lora = hub_id(config.model.path), config.policy.kind == "lora"
+    data = hub_id(config.data.pairs.removeprefix("hf:")) if "hf:" in config.data.pairs else None
     about = ModelCardData(
         base_model=base,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
-        datasets=[d] if (d := dataset_id(config.data.pairs)) else None,
+        datasets=[data] if data else None,
     )
-    e, values = config.evaluation, flat(config)
-    other = metrics.get(OTHER_GUIDANCE, {"guidance_scale": e.guidance_scale})
-    scales = dict.fromkeys([e.guidance_scale, other["guidance_scale"]])
-    written = ModelCard.from_template(
-        about,
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
+    values, rows = flat(config), metric_rows(metrics)
+    template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
+    written = template.render(
+        card_data=about.to_yaml(),
         name=plain(run.resolve().name),
         kind=KINDS[config.policy.kind],
-        base=f"`{base}`" if base else f"`{plain(Path(resolve(config.model.path)).name)}` (local)",
-        objective=config.objective.name,
-        lora_base=base if lora else None,
+        base=base or plain(Path(resolve(config.model.path)).name),
+        base_id=base,
+        lora=lora,
+        start=start_of(config),
+        whole=config.policy.kind == "full",
         grid=(run / "grid.png").is_file(),
-        data=data_text(config, metrics),
+        data=data or plain(Path(resolve(config.data.pairs)).name),
+        config=config,
         settings=[(key, values[key]) for key in CARD_SETTINGS],
-        rows=score_rows(metrics),
-        measured=measured_text(metrics, config),
-        guidance=" and ".join(f"{scale:g}" for scale in scales),
-        steps=e.sample_steps,
-        limits=limits(metrics),
+        metrics=metrics,
+        rows={plain(name): row for name, row in rows.items()},
+        gains={plain(name): gain_text(row, digits=4) for name, row in rows.items()},
+        by=plain(config.evaluation.preference),
+        prompts=plain(Path(config.evaluation.prompts).name),
+        other=metrics.get(OTHER_GUIDANCE),
+        gain_text=gain_text,
+        win_text=win_text,
     )
-    return re.sub(r"\n{3,}", "\n\n", str(written)).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", written).strip() + "\n"
+
+
+def start_of(config: Config) -> str | None:
+    """Name the LoRA that the run started from, with the hash of its file; None without one."""
+    if not config.model.lora:
+        return None
+    path = Path(config.model.lora).expanduser()
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    hashes = ", ".join(f"SHA-256 `{sha256_of(file)}`" for file in files if file.is_file())
+    name = f"`{hub_id(config.model.lora) or plain(path.name)}`"
+    return f"{name} ({hashes})" if hashes else name
 
 
 def hub_id(path: str) -> str | None:
@@ -116,64 +133,9 @@ def hub_id(path: str) -> str | None:
     return name if is_id and not Path(path).exists() else None
 
 
-def dataset_id(pairs: str) -> str | None:
-    """Return OWNER/NAME of ``hf:OWNER/NAME``; None for local pairs."""
-    return hub_id(pairs.removeprefix("hf:")) if pairs.startswith("hf:") else None
-
-
 def plain(text: str) -> str:
     """Replace every sign that Markdown or HTML could read as markup."""
     return re.sub(r"[^\w .,+-]", "_", text)
-
-
-def data_text(config: Config, metrics: Mapping[str, Any]) -> str:
-    """Name the pairs and their number."""
-    name = dataset_id(config.data.pairs) or plain(Path(resolve(config.data.pairs)).name)
-    count = f"{metrics['pairs']:,} pairs" if metrics.get("pairs") else "Pairs"
-    noise = config.data.label_noise
-    swapped = f" {noise:.0%} of their labels were swapped." if noise else ""
-    return f"{count} of `{name}`; {config.data.holdout:.0%} of them were held out.{swapped}"
-
-
-def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """List every score of both models."""
-    return [
-        {
-            "name": f"`{plain(name)}`",
-            "reference": f"{row['reference']:.4f}",
-            "policy": f"{row['policy']:.4f}",
-            "gain": gain_text(row, digits=4),
-        }
-        for name, row in metric_rows(metrics).items()
-    ]
-
-
-def measured_text(metrics: Mapping[str, Any], config: Config) -> str:
-    """Describe how the scores were measured."""
-    if "win_rate" not in metrics:
-        return ""
-    by = plain(config.evaluation.preference)
-    text = (
-        f"{metrics['n_prompts']} prompts of `{plain(Path(config.evaluation.prompts).name)}`, "
-        f"{metrics['seeds']} image(s) each, both models from the same noise. The policy "
-        f"wins {win_text(metrics, digits=3)} by `{by}`. "
-        "Intervals are paired bootstraps over prompts."
-    )
-    if other := metrics.get(OTHER_GUIDANCE):
-        text += (
-            f" At guidance {other['guidance_scale']:g}, as it was trained, it wins "
-            f"{win_text(other, digits=3)}; its gain there is {gain_text(other['preference'])}."
-        )
-    return text
-
-
-def limits(metrics: Mapping[str, Any]) -> list[str]:
-    """List warnings that the numbers themselves give."""
-    worse = [r["name"] for r in score_rows(metrics) if metrics[r["name"][1:-1]]["gain_high"] < 0]
-    out = [f"It is measurably worse than the base model by {', '.join(worse)}."] if worse else []
-    if metrics and metrics["n_prompts"] < 100:
-        out.append(f"{metrics['n_prompts']} prompts are few: read the scores as a trial.")
-    return out
 
 
 def push(folder: Path, repository: str, private: bool = True) -> str:

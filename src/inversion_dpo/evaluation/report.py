@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import floor, log10
 from pathlib import Path
@@ -15,15 +15,17 @@ import numpy as np
 
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.source import open_pairs
-from inversion_dpo.evaluation import exports, figures
+from inversion_dpo.evaluation import figures
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
 from inversion_dpo.evaluation.evaluate import EVALUATED, both_sides
+from inversion_dpo.evaluation.exports import write_tables
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_rows, verdict
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined, reading
 from inversion_dpo.evaluation.prompt_sets import read_prompts
-from inversion_dpo.evaluation.samples import read_images, read_scores
+from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.wording import (
+    agreement_text,
     duration,
     gain_text,
     halves,
@@ -33,10 +35,14 @@ from inversion_dpo.evaluation.wording import (
     statements,
 )
 from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import read_config, read_seconds
+from inversion_dpo.training.checks import accuracy_text
 from inversion_dpo.training.run_files import read_rows
 
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
+SIDES = ("reference", "policy")
+LARGEST = 6  # changes that a report without scores shows
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,13 @@ class ReportData:
     """The contents of a report; empty parts are left out of the page.
 
     metrics: from :func:`evaluate.evaluate`; without a scorer ``n_prompts`` alone. preference: the
-    metric that ordered the pairs. captions: of the prompts shown, with uint8 images
+    metric that decides wins. captions: of the prompts shown, with uint8 images
     [H, W, 3] of both models from the same noise, and their ``scores`` by the preference under
     "reference" and "policy". pairs: caption, winner and loser of some training pairs. history:
     training rows, see :func:`figures.training_curves`. config: as YAML. seconds: by stage. seeds:
     by purpose. setting: how prompts were compared, a fragment for the first sentence.
-    selection, preference_note: sentences on the prompts shown, and on what the pairs prefer.
+    largest: caption and both images of the prompts that changed most. run: the folder's name.
+    selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
     """
 
     title: str
@@ -62,11 +69,13 @@ class ReportData:
     pairs: Sequence[tuple[str, Pixels, Pixels]] = ()
     history: Sequence[Mapping[str, Any]] = ()
     config: str = ""
-    versions: Mapping[str, str] | None = None
-    seconds: Mapping[str, float] | None = None
-    seeds: Mapping[str, int] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
     setting: str = "held-out prompts, with the same noise"
     selection: str = ""
+    largest: Sequence[tuple[str, Pixels, Pixels]] = ()
+    run: str = "RUN"
     preference_note: str = ""
 
 
@@ -81,22 +90,21 @@ def write_report(folder: Path, data: ReportData) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     cards = _sample_cards(data)
     if cards:
-        figures.image_grid(
-            data.captions, data.reference_images, data.policy_images, folder / "grid.png"
-        )
-        exports.write_grid(data.captions, data.scores, folder / "grid.json")
+        pairs = list(zip(data.reference_images, data.policy_images, strict=True))
+        figures.image_grid(data.captions, pairs, folder / "grid.png")
+        rows = zip(data.captions, data.scores or [{}] * len(cards), strict=True)
+        grid = [{"caption": caption, **scores} for caption, scores in rows]
+        atomic_text(json.dumps(grid, indent=1, ensure_ascii=False), folder / "grid.json")
     if figures.recorded(data.history):
         figures.training_curves(data.history, folder / "curves.png")
-        exports.write_history(data.history, folder / "curves.csv")
     plates = []
     if metric_rows(data.metrics):
         figures.gains(data.metrics, folder / "gains.png")
         plates = [(folder / "gains.png").read_bytes()]
-        exports.write_gains(data.metrics, folder / "gains.csv")
-    if data.metrics.get("categories"):
-        exports.write_categories(data.metrics, folder / "categories.csv")
+    write_tables(folder, data.metrics, data.history)
     sections = [
         _samples(data, cards),
+        _largest(data),
         _metrics(data, plates),
         _other_guidance(data.metrics),
         _categories(data),
@@ -109,7 +117,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         eyebrow="Inversion-DPO run report",
         title=data.title,
         sections=[section for section in sections if section],
-        lede=headline(data.metrics, data.preference, data.setting),
+        lede=headline(data.metrics, data.preference, data.setting, data.run),
         statements=statements(data.metrics, data.preference),
         tiles=_tiles(data),
         closing="How to repeat this run",
@@ -121,26 +129,18 @@ def write_report(folder: Path, data: ReportData) -> Path:
 
 def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
     """Make caption and two pictures per prompt; of two scores the higher one is bold."""
-    n = len(data.captions)
-    if not len(data.reference_images) == len(data.policy_images) == n:
-        raise ValueError(
-            f"{n} captions need as many images, got {len(data.reference_images)} of the "
-            f"reference and {len(data.policy_images)} of the policy"
-        )
-    if data.scores and len(data.scores) != n:
-        raise ValueError(f"{n} captions need as many scores, got {len(data.scores)}")
     largest = max((abs(x) for score in data.scores for x in score.values()), default=0.0)
     digits = max(0, 2 - floor(log10(largest))) if largest else 2
     cards = []
-    for k, caption in enumerate(data.captions):
-        score = data.scores[k] if data.scores else {}
-        both = {"reference": data.reference_images[k], "policy": data.policy_images[k]}
+    rows = zip(data.captions, data.reference_images, data.policy_images, strict=True)
+    scored = zip(rows, data.scores or [{}] * len(data.captions), strict=True)
+    for (caption, *images), score in scored:
         best, worst = max(score.values(), default=0.0), min(score.values(), default=0.0)
         pictures = [
             Picture(name, inlined(image), f"{score[name]:.{digits}f}", score[name] == best > worst)
             if name in score
             else Picture(name, inlined(image))
-            for name, image in both.items()
+            for name, image in zip(SIDES, images, strict=True)
         ]
         cards.append((caption, pictures))
     return cards
@@ -151,6 +151,28 @@ def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Se
     sides = "The reference is on the left, the policy on the right, from the same noise."
     note = f"{sides} {numbers}{data.selection}"
     return Section("Samples", note, cards=cards) if cards else None
+
+
+def _largest(data: ReportData) -> Section | None:
+    cards = [
+        (caption, [Picture(n, inlined(i)) for n, i in zip(SIDES, both, strict=True)])
+        for caption, *both in data.largest
+    ]
+    note = (
+        "The prompts whose two images differ most, by the root mean square over pixels. They are "
+        "not drawn at random: they show what training changed, not whether it is better."
+    )
+    return Section("Largest changes", note, cards=cards) if cards else None
+
+
+def most_changed(files: Sequence[Path], seeds: int, count: int) -> list[int]:
+    """List the rows of the first image of ``count`` prompts whose images differ most, ascending."""
+    away: dict[int, float] = {}
+    for row, (before, after) in enumerate(zip(*map(pictures, files), strict=True)):
+        if row % seeds == 0:
+            both = (np.asarray(image.resize((64, 64)), np.float32) for image in (before, after))
+            away[row] = float(np.sqrt(np.square(np.subtract(*both)).mean()))
+    return sorted(sorted(away, key=lambda row: -away[row])[:count])
 
 
 def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
@@ -164,7 +186,8 @@ def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
     note = (
         "Means over the same prompts. The gain is policy minus reference, with its 95% bootstrap "
         "interval over prompts. The win rate has Wilson's interval. An interval that includes 0 "
-        "shows no measurable change. The first row is the score that the pairs prefer."
+        "shows no measurable change. The first row is `evaluation.preference`, the score that "
+        "decides the win rate."
     )
     table = Table.of(rows, numbers=range(1, 5), strong=1)
     return Section("Metrics", note, table, plates=plates) if rows else None
@@ -258,6 +281,9 @@ def _training(history: figures.History) -> Section | None:
         "Faint lines are single batches, strong lines their running mean. Marked points are "
         "held-out pairs."
     )
+    wanted = {"heldout_accuracy", "heldout_pairs"}
+    if last := next((row for row in reversed(history) if wanted <= set(row)), None):
+        note += f" At the end: {accuracy_text(last)}."
     return Section("Training", note, panels=panels) if panels else None
 
 
@@ -265,14 +291,11 @@ def _pairs(data: ReportData) -> Section | None:
     cards = [
         (
             caption,
-            [
-                Picture("preferred", inlined(winner), strong=True),
-                Picture("not preferred", inlined(loser)),
-            ],
+            [Picture("preferred", inlined(w), strong=True), Picture("not preferred", inlined(l))],
         )
-        for caption, winner, loser in data.pairs
+        for caption, w, l in data.pairs
     ]
-    note = f"{data.preference_note} The preferred image is on the left, as in the training data."
+    note = f"The preferred image is on the left, as in the training data. {data.preference_note}"
     return Section("What the pairs prefer", note, cards=cards) if cards else None
 
 
@@ -313,13 +336,10 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
 
 def _facts(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
     """List the small tables at the end, (heading, rows), without the empty ones."""
-    times = [(stage, duration(s)) for stage, s in (data.seconds or {}).items()]
-    if len(times) > 1:
-        times.append(("total", duration(sum((data.seconds or {}).values()))))
-    seeds = [(purpose, str(seed)) for purpose, seed in (data.seeds or {}).items()]
-    versions = [(name, str(version)) for name, version in (data.versions or {}).items()]
-    tables = [("Times", times), ("Seeds", seeds), ("Versions", versions)]
-    return [(heading, rows) for heading, rows in tables if rows]
+    total = {"total": sum(data.seconds.values())} if len(data.seconds) > 1 else {}
+    times = {stage: duration(s) for stage, s in {**data.seconds, **total}.items()}
+    tables = {"Times": times, "Seeds": data.seeds, "Versions": data.versions}
+    return [(name, [(k, str(v)) for k, v in t.items()]) for name, t in tables.items() if t]
 
 
 def pick(prompts: list[str], count: int, seed: int = 0) -> list[int]:
@@ -342,12 +362,6 @@ def title(models: list[str | None] | None) -> str:
     return f"{models[1]} against {models[0] or 'the base model'}"
 
 
-def setting(seeds: int) -> str:
-    """Write how prompts were compared, for the report's first sentence."""
-    each = f", {seeds} images each" if seeds > 1 else ""
-    return f"held-out prompts{each}, with the same noise"
-
-
 def report(folder: Path, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     if not (folder / "metrics.json").exists():
@@ -358,7 +372,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     e, models = config.evaluation, metrics.get("models")
     prompts = read_prompts(e.prompts, e.limit)
     files = both_sides(folder, config, folder / "samples", models)
-    r, p = (read_scores(file) for file in files)
+    r, p = map(read_scores, files)
     show = pick(prompts, shown)
     first = [k * e.seeds for k in show]  # the first image of each prompt
     scores = [
@@ -367,10 +381,13 @@ def report(folder: Path, shown: int = 16) -> Path:
         if r
     ]
     reference, policy = (read_images(file, first) for file in files)
+    each = f", {e.seeds} images each" if e.seeds > 1 else ""
+    rows = [] if r else most_changed(files, e.seeds, LARGEST)
+    largest = zip(rows, *(read_images(file, rows) for file in files), strict=True)
     examples = [] if models else list(open_pairs(read_config(folder).data, 6))
     data = ReportData(
         title=title(models),
-        setting=setting(e.seeds),
+        setting=f"held-out prompts{each}, with the same noise",
         metrics=metrics,
         preference=e.preference,
         captions=[prompts[k] for k in show],
@@ -386,7 +403,9 @@ def report(folder: Path, shown: int = 16) -> Path:
         versions=versions(),
         seconds=read_seconds(folder),
         seeds={"training": config.training.seed, "evaluation, first prompt": e.seed},
-        preference_note=f"Each pair prefers the image with the higher {e.preference}.",
+        preference_note=agreement_text(metrics, e.preference),
+        largest=[(prompts[row // e.seeds], before, after) for row, before, after in largest],
+        run=str(folder),
         selection=f"{len(show)} of {len(prompts)} prompts, drawn at random with seed 0.",
     )
     return write_report(folder, data)

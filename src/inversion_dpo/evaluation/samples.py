@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from inversion_dpo.data.images import decode_image, png
+from inversion_dpo.data.images import decode_image, one_colour, one_colour_text, png
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
-from inversion_dpo.evaluation.scorers.registry import Graphs, Scores, load_scorers
+from inversion_dpo.evaluation.scorers.registry import Graphs, ScorerGroup, Scores, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import graphs_for, sampler_of
 from inversion_dpo.models.sampler import Prompt
@@ -30,20 +30,52 @@ from inversion_dpo.run.processes import current_team
 
 logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
+COUNTED = (".safetensors", ".json", ".txt", ".model")  # what makes a model, in its folder
 REPEAT = 1_000_000  # between the seeds of a prompt's images
 
 
 def model_digest(config: Config, adapter: Path | None) -> str:
-    """Hash the model to sample: its name and every weight file."""
-    digest = hashlib.sha256(f"{config.model}".encode())
-    base = Path(resolve(config.model.path))
-    encoder = Path(config.model.scene_graph).expanduser() if config.model.scene_graph else None
-    places = [p for p in (base, encoder, adapter) if p is not None and p.exists()]
-    for file in (
-        f for p in places for f in ([p] if p.is_file() else sorted(p.rglob("*.safetensors")))
-    ):
-        digest.update(sha256_of(file).encode())
+    """Hash the model to sample: its settings, and every file of weights or configuration.
+
+    A repository of the hub counts by its name and revision.
+    """
+    m = config.model
+    parts = [m.path, m.config, m.network, m.vae, m.lora, m.scene_graph]
+    named = [*parts, str(adapter) if adapter else None]
+    return f"{m}" + digest_of(Path(resolve(name)).expanduser() for name in named if name)
+
+
+def scoring_digest(config: Config) -> str:
+    """Hash what the scores depend on: settings, local weights, own functions, scene graphs."""
+    e, score = config.evaluation, scorers_of(config)
+    places = [place for member in (score.members if score else ()) for place in member.places()]
+    text = f"{e.scorer} {e.checkpoints}"
+    if SCENE_GRAPH in str(e.scorer):
+        text += f" {e.parser} {e.prompts}"
+        places += [Path(resolve(e.prompts)), Path(e.parser.vocabulary or "").expanduser()]
+    return text + digest_of(p for p in places if p != Path())
+
+
+def digest_of(places: Iterable[Path]) -> str:
+    """Hash files, and in folders all files of weights or configuration."""
+    digest = hashlib.sha256()
+    for place in places:
+        files = [place] if place.is_file() else sorted(place.rglob("*")) if place.exists() else []
+        for file in files:
+            if file.is_file() and (file == place or file.suffix in COUNTED):
+                digest.update(f"{file.name} {content_of(file)} ".encode())
     return digest.hexdigest()[:16]
+
+
+def content_of(file: Path) -> str:
+    """Hash a file, once for as long as its size and time stay the same."""
+    about = file.stat()
+    return _content_of(file, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _content_of(file: Path, size: int, changed: int) -> str:
+    return sha256_of(file)
 
 
 def _on_disk(path: Path) -> bool:
@@ -66,7 +98,8 @@ def sampled(
     repeats: int = 1,
 ) -> tuple[Images, Scores]:
     """Return one model's images and scores on the prompts, see :func:`sampled_file`."""
-    return read_samples(sampled_file(config, adapter, memo, prompts, desc, repeats))
+    file = sampled_file(config, adapter, memo, prompts, desc, repeats)
+    return [np.array(image) for image in pictures(file)], read_scores(file)
 
 
 def sampled_file(
@@ -85,11 +118,10 @@ def sampled_file(
         repeats: images per prompt; those of one prompt follow each other.
     """
     e = config.evaluation
-    key = f"{model_digest(config, adapter)} {prompts} {e.seed} {e.sample_steps} {repeats} "
-    key += f"{e.guidance_scale} {e.scorer} {e.checkpoints} {config.model.resolution}"
+    key = f"{model_digest(config, adapter)} {scoring_digest(config)} {prompts} {e.seed} {repeats} "
+    key += f"{e.sample_steps} {e.guidance_scale}"
     graphs = graphs_for(config, adapter, prompts)
     key += "".join(g.to_json() for g in graphs.values())
-    key += f" {e.parser} {e.prompts}" if SCENE_GRAPH in str(e.scorer) else ""
     path = memo / f"{desc}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
     if not _on_disk(path):
         pictured = [graphs.get(p, p) for p in prompts for _ in range(repeats)]
@@ -99,9 +131,19 @@ def sampled_file(
             parts = sample_parts(config, adapter, path.with_suffix(""), pictured, seeds, desc)
         team.wait()
         if team.main:
-            join_parts(parts, path)
+            atomic_tables(map(pq.read_table, parts), pq.read_schema(parts[0]), path)
+            shutil.rmtree(parts[0].parent)
         team.wait()
     return path
+
+
+def scorers_of(config: Config, store: Path | None = None) -> ScorerGroup | None:
+    """Return the configured scorers, None without any; ``store`` keeps their scores."""
+    e = config.evaluation
+    whole = partial(read_prompt_set, e.prompts, e.limit)
+    if not e.scorer:
+        return None
+    return load_scorers(e.scorer, e.checkpoints, e.batch_size, store, e.parser, whole)
 
 
 def sample_parts(
@@ -112,17 +154,15 @@ def sample_parts(
     seeds: list[int],
     desc: str,
 ) -> list[Path]:
-    """Sample and score batch by batch into files of ``folder``; processes take the batches in turn.
+    """Sample and score batch by batch into files of ``folder``; list all processes' files.
 
-    Intact files are kept. The result lists all files, whichever process writes them.
+    Processes take the batches in turn. Intact files are kept.
     """
     e, team, sampler = config.evaluation, current_team(), None
-    score = None
-    if e.scorer:
-        kept, whole = folder.parent / "scores.sqlite", partial(read_prompt_set, e.prompts, e.limit)
-        score = load_scorers(e.scorer, e.checkpoints, e.batch_size, kept, e.parser, whole)
+    score = scorers_of(config, folder.parent / "scores.sqlite")
     starts = range(0, len(prompts), e.batch_size)
     parts = [folder / f"{start:08d}-{e.batch_size}.parquet" for start in starts]
+    blank: list[str] = []
     bar = tqdm(total=len(prompts), desc=desc, unit="image", mininterval=1.0, disable=not team.main)
     for start, part in list(zip(starts, parts, strict=True))[team.rank :: team.size]:
         batch = slice(start, start + e.batch_size)
@@ -130,19 +170,20 @@ def sample_parts(
         if read_table(part) is None:
             sampler, noise = sampler or sampler_of(config, adapter), seeds[batch]
             images = sampler.draw(prompts[batch], noise)
+            blank += [
+                f"{text[:60]!r}, seed {seed}"
+                for text, seed, image in zip(texts, noise, images, strict=True)
+                if one_colour(image)
+            ]
             results = score.judge(images, texts) if score else ({}, None)
             write_samples(part, texts, noise, images, *results)
         bar.update(len(texts) * team.size)
     bar.close()
     if score:
         score.conclude()
+    if blank:
+        logger.warning("%s: %s", desc, one_colour_text(blank, len(prompts)))
     return parts
-
-
-def join_parts(parts: list[Path], path: Path) -> None:
-    """Join all parts into one file, in their order, and remove them."""
-    atomic_tables(map(pq.read_table, parts), pq.read_schema(parts[0]), path)
-    shutil.rmtree(parts[0].parent)
 
 
 def write_samples(
@@ -155,19 +196,10 @@ def write_samples(
 ) -> None:
     """Write the table of images: prompt, seed, PNG bytes, every score, and any graphs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, Any] = {
-        "prompt": prompts,
-        "seed": seeds,
-        "image": [png(i) for i in images],
-    }
+    columns: dict[str, Any] = {"prompt": prompts, "seed": seeds, "image": list(map(png, images))}
     if graphs is not None:
         columns["graph"] = pa.array([g and g.to_json() for g in graphs], pa.string())
     atomic_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), path)
-
-
-def read_samples(path: Path) -> tuple[Images, Scores]:
-    """Read the images and scores of :func:`write_samples`."""
-    return [np.array(image) for image in pictures(path)], read_scores(path)
 
 
 def read_scores(path: Path) -> Scores:

@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from inversion_dpo.data.images import one_colour_text
 from inversion_dpo.data.traits import Share, shares_text
 from inversion_dpo.evaluation.metrics import (
     OTHER_GUIDANCE,
+    PAIRS_AGREE,
     interval_text,
     metric_rows,
     verdict,
 )
+from inversion_dpo.maths.intervals import wilson
+from inversion_dpo.training.run_files import FEW_PAIRS
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
 
 
-def headline(metrics: Mapping[str, Any], preference: str, setting: str) -> str:
+def headline(metrics: Mapping[str, Any], preference: str, setting: str, run: str = "RUN") -> str:
     """Write the result by ``preference`` in one sentence; metric names stand in backticks.
 
-    It calls the result a win or a loss only if the win rate's interval excludes one half.
+    It calls the result a win or a loss only if the win rate's interval excludes one half. Without
+    scores it says what is known, and how to compare the models of the folder ``run`` by eye.
     """
     if "preference" not in metrics:
-        return f"{metrics['n_prompts']:,} {setting}, were sampled but not scored: no claim is made."
+        sampled = f"{metrics['n_prompts']:,} {setting}, were sampled but not scored."
+        return " ".join([sampled, *unscored(metrics, run)])
     where = f"On {metrics['n_prompts']:,} {setting}, the policy"
     share, by = share_text(metrics), f"the reference by `{preference}`"
     outcome = {
@@ -36,17 +42,60 @@ def headline(metrics: Mapping[str, Any], preference: str, setting: str) -> str:
     return text
 
 
+def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
+    """Write what is known without a scorer: held-out accuracy, what changed, what to do next."""
+    training, shares, texts = metrics.get("training") or {}, shares_of(metrics), []
+    if n := round(training.get("heldout_pairs", 0)):
+        share, low, high = wilson(training["heldout_accuracy"], n)
+        chance = {"gain": "more often than", "loss": "less often than", "none": "no other than"}
+        texts.append(
+            f"The policy puts the winner first in {share:.0%} [{100 * low:.0f}, {100 * high:.0f}] "
+            f"of {n} held-out pairs, {chance[verdict(low, high, null=0.5)]} chance."
+        )
+    if n and n < FEW_PAIRS:
+        texts.append("So few pairs say little.")
+    changed = {name: s for name, s in shares.items() if not s.chance}
+    if changed:
+        texts.append(
+            f"Its images beside the reference's: {shares_text(changed).replace(' !', '')}."
+        )
+    elif shares:
+        texts.append("No trait of its images changed measurably.")
+    return [*texts, f"To compare the two blind, by eye: `inversion-dpo web {run}`."]
+
+
 def statements(metrics: Mapping[str, Any], preference: str) -> list[tuple[str, str]]:
-    """List (verdict, sentence) for every metric but the preferred one."""
-    return [
+    """List (verdict, sentence) for images of one colour and every metric but the preferred one."""
+    return [("loss", text) for text in blank_texts(metrics)] + [
         (verdict(row["gain_low"], row["gain_high"]), _statement(name, row))
         for name, row in metric_rows(metrics).items()
         if name != preference
     ]
 
 
-def lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Write the result for a terminal: every metric, the win rate, and the same by category."""
+def blank_texts(metrics: Mapping[str, Any]) -> list[str]:
+    """Write of each side how many samples are of one colour, if any."""
+    total = metrics["n_prompts"] * metrics.get("seeds", 1)
+    blank = metrics.get("one_colour", {}).items()
+    return [f"{side}: {one_colour_text(names, total)}" for side, names in blank if names]
+
+
+def agreement_text(metrics: Mapping[str, Any], preference: str) -> str:
+    """Say how often the pairs' winners have the higher ``preference``; empty if not measured."""
+    if not (agree := metrics.get(PAIRS_AGREE)):
+        return ""
+    share, low, high = (100 * agree[key] for key in ("share", "low", "high"))
+    text = (
+        f"Measured on {agree['n']} pairs: the winner has the higher `{preference}` in "
+        f"{share:.0f}% [{low:.0f}, {high:.0f}]."
+    )
+    if low <= 50:
+        text += f" So `{preference}` does not measure what these pairs prefer."
+    return text
+
+
+def lines(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
+    """Write the result of the folder ``run`` for a terminal: metrics, win rate, by category."""
     out = [
         f"{name:14s} reference {row['reference']:.4f}  policy {row['policy']:.4f}  gain "
         f"{gain_text(row, digits=4)}"
@@ -66,7 +115,12 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
             f"{other['instead_of']:g}: win rate {win_text(other)}"
         )
         out += [f"    {name}: gain {gain_text(r)}" for name, r in metric_rows(other).items()]
-    out = out or [f"{metrics['n_prompts']} prompts were sampled but not scored"]
+    if not out:
+        out = [
+            f"{metrics['n_prompts']} prompts were sampled but not scored",
+            *unscored(metrics, run),
+        ]
+    out += [f"  warning: {text}" for text in blank_texts(metrics)]
     if shares := shares_of(metrics):
         out.append(f"  policy's images beside the reference's: {shares_text(shares)}")
     return out

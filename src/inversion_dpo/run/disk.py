@@ -64,6 +64,23 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         ) from error
 
 
+def check_room(folder: Path, size: float, what: str) -> None:
+    """Refuse work whose result does not fit; DiskError names both sizes.
+
+    Args:
+        folder: where it will be written; it need not be there yet.
+        size: of the result in bytes, roughly.
+        what: the result's name.
+    """
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise DiskError(
+            f"{folder}: {what} need about {size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: "
+            "make room, or choose another --output"
+        )
+
+
 def refusal(error: BaseException) -> str | None:
     """Quote the system about a full or forbidden disk; None for any other error."""
     if isinstance(error, OSError):

@@ -339,7 +339,7 @@ class EvaluationConfig:
     """Weights of scorers: `evaluation.checkpoints.NAME=PATH@REVISION`."""
     parser: Group[ParserConfig] = field(default_factory=ParserConfig)
     preference: str = "warmth"
-    """The score by which the pairs were labelled, first in reports; auto is the only one."""
+    """The score that decides the win rate and comes first in reports; auto is the only one."""
     sample_steps: Count = 20
     """Sampling steps of an image."""
     guidance_scale: NotNegative = 4.0

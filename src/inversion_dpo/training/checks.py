@@ -10,6 +10,7 @@ from statistics import fmean
 
 import torch
 
+from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.run.processes import total
 from inversion_dpo.training.session import Session, pairs_of_step
 
@@ -206,17 +207,10 @@ def complaints(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def accuracy_text(row: Row) -> str:
-    """Write the held-out accuracy with its number of pairs and 95% interval.
-
-    The interval is Wilson's (1927, https://doi.org/10.1080/01621459.1927.10502953).
-    """
-    share, pairs, z = row["heldout_accuracy"], row["heldout_pairs"], 1.96
-    middle = (share + z**2 / (2 * pairs)) / (1 + z**2 / pairs)
-    half = z / (1 + z**2 / pairs) * math.sqrt(share * (1 - share) / pairs + (z / pairs) ** 2 / 4)
-    return (
-        f"held-out accuracy {share:.2f} of {pairs:.0f} pairs "
-        f"(95% interval {middle - half:.2f} to {middle + half:.2f})"
-    )
+    """Write the held-out accuracy with its number of pairs and Wilson's 95% interval."""
+    pairs = round(row["heldout_pairs"])
+    share, low, high = wilson(row["heldout_accuracy"], pairs)
+    return f"held-out accuracy {share:.2f} of {pairs} pairs (95% interval {low:.2f} to {high:.2f})"
 
 
 def status(row: Row) -> str:

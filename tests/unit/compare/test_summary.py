@@ -2,10 +2,15 @@
 
 import itertools
 import math
+import re
+import sys
+from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from inversion_dpo.compare import curves, experiment, runs
 from inversion_dpo.compare.methods import (
     METHODS,
     TRIALS,
@@ -14,7 +19,7 @@ from inversion_dpo.compare.methods import (
     parse_vary,
     variants,
 )
-from inversion_dpo.compare.page import title
+from inversion_dpo.compare.page import setting_part, title
 from inversion_dpo.compare.runs import best_of_n
 from inversion_dpo.compare.summary import (
     crossing,
@@ -24,7 +29,13 @@ from inversion_dpo.compare.summary import (
     traits_over_seeds,
     wins,
 )
+from inversion_dpo.evaluation.defaults import settled
+from inversion_dpo.evaluation.evaluate import check as check_evaluation
+from inversion_dpo.evaluation.page import inlined
+from inversion_dpo.evaluation.samples import write_samples
+from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.disk import DiskError
 
 
 def test_over_seeds_by_hand():
@@ -148,6 +159,104 @@ def test_what_the_user_gives_wins_over_what_was_tuned():
     assert (config.objective.beta, config.training.learning_rate) == (50, 1e-5)
     assert config.training.seed == 3
     assert load_config("composition", overrides_of(varied, tuned, given, 3)).objective.beta == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("evaluation.prompts=/no/prompts.txt", "no file /no/prompts.txt"),
+        ("evaluation.preference=beauty", "evaluation.preference='beauty' is not a score"),
+        ("evaluation.scorer=pikscore", "did you mean 'pickscore'"),
+        ("evaluation.scorer=clip", "evaluation.checkpoints.clip=/no/where"),
+        ("evaluation.scorer=no_module:score", "no_module"),
+        ("evaluation.scorer=math:sqrt", "math:sqrt fails on a grey 64x64 image"),
+        ("evaluation.scorer=null", "compare needs evaluation.scorer"),
+        ("evaluation.prompts=hf:x", "hf:OWNER/NAME:COLUMN"),
+        ("data.pairs=/no/pairs.parquet", "/no/pairs.parquet"),
+        ("model.resolution=8000000", "MB are free"),
+        ("training.steps=0", "training.steps"),
+    ],
+)
+def test_a_comparison_is_checked_before_it_begins(tmp_path, monkeypatch, given, told):
+    for name in ("prepare", "chain", "tune"):
+        monkeypatch.setattr(experiment, name, lambda *_: pytest.fail("work has begun"))
+    extra = (given, *(["evaluation.checkpoints.clip=/no/where"] if "=clip" in given else []))
+    with pytest.raises((ValueError, DiskError), match=re.escape(told)):
+        experiment.compare(tmp_path / "new", experiment.Plan("taste", ("x0",), 1, extra))
+    assert not (tmp_path / "new").exists()
+
+
+def test_held_out_prompts_and_the_only_score_need_no_setting(tmp_path, tiny_config):
+    config = tiny_config("evaluation.prompts=heldout", "evaluation.preference=auto")
+    with pytest.raises(ConfigError, match="'auto' is not a score of scenes: choose one of"):
+        check_evaluation(config, tmp_path)
+    alone = replace(config.evaluation, scorer="evaluation_scorer:brightness")
+    config = replace(config, evaluation=alone)
+    module = ModuleType("evaluation_scorer")
+    module.brightness = lambda images, prompts: [float(i.mean()) for i in images]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "evaluation_scorer", module)
+        check_evaluation(config, tmp_path)
+        assert not list(tmp_path.iterdir())
+        assert settled(config, tmp_path).evaluation.preference == "brightness"
+
+
+def test_scores_of_scenes_need_prompts_of_its_world(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a small red star above a small blue star\na horse\n")
+    config = load_config("taste", [f"evaluation.prompts={prompts}"])
+    with pytest.raises(ScorerError, match="'a horse'"):
+        check_evaluation(config, tmp_path)
+
+
+def test_best_of_n_does_not_squeeze_the_curves():
+    """The axis is that of the curves; a line beyond it is named and not drawn."""
+    curve = [{"step": s, "score": over_seeds([0.5 + s / 1000] * 2)} for s in (0, 10)]
+    variant = {"curve": curve, "varied": None, "step_seconds": 1.0}
+    variant |= {"inversion": {"seconds": 0.0}}
+    summary = {"variants": {"x0": variant}, "prompts": 4, "curve_prompts": 4}
+    summary["best_of"] = {n: {"score": {"mean": m}} for n, m in (("1", 0.505), ("8", 3.0))}
+    axes = curves.score_curves(summary, "score", "seconds").axes[0]
+    assert axes.get_ylim()[1] < 0.52
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["best of 1", "above this plot: best of 8 (3)"]
+
+
+def test_pictures_are_a_column_a_method_from_the_same_noise(tmp_path, tiny_config, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a star\na cross\na ring\n")
+    config = tiny_config(f"evaluation.prompts={prompts}", "evaluation.seeds=2")
+    files, shades = {}, {"reference": 10, "x0": 100, "kto": 200}
+    for name, shade in shades.items():
+        files[name] = tmp_path / f"{name}.parquet"
+        images = [np.full((8, 8, 3), shade + k, np.uint8) for k in range(6)]
+        write_samples(files[name], ["a"] * 6, list(range(6)), images, {})
+
+    def sampled_file(config, adapter, *_):
+        return files[adapter.parent.name if adapter else "reference"]
+
+    monkeypatch.setattr(runs, "sampled_file", sampled_file)
+    monkeypatch.setattr(runs, "read_config", lambda folder: config)
+    cards = runs.pictured(config, tmp_path, {n: tmp_path / n for n in ("x0", "kto")})
+    assert [caption for caption, _ in cards] == ["a star", "a cross", "a ring"]
+    for k, (_, pictures) in enumerate(cards):
+        assert [p.name for p in pictures] == list(shades)
+        wanted = [np.full((8, 8, 3), shade + 2 * k, np.uint8) for shade in shades.values()]
+        assert [p.image for p in pictures] == list(map(inlined, wanted))
+
+
+def test_the_page_lists_each_methods_settings():
+    given = {"x0": ["objective.target=x0", "training.seed=a|b"], "kto": ["objective.name=kto"]}
+    summary = {"variants": {n: {"settings": settings} for n, settings in given.items()}}
+    assert setting_part(summary)[2] == [
+        {
+            "method": "x0",
+            "objective.target": "x0",
+            "training.seed": "a|b",
+            "objective.name": "",
+        },
+        {"method": "kto", "objective.target": "", "training.seed": "", "objective.name": "kto"},
+    ]
 
 
 def test_the_page_counts_methods_and_not_their_rounds():

@@ -9,6 +9,7 @@ import pytest
 
 from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.samples import write_samples
+from inversion_dpo.evaluation.wording import lines, statements
 
 
 def written(path: Path, shades: list[tuple[int, int, int]]) -> Path:
@@ -35,5 +36,19 @@ def test_policy_against_reference_image_by_image(tmp_path: Path) -> None:
 def test_the_same_images_and_few_images_say_nothing(tmp_path: Path) -> None:
     many = written(tmp_path / "a.parquet", [(k, 0, 0) for k in range(40)])
     few = written(tmp_path / "b.parquet", [(9, 9, 9)] * 5)
-    assert changes(many, many) == {"traits": {}}
-    assert changes(few, written(tmp_path / "c.parquet", [(0, 0, 0)] * 5)) == {"traits": {}}
+    assert changes(many, many)["traits"] == {}
+    assert changes(few, written(tmp_path / "c.parquet", [(0, 0, 0)] * 5))["traits"] == {}
+
+
+def test_samples_of_one_colour_are_counted_and_named(tmp_path: Path) -> None:
+    black, noise = np.zeros((8, 8, 3), np.uint8), np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    files = [tmp_path / "r.parquet", tmp_path / "p.parquet"]
+    for file, images in zip(files, ([noise, noise], [noise, black]), strict=True):
+        write_samples(file, ["a star", "a cross"], [3, 4], images, {})
+    found = changes(*files)
+    assert found["one_colour"] == {"reference": [], "policy": ["'a cross', seed 4"]}
+    metrics = {"n_prompts": 2, "seeds": 1, **found}
+    told = "policy: 1 of 2 samples are of one colour ('a cross', seed 4): a safety checker"
+    assert told in "".join(lines(metrics))
+    assert statements(metrics, "warmth")[0][1].startswith(told)
+    assert "one_colour" not in changes(files[0], files[0])

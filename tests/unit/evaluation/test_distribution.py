@@ -10,7 +10,7 @@ from torch import nn
 from inversion_dpo.evaluation.distribution import ClipFeatures, distances, measure, read_images
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
-from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.config import ConfigError, load_config
 from tools.tiny.scorers import write_tiny_scorer
 
 pytest.importorskip("torchmetrics")
@@ -77,5 +77,12 @@ def test_bad_input_is_one_line(tmp_path):
         read_images(tmp_path)
     with pytest.raises(ConfigError, match="clip, inception"):
         measure(tmp_path, None, tmp_path, "vgg")
+    with pytest.raises(ConfigError, match=r"torchmetrics\[image\]"):  # before it samples
+        measure(tmp_path, load_config("taste", []), tmp_path, "inception")
+
+
+def test_hidden_files_are_left_out_and_counted(tmp_path, caplog):
     Image.fromarray(pictures(0, 1)[0]).save(tmp_path / "a.png")
-    assert read_images(tmp_path)[0].shape == (8, 8, 3)
+    (tmp_path / "._a.png").write_bytes(b"Mac OS X")
+    assert [image.shape for image in read_images(tmp_path)] == [(8, 8, 3)]
+    assert "1 hidden files left out" in caplog.text

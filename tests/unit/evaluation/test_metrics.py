@@ -125,13 +125,6 @@ def test_compare_refuses(
         )
 
 
-def test_level_and_samples_are_checked() -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        paired_bootstrap([0.0], [1.0], level=95)
-    with pytest.raises(ValueError, match="at least one"):
-        paired_bootstrap([0.0], [1.0], samples=0)
-
-
 def test_verdict_needs_the_whole_interval() -> None:
     assert [verdict(0.1, 0.2), verdict(-0.2, -0.1), verdict(-0.1, 0.2)] == ["gain", "loss", "none"]
     assert verdict(0.0, 0.2) == verdict(-0.2, 0.0) == "none"

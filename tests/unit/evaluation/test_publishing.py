@@ -1,12 +1,16 @@
 """Model card and upload: what they say, and that they say no secret and no path."""
 
+import hashlib
 import json
 import logging
+from itertools import pairwise
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from inversion_dpo.evaluation import publish as publishing
+from inversion_dpo.evaluation.page import Table
 from inversion_dpo.evaluation.publish import PublishError, card, export, hub_id, push
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.folder import claim
@@ -55,6 +59,55 @@ def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
     assert "measurably worse than the base model by `sg_iou`" in body
     assert "50 prompts are few" in body
     assert "`objective.beta` | `2000.0`" in body and 'load_lora_weights("' in body
+
+
+def tables(text):
+    """The cells of every table that a Markdown parser sees, row by row."""
+    tokens = MarkdownIt().enable("table").parse(text)
+    found = []
+    for before, token in pairwise(tokens):
+        found += [[]] if token.type == "table_open" else []
+        if token.type == "tr_open":
+            found[-1].append([])
+        elif before.type in ("th_open", "td_open"):
+            found[-1][-1].append(token.content)
+    return found
+
+
+def test_the_card_is_whole_as_markdown(run):
+    settings, scores = tables(parts(card(run, load_config(str(run / "config.yaml"), [])))[1])
+    assert [row[0] for row in settings[1:]] == [f"`{key}`" for key in publishing.CARD_SETTINGS]
+    assert [row[0] for row in scores] == ["score", "`warmth`", "`sg_iou`"]
+    assert {len(row) for row in scores} == {4}
+
+
+def test_the_card_counts_samples_of_one_colour(run):
+    found = METRICS | {"one_colour": {"reference": [], "policy": ["'a star', seed 3"]}}
+    (run / "metrics.json").write_text(json.dumps(found))
+    text = card(run, load_config(str(run / "config.yaml"), []))
+    assert "\n- 1 of its samples are of one colour and show nothing, 0 of the base" in text
+
+
+def test_the_comparisons_tables_are_whole_as_markdown():
+    table = Table(["method", "gain"], [["a|b", "1"], ["c", "2"]])
+    assert tables(f"words\n\n{table.markdown()}\nmore") == [
+        [["method", "gain"], ["a|b", "1"], ["c", "2"]]
+    ]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_lora_that_a_run_started_from_is_named_with_its_hash(run, tmp_path, kind):
+    start = tmp_path / "secret-place" / "style"
+    start.mkdir(parents=True)
+    (start / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    config = load_config("sd15", [f"model.lora={start}", f"policy.kind={kind}"])
+    text = card(run, config)
+    assert f"the LoRA `style` (SHA-256 `{hashlib.sha256(b'weights').hexdigest()}`)" in text
+    assert "secret-place" not in text
+    assert ("merged into the base model first" in text) is (kind == "lora")
+    assert text.count("pipe.load_lora_weights") == (2 if kind == "lora" else 0)
+    of_hub = card(run, load_config("sd15", ["model.lora=owner/style"]))
+    assert "the LoRA `owner/style`, which" in of_hub
 
 
 def test_huggingface_hub_accepts_the_card(run):

@@ -402,6 +402,16 @@ def test_tensors_are_taken_and_nothing_to_score_is_refused(here):
             load_scorers(f"{here}:tensors")(images, prompts)
 
 
+@pytest.mark.parametrize(("name", "tokens"), [("imagereward", 35), ("clip", 77)])
+def test_prompts_that_lose_their_end_are_counted(folders, caplog, name, tokens):
+    group = load_scorers(name, {name: str(folders[name])})
+    group(IMAGES * 2, [*PROMPTS, "a red star and " * 40, "a blue star and " * 40])
+    assert "reads" not in caplog.text
+    group.conclude()
+    told = f"{name} reads {tokens} tokens: the end of 2 of 4 prompts does not count, such as 'a red"
+    assert told in caplog.text
+
+
 def test_a_scorer_beside_the_reader_is_found(tmp_path, monkeypatch):
     import sys
 
@@ -415,7 +425,7 @@ def test_a_scorer_beside_the_reader_is_found(tmp_path, monkeypatch):
     "function, message",
     [
         ("wrong_length", "shape [1] for 2 images"),
-        ("not_finite", "image 1 is nan"),
+        ("not_finite", "not_finite is nan for the prompt 'a large blue circle"),
         ("words", "no list of numbers"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inversion_dpo.run.disk import sha256_of
+
+logger = logging.getLogger(__name__)
 
 
 class ScorerError(ValueError):
@@ -82,6 +85,13 @@ class Checkpoint:
         except SafetensorError as error:
             raise ScorerError(self.complaint(f"{name} is no safetensors file ({error})")) from error
 
+    def check(self) -> None:
+        """Look for weights, and download the hub's; ScorerError if there are none."""
+        if not self.folder:
+            self.file("model.safetensors")
+        elif not any(self.folder.glob("*.safetensors")):
+            raise ScorerError(self.complaint("the folder has no .safetensors file"))
+
     def identity(self) -> str:
         """Hash the folder's weights and settings, or return the commit on the hub."""
         if self.folder:
@@ -127,8 +137,28 @@ def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings:
     return model.eval().requires_grad_(False)
 
 
-def tokenized(tokenizer: Any, prompts: Sequence[str], length: int) -> Any:
-    """Tokenize prompts, padded or cut to ``length``: token numbers and mask, [B, length] each."""
-    return tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    )
+class Words:
+    """Tokenize prompts, padded or cut to ``length``, and count those that lose their end."""
+
+    def __init__(self, scorer: str, length: int) -> None:
+        self.scorer, self.length = scorer, length
+        self.read: dict[str, bool] = {}  # prompt -> whether it is cut
+
+    def tokens(self, tokenizer: Any, prompts: Sequence[str]) -> Any:
+        """Return token numbers and mask, [B, length] each."""
+        whole = tokenizer(list(prompts), verbose=False).input_ids
+        self.read |= {p: len(n) > self.length for p, n in zip(prompts, whole, strict=True)}
+        how = {"padding": "max_length", "truncation": True, "max_length": self.length}
+        return tokenizer(list(prompts), **how, return_tensors="pt")
+
+    def conclude(self) -> None:
+        """Warn of the prompts that were cut, if any."""
+        if cut := [prompt for prompt, is_cut in self.read.items() if is_cut]:
+            logger.warning(
+                "%s reads %d tokens: the end of %d of %d prompts does not count, such as %r",
+                self.scorer,
+                self.length,
+                len(cut),
+                len(self.read),
+                cut[0],
+            )

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded, tokenized
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, Words, loaded
 from inversion_dpo.evaluation.scorers.open_clip import to_transformers, vit_h_settings
 from inversion_dpo.evaluation.scorers.preprocess import (
     MEAN,
@@ -64,6 +64,8 @@ class ClipScorer:
 
     def __init__(self, form: str, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
         self.form, self.checkpoint, self.device = FORMS[form], checkpoint, device
+        self.words = Words(checkpoint.scorer, TOKENS)
+        self.conclude = self.words.conclude
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
         """Score uint8 images [H, W, 3] for their prompts, cut at 77 tokens: [B]."""
@@ -117,7 +119,7 @@ class ClipScorer:
         """Tokenize for the text tower: [B, 77]; tokens after the first end change no score."""
         if self.form.unescape:
             prompts = [html.unescape(html.unescape(p)).strip() for p in prompts]
-        return tokenized(self.tokenizer, prompts, TOKENS).input_ids
+        return self.words.tokens(self.tokenizer, prompts).input_ids
 
     def image_embeddings(self, pixels: Tensor) -> Tensor:
         """Embed pixels, projected but not normalised: [B, D]."""

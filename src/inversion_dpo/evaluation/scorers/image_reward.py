@@ -8,7 +8,6 @@ a safetensors copy in the authors' own names and gives it to transformers' BLIP.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from transformers import BertTokenizerFast, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded, tokenized
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, Words, loaded
 from inversion_dpo.evaluation.scorers.heads import linear_head
+from inversion_dpo.evaluation.scorers.open_clip import layers, renamed
 from inversion_dpo.evaluation.scorers.preprocess import Pixels, centre_crops
 
 REWARD_MEAN, REWARD_STD = 0.16717362830052426, 1.0333394966054072  # the authors' constants
@@ -46,11 +46,13 @@ class ImageRewardScorer:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
         self.checkpoint, self.device = checkpoint, device
+        self.words = Words(checkpoint.scorer, TOKENS)
+        self.conclude = self.words.conclude
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
         """Compute rewards [B] of uint8 images [H, W, 3]; prompts are cut at 35 tokens."""
         vision, text, head = self.networks
-        words = tokenized(self.tokenizer, prompts, TOKENS).to(self.device)
+        words = self.words.tokens(self.tokenizer, prompts).to(self.device)
         with torch.no_grad():
             image = vision(pixel_values=self.pixels(images).to(self.device)).last_hidden_state
             both = text(
@@ -92,7 +94,7 @@ def build_towers(weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
     KeyError or RuntimeError if a weight is missing or does not fit.
     """
     vision_state = {
-        _renamed(k[len(VISION) :]): v for k, v in weights.items() if k.startswith(VISION)
+        renamed(k[len(VISION) :], RENAMED): v for k, v in weights.items() if k.startswith(VISION)
     }
     text_state = {
         k[len(TEXT) :]: v
@@ -107,23 +109,12 @@ def build_towers(weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
     return vision, text
 
 
-def _renamed(name: str) -> str:
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    place = prefix.count(".")
-    return len({name.split(".")[place] for name in state if name.startswith(prefix)})
-
-
 def _vision_settings(state: Mapping[str, Tensor]) -> Any:
     width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
     return BlipVisionConfig(
         hidden_size=width,
         intermediate_size=len(state["encoder.layers.0.mlp.fc1.weight"]),
-        num_hidden_layers=_layers(state, "encoder.layers."),
+        num_hidden_layers=layers(state, "encoder.layers."),
         num_attention_heads=width // HEAD_WIDTH,
         patch_size=patch,
         image_size=patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1),
@@ -138,7 +129,7 @@ def _text_settings(state: Mapping[str, Tensor], vision: Any) -> Any:
         hidden_size=width,
         encoder_hidden_size=vision.hidden_size,
         intermediate_size=len(state["encoder.layer.0.intermediate.dense.weight"]),
-        num_hidden_layers=_layers(state, "encoder.layer."),
+        num_hidden_layers=layers(state, "encoder.layer."),
         num_attention_heads=width // HEAD_WIDTH,
         max_position_embeddings=len(state["embeddings.position_embeddings.weight"]),
         layer_norm_eps=1e-12,

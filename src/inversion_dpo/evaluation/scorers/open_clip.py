@@ -1,4 +1,4 @@
-"""Convert weights in open_clip's names for a CLIPModel of transformers.
+"""Convert weights in the names of other libraries for models of transformers.
 
 open_clip (https://github.com/mlfoundations/open_clip) keeps query, key and value of an attention in
 one matrix, transformers keeps three. All other weights only change their names.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -39,19 +40,29 @@ LEFT_OUT = re.compile(r"(?:attn_mask|position_ids|image_mean|image_std)$")
 
 def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename open_clip's weights and split each attention's matrix in three."""
-    renamed: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
     for key, tensor in weights.items():
-        name = key
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
+        name = renamed(key, RENAMED)
         if LEFT_OUT.search(name):
             continue
         if packed := re.fullmatch(r"(.*\.self_attn)\.in_proj_(weight|bias)", name):
             for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"{packed[1]}.{part}_proj.{packed[2]}"] = third.contiguous()
+                ours[f"{packed[1]}.{part}_proj.{packed[2]}"] = third.contiguous()
         else:
-            renamed[name] = tensor.T.contiguous() if name in TRANSPOSED else tensor
-    return renamed
+            ours[name] = tensor.T.contiguous() if name in TRANSPOSED else tensor
+    return ours
+
+
+def renamed(name: str, table: Sequence[tuple[str, str]]) -> str:
+    """Apply every (pattern, replacement) in turn."""
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def layers(names: Iterable[str], prefix: str) -> int:
+    """Count the layers whose weights begin with ``prefix`` and a number."""
+    return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
 
 
 def vit_h_settings(weights: dict[str, Tensor], vision_head: int = 80, text_head: int = 64) -> Any:
@@ -76,10 +87,9 @@ def vit_h_settings(weights: dict[str, Tensor], vision_head: int = 80, text_head:
 
 
 def _tower(weights: dict[str, Tensor], tower: str, width: int, head: int) -> dict[str, Any]:
-    layers = {name.split(".")[3] for name in weights if name.startswith(f"{tower}encoder.layers.")}
     return {
         "hidden_size": width,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": layers(weights, f"{tower}encoder.layers."),
         "num_attention_heads": width // head,
         "intermediate_size": len(weights[f"{tower}encoder.layers.0.mlp.fc1.weight"]),
         "hidden_act": "gelu",

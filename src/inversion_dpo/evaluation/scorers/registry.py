@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inversion_dpo.evaluation.prompt_sets import PromptSet
+from inversion_dpo.evaluation.prompt_sets import PromptSet, graph_of_prompt
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SceneGraphScorer
-from inversion_dpo.evaluation.scorers.score_store import ScoreStore, score_key
+from inversion_dpo.evaluation.scorers.score_store import Store, score_key
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.fields import ParserConfig
 
@@ -68,6 +69,12 @@ class Named:
             return None
         return f"{VERSION} {self.spec} {self.checkpoint.identity()}"
 
+    def places(self) -> list[Path]:
+        """List the local folder or file that its scores depend on, if there is one."""
+        if self.checkpoint is None:
+            return list(filter(None, [source_of(self.spec)])) if ":" in self.spec else []
+        return [self.checkpoint.folder] if self.checkpoint.folder else []
+
 
 class ScorerGroup:
     """Several scorers as one: (images, prompts) -> scores [B] by name.
@@ -77,7 +84,7 @@ class ScorerGroup:
     score that is missing, not finite or named twice.
     """
 
-    def __init__(self, members: Sequence[Named], batch_size: int, store: ScoreStore | None) -> None:
+    def __init__(self, members: Sequence[Named], batch_size: int, store: Store | None) -> None:
         self.members, self.batch_size, self.store = tuple(members), batch_size, store
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
@@ -100,30 +107,52 @@ class ScorerGroup:
         if len(images) != len(prompts) or not images:
             raise ScorerError(f"{len(images)} images and {len(prompts)} prompts: give one each")
         scores: Scores = {}
-        all_read: Graphs | None = None
+        read: Graphs = []
         rows = list(zip(images, prompts, graphs or [None] * len(images), strict=True))
+        starts = range(0, len(rows), self.batch_size)
         for member in self.members:
-            new, read = self._scored(member, rows)
-            for name, values in new.items():
-                if name in scores:
-                    raise ScorerError(f"two scorers give a score called {name!r}: drop one")
-                scores[name] = values
-            all_read = all_read or read or None
-        return scores, all_read
+            parts = [self._batch(member, rows[k : k + self.batch_size]) for k in starts]
+            new = {name: np.concatenate([p[name] for p, _ in parts]) for name in parts[0][0]}
+            if double := sorted(set(new) & set(scores)):
+                raise ScorerError(f"two scorers give a score called {double[0]!r}: drop one")
+            scores |= new
+            read = read or [graph for _, graphs in parts for graph in graphs]
+        return scores, read or None
+
+    def names(self, prompts: Sequence[str]) -> list[str]:
+        """List the scores' names; ScorerError if these prompts or a scorer cannot be scored.
+
+        Weights are looked for and not loaded. A user's own function is tried on a grey image.
+        """
+        grey, found = np.full((64, 64, 3), 127, np.uint8), []
+        for member in self.members:
+            odd = [p for p in prompts if member.spec == SCENES and graph_of_prompt(p) is None]
+            if odd:
+                raise ScorerError(
+                    f"evaluation.scorer={SCENES} reads captions of the embedded world alone, not "
+                    f"{odd[0][:60]!r}: give another scorer (docs/reference/scorers.md), or null"
+                )
+            if member.checkpoint:
+                member.checkpoint.check()
+                found.append(member.spec)
+            elif member.spec == SCENE_GRAPH:
+                parser: Any = member.call
+                found += parser.names(prompts)
+            else:
+                try:
+                    found += _called(member, [(grey, prompts[0], None)])[0]
+                except Exception as error:  # whatever a user's own function raises
+                    raise ScorerError(
+                        f"evaluation.scorer={member.spec} fails on a grey 64x64 image: "
+                        f"{' '.join(repr(error).split())[:300]}"
+                    ) from error
+        return found
 
     def conclude(self) -> None:
         """Let the scorers that were used log their summary, such as the cost."""
         for member in self.members:
             if "call" in member.__dict__ and hasattr(member.call, "conclude"):
                 member.call.conclude()
-
-    def _scored(self, member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
-        parts = [
-            self._batch(member, rows[k : k + self.batch_size])
-            for k in range(0, len(rows), self.batch_size)
-        ]
-        scores = {name: np.concatenate([p[name] for p, _ in parts]) for name in parts[0][0]}
-        return scores, [graph for _, graphs in parts for graph in graphs]
 
     def _batch(self, member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
         if self.store is None or member.identity is None:
@@ -140,7 +169,15 @@ class ScorerGroup:
 def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
     images, prompts, graphs = map(list, zip(*rows, strict=True))
     more = {"graphs": graphs} if member.spec == SCENES else {}
-    return checked(member.spec, member.call(images, prompts, **more), len(rows))
+    scores, read = checked(member.spec, member.call(images, prompts, **more), len(rows))
+    for name, values in scores.items():
+        for k in np.flatnonzero(~np.isfinite(values)).tolist():
+            raise ScorerError(
+                f"scorer {member.spec}: {name} is {values[k]} for the prompt {prompts[k]!r} (image "
+                f"{k} of {len(rows)}). Nothing of this batch is kept: look at that image, give the "
+                "scorer weights in float32, or leave it out of evaluation.scorer"
+            )
+    return scores, read
 
 
 def load_scorers(
@@ -179,7 +216,9 @@ def load_scorers(
             how = parser or ParserConfig()
             return Named(name, lambda: SceneGraphScorer(how, places.get(name), prompt_set(), store))
         if name == SCENES:
-            return Named(name, exact_checker)
+            from inversion_dpo.world.checker import judge  # exact, and takes intended graphs
+
+            return Named(name, lambda: judge)
         if name in CHECKPOINTS:
             weights = Checkpoint.at(name, places.get(name, CHECKPOINTS[name]))
             return Named(name, partial(built, name, weights), weights)
@@ -190,14 +229,7 @@ def load_scorers(
         raise ScorerError(f"evaluation.scorer={name!r}: {hint}{_offer()}")
 
     members = [named(name) for name in dict.fromkeys(names)]
-    return ScorerGroup(members, batch_size, ScoreStore(store) if store else None)
-
-
-def exact_checker() -> Scorer:
-    """Return the embedded world's own scorer, which is exact and takes intended graphs."""
-    from inversion_dpo.world.checker import judge
-
-    return judge
+    return ScorerGroup(members, batch_size, Store(store) if store else None)
 
 
 def built(name: str, checkpoint: Checkpoint) -> Scorer:
@@ -216,11 +248,21 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
     return ClipScorer("hpsv2" if name == "hpsv21" else name, checkpoint, device)
 
 
-def imported(name: str) -> Scorer:
-    """Import ``module:function``, also from the working folder; ScorerError if that fails."""
-    module, _, function = name.partition(":")
+def source_of(name: str) -> Path | None:
+    """Find the file of ``module:function``, also in the working folder; None if there is none."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # which the installed command does not search by itself
+    try:
+        spec = importlib.util.find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def imported(name: str) -> Scorer:
+    """Import ``module:function``; ScorerError if that fails."""
+    module, _, function = name.partition(":")
+    source_of(name)  # searches the working folder from now on
     try:
         scorer: Scorer = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
@@ -258,8 +300,6 @@ def _numbers(spec: str, name: str, values: Any, count: int) -> NDArray[np.float6
             f"scorer {spec}: {name} has shape {list(array.shape)} for {count} images; return "
             "one number for each image"
         )
-    if bad := np.flatnonzero(~np.isfinite(array)).tolist():
-        raise ScorerError(f"scorer {spec}: {name} of image {bad[0]} is {array[bad[0]]}")
     return array
 
 

@@ -29,13 +29,14 @@ from inversion_dpo.evaluation.scorers.answers import (
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.endpoint import Reply, Turn
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.score_store import AnswerStore, score_key
+from inversion_dpo.evaluation.scorers.score_store import Store, score_key
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.graphs.matching import plain
 from inversion_dpo.run.fields import ParserConfig
 
 SCENE_GRAPH = "scene-graph"
 SCORES = ("sg_iou", "entity_iou", "relation_iou", "exact")
+COSTS = ("requests", "prompt_tokens", "completion_tokens")
 MOST_REPEATED = 4000  # characters of a refused answer that the model sees again
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class SceneGraphScorer:
         self.intended = intended_graphs(prompt_set)
         self.words = vocabularies(parser, self.intended)
         self.parallel = parser.parallel if parser.url else 1  # images at once
-        self.store = AnswerStore(store) if store else None
+        self.store = Store.of_answers(store) if store else None
         self.new: list[Answer] = []  # by this object
         self.stored = 0  # answers kept by earlier runs
 
@@ -103,18 +104,20 @@ class SceneGraphScorer:
         """Score uint8 images [H, W, 3]."""
         graphs = [self._graph_of(prompt) for prompt in prompts]
         offers = [self.words(graph) for graph in graphs]
-        intended = [
-            plain(graph, offer.synonyms) for graph, offer in zip(graphs, offers, strict=True)
-        ]
-        read = [
-            SceneGraph.from_json(a.graph) if a.graph is not None else None
-            for a in self._answers(images, offers)
-        ]
+        intended = [plain(g, o.synonyms) for g, o in zip(graphs, offers, strict=True)]
+        answers = [a.graph for a in self._answers(images, offers)]
+        read = [SceneGraph.from_json(text) if text is not None else None for text in answers]
         fits = [agreement(w, f) if f else None for w, f in zip(intended, read, strict=True)]
         scores: dict[str, Any] = {
             name: np.array([getattr(fit, name) if fit else 0.0 for fit in fits]) for name in SCORES
         }
         return scores | {"parsed": np.array([float(f is not None) for f in read]), "graph": read}
+
+    def names(self, prompts: Sequence[str]) -> list[str]:
+        """List the scores' names; ScorerError for a prompt without a graph."""
+        for prompt in prompts:
+            self.words(self._graph_of(prompt))
+        return [*SCORES, "parsed"]
 
     def _graph_of(self, prompt: str) -> SceneGraph:
         graph = self.intended.get(prompt)
@@ -127,14 +130,11 @@ class SceneGraphScorer:
 
     def _answers(self, images: Sequence[Pixels], offers: Sequence[Vocabulary]) -> list[Answer]:
         """Return the answer for each image, stored or new; several are asked for at once."""
-        keys = [self.key(i, o) for i, o in zip(images, offers, strict=True)]
+        both = list(zip(images, offers, strict=True))
+        keys = [self.key(image, offer) for image, offer in both]
         stored = self.store.get(keys) if self.store else {}
         self.stored += len(stored)
-        jobs = {
-            key: (image, offer)
-            for key, image, offer in zip(keys, images, offers, strict=True)
-            if key not in stored
-        }
+        jobs = {k: job for k, job in zip(keys, both, strict=True) if k not in stored}
         fresh = in_parallel(lambda job: self._ask(job[0], *job[1]), jobs.items(), self.parallel)
         answers = {key: Answer(**json.loads(text)) for key, text in stored.items()}
         answers |= dict(zip(jobs, fresh, strict=True))
@@ -156,12 +156,8 @@ class SceneGraphScorer:
     def conclude(self) -> None:
         """Log the number of answers, their cost and the faults."""
         if self.new or self.stored:
-            logger.info(
-                "%s: %d answers were stored; %s",
-                SCENE_GRAPH,
-                self.stored,
-                spent_text(spent(self.new, self.parser)),
-            )
+            total = spent_text(spent(self.new, self.parser))
+            logger.info("%s: %d answers were stored; %s", SCENE_GRAPH, self.stored, total)
 
 
 def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
@@ -178,21 +174,10 @@ def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
             break
         except AnswerError as error:
             fault = error.fault
-            correction = (
-                f"Your answer cannot be used: {error}. Answer again with the JSON object only."
-            )
-            turns = [
-                *turns,
-                Turn("assistant", reply.text[:MOST_REPEATED]),
-                Turn("user", correction),
-            ]
-    return Answer(
-        graph.to_json() if graph is not None else None,
-        fault,
-        sum(r.requests for r in replies),
-        sum(r.prompt_tokens for r in replies),
-        sum(r.completion_tokens for r in replies),
-    )
+            again = f"Your answer cannot be used: {error}. Answer again with the JSON object only."
+            turns += [Turn("assistant", reply.text[:MOST_REPEATED]), Turn("user", again)]
+    costs = (sum(getattr(r, name) for r in replies) for name in COSTS)
+    return Answer(graph.to_json() if graph is not None else None, fault, *costs)
 
 
 def in_parallel(call: Callable[[Any], Any], jobs: Iterable[Any], most: int) -> list[Any]:
@@ -208,16 +193,13 @@ def in_parallel(call: Callable[[Any], Any], jobs: Iterable[Any], most: int) -> l
 
 def stored_answers(path: Path) -> list[Answer]:
     """Read all answers of a file; none without such a file."""
-    texts = AnswerStore(path).values() if path.is_file() else []
+    texts = Store.of_answers(path).values() if path.is_file() else []
     return [Answer(**json.loads(text)) for text in texts]
 
 
 def spent(answers: Sequence[Answer], parser: ParserConfig) -> dict[str, Any]:
     """Sum up answers, ready for JSON; ``cost`` is None without both prices of tokens."""
-    sums = {
-        name: sum(getattr(a, name) for a in answers)
-        for name in ("requests", "prompt_tokens", "completion_tokens")
-    }
+    sums = {name: sum(getattr(a, name) for a in answers) for name in COSTS}
     a, b = parser.prompt_price, parser.completion_price  # of a million tokens
     priced = a is not None and b is not None
     cost = (sums["prompt_tokens"] * a + sums["completion_tokens"] * b) / 1e6 if priced else None

@@ -24,24 +24,25 @@ def score_key(scorer: str, image: NDArray[np.uint8], prompt: str) -> bytes:
 class Store:
     """One table of an SQLite file; several processes and threads may use it at once.
 
-    ScorerError if the file is damaged.
+    ``scores`` keeps numbers by :func:`score_key`, ``answers`` a vision-language model's answers and
+    their cost as JSON. ScorerError if the file is damaged.
     """
 
-    table, column = "", ""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, table: str = "scores", column: str = "score REAL") -> None:
+        self.path, self.table, self.column = path, table, column
         path.parent.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def of_answers(cls, path: Path) -> Store:
+        """Return the file's table of answers."""
+        return cls(path, "answers", "answer TEXT")
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         """Return the values that are stored, by key."""
-        values: dict[bytes, Any] = {}
         query = f"SELECT * FROM {self.table} WHERE key = ?"
         with closing(self._open()) as base:
-            for key in keys:
-                row = base.execute(query, (key,)).fetchone()
-                values |= {key: row[1]} if row else {}
-        return values
+            rows = [base.execute(query, (key,)).fetchone() for key in keys]
+        return {row[0]: row[1] for row in rows if row}
 
     def put(self, keys: Sequence[bytes], values: Sequence[Any]) -> None:
         """Store values, all or none of them."""
@@ -56,24 +57,10 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         base = sqlite3.connect(self.path, timeout=60)
+        columns = f"(key BLOB PRIMARY KEY, {self.column} NOT NULL)"
         try:
-            base.execute(
-                f"CREATE TABLE IF NOT EXISTS {self.table} "
-                f"(key BLOB PRIMARY KEY, {self.column} NOT NULL)"
-            )
+            base.execute(f"CREATE TABLE IF NOT EXISTS {self.table} {columns}")
         except sqlite3.DatabaseError as error:
             base.close()
             raise ScorerError(f"{self.path} is damaged ({error}): delete it") from error
         return base
-
-
-class ScoreStore(Store):
-    """Scores, one number a key of :func:`score_key`."""
-
-    table, column = "scores", "score REAL"
-
-
-class AnswerStore(Store):
-    """A vision-language model's answers and their cost, as JSON."""
-
-    table, column = "answers", "answer TEXT"
