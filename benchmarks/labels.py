@@ -132,7 +132,7 @@ class Client:
 
     def work(self) -> None:
         """Label all pairs."""
-        state = self.ask("GET", f"/api/next?labeller={self.name}")
+        state = self.ask("GET", f"/api/label/next?labeller={self.name}")
         while pair := state["pair"]:
             choice = self.rng.choice(CHOICES)
             sent = {
@@ -142,14 +142,14 @@ class Client:
                 "choice": choice,
             }
             begun = time.monotonic()
-            state = self.ask("POST", "/api/label", sent)
+            state = self.ask("POST", "/api/label/choose", sent)
             again = self.rng.random() < AGAIN
             with self.tally.lock:
                 self.tally.stored[self.name, pair["pair"]] = pair.get(choice, choice)
                 self.tally.milliseconds.append(1000 * (time.monotonic() - begun))
                 self.tally.repeated += again
             if again:
-                self.ask("POST", "/api/label", sent)
+                self.ask("POST", "/api/label/choose", sent)
 
 
 def kill_at_even_distances(server: Server, tally: Tally, labels: int, kills: int) -> None:
@@ -162,7 +162,7 @@ def kill_at_even_distances(server: Server, tally: Tally, labels: int, kills: int
 
 
 def faults(labels: Path, stored: dict[tuple[str, str], str]) -> dict[str, int]:
-    """What the file holds against what was acknowledged."""
+    """Compare what the file holds with what was acknowledged."""
     query = (
         "SELECT labeller, pair, CASE choice WHEN 'first' THEN image_0 WHEN 'second' THEN image_1"
         " ELSE choice END FROM events JOIN pairs USING (pair)"

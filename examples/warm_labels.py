@@ -61,7 +61,7 @@ def run(*arguments: object) -> None:
 
 
 def chromium(profile: str) -> Any:
-    """A headless window."""
+    """Open a headless window."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not browser or not driver:
         raise SystemExit("no Chromium: apt-get install chromium chromium-driver")
@@ -109,7 +109,7 @@ def page(*arguments: object) -> Iterator[tuple[Any, str]]:
 
 
 def save(window: Any, path: Path) -> None:
-    """What the window shows."""
+    """Save what the window shows."""
     window.save_screenshot(str(path))
     Image.open(path).convert("RGB").save(path, optimize=True)
 
@@ -123,7 +123,7 @@ def label(pairs: Path, labels: Path, picture: Path) -> Counter[str]:
     """Press a key for every pair; returns which keys were pressed how often."""
     pressed: Counter[str] = Counter()
     with page(pairs, "--labels", labels) as (window, address):
-        window.get(f"{address}/label")
+        window.get(f"{address}/label?labeller=me")
         while True:
             until(window, f"document.getElementById('label').dataset.shown === '{pressed.total()}'")
             if not window.find_element("id", "pair").is_displayed():
@@ -172,7 +172,7 @@ def share_warm(run_folder: Path) -> dict[str, Any]:
 
 
 def found(run_folder: Path, pressed: Counter[str]) -> dict[str, Any]:
-    """What a round came to, on held-out prompts, over the model before all rounds."""
+    """Tell what a round came to, on held-out prompts, over the model before all rounds."""
     metrics = json.loads((run_folder / "metrics.json").read_text())
     kept = ("warmth", "sg_iou", "entity_iou")
     return {

@@ -55,6 +55,9 @@ class Browser:
     def text(self, name):
         return self.driver.find_element("id", name).text
 
+    def value(self, name):
+        return self.driver.find_element("id", name).get_attribute("value")
+
     def overflow(self):
         """By how many pixels the page is wider than its window."""
         return self.driver.execute_script(
@@ -133,6 +136,12 @@ class Server:
         body = response.read()
         connection.close()
         return body
+
+
+@pytest.fixture(scope="session")
+def new_server():
+    """Call with the arguments of ``inversion-dpo web``; not started yet."""
+    return Server
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def label_warm(browser, server, count, keys):
 def fetched_ahead(browser, server):
     """Wait for the pictures of the pair after this one: a kill would cut them on their way."""
     labeller = browser.driver.find_element("id", "label").get_attribute("data-labeller")
-    after = json.loads(server.get(f"/api/next?labeller={labeller}"))["after"]
+    after = json.loads(server.get(f"/api/label/next?labeller={labeller}"))["after"]
     for side in ("left", "right"):
         address = f"{server.address}/image/{after[side]}"
         browser.until(f"performance.getEntriesByName('{address}').length > 0")
@@ -71,7 +71,7 @@ ARROWS = {"left": "\ue012", "right": "\ue014"}  # WebDriver's codes of the arrow
 
 def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_config, capsys):
     server = labelling
-    browser.open(f"{server.address}/")
+    browser.open(f"{server.address}/label?labeller=me")
     ready(browser)
     browser.picture("label")
     label_warm(browser, server, 7, DIGITS)
@@ -95,7 +95,7 @@ def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_conf
     fetched_ahead(browser, server)
     server.kill()
     server.start()
-    browser.open(f"{server.address}/label")
+    browser.open(f"{server.address}/label?labeller=me")
     ready(browser)
     assert browser.text("count") == "20 of 24"
     assert browser.complaints() == []
@@ -105,7 +105,7 @@ def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_conf
         main(["pairs", "export", str(tmp_path / "labels.sqlite"), "-o", str(pairs)])
     assert not stop.value.code
     out = capsys.readouterr().out
-    assert "18 pairs, of them 1 ties" in out and "2 both bad, 4 not labelled" in out
+    assert "18 pairs: 17 preferences, 1 ties" in out and "2 both bad, 4 not labelled" in out
     found = read_pairs(pairs)
     assert len(found.pairs) == 17 and found.ties == 1
     assert all(warmth(p.winner) > warmth(p.loser) for p in found.pairs)
@@ -117,7 +117,7 @@ def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_conf
 
 
 def test_a_key_held_down_labels_once_and_typing_a_name_labels_nothing(browser, labelling):
-    browser.open(f"{labelling.address}/label")
+    browser.open(f"{labelling.address}/label?labeller=me")
     ready(browser)
     for repeat in (False, True, True):
         event = f"{{key: '1', bubbles: true, repeat: {str(repeat).lower()}}}"
@@ -125,32 +125,64 @@ def test_a_key_held_down_labels_once_and_typing_a_name_labels_nothing(browser, l
             f"document.body.dispatchEvent(new KeyboardEvent('keydown', {event}))"
         )
     browser.until("document.getElementById('label').dataset.shown === '1'")
+    browser.driver.find_element("id", "change").click()
     browser.driver.find_element("id", "name").send_keys("bt12u")
-    team = json.loads(labelling.get("/api/team"))
+    team = json.loads(labelling.get("/api/label/team"))
     assert team["labellers"] == [{"labeller": "me", "done": 1}]
 
 
-def test_two_labellers_and_their_agreement(browser, labelling):
-    for name, keys in (("anna", "tttttttttb"), ("ben", "tttttttttt")):
+def test_a_labeller_gives_a_name_once(browser, labelling):
+    browser.open(f"{labelling.address}/")
+    browser.picture("label-name")
+    browser.press("1")  # nobody labels yet
+    browser.driver.find_element("id", "name").clear()
+    browser.driver.find_element("id", "name").send_keys("anna \ue007")
+    browser.until("document.getElementById('label').dataset.shown === '0'")
+    assert browser.driver.current_url.endswith("labeller=anna")
+    assert json.loads(labelling.get("/api/label/team"))["labellers"] == []
+    browser.open(f"{labelling.address}/label")
+    assert browser.until("document.getElementById('name').value") == "anna"
+
+
+def test_two_labellers_their_agreement_and_what_comes_next(browser, labelling):
+    for name in ("anna", "ben"):
         browser.open(f"{labelling.address}/label?labeller={name}")
         ready(browser)
-        for key in keys:
-            press(browser, key)
-    browser.until("document.getElementById('team').textContent.includes('ben 10')")
-    assert "On 10 pairs labelled by two or more, 90% of choices agree" in browser.text("team")
+        for number in range(12 + 2 * (name == "ben")):
+            press(browser, "t" if number else "b")
+    team = json.loads(labelling.get("/api/label/team"))
+    assert 2 <= team["pairs"] <= 5  # a share in common; the others differ
+    browser.open(f"{labelling.address}/label?labeller=ben")
+    ready(browser)
+    browser.until("document.getElementById('team').textContent.includes('ben 14')")
+    text = browser.text("team")
+    assert f"On {team['pairs']} pairs labelled by two or more" in text
+    assert "Without a majority a pair counts as a tie, and training leaves ties out" in text
+    while not browser.until("String(!document.getElementById('end').hidden)") == "true":
+        press(browser, "t")
+    assert "Every pair has a label" in browser.text("ended")
+    assert "inversion-dpo pairs export" in browser.text("end")
     browser.picture("label-team")
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_narrow_window_shows_everything(browser, labelling, dark):
-    browser.open(f"{labelling.address}/label", 400, 800, dark)
+    browser.open(f"{labelling.address}/label?labeller=me", 390, 800, dark)
     ready(browser)
     assert browser.overflow() == 0
     for choice in ("left", "right", "tie", "bad", "undo"):
-        button = browser.driver.find_element("css selector", f".keys [data-choice={choice}]")
+        button = browser.driver.find_element("css selector", f"[data-choice={choice}]")
         box = button.rect
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 400 and box["height"] >= 40
-    browser.driver.find_element("css selector", ".keys [data-choice=tie]").click()
-    browser.until("document.getElementById('count').textContent === '1 of 24'")
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 40
     browser.picture("label-narrow-dark" if dark else "label-narrow")
+    browser.driver.find_element("css selector", ".look").click()  # enlarges, and votes nothing
+    browser.until("document.querySelector('dialog').open")
+    assert "64 × 64 pixels" in browser.until("document.querySelector('dialog').innerText")
+    browser.press("z")
+    other = "document.querySelector('dialog img').src === right.src"
+    assert browser.until(other)
+    browser.picture("label-enlarged-dark" if dark else "label-enlarged")
+    browser.driver.execute_script("document.querySelector('dialog').close()")
+    browser.driver.find_element("css selector", "[data-choice=tie]").click()
+    browser.until("document.getElementById('count').textContent === '1 of 24'")
     assert browser.complaints() == []

@@ -1,10 +1,14 @@
-"""The commands of labelling by hand: ``pairs sample``, ``web``, ``pairs export``."""
+"""The commands around the page: ``pairs sample``, ``web``, ``pairs export``."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,16 +73,42 @@ def web(
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Allow a --host that others can reach.")
     ] = False,
+    question: Annotated[
+        str, typer.Option(help="What people are asked above the two pictures.")
+    ] = "Which image is better for this prompt?",
 ) -> None:
-    """Label pairs, compare reference and policy, follow a run: a page in the browser.
+    """Follow a run, compare policy and reference (also blind), label pairs: in the browser.
 
-    Only this machine can reach it. Labels are on the disk before the next pair is shown, and
+    Only this machine can reach the page. Labels are on the disk before the next pair is shown, and
     `inversion-dpo pairs export` makes pairs of them.
 
     Example: inversion-dpo web my_pairs.parquet
     """
     about = subject_of(subject, config, overrides or [], labels)
-    run_page(about, limit, host, port, allow_remote)
+    with web_extra():
+        from inversion_dpo.web.guard import hosts_for
+        from inversion_dpo.web.server import listen, serve
+
+        hosts = hosts_for(host, allow_remote)
+        listening = listen(host, port)
+        app, closing = page_of(about, limit, question, hosts)
+    serve(app, listening, typer.echo)
+    typer.echo(closing())
+
+
+@contextmanager
+def web_extra() -> Iterator[None]:
+    """Say what to install where the packages of the page are missing."""
+    from inversion_dpo.labels.questions import WebError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "krippendorff"):
+            raise
+        raise WebError(
+            "the page needs the packages of the extra: pip install 'inversion-dpo[web]'"
+        ) from error
 
 
 def pairs_export(
@@ -128,34 +158,49 @@ def pairs_sample(
     typer.echo(f"{made} pairs in {output}\nnext: inversion-dpo web {output}")
 
 
-def run_page(about: Subject, limit: int, host: str, port: int, remote: bool) -> None:
-    """Read the pairs, listen, serve until interrupted."""
-    from inversion_dpo.labels.questions import WebError
+def page_of(
+    about: Subject, limit: int, question: str, hosts: list[str]
+) -> tuple[Any, Callable[[], str]]:
+    """Build the application, and what to say once it has ended.
 
-    try:
-        from inversion_dpo.web.app import make_app
-        from inversion_dpo.web.comparing import compare_tab
-        from inversion_dpo.web.follow import follow_tab
-        from inversion_dpo.web.guard import hosts_for
-        from inversion_dpo.web.server import listen, serve
-    except ModuleNotFoundError as error:
-        raise WebError(
-            "the page needs the packages of the extra: pip install 'inversion-dpo[web]'"
-        ) from error
-    from inversion_dpo.evaluation.sides import sampler_of
+    The pairs of data are read now; those of a run when somebody first opens the labelling page.
+    """
     from inversion_dpo.labels.store import LabelStore
+    from inversion_dpo.web.app import label_tab, make_app
+    from inversion_dpo.web.blind import Blind
+    from inversion_dpo.web.comparing import compare_tab
+    from inversion_dpo.web.follow import follow_tab
+    from inversion_dpo.web.labelling import Asking
     from inversion_dpo.web.studio import Studio
 
-    hosts = hosts_for(host, remote)
-    listening = listen(host, port)
-    store = LabelStore(about.labels)
-    total, left_out = fill(store, about.config, limit)
-    dropped = ", ".join(f"{n} {k}" for k, n in left_out.items() if k != "pairs" and n)
-    typer.echo(f"{total} pairs in {about.labels}" + (f"; left out: {dropped}" if dropped else ""))
-    studio = Studio(about.config, sampler_of)
-    tabs = [compare_tab(studio, store, about.run)]
-    if about.run:
-        tabs.append(follow_tab(about.run, about.config))
-    app = make_app(store, about.name, hosts, tabs)
-    serve(app, listening, lambda where: typer.echo(f"open {where}/ (Ctrl-C ends it)"))
-    store.close()
+    run, store = about.run, LabelStore(about.labels)
+
+    @cache
+    def pairs() -> int:
+        total, left_out = fill(store, about.config, limit)
+        dropped = ", ".join(f"{n} {k}" for k, n in left_out.items() if k != "pairs" and n)
+        typer.echo(f"{total} pairs in {about.labels}{f'; left out: {dropped}' * bool(dropped)}")
+        return total
+
+    then = (
+        f"inversion-dpo pairs export {quote(str(about.labels))} -o labelled.parquet\n"
+        "inversion-dpo train -o runs/mine data.pairs=labelled.parquet"
+    )
+    studio = Studio(about.config, run)
+    asking = Asking("label", question, then, lambda who: (store, pairs()))
+    tabs = [label_tab(asking, "Label", store.image), compare_tab(studio)]
+    if run:
+        blind = Blind(studio, run)
+        report = f"inversion-dpo report {quote(str(run))}"
+        asking = Asking("blind", question, report, blind.ready, blind.verdict)
+        tabs += [label_tab(asking, "Blind", blind.image), follow_tab(run, studio)]
+        tabs.reverse()
+    else:
+        pairs()
+
+    def closing() -> str:
+        done = store.covered()
+        store.close()
+        return f"{done} pairs are labelled; next:\n{then}" if done else "closed"
+
+    return make_app(tabs, about.name, hosts), closing

@@ -24,9 +24,8 @@ from inversion_dpo.evaluation.samples import read_images, sampled, sampled_file
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
-from inversion_dpo.run.folder import claim, differences, read_config, read_seconds, stage
+from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, split_pairs, train
-from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.trajectories.key import chosen_method
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4

@@ -36,9 +36,8 @@ from inversion_dpo.evaluation.wording import (
 )
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text
-from inversion_dpo.run.folder import read_config, read_seconds
+from inversion_dpo.run.folder import read_config, read_rows, read_seconds
 from inversion_dpo.training.checks import accuracy_text
-from inversion_dpo.training.run_files import read_rows
 
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 SIDES = ("reference", "policy")

@@ -83,6 +83,7 @@ def summary(counts: Mapping[str, int]) -> str:
     kept = sum(counts.get(name, 0) for name in LABELS)
     ties, split = counts.get("tie", 0), counts.get("split", 0)
     return (
-        f"{kept} pairs, of them {ties} ties and {split} without a majority (also ties); left out: "
+        f"{kept} pairs: {kept - ties - split} preferences, {ties} ties, {split} contradicted "
+        "without a majority (written as ties; training leaves ties out); left out: "
         f"{counts.get('bad', 0)} both bad, {counts.get('unlabelled', 0)} not labelled"
     )

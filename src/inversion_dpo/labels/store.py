@@ -21,6 +21,7 @@ from inversion_dpo.labels.votes import CHOICES
 
 APPLICATION = 0x49444C31  # "IDL1", in the file's header: a file of ours, in this form
 UNDO = "undo"
+SHARED = 5  # every fifth question is of the share of pairs that all labellers are asked
 _SCHEMA = f"""
 CREATE TABLE images (sha256 TEXT PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE pairs (
@@ -54,9 +55,13 @@ class Asked:
     right: str
 
 
+def _hash(labeller: str, pair: str) -> bytes:
+    return hashlib.sha256(f"{labeller}\0{pair}".encode()).digest()
+
+
 def swapped(labeller: str, pair: str) -> bool:
-    """Whether this labeller sees the second image on the left: a hash of both, even odds."""
-    return hashlib.sha256(f"{labeller}\0{pair}".encode()).digest()[0] % 2 == 1
+    """Tell whether this labeller sees the second image on the left: a hash of both, even odds."""
+    return _hash(labeller, pair)[0] % 2 == 1
 
 
 class LabelStore:
@@ -122,16 +127,16 @@ class LabelStore:
         return self.total()
 
     def total(self) -> int:
-        """How many pairs there are."""
+        """Count the pairs."""
         return self._number("SELECT count(*) FROM pairs")
 
     def image(self, sha256: str) -> bytes | None:
-        """Find an image's bytes by their hash; None if no pair has it."""
+        """Read an image by its hash; None if no pair has it."""
         found = self._rows("SELECT bytes FROM images WHERE sha256 = ?", sha256)
         return found[0][0] if found else None
 
     def pairs(self) -> Iterator[Question]:
-        """All pairs in order, one in memory at a time."""
+        """Read all pairs in order, one in memory at a time."""
         query = (
             "SELECT pair, caption, a.bytes, b.bytes, scene_graph FROM pairs"
             " JOIN images a ON a.sha256 = image_0 JOIN images b ON b.sha256 = image_1"
@@ -151,16 +156,33 @@ class LabelStore:
         return [Asked(*row) for row in rows]
 
     def ahead(self, labeller: str, count: int = 2) -> list[Asked]:
-        """Give the next pairs that this labeller has no standing label on; at most ``count``."""
+        """Choose at most ``count`` pairs to ask this labeller next.
+
+        What the labeller took back comes first. Then every fifth pair is of the share that all are
+        asked. The others are those that the fewest labelled, in an order of the labeller's own.
+        """
         rows = self._rows(
-            "SELECT pair, caption, image_0, image_1 FROM pairs WHERE pair NOT IN"
-            " (SELECT pair FROM standing WHERE labeller = ?) ORDER BY position LIMIT ?",
+            "SELECT pair, caption, image_0, image_1, ifnull(others, 0), withdrawn FROM pairs"
+            " LEFT JOIN (SELECT pair, count(*) AS others FROM standing GROUP BY pair) USING (pair)"
+            " LEFT JOIN (SELECT pair, max(number) AS withdrawn FROM events WHERE labeller = ?"
+            " GROUP BY pair) USING (pair)"
+            " WHERE pair NOT IN (SELECT pair FROM standing WHERE labeller = ?) ORDER BY position",
             labeller,
-            count,
+            labeller,
         )
+        chosen = sorted((r for r in rows if r[5]), key=lambda r: -r[5])[:count]
+        fresh = [r for r in rows if not r[5]]
+        common = [r for r in fresh if int(r[0], 16) % SHARED == 0]
+        own = [r for r in fresh if int(r[0], 16) % SHARED]
+        own.sort(key=lambda r: (r[4], _hash(labeller, r[0])))
+        done = self.done(labeller)
+        for place in range(done + len(chosen), done + count):
+            first, second = (common, own) if place % SHARED == SHARED - 1 else (own, common)
+            if queue := first or second:
+                chosen.append(queue.pop(0))
         return [
             Asked(pair, caption, *images[:: -1 if swapped(labeller, pair) else 1])
-            for pair, caption, *images in rows
+            for pair, caption, *images, _, _ in chosen
         ]
 
     def label(self, request: str, labeller: str, pair: str, choice: str) -> None:
@@ -206,11 +228,15 @@ class LabelStore:
             )
 
     def done(self, labeller: str) -> int:
-        """How many pairs this labeller has labelled."""
+        """Count the pairs that this labeller has labelled."""
         return self._number("SELECT count(*) FROM standing WHERE labeller = ?", labeller)
 
+    def covered(self) -> int:
+        """Count the pairs that somebody has labelled."""
+        return self._number("SELECT count(DISTINCT pair) FROM standing")
+
     def votes(self) -> dict[str, dict[str, str]]:
-        """Pair -> labeller -> choice, of all standing labels."""
+        """Map pair -> labeller -> choice, of all standing labels."""
         votes: dict[str, dict[str, str]] = defaultdict(dict)
         for labeller, pair, choice in self._rows("SELECT labeller, pair, choice FROM standing"):
             votes[pair][labeller] = choice

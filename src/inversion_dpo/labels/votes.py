@@ -38,7 +38,7 @@ class Agreement:
 
 
 def agreement(votes: Votes) -> Agreement:
-    """Agreement of all labellers.
+    """Measure the agreement of all labellers.
 
     Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011,
     https://repository.upenn.edu/handle/20.500.14332/2089: 1 is perfect, 0 what chance would give.

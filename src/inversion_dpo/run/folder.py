@@ -164,6 +164,17 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     return load_config(run_file(folder), list(overrides))
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the metrics rows of a run, a torn last line left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
 def read_seconds(folder: Path) -> dict[str, float]:
     """Read the wall-clock seconds of each stage, summed over interruptions."""
     path = folder / "seconds.json"

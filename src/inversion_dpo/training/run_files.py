@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
-from inversion_dpo.run.folder import read_seconds
+from inversion_dpo.run.folder import read_rows, read_seconds
 from inversion_dpo.run.processes import is_cut, whole_tensors
 from inversion_dpo.training.checkpoint import (
     Progress,
@@ -29,17 +29,6 @@ from inversion_dpo.training.session import Session
 from inversion_dpo.trajectories.method import chosen_method
 
 FEW_PAIRS = 30  # held out: an accuracy of fewer is hardly one
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the metrics rows of a run, a torn last line left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:

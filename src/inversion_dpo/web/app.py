@@ -18,13 +18,11 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from inversion_dpo.labels.store import Conflict, LabelStore
 from inversion_dpo.web.guard import guard
 from inversion_dpo.web.incoming import labeller_of
-from inversion_dpo.web.labelling import Lookup, image_route, label_routes
+from inversion_dpo.web.labelling import Asking, Lookup, image_route, label_routes
 
 STATIC = Path(__file__).parent / "static"
-TITLES = {"label": "Label", "compare": "Compare", "follow": "Follow"}
 _TEMPLATES = Environment(
     loader=PackageLoader("inversion_dpo.web"),
     autoescape=True,
@@ -37,35 +35,39 @@ Facts = Callable[[Request], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Tab:
-    """A page beside ``label``: what its template is told, its routes, its images by SHA-256."""
+    """A page: its path, title and template, what that is told, routes, images by SHA-256."""
 
     page: str
+    title: str
     facts: Facts
     routes: list[Route]
-    image: Lookup | None = None
+    image: Lookup
+    template: str = ""
 
 
-def make_app(
-    store: LabelStore, name: str, hosts: Sequence[str], more: Sequence[Tab] = ()
-) -> Starlette:
-    """The page over a store.
+def label_tab(asking: Asking, title: str, image: Lookup) -> Tab:
+    """Build a page that asks people; its template and script are those of ``label``."""
+
+    def facts(request: Request) -> dict[str, Any]:
+        named = "labeller" in request.query_params
+        return {"asking": asking, "labeller": labeller_of(request) if named else ""}
+
+    return Tab(asking.page, title, facts, label_routes(asking), image, "label")
+
+
+def make_app(tabs: Sequence[Tab], name: str, hosts: Sequence[str]) -> Starlette:
+    """Build the application.
 
     Args:
-        store: pairs and labels.
+        tabs: the pages; the first one is what the bare address leads to.
         name: of the data, for the heading.
         hosts: by which the server may be addressed, see :func:`guard.hosts_for`.
-        more: further pages.
     """
-    pages: list[tuple[str, Facts]] = [("label", lambda request: {"labeller": labeller_of(request)})]
-    pages += [(tab.page, tab.facts) for tab in more]
-    lookups = [store.image, *(tab.image for tab in more if tab.image)]
-    tabs = [(page, TITLES[page]) for page, _ in pages]
     routes: list[BaseRoute] = [
-        Route("/", lambda request: RedirectResponse("/label")),
-        *(Route(f"/{page}", _page(page, facts, tabs, name)) for page, facts in pages),
-        *label_routes(store),
-        image_route(lookups),
-        *(route for tab in more for route in tab.routes),
+        Route("/", lambda request: RedirectResponse(f"/{tabs[0].page}")),
+        *(Route(f"/{tab.page}", _page(tab, tabs, name)) for tab in tabs),
+        *(route for tab in tabs for route in tab.routes),
+        image_route([tab.image for tab in tabs]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     return Starlette(
@@ -74,23 +76,19 @@ def make_app(
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
             Middleware(BaseHTTPMiddleware, dispatch=guard),
         ],
-        exception_handlers={Conflict: _conflict, ValidationError: _unusable},
+        exception_handlers={ValidationError: _unusable},
     )
 
 
-def _page(
-    page: str, facts: Facts, tabs: list[tuple[str, str]], name: str
-) -> Callable[[Request], Response]:
-    template = _TEMPLATES.get_template(f"{page}.html.jinja")
+def _page(tab: Tab, tabs: Sequence[Tab], name: str) -> Callable[[Request], Response]:
+    script = tab.template or tab.page
+    template = _TEMPLATES.get_template(f"{script}.html.jinja")
 
     def render(request: Request) -> Response:
-        return HTMLResponse(template.render(page=page, tabs=tabs, name=name, **facts(request)))
+        facts = {"tab": tab, "tabs": tabs, "name": name, "script": script, **tab.facts(request)}
+        return HTMLResponse(template.render(facts))
 
     return render
-
-
-def _conflict(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(str(error), 409)
 
 
 def _unusable(request: Request, error: Exception) -> Response:

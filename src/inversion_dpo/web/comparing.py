@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.web.app import Tab
 from inversion_dpo.web.follow import policies
-from inversion_dpo.web.incoming import Key, Prompt, Sent, body
-from inversion_dpo.web.studio import Studio
+from inversion_dpo.web.incoming import Key, Prompt, Sent, body, made
+from inversion_dpo.web.studio import How, Studio
 
 REFERENCE = "reference"
-T = TypeVar("T")
-
-
-def folders(run: Path | None) -> dict[str, Path | None]:
-    """Name -> folder of everything that can be sampled; None is the reference."""
-    return {REFERENCE: None, **dict(policies(run) if run else [])}
-
-
-async def made(make: Callable[[], T]) -> T:
-    """What a thread makes; 409 with the reason where a model cannot be loaded or run."""
-    try:
-        return await run_in_threadpool(make)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise HTTPException(409, str(error)[:500]) from error
+STARTED = 4  # prompts that the page begins with
 
 
 class Inversion(Sent):
@@ -43,9 +28,12 @@ class Inversion(Sent):
     caption: Prompt
 
 
-def compare_tab(studio: Studio, store: LabelStore, run: Path | None) -> Tab:
-    """The page on which pictures are made."""
-    e = studio.config.evaluation
+def compare_tab(studio: Studio) -> Tab:
+    """Build the page on which pictures are made."""
+    e, own = studio.config.evaluation, studio.config.model.resolution
+
+    def folders() -> dict[str, Path | None]:
+        return {REFERENCE: None, **(policies(studio.run) if studio.run else {})}
 
     class Samples(Sent):
         model: str
@@ -53,64 +41,45 @@ def compare_tab(studio: Studio, store: LabelStore, run: Path | None) -> Tab:
         seed: int = Field(ge=0, le=2**31)
         steps: int = Field(e.sample_steps, ge=1, le=200)
         guidance: float = Field(e.guidance_scale, ge=0, le=30)
+        side: int = Field(own, ge=16, le=4096, multiple_of=8)
 
     def facts(request: Request) -> dict[str, Any]:
-        first = store.shown(0, 1)
         return {
-            "models": list(folders(run)),
-            "prompt": first[0].caption if first else "",
+            "models": list(folders()),
+            "prompts": studio.prompts[:STARTED],
             "steps": e.sample_steps,
             "guidance": e.guidance_scale,
-            "total": store.total(),
+            "side": own,
+            "batch": e.batch_size,
         }
 
     async def samples(request: Request) -> JSONResponse:
-        sent, there = await body(request, Samples), folders(run)
-        if sent.model not in there:
-            raise HTTPException(400, f"model must be one of {', '.join(there)}")
+        sent, models = await body(request, Samples), folders()
+        if sent.model not in models:
+            raise HTTPException(400, f"model must be one of {', '.join(models)}")
         seeds = [sent.seed + k for k in range(len(sent.prompts))]
-        images = await made(
-            lambda: studio.samples(
-                there[sent.model], sent.prompts, seeds, sent.steps, sent.guidance
-            )
-        )
-        return JSONResponse({"images": images, "seeds": seeds})
+        how = How(sent.steps, sent.guidance, sent.side)
+        drawn = await made(partial(studio.draw, models[sent.model], sent.prompts, seeds, how))
+        return JSONResponse({"images": [studio.pictures.add(d) for d in drawn], "seeds": seeds})
 
     async def strip(request: Request) -> JSONResponse:
         sent = await body(request, Inversion)
-        data = store.image(sent.image) or studio.pictures.get(sent.image)
+        data = studio.pictures.get(sent.image)
         if data is None:
             raise HTTPException(404, "no such image")
-        return JSONResponse(await made(lambda: film(studio, data, sent.caption)))
+        return JSONResponse(await made(partial(studio.inversion, data, sent.caption)))
 
-    def pair(request: Request) -> JSONResponse:
+    async def pair(request: Request) -> JSONResponse:
         number = request.query_params.get("number", "")
         usable = number.isascii() and number.isdigit() and len(number) < 12
-        found = store.shown(int(number), 1) if usable else []
+        found = await made(partial(studio.pair, int(number))) if usable else None
         if not found:
             raise HTTPException(404, "no such pair")
-        images = [found[0].left, found[0].right]
-        return JSONResponse({"caption": found[0].caption, "images": images})
+        return JSONResponse({"caption": found[0], "images": found[1]})
 
     routes = [
         Route("/api/samples", samples, methods=["POST"]),
         Route("/api/strip", strip, methods=["POST"]),
         Route("/api/pair", pair),
     ]
-    return Tab("compare", facts, routes, studio.pictures.get)
-
-
-def film(studio: Studio, data: bytes, caption: str) -> dict[str, Any]:
-    """A film strip with its images by name."""
-    strip, keep = studio.inversion(data, caption), studio.pictures.add
-    return {
-        "original": keep(strip.original),
-        "frames": [
-            {"image": keep(frame), "timestep": round(t, 1)}
-            for frame, t in zip(strip.frames, strip.timesteps, strict=True)
-        ],
-        "reconstruction": keep(strip.reconstruction),
-        "psnr": round(strip.psnr, 1),
-        "error": round(strip.error, 4),
-        "variance": round(strip.variance, 2),
-    }
+    return Tab("compare", "Compare", facts, routes, image=studio.pictures.get)

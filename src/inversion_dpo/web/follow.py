@@ -1,7 +1,10 @@
-"""Follow a run: its measurements as they are written, and samples of the policy so far."""
+"""Follow a run: what it does now, its measurements as they are written, samples so far."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,65 +12,111 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from inversion_dpo.data.formats import HUB
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.run.config import Config
-from inversion_dpo.training.run_files import read_rows
+from inversion_dpo.run.folder import read_rows
+from inversion_dpo.trajectories.key import chosen_method
 from inversion_dpo.web.app import Tab
-from inversion_dpo.web.studio import spread
+from inversion_dpo.web.incoming import made
+from inversion_dpo.web.studio import Studio, spread
 
 MOST_POINTS = 400  # of a curve: more are not seen
-PANELS = (
-    ("loss", ("loss",)),
-    ("implicit accuracy", ("accuracy", "heldout_accuracy")),
-    ("margin", ("margin", "heldout_margin")),
-    ("error on winners", ("winner_error", "winner_error_ref")),
-    ("error on losers", ("loser_error", "loser_error_ref")),
-    ("drift from the reference", ("drift", "heldout_drift")),
-    ("gradient norm", ("grad_norm",)),
-)
+RECENT = 50  # steps by which the time left is reckoned
+SHOWN = 6  # prompts in the table of samples
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a run does: ``done`` of ``total`` steps, pairs or images.
+
+    name: waiting, encoding, inverting, training, trained, sampling or evaluated. total: None if it
+    is not known. rate: seconds for each, if known. file: the one that was written last.
+    """
+
+    name: str
+    done: int
+    total: int | None
+    rate: float | None
+    file: Path
+
+    def facts(self) -> dict[str, Any]:
+        """Give what the page shows: also seconds left, if known, and seconds without news."""
+        left = self.rate * (self.total - self.done) if self.rate and self.total else None
+        silent = time.time() - (_written(self.file) or time.time())
+        return asdict(self) | {"file": None, "left": left, "silent": silent}
 
 
 def thinned(points: list[list[float]], most: int = MOST_POINTS) -> list[list[float]]:
-    """At most ``most`` of the points, evenly spread, the first and the last among them."""
+    """Keep at most ``most`` of the points, evenly spread, the first and the last among them."""
     return [points[k] for k in spread(len(points), most)]
 
 
-def curves(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The panels that there are measurements for: {title, lines: [{name, points: [[step, y]]}]}."""
-    found = []
-    for title, names in PANELS:
-        points = {n: [[r["step"], r[n]] for r in rows if n in r] for n in names}
-        lines = [{"name": n, "points": thinned(p)} for n, p in points.items() if p]
-        if lines:
-            found.append({"title": title, "lines": lines})
-    return found
+def curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """Map each measured column to its points [step, value]."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {n: thinned([[r["step"], r[n]] for r in rows if n in r]) for n in names}
 
 
-def status(run: Path, config: Config) -> dict[str, Any]:
-    """Where the training is: steps done and asked for, seconds, whether it is finished."""
-    rows = read_rows(run / "metrics.jsonl")
-    steps = [r for r in rows if "loss" in r]
-    return {
-        "step": steps[-1]["step"] + 1 if steps else 0,
-        "steps": config.training.steps,
-        "seconds": rows[-1]["seconds"] if rows else 0,
-        "finished": bool(rows) and "loss" not in rows[-1],
-        "panels": curves(rows),
-        "policies": [name for name, _ in policies(run)],
-    }
+def phase(run: Path, config: Config, rows: list[dict[str, Any]], pairs: int | None) -> Phase:
+    """Find out from its files what a run does; ``pairs`` is how many it will encode, if known."""
+    log, steps = run / "metrics.jsonl", config.training.steps
+    if rows and "loss" in rows[-1]:
+        recent = [r for r in rows if "loss" in r][-RECENT:]
+        took = recent[-1]["seconds"] - recent[0]["seconds"]
+        return Phase("training", recent[-1]["step"] + 1, steps, took / max(1, len(recent) - 1), log)
+    if rows and (parts := sorted((run / "samples").glob("*/*.parquet"), key=_written)):
+        images = sum(int(p.stem.partition("-")[2] or 0) for p in parts)
+        return Phase("sampling", images, None, None, parts[-1])
+    if rows:
+        ended = "evaluated" if (run / "metrics.json").exists() else "trained"
+        return Phase(ended, steps, steps, None, log)
+    shards = sorted((run / "cache").glob("*/shard-*.json"), key=_written)
+    if not shards:
+        return Phase("waiting", 0, None, None, run / "config.yaml")
+    shards = [p for p in shards if p.parent == shards[-1].parent]  # the cache that grows
+    each = max(1, config.inversion.batch_size // 2)
+    done = min(each * len(shards), pairs or each * len(shards))
+    rate = (_written(shards[-1]) - _written(shards[0])) / (each * max(1, len(shards) - 1))
+    doing = "inverting" if chosen_method(config).path == "trajectory" else "encoding"
+    return Phase(doing, done, pairs, rate, shards[-1])
 
 
-def policies(run: Path) -> list[tuple[str, Path]]:
-    """(name, folder) of what the run has saved to sample from: snapshots in order, then the end."""
-    found = [(p.name, p) for p in sorted((run / "snapshots").glob("step-*")) if p.is_dir()]
-    if (run / "adapter").is_dir():
-        found.append(("adapter", run / "adapter"))
-    return found
+def _written(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
 
 
-def follow_tab(run: Path, config: Config) -> Tab:
-    """The page that asks again and again how the run does."""
+def expected_pairs(config: Config) -> int | None:
+    """Count the pairs of local data without reading an image; None if that cannot be known."""
+    try:
+        return None if config.data.pairs.startswith(HUB) else open_pairs(config.data).expected()
+    except (ValueError, OSError):  # the run says itself what is wrong with its data
+        return None
 
-    def now(request: Request) -> JSONResponse:
-        return JSONResponse(status(run, config))
 
-    return Tab("follow", lambda request: {}, [Route("/api/run", now)])
+def policies(run: Path) -> dict[str, Path]:
+    """Map names to folders of what the run has saved: snapshots in order, then the end."""
+    found = [*sorted((run / "snapshots").glob("step-*")), run / "adapter"]
+    return {path.name: path for path in found if path.is_dir()}
+
+
+def follow_tab(run: Path, studio: Studio) -> Tab:
+    """Build the page that asks again and again how the run does."""
+    counted: list[int | None] = []
+
+    def status() -> dict[str, Any]:
+        rows = read_rows(run / "metrics.jsonl")
+        if not rows and not counted:
+            counted.append(expected_pairs(studio.config))
+        return {
+            **phase(run, studio.config, rows, *counted[:1] or [None]).facts(),
+            "curves": curves(rows),
+            "policies": list(policies(run)),
+            "prompts": studio.prompts[:SHOWN],
+        }
+
+    async def now(request: Request) -> JSONResponse:
+        return JSONResponse(await made(status))
+
+    routes = [Route("/api/run", now)]
+    return Tab("follow", "Follow", lambda request: {}, routes, studio.pictures.get)

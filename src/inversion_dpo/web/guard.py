@@ -25,7 +25,7 @@ _HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Tell whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -33,7 +33,7 @@ def is_loopback(host: str) -> bool:
 
 
 def hosts_for(host: str, allow_remote: bool) -> list[str]:
-    """The names by which the server may be addressed; "*" beyond this machine.
+    """List the names by which the server may be addressed; "*" beyond this machine.
 
     A name that resolves to this machine but is not ours is how DNS rebinding reaches a page.
     """
@@ -56,7 +56,7 @@ async def guard(request: Request, call_next: RequestResponseEndpoint) -> Respons
 
 
 def refused(method: str, headers: Headers) -> str | None:
-    """Why a request is refused; None if it is not.
+    """Say why a request is refused; None if it is not.
 
     A browser says with every POST where it comes from (Origin). Another site must ask before it
     sends JSON, and nobody answers.

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, StringConstraints, TypeAdapter
+from pydantic import BaseModel, StringConstraints, TypeAdapter
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 MAX_BODY = 2**16  # bytes
 
 
-def _printable(name: str) -> str:
-    if not name.isprintable():
-        raise ValueError("must be one line of printable characters")
-    return name
-
-
 Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
 Labeller = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=40),
-    AfterValidator(_printable),
+    StringConstraints(
+        strip_whitespace=True,
+        max_length=40,
+        pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$",  # one line of text
+    ),
 ]
 
 
@@ -31,6 +30,7 @@ class Sent(BaseModel, strict=True):
 
 
 T = TypeVar("T", bound=Sent)
+R = TypeVar("R")
 
 
 async def body(request: Request, kind: type[T]) -> T:
@@ -41,6 +41,14 @@ async def body(request: Request, kind: type[T]) -> T:
         if len(data) > MAX_BODY:
             raise HTTPException(413, f"more than {MAX_BODY} bytes")
     return kind.model_validate_json(data)
+
+
+async def made(make: Callable[[], R]) -> R:
+    """Return what a thread makes; 409 with the reason where data or a model cannot be used."""
+    try:
+        return await run_in_threadpool(make)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise HTTPException(409, str(error)[:500]) from error
 
 
 def labeller_of(request: Request) -> str:

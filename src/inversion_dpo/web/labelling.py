@@ -1,27 +1,40 @@
-"""Routes of labelling: what to ask next, labels, undo, agreement, export, images."""
+"""Routes of asking people: what to ask next, labels, undo, agreement, export, images."""
 
 from __future__ import annotations
 
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from inversion_dpo.labels.export import export, summary
-from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
-from inversion_dpo.labels.votes import agreement
-from inversion_dpo.web.incoming import Key, Labeller, Sent, body, labeller_of
+from inversion_dpo.labels.votes import agreement, outcome
+from inversion_dpo.web.incoming import Key, Labeller, Sent, body, labeller_of, made
 
 Lookup = Callable[[str], bytes | None]  # image by its SHA-256
 _TYPES = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png", b"RI": "image/webp"}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a page asks people.
+
+    page: its path. question: stands above the pictures. next: commands for afterwards. ready: fills
+    the store before a labeller is asked, and gives it with the number of pairs that there will be.
+    verdict: what all labels come to, called whenever one is stored.
+    """
+
+    page: str
+    question: str
+    next: str
+    ready: Callable[[str], tuple[LabelStore, int]]
+    verdict: Callable[[], dict[str, Any] | None] = lambda: None
 
 
 class Undo(Sent):
@@ -39,7 +52,7 @@ class Label(Undo):
 
 
 def image_route(lookups: Sequence[Lookup]) -> Route:
-    """Images that never change under their address: what the first lookup that has it gives."""
+    """Serve images, which never change under their address, from the first lookup that has it."""
 
     def image(request: Request) -> Response:
         found = (lookup(request.path_params["sha256"]) for lookup in lookups)
@@ -53,63 +66,62 @@ def image_route(lookups: Sequence[Lookup]) -> Route:
     return Route("/image/{sha256}", image)
 
 
-def state(store: LabelStore, labeller: str) -> dict[str, Any]:
-    """What the page shows a labeller: the next pair, the one after (to be loaded), progress."""
+def state(asking: Asking, labeller: str) -> dict[str, Any]:
+    """Describe what the page shows: the next pair, the one after (to be loaded), progress."""
+    store, total = asking.ready(labeller)
     ahead = [asdict(asked) for asked in store.ahead(labeller)]
     return {
         "labeller": labeller,
         "done": store.done(labeller),
-        "total": store.total(),
+        "covered": store.covered(),
+        "total": total,
         "pair": ahead[0] if ahead else None,
         "after": ahead[1] if len(ahead) > 1 else None,
     }
 
 
-def team(store: LabelStore) -> dict[str, Any]:
-    """Who labelled how many pairs, and how far they agree."""
+def team(asking: Asking, labeller: str) -> dict[str, Any]:
+    """Count who labelled how many pairs, how far they agree, and what the labels come to."""
+    store, total = asking.ready(labeller)
     votes = store.votes()
-    names = sorted({name for by in votes.values() for name in by})
-    done = [{"labeller": n, "done": sum(n in by for by in votes.values())} for n in names]
-    return {"labellers": done, "total": store.total(), **asdict(agreement(votes))}
+    done = Counter(name for by in votes.values() for name in by)
+    return {
+        "labellers": [{"labeller": name, "done": n} for name, n in sorted(done.items())],
+        "total": total,
+        **asdict(agreement(votes)),
+        "split": sum(outcome(by.values()) == "split" for by in votes.values()),
+        "verdict": asking.verdict(),
+    }
 
 
-def exported(store: LabelStore) -> Response:
-    """The labels as a Parquet file; 409 if there is none to give."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "labelled.parquet"
-        try:
-            counts = export(store, path)
-        except WebError as error:
-            raise HTTPException(409, "nothing to export yet; label some pairs") from error
-        headers = {
-            "content-disposition": 'attachment; filename="labelled.parquet"',
-            "x-summary": summary(counts),
-        }
-        return Response(
-            path.read_bytes(), media_type="application/vnd.apache.parquet", headers=headers
-        )
+def label_routes(asking: Asking) -> list[Route]:
+    """Build the routes of a page; what waits for the disk runs in a thread."""
 
+    def record(sent: Undo) -> dict[str, Any]:
+        store, _ = asking.ready(sent.labeller)
+        if isinstance(sent, Label):
+            store.label(sent.request, sent.labeller, sent.pair, sent.choice)
+        else:
+            store.undo(sent.request, sent.labeller)
+        asking.verdict()
+        return state(asking, sent.labeller)
 
-def label_routes(store: LabelStore) -> list[Route]:
-    """The routes; what waits for the disk runs in a thread."""
+    async def ahead(request: Request) -> JSONResponse:
+        return JSONResponse(await made(partial(state, asking, labeller_of(request))))
 
-    def ahead(request: Request) -> JSONResponse:
-        return JSONResponse(state(store, labeller_of(request)))
+    async def everyone(request: Request) -> JSONResponse:
+        return JSONResponse(await made(partial(team, asking, labeller_of(request))))
 
     async def label(request: Request) -> JSONResponse:
-        sent = await body(request, Label)
-        await run_in_threadpool(store.label, sent.request, sent.labeller, sent.pair, sent.choice)
-        return JSONResponse(await run_in_threadpool(state, store, sent.labeller))
+        return JSONResponse(await made(partial(record, await body(request, Label))))
 
     async def undo(request: Request) -> JSONResponse:
-        sent = await body(request, Undo)
-        await run_in_threadpool(store.undo, sent.request, sent.labeller)
-        return JSONResponse(await run_in_threadpool(state, store, sent.labeller))
+        return JSONResponse(await made(partial(record, await body(request, Undo))))
 
+    api = f"/api/{asking.page}"
     return [
-        Route("/api/next", ahead),
-        Route("/api/label", label, methods=["POST"]),
-        Route("/api/undo", undo, methods=["POST"]),
-        Route("/api/team", lambda request: JSONResponse(team(store))),
-        Route("/api/export", lambda request: exported(store)),
+        Route(f"{api}/next", ahead),
+        Route(f"{api}/choose", label, methods=["POST"]),
+        Route(f"{api}/undo", undo, methods=["POST"]),
+        Route(f"{api}/team", everyone),
     ]

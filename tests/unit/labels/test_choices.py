@@ -97,6 +97,8 @@ def test_other_column_names(folder):
     columns = {"caption": "q", "image_0": "x", "image_1": "y", "choice": "vote"}
     _, found = imported(folder, rows, columns=columns)
     assert found[0]["label_0"] == 0.0
+    spelt = [{"Prompt": "a star", "Image 0": "a.png", "IMAGE_1": "b.png", "Choice": "right"}]
+    assert imported(folder, spelt)[1] == found
     with pytest.raises(DataError, match="no column for image_0"):
         imported(folder, rows)
     with pytest.raises(DataError, match="choice=votes names no column"):

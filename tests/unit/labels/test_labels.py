@@ -12,8 +12,8 @@ import pytest
 from inversion_dpo.data.images import DataError
 from inversion_dpo.labels.asking import sample_pairs
 from inversion_dpo.labels.export import export, summary
-from inversion_dpo.labels.questions import WebError, questions
-from inversion_dpo.labels.store import Conflict, LabelStore, swapped
+from inversion_dpo.labels.questions import Question, WebError, questions
+from inversion_dpo.labels.store import SHARED, Conflict, LabelStore, swapped
 from inversion_dpo.labels.votes import agreement, outcome
 from inversion_dpo.run.fields import DataConfig
 from tests.pair_files import open_pairs
@@ -32,6 +32,9 @@ def store(pair_file, tmp_path):
     store.add(asked(pair_file)[0])
     yield store
     store.close()
+
+
+SIDES = ("left", "right")
 
 
 def side_of(store, labeller, image):
@@ -94,6 +97,27 @@ def test_sides_are_balanced_differ_between_labellers_and_are_kept():
     assert 900 < sum(anna) < 1100 and 900 < sum(ben) < 1100
     assert 900 < sum(a == b for a, b in zip(anna, ben, strict=True)) < 1100
     assert anna == [swapped("anna", p) for p in pairs]
+
+
+def test_labellers_get_different_pairs_first_and_a_share_in_common(tmp_path):
+    """Two people, 40 labels each of 80 pairs in turn."""
+    store = LabelStore(tmp_path / "labels.sqlite")
+    store.add(Question(f"{k:016x}", "a hat", (b"a", b"b"), None) for k in range(80))
+    asked = {"anna": [], "ben": []}
+    for k in range(40):
+        for name, seen in asked.items():
+            pair = store.ahead(name)[0].pair
+            store.label(f"{name}{k}", name, pair, "tie")
+            seen.append(pair)
+    both = [f"{k:016x}" for k in range(0, 80, SHARED)][:8]  # every fifth question, in data's order
+    for seen in asked.values():
+        assert seen[SHARED - 1 :: SHARED] == both
+    assert set(asked["anna"]) & set(asked["ben"]) == set(both)
+    assert asked["anna"] != sorted(asked["anna"]) and store.covered() == 72
+    for k in range(40):
+        store.label(f"more{k}", "anna", store.ahead("anna")[0].pair, "tie")
+    assert store.ahead("anna") == [] and store.done("anna") == 80
+    store.close()
 
 
 # ---------------------------------------------------------------- labels
@@ -197,15 +221,15 @@ def test_a_file_of_other_data_is_refused_and_untouched(tmp_path, content):
 
 def test_exported_pairs_are_read_by_train(store, tmp_path):
     for k, choice in enumerate(["first", "second", "tie", "bad"]):
-        pair = store.ahead("me")[0].pair
-        sides = {"first": side_of(store, "me", 0), "second": side_of(store, "me", 1)}
-        store.label(f"r{k}", "me", pair, sides.get(choice, choice))
+        pair = store.shown(k, 1)[0].pair
+        sides = ("first", "second")[:: -1 if swapped("me", pair) else 1]
+        store.label(f"r{k}", "me", pair, dict(zip(sides, SIDES, strict=True)).get(choice, choice))
     path = tmp_path / "out" / "labelled.parquet"
     counts = export(store, path)
     assert counts == {"first": 1, "second": 1, "tie": 1, "bad": 1, "unlabelled": 12}
     assert summary(counts) == (
-        "3 pairs, of them 1 ties and 0 without a majority (also ties); "
-        "left out: 1 both bad, 12 not labelled"
+        "3 pairs: 2 preferences, 1 ties, 0 contradicted without a majority (written as ties; "
+        "training leaves ties out); left out: 1 both bad, 12 not labelled"
     )
     originals = list(store.pairs())
     source = open_pairs(path)
@@ -218,7 +242,7 @@ def test_exported_pairs_are_read_by_train(store, tmp_path):
 
 
 def test_export_takes_the_majority_or_one_labeller(store, tmp_path):
-    one, two = (a.pair for a in store.ahead("x"))
+    one, two = (a.pair for a in store.shown(0, 2))
     said = {
         one: {"a": "first", "b": "first", "c": "second"},
         two: {"a": "first", "b": "second"},

@@ -67,3 +67,13 @@ def store(pair_file, tmp_path):
     store.add(questions(DataConfig(pairs=str(pair_file)), None, Counter()))
     yield store
     store.close()
+
+
+@pytest.fixture
+def label_page(store):
+    """The page that asks about the store's pairs."""
+    from inversion_dpo.web.app import label_tab
+    from inversion_dpo.web.labelling import Asking
+
+    asking = Asking("label", "Which?", "pairs export", lambda who: (store, store.total()))
+    return label_tab(asking, "Label", store.image)

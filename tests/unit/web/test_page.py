@@ -7,7 +7,7 @@ import pytest
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.web.app import make_app
 from inversion_dpo.web.guard import hosts_for, is_loopback
-from inversion_dpo.web.server import address, listen
+from inversion_dpo.web.server import address, listen, tunnel
 
 EVIL = "<script>alert(1)</script>"
 OUTSIDE = (
@@ -22,23 +22,23 @@ OUTSIDE = (
 
 
 @pytest.fixture
-def page(store, serve):
-    return serve(make_app(store, f"data {EVIL}", hosts_for("127.0.0.1", False)))
+def page(label_page, serve):
+    return serve(make_app([label_page], f"data {EVIL}", hosts_for("127.0.0.1", False)))
 
 
 def label(page, key="r1", choice="left", **headers):
-    state = json.loads(page.get("/api/next")[2])
+    state = json.loads(page.get("/api/label/next")[2])
     sent = {"request": key, "labeller": "me", "pair": state["pair"]["pair"], "choice": choice}
-    return page.post("/api/label", sent, **headers)
+    return page.post("/api/label/choose", sent, **headers)
 
 
 def test_a_label_gives_the_next_pair(page, store):
-    before = json.loads(page.get("/api/next?labeller=me")[2])
+    before = json.loads(page.get("/api/label/next?labeller=me")[2])
     assert before["done"] == 0 and before["total"] == 16
     status, after = label(page)
     assert status == 200 and after["done"] == 1 and after["pair"] == before["after"]
     assert len(store.votes()) == 1
-    status, back = page.post("/api/undo", {"request": "u1", "labeller": "me"})
+    status, back = page.post("/api/label/undo", {"request": "u1", "labeller": "me"})
     assert status == 200 and back["pair"] == before["pair"] and back["done"] == 0
 
 
@@ -62,18 +62,18 @@ def test_another_sites_writes_are_refused(page, store):
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{page.port + 1}"):
         assert label(page, origin=origin)[0] == 403
     assert label(page, content_type="text/plain")[0] == 403
-    assert page.ask("POST", "/api/undo", "{}", origin="http://evil.example")[0] == 403
+    assert page.ask("POST", "/api/label/undo", "{}", origin="http://evil.example")[0] == 403
     assert store.votes() == {}
     assert label(page, origin=f"http://127.0.0.1:{page.port}")[0] == 200
 
 
 def test_no_site_is_invited_and_the_page_is_confined(page):
-    for path in ("/label", "/api/next", "/static/label.js", "/image/none"):
+    for path in ("/label", "/api/label/next", "/static/label.js", "/image/none"):
         _, headers, _ = page.get(path, origin="http://evil.example")
         assert not any(name.startswith("access-control") for name in headers)
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
-    assert page.ask("OPTIONS", "/api/label", origin="http://evil.example")[0] == 403
+    assert page.ask("OPTIONS", "/api/label/choose", origin="http://evil.example")[0] == 403
 
 
 def test_what_comes_from_data_or_the_address_is_escaped(page):
@@ -101,15 +101,17 @@ def test_what_comes_from_data_or_the_address_is_escaped(page):
 def test_what_makes_no_sense_is_refused(page, store, change):
     pair = store.ahead("me")[0].pair
     good = {"request": "r", "labeller": "me", "pair": pair, "choice": "tie"}
-    assert page.post("/api/label", good | change)[0] == 400
+    assert page.post("/api/label/choose", good | change)[0] == 400
     assert store.votes() == {}
 
 
 def test_bodies_that_are_no_objects_are_refused(page):
     for body in ("", "nonsense", "[]", "1", "[" * 50_000):
-        assert page.ask("POST", "/api/label", body, content_type="application/json")[0] == 400
+        assert (
+            page.ask("POST", "/api/label/choose", body, content_type="application/json")[0] == 400
+        )
     body = json.dumps({"labeller": "x" * 100_000})
-    assert page.ask("POST", "/api/label", body, content_type="application/json")[0] == 413
+    assert page.ask("POST", "/api/label/choose", body, content_type="application/json")[0] == 413
 
 
 def test_a_request_id_used_twice_for_different_things_is_a_conflict(page):
@@ -117,16 +119,14 @@ def test_a_request_id_used_twice_for_different_things_is_a_conflict(page):
     assert label(page, "same", "left")[0] == 409  # the next pair, under the old id
 
 
-def test_the_team_and_the_export(page, store):
-    assert page.get("/api/export")[0] == 409
-    for name in ("anna", "ben"):
-        for k, asked in enumerate(store.ahead(name, 4)):
-            store.label(f"{name}{k}", name, asked.pair, "tie" if k % 2 else "bad")
-    team = json.loads(page.get("/api/team")[2])
+def test_the_team(page, store):
+    for name, last in (("anna", "tie"), ("ben", "bad")):
+        for k, asked in enumerate(store.shown(0, 4)):
+            store.label(f"{name}{k}", name, asked.pair, last if k == 3 else "tie")
+    team = json.loads(page.get("/api/label/team")[2])
     assert team["labellers"] == [{"labeller": "anna", "done": 4}, {"labeller": "ben", "done": 4}]
-    assert team["pairs"] == 4 and team["same"] == 1.0 and team["alpha"] == 1.0
-    status, headers, body = page.get("/api/export")
-    assert status == 200 and body[:4] == b"PAR1" and headers["x-summary"].startswith("2 pairs")
+    assert team["pairs"] == 4 and team["same"] == 0.75 and team["split"] == 1
+    assert team["verdict"] is None
 
 
 def test_only_loopback_unless_told_otherwise():
@@ -144,3 +144,23 @@ def test_a_taken_port_says_so():
         assert address(taken) == f"http://127.0.0.1:{port}"
         with pytest.raises(WebError, match=f"127.0.0.1:{port}.*--port"):
             listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("connection", "expected"),
+    [
+        (None, None),
+        ("", None),
+        ("10.0.0.2 5000 10.0.0.9 22", "ssh -N -L 8000:127.0.0.1:8000 anna@10.0.0.9"),
+        ("fd::2 5000 fd::9 2222", "ssh -N -L 8000:127.0.0.1:8000 -p 2222 anna@fd::9"),
+    ],
+)
+def test_the_tunnel_is_worded_where_the_machine_was_reached_by_ssh(
+    monkeypatch, connection, expected
+):
+    monkeypatch.setenv("USER", "anna")
+    monkeypatch.setenv("LOGNAME", "anna")
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    if connection is not None:
+        monkeypatch.setenv("SSH_CONNECTION", connection)
+    assert tunnel(8000) == expected

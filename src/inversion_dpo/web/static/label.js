@@ -1,36 +1,42 @@
 // Labelling. A label is sent until the server has said that it is stored; then the next pair is
 // shown. The id of a request stays the same when it is sent again, so that it counts once.
 
-import { element, get, post, requestId } from "./common.js";
+import { element, enlarge, enlarged, get, note, post, requestId, sharp, shrink, turn } from "./common.js";
 
 const KEYS = { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", t: "tie", b: "bad", u: "undo" };
 const TEAM_EVERY = 10; // labels
-const labeller = element("label").dataset.labeller;
+const POLL = 700; // milliseconds between looks for pairs that are still being made
+const { labeller, page } = element("label").dataset;
+const api = `/api/${page}`;
+const asked = new URLSearchParams({ labeller });
 let pair = null;
 let busy = true;
 let sent = 0;
 
-function note(text) {
-  element("note").textContent = text;
-  element("note").hidden = !text;
-}
-
 async function show(state) {
   pair = state.pair;
+  const waiting = !pair && state.done < state.total;
   element("progress").max = Math.max(1, state.total);
   element("progress").value = state.done;
   element("count").textContent = `${state.done} of ${state.total}`;
   element("pair").hidden = !pair;
-  element("caption").textContent = pair ? pair.caption : "All pairs are labelled.";
-  if (!pair) return;
-  await Promise.all(["left", "right"].map((side) => load(element(side), pair[side])));
-  for (const side of state.after ? ["left", "right"] : []) new Image().src = `/image/${state.after[side]}`;
+  element("caption").textContent = pair ? pair.caption : waiting ? "The next images are being made …" : "";
+  element("end").hidden = waiting || (pair && state.covered < state.total);
+  element("ended").textContent = pair
+    ? "Every pair has a label. You can stop here, or give second opinions."
+    : "You have seen all pairs. Thank you.";
+  if (waiting) {
+    setTimeout(refresh, POLL);
+  } else if (pair) {
+    await Promise.all(["left", "right"].map((side) => load(element(side), pair[side])));
+    for (const side of state.after ? ["left", "right"] : []) new Image().src = `/image/${state.after[side]}`;
+  }
 }
 
 async function load(img, sha256) {
   img.src = `/image/${sha256}`;
   await img.decode().catch(() => {});
-  img.classList.toggle("small", img.naturalWidth <= 128);
+  sharp(img);
 }
 
 async function untilStored(path, value) {
@@ -48,11 +54,12 @@ async function untilStored(path, value) {
 async function choose(choice) {
   if (busy || (choice !== "undo" && !pair)) return;
   busy = true;
+  shrink();
   const common = { request: requestId(), labeller };
   try {
     const state = choice === "undo"
-      ? await untilStored("/api/undo", common)
-      : await untilStored("/api/label", { ...common, pair: pair.pair, choice });
+      ? await untilStored(`${api}/undo`, common)
+      : await untilStored(`${api}/choose`, { ...common, pair: pair.pair, choice });
     note("");
     await show(state);
     sent += 1;
@@ -65,42 +72,76 @@ async function choose(choice) {
   }
 }
 
-async function team() {
-  const t = await get("/api/team").catch(() => null);
+const percent = (share) => `${Math.round(100 * share)}%`;
+
+async function team(result = false) {
+  const t = await get(`${api}/team?${asked}`).catch(() => null);
   if (!t) return;
   const parts = t.labellers.map((l) => `${l.labeller} ${l.done}`);
   let text = parts.length ? `${parts.join(", ")} of ${t.total} pairs.` : "";
   if (t.pairs) {
-    text += ` On ${t.pairs} pairs labelled by two or more, ${Math.round(100 * t.same)}% of choices agree`;
+    text += ` On ${t.pairs} pairs labelled by two or more, ${percent(t.same)} of choices agree`;
     text += t.alpha === null ? "." : ` (Krippendorff's α ${t.alpha.toFixed(2)}).`;
+    text += " Where people disagree, the majority counts.";
+    text += ` Without a majority a pair counts as a tie${page === "blind" ? "" : ", and training leaves ties out"}: ${t.split} now.`;
   }
   element("team").textContent = text;
+  const v = t.verdict;
+  element("verdict").textContent = v?.pairs
+    ? `People prefer the policy in ${percent(v.win_rate)} of ${v.pairs} pairs (95% interval ${percent(v.win_rate_low)} to `
+      + `${percent(v.win_rate_high)}): ${v.wins} for the policy, ${v.losses} for the reference, ${v.even} even.`
+    : "";
+  if (result) element("team").textContent = element("verdict").textContent || "Nobody has judged a pair yet.";
+}
+
+function look(first) {
+  if (enlarged()) turn();
+  else if (pair) enlarge(["left", "right"].map((side) => ({ src: element(side).src, name: side })), first);
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.matches("input")) return;
-  const choice = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!choice) return;
+  if (!labeller || event.target.matches("input")) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key !== "z" && !KEYS[key]) return;
   event.preventDefault();
-  choose(choice);
+  if (key === "z") look(0);
+  else choose(KEYS[key]);
 });
 for (const button of document.querySelectorAll("[data-choice]")) {
   button.addEventListener("click", () => { button.blur(); choose(button.dataset.choice); });
 }
+for (const button of document.querySelectorAll("[data-look]")) {
+  button.addEventListener("click", () => { button.blur(); look(Number(button.dataset.look)); });
+}
+element("result")?.addEventListener("click", () => team(true));
+element("change").addEventListener("click", () => {
+  element("who").hidden = false;
+  element("label").hidden = true;
+  element("name").select();
+});
 element("who").addEventListener("submit", (event) => {
   event.preventDefault();
-  location.search = new URLSearchParams({ labeller: element("name").value });
+  const name = element("name").value.trim();
+  localStorage.setItem("labeller", name);
+  location.search = new URLSearchParams({ labeller: name });
 });
 
-async function begin() {
+async function refresh() {
   try {
-    await show(await get(`/api/next?${new URLSearchParams({ labeller })}`));
-    busy = false;
-    element("label").dataset.shown = sent;
+    await show(await get(`${api}/next?${asked}`));
+    note("");
   } catch (error) {
-    note(`The server does not answer (${error.message}). Reload this page.`);
+    note(error.status ? error.message : "The server does not answer. Reload this page.");
   }
+}
+
+async function begin() {
+  element("caption").textContent = "Reading the pairs …";
+  await refresh();
+  busy = false;
+  element("label").dataset.shown = sent;
   team();
 }
-begin();
+if (labeller) begin();
+else element("name").value = localStorage.getItem("labeller") ?? "";

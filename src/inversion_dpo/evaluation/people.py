@@ -1,0 +1,46 @@
+"""People's win rate of policy over reference, from the blind comparison of ``web``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inversion_dpo.evaluation.metrics import win_rate
+from inversion_dpo.run.disk import atomic_text
+
+PEOPLE = "people.json"
+
+
+def write_people(
+    run: Path, policy: str, outcomes: Mapping[str, int], people: int
+) -> dict[str, Any]:
+    """Write ``people.json`` of a run.
+
+    Args:
+        run: its folder.
+        policy: digest of the judged model, of :func:`samples.model_digest`.
+        outcomes: pairs by what people made of them: ``first`` is the policy, ``second`` the
+            reference; any other outcome counts as half a win.
+        people: how many judged.
+
+    Returns:
+        What was written; win_rate and its Wilson interval only if at least one pair is judged.
+    """
+    wins, losses = outcomes.get("first", 0), outcomes.get("second", 0)
+    even = sum(n for k, n in outcomes.items() if k not in ("first", "second", "unlabelled"))
+    found: dict[str, Any] = {"policy": policy, "wins": wins, "losses": losses, "even": even}
+    if scores := [1.0] * wins + [0.0] * losses + [0.5] * even:
+        rate = win_rate([0.5] * len(scores), scores)
+        found |= {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high}
+    found |= {"pairs": len(scores), "people": people}
+    atomic_text(json.dumps(found, indent=1), run / PEOPLE)
+    return found
+
+
+def read_people(run: Path, policy: str | None = None) -> dict[str, Any] | None:
+    """Read ``people.json``; None if nobody has judged, or if they judged another ``policy``."""
+    path = run / PEOPLE
+    found = json.loads(path.read_text()) if path.is_file() else None
+    return found if found and found["pairs"] and policy in (None, found["policy"]) else None

@@ -1,0 +1,95 @@
+"""The blind comparison: people judge policy against reference on the run's own prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from threading import Lock, RLock, Thread
+from typing import Any
+
+from inversion_dpo.evaluation.people import write_people
+from inversion_dpo.labels.questions import Question, WebError
+from inversion_dpo.labels.store import LabelStore
+from inversion_dpo.labels.votes import outcome
+from inversion_dpo.web.studio import How, Studio
+
+AHEAD = 8  # pairs that are sampled before a person needs them
+
+
+def question(prompt: str, seed: int, policy: bytes, reference: bytes) -> Question:
+    """Ask about two samples; the seed keeps two questions with equal images apart."""
+    named = hashlib.sha256(b"".join([f"{seed} {prompt}".encode(), policy, reference]))
+    return Question(named.hexdigest()[:16], prompt, (policy, reference), None)
+
+
+class Blind:
+    """Pairs of policy (first) and reference (second) from the same noise, sampled as needed.
+
+    The seeds are those of ``evaluate``, so people judge the images that its scorers judge. Each
+    policy, set of prompts and way of sampling has a file of its own in ``RUN/blind``.
+    """
+
+    def __init__(self, studio: Studio, run: Path) -> None:
+        self._studio, self._run, self._adapter = studio, run, run / "adapter"
+        self._lock, self._sampling, self._fault = RLock(), Lock(), ""
+
+    @cached_property
+    def policy(self) -> str:
+        """The digest of the policy; WebError if there is none yet."""
+        from inversion_dpo.evaluation.samples import model_digest
+
+        if not self._adapter.is_dir():
+            raise WebError(f"{self._run} has no policy yet: train first")
+        return model_digest(self._studio.config, self._adapter)
+
+    @cached_property
+    def store(self) -> LabelStore:
+        """The file of this comparison."""
+        e = self._studio.config.evaluation
+        how = f"{self.policy} {self._studio.prompts} {e.seed} {e.sample_steps} {e.guidance_scale}"
+        folder = self._run / "blind"
+        folder.mkdir(exist_ok=True)
+        return LabelStore(folder / f"{hashlib.sha256(how.encode()).hexdigest()[:16]}.sqlite")
+
+    def ready(self, labeller: str) -> tuple[LabelStore, int]:
+        """Sample ahead of this labeller; WebError with the reason if sampling failed."""
+        with self._lock:
+            store, total = self.store, len(self._studio.prompts)
+        if self._fault:
+            fault, self._fault = self._fault, ""
+            raise WebError(fault)
+        if store.total() < min(total, store.done(labeller) + AHEAD):
+            Thread(target=self._more, args=(store,), daemon=True).start()
+        return store, total
+
+    def image(self, sha256: str) -> bytes | None:
+        """Find an image by its hash, once the comparison has begun."""
+        return self.store.image(sha256) if "store" in vars(self) else None
+
+    def verdict(self) -> dict[str, Any]:
+        """Write and return people's win rate."""
+        votes = self.store.votes()
+        people = {name for by in votes.values() for name in by}
+        outcomes = Counter(outcome(by.values()) for by in votes.values())
+        return write_people(self._run, self.policy, outcomes, len(people))
+
+    def _more(self, store: LabelStore) -> None:
+        """Sample the next batch, unless another thread does."""
+        if not self._sampling.acquire(blocking=False):
+            return
+        try:
+            config, start = self._studio.config, store.total()
+            e, part = (
+                config.evaluation,
+                self._studio.prompts[start:][: config.evaluation.batch_size],
+            )
+            seeds = [e.seed + start + k for k in range(len(part))]
+            how = How(e.sample_steps, e.guidance_scale)
+            sides = [self._studio.draw(f, part, seeds, how) for f in (self._adapter, None)]
+            store.add(map(question, part, seeds, *sides))
+        except (ValueError, OSError, RuntimeError) as error:
+            self._fault = str(error)[:500]
+        finally:
+            self._sampling.release()
