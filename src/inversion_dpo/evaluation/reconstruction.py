@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from inversion_dpo.data.images import png
@@ -28,13 +29,29 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {n: round(float(v), 4) for n, v in zip(names, points, strict=True)}
 
 
+def captioned(rows: list[tuple[str, Tensor]]) -> Image.Image:
+    """Draw rows of (text, image beside its reconstruction [3, H, 2W]) below one another."""
+    height, width = rows[0][1].shape[1:]
+    times, line = max(1, 512 // width), 22  # small images are enlarged, pixel by pixel
+    step = height * times + line
+    sheet = Image.new("RGB", (width * times, line + step * len(rows)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    draw.text((4, 2), "left the image, right what sampling back makes of it", "black", font)
+    for k, (text, both) in enumerate(rows):
+        pixels = ((both + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+        large = pixels.repeat(times, 0).repeat(times, 1)
+        sheet.paste(Image.fromarray(large), (0, line + k * step))
+        draw.text((4, (k + 1) * step + 2), text, "black", font)
+    return sheet
+
+
 def write_reconstruction(
     folder: Path, model: DiffusionModel, cache: TrajectoryCache, back: TrajectoryCache
 ) -> str:
     """Write ``reconstruction.json`` and pictures of the worst images; return a summary.
 
     Both the stored latents and those sampled back are decoded, so that the autoencoder's own loss
-    does not count. Each row of ``reconstruction-worst.png`` shows an image and its reconstruction.
+    does not count.
     """
     decibels: list[float] = []
     worst: list[tuple[float, int, str, Tensor]] = []
@@ -54,9 +71,8 @@ def write_reconstruction(
         "worst": [{"pair": p, "side": s, "psnr_db": round(v, 2)} for v, p, s, _ in worst],
     }
     atomic_text(json.dumps(report, indent=1), folder / "reconstruction.json")
-    picture = torch.cat([w[3] for w in worst], dim=1)
-    pixels = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    atomic_bytes(png(pixels), folder / "reconstruction-worst.png")
+    rows = [(f"pair {p}, {s}: {v:.1f} dB", both) for v, p, s, both in worst]
+    atomic_bytes(png(np.asarray(captioned(rows))), folder / "reconstruction-worst.png")
     middle, least = report["psnr_db"]["median"], report["psnr_db"]["least"]  # type: ignore[index]
     return (
         f"sampled back: median {middle:.1f} dB, worst {least:.1f} dB; see "
