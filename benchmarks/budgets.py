@@ -43,7 +43,7 @@ ARMS: Mapping[str, tuple[Sequence[str], Sequence[tuple[int, int]]]] = {
 
 
 def settings(method: str, pairs: int, steps: int, seed: int) -> Config:
-    """The configuration of one run."""
+    """Return the configuration of one run."""
     own = (*ARMS[method][0], f"data.limit={pairs}", f"training.steps={steps}")
     chosen = (*COMMON, *METHODS[method].settings, *own, f"training.seed={seed}")
     return load_config("composition", list(chosen))

@@ -26,7 +26,7 @@ Rows = dict[str, Mapping[str, float]]  # column of a table -> gain_row
 
 
 def read_structure(run: Path) -> Structure:
-    """The breakdown of an evaluated run; SystemExit names a run that has none."""
+    """Return the breakdown of an evaluated run; SystemExit names a run that has none."""
     try:
         found: Structure = json.loads((run / "metrics.json").read_text())["structure"]
     except (OSError, KeyError, ValueError) as error:
@@ -38,7 +38,7 @@ def read_structure(run: Path) -> Structure:
 
 
 def by_objects(measure: str) -> Callable[[Structure], Rows]:
-    """A measure by number of intended objects, then of all prompts."""
+    """Return a measure by number of intended objects, then of all prompts."""
 
     def rows(structure: Structure) -> Rows:
         parts = {name: part[measure] for name, part in structure["objects"].items()}
@@ -48,7 +48,7 @@ def by_objects(measure: str) -> Callable[[Structure], Rows]:
 
 
 def by_relation(structure: Structure) -> Rows:
-    """The share of each relation's triples that hold."""
+    """Return the share of each relation's triples that hold."""
     return {name: part["held"] for name, part in structure["relations"].items()}
 
 

@@ -49,7 +49,7 @@ POINTS: list[Point] = [
 
 
 def settings(kind: str, value: int, model: str) -> list[str]:
-    """The overrides of a point."""
+    """Return the overrides of a point."""
     if kind == "resolution":
         return [f"model.path={model}", f"model.resolution={value}", *TINY]
     pairs, steps = (value if kind == "pairs" else 50), (value if kind == "N" else 20)
@@ -151,7 +151,7 @@ def measure(point: Point, model: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], kind: str) -> str:
-    """The points of one curve as Markdown."""
+    """Format the points of one curve as Markdown."""
     head = f"| {kind} | inversion, s | its memory, MB | cache, MB | a step, ms | its memory, MB |"
     lines = [head, "|---|---|---|---|---|---|"]
     for row in rows:

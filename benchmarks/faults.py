@@ -68,7 +68,7 @@ Row = tuple[str, int, str]
 
 
 def command(words: list[str], log: str) -> None:
-    """What a child does: the command, its words into a file."""
+    """Run as a child: the command, its words into a file."""
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(target, 1)
     os.dup2(target, 2)
@@ -105,7 +105,7 @@ def killed(seconds: float, *words: object) -> bool:
 
 
 def steady(path: Path) -> bytes:
-    """A file's bytes, without measured seconds and memory where it is a log."""
+    """Read a file's bytes, without measured seconds and memory where it is a log."""
     if path.suffix not in (".json", ".jsonl"):
         return path.read_bytes()
     rows = (
@@ -136,7 +136,7 @@ def differences(folder: Path, whole: Path) -> list[str]:
 
 
 def verdict(folder: Path, whole: Path) -> str:
-    """The outcome in a table's words."""
+    """Word the outcome for a table."""
     found = differences(folder, whole)
     return f"LOST: {', '.join(found[:3])}" if found else "same bytes"
 
@@ -159,7 +159,7 @@ class Bench:
             self.seconds[stage] = time.monotonic() - begun
 
     def command(self, stage: str, folder: Path) -> list[object]:
-        """The words of a stage on a folder."""
+        """List the words of a stage on a folder."""
         if stage == "pairs build":
             preset = self.root / "preset.yaml"  # the embedded model: noise makes no pairs
             preset.write_text("evaluation:\n  sample_steps: 3\n  guidance_scale: 1.0\n")
@@ -170,7 +170,7 @@ class Bench:
         return [stage, "-o", folder, *self.settings]
 
     def folder(self, name: str, until: str | None = None) -> Path:
-        """A fresh folder; a copy of the undisturbed run up to a stage."""
+        """Make a fresh folder: a copy of the undisturbed run up to a stage."""
         target = self.root / name
         shutil.rmtree(target, ignore_errors=True)
         if until:
@@ -207,7 +207,7 @@ class Bench:
         return f"SIGKILL during {stage}", struck, f"{outcome} ({runs} runs completed)"
 
     def _compare(self, stage: str, folder: Path, stopped: bool = False) -> str:
-        """stopped: a stop saves a checkpoint of its own, which may stay as the best."""
+        """Compare with the whole run; a stop may leave its own checkpoint as the best."""
         if stage == "invert":
             return verdict(folder / "cache", self.whole / "cache")
         if stage == "train":
@@ -232,7 +232,7 @@ def spoil(path: Path, how: str) -> None:
 
 
 def damage(bench: Bench) -> Iterator[Row]:
-    """Truncated and flipped shards, checkpoints, samples: named, then rebuilt or passed over."""
+    """Cut and flip shards, checkpoints, samples: named, then rebuilt or passed over."""
     kinds = {
         "cache shard": "cache/*/shard-00002.safetensors",
         "checkpoint weights": "checkpoints/step-000010/policy.safetensors",
@@ -277,7 +277,7 @@ def terminated(bench: Bench, count: int) -> Row:
 
 
 def two_runs(bench: Bench) -> Row:
-    """The second run on a folder is refused, the first unharmed; a stale lock holds nobody up."""
+    """Refuse a second run on a folder, the first unharmed; a stale lock holds nobody up."""
     folder, log = bench.folder("shared"), bench.root / "log2"
     first = start(*bench.command("train", folder))
     while not (folder / "config.yaml").exists():
@@ -298,7 +298,7 @@ def two_runs(bench: Bench) -> Row:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[bool]:
-    """A tmpfs on a folder, if this user may mount."""
+    """Mount a tmpfs on a folder, if this user may mount."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     try:
@@ -313,7 +313,7 @@ def mounted(folder: Path, options: str) -> Iterator[bool]:
 
 
 def disk_full(bench: Bench, stage: str, until: str | None, spare: int) -> Row:
-    """A disk that fills while a stage writes: one line, exit 2; with room again, the same bytes."""
+    """Fill a disk while a stage writes: one line, exit 2; with room again, the same bytes."""
     name = {"invert": "a cache shard", "train": "a checkpoint"}[stage]
     with mounted(bench.root / "small", "size=64m") as possible:
         if not possible:
@@ -336,7 +336,7 @@ def disk_full(bench: Bench, stage: str, until: str | None, spare: int) -> Row:
 
 
 def read_only(bench: Bench) -> Row:
-    """A folder that must not be written to: one line, exit 2, everything intact."""
+    """Forbid writing to a folder: one line, exit 2, everything intact."""
     with mounted(bench.root / "locked", "size=64m") as possible:
         if not possible:
             return "read-only folder", 0, "not tried: mounting is not allowed here"

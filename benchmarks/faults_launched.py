@@ -115,7 +115,7 @@ class Bench:
             launch.see()
 
     def fresh(self, stage: str) -> Path:
-        """A folder in which everything before the stage is done."""
+        """Make a folder in which everything before the stage is done."""
         folder = self.root / "broken"
         shutil.rmtree(folder, ignore_errors=True)
         if stage == "train":

@@ -92,7 +92,7 @@ def rows() -> Iterator[Row]:
 
 
 def write_pipeline(model: str, folder: Path, miniature: bool, device: torch.device) -> Path:
-    """The tiny pipeline of the class; with the network and autoencoder of real size on a GPU."""
+    """Write the tiny pipeline of the class; on a GPU network and autoencoder have real size."""
     if folder.exists():
         return folder
     tiny = write_tiny(model, folder.with_name(f"{model}.part"))
@@ -152,7 +152,7 @@ class Bench:
         self.flops: dict[str, float] = {}
 
     def config(self, row: Row, *more: str) -> Config:
-        """A user's own settings for such a model."""
+        """Give a user's own settings for such a model."""
         path = write_pipeline(row.model, self.folder / row.model, self.miniature, self.device)
         gpu = self.device.type == "cuda"
         frozen = "bfloat16" if gpu and row.kind == "lora" else "float32"
@@ -174,7 +174,7 @@ class Bench:
         return load_config(None, settings)
 
     def session(self, row: Row) -> Session:
-        """A training of the row, ready for its first step."""
+        """Set up a training of the row, ready for its first step."""
         name = row.work if row.work == "diffusion_dpo" else "inversion_dpo"
         config = self.config(row, f"objective.name={name}")
         return set_up(config, prepare(config, self.folder / "caches"))
@@ -194,7 +194,7 @@ class Bench:
         return asdict(row) | {"fits": True, **found, "peak_mb": peak}
 
     def train(self, row: Row) -> dict[str, Any]:
-        """A step of training, or its bare forward and backward."""
+        """Take a step of training, or its bare forward and backward."""
         flops = row.batch * self.bare(row)
         if row.work == "diffusion_dpo":  # it evaluates the reference, too
             flops += 2 * row.batch * self.forward(row)
@@ -214,7 +214,7 @@ class Bench:
         return found
 
     def invert(self, row: Row) -> dict[str, Any]:
-        """The whole of ``invert`` on fresh pairs, autoencoder and writing included."""
+        """Run the whole of ``invert`` on fresh pairs, autoencoder and writing included."""
         config = self.config(row, f"inversion.batch_size={row.batch}")
         cache = self.folder / "fresh"
         shutil.rmtree(cache, ignore_errors=True)
@@ -309,7 +309,7 @@ def bare_step(session: Session, pairs: int) -> Callable[[], None]:
 
 
 def table(found: list[dict[str, Any]], device: str) -> str:
-    """The rows as Markdown."""
+    """Format the rows as Markdown."""
     head = "| model | work | trained | batch | setting | s | per second | of the matmul rate |"
     lines = [f"{device}\n", head + " peak, MB | first, s | data, ms |", "|---" * 11 + "|"]
     for r in found:

@@ -35,7 +35,7 @@ SHOWN = ("composition", "sg_iou", "exact")
 
 
 def settings(method: str, trained: int, seed: int) -> Config:
-    """The configuration of one run."""
+    """Return the configuration of one run."""
     own = (*OWN[method], f"objective.guidance_scale={trained}", f"training.seed={seed}")
     return load_config("composition", [*COMMON, *METHODS[method].settings, *own])
 

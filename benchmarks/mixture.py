@@ -51,7 +51,7 @@ def trials(name: str) -> list[tuple[float, float]]:
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
-    """A line of the table: means over seeds with 95% t intervals."""
+    """Write a line of the table: means over seeds with 95% t intervals."""
     ends = [end["distance"] for end in found["seeds"]]
     if not np.isfinite(ends).all():
         stayed = [e for e in ends if np.isfinite(e)]
@@ -64,7 +64,7 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def fixed(name: str, end: dict[str, float]) -> list[str]:
-    """A line without seeds."""
+    """Write a line without seeds."""
     return [name, "", *(f"{end[c]:.3f}" for c in COLUMNS)]
 
 
@@ -116,7 +116,7 @@ def curves(path: Path, seeds: int = 8, rate: float = 1e-3, beta: float = 10.0) -
 
 
 def distance_curve(name: str, rate: float, beta: float, seed: int) -> list[dict[str, float]]:
-    """The distance to the optimum, every tenth step and at the end."""
+    """Return the distance to the optimum, every tenth step and at the end."""
     budget, rows = Budget(), []
 
     def watch(step: int, policy: MixturePolicy) -> None:
@@ -141,7 +141,7 @@ def spent(name: str) -> tuple[int, int]:
 
 
 def settled(rows: Sequence[dict[str, float]], goal: float) -> float:
-    """The step from which on the distance is never above the goal; infinite if it ends above."""
+    """Return the step after which the distance stays below the goal; infinite if none."""
     step = float("inf")
     for row in reversed(rows):
         if not row["distance"] <= goal:

@@ -48,7 +48,7 @@ class Mixture:
     std: float
 
     def tilted(self, strength: float) -> Mixture:
-        """The mixture proportional to p(x) exp(strength x)."""
+        """Return the mixture proportional to p(x) exp(strength x)."""
         w, m = np.array(self.weights), np.array(self.means)
         logit = np.log(w) + strength * m
         tilted = np.exp(logit - logit.max())
@@ -65,20 +65,20 @@ class Mixture:
         return np.asarray(special.logsumexp(parts, axis=1, b=self.weights))
 
     def quantiles(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The inverse of the distribution function, at u in (0, 1)."""
+        """Return the inverse of the distribution function, at u in (0, 1)."""
         low, high = min(self.means) - 9 * self.std, max(self.means) + 9 * self.std
         x = np.linspace(low, high, 40_001)
         cdf = (stats.norm.cdf(x[:, None], self.means, self.std) * np.array(self.weights)).sum(1)
         return np.interp(u, cdf, x)
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """Samples [count, 1]."""
+        """Draw samples [count, 1]."""
         rng = np.random.default_rng(seed)
         which = rng.choice(len(self.means), count, p=self.weights)
         return torch.tensor(rng.normal(np.array(self.means)[which], self.std)[:, None])
 
     def eps(self, x: Tensor, level: Levels) -> Tensor:
-        """The exact noise prediction -sigma d/dx log p_t(x) at x [B, 1] and levels [B]."""
+        """Return the exact noise prediction -sigma d/dx log p_t(x) at x [B, 1] and levels [B]."""
         a, s = level.alpha[:, None], level.sigma[:, None]
         variance = a**2 * self.std**2 + s**2
         off = x - a * torch.tensor(self.means)
@@ -117,19 +117,19 @@ class MixturePolicy(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, i: Tensor) -> Tensor:
-        """The noise at x [B, 1] and indices i [B] of the schedule."""
+        """Return the noise at x [B, 1] and indices i [B] of the schedule."""
         level = SCHEDULE.levels[i]
         features = torch.cat([x, level.alpha[:, None], level.sigma[:, None], x**2 / 4], 1)
         return REFERENCE.eps(x, level) + self.correction(features)
 
 
 def reference_eps(x: Tensor, i: Tensor) -> Tensor:
-    """The exact reference."""
+    """Build the exact reference."""
     return REFERENCE.eps(x, SCHEDULE.levels[i])
 
 
 def index_grid(grid: Grid) -> Tensor:
-    """Indices in the schedule of a grid's levels (its timesteps are the schedule's own)."""
+    """Find a grid's levels in the schedule (its timesteps are the schedule's own)."""
     return grid.timesteps.long()
 
 
@@ -158,7 +158,7 @@ def divergence(x: NDArray[np.float64]) -> float:
 
 
 def least_divergence(reward: float) -> float:
-    """The least KL divergence at which a mean reward can be had: that of a tilted mixture."""
+    """Return the least KL divergence for a mean reward: that of a tilted mixture."""
 
     def mean(strength: float) -> float:
         return REFERENCE.tilted(strength).mean()
@@ -236,7 +236,7 @@ def noise_points(x_0: Tensor, schedule: Schedule, generator: torch.Generator) ->
 def policy_points(
     x_0: Tensor, grid: Grid, predict: Eps, renoise: bool, generator: torch.Generator
 ) -> Points:
-    """A state of the inversion under the policy: with a little noise, or along averaged steps."""
+    """Draw a state of the policy's inversion: with a little noise, or along averaged steps."""
     index, levels = index_grid(grid), grid.levels
     i = torch.randint(1, grid.steps + 1, (len(x_0) // 2,), generator=generator).repeat(2)
     x = x_0
@@ -277,7 +277,7 @@ class Problem:
         self.generator = torch.Generator().manual_seed(seed)
 
     def points(self, both: Tensor, policy: MixturePolicy) -> Points:
-        """A state of each of these images, and its target."""
+        """Draw a state of each of these images, and its target."""
         x_0, source = self.x[both], self.method.path
         if source == "noise":
             return noise_points(x_0, SCHEDULE, self.generator)
@@ -334,7 +334,7 @@ def train_mixture(
 def tune_and_run(
     name: str, trials: Sequence[tuple[float, float]], seeds: int, budget: Budget | None = None
 ) -> dict[str, Any]:
-    """The (rate, beta) that ends nearest to the optimum with seed 100, then all seeds from 0."""
+    """Choose the (rate, beta) nearest to the optimum with seed 100, then run all seeds from 0."""
     setting = METHODS[name]
     ends = [outcome(train_mixture(setting, r, b, 100, budget))["distance"] for r, b in trials]
     rate, beta = trials[int(np.argmin(ends))]

@@ -93,7 +93,7 @@ class Settings:
 
 
 def look(images: NDArray[np.uint8], graphs: list[SceneGraph], stored: bool) -> tuple[Any, Scores]:
-    """The images, as a JPEG gives them back if they are to be ``stored``, and their scores."""
+    """Score the images; as a JPEG gives them back if they are to be ``stored``."""
     if stored:
         images = np.stack([np.asarray(decode_image(encode_image(i, 95), "sample")) for i in images])
     found = judge(list(images), [graph.caption for graph in graphs], graphs)
@@ -117,7 +117,7 @@ class World:
     def draw(
         self, graphs: Sequence[SceneGraph], noise: Tensor, guidance: float, stored: bool
     ) -> tuple[NDArray[np.uint8], Scores]:
-        """An image [64, 64, 3] of each graph's caption from its noise, and its scores."""
+        """Draw an image [64, 64, 3] of each graph's caption from its noise, and its scores."""
         model = self.sampler
         grid = model.schedule.grid(CONFIG.evaluation.sample_steps, "sampler")
         hidden, waiting = self.hidden([g.caption for g in graphs]), []
@@ -137,7 +137,7 @@ class World:
 
 
 def make_world(workers: int) -> World:
-    """The checkers first: they must not inherit a GPU."""
+    """Start the checkers first: they must not inherit a GPU."""
     checkers = ProcessPoolExecutor(workers, get_context("fork"))
     list(checkers.map(abs, range(workers)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -267,7 +267,7 @@ class Points:
 
 @torch.no_grad()
 def trajectory_points(world: World, s: Settings, pairs: Pairs, seed: int) -> Points:
-    """The states of all pairs' inversions, target ``x0``."""
+    """Return the states of all pairs' inversions, target ``x0``."""
     schedule, n, device = world.model.schedule, CONFIG.inversion.steps, world.device
     grid, kind = schedule.grid(n), schedule.kind
     low, high = round(s.t_min * n), round(CONFIG.objective.t_max * n)
@@ -368,7 +368,7 @@ def train(
 
 
 def captured(step: Callable[[], None], optimizer: Any) -> Callable[[], None]:
-    """The step as one CUDA graph. It is warmed up at rate 0, and the optimizer then forgets it."""
+    """Capture the step as one CUDA graph, warmed up at rate 0, which the optimizer forgets."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

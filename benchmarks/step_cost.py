@@ -29,13 +29,13 @@ PAIRS = 32
 
 
 def session_of(root: Path, *overrides: str) -> Session:
-    """A ready session on the embedded pipeline and a few of its pairs."""
+    """Make a ready session on the embedded pipeline and a few of its pairs."""
     config = config_of(*overrides)
     return set_up(config, prepare(config, root))
 
 
 def config_of(*overrides: str) -> Config:
-    """The taste preset, on few pairs."""
+    """Load the taste preset, on few pairs."""
     settings = ["data.limit=96", f"training.batch_size={PAIRS}", *overrides]
     return load_config("taste", settings)
 
@@ -57,7 +57,7 @@ def bare(session: Session) -> Callable[[int], None]:
 
 
 def whole(session: Session) -> Callable[[int], None]:
-    """The trainer's own step, everything included."""
+    """Take the trainer's own step, everything included."""
 
     def step(number: int) -> None:
         training.step(session, number, 1e-5)

@@ -46,7 +46,7 @@ NOT_LOGIC = {"logger", "warning", "info", "debug"}  # what is only told to peopl
 
 
 def alternatives(node: ast.AST) -> Iterator[ast.AST]:
-    """What could stand in place of a node by a slip; each a new node."""
+    """Yield what could stand in place of a node by a slip; each a new node."""
     if isinstance(node, ast.BinOp) and type(node.op) in BINARY:
         yield _with(node, op=BINARY[type(node.op)]())
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
@@ -121,7 +121,7 @@ def _other_calls(node: ast.Call) -> Iterator[ast.AST]:
 
 
 def _swapped(name: str) -> str:
-    """The same name of the other image of a pair, or nothing."""
+    """Name the same thing of the other image of a pair, or nothing."""
     if "winner" in name:
         return name.replace("winner", "loser")
     if "loser" in name:
@@ -173,7 +173,7 @@ def mutants_of(file: str) -> list[Mutant]:
 
 
 def _text(node: ast.AST) -> str:
-    """A node in one short line; a whole statement without its body."""
+    """Show a node in one short line; a whole statement without its body."""
     if isinstance(node, ast.FunctionDef):
         return " ".join(f"@{ast.unparse(d)}" for d in node.decorator_list) + f" def {node.name}"
     text = ast.unparse(node)

@@ -144,7 +144,7 @@ def passes(tests: Sequence[str], mutant: Mutant | None, scratch: Path) -> bool:
 
 
 def _run(tests: Sequence[str], mutant: Mutant | None, scratch: Path) -> None:
-    """The child: never returns."""
+    """Run as the child: never return."""
     code = 1
     try:
         gc.disable()
@@ -252,7 +252,7 @@ def print_now(text: str) -> None:
 
 
 def total_of(tallies: Sequence[Tally]) -> Tally:
-    """The sum over all files."""
+    """Sum over all files."""
     return Tally(
         file="all",
         mutants=sum(t.mutants for t in tallies),

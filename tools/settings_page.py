@@ -38,7 +38,7 @@ def row(setting: Setting) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Write the whole page."""
     parts = [HEAD]
     for group, about in groups().items():
         rows = [row(s) for key, s in every_setting().items() if key.rpartition(".")[0] == group]

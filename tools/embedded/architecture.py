@@ -41,7 +41,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A small UNet on 8x8 latents with attention at its inner, 4x4 level."""
+    """Build a small UNet on 8x8 latents with attention at its inner, 4x4 level."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,

@@ -77,7 +77,7 @@ def measure(folder: Path, count: int, steps: int, guidance: float, seed: int) ->
 
 
 def by_objects(captions: list[str], exact: np.ndarray) -> str:
-    """The exact-match rate by number of objects, one sentence."""
+    """Return the exact-match rate by number of objects, one sentence."""
     objects = np.array(
         [1 + sum(c.count(r) for r in (" of a ", " above a ", " below a ")) for c in captions]
     )

@@ -200,7 +200,7 @@ UNKNOWN = -100  # cross_entropy's own "no target"
 
 
 def reading_targets(stream: list[Scene]) -> tuple[Tensor, Tensor]:
-    """What a caption's reader is asked, per scene and object slot.
+    """List what a caption's reader is asked, per scene and object slot.
 
     Classes [B, 4, 4] (shape, colour, size, relation to the next) and positions [B, 4, 2] in
     [-1, 1]; an absent object has shape class 6 and no other target.
@@ -270,7 +270,7 @@ def train_denoiser(
     seed: int,
     log: Log,
 ) -> tuple[UNet2DConditionModel, float]:
-    """The denoiser on v-prediction; captions dropped one time in ten."""
+    """Train the denoiser on v-prediction; captions dropped one time in ten."""
     torch.manual_seed(seed + 1)
     unet = build_unet().to(memory_format=torch.channels_last)
     state = Checkpointed({"unet": unet}, out / "denoiser.safetensors", lr=1e-3, ema=0.9995)

@@ -26,7 +26,7 @@ SHARES = (0.1, 0.3, 0.3, 0.3)  # of scenes with one, two, three and four objects
 
 
 def two_layouts(rng: np.random.Generator, shares: Sequence[float]) -> tuple[Scene, Scene]:
-    """A scene of a training caption, and another that the same caption describes."""
+    """Draw a scene of a training caption, and another that the same caption describes."""
     while True:
         first = sample_scene(rng, int(rng.choice(len(shares), p=shares)) + 1)
         if split_of(first.graph.caption) == "train":

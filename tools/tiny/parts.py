@@ -72,7 +72,7 @@ QWEN_CHAT = (  # Qwen3's template as far as turns of text go
 
 @torch.no_grad()
 def enliven(layer: Any, gain: float = 1.0) -> None:
-    """Normal weights which multiply the input's root mean square by the gain; no bias."""
+    """Draw normal weights which multiply the input's root mean square by the gain; no bias."""
     fan_in = layer.weight[0].numel()
     nn.init.normal_(layer.weight, std=gain / math.sqrt(fan_in))
     if layer.bias is not None:
@@ -110,7 +110,7 @@ def build_vae(latent_channels: int, scaling: float, shift: float | None = None) 
 
 
 def build_clip_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """The embedded pipeline's tokenizer at CLIP's own length; SD2's and bigG's pad with ``!``."""
+    """Build the embedded tokenizer at CLIP's own length; SD2's and bigG's pad with ``!``."""
     return CLIPTokenizer.from_pretrained(
         TOKENIZER, model_max_length=CLIP_TOKENS, pad_token=pad_token
     )

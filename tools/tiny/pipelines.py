@@ -62,7 +62,7 @@ FLUX_SHIFT = {
 
 
 def build_unet(text_width: int, channels: tuple[int, ...], **settings: Any) -> UNet2DConditionModel:
-    """A UNet on 8x8x4 latents with one residual block a level."""
+    """Build a UNet on 8x8x4 latents with one residual block a level."""
     unet = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=4,
@@ -117,7 +117,7 @@ def build_sd2(**scheduler: Any) -> StableDiffusionPipeline:
 
 
 def build_sd2_zsnr() -> StableDiffusionPipeline:
-    """The same with zero signal at the last step (Lin et al., 2023, arxiv.org/abs/2305.08891)."""
+    """Build SD2 with zero signal at the last step (Lin et al., 2023, arxiv.org/abs/2305.08891)."""
     return build_sd2(rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
@@ -183,7 +183,7 @@ def build_sd3(with_t5: bool = True) -> StableDiffusion3Pipeline:
 
 
 def build_sd3_without_t5() -> StableDiffusion3Pipeline:
-    """The same without its third text encoder, as it is loaded to save memory.
+    """Build the same without its third text encoder, as it is loaded to save memory.
 
     Diffusers leaves the place empty in model_index.json but does not fill it by itself: load with
     ``from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)``.

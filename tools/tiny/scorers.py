@@ -41,7 +41,7 @@ def clip_settings(vocabulary: int) -> CLIPConfig:
 
 
 def write_clip(folder: Path) -> None:
-    """A CLIPModel with its tokenizer, as CLIP score, PickScore and HPSv2's port have it."""
+    """Build a CLIPModel with its tokenizer, as CLIP score, PickScore and HPSv2's port have it."""
     tokenizer = build_clip_tokenizer()
     CLIPModel(clip_settings(len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -142,7 +142,7 @@ def _head(prefix: str, width: int) -> Shapes:
 
 
 def _random(shapes: Shapes) -> dict[str, Tensor]:
-    """Normal weights that keep the root mean square; every bias is a little off 0."""
+    """Draw normal weights that keep the root mean square; every bias is a little off 0."""
     weights = {}
     for name, shape in shapes.items():
         spread = 1 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.2

@@ -51,7 +51,7 @@ def _parse_item(item_id: int, text: str, caption: str) -> Item:
 
 
 def with_entailed(graph: SceneGraph) -> SceneGraph:
-    """A chain with the relations that it entails: a left of b left of c puts a left of c.
+    """Build a chain with the relations that it entails: a left of b left of c puts a left of c.
 
     A relation is the axis on which two objects differ most. Where both steps are along the same
     axis and way, so is their sum; of any other two steps nothing follows.

@@ -25,7 +25,7 @@ def split_of(caption: str) -> str:
 
 
 def scenes(split: str, seed: int) -> Iterator[Scene]:
-    """An endless, seeded stream of scenes whose captions belong to ``split``."""
+    """Yield an endless, seeded stream of scenes whose captions belong to ``split``."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
@@ -62,7 +62,7 @@ def parse_kind(kind: str) -> tuple[int, int]:
 
 
 def graphs_of(split: str, kind: str, seed: int) -> Iterator[SceneGraph]:
-    """An endless, seeded stream of graphs of a split and a kind, entailed relations included.
+    """Yield an endless, seeded stream of graphs of a split and a kind, entailed relations included.
 
     A graph may come again, which among single objects, of which a split holds few, it often does.
     """
