@@ -248,26 +248,6 @@ def check_lora(m: ModelConfig, name: str, key: str) -> None:
         read_lora(empty, lora_file(name))
 
 
-def weight_files(m: ModelConfig) -> list[Path]:
-    """List every file whose content makes the model's samples, weights and configurations.
-
-    Hub ids are looked up in the local cache.
-    """
-    found = []
-    for name in (m.path, m.vae, m.network, m.config, m.lora, m.scene_graph):
-        place = Path(resolve(name)).expanduser() if name else None
-        if name and place and not place.exists() and name.count("/") == 1:
-            revision = m.revision if name == m.path else None
-            with suppress(OSError, ValueError):
-                place = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        if place and place.is_file():
-            found.append(place)
-        elif place:
-            files = (*place.rglob("*.safetensors"), *place.rglob("*.json"))
-            found += sorted(f for f in files if UNUSED[0] not in f.parts)
-    return found
-
-
 def _remedy(error: Exception, key: str, name: str) -> str:
     """Say what to do about an error, from its text and from what lies at the place."""
     text, place = " ".join(str(error).split()), Path(resolve(name)).expanduser()
