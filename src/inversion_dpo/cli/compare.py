@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     from inversion_dpo.run.fields import Config
 
 
+DEMOS = {"composition": "demo", "taste": "taste"}  # labelling -> preset
+
+
 def demo(
     output: Output,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Stands for training.seed.")] = None,
-    pairs: Annotated[str, typer.Option(help="Labelling: taste or composition.")] = DEFAULT,
+    pairs: Annotated[
+        str, typer.Option(help="What the pairs prefer: composition or taste.")
+    ] = "composition",
     rounds: Rounding = 1,
     people: People = 0,
     dry_run: DryRun = False,
@@ -41,10 +46,10 @@ def demo(
     from inversion_dpo.compare.rounds import Rounds, check_rounds, later_rounds
     from inversion_dpo.run.fields import ConfigError
 
-    if pairs not in ("taste", "composition"):
-        raise ConfigError(f"--pairs {pairs!r}: the shipped labellings are taste and composition")
+    if pairs not in DEMOS:
+        raise ConfigError(f"--pairs {pairs!r}: the shipped labellings are {' and '.join(DEMOS)}")
     given = [*(overrides or []), *([f"training.seed={seed}"] if seed is not None else [])]
-    config, asked = resolved("demo", pairs, given), Rounds(rounds, people=people)
+    config, asked = resolved("demo", DEMOS[pairs], given), Rounds(rounds, people=people)
     check_rounds(asked, config)
     checked(config, output, dry_run)
     run_all(config, output)
@@ -61,6 +66,7 @@ def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
         origin: in a later round, the settings of the model that its policy is measured against.
     """
     from inversion_dpo.evaluation.evaluate import check, evaluate
+    from inversion_dpo.evaluation.repairs import repairs_text
     from inversion_dpo.evaluation.report import report
     from inversion_dpo.evaluation.wording import headline
     from inversion_dpo.run.folder import claim, occupied
@@ -75,6 +81,7 @@ def run_all(config: Config, output: Path, origin: Config | None = None) -> None:
         page = report(output)
     if "preference" in metrics:
         typer.echo(headline(metrics, config.evaluation.preference, "held-out prompts"))
+        typer.echo(repairs_text(metrics))
     typer.echo(f"report:  {page}\nadapter: {output / 'adapter'}")
 
 

@@ -18,6 +18,7 @@ from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.defaults import evaluation_prompts, preference_of, settled
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, PAIRS_AGREE, compare, win_rate
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
+from inversion_dpo.evaluation.repairs import repairs
 from inversion_dpo.evaluation.samples import (
     REPEAT,
     read_scores,
@@ -113,7 +114,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
     reference, policy = map(read_scores, files)
     metrics: dict[str, Any] = {"n_prompts": len(prompt_set.prompts), "seeds": e.seeds}
     if reference:
-        metrics |= judged(prompt_set, reference, policy, config)
+        metrics |= judged(prompt_set, reference, policy, config) | repairs(reference, policy)
         if current_team().main:
             write_table(folder / "per_prompt.parquet", prompt_set, config, reference, policy)
     metrics |= structure(prompt_set, files, config) | scoring(memo, config) | changes(*files)

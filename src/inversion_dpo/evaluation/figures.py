@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from io import BytesIO
 from math import isfinite
 from numbers import Real
@@ -140,14 +141,24 @@ def thumbnail(image: Pixels, side: int) -> Pixels:
 def image_grid(
     captions: Sequence[str], both: Sequence[Sequence[Pixels]], path: Path, columns: int = 4
 ) -> None:
-    """Write prompts in rows of ``columns``: reference left, policy right, caption beneath.
+    """Write a :func:`sheet` as a PNG file."""
+    atomic_bytes(png(np.asarray(sheet(captions, both, columns))), path)
+
+
+def sheet(
+    captions: Sequence[str],
+    both: Sequence[Sequence[Pixels]],
+    columns: int = 4,
+    right: Sequence[tuple[bool, bool]] = (),
+) -> Image.Image:
+    """Draw prompts in rows of ``columns``: reference left, policy right, caption beneath.
 
     Args:
         captions: one per prompt, at least one.
         both: for each prompt the reference's image and the policy's, uint8 [H, W, 3], shown at
             about 128 pixels, or 256 for larger ones.
-        path: the PNG file to write.
         columns: prompts per row, at most.
+        right: for each prompt which of the two images get a tick and not a cross; empty for none.
     """
     side = 128 if max(n for pair in both for i in pair for n in i.shape[:2]) <= 128 else 256
     pairs = [[thumbnail(image, side) for image in pair] for pair in both]
@@ -158,25 +169,49 @@ def image_grid(
     cell = 2 * box + gap + 2 * between
     starts = range(0, len(texts), columns)
     most = [max(len(text) or 1 for text in texts[k : k + columns]) for k in starts]
-    rows = [box + gap + n * line + between for n in most]
+    marks = 26 if right else 0  # beneath the images, so that nothing is hidden
+    rows = [box + marks + gap + n * line + between for n in most]
     size = 2 * edge + columns * cell - 2 * between, 2 * edge + head + sum(rows) - between
     page = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(page)
-    small, bold = (
-        ImageFont.truetype(findfont(FontProperties(weight=weight)), pixels)
-        for weight, pixels in (("normal", 12), ("bold", 14))
-    )
     for k, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
         row, column = divmod(k, columns)
         left, top = edge + column * cell, edge + head + sum(rows[:row])
         for n, (image, word) in enumerate(zip(pair, ("reference", "policy"), strict=True)):
             place = left + n * (box + gap)
             page.paste(Image.fromarray(image), (place, top))
+            if right:
+                _mark(pen, place + 10, top + box + marks // 2 + 3, right[k][n])
             if not row:
-                pen.text((place, edge), word, INK, bold)
+                pen.text((place, edge), word, INK, _font("bold", 14))
         for n, words in enumerate(text):
-            pen.text((left, top + box + gap + n * line), words, INK, small)
-    atomic_bytes(png(np.asarray(page)), path)
+            pen.text((left, top + box + marks + gap + n * line), words, INK, _font("normal", 12))
+    return page
+
+
+def plate(parts: Sequence[tuple[str, Image.Image]]) -> bytes:
+    """Put sheets under one another, each with a title, as bytes of a PNG file."""
+    head, edge = 26, 24  # pixels
+    width, height = max(p.width for _, p in parts), sum(p.height + head for _, p in parts)
+    page, top = Image.new("RGB", (width, height), PAPER), 0
+    for title, part in parts:
+        ImageDraw.Draw(page).text((edge, top + edge), title, INK, _font("bold", 16))
+        page.paste(part, (0, top + edge + head))
+        top += part.height + head
+    return png(np.asarray(page))
+
+
+def _mark(pen: ImageDraw.ImageDraw, x: int, y: int, right: bool) -> None:
+    """Draw a tick or a cross on a disc around (x, y)."""
+    pen.ellipse((x - 10, y - 10, x + 10, y + 10), BLUE if right else ORANGE, PAPER, 2)
+    tick, cross = [[(-5, 0), (-1, 4), (5, -4)]], [[(-4, -4), (4, 4)], [(-4, 4), (4, -4)]]
+    for stroke in tick if right else cross:
+        pen.line([(x + dx, y + dy) for dx, dy in stroke], PAPER, 3)
+
+
+@cache
+def _font(weight: str, pixels: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont(FontProperties(weight=weight)), pixels)
 
 
 def recorded(history: History) -> list[Panel]:

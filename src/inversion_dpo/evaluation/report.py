@@ -23,6 +23,7 @@ from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_rows, verdict
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined, reading
 from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.repairs import draw_repairs, repairs_text
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.wording import (
     agreement_text,
@@ -35,7 +36,7 @@ from inversion_dpo.evaluation.wording import (
     statements,
 )
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds
 from inversion_dpo.training.checks import accuracy_text
 
@@ -56,6 +57,7 @@ class ReportData:
     by purpose. setting: how prompts were compared, a fragment for the first sentence.
     largest: caption and both images of the prompts that changed most. run: the folder's name.
     selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
+    repairs: a PNG file of :func:`draw_repairs`.
     """
 
     title: str
@@ -76,6 +78,7 @@ class ReportData:
     largest: Sequence[tuple[str, Pixels, Pixels]] = ()
     run: str = "RUN"
     preference_note: str = ""
+    repairs: bytes = b""
 
 
 def write_report(folder: Path, data: ReportData) -> Path:
@@ -94,6 +97,8 @@ def write_report(folder: Path, data: ReportData) -> Path:
         rows = zip(data.captions, data.scores or [{}] * len(cards), strict=True)
         grid = [{"caption": caption, **scores} for caption, scores in rows]
         atomic_text(json.dumps(grid, indent=1, ensure_ascii=False), folder / "grid.json")
+    if data.repairs:
+        atomic_bytes(data.repairs, folder / "repairs.png")
     if figures.recorded(data.history):
         figures.training_curves(data.history, folder / "curves.png")
     plates = []
@@ -102,6 +107,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         plates = [(folder / "gains.png").read_bytes()]
     write_tables(folder, data.metrics, data.history)
     sections = [
+        _repairs(data),
         _samples(data, cards),
         _largest(data),
         _metrics(data, plates),
@@ -143,6 +149,15 @@ def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
         ]
         cards.append((caption, pictures))
     return cards
+
+
+def _repairs(data: ReportData) -> Section | None:
+    """Show pictures that training repaired and broke."""
+    note = (
+        f"{repairs_text(data.metrics)} A tick marks a picture that shows what its prompt asks for, "
+        "a cross one that does not. The pictures are drawn at random from each kind."
+    )
+    return Section("Repaired and broken", note, plates=[data.repairs]) if data.repairs else None
 
 
 def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Section | None:
@@ -380,6 +395,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         if r
     ]
     reference, policy = (read_images(file, first) for file in files)
+    every = [text for text in prompts for _ in range(e.seeds)]
     each = f", {e.seeds} images each" if e.seeds > 1 else ""
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     largest = zip(rows, *(read_images(file, rows) for file in files), strict=True)
@@ -393,6 +409,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         reference_images=reference,
         policy_images=policy,
         scores=scores,
+        repairs=draw_repairs(every, files, (r, p)),
         pairs=[
             (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))
             for x in examples
