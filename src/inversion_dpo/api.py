@@ -28,7 +28,7 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
     A second call with the same arguments continues where the first one stopped.
 
     Args:
-        preset: a packaged preset (taste, composition, sd15, sdxl, sd35, flux) or a YAML file.
+        preset: a packaged preset (taste, sdxl, flux, z-image, ...) or a YAML file.
         output: the run's folder.
         overrides: ``key=value`` settings, as on the command line.
 

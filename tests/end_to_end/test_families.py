@@ -323,7 +323,7 @@ def image_of(pipe, **settings):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
     output = pipe(
-        PROMPTS[0],
+        prompt=PROMPTS[0],
         num_inference_steps=2,
         generator=generator,
         height=64,
@@ -601,9 +601,12 @@ def test_a_missing_part_is_named(key, missing, tiny, pair_file):
         load_model(config_for("sd15", tiny, pair_file, f"{key}={missing}"), torch.device("cpu"))
 
 
+PRESETS = [("sd15", "sd15"), ("sdxl", "sdxl"), ("sd35", "sd3"), ("flux", "flux")]
+NEW_PRESETS = ["z-image", "flux2-klein", "qwen-image", "chroma", "krea2", "wan"]
+
+
 @pytest.mark.parametrize(
-    ("preset", "family"),
-    [("sd15", "sd15"), ("sdxl", "sdxl"), ("sd35", "sd3"), ("flux", "flux")],
+    ("preset", "family"), slow_but(PRESETS, PRESETS + [(p, p) for p in NEW_PRESETS])
 )
 def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, fresh_accelerator):
     """Each preset as it is, but for the weights, the image size and the number of steps."""

@@ -28,12 +28,21 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -156,19 +165,26 @@ def build_t5_tokenizer() -> T5TokenizerFast:
         return T5TokenizerFast.from_pretrained(folder, model_max_length=T5_TOKENS)
 
 
+T5: dict[str, Any] = {
+    "d_model": T5_WIDTH,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
 def build_t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
     """One layer of T5 v1.1, 32 wide."""
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=T5_WIDTH,
-            d_kv=8,
-            d_ff=32,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )
-    )
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **T5))
+
+
+def build_umt5(tokenizer: T5TokenizerFast) -> UMT5EncoderModel:
+    """One layer of UMT5, 32 wide."""
+    encoder = UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **T5))
+    nn.init.normal_(encoder.get_input_embeddings().weight)
+    return encoder
 
 
 def build_qwen_tokenizer() -> Qwen2Tokenizer:
@@ -220,6 +236,134 @@ def build_qwen3(tokenizer: Qwen2Tokenizer, layers: int = 2, kind: type = Qwen3Mo
             bos_token_id=None,
             eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
             pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def qwen_vision(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    """Ids of the marks around images."""
+    names = ("vision_start", "vision_end", "image", "video")
+    marks = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    ids = tokenizer.convert_tokens_to_ids(list(marks))
+    return {f"{n}_token_id": k for n, k in zip(names, ids, strict=True)}
+
+
+def qwen_text(tokenizer: Qwen2Tokenizer, layers: int, **settings: Any) -> dict[str, Any]:
+    """Describe the text's side of a Qwen that reads images, 16 wide."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "rope_parameters": rope | settings.pop("rope", {}),
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": None,
+        **settings,
+    }
+
+
+VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 16,
+}
+
+
+def build_qwen25_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """Two layers of Qwen2.5-VL."""
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=qwen_text(tokenizer, 2),
+            vision_config=VISION | {"fullatt_block_indexes": [0]},
+            **qwen_vision(tokenizer),
+        )
+    )
+
+
+def build_qwen3_vl(tokenizer: Qwen2Tokenizer, layers: int) -> Qwen3VLModel:
+    """Qwen3-VL without its head."""
+    return Qwen3VLModel(
+        Qwen3VLConfig(
+            text_config=qwen_text(tokenizer, layers, head_dim=8, rope={"mrope_interleaved": True}),
+            vision_config=VISION | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+            **qwen_vision(tokenizer),
+        )
+    )
+
+
+def build_mistral_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE with Mistral's marks; the published processor needs torchvision."""
+    marks = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    marks += ["[IMG]", "<pad>"]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=marks,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    raw.train_from_iterator([" ".join(WORDS), *WORDS, *(f" {w}" for w in WORDS)], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=131072,
+    )
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}"
+        "{% set mark = 'SYSTEM_PROMPT' if m['role'] == 'system' else 'INST' %}[{{ mark }}]"
+        "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}[/{{ mark }}]{% endfor %}"
+    )
+    return tokenizer
+
+
+def build_mistral3(tokenizer: PreTrainedTokenizerFast) -> Mistral3ForConditionalGeneration:
+    """Mistral Small 3, 16 wide, as deep as FLUX.2 dev reads it."""
+    text = {
+        "model_type": "mistral",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 31,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 4096,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        "initializer_range": 0.2,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=tokenizer.convert_tokens_to_ids("[IMG]"),
+            vision_feature_layer=-1,
         )
     )
 

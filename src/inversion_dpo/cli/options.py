@@ -45,7 +45,7 @@ Preset = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="YAML file or preset, e.g. taste, sd15, sdxl, sd35, flux.",
+        help="YAML file or preset, e.g. taste, sd15, sdxl, flux, z-image.",
         autocompletion=complete_preset,
     ),
 ]

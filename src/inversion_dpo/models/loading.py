@@ -38,6 +38,14 @@ FAMILIES = {  # of diffusers' pipelines: file in this folder, and class
     "StableDiffusion3Pipeline": ("stable_diffusion_3", "StableDiffusion3"),
     "FluxPipeline": ("flux", "Flux"),
     "ZImagePipeline": ("z_image", "ZImage"),
+    "Flux2KleinPipeline": ("flux_2", "Flux2"),
+    "Flux2Pipeline": ("flux_2", "Flux2"),
+    "QwenImagePipeline": ("qwen_image", "QwenImage"),
+    "ChromaPipeline": ("chroma", "Chroma"),
+    "Krea2Pipeline": ("krea_2", "Krea2"),
+    "WanPipeline": ("wan", "Wan"),
+    "SanaPipeline": ("sana", "Sana"),
+    "Lumina2Pipeline": ("lumina_2", "Lumina2"),
 }
 DISTILLED = re.compile("turbo|lightning|schnell|lcm|hyper-?sd|distill", re.IGNORECASE)  # in names
 

@@ -102,11 +102,10 @@ def real_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def overlong(model: DiffusionModel, prompts: Sequence[str]) -> dict[str, int]:
     """Count the prompts that lose their end, by tokenizer."""
-    return {
-        name: sum(
-            len(getattr(model.pipeline, name)(p, add_special_tokens=False, verbose=False).input_ids)
-            > read
-            for p in prompts
-        )
-        for name, read in model.reads.items()
-    }
+    counts = {}
+    for name, read in model.reads.items():
+        given = getattr(model.pipeline, name)
+        tokenizer = getattr(given, "tokenizer", given)  # of a processor of text and images
+        ids = [tokenizer(p, add_special_tokens=False, verbose=False).input_ids for p in prompts]
+        counts[name] = sum(len(row) > read for row in ids)
+    return counts

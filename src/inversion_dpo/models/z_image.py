@@ -21,7 +21,6 @@ class ZImage:
 
     component, chunked = "transformer", False
     targets = ("to_q", "to_k", "to_v", "to_out.0")
-    unreached: str | None = None
     distilled: str | None = None
     framing = staticmethod(no_framing)
     combine = staticmethod(plain_guidance)
@@ -32,7 +31,10 @@ class ZImage:
         self.reads = chat_reads(pipeline.tokenizer, 512, enable_thinking=True)
         autoencoder = shifted(pipeline.vae)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        mu = dynamic_shift(pipeline.scheduler, (use.resolution // self.multiple) ** 2, 1.15)
+        tokens = (use.resolution // self.multiple) ** 2
+        # the image is filled up to a multiple of 32 tokens: often nothing is filled
+        self.unreached: str | None = "x_pad_token" if tokens % 32 == 0 else None
+        mu = dynamic_shift(pipeline.scheduler, tokens, 1.15)
         self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
 
     @torch.no_grad()

@@ -102,7 +102,7 @@ class ModelConfig:
     t5: Switch = True
     """Whether Stable Diffusion 3 loads its T5 text encoder; false saves memory."""
     guidance_embed: NotNegative = 1.0
-    """Guidance that FLUX.1-dev's network gets as an input, in inversion and in training."""
+    """Guidance that the network of FLUX.1 or FLUX.2 dev is told, in inversion and in training."""
     scene_graph: str | None = None
     """Folder of a trained scene-graph encoder; scene graphs then condition the model."""
     prompt_chunks: Count = 1

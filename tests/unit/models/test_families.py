@@ -1,17 +1,24 @@
 """Each family against its own pipeline: what it encodes, reads, predicts and draws."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from inversion_dpo.maths.inversion import invert, reconstruct
-from inversion_dpo.models.base import joined, network_of
-from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.maths.inversion import Extent, invert, reconstruct
+from inversion_dpo.maths.records import Grid
+from inversion_dpo.models.base import ModelError, joined, network_of
+from inversion_dpo.models.loading import adapt, load_model, load_pipeline
+from inversion_dpo.models.prompts import overlong
+from inversion_dpo.models.sampler import Sampler
+from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.training.states import with_dropout
 from inversion_dpo.trajectories.fill import predictions
 from tests.sessions import conditional, under_guidance
 
@@ -29,26 +36,91 @@ def pack(pipe: Any, x: Tensor) -> Tensor:
     return pipe._pack_latents(x, *x.shape)
 
 
+def unpack(pipe: Any, x: Tensor) -> Tensor:
+    """2x2 patches of 16 channels, one after another, row by row."""
+    grid = x.reshape(len(x), SIDE // 16, SIDE // 16, 16, 2, 2)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(len(x), 16, SIDE // 8, SIDE // 8)
+
+
+def from_klein(pipe: Any, x: Tensor) -> Tensor:
+    """Klein gives latents back as its autoencoder takes them."""
+    patches = x.reshape(len(x), 32, 4, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 128, 4, 4)
+    std = (pipe.vae.bn.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    return (patches - pipe.vae.bn.running_mean[:, None, None]) / std[:, None, None]
+
+
+def one_frame(pipe: Any, x: Tensor) -> Tensor:
+    """A video of one frame."""
+    return x.unsqueeze(2)
+
+
+def of_one_frame(pipe: Any, x: Tensor) -> Tensor:
+    """The frame of a video."""
+    return x.squeeze(2)
+
+
+def from_dev(pipe: Any, x: Tensor) -> Tensor:
+    """Dev gives rows of patches back."""
+    return x.transpose(1, 2).reshape(len(x), 128, 4, 4)
+
+
 @dataclass(frozen=True)
 class Oracle:
     """How a family's pipeline is asked, written apart from the adapter.
 
-    scale: guidance, 1 being none; ``plain`` and ``guided``: its arguments to the pipeline.
+    scale: guidance, 1 being none; ``plain`` and ``guided``: its arguments to the pipeline. Where
+        the network is told its guidance there is no other, and ``plain`` has it.
     given: latents for the pipeline; result: ours from the pipeline's ``output_type="latent"``.
     """
 
     shape: tuple[int, ...]
     plain: dict[str, Any]
-    guided: dict[str, Any]
+    guided: dict[str, Any] = field(default_factory=dict)
     scale: float = 4.0
     given: Any = same
     result: Any = same
     both: dict[str, Any] = field(default_factory=dict)
+    embed: float = 1.0
 
 
+WAN = Oracle(
+    (),
+    {"guidance_scale": 1.0},
+    {"guidance_scale": 4.0},
+    given=one_frame,
+    result=of_one_frame,
+    both={"num_frames": 1},
+)
 ORACLES = {
     "z-image": Oracle((16, 8, 8), {"guidance_scale": 0.0}, {"guidance_scale": 3.0}),
+    "flux2-klein": Oracle(
+        (128, 4, 4), {"guidance_scale": 1.0}, {"guidance_scale": 4.0}, result=from_klein
+    ),
+    "flux2-dev": Oracle((128, 4, 4), {"guidance_scale": 3.0}, result=from_dev, embed=3.0),
+    "qwen-image": Oracle(
+        (16, 8, 8),
+        {"true_cfg_scale": 1.0},
+        {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]},
+        given=pack,
+        result=unpack,
+    ),
+    "chroma": Oracle(
+        (16, 8, 8), {"guidance_scale": 1.0}, {"guidance_scale": 4.0}, given=pack, result=unpack
+    ),
+    "krea2": Oracle(
+        (16, 8, 8), {"guidance_scale": 0.0}, {"guidance_scale": 3.0}, given=pack, result=unpack
+    ),
+    "wan": replace(WAN, shape=(16, 8, 8)),
+    "wan-5b": replace(WAN, shape=(48, 4, 4)),
+    "sana": Oracle(
+        (32, 2, 2),
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 4.0},
+        both={"use_resolution_binning": False},
+    ),
+    "lumina2": Oracle((16, 8, 8), {"guidance_scale": 1.0}, {"guidance_scale": 4.0}),
 }
+FIRST_ORDER = {"solver_order": 1, "disable_corrector": list(range(9))}  # then they are Euler's
 each_family = pytest.mark.parametrize("family", ORACLES)
 
 
@@ -59,7 +131,12 @@ def model_of(tiny):
 
     def load(family):
         if family not in loaded:
-            loaded[family] = adapt(load_pipeline(ModelConfig(str(tiny(family)))), SIDE)
+            pipe = load_pipeline(ModelConfig(str(tiny(family))))
+            if "solver_order" in pipe.scheduler.config:
+                pipe.scheduler = type(pipe.scheduler).from_config(
+                    pipe.scheduler.config, **FIRST_ORDER
+                )
+            loaded[family] = adapt(pipe, SIDE, ORACLES[family].embed)
         return loaded[family]
 
     return load
@@ -74,7 +151,7 @@ def drawn(model, family, x_T, **settings):
     """The pipeline's own latents, in our layout, after two steps."""
     oracle, pipe = ORACLES[family], model.pipeline
     output = pipe(
-        list(PROMPTS),
+        prompt=list(PROMPTS),
         latents=oracle.given(pipe, x_T),
         num_inference_steps=2,
         height=SIDE,
@@ -90,13 +167,15 @@ def drawn(model, family, x_T, **settings):
 @pytest.mark.parametrize("guided", [False, True])
 @torch.no_grad()
 def test_sampling_equals_the_pipeline(family, guided, model_of):
-    model, oracle, x_T = model_of(family), ORACLES[family], noise(family)
-    scale = oracle.scale if guided else 1.0
+    oracle, x_T = ORACLES[family], noise(family)
+    if guided and not oracle.guided:
+        return
+    model, scale = model_of(family), oracle.scale if guided else 1.0
     predict = under_guidance(model, model.condition(PROMPTS), scale)
     ours = reconstruct(x_T, model.schedule.grid(2, "sampler"), predict, model.schedule.kind)
     theirs = drawn(model, family, x_T, **(oracle.guided if guided else oracle.plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    asked = model.call(scale, len(PROMPTS))  # what users of our sampler get
+    asked = model.call(scale * oracle.embed, len(PROMPTS))  # what users of our sampler get
     again = drawn(model, family, x_T, **{k: v for k, v in asked.items() if k not in oracle.both})
     torch.testing.assert_close(again, theirs, rtol=0, atol=0)
     assert asked.items() >= oracle.both.items()
@@ -108,7 +187,7 @@ def test_decoding_equals_the_pipeline_and_encoding_undoes_its_scale(family, mode
     model, oracle, x_T = model_of(family), ORACLES[family], noise(family)
     latents = drawn(model, family, x_T, **oracle.plain)
     output = model.pipeline(
-        list(PROMPTS),
+        prompt=list(PROMPTS),
         latents=oracle.given(model.pipeline, x_T),
         num_inference_steps=2,
         height=SIDE,
@@ -152,9 +231,10 @@ def test_a_prompt_in_a_batch_is_the_prompt_alone(family, model_of):
 def test_inversion_then_sampling_returns(family, model_of):
     """Along the same predictions, found by fixed-point iterations."""
     model, x_0 = model_of(family), noise(family, 2)
-    grid, kind = model.schedule.grid(4, "even"), model.schedule.kind
+    whole, kind = model.schedule.grid(12, "even"), model.schedule.kind
+    grid = Grid(whole.timesteps[:5], whole.levels[:5])
     predict = conditional(model, model.condition(PROMPTS))
-    x_T = invert(x_0, grid, predict, kind, 8).states[-1]
+    x_T = invert(x_0, grid, predict, kind, extent=Extent(iterations=8)).states[-1]
     again = reconstruct(x_T, grid, predict, kind)
     assert (again - x_0).norm() / x_0.norm() < 0.05
 
@@ -184,7 +264,97 @@ def test_the_loss_reaches_all_but_what_is_named(family, model_of):
     assert dead == {n for n, _ in network.named_parameters() if named.match(n)}
 
 
+@each_family
+def test_checkpointing_changes_no_prediction(family, model_of):
+    model, x = model_of(family), noise(family)
+    network, t, condition = network_of(model), torch.tensor([300.0, 800.0]), {}
+    condition = model.condition(PROMPTS)
+    plain = model.predict(network, x, t, condition).detach()
+    network.requires_grad_(True).train().enable_gradient_checkpointing()
+    try:
+        again = model.predict(network, x, t, condition).detach()
+    finally:
+        network.requires_grad_(False).eval().disable_gradient_checkpointing()
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5)
+
+
+@each_family
+def test_a_prompt_that_is_cut_is_counted(family, model_of):
+    """From one token more than is left for it beside the template."""
+    model = model_of(family)
+    (read,), tokenizer = model.reads.values(), model.pipeline.tokenizer
+    marks = len(tokenizer("z" * 9, add_special_tokens=False).input_ids) - 9
+    words = "z" * (read - marks)
+    assert 64 < read <= 512 and overlong(model, [words, words + "z"]) == {"tokenizer": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "named", "why"),
+    [
+        ("flux-schnell", "plain", "it takes no guidance, as FLUX.1 schnell"),
+        ("sd15", "Some-Turbo", "so says its name"),
+        ("sd15", "plain", None),
+    ],
+)
+def test_a_model_of_few_steps_is_warned_of(family, named, why, tiny, tmp_path, caplog):
+    (tmp_path / named).symlink_to(tiny(family))
+    load_model(load_config(None, [f"model.path={tmp_path / named}"]), torch.device("cpu"))
+    assert (f"{named} seems to be distilled to few steps ({why})" in caplog.text) == bool(why)
+    assert ("Train its base" in caplog.text) == bool(why)
+
+
+@pytest.mark.parametrize("family", ["flux2-klein", "krea2"])
+def test_a_distilled_pipeline_says_so(family, tiny):
+    pipe = load_pipeline(ModelConfig(str(tiny(family))))
+    assert adapt(pipe, SIDE).distilled is None
+    pipe.register_to_config(is_distilled=True)
+    assert "is_distilled" in adapt(pipe, SIDE).distilled
+
+
+def test_two_transformers_are_refused(tiny):
+    pipe = load_pipeline(ModelConfig(str(tiny("wan"))))
+    pipe.register_to_config(boundary_ratio=0.875)
+    with pytest.raises(ModelError, match="boundary_ratio.*use Wan 2.1"):
+        adapt(pipe, SIDE)
+
+
 def test_texts_of_several_lengths_are_joined():
     a, b = torch.ones(1, 2, 3), torch.ones(2, 4, 3)
     assert joined([a, b]).shape == (3, 4, 3) and not joined([a, b])[0, 2:].any()
     assert joined([torch.ones(1, 2), torch.ones(1, 2)]).shape == (2, 2)
+
+
+def test_a_longer_empty_prompt_takes_the_place_of_a_dropped_one():
+    """And a pair that keeps its prompt is only padded."""
+    plan = SimpleNamespace(seed=0, prompt_dropout=0.5, graph_dropout=0.0, caption_dropout=0.0)
+    cache = SimpleNamespace(empty={"text": torch.full((1, 5, 2), 7.0)}, digests=list("abcdefgh"))
+    condition = {"text": torch.ones(16, 3, 2)}
+    with_dropout(SimpleNamespace(plan=plan, cache=cache), [(k, 0) for k in range(8)], condition)
+    text = condition["text"]
+    dropped = (text == 7).all(-1).all(-1)
+    kept = torch.tensor([1.0, 1, 1, 0, 0])[:, None].expand(5, 2)
+    assert text.shape == (16, 5, 2) and 0 < dropped.sum() < 16
+    assert all(torch.equal(row, kept) for row in text[~dropped])
+    assert torch.equal(dropped[:8], dropped[8:])
+
+
+@pytest.mark.parametrize("family", ["wan", "qwen-image"])
+def test_our_sampler_draws_what_the_pipeline_draws(family, tiny):
+    """Of a video the one frame, and an empty prompt beside each where there is no guidance else."""
+    pipe = load_pipeline(ModelConfig(str(tiny(family))))
+    given = ["evaluation.sample_steps=2", "evaluation.guidance_scale=4", "evaluation.batch_size=2"]
+    ours = Sampler(pipe, load_config(None, given)).draw(PROMPTS, [1, 2])
+    oracle = ORACLES[family]
+    output = pipe(
+        prompt=list(PROMPTS),
+        generator=[torch.Generator().manual_seed(k) for k in (1, 2)],
+        num_inference_steps=2,
+        height=SIDE,
+        width=SIDE,
+        output_type="np",
+        **oracle.guided,
+        **oracle.both,
+    )
+    theirs = output.images if hasattr(output, "images") else output.frames[:, 0]
+    assert [i.shape for i in ours] == [(SIDE, SIDE, 3)] * 2
+    assert np.abs(np.stack(ours) - 255 * theirs).max() <= 0.5 + 1e-3

@@ -20,12 +20,13 @@ from diffusers import (
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
 from inversion_dpo.maths.schedule import step
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.schedules import discrete_schedule, flow_schedule
+from inversion_dpo.models.schedules import discrete_schedule, few_steps, flow_schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -227,3 +228,33 @@ def test_levels_that_fall_are_refused():
 def test_flow_needs_its_scheduler():
     with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler"):
         flow_schedule(DDIMScheduler(**SD))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "distilled"),
+    [(LCMScheduler(), True), (TCDScheduler(), True), (DDIMScheduler(), False)],
+)
+def test_samplers_of_few_steps_are_known(scheduler, distilled):
+    assert bool(few_steps(scheduler)) == distilled
+
+
+def test_a_shift_that_depends_on_the_steps_has_no_levels_for_one_step():
+    """Stretched to end at 0.02, a single level would have to be at both ends."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    schedule = flow_schedule(scheduler, lambda steps: 0.8, flux_sigmas=True)
+    few, many = (schedule.grid(n, "sampler").levels.sigma for n in (2, 50))
+    assert few[-1] == many[-1] == 1
+    assert [float(few[1]), float(many[1])] == pytest.approx([0.02, 0.02], abs=1e-5)
+    with pytest.raises(ModelError, match="no levels for 1 steps"):
+        schedule.grid(1, "sampler")
+
+
+@pytest.mark.parametrize("solver", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_a_flow_grid_of_another_solver_is_its_own(solver):
+    theirs = solver(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    grid = flow_schedule(theirs).grid(5, "sampler")
+    theirs.set_timesteps(5)
+    assert grid.timesteps.flip(0)[:-1].tolist() == theirs.timesteps.tolist()
+    torch.testing.assert_close(grid.levels.sigma.flip(0).float(), theirs.sigmas)
+    # 3 s / (1 + 2 s) of s = 0.4
+    assert float(grid.levels.sigma[2]) == pytest.approx(1.2 / 1.8, abs=2e-3)

@@ -22,6 +22,15 @@ CLASSES = {
 }
 NEWER = {
     "z-image": diffusers.ZImagePipeline,
+    "flux2-klein": diffusers.Flux2KleinPipeline,
+    "flux2-dev": diffusers.Flux2Pipeline,
+    "qwen-image": diffusers.QwenImagePipeline,
+    "chroma": diffusers.ChromaPipeline,
+    "krea2": diffusers.Krea2Pipeline,
+    "wan": diffusers.WanPipeline,
+    "wan-5b": diffusers.WanPipeline,
+    "sana": diffusers.SanaPipeline,
+    "lumina2": diffusers.Lumina2Pipeline,
 }  # what they draw is tested by test_families.py
 # Of what diffusers cannot leave out by itself: see build_sd3_without_t5.
 LEFT_OUT = {"sd3-no-t5": {"text_encoder_3": None, "tokenizer_3": None}}

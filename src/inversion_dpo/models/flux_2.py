@@ -1,0 +1,96 @@
+"""FLUX.2: klein, guided by an empty prompt, and dev, whose network is told its guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
+from torch import Tensor, nn
+
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.autoencoders import Autoencoder
+from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.prompts import chat_reads
+from inversion_dpo.models.schedules import flow_schedule
+
+DOUBLE = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0)"
+SINGLE = r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
+TABLE_STEPS = 50  # the shift was fitted for 10 to 200 steps, not for the table's thousand
+
+
+class Flux2:
+    """Adapter for ``Flux2KleinPipeline`` and ``Flux2Pipeline``: latents [B, 128, h, w]."""
+
+    component, chunked = "transformer", False
+    targets = (rf"^({DOUBLE}|{SINGLE})$",)
+    unreached: str | None = None
+    framing = staticmethod(no_framing)
+    combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
+
+    def __init__(self, pipeline: Flux2KleinPipeline | Flux2Pipeline, use: Use) -> None:
+        self.pipeline: Any = pipeline
+        pipe, bn = self.pipeline, self.pipeline.vae.bn
+        self.guidance_embed = use.guidance_embed
+        self.multiple = 2 * pipe.vae_scale_factor
+        self.distilled = "is_distilled is set" if pipe.config.get("is_distilled") else None
+        if isinstance(pipeline, Flux2KleinPipeline):
+            self.reads = chat_reads(pipe.tokenizer, 512, enable_thinking=False)
+        else:
+            chat = format_input([""], pipe.system_message)
+            ids = pipe.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)
+            self.reads = {"tokenizer": 512 - len(ids["input_ids"][0])}
+        self._plain = Autoencoder(pipe.vae, 0.0, 1.0)
+        variance = bn.running_var.float() + pipe.vae.config.batch_norm_eps
+        self._mean, self._std = (v.view(1, -1, 1, 1) for v in (bn.running_mean, variance.sqrt()))
+        tokens, total = (use.resolution // self.multiple) ** 2, 1000
+
+        def mu(steps: int) -> float:
+            return compute_empirical_mu(tokens, steps if steps < total else TABLE_STEPS)
+
+        self.schedule = flow_schedule(pipe.scheduler, mu, flux_sigmas=True)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images -> latents of 2x2 patches, normalised by the autoencoder's own statistics."""
+        z = self.pipeline._patchify_latents(self._plain.encode(images))
+        latents: Tensor = (z - self._mean.to(z)) / self._std.to(z)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Undo the normalisation and the patches, and decode."""
+        z = latents * self._std.to(latents) + self._mean.to(latents)
+        return self._plain.decode(self.pipeline._unpatchify_latents(z))
+
+    @torch.no_grad()
+    def condition(
+        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+    ) -> Condition:
+        """Encode the chat with each prompt, [B, 512, 3 D]: the padding is read as well."""
+        pipe = self.pipeline
+        return {"encoder_hidden_states": pipe.encode_prompt(prompts, pipe.text_encoder.device)[0]}
+
+    def empty(self) -> Condition:
+        """Encode the chat with the empty prompt."""
+        return self.condition([""])
+
+    def predict(
+        self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
+    ) -> Tensor:
+        """Predict the velocity eps - x_0 [B, 128, h, w], in float32."""
+        pipe, device, dtype = self.pipeline, x_t.device, self.pipeline.transformer.dtype
+        text = condition["encoder_hidden_states"].to(device, dtype)
+        guidance = None
+        if pipe.transformer.config.guidance_embeds:
+            guidance = torch.full([len(x_t)], self.guidance_embed, device=device)
+        output: Tensor = network(
+            hidden_states=x_t.flatten(2).transpose(1, 2).to(dtype),
+            timestep=timesteps.float() / 1000,
+            guidance=guidance,
+            encoder_hidden_states=text,
+            txt_ids=pipe._prepare_text_ids(text[:1])[0].to(device),
+            img_ids=pipe._prepare_latent_ids(x_t[:1])[0].to(device),
+            return_dict=False,
+        )[0]
+        return output.float().transpose(1, 2).reshape(x_t.shape)
