@@ -75,7 +75,11 @@ def check_run(config: Config, folder: Path) -> None:
 
 
 def evaluate(
-    run: str | Path, *overrides: str, policy: str | None = None, reference: str | None = None
+    run: str | Path,
+    *overrides: str,
+    policy: str | None = None,
+    reference: str | None = None,
+    preset: str = "taste",
 ) -> dict[str, Any]:
     """Sample reference and policy from the same noise and score both.
 
@@ -85,6 +89,7 @@ def evaluate(
         policy: a model instead of the run's: the folder of a run, a LoRA or a pipeline, a LoRA
             file, or a hub id.
         reference: a model instead of the configuration's, in the same forms.
+        preset: settings, where the folder holds no run and ``policy`` is given.
 
     Returns:
         What ``metrics.json`` holds.
@@ -95,7 +100,8 @@ def evaluate(
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
 
     folder = Path(run)
-    config = load_checked(run_file(folder), overrides, "evaluate")
+    known = policy is None or (folder / "config.yaml").is_file()
+    config = load_checked(run_file(folder) if known else preset, overrides, "evaluate")
     named = (reference, policy or str(folder)) if policy or reference else None
     with occupied(folder):
         claim(folder, config)

@@ -29,16 +29,11 @@ def evaluate(
 
     Example: inversion-dpo evaluate runs/mine evaluation.scorer=pickscore evaluation.seeds=2
     """
-    from inversion_dpo.evaluation.evaluate import evaluate as evaluate_models
+    from inversion_dpo.api import evaluate as compare_models
     from inversion_dpo.evaluation.wording import lines
-    from inversion_dpo.run.folder import claim, occupied, run_file
 
-    known = policy is None or (run / "config.yaml").is_file()
-    settings = resolved("evaluate", run_file(run) if known else config, overrides)
-    models = (reference, policy or str(run)) if policy or reference else None
-    with occupied(run):
-        claim(run, settings)
-        metrics = evaluate_models(run, settings, models=models)
+    given = overrides or []
+    metrics = compare_models(run, *given, policy=policy, reference=reference, preset=config)
     say("\n".join(lines(metrics, str(run))))
 
 
@@ -49,7 +44,7 @@ def report(
 
     Example: inversion-dpo report runs/mine
     """
-    from inversion_dpo.evaluation.report import report as write
+    from inversion_dpo.api import report as write
 
     typer.echo(f"report: {write(run)}")
 

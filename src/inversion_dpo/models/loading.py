@@ -108,6 +108,10 @@ def check_model(m: ModelConfig) -> None:
             Path(path), given + ["text_encoder_3", "tokenizer_3"] * (not m.t5)
         ):
             raise ModelError(fault)
+    if m.revision and Path(path).exists():
+        raise ModelError(
+            f"model.revision={m.revision} has no effect: {m.path} is not on the hub. Leave it out"
+        )
     for key in ("vae", "network", "scene_graph"):
         if name := getattr(m, key):
             with named(f"model.{key}", name):

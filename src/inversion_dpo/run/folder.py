@@ -151,6 +151,8 @@ def refuse_others(folder: Path, run: bool = True) -> None:
 
 def run_file(folder: Path) -> str:
     """Return the path of a run's settings; ConfigError if the folder holds no run."""
+    if "=" in folder.name:
+        raise ConfigError(f"{folder} is a setting: name the run's folder before it")
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"{folder} is not a run: it has no config.yaml. Train one with "

@@ -47,6 +47,7 @@ def ended(tiny_config, tmp_path, monkeypatch, capsys):
         ("model.lora=/none.safetensors", "model.lora=/none.safetensors: nothing is there"),
         ("model.scene_graph=~/none", "model.scene_graph=~/none: nothing is there"),
         ("training.tracker=wandb", "pip install wandb"),
+        ("model.revision=main", "model.revision=main has no effect"),
     ],
 )
 def test_what_is_missing_is_said_before_the_folder_is_made(ended, command, dry, setting, message):

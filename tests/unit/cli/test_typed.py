@@ -75,6 +75,8 @@ def test_a_prompt_is_a_prompt_and_a_setting_a_setting():
         ("train -c {run} -o {}", "did you mean '{run}/config.yaml'"),
         ("evaluate {run} training.steps=3", "training.steps has no effect in `evaluate`"),
         ("fid {run} --real {run} data.fit=crop", "data.fit has no effect in `fid`"),
+        ("evaluate evaluation.limit=3 {run}", "is a setting: name the run's folder before it"),
+        ("export evaluation.limit=3", "is a setting: name the run's folder before it"),
         ("web {run} policy.rank=3", "policy.rank has no effect in `web`"),
         ("train -o /dev/null/x", "--output /dev/null is a file: give a folder"),
         ("train -o {}/" + "x" * 300, "File name too long"),
