@@ -20,7 +20,7 @@ def write_people(
 
     Args:
         run: its folder.
-        policy: digest of the judged model, of :func:`samples.model_digest`.
+        policy: sixteen hex digits of SHA-256 of the judged model's ``model_digest``.
         outcomes: pairs by what people made of them: ``first`` is the policy, ``second`` the
             reference; any other outcome counts as half a win.
         people: how many judged.

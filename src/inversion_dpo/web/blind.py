@@ -42,7 +42,8 @@ class Blind:
 
         if not self._adapter.is_dir():
             raise WebError(f"{self._run} has no policy yet: train first")
-        return model_digest(self._studio.config, self._adapter)
+        named = model_digest(self._studio.config, self._adapter)
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
 
     @cached_property
     def store(self) -> LabelStore:

@@ -112,11 +112,13 @@ def follow_tab(run: Path, studio: Studio) -> Tab:
             **phase(run, studio.config, rows, *counted[:1] or [None]).facts(),
             "curves": curves(rows),
             "policies": list(policies(run)),
-            "prompts": studio.prompts[:SHOWN],
         }
 
     async def now(request: Request) -> JSONResponse:
         return JSONResponse(await made(status))
 
-    routes = [Route("/api/run", now)]
+    async def prompts(request: Request) -> JSONResponse:
+        return JSONResponse(await made(lambda: studio.prompts[:SHOWN]))
+
+    routes = [Route("/api/run", now), Route("/api/prompts", prompts)]
     return Tab("follow", "Follow", lambda request: {}, routes, studio.pictures.get)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from inversion_dpo.data.images import decode_image, png, stack_pixels
 from inversion_dpo.data.transforms import fit
-from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.labels.questions import questions
 from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
 from inversion_dpo.maths.records import Extent
@@ -100,9 +99,10 @@ class Studio:
     def prompts(self) -> list[str]:
         """The prompts that the run is evaluated on, or else the first captions of the data."""
         if self.run:
-            e = self.config.evaluation
+            from inversion_dpo.evaluation.defaults import evaluation_prompts
+
             try:
-                return read_prompts(e.prompts, min(e.limit or MOST_PROMPTS, MOST_PROMPTS))
+                return evaluation_prompts(self.config)[:MOST_PROMPTS]
             except ConfigError:  # no such file: the data has captions
                 pass
         found = questions(self.config.data, FEW_PROMPTS, Counter())

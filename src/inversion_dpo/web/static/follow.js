@@ -32,6 +32,7 @@ const PANELS = [
 const charts = new Map();
 const drawn = new Set();
 let wanted = false;
+let prompts = null;
 
 function svg(tag, attributes, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -147,12 +148,14 @@ async function column(name, prompts) {
 // only when somebody asks, since sampling takes its memory and time
 async function samples(run) {
   element("draw").hidden = wanted || ENDED.includes(run.name);
-  if (element("draw").hidden === false || !run.prompts.length) return;
+  if (!element("draw").hidden) return;
+  prompts ??= await get("/api/prompts");
+  if (!prompts.length) return;
   for (const name of ["reference", ...run.policies]) {
     if (drawn.has(name)) continue;
     drawn.add(name);
     try {
-      await column(name, run.prompts);
+      await column(name, prompts);
     } catch (error) {
       drawn.delete(name); // perhaps half written: the next round tries again
       element("drawing").textContent = `${name}: ${error.message}`;
