@@ -33,28 +33,32 @@ def settled(config: Config, folder: Path) -> Config:
             atomic_text("\n".join(lines) + "\n", file)
         current_team().wait()
         e = replace(e, prompts=str(file))
-    if e.preference == AUTO:
-        e = replace(e, preference=preference_of(replace(config, evaluation=e)))
-    return replace(config, evaluation=e)
+    return replace(config, evaluation=replace(e, preference=preferred(config)))
 
 
-def preference_of(config: Config) -> str:
-    """Return the score that decides wins; ConfigError if the scorers do not give it.
-
-    The scorers are tried on the prompts, without loading the known ones.
-    """
-    e, score = config.evaluation, scorers_of(config)
-    if score is None:
+def preferred(config: Config) -> str:
+    """Return ``evaluation.preference``, and for ``auto`` the name of the only scorer."""
+    e = config.evaluation
+    if e.preference != AUTO or not e.scorer:
         return e.preference
-    known = score.names(evaluation_prompts(config))
-    if e.preference == AUTO and len(known) == 1:
-        return known[0]
-    if e.preference not in known:
+    names = e.scorer.split(",") if isinstance(e.scorer, str) else e.scorer
+    if len(names) > 1:
+        raise ConfigError(
+            "evaluation.preference=auto needs one scorer; name the score by which the pairs "
+            f"were labelled, e.g. evaluation.preference={names[0]}"
+        )
+    return names[0].rpartition(":")[2].strip()
+
+
+def check_scores(config: Config) -> None:
+    """Refuse scorers that cannot be used, and a preference that is none of their scores."""
+    e, score = config.evaluation, scorers_of(config)
+    known = score.names(evaluation_prompts(config)) if score else []
+    if score and preferred(config) not in known:
         raise ConfigError(
             f"evaluation.preference={e.preference!r} is not a score of {e.scorer}: choose one of "
             f"{', '.join(known)}"
         )
-    return e.preference
 
 
 def evaluation_prompts(config: Config) -> list[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
-from inversion_dpo.evaluation.defaults import evaluation_prompts, preference_of, settled
+from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, settled
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, PAIRS_AGREE, compare, win_rate
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.repairs import repairs
@@ -96,7 +96,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     """
     e = config.evaluation
     prompts = evaluation_prompts(config)
-    preference_of(config)
+    check_scores(config)
     for model in models:
         check_model(side(config, model).config.model)
     size = 2 * len(prompts) * e.seeds * 2 * config.model.resolution**2  # PNG: 2 bytes a pixel
