@@ -61,36 +61,36 @@ class DiffusionModel(Protocol):
     distilled: str | None  # why it seems distilled to few steps, which training would undo
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images -> latents (B, *), float32, deterministic."""
+        """Encode images to latents (B, *), float32, deterministically."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> images; the inverse of :meth:`encode`'s scaling."""
+        """Decode latents to images, with the inverse of :meth:`encode`'s scaling."""
 
     def condition(
         self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
     ) -> Condition:
-        """Prompts -> what the network is conditioned on, [B, ...] each.
+        """Encode prompts to what the network is conditioned on, [B, ...] each.
 
         Scene graphs, None for the empty one, count where an encoder of them is installed. Where a
         family's text has no fixed length, the second axis ends with the longest prompt.
         """
 
     def empty(self) -> Condition:
-        """What guidance leads away from, [1, ...] each: the condition of no prompt."""
+        """Encode no prompt, [1, ...] each: what guidance leads away from."""
 
     def framing(self, framings: list[Framing]) -> Condition:
-        """What the network is told of the images themselves, [B, ...] each; often nothing."""
+        """Encode what the network is told of the images, [B, ...] each; often nothing."""
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
     ) -> Tensor:
-        """The prediction (B, *) at x_t (B, *) and timesteps [B], float32; see schedule.kind."""
+        """Predict (B, *) at x_t (B, *) and timesteps [B], in float32; see schedule.kind."""
 
     def combine(self, p_u: Tensor, p_c: Tensor, scale: float) -> Tensor:
-        """The guided prediction (B, *) of those without and with the prompt; 1 is no guidance."""
+        """Guide (B, *): from predictions without and with the prompt; scale 1 is no guidance."""
 
     def call(self, scale: float, prompts: int) -> dict[str, Any]:
-        """Arguments by which the pipeline draws for so many prompts under guidance ``scale``."""
+        """Name the pipeline's arguments for so many prompts under guidance ``scale``."""
 
 
 def no_framing(framings: list[Framing]) -> Condition:
@@ -151,7 +151,7 @@ def guided(
 
 
 def without_prompt(condition: Condition, empty: Condition) -> Condition:
-    """The condition [B, ...] with the empty prompt's, [1, ...], in place of its own.
+    """Replace the condition [B, ...] by the empty prompt's, [1, ...].
 
     What ``empty`` does not have, the images' framing, stays.
     """
