@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inversion_dpo.evaluation.metrics import win_rate
+from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_text
 
 PEOPLE = "people.json"
+
+
+def policy_of(config: Config, adapter: Path) -> str:
+    """Name the judged model: sixteen hex digits over its settings and files."""
+    from inversion_dpo.evaluation.samples import model_digest  # slow: the page opens without it
+
+    return hashlib.sha256(model_digest(config, adapter).encode()).hexdigest()[:16]
 
 
 def write_people(
@@ -20,7 +29,7 @@ def write_people(
 
     Args:
         run: its folder.
-        policy: sixteen hex digits of SHA-256 of the judged model's ``model_digest``.
+        policy: of :func:`policy_of`.
         outcomes: pairs by what people made of them: ``first`` is the policy, ``second`` the
             reference; any other outcome counts as half a win.
         people: how many judged.
@@ -44,3 +53,14 @@ def read_people(run: Path, policy: str | None = None) -> dict[str, Any] | None:
     path = run / PEOPLE
     found = json.loads(path.read_text()) if path.is_file() else None
     return found if found and found["pairs"] and policy in (None, found["policy"]) else None
+
+
+def people_text(found: Mapping[str, Any]) -> str:
+    """Write people's judgement as two sentences."""
+    share, low, high = (100 * found[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
+    people = "1 person" if found["people"] == 1 else f"{found['people']} people"
+    return (
+        f"{people} compared {found['pairs']} pairs of pictures without knowing the models. The "
+        f"policy's is the better one in {share:.1f}% [{low:.1f}, {high:.1f}]; ties, and pairs on "
+        "which people differ, count half."
+    )

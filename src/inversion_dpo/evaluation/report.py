@@ -22,6 +22,7 @@ from inversion_dpo.evaluation.exports import write_tables
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_rows, verdict
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined, reading
+from inversion_dpo.evaluation.people import people_text, policy_of, read_people
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.repairs import draw_repairs, repairs_text
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
@@ -57,7 +58,7 @@ class ReportData:
     by purpose. setting: how prompts were compared, a fragment for the first sentence.
     largest: caption and both images of the prompts that changed most. run: the folder's name.
     selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
-    repairs: a PNG file of :func:`draw_repairs`.
+    repairs: a PNG file of :func:`draw_repairs`. people: sentences on what people judged.
     """
 
     title: str
@@ -79,6 +80,7 @@ class ReportData:
     run: str = "RUN"
     preference_note: str = ""
     repairs: bytes = b""
+    people: str = ""
 
 
 def write_report(folder: Path, data: ReportData) -> Path:
@@ -108,6 +110,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
     write_tables(folder, data.metrics, data.history)
     sections = [
         _repairs(data),
+        Section("Judged by people", data.people) if data.people else None,
         _samples(data, cards),
         _largest(data),
         _metrics(data, plates),
@@ -400,6 +403,8 @@ def report(folder: Path, shown: int = 16) -> Path:
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     largest = zip(rows, *(read_images(file, rows) for file in files), strict=True)
     examples = [] if models else list(open_pairs(read_config(folder).data, 6))
+    own = None if models or not (folder / "adapter").is_dir() else folder / "adapter"
+    judged = read_people(folder, policy_of(config, own)) if own else None
     data = ReportData(
         title=title(models),
         setting=f"held-out prompts{each}, with the same noise",
@@ -410,6 +415,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         policy_images=policy,
         scores=scores,
         repairs=draw_repairs(every, files, (r, p)),
+        people=people_text(judged) if judged else "",
         pairs=[
             (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))
             for x in examples

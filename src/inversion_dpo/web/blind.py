@@ -38,12 +38,11 @@ class Blind:
     @cached_property
     def policy(self) -> str:
         """The digest of the policy; WebError if there is none yet."""
-        from inversion_dpo.evaluation.samples import model_digest
+        from inversion_dpo.evaluation.people import policy_of
 
         if not self._adapter.is_dir():
             raise WebError(f"{self._run} has no policy yet: train first")
-        named = model_digest(self._studio.config, self._adapter)
-        return hashlib.sha256(named.encode()).hexdigest()[:16]
+        return policy_of(self._studio.config, self._adapter)
 
     @cached_property
     def store(self) -> LabelStore:

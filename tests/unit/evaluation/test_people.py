@@ -2,7 +2,7 @@
 
 import pytest
 
-from inversion_dpo.evaluation.people import read_people, write_people
+from inversion_dpo.evaluation.people import people_text, read_people, write_people
 
 
 def test_ties_are_half_a_win_and_the_interval_is_wilsons(tmp_path):
@@ -16,6 +16,8 @@ def test_ties_are_half_a_win_and_the_interval_is_wilsons(tmp_path):
     )
     assert read_people(tmp_path) == read_people(tmp_path, "abc") == found
     assert read_people(tmp_path, "another policy") is None
+    assert people_text(found).startswith("2 people compared 10 pairs")
+    assert "better one in 80.0% [49.0, 94.3]; ties" in people_text(found)
 
 
 def test_nobody_judged(tmp_path):
