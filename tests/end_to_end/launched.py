@@ -76,7 +76,7 @@ def main(root):
         config = load_config(str(file), [])
         one_step(file.stem, config, root)
         train(config, root / file.stem, root / f"cache-{file.stem}")
-        if file.stem == "ddp-lora":
+        if file.stem == "ddp-kto":
             adapter = str(root / file.stem / "adapter")
             evaluate(root / file.stem, config, (None, adapter))
 

@@ -142,10 +142,11 @@ def test_a_killed_round_goes_on(settings, tmp_path, monkeypatch):
 def test_only_visited_pairs_count(settings, tmp_path):
     make, _ = settings
     config = make("training.steps=1", "training.batch_size=2", "inversion.fixed_point_iterations=1")
-    cache = comparing_runs.prepare(config, tmp_path).cache
-    assert cache.pairs == 16 and inversion_evaluations(config, cache) == 2 * 2 * (1 + 5 * 2)
+    prepared = comparing_runs.prepare(config, tmp_path)
+    assert prepared.cache.pairs == 16
+    assert inversion_evaluations(config, prepared) == 2 * 2 * (1 + 5 * 2)
     many = make("training.steps=100", "inversion.fixed_point_iterations=1")
-    assert inversion_evaluations(many, cache) == 2 * 12 * (1 + 5 * 2)  # 4 of 16 are held out
+    assert inversion_evaluations(many, prepared) == 2 * 12 * (1 + 5 * 2)  # 4 of 16 are held out
 
 
 @pytest.mark.slow

@@ -94,8 +94,6 @@ def test_every_tensor_of_the_encoder_moves_and_nothing_else(
     unet = DiffusionPipeline.from_pretrained(tiny_pipeline).unet
     trained = session.model.pipeline.unet.state_dict()
     assert all(torch.equal(trained[k], v) for k, v in unet.state_dict().items())
-    rows_ = read_rows(folder / "metrics.jsonl")
-    assert rows_[0]["heldout_winner_error"] == rows_[0]["heldout_winner_error_ref"]
 
 
 def test_an_interrupted_training_ends_in_the_same_bits(encoder, tiny_config_of_module, tmp_path):

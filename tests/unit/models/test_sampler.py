@@ -22,7 +22,7 @@ from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.fields import ConfigError, ModelConfig
-from inversion_dpo.web.studio import Studio
+from inversion_dpo.web.studio import How, Studio
 
 WORDS = "a large red circle left of a small blue star " * 10
 LONG = [WORDS + "above a green square", WORDS + "below a yellow cross"]  # beyond 77 tokens
@@ -61,8 +61,8 @@ def by_pairs_sample(config, folder, prompts):
 
 def by_the_page(config, folder, prompts):
     studio, e = Studio(config, sampler_of), config.evaluation
-    names = [studio.samples(None, [p], [5], e.sample_steps, e.guidance_scale)[0] for p in prompts]
-    return [np.asarray(decode_image(studio.pictures.get(name), "")) for name in names]
+    how = How(e.sample_steps, e.guidance_scale)
+    return [np.asarray(decode_image(studio.draw(None, [p], [5], how)[0], "")) for p in prompts]
 
 
 @pytest.mark.parametrize("way", [by_api, by_pairs_build, by_pairs_sample, by_the_page])

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from inversion_dpo.data.rows import SCHEMES
+from inversion_dpo.data.rankings import SCHEMES
 from inversion_dpo.data.transforms import FITS
 from inversion_dpo.evaluation.publish import KINDS
 from inversion_dpo.making_pairs.mining import MINERS
