@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from inversion_dpo.run.config import load_config, to_yaml
@@ -88,24 +89,29 @@ def launch(count, *words, timeout=240):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_pipeline, pair_file):
-    """Call with a case: folders of the fast or the slow cases, by the number of processes."""
-    made = {}
+def results(tmp_path_factory, tiny_pipeline, pair_file, worker_id):
+    """Call with a case: folders of the fast or the slow cases, by the number of processes.
+
+    Each set is made once, by whichever of the tests' workers asks first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
 
     def of(name):
         fast = name in FAST
-        if fast not in made:
-            root = tmp_path_factory.mktemp("processes")
-            made[fast] = run_cases(
-                root, [c for c in CASES if (c in FAST) == fast], tiny_pipeline, pair_file
-            )
-        return made[fast]
+        root = shared / f"processes-{'fast' if fast else 'slow'}"
+        with FileLock(f"{root}.lock"):
+            if not (root / "done").exists():
+                root.mkdir(exist_ok=True)
+                run_cases(root, [c for c in CASES if (c in FAST) == fast], tiny_pipeline, pair_file)
+                (root / "done").touch()
+        return {count: root / f"{count}" for count in (1, 2)}
 
     return of
 
 
 def run_cases(root, names, model, pairs):
-    """Folders of the same cases in one process and in two."""
+    """Fill folders of the same cases in one process and in two."""
     base = [
         f"model.path={model}",
         f"data.pairs={pairs}",
@@ -118,9 +124,8 @@ def run_cases(root, names, model, pairs):
         "evaluation.prompts=asset:prompts-validation.txt",
         *COMMON,
     ]
-    folders = {}
     for count in (1, 2):
-        folder = folders[count] = root / f"{count}"
+        folder = root / f"{count}"
         folder.mkdir()
         for name in names:
             config = load_config(None, [*base, *CASES[name]])
@@ -128,7 +133,6 @@ def run_cases(root, names, model, pairs):
                 config.training.gradient_accumulation = count
             (folder / f"{name}.yaml").write_text(to_yaml(config))
         launch(count, SCRIPT, folder)
-    return folders
 
 
 def same_numbers(a, b):

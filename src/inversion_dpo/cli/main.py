@@ -47,6 +47,8 @@ class Heavy(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Quieten the libraries, then run the command."""
+        from inversion_dpo.run.quiet import quieten_libraries
+
         quieten_libraries()
         return super().invoke(ctx)
 
@@ -176,27 +178,16 @@ def sample(
         typer.echo(str(output / f"{s:06d}.png"))
 
 
-for command in (demo, invert, train, sample, evaluate.evaluate, evaluate.fid, compare, label.web):
+for command in (demo, invert, train, sample, evaluate.evaluate, evaluate.fid, compare):
     app.command(cls=Heavy)(command)
 app.command()(evaluate.report)
 app.command()(config)
+app.command()(label.web)  # it loads networks when somebody first asks for a picture
 app.command("export")(evaluate.export_run)
 app.add_typer(pairs.pairs_app, name="pairs")
 for heavy in (pairs.pairs_build, label.pairs_sample):
     pairs.pairs_app.command(heavy.__name__.removeprefix("pairs_"), cls=Heavy)(heavy)
 pairs.pairs_app.command("export")(label.pairs_export)
-
-
-def quieten_libraries() -> None:
-    """Let the libraries below say errors only, and no loading bars but those of downloads."""
-    from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    enable_progress_bars()  # transformers' function stops those of the hub, too
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,7 +39,9 @@ FEW_PROMPTS = 6  # of data without a run
 def load_sampler(config: Config, adapter: Path | None) -> Sampler:
     """Load a model, and only now what loads models: the page opens at once."""
     from inversion_dpo.evaluation.sides import sampler_of
+    from inversion_dpo.run.quiet import quieten_libraries
 
+    quieten_libraries()
     return sampler_of(config, adapter)
 
 
