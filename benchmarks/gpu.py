@@ -42,6 +42,7 @@ from diffusers import (
 from model_cost import SDXL, matmul_rate, timed
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
+from workshop import CLIP_WIDTH, write_tiny
 
 from inversion_dpo.maths.records import NoisyStates
 from inversion_dpo.models.sampler import Sampler
@@ -50,7 +51,6 @@ from inversion_dpo.training import step as training
 from inversion_dpo.training.recipe import prepare, set_up
 from inversion_dpo.training.run_files import peak_memory
 from inversion_dpo.training.session import Session
-from tools.tiny.pipelines import CLIP_WIDTH, write_tiny
 
 # FLUX.1-dev has 19 and 38 layers; https://huggingface.co/black-forest-labs/FLUX.1-dev
 FLUX = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128}

@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from workshop import write_tiny
 
 from inversion_dpo.data.transforms import Framing
 from inversion_dpo.maths.losses import as_pair_errors, dpo, squared_error
@@ -29,7 +30,6 @@ from inversion_dpo.models.stable_diffusion import StableDiffusionXL
 from inversion_dpo.run.fields import PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 from inversion_dpo.training.run_files import peak_memory
-from tools.tiny.pipelines import write_tiny
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 HOW = PolicyConfig(rank=64, alpha=64, target_modules=ATTENTION)

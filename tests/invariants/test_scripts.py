@@ -1,0 +1,32 @@
+"""Scripts run by their paths from a clone, as the documentation writes them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")])
+PARTS = {"__init__.py", "workshop.py", "mixture_model.py", "faults_launched.py"}  # not run alone
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_tools_are_found_through_the_workshop(path):
+    """The wheel has no tools/, and a script's own folder is all that Python looks in."""
+    if path.name != "workshop.py":
+        assert not re.search(r"^(from|import) (tools|tests)\b", path.read_text(), re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in SCRIPTS if p.name not in PARTS], ids=lambda p: p.name)
+def test_a_script_explains_itself(path, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    done = subprocess.run(
+        [sys.executable, path, "--help"], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"usage:" in done.stdout
