@@ -6,13 +6,14 @@ It needs a score that is 1 where a picture shows what its prompt asks for, and 0
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inversion_dpo.evaluation.figures import plate, sheet
+from inversion_dpo.evaluation.figures import Pixels, plate, sheet
 from inversion_dpo.evaluation.samples import read_images
 from inversion_dpo.evaluation.scorers.registry import Scores
 
@@ -55,8 +56,22 @@ def repairs_text(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def draw_repairs(prompts: Sequence[str], files: Sequence[Path], scores: Sequence[Scores]) -> bytes:
-    """Draw repaired and broken pictures, chosen at random with seed 0, as PNG bytes.
+@dataclass(frozen=True)
+class Kind:
+    """Some of the pictures that were repaired, or broken.
+
+    title: says how many there are and how these were chosen. pairs: the images of reference and
+    policy under each caption. right: which of the two show what the prompt asks for.
+    """
+
+    title: str
+    captions: Sequence[str]
+    pairs: Sequence[Sequence[Pixels]]
+    right: tuple[bool, bool]
+
+
+def some_of(prompts: Sequence[str], files: Sequence[Path], scores: Sequence[Scores]) -> list[Kind]:
+    """Choose repaired and broken pictures at random with seed 0.
 
     Args:
         prompts: of each image.
@@ -64,17 +79,24 @@ def draw_repairs(prompts: Sequence[str], files: Sequence[Path], scores: Sequence
         scores: of reference and policy.
 
     Returns:
-        Bytes of a PNG file; empty if nothing was repaired or broken.
+        The kinds of which there are any, repaired first.
     """
-    parts, random = [], np.random.default_rng(0)
+    kinds, random = [], np.random.default_rng(0)
     for kind, those in changed(*scores).items():
         rows = np.flatnonzero(those)
         chosen = sorted(random.choice(rows, min(SHOWN[kind], len(rows)), replace=False).tolist())
         if not chosen:
             continue
         pairs = list(zip(*(read_images(file, chosen) for file in files), strict=True))
-        right = [(kind == "broken", kind == "repaired")] * len(chosen)
         some = "all shown" if len(chosen) == len(rows) else f"{len(chosen)} drawn at random"
         title = f"{kind.capitalize()}: {len(rows):,} of {len(those):,} pictures ({some})"
-        parts.append((title, sheet([prompts[k] for k in chosen], pairs, right=right)))
-    return plate(parts) if parts else b""
+        right = (kind == "broken", kind == "repaired")
+        kinds.append(Kind(title, [prompts[k] for k in chosen], pairs, right))
+    return kinds
+
+
+def draw_repairs(kinds: Sequence[Kind]) -> bytes:
+    """Draw them with ticks and crosses, as bytes of a PNG file."""
+    return plate(
+        [(k.title, sheet(k.captions, k.pairs, right=[k.right] * len(k.captions))) for k in kinds]
+    )

@@ -24,7 +24,7 @@ from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_ro
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined, reading
 from inversion_dpo.evaluation.people import people_text, policy_of, read_people
 from inversion_dpo.evaluation.prompt_sets import read_prompts
-from inversion_dpo.evaluation.repairs import draw_repairs, repairs_text
+from inversion_dpo.evaluation.repairs import Kind, draw_repairs, repairs_text, some_of
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.wording import (
     agreement_text,
@@ -58,7 +58,8 @@ class ReportData:
     by purpose. setting: how prompts were compared, a fragment for the first sentence.
     largest: caption and both images of the prompts that changed most. run: the folder's name.
     selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
-    repairs: a PNG file of :func:`draw_repairs`. people: sentences on what people judged.
+    repairs: some of the pictures that were repaired or broken. people: sentences on what people
+    judged.
     """
 
     title: str
@@ -79,7 +80,7 @@ class ReportData:
     largest: Sequence[tuple[str, Pixels, Pixels]] = ()
     run: str = "RUN"
     preference_note: str = ""
-    repairs: bytes = b""
+    repairs: Sequence[Kind] = ()
     people: str = ""
 
 
@@ -100,7 +101,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         grid = [{"caption": caption, **scores} for caption, scores in rows]
         atomic_text(json.dumps(grid, indent=1, ensure_ascii=False), folder / "grid.json")
     if data.repairs:
-        atomic_bytes(data.repairs, folder / "repairs.png")
+        atomic_bytes(draw_repairs(data.repairs), folder / "repairs.png")
     if figures.recorded(data.history):
         figures.training_curves(data.history, folder / "curves.png")
     plates = []
@@ -109,7 +110,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         plates = [(folder / "gains.png").read_bytes()]
     write_tables(folder, data.metrics, data.history)
     sections = [
-        _repairs(data),
+        *_repairs(data),
         Section("Judged by people", data.people) if data.people else None,
         _samples(data, cards),
         _largest(data),
@@ -154,13 +155,28 @@ def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
     return cards
 
 
-def _repairs(data: ReportData) -> Section | None:
-    """Show pictures that training repaired and broke."""
-    note = (
+def _repairs(data: ReportData) -> list[Section]:
+    """Show pictures that training repaired and broke, a section each."""
+    notes = [
         f"{repairs_text(data.metrics)} A tick marks a picture that shows what its prompt asks for, "
-        "a cross one that does not. The pictures are drawn at random from each kind."
-    )
-    return Section("Repaired and broken", note, plates=[data.repairs]) if data.repairs else None
+        "a cross one that does not.",
+        "What the reference drew right, and the policy does not.",
+    ]
+    sections = []
+    for kind, note in zip(data.repairs, notes, strict=False):
+        marks = ["✓" if right else "✗" for right in kind.right]
+        cards = [
+            (
+                caption,
+                [
+                    Picture(name, inlined(image), mark, mark == "✓")
+                    for name, image, mark in zip(SIDES, pair, marks, strict=True)
+                ],
+            )
+            for caption, pair in zip(kind.captions, kind.pairs, strict=True)
+        ]
+        sections.append(Section(kind.title, note, cards=cards))
+    return sections
 
 
 def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Section | None:
@@ -414,7 +430,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         reference_images=reference,
         policy_images=policy,
         scores=scores,
-        repairs=draw_repairs(every, files, (r, p)),
+        repairs=some_of(every, files, (r, p)),
         people=people_text(judged) if judged else "",
         pairs=[
             (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from inversion_dpo.evaluation import repairs as room
-from inversion_dpo.evaluation.figures import BLUE, ORANGE, sheet
-from inversion_dpo.evaluation.repairs import draw_repairs, judge, repairs, repairs_text
+from inversion_dpo.evaluation.figures import BLUE, ORANGE, plate, sheet
+from inversion_dpo.evaluation.repairs import judge, repairs, repairs_text, some_of
 
 BEFORE = {"sg_iou": np.array([0, 0.5, 1, 1, 0]), "exact": np.array([0.0, 0, 1, 1, 0])}
 AFTER = {"sg_iou": np.array([1, 1, 0.5, 1, 0]), "exact": np.array([1.0, 1, 0, 1, 0])}
@@ -32,24 +32,23 @@ def test_a_score_between_right_and_wrong_judges_nothing():
     assert judge(shares, {"sg_iou": AFTER["sg_iou"]}) is None and repairs(shares, shares) == {}
     constant = {"exact": np.ones(3)}
     assert repairs(constant, constant) == {} and repairs({}, {}) == {} and repairs_text({}) == ""
-    assert draw_repairs(["a"] * 3, ["r", "p"], [constant, constant]) == b""
+    assert some_of(["a"] * 3, ["r", "p"], [constant, constant]) == []
 
 
-def test_repaired_and_broken_pictures_are_those_drawn(monkeypatch):
+def test_repaired_and_broken_pictures_are_those_shown(monkeypatch):
     asked = []
 
     def images(file, rows):
         asked.append((file, rows))
-        return [np.full((8, 8, 3), 9, np.uint8) for _ in rows]
+        return [f"{file}{row}" for row in rows]
 
-    drawn = []
     monkeypatch.setattr(room, "read_images", images)
-    monkeypatch.setattr(room, "sheet", lambda texts, pairs, right: drawn.append((texts, right)))
-    monkeypatch.setattr(room, "plate", lambda parts: [title for title, _ in parts])
-    titles = draw_repairs(list("abcde"), ["r", "p"], [BEFORE, AFTER])
+    repaired, broken = some_of(list("abcde"), ["r", "p"], [BEFORE, AFTER])
     assert asked == [("r", [0, 1]), ("p", [0, 1]), ("r", [2]), ("p", [2])]
-    assert drawn == [(["a", "b"], [(False, True)] * 2), (["c"], [(True, False)])]
-    assert titles[0] == "Repaired: 2 of 5 pictures (all shown)"
+    assert (repaired.captions, repaired.right) == (["a", "b"], (False, True))
+    assert repaired.pairs == [("r0", "p0"), ("r1", "p1")]
+    assert (broken.captions, broken.right) == (["c"], (True, False))
+    assert repaired.title == "Repaired: 2 of 5 pictures (all shown)"
 
 
 def test_a_tick_is_blue_and_a_cross_orange(monkeypatch):
@@ -59,5 +58,5 @@ def test_a_tick_is_blue_and_a_cross_orange(monkeypatch):
     assert count(both, BLUE) > 100 < count(both, ORANGE) and count(none, BLUE) == 0
     left = both.crop((0, 0, both.width // 2, both.height))
     assert count(left, ORANGE) == count(both, ORANGE) and count(left, BLUE) == 0
-    plate = Image.open(BytesIO(room.plate([("one", both), ("two", none)])))
-    assert plate.height == both.height + none.height + 52
+    page = Image.open(BytesIO(plate([("one", both), ("two", none)])))
+    assert page.height == both.height + none.height + 52
