@@ -153,7 +153,7 @@ def compare(root: Path, plan: Plan) -> Path:
         + count * (MOST + runs)
         + runs * (SNAPSHOTS * min(plan.curve, count))
     )
-    check_room(root, images * 2 * base.model.resolution**2, f"samples of {runs} runs")
+    check_room(root / "samples", images * 2 * base.model.resolution**2, f"samples of {runs} runs")
     next(iter(open_pairs(base.data, 1)), None)
     claim_folder(root, plan)
     with occupied(root, run=False):

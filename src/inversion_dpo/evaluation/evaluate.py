@@ -100,7 +100,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     for model in models:
         check_model(side(config, model).config.model)
     size = 2 * len(prompts) * e.seeds * 2 * config.model.resolution**2  # PNG: 2 bytes a pixel
-    check_room(folder, size, "samples")
+    check_room(folder / "samples", size, "samples", "lower evaluation.limit")
 
 
 def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> dict[str, Any]:

@@ -64,20 +64,22 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         ) from error
 
 
-def check_room(folder: Path, size: float, what: str) -> None:
+def check_room(folder: Path, size: float, what: str, remedy: str = "") -> None:
     """Refuse work whose result does not fit; DiskError names both sizes.
 
     Args:
-        folder: where it will be written; it need not be there yet.
+        folder: where it will be written; it need not be there yet. What it holds is part of it.
         size: of the result in bytes, roughly.
         what: the result's name.
+        remedy: the settings that make it smaller, if any do.
     """
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    size -= sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     free = shutil.disk_usage(there).free
     if free < size:
         raise DiskError(
-            f"{folder}: {what} need about {size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: "
-            "make room, or choose another --output"
+            f"{folder}: {what} need about {size / 1e6:,.0f} MB more and {free / 1e6:,.0f} MB "
+            f"are free: make room, choose another --output{f', {remedy}' * bool(remedy)}"
         )
 
 

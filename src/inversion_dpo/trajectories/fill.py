@@ -43,7 +43,7 @@ from inversion_dpo.models.base import (
     without_prompt,
 )
 from inversion_dpo.models.prompts import overlong
-from inversion_dpo.run.disk import atomic_save
+from inversion_dpo.run.disk import atomic_save, check_room
 from inversion_dpo.run.fields import ConfigError
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
@@ -111,7 +111,7 @@ def fill(
         count = pairs.expected() if team.main else None
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
-            announce(how, count)
+            announce(how, count, folder)
             atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
         shards = _write_missing(folder, how, pairs, count, team)
@@ -271,18 +271,21 @@ def kept_steps(first: int, count: int, key: CacheKey) -> Tensor:
 # ---------------------------------------------------------------- what it costs, how exact it is
 
 
-def announce(how: Inverter, count: int | None) -> None:
-    """Log, before the work begins, the size of the cache and the time it may take."""
-    model, key = how.model, how.key
+def announce(how: Inverter, count: int | None, folder: Path) -> None:
+    """Log, before the work begins, size and time of the cache; DiskError if it does not fit."""
+    model, key, known = how.model, how.key, count
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     side = (key.resolution, key.resolution)
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
     condition = model.condition(["a picture"])
     states = key.keep[0] if key.keep else key.extent.last
     text = sum(v.nbytes for v in condition.values())
-    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text) / 1e6
+    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text)
+    if known:
+        fewer = "set inversion.keep, or lower inversion.steps or data.limit"
+        check_room(folder, size, "trajectories", fewer if states else "lower data.limit")
     if not key.extent.last:
-        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size)
+        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size / 1e6)
         return
     batch = 2 * min(key.pairs_per_shard, count)
     every = condition | model.framing([Framing(side, (0, 0), side)])
@@ -297,7 +300,7 @@ def announce(how: Inverter, count: int | None) -> None:
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
         key.steps,
         per,
-        size,
+        size / 1e6,
         minutes,
     )
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from inversion_dpo.data.transforms import flips
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.maths.schedule import add_noise, step
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.run import disk
+from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.fields import ConfigError, InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
@@ -420,13 +423,14 @@ def test_the_round_trip_is_that_of_the_first_shard(tmp_path):
 
 def said(caplog, monkeypatch, count, change=None, seconds=3.0):
     """Megabytes and minutes, where one evaluation of a batch takes so many seconds."""
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**10))
     clock = iter([0.0, seconds])
     monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: next(clock)))
     monkeypatch.setattr(module.torch, "no_grad", nullcontext)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         model = Pipeline()
-        announce(Inverter(model, replace(KEY, **change or {}), GRID, CPU), count)
+        announce(Inverter(model, replace(KEY, **change or {}), GRID, CPU), count, Path("none"))
     return caplog.messages[0], model.calls
 
 
@@ -439,6 +443,21 @@ def test_size_and_time_are_worked_out_beforehand(caplog, monkeypatch):
     # 500,000 batches of four images, each four evaluations of 3 s
     assert float(minutes) == 500_000 * 4 * 3 / 60
     assert text.startswith("inverting pairs in 3 steps: about")
+
+
+@pytest.mark.parametrize("extent", [KEY.extent, NOWHERE])
+def test_a_cache_that_does_not_fit_is_refused_before_the_first_forward(
+    tmp_path, monkeypatch, extent
+):
+    key = replace(KEY, extent=extent)
+    needed = 5 * (2 * 16 * (7 if extent.last else 1) + 4)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    model = Pipeline()
+    with pytest.raises(DiskError, match=r"trajectories need about .* MB more .*lower .*data.limit"):
+        filled(tmp_path, key, model)
+    assert model.calls == 0
+    (tmp_path / key.name() / "begun").write_bytes(b"0")  # what is written already is not needed
+    filled(tmp_path, key, model)
 
 
 def test_fewer_states_need_less_room(caplog, monkeypatch):
