@@ -188,7 +188,8 @@ def merge(config: Config, adapter: Path, folder: Path) -> None:
     """Write the pipeline with the adapter merged into its weights, whole or not at all."""
     if folder.exists():
         return
-    pipeline = load_policy_pipeline(config, adapter)
+    whole = replace(config.model, quantize=None)  # few bits take no LoRA
+    pipeline = load_policy_pipeline(replace(config, model=whole), adapter)
     if not (adapter / "model_index.json").exists():
         merge_lora(pipeline)
     atomic_folder(folder, lambda made: save_pipeline(pipeline, made))

@@ -28,6 +28,7 @@ from inversion_dpo.models.parts import (
     load_single_file,
     named,
 )
+from inversion_dpo.models.quantized import quantize
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.fields import ModelConfig
 
@@ -91,6 +92,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             add_lora(pipeline, m.lora)
             merge_lora(pipeline)
     pipeline.set_progress_bar_config(disable=True)
+    if m.quantize:
+        quantize(getattr(pipeline, network), m.quantize)
     pipeline.to(device)
     if m.scene_graph:
         install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)

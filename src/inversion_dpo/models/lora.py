@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.quantized import QuantizedLinear
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NAMED = (WEIGHTS, "adapter_model.safetensors")  # as diffusers and peft name the file
@@ -84,8 +85,10 @@ def add_lora(pipeline: Any, name: str) -> None:
     """
     weights, changes = read_lora(pipeline, lora_file(name))
     for (part, layer), change in changes.items():
-        weight = getattr(pipeline, part).get_submodule(layer).weight
-        weight.data += change.to(weight)
+        module = getattr(pipeline, part).get_submodule(layer)
+        if isinstance(module, QuantizedLinear):
+            raise ModelError("LoHa and LoKr cannot be added to few bits: set model.quantize=null")
+        module.weight.data += change.to(module.weight)
     for part in sorted({key.split(".")[0] for key in weights}):
         network = getattr(pipeline, part)
         if hasattr(network, "load_lora_adapter"):

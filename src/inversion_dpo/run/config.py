@@ -158,6 +158,17 @@ def check_combinations(config: Config) -> None:
     build = config.build
     if config.policy.kind == "scene_graph" and config.policy.merge:
         raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
+    if quantize := config.model.quantize:
+        how = f"model.quantize={quantize} keeps the weights in few bits"
+        if config.policy.kind == "full":
+            raise ConfigError(
+                f"{how}, which cannot be trained: set policy.kind=lora, or model.quantize=null"
+            )
+        if config.policy.merge:
+            raise ConfigError(
+                f"{how}, to which no LoRA can be added: set policy.merge=false, and fuse "
+                "OUTPUT/adapter with diffusers afterwards (docs/how-to/several-gpus.md)"
+            )
     if objective.target == "transition" and inversion.fixed_point_iterations:
         raise ConfigError(
             "objective.target=transition vanishes under exact inversion: its signal is the "

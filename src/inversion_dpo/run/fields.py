@@ -89,6 +89,8 @@ class ModelConfig:
     """Variant of the weight files, for example fp16; set it if the folder holds only that one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights; bfloat16 halves their memory."""
+    quantize: Literal["int8", "fp8", "nf4"] | None = None
+    """Hold the frozen network in 8 bits (int8, fp8) or 4 (nf4), for a LoRA; null: model.dtype."""
     resolution: Count = 64
     """Height and width of the images in pixels; set what the model was trained at."""
     vae: str | None = None

@@ -210,12 +210,18 @@ def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Start accelerate; ConfigError for a policy that could not be merged after hours.
+    """Start accelerate; ConfigError for what FSDP, which cuts the network, cannot do.
 
     Gradients are accumulated by the step itself.
     """
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
-    if config.policy.merge and accelerator.distributed_type == DistributedType.FSDP:
+    fsdp = accelerator.distributed_type == DistributedType.FSDP
+    if config.model.quantize and fsdp:
+        raise ConfigError(
+            f"model.quantize={config.model.quantize} does not work under FSDP, which cuts weights "
+            "of one precision: set it to null, or use `accelerate launch --multi_gpu`"
+        )
+    if config.policy.merge and fsdp:
         raise ConfigError(
             "policy.merge=true does not work under FSDP, where no process holds the whole network: "
             "train with policy.merge=false and merge OUTPUT/adapter afterwards "
