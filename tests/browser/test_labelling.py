@@ -9,6 +9,7 @@ from PIL import Image
 
 from inversion_dpo.cli.main import main
 from tests.pair_files import read_pairs
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.browser
 
@@ -165,7 +166,7 @@ def test_two_labellers_their_agreement_and_what_comes_next(browser, labelling):
     browser.picture("label-team")
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", slow_but([False], [False, True]))
 def test_a_narrow_window_shows_everything(browser, labelling, dark):
     browser.open(f"{labelling.address}/label?labeller=me", 390, 800, dark)
     ready(browser)

@@ -143,6 +143,7 @@ def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run
     assert browser.complaints() == []
 
 
+@pytest.mark.slow  # a server of its own
 def test_the_curves_grow_without_a_reload(browser, server, run, tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()

@@ -96,6 +96,7 @@ def test_every_tensor_of_the_encoder_moves_and_nothing_else(
     assert all(torch.equal(trained[k], v) for k, v in unet.state_dict().items())
 
 
+@pytest.mark.slow  # as test_training.py does it without graphs
 def test_an_interrupted_training_ends_in_the_same_bits(encoder, tiny_config_of_module, tmp_path):
     whole, _ = encoder
     config = tiny_config_of_module(*ENCODER)

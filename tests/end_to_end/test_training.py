@@ -484,6 +484,7 @@ def test_prompt_dropout_replaces_prompt_and_reference(tiny_config, tmp_path):
     assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
+@pytest.mark.slow  # what else resumes has a fast test
 def test_prompt_dropout_resumes_in_the_same_bits(tiny_config, tmp_path):
     config = tiny_config("data.prompt_dropout=0.5")
     train(config, tmp_path / "whole")
