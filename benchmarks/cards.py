@@ -2,10 +2,11 @@
 
 Every network is built on torch's meta device, which holds shapes and no numbers, with the
 configuration of the published weights: diffusers' defaults are theirs, where nothing stands beside
-the name. Counted are the network's weights, and a LoRA on the family's own layers with gradient and
-AdamW's two moments. Not counted are activations, which depend on resolution and batch: the last
-columns say what a card has left for them. Text encoders and autoencoder leave the card before
-training.
+the name. Counted are the network's weights, also with ``model.quantize``, and a LoRA on the
+family's own layers with gradient and AdamW's two moments. Not counted are activations, which depend
+on resolution and batch: the last columns say in how many bits the weights fit, and what the card
+then has left. A second table has the error of a layer in fewer bits, on random weights. Text
+encoders and autoencoder leave the card before training.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from peft import LoraConfig
 from torch import nn
 
 from inversion_dpo.models.loading import FAMILIES
+from inversion_dpo.models.quantized import BLOCK, IN_BLOCK, QuantizedLinear
 
 CARDS = (12, 24, 48, 80)  # GB
+LEAST = 2.0  # GB that have to be left for activations
 ADAPTER = 16  # bytes of a float32 weight with its gradient and AdamW's two moments
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and -large: transformer/config.json
@@ -52,40 +55,66 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def counted(name: str, rank: int) -> tuple[int, int]:
-    """Weights of the network, and of a LoRA on the layers that its family trains by default."""
+def saved(model: nn.Module) -> dict[str, float]:
+    """Bytes that the network has less than in bfloat16, for each form of ``model.quantize``."""
+    layers = [m for n, m in model.named_modules() if type(m) is nn.Linear and IN_BLOCK.search(n)]
+    eight = sum(m.weight.numel() - 2 * m.out_features for m in layers)
+    four = sum(m.weight.numel() * (2 - 0.5 - 2 / BLOCK) for m in layers)
+    return {"int8": eight, "nf4": four}
+
+
+def counted(name: str, rank: int) -> tuple[int, int, dict[str, float]]:
+    """Weights of the network and of a LoRA on its family's default layers; and :func:`saved`."""
     pipeline, network, config = NETWORKS[name]
     with torch.device("meta"):
         model: nn.Module = getattr(diffusers, network)(**config)
         weights = sum(p.numel() for p in model.parameters())
+        less = saved(model)
         file, family = FAMILIES[pipeline]
         targets = list(getattr(import_module(f"inversion_dpo.models.{file}"), family).targets)
         where = targets[0] if targets[0].startswith("^") else targets
         model.requires_grad_(False)
         model.add_adapter(LoraConfig(r=rank, target_modules=where))  # type: ignore[operator]
-    return weights, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return weights, sum(p.numel() for p in model.parameters() if p.requires_grad), less
 
 
 def lines(rank: int) -> Iterator[str]:
     """Write the table, in gigabytes of 10^9 bytes."""
     cards = " | ".join(f"left on {card}" for card in CARDS)
-    head = f"| network | weights, 10^9 | frozen, bfloat16 | LoRA of rank {rank} | all weights"
+    head = f"| network | weights, 10^9 | bfloat16 | int8 | nf4 | LoRA of rank {rank} | all weights"
     yield f"{head} | {cards} |"
-    yield "|---" * (5 + len(CARDS)) + "|"
+    yield "|---" * (7 + len(CARDS)) + "|"
     for name in NETWORKS:
-        weights, adapter = counted(name, rank)
-        frozen, trained, whole = (n / 1e9 for n in (2 * weights, ADAPTER * adapter, 16 * weights))
-        left = [card - frozen - trained for card in CARDS]
-        cells = [f"{weights / 1e9:.2f}", f"{frozen:.1f}", f"{trained:.2f}", f"{whole:.0f}"]
-        cells += [f"{n:.1f}" if n > 0 else "–" for n in left]
+        weights, adapter, less = counted(name, rank)
+        frozen = {"bfloat16": 2 * weights} | {k: 2 * weights - v for k, v in less.items()}
+        trained, whole = ADAPTER * adapter / 1e9, 16 * weights / 1e9
+        cells = [f"{weights / 1e9:.2f}", *(f"{n / 1e9:.1f}" for n in frozen.values())]
+        cells += [f"{trained:.2f}", f"{whole:.0f}"]
+        for card in CARDS:
+            left = {k: card - n / 1e9 - trained for k, n in frozen.items()}
+            cells.append(next((f"{n:.1f} ({k})" for k, n in left.items() if n > LEAST), "–"))
         yield f"| {name} | {' | '.join(cells)} |"
 
 
+def errors() -> Iterator[str]:
+    """Write the relative error of a layer's output in fewer bits, on normal weights, seed 0."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(1024, 1024, bias=False), torch.randn(64, 1024)
+    nn.init.normal_(layer.weight, std=0.02)
+    yield "| model.quantize | relative error of a layer's output |"
+    yield "|---|---|"
+    with torch.no_grad():
+        whole = layer(x)
+        for kind in ("int8", "fp8", "nf4"):
+            error = (QuantizedLinear(layer, kind)(x) - whole).norm() / whole.norm()
+            yield f"| `{kind}` | {100 * float(error):.1f}% |"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=16)
-    print("\n".join(lines(parser.parse_args().rank)))
+    print("\n".join([*lines(parser.parse_args().rank), "", *errors()]))
 
 
 if __name__ == "__main__":

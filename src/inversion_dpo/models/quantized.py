@@ -1,7 +1,7 @@
 """Keep a frozen network's large weights in 8 or 4 bits, for a LoRA over them.
 
 The linear layers in the network's blocks are held in fewer bits and multiplied out each time they
-are are used, in the forward and in the backward pass. Convolutions and what lies outside the blocks
+are used, in the forward and in the backward pass. Convolutions and what lies outside the blocks
 stay as they are. It needs no library and no GPU. ``int8`` and ``fp8`` have a scale per row, as
 torchao's weight-only forms; ``nf4`` has one per 64 weights, and bitsandbytes' numbers.
 """
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inversion_dpo.models.base import ModelError
+
 # 4-bit NormalFloat: Dettmers et al., 2023, appendix E (https://arxiv.org/abs/2305.14314)
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
@@ -25,6 +27,7 @@ NF4 = (
 )
 BLOCK = 64  # weights that share a scale
 MOST = {"int8": 127.0, "fp8": 448.0, "nf4": 1.0}  # the largest number that is stored
+LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 1e-30, torch.float32: 1e-30}  # above 0
 IN_BLOCK = re.compile(r"\.\d+\.")  # in the names of a network's repeated layers
 
 
@@ -40,7 +43,8 @@ class QuantizedLinear(nn.Linear):
         self.kind, self.bias = kind, linear.bias
         w = linear.weight.detach()
         rows = F.pad(w.flatten(), (0, -w.numel() % BLOCK)).view(-1, BLOCK) if kind == "nf4" else w
-        scale = (rows.float().abs().amax(1, keepdim=True) / MOST[kind]).clamp(min=1e-30).to(w.dtype)
+        scale = (rows.float().abs().amax(1, keepdim=True) / MOST[kind]).to(w.dtype)
+        scale = scale.clamp(min=LEAST[w.dtype])  # of a row of zeros
         q = (rows.float() / scale.float()).clamp(-MOST[kind], MOST[kind])
         if kind == "nf4":
             levels = torch.tensor(NF4, device=w.device)
@@ -97,9 +101,19 @@ class _Product(torch.autograd.Function):
 
 
 def quantize(network: nn.Module, kind: str) -> None:
-    """Replace the linear layers in a network's blocks, but those kept in another precision."""
-    dtype = network.dtype
+    """Replace the linear layers in a network's blocks, but those kept in another precision.
+
+    Raises:
+        ModelError: there is none.
+    """
+    dtype, replaced = network.dtype, 0
     for name, layer in list(network.named_modules()):
         if type(layer) is nn.Linear and IN_BLOCK.search(name) and layer.weight.dtype == dtype:
             place, _, last = name.rpartition(".")
             setattr(network.get_submodule(place), last, QuantizedLinear(layer, kind))
+            replaced += 1
+    if not replaced:
+        raise ModelError(
+            f"model.quantize={kind}: {type(network).__name__} has no linear layer in its blocks; "
+            "set it to null"
+        )

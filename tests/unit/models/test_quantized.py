@@ -48,6 +48,20 @@ def test_numbers_by_hand():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_of_zeros_stays_zero(kind, dtype):
+    layer = nn.Linear(64, 2, dtype=dtype)
+    layer.weight.data.zero_()
+    assert QuantizedLinear(layer, kind).weight.tolist() == [[0.0] * 64] * 2
+
+
+def test_a_value_that_is_not_finite_is_not_hidden():
+    layer = nn.Linear(64, 1)
+    layer.weight.data[0, 3] = torch.inf
+    assert all(not QuantizedLinear(layer, kind).weight.isfinite().all() for kind in KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_forward_and_gradient_are_those_of_the_weight(kind, dtype):
     """And no multiplied-out weight is kept for the way back. 100 x 33 ends within a block."""
@@ -103,6 +117,14 @@ def test_a_lora_over_few_bits(family, kind, tiny):
     ups = {n: p for n, p in policy.trainable().items() if "lora_B" in n}
     idle = [n for n, p in ups.items() if p.dtype != torch.float32 or not p.grad.any()]
     assert not idle or not family.startswith("z")  # at 64 pixels a UNet's inner query is idle
+
+
+def test_a_network_without_such_layers_is_refused(tiny):
+    pipe = load_pipeline(ModelConfig(str(tiny("z-image"))))
+    with pytest.raises(ModelError, match="Embedding has no linear layer in its blocks"):
+        network = nn.Embedding(2, 2)
+        network.dtype = pipe.transformer.dtype
+        quantize(network, "int8")
 
 
 def test_layers_outside_the_blocks_and_in_another_precision_stay(tiny):
