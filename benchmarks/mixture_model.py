@@ -213,6 +213,8 @@ METHODS: dict[str, Setting] = {
     "smpo": Setting("smpo", soft_labels=True),
     "dspo": Setting("dspo"),
     "mapo": Setting("mapo"),
+    "dmpo": Setting("dmpo"),
+    "nft": Setting("nft"),
     "kto": Setting("kto"),
     "sft": Setting("sft"),
     "x0_ipo": Setting(link="ipo"),
@@ -281,7 +283,7 @@ class Problem:
         x_0, source = self.x[both], self.method.path
         if source == "noise":
             return noise_points(x_0, SCHEDULE, self.generator)
-        if source != "trajectory":
+        if not self.method.inverts:
             return policy_points(x_0, self.grid, policy, source == "renoise", self.generator)
         steps = self.grid.steps
         i = torch.randint(1, steps + 1, (len(both) // 2,), generator=self.generator).repeat(2)

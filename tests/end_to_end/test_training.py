@@ -166,7 +166,6 @@ OTHERS = [*METHODS.keys() - {"inversion_dpo", "diffusion_dpo"}, "adafactor"]  # 
 def test_every_objective_resumes_in_the_same_bits(tiny_config, soft_pair_file, tmp_path, name):
     """None keeps a state of its own; what moves is the policy and the optimizer's moments."""
     words = [f"training.optimizer={name}" if name == "adafactor" else f"objective.name={name}"]
-    words += ["objective.target=reference"] * (name == "inversion_dpo_released")
     if name == "smpo":
         words += ["objective.soft_labels=true", f"data.pairs={soft_pair_file}"]
     words += ["training.checkpoint_every=2", "inversion.steps=3", "data.limit=8"]
@@ -264,7 +263,7 @@ def test_fresh_noise_needs_no_other_cache_under_guidance(tiny_config, tmp_path):
         assert len(found) == folders
 
 
-PATHLESS = [n for n, m in METHODS.items() if m.path != "trajectory"]
+PATHLESS = [n for n, m in METHODS.items() if not m.inverts]
 
 
 # In `make test`: one method of each path.

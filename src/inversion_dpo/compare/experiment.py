@@ -108,7 +108,7 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
 
 def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     """Return evaluations and seconds of inverting the training pairs; measured once."""
-    if chosen_method(config).path != "trajectory":
+    if not chosen_method(config).inverts:
         return {"evaluations": 0.0, "seconds": 0.0}
     begun = time.time()
     prepared = prepare(config, root / "cache")

@@ -37,20 +37,22 @@ class Method:
         return [(*rate, f"objective.beta={b}") for rate, b in itertools.product(rates, self.betas)]
 
 
-def _trajectory(target: str, name: str = "inversion_dpo") -> tuple[str, ...]:
-    return (f"objective.name={name}", f"objective.target={target}")
+def _trajectory(target: str) -> tuple[str, ...]:
+    return ("objective.name=inversion_dpo", f"objective.target={target}")
 
 
 METHODS: dict[str, Method] = {
     "x0": Method(_trajectory("x0")),
     "transition": Method(_trajectory("transition")),
     "reference": Method(_trajectory("reference")),
-    "released": Method(_trajectory("reference", "inversion_dpo_released")),
+    "released": Method(("objective.name=inversion_dpo_released",)),
     "diffusion_dpo": Method(("objective.name=diffusion_dpo",)),
     "inpo": Method(("objective.name=inpo",)),
     "smpo": Method(("objective.name=smpo", "objective.soft_labels=true")),
     "dspo": Method(("objective.name=dspo",), (0.001, 0.1, 1.0), (1e-5, 1e-4)),
     "mapo": Method(("objective.name=mapo",), (0.1, 1.0, 10.0), (1e-5, 1e-4)),
+    "dmpo": Method(("objective.name=dmpo",)),
+    "nft": Method(("objective.name=nft",), (0.1, 0.3, 1.0)),
     "kto": Method(("objective.name=kto",)),
     "sft": Method(("objective.name=sft",), (), (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)),
     "x0_ipo": Method((*_trajectory("x0"), "objective.link=ipo")),

@@ -114,7 +114,7 @@ def inversion_evaluations(config: Config, prepared: Prepared) -> float:
 
     Pairs beyond steps x batch, and held-out ones, are inverted too but do not count.
     """
-    if chosen_method(config).path != "trajectory":
+    if not chosen_method(config).inverts:
         return 0.0
     t, usable = config.training, reproducible(prepared, config.inversion.max_error)
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)

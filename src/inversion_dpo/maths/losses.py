@@ -106,6 +106,44 @@ def dspo(errors: PairErrors, s: LossSettings) -> LossOutput:
     return LossOutput(errors.weight * loss, logit.detach())
 
 
+DMPO_ALPHA = 0.01  # of the authors of Diffusion-SDPO, whose script has the loss
+
+
+def dmpo(errors: PairErrors, s: LossSettings) -> LossOutput:
+    """Compute KL(p || q), p = sigmoid(logit) and q the label, smoothed by at least 0.01.
+
+    The reversed divergence: its gradient vanishes where the policy is wrong beyond doubt, and
+    pushes the margin back above log(q / (1 - q)). Source: Diffusion-DMPO, 2025,
+    https://arxiv.org/abs/2507.07510.
+    """
+    logit, a = dpo_logit(errors, s.beta), max(s.label_smoothing, DMPO_ALPHA)
+    p, q = torch.sigmoid(logit), a + (1 - 2 * a) * errors.preference
+    loss = p * (F.logsigmoid(logit) - q.log()) + (1 - p) * (F.logsigmoid(-logit) - (1 - q).log())
+    return LossOutput(loss, logit.detach())
+
+
+def nft(errors: PairErrors, s: LossSettings) -> LossOutput:
+    """Compute r |v+ - v*|^2 + (1 - r) |v- - v*|^2, the mean over the two images of a pair.
+
+    Here v+ = (1 - beta) v_ref + beta v_theta, v- = (1 + beta) v_ref - beta v_theta, and r is the
+    probability that the image is the better one. Expanded into errors e and the squared distance m
+    of the two predictions: |v+ - v*|^2 = (1 - beta) e_ref + beta e - beta (1 - beta) m, and
+    |v- - v*|^2 = (1 + beta) e_ref - beta e + beta (1 + beta) m.
+    Source: DiffusionNFT, 2025, https://arxiv.org/abs/2509.16117, here on given pairs.
+    """
+    b, p = s.beta, errors.preference
+
+    def of_image(r: Tensor, e: Tensor, e_ref: Tensor, m: Tensor) -> Tensor:
+        better = (1 - b) * e_ref + b * e - b * (1 - b) * m
+        worse = (1 + b) * e_ref - b * e + b * (1 + b) * m
+        return r * better + (1 - r) * worse
+
+    winner = of_image(p, errors.winner, errors.winner_ref, errors.winner_moved)
+    loser = of_image(1 - p, errors.loser, errors.loser_ref, errors.loser_moved)
+    gain = (errors.winner_ref - errors.winner) - (errors.loser_ref - errors.loser)
+    return LossOutput(errors.weight * (winner + loser) / 2, (b * errors.weight * gain).detach())
+
+
 MAPO_SCALE, MAPO_STEPS = 0.5, 1000  # c and T of the authors
 
 
@@ -164,6 +202,24 @@ def safeguarded(errors: PairErrors, mu: float = 0.0) -> PairErrors:
     return replace(errors, loser=held + scale * (errors.loser - held))
 
 
+def pooled(errors: PairErrors, states: int) -> PairErrors:
+    """Average the weighted errors of a pair's states, so that the loss sees one error an image.
+
+    Args:
+        errors: [P * states], the states of a pair one after the other.
+        states: of each pair.
+
+    Returns:
+        As many errors, those of one pair equal, and weights of 1: the mean loss over all is the
+        mean over pairs. Inversion-DPO's script averages inside the sigmoid like this.
+    """
+    names = ("winner", "loser", "winner_ref", "loser_ref", "winner_moved", "loser_moved")
+    weighted = {name: errors.weight * getattr(errors, name) for name in names}
+    means = {k: v.reshape(-1, states).mean(1) for k, v in weighted.items()}
+    each = {k: v.repeat_interleave(states) for k, v in means.items()}
+    return replace(errors, weight=torch.ones_like(errors.weight), **each)
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss function and its requirements.
@@ -185,6 +241,8 @@ LOSSES: dict[str, Loss] = {
     "smpo": Loss(smpo, USES["smpo"]),
     "dspo": Loss(dspo, USES["dspo"]),
     "mapo": Loss(mapo, USES["mapo"], reference=False),
+    "dmpo": Loss(dmpo, USES["dmpo"]),
+    "nft": Loss(nft, USES["nft"]),
     "kto": Loss(kto, USES["kto"], baseline=True),
     "sft": Loss(sft, USES["sft"], reference=False),
     "denoising": Loss(denoising, USES["denoising"], reference=False),

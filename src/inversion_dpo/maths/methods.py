@@ -13,15 +13,30 @@ USES: dict[str, frozenset[str]] = {
     "smpo": frozenset({"labels", "beta", "soft_labels", "safeguard"}),
     "dspo": frozenset({"labels", "beta", "safeguard"}),
     "mapo": frozenset({"labels", "beta"}),
+    "dmpo": LINKED - {"link"},
+    "nft": frozenset({"labels", "beta", "soft_labels"}),
     "kto": frozenset({"labels", "beta", "safeguard"}),
     "sft": frozenset({"labels"}),
     "denoising": frozenset(),
+}
+
+# The beta of a loss where none is given; sources: docs/explanation/objectives.md.
+BETAS = {
+    "dpo": 2000.0,
+    "dpo_released": 2000.0,
+    "smpo": 2000.0,
+    "dspo": 0.001,
+    "mapo": 0.1,
+    "dmpo": 6000.0,
+    "nft": 1.0,
+    "kto": 1000.0,
 }
 
 # Where a state x_t comes from.
 PATHS = {
     "trajectory": "a state of the image's inversion under the reference, from the cache",
     "noise": "the image with fresh noise, which the two images of a pair share",
+    "released": "every state of an inversion as the authors' script runs it, at once",
     "policy": "the image inverted under the policy as it is, at every step (DDIM-InPO)",
     "renoise": "the same along the mean of two predictions (SmPO)",
 }
@@ -35,15 +50,22 @@ class Method:
     path: str
     target: str = "x0"
 
+    @property
+    def inverts(self) -> bool:
+        """Whether the pairs are inverted before the training."""
+        return self.path in ("trajectory", "released")
+
 
 METHODS: dict[str, Method] = {
     "inversion_dpo": Method("dpo", "trajectory"),
-    "inversion_dpo_released": Method("dpo_released", "trajectory", "reference"),
+    "inversion_dpo_released": Method("dpo_released", "released", "reference"),
     "diffusion_dpo": Method("dpo", "noise"),
     "inpo": Method("dpo", "policy"),
     "smpo": Method("smpo", "renoise"),
     "dspo": Method("dspo", "noise"),
     "mapo": Method("mapo", "noise"),
+    "dmpo": Method("dmpo", "noise"),
+    "nft": Method("nft", "noise"),
     "kto": Method("kto", "noise"),
     "sft": Method("sft", "noise"),
     "denoising": Method("denoising", "noise"),
@@ -70,7 +92,12 @@ def method_of(
             raise ValueError(f"objective.{key}={value!r} is not one of {', '.join(names)}")
     changes = {key: value for key, (value, _) in choices.items() if value is not None}
     method = replace(METHODS[name], **changes)
-    if method.path != "trajectory" and method.target != "x0":
+    if method.path == "released" and method.target != "reference":
+        raise ValueError(
+            "objective.path=released has noise-free states, from which only "
+            f"objective.target=reference can be reached, not {method.target}"
+        )
+    if not method.inverts and method.target != "x0":
         raise ValueError(
             f"objective.target={method.target} needs objective.path=trajectory: a state of path "
             f"{method.path} has no stored neighbour or prediction; set objective.target=x0"

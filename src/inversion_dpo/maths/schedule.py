@@ -52,6 +52,7 @@ class Schedule:
             steps: N, from 1 to T - 1.
             spacing: even: timesteps spread evenly over the schedule, the first one free of noise.
                 sampler: those of the model's own sampler, whose path is then read backwards.
+            released: those of the authors' script, see :meth:`released`.
 
         Raises:
             ValueError: ``steps`` is out of range.
@@ -61,10 +62,23 @@ class Schedule:
             raise ValueError(f"the model's schedule takes 1 to {last} steps, not {steps}")
         if spacing == "sampler":
             return self.sampler(steps)
+        if spacing == "released":
+            return self.released(steps)
         index = torch.linspace(0, last, steps + 1, dtype=torch.float64).round().long()
         alpha, sigma = self.levels.alpha[index], self.levels.sigma[index]
         alpha[0], sigma[0] = 1.0, 0.0
         return Grid(self.timesteps[index], Levels(alpha, sigma))
+
+    def released(self, steps: int) -> Grid:
+        """Return the grid of Inversion-DPO's released script: a state is told the next timestep.
+
+        With D = T // N the told timesteps are 0, D, ..., (N-1) D. The clean image stands at t_0, at
+        t_1, told 0, and at t_2, told D; after that, the state at level k D is told (k+1) D. Source:
+        ``ddim_inversion`` of https://github.com/MIGHTYEZ/Inversion-DPO, commit 3e2af58.
+        """
+        told, clean = torch.arange(steps) * (len(self.timesteps) // steps), torch.zeros(2).long()
+        here = torch.cat([clean, told[:-1]])
+        return Grid(self.timesteps[torch.cat([clean[:1], told])], self.levels[here])
 
 
 def unknown_kind(kind: str) -> ValueError:

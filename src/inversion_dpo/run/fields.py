@@ -38,9 +38,13 @@ TAGS = {  # what a method may use: tag -> what a setting with this effect needs
     "safeguard": "a method with a safeguard",
     "labels": "a method that tells winner from loser",
     "inversion": "a method that trains on inverted trajectories",
-    "grid": "a method that inverts",
+    "inverts": "a method that inverts the pairs beforehand",
+    "grid": "a method that inverts on a grid of your choice",
+    "steps": "a method that inverts",
+    "draws": "a method that draws its states",
 }
 _INVERTED = Effect("inversion or inversion.reconstruct=true")
+_DRAWN = Effect("draws")
 _ON_GRID = Effect("grid or inversion.reconstruct=true")
 _LORA = Effect("policy.kind=lora")
 _NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
@@ -157,11 +161,11 @@ class DataConfig:
 class InversionConfig:
     """How trajectories are recovered, once, under the frozen reference."""
 
-    steps: Annotated[Count, _ON_GRID] = 20
+    steps: Annotated[Count, Effect("steps or inversion.reconstruct=true")] = 20
     """Inversion steps N; more are more exact, and take more time and disk space."""
     spacing: Annotated[Literal["sampler", "even"], _ON_GRID] = "sampler"
     """Timesteps of the inversion: those the sampler visits, or evenly spaced over all."""
-    guidance_scale: Annotated[Positive, _INVERTED] = 1.0
+    guidance_scale: Annotated[Positive, Effect("inverts or inversion.reconstruct=true")] = 1.0
     """Classifier-free guidance of the inversion; 1 is none, and the only value that is exact."""
     fixed_point_iterations: Annotated[Natural, _INVERTED] = 0
     """Fixed-point iterations of every inversion step; 0 is plain DDIM inversion."""
@@ -194,21 +198,26 @@ class ObjectiveConfig:
         "smpo",
         "dspo",
         "mapo",
+        "dmpo",
+        "nft",
         "kto",
         "sft",
         "denoising",
     ] = "inversion_dpo"
     """The method; docs/explanation/objectives.md has the formula and the source of each."""
     loss: (
-        Literal["dpo", "dpo_released", "smpo", "dspo", "mapo", "kto", "sft", "denoising"] | None
+        Literal[
+            "dpo", "dpo_released", "smpo", "dspo", "mapo", "dmpo", "nft", "kto", "sft", "denoising"
+        ]
+        | None
     ) = None
     """Another loss than the method's own; null keeps it."""
-    path: Literal["trajectory", "noise", "policy", "renoise"] | None = None
+    path: Literal["trajectory", "noise", "released", "policy", "renoise"] | None = None
     """Where the noisy states come from, if not from the method's own path."""
     target: Annotated[Literal["x0", "transition", "reference"] | None, Effect("target")] = None
     """What the policy should predict at a state, if not the method's own target."""
-    beta: Annotated[Positive, Effect("beta")] = 2000.0
-    """Strength of the preference; a larger value keeps the policy closer to the reference."""
+    beta: Annotated[Positive | None, Effect("beta")] = None
+    """Tie to the reference, larger is closer; null: 2000 for dpo, else its loss's usual value."""
     link: Annotated[Literal["sigmoid", "hinge", "ipo"], Effect("link")] = "sigmoid"
     """Function from a pair's logit to its loss."""
     label_smoothing: Annotated[Minority, Effect("label_smoothing")] = 0.0
@@ -217,15 +226,17 @@ class ObjectiveConfig:
     """Weigh each pair by the probability, given in the data, that its winner is better."""
     safeguard: Annotated[Switch, Effect("safeguard")] = False
     """Hold the loser's gradient back where it would raise the winner's error."""
-    weighting: Literal["uniform", "min_snr", "transition", "velocity"] = "uniform"
+    weighting: Annotated[Literal["uniform", "min_snr", "transition", "velocity"], _DRAWN] = (
+        "uniform"
+    )
     """How much each noise level counts."""
-    states: Count = 1
+    states: Annotated[Count, _DRAWN] = 1
     """States of each pair in a training step; more give less noisy gradients and take longer."""
     guidance_scale: Positive = 1.0
     """Guidance under which the prediction is trained; 1 trains the conditional prediction."""
-    t_min: Annotated[float, Strict(), Field(ge=0, lt=1)] = 0.0
+    t_min: Annotated[float, Strict(), Field(ge=0, lt=1), _DRAWN] = 0.0
     """Lowest noise level that is trained on: 0 is the clean image."""
-    t_max: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
+    t_max: Annotated[float, Strict(), Field(gt=0, le=1), _DRAWN] = 1.0
     """Highest noise level that is trained on: 1 is pure noise."""
 
 

@@ -12,10 +12,11 @@ from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.trajectories.method import chosen_method
 
 _PATHS: dict[str, frozenset[str]] = {
-    "trajectory": frozenset({"inversion", "grid", "target"}),
-    "policy": frozenset({"grid"}),
-    "renoise": frozenset({"grid"}),
-    "noise": frozenset(),
+    "trajectory": frozenset({"inversion", "inverts", "grid", "steps", "target", "draws"}),
+    "released": frozenset({"inverts", "steps"}),
+    "policy": frozenset({"grid", "steps", "draws"}),
+    "renoise": frozenset({"grid", "steps", "draws"}),
+    "noise": frozenset({"draws"}),
 }
 
 GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in every_setting()))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from inversion_dpo.maths.losses import LOSSES, Loss
+from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.maths.records import Grid, LossSettings
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.maths.targets import level_weights
@@ -43,6 +45,16 @@ class Plan:
     caption_dropout: float
 
     @property
+    def inverts(self) -> bool:
+        """Whether states and the reference's predictions come from the cache."""
+        return self.path in ("trajectory", "released")
+
+    @property
+    def whole(self) -> bool:
+        """Whether a step looks at every state of a pair, averaged before the loss."""
+        return self.path == "released"
+
+    @property
     def on_saddle(self) -> bool:
         """Whether the target is the reference itself, so that there is no gradient at first."""
         return self.target == "reference"
@@ -52,10 +64,11 @@ def make_plan(config: Config, schedule: Schedule, grid: Grid) -> Plan:
     """Take out of a configuration what a step needs; ConfigError for a grid that cannot be used."""
     o, t, d, method = config.objective, config.training, config.data, chosen_method(config)
     levels, (low, high) = grid.levels, window(config)
+    beta = BETAS.get(method.loss, 1.0) if o.beta is None else o.beta
     if method.path == "noise":
         last = len(schedule.timesteps) - 1
         levels, low, high = schedule.levels, round(o.t_min * last), round(o.t_max * last)
-    elif levels.sigma[low] <= levels.sigma[0]:
+    elif method.path != "released" and levels.sigma[low] <= levels.sigma[0]:
         raise ConfigError(
             "this scheduler's first noisy state is as noisy as its clean end (timestep 0, "
             f"set_alpha_to_one false): set objective.t_min={1.5 / grid.steps:g}, or "
@@ -63,13 +76,15 @@ def make_plan(config: Config, schedule: Schedule, grid: Grid) -> Plan:
         )
     return Plan(
         loss=LOSSES[method.loss],
-        settings=LossSettings(o.beta, o.link, o.label_smoothing),
+        settings=LossSettings(beta, o.link, o.label_smoothing),
         path=method.path,
         target=method.target,
         low=low,
         high=high,
-        weights=level_weights(levels, schedule.kind, o.weighting, low, high),
-        states=o.states,
+        weights=released_weights(schedule, grid)
+        if method.path == "released"
+        else level_weights(levels, schedule.kind, o.weighting, low, high),
+        states=high if method.path == "released" else o.states,
         safeguard=o.safeguard,
         soft_labels=o.soft_labels,
         guidance_scale=o.guidance_scale,
@@ -80,3 +95,12 @@ def make_plan(config: Config, schedule: Schedule, grid: Grid) -> Plan:
         graph_dropout=d.graph_dropout,
         caption_dropout=d.caption_dropout,
     )
+
+
+def released_weights(schedule: Schedule, grid: Grid) -> Tensor:
+    """Compute 1 / (2 alpha^2) at the timestep that each state is told, [N+1], as the script has it.
+
+    They are not scaled to mean 1: the script's beta goes with these.
+    """
+    told = torch.searchsorted(schedule.timesteps, grid.timesteps)
+    return (0.5 / schedule.levels.alpha[told].square()).float()

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from inversion_dpo.data.giveaways import refuse_giveaways
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
+from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.run.disk import atomic_folder
@@ -233,6 +234,14 @@ def make_accelerator(config: Config) -> Accelerator:
 def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
     """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
     team = current_team()
+    if text := beta_text(config, chosen_method(config).loss):
+        logger.warning(text)
+    scales = {config.inversion.guidance_scale, config.objective.guidance_scale}
+    if plan.whole and scales != {RELEASED_GUIDANCE}:
+        logger.warning(
+            "objective.path=released: the authors' script inverts and predicts under guidance 2; "
+            "set inversion.guidance_scale=2 objective.guidance_scale=2"
+        )
     if plan.path == "trajectory":
         variance = noise_variance(cache)
         if not LEAST_NOISE < variance < MOST_NOISE:
@@ -301,6 +310,20 @@ def rate_at(number: int, t: TrainingConfig) -> float:
 
 
 # ---------------------------------------------------------------- what is said on the way
+
+
+def beta_text(config: Config, loss: str) -> str | None:
+    """Say that beta is another loss's: 1000 times its loss's usual value, or a thousandth."""
+    beta, usual = config.objective.beta, BETAS.get(loss)
+    if beta is None or usual is None or 1e-3 <= beta / usual <= 1e3:
+        return None
+    return (
+        f"objective.beta={beta:g} is far from what the loss {loss} is used with, {usual:g}: set "
+        f"objective.beta={usual:g}, or null for the usual value"
+    )
+
+
+RELEASED_GUIDANCE = 2.0
 
 
 def guidance_text(scale: float, plain: float, guided: float) -> str:

@@ -59,6 +59,15 @@ def trajectory_states(
     return session.cache.states(pairs, drawn, session.plan.target)
 
 
+def released_states(
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
+) -> NoisyStates:
+    """Take the states of each pair in their order; nothing is drawn."""
+    first, _ = session.cache.positions(session.plan.low, session.plan.high)
+    taken = [first + k % session.plan.states for k in range(len(pairs))]
+    return session.cache.states(pairs, taken, session.plan.target)
+
+
 def noise_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
@@ -112,6 +121,7 @@ def policy_states(
 StatesOf = Callable[[Session, list[int], Condition, Generators], NoisyStates]
 STATES: dict[str, StatesOf] = {
     "trajectory": trajectory_states,
+    "released": released_states,
     "noise": noise_states,
     "policy": policy_states,
     "renoise": policy_states,

@@ -16,6 +16,7 @@ from torch import Tensor
 from inversion_dpo.maths.inversion import passes
 from inversion_dpo.maths.losses import (
     as_pair_errors,
+    pooled,
     residual_overlap,
     safeguarded,
     squared_error,
@@ -112,11 +113,13 @@ def losses(
         with_dropout(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
     states = STATES[plan.path](session, pairs, condition, generators)
-    if (plan.loss.reference or compare) and (drop or plan.path != "trajectory"):
+    if (plan.loss.reference or compare) and (drop or not plan.inverts):
         states = with_reference(session, states, condition)
     states = states.to(device)
     prediction = predict(session, session.network, states.x_t, states.timesteps, condition)
     errors = pair_errors(session, states, prediction, pairs)
+    if plan.whole:
+        errors = pooled(errors, plan.states)
     if plan.safeguard:
         errors = safeguarded(errors)
     evaluations = passes(plan.guidance_scale) * (states.evaluations + 3)
@@ -171,6 +174,9 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
     plan, team, pairs = session.plan, session.team, session.heldout_pairs[:limit]
     items = [(draw, place) for draw in range(draws) for place in range(len(pairs))]
     size = -(-plan.batch_size // (team.size * plan.accumulation))
+    if plan.whole:
+        items = [(state, place) for place in range(len(pairs)) for state in range(plan.states)]
+        size *= plan.states
     chunks = [items[k : k + size] for k in range(0, len(items), size)]
     rows = []
     for first in range(0, len(chunks), team.size):  # as many forwards on every process: FSDP waits

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
-from inversion_dpo.run.fields import Config
+from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.trajectories.method import chosen_method as chosen_method
 
 if TYPE_CHECKING:
@@ -51,13 +51,21 @@ class CacheKey:
 def window(config: Config) -> tuple[int, int]:
     """Return the lowest and highest trained index on the inversion's grid."""
     o, n = config.objective, config.inversion.steps
+    if chosen_method(config).path == "released":
+        return 1, n
     low = max(1, math.ceil(o.t_min * n))
     return low, max(low, math.floor(o.t_max * n))
 
 
 def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
     """Collect from a configuration what the trajectories of its pairs depend on."""
-    i, inverted = config.inversion, chosen_method(config).path == "trajectory"
+    i, method = config.inversion, chosen_method(config)
+    inverted, released = method.inverts, method.path == "released"
+    if released and i.reconstruct:
+        raise ConfigError(
+            "inversion.reconstruct=true does not fit objective.path=released, whose states are "
+            "told another timestep than they are sampled at: leave it out"
+        )
     low, high = window(config)
     graph, encoder = None, getattr(model.pipeline, "scene_graph", None)
     if encoder is not None:  # a new one only affects the number of tokens
@@ -72,7 +80,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         resolution=config.model.resolution,
         guidance_embed=config.model.guidance_embed,
         steps=i.steps,
-        spacing=i.spacing,
+        spacing="released" if released else i.spacing,
         guidance_scale=i.guidance_scale if inverted else 1.0,
         extent=Extent(i.start, low, high, i.fixed_point_iterations) if inverted else NOWHERE,
         pairs_per_shard=max(1, i.batch_size // 2),

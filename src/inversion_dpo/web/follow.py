@@ -78,7 +78,7 @@ def phase(run: Path, config: Config, rows: list[dict[str, Any]], pairs: int | No
     each = max(1, config.inversion.batch_size // 2)
     done = min(each * len(shards), pairs or each * len(shards))
     rate = (_written(shards[-1]) - _written(shards[0])) / (each * max(1, len(shards) - 1))
-    doing = "inverting" if chosen_method(config).path == "trajectory" else "encoding"
+    doing = "inverting" if chosen_method(config).inverts else "encoding"
     return Phase(doing, done, pairs, rate, shards[-1])
 
 

@@ -72,11 +72,13 @@ def test_labels_follow_bradley_terry():
     )
 
 
-ENDS = {  # rate and beta by the table of docs/results/mixture.md, and the share of distance left
+ENDS = {  # rate and beta by docs/results/mixture.md or its seed 100, and the share of distance left
     "x0": (3e-3, 10.0, 0.3),
     "transition": (1e-3, 30.0, 0.3),
     "diffusion_dpo": (3e-4, 10.0, 0.3),
     "kto": (3e-3, 10.0, 0.3),
+    "dmpo": (3e-4, 30.0, 0.5),
+    "nft": (3e-4, 0.3, 0.5),
     "x0_smoothed": (3e-4, 10.0, 0.3),
     "x0_soft": (3e-4, 10.0, 0.3),
     "x0_hinge": (3e-3, 10.0, 0.3),

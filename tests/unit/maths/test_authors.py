@@ -129,6 +129,20 @@ def test_diffusion_dpo(seed, beta):
     check("diffusion_dpo", authors, theta, ref, star, beta)
 
 
+@cases(2000.0, 6000.0)
+def test_dmpo(seed, beta):
+    """AIDC-AI/Diffusion-SDPO@1c83c65, train.py, dmpo_alpha 0.01."""
+    theta, ref, star = drawn(seed)
+
+    def authors(theta):
+        u, q = inside(theta, ref, star, beta), 1 - 0.01
+        p = sigmoid(u)
+        log_p, log_not = -minus_log_sigmoid(u), -minus_log_sigmoid(-u)
+        return (p * (log_p - np.log(q)) + (1 - p) * (log_not - np.log(1 - q))).mean()
+
+    check("dmpo", authors, theta, ref, star, beta)
+
+
 @cases(0.001, 5.0, 5000.0)
 def test_dspo(seed, beta):
     """huaishengzhu/DSPO@20867cf, train.py, of SD 1.5 (its script: beta 0.001)."""

@@ -17,6 +17,7 @@ from inversion_dpo.maths.losses import (
     safeguarded,
     squared_error,
 )
+from inversion_dpo.maths.methods import BETAS, USES
 from inversion_dpo.maths.records import LossSettings
 
 # ---- what is taken from the table
@@ -38,6 +39,7 @@ def test_a_method_is_its_row_with_what_is_given():
         ({"target": "ppo"}, "objective.target='ppo' is not one of x0, "),
         ({"path": "noise", "target": "transition"}, "needs objective.path=trajectory"),
         ({"path": "policy", "target": "reference"}, "needs objective.path=trajectory"),
+        ({"path": "released"}, "only objective.target=reference can be reached, not x0"),
         ({"loss": "dpo_released"}, "for objective.target=reference only, not for x0"),
     ],
 )
@@ -138,6 +140,41 @@ def test_mapo_adds_the_preference_to_the_winners_error():
     even = as_pair_errors(torch.tensor([0.5, 0.5]), torch.zeros(2))
     out = LOSSES["mapo"].function(even, LossSettings(0.1))
     assert out.loss.item() == pytest.approx(0.5 + 0.1 * math.log(2))
+
+
+def test_dmpo_by_hand():
+    """Logit log 3: p = 3/4 against q = 0.99; p = 1/2 against q = 0.9 of the label 1 at 10%."""
+    logit = as_pair_errors(torch.tensor([0.0, 2 * math.log(3)]).double(), torch.zeros(2).double())
+    wanted = 0.75 * math.log(0.75 / 0.99) + 0.25 * math.log(0.25 / 0.01)
+    assert LOSSES["dmpo"].function(logit, LossSettings(1.0)).loss.item() == pytest.approx(wanted)
+    same = as_pair_errors(torch.ones(2).double(), torch.ones(2).double())
+    wanted = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    smoothed = LOSSES["dmpo"].function(same, LossSettings(9.0, label_smoothing=0.1))
+    assert smoothed.loss.item() == pytest.approx(wanted)
+    unsure = replace(same, preference=torch.tensor([0.5]).double())
+    assert LOSSES["dmpo"].function(unsure, LossSettings(9.0)).loss.item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 2.5])
+def test_nft_is_the_denoising_loss_of_its_two_policies(beta):
+    """From vectors: v+ on the better image, v- on the worse, shared out by a soft label."""
+    generator = torch.Generator().manual_seed(4)
+    theta, ref, star = torch.randn(3, 2, 7, generator=generator, dtype=torch.float64)
+    better = ((1 - beta) * ref + beta * theta - star).square().mean(1)
+    worse = ((1 + beta) * ref - beta * theta - star).square().mean(1)
+    of = [(a - b).square().mean(1) for a, b in ((theta, star), (ref, star), (theta, ref))]
+    for p in (1.0, 0.7):
+        label = {"preference": torch.tensor([p]).double(), "weight": torch.tensor([3.0]).double()}
+        errors = as_pair_errors(of[0], of[1], moved=of[2], **label)
+        r = torch.tensor([p, 1 - p]).double()
+        out = LOSSES["nft"].function(errors, LossSettings(beta))
+        assert out.loss.item() == pytest.approx((3 * (r * better + (1 - r) * worse)).mean().item())
+        gain = (of[1] - of[0])[0] - (of[1] - of[0])[1]
+        assert out.margin.item() == pytest.approx((3 * beta * gain).item())
+
+
+def test_every_loss_with_a_beta_has_a_usual_one():
+    assert set(BETAS) == {name for name, uses in USES.items() if "beta" in uses}
 
 
 def test_half_precision_errors_are_taken_in_float32():

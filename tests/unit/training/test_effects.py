@@ -69,7 +69,7 @@ def test_a_setting_that_another_one_switches_off_is_refused(overrides, needs):
     "overrides",
     [
         ["objective.name=sft", "inversion.reconstruct=true", "inversion.steps=10"],
-        ["objective.name=sft", "objective.beta=2000"],  # the default
+        ["objective.name=sft", "objective.link=sigmoid"],  # the default
         ["policy.kind=scene_graph", "policy.graph_tokens=8", "data.graph_dropout=0.5"],
         ["model.scene_graph=encoder", "data.caption_dropout=0.5"],
         ["data.pairs=hf:a/b", "data.revision=main"],
