@@ -88,19 +88,28 @@ def settle(network: nn.Module) -> None:
 
 
 def total(
-    rows: Sequence[tuple[float, Mapping[str, float]]], device: torch.device, team: Team
+    rows: Sequence[tuple[float, Mapping[str, Tensor | float]]],
+    device: torch.device,
+    team: Team,
+    same: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Sum measurements by key, each times its weight, over all processes.
+    """Sum measurements by key, each times its weight, over all processes; waits once.
 
     Args:
         rows: of this process, at least one, all with the same keys: weight and measurements.
         device: which the processes send from.
         team: all of them must call this.
+        same: measurements that are the same in every process, and need no sum.
     """
-    row = {k: sum(weight * r[k] for weight, r in rows) for k in rows[0][1]}
-    if team.size == 1:
-        return row
-    keys = sorted(row)
-    values = torch.tensor([row[k] for k in keys], device=device, dtype=torch.float64)
-    torch.distributed.all_reduce(values)
-    return dict(zip(keys, values.tolist(), strict=True))
+    keys, same = list(rows[0][1]), same or {}
+    cells = [r[k] for _, r in rows for k in keys] + list(same.values())
+    sent = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in cells])
+    sent = (sent.cpu() if team.size == 1 else sent).double()
+    table = sent[: len(rows) * len(keys)].reshape(len(rows), -1)
+    summed = torch.zeros_like(table[0])
+    for (weight, _), row in zip(rows, table, strict=True):
+        summed += weight * row
+    if team.size > 1:
+        torch.distributed.all_reduce(summed)
+    values = torch.cat([summed, sent[table.numel() :]])
+    return dict(zip([*keys, *same], values.tolist(), strict=True))

@@ -30,6 +30,7 @@ from inversion_dpo.training.states import STATES, predict, with_dropout, with_re
 
 logger = logging.getLogger(__name__)
 Row = dict[str, float]
+Measured = dict[str, Tensor]  # means of a part, still on the device
 
 
 def step(session: Session, number: int, learning_rate: float) -> Row:
@@ -47,18 +48,21 @@ def step(session: Session, number: int, learning_rate: float) -> Row:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.zero_grad()
-    rows, blamed = backward(session, number)
-    norm = accelerator.clip_grad_norm_(list(session.policy.trainable().values()), session.clip)
-    row = total(rows, accelerator.device, session.team)
-    row["grad_norm"] = float(whole(norm))
+    rows, own = backward(session, number)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = whole(accelerator.clip_grad_norm_(trained, session.clip))
+    row = total(rows, accelerator.device, session.team, same={"grad_norm": norm})
     if is_finite(row) or accelerator.scaler is not None:
         optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
     if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
-        leave_out(session, number, row, blamed)
+        losses_of = [(p, x) for part, loss in own for p, x in zip(part, loss.tolist(), strict=True)]
+        leave_out(session, number, row, [p for p, x in losses_of if not math.isfinite(x)])
     return row
 
 
-def backward(session: Session, number: int) -> tuple[list[tuple[float, Row]], list[int]]:
+def backward(
+    session: Session, number: int
+) -> tuple[list[tuple[float, Measured]], list[tuple[list[int], Tensor]]]:
     """Backward on this process's share of the step's pairs.
 
     Any number of processes and parts has the same gradient, but for rounding: DDP and FSDP average
@@ -66,14 +70,14 @@ def backward(session: Session, number: int) -> tuple[list[tuple[float, Row]], li
 
     Returns:
         The measurements of this process's parts, each with its share of the batch; and the pairs
-        whose own loss is not finite.
+        of each part with their losses. The device is not waited for.
     """
     accelerator, plan, team = session.accelerator, session.plan, session.team
     parts, items = plan.accumulation, plan.batch_size * plan.states
     mine = share(range(plan.batch_size), team.size, team.rank)
     batch = pairs_of_step(session.train_pairs, plan.batch_size, plan.seed, number)
     drop = max(plan.prompt_dropout, plan.graph_dropout, plan.caption_dropout) > 0
-    rows, blamed = [], []
+    rows, own = [], []
     for part in range(parts):
         with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
             places = [(k, s) for k in share(mine, parts, part) for s in range(plan.states)]
@@ -82,11 +86,11 @@ def backward(session: Session, number: int) -> tuple[list[tuple[float, Row]], li
             output, errors, evaluations = losses(session, here, generators, drop=drop)
             accelerator.backward(output.loss.sum() * (team.size / items))
         row = measurements(output, errors, compared=plan.loss.reference)
-        row["evaluations"] = 2.0 * evaluations * items  # parts and processes add up
+        spent = 2.0 * evaluations * items  # parts and processes add up
+        row["evaluations"] = row["loss"].new_full((), spent)
         rows.append((len(here) / items, row))
-        finite = output.loss.detach().isfinite().tolist()
-        blamed += [pair for (pair, _), good in zip(here, finite, strict=True) if not good]
-    return rows, blamed
+        own.append(([pair for pair, _ in here], output.loss.detach()))
+    return rows, own
 
 
 def losses(
@@ -154,7 +158,7 @@ def mean_gain(session: Session, gain: Tensor) -> Tensor:
     return summed[0] / summed[1]
 
 
-def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> Row:
+def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> Measured:
     """Measure what is always logged: winner and loser errors, accuracy, margin, drift."""
     row = {"loss": output.loss, "winner_error": errors.winner, "loser_error": errors.loser}
     if compared:
@@ -165,7 +169,7 @@ def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> R
             "margin": output.margin,
             "drift": (errors.winner_moved + errors.loser_moved) / 2,
         }
-    return {k: v.detach().float().mean().item() for k, v in row.items()}
+    return {k: v.detach().float().mean() for k, v in row.items()}
 
 
 @torch.no_grad()

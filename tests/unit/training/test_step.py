@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inversion_dpo.maths.losses import LOSSES, as_pair_errors
 from inversion_dpo.maths.records import LossOutput, LossSettings, NoisyStates
@@ -105,7 +106,9 @@ def test_measurements_by_hand():
     tied = replace(output, margin=torch.tensor([0.0, 0.25]))
     assert measurements(tied, e, compared=True)["accuracy"] == 0.75  # a tie counts half
     assert list(measurements(output, e, compared=False)) == ["loss", "winner_error", "loser_error"]
-    assert total([(0.25, {"a": 4.0}), (0.75, {"a": 8.0})], None, Team()) == {"a": 7.0}
+    rows = [(0.25, {"a": 4.0, "b": 0.0}), (0.75, {"a": torch.tensor(8.0), "b": 4.0})]
+    summed = total(rows, None, Team(), same={"c": torch.tensor(5.0)})
+    assert summed == {"a": 7.0, "b": 3.0, "c": 5.0}
 
 
 # ---- losses of a batch
@@ -163,8 +166,9 @@ def test_the_safeguard_holds_the_losers_slope_and_no_value(cache):
 def gradient(cache, **changed):
     session = make_session(cache, make_plan(**changed))
     session.network.zero_grad()
-    rows, blamed = backward(session, 2)
-    assert blamed == []
+    rows, own = backward(session, 2)
+    every = [pair for pair, _ in pairs_of_step(session.train_pairs, 4, 0, 2)]
+    assert [pair for pairs, _ in own for pair in pairs][:: session.plan.states] == every
     return session.network.weight.grad.item(), total(rows, None, Team()), session
 
 
@@ -222,6 +226,26 @@ def test_a_step_goes_down_the_gradient_at_its_rate(cache):
     assert session.skipped == 0
 
 
+def test_a_step_waits_for_the_device_once(cache):
+    """No measurement is fetched alone, which would wait for all that the device has to do.
+
+    They are float32 there; float64 is the one table of all, and whole numbers never left the host.
+    """
+    fetched = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "_local_scalar_dense" in str(func) and args[0].dtype == torch.float32:
+                fetched.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    session = make_session(cache, make_plan(accumulation=2))
+    session.policy.trainable = None  # a walk over all modules, which takes longer than small steps
+    with Watch():
+        row = step(session, 0, 0.1)
+    assert fetched == [] and row["grad_norm"] > 0 and row["evaluations"] == 24
+
+
 def test_a_long_gradient_is_clipped(cache):
     session = make_session(cache, clip=1e-3)
     row = step(session, 2, 1.0)
@@ -277,7 +301,7 @@ def test_held_out_measurements_are_the_mean_of_two_draws_of_each_pair(cache):
     batch = [(pair, 0) for _ in range(2) for pair in (4, 1, 2)]
     places = [generator_for(1, draw, place) for draw in range(2) for place in range(3)]
     output, errors, _ = losses(session, batch, places, compare=True)
-    wanted = measurements(output, errors, compared=True)
+    wanted = {k: v.item() for k, v in measurements(output, errors, compared=True).items()}
     assert "heldout_loss" not in found
     for key, value in wanted.items():
         if key != "loss":
