@@ -53,9 +53,13 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "trajectories/key.py": ["trajectories/test_key.py"],
     "trajectories/fill.py": ["trajectories/test_fill.py"],
     "trajectories/sampling_back.py": ["trajectories/test_fill.py"],
-    "training/states.py": ["training/test_states.py", "maths/test_authors.py"],
+    "training/states.py": [
+        "training/test_states.py",
+        "training/test_released.py",
+        "maths/test_authors.py",
+    ],
     "training/step.py": ["training/test_step.py"],
-    "training/plan.py": ["training/test_plan.py"],
+    "training/plan.py": ["training/test_plan.py", "training/test_released.py"],
     "training/session.py": ["training/test_session.py"],
     "training/recipe.py": ["training/test_recipe.py", "training/test_learning_rate.py"],
 }
@@ -117,6 +121,9 @@ def forget(changed: str) -> None:
         gone |= more
     for name in gone:
         sys.modules.pop(name, None)
+        package, _, own = name.rpartition(".")
+        if package in sys.modules:  # else `from package import name` finds the old module there
+            vars(sys.modules[package]).pop(own, None)
 
 
 def _ours(module: ModuleType) -> bool:

@@ -13,6 +13,7 @@ from inversion_dpo.maths.losses import (
     dpo_logit,
     link_loss,
     method_of,
+    pooled,
     residual_overlap,
     safeguarded,
     squared_error,
@@ -140,6 +141,35 @@ def test_mapo_adds_the_preference_to_the_winners_error():
     even = as_pair_errors(torch.tensor([0.5, 0.5]), torch.zeros(2))
     out = LOSSES["mapo"].function(even, LossSettings(0.1))
     assert out.loss.item() == pytest.approx(0.5 + 0.1 * math.log(2))
+
+
+def test_losses_by_hand_at_a_weight_of_two():
+    """Winner and loser 0.2 and 0.3, the reference 0.25 and 0.25: gains of 0.05 and -0.05."""
+    errors = as_pair_errors(torch.tensor([0.2, 0.3]).double(), torch.tensor([0.25, 0.25]).double())
+    errors = replace(errors, weight=torch.tensor([2.0]).double())
+
+    def found(name):
+        out = LOSSES[name].function(errors, LossSettings(3.0))
+        return out.loss.item(), out.margin.item()
+
+    assert found("sft") == (pytest.approx(0.4), 0)
+    assert found("denoising") == (pytest.approx(0.5), 0)
+    # beta k = 6: sigmoid(-0.3) for both images, and a margin of 6 times 0.1
+    assert found("kto") == (pytest.approx(1 / (1 + math.exp(0.3))), pytest.approx(0.6))
+
+
+def test_pooled_errors_are_weighted_means_over_a_pairs_states():
+    """Two pairs of two states, weights 1 and 2: (1 + 2 * 2) / 2 = 2.5 and (3 + 2 * 4) / 2."""
+    one = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    errors = as_pair_errors(
+        torch.cat([one, 10 * one]), torch.cat([2 * one, 20 * one]), moved=torch.cat([-one, one])
+    )
+    errors = replace(errors, weight=torch.tensor([1.0, 2.0, 1.0, 2.0]))
+    found, wanted = pooled(errors, 2), torch.tensor([2.5, 2.5, 5.5, 5.5])
+    assert torch.equal(found.weight, torch.ones(4)) and torch.equal(found.winner, wanted)
+    assert torch.equal(found.loser, 10 * wanted) and torch.equal(found.loser_ref, 20 * wanted)
+    assert torch.equal(found.winner_ref, 2 * wanted)
+    assert torch.equal(found.winner_moved, -wanted) and torch.equal(found.loser_moved, wanted)
 
 
 def test_dmpo_by_hand():

@@ -14,7 +14,7 @@ from inversion_dpo.training.plan import released_weights
 from inversion_dpo.training.step import backward, heldout, losses
 from tests.sessions import set_up
 
-N, BETA, GUIDANCE = 5, 3000.0, 2.0
+N, BETA, GUIDANCE = 5, 5.0, 2.0  # logits of about 1
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +100,19 @@ def test_loss_and_gradient_are_the_scripts(session):
     wanted = authors(session, pairs)
     batch = [(pair, 0) for pair in pairs for _ in range(N)]
     generators = [generator_for(0, k) for k in range(len(batch))]
-    ours = losses(session, batch, generators)[0].loss
+    output, _, evaluations = losses(session, batch, generators)
+    ours = output.loss
+    assert evaluations == 2 * 3  # of the policy, under guidance; the reference is in the cache
     torch.testing.assert_close(ours.reshape(2, N), wanted[:, None].expand(2, N), rtol=1e-4, atol=0)
     assert (wanted - torch.tensor(2.0).log()).abs().min() > 1e-3  # the kick is seen
+    assert 0.05 < wanted.min() and wanted.max() < 5  # where the sigmoid bends
 
     tensors = list(session.policy.trainable().values())
     theirs = torch.autograd.grad(wanted.mean(), tensors, allow_unused=True)
     mine = torch.autograd.grad(ours.mean(), tensors, allow_unused=True)
+    least = 1e-4 * max(float(b.abs().max()) for b in theirs)
     for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max() + 1e-12))
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=least)
 
 
 def test_a_step_and_its_parts_have_one_gradient(session):
@@ -118,11 +122,14 @@ def test_a_step_and_its_parts_have_one_gradient(session):
         object.__setattr__(plan, "accumulation", accumulation)
         rows, blamed = backward(session, 0)
         object.__setattr__(plan, "accumulation", 1)
-        assert not blamed and sum(share for share, _ in rows) == pytest.approx(1)
+        assert all(found.isfinite().all() for _, found in blamed)
+        assert sum(share for share, _ in rows) == pytest.approx(1)
         return [t.grad.clone() for t in session.policy.trainable().values() if t.grad is not None]
 
-    for a, b in zip(gradient(1), gradient(2), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max() + 1e-12))
+    whole, parts = gradient(1), gradient(2)
+    least = 1e-4 * max(float(b.abs().max()) for b in whole)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=least)
 
 
 def test_held_out_pairs_are_measured_over_all_states(session):
