@@ -78,6 +78,9 @@ def write_cache(folder, *, steps=None, kind="v_prediction"):
         "overlong": {"tokenizer": 0},
         "digests": [f"{p}" * 64 for p in range(PAIRS)],
         "errors": [0.1, 0.5, 0.2, 0.4, 0.3],
+        "left_out": [],
+        "places": [divmod(p, PER_SHARD) for p in range(PAIRS)],
+        "sizes": [(1, 2)] * -(-PAIRS // PER_SHARD),
         "shards": sums,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -99,6 +102,7 @@ class Model:
     """Predicts weight x + prompt + t / 10; counts its evaluations in ``calls``, one an image."""
 
     unreached, component, targets, reads, chunked = None, "unet", ("linear",), {}, True
+    multiple = 2
     combine = staticmethod(plain_guidance)
 
     def __init__(self, network=None, kind="v_prediction", grid=GRID):

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
 _FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []))
+_PNG_TURNED = (b"eXIf", b"type exif", b"adobe.xmp")  # say how a PNG lies, even behind its pixels
 
 
 class DataError(ValueError):
@@ -42,6 +43,21 @@ def decode_image(data: bytes, where: str) -> Image.Image:
             f"must be one complete AVIF, JPEG, PNG or WebP of at most {MAX_IMAGE_PIXELS} pixels: "
             "write it again or drop the row"
         ) from error
+
+
+def picture_size(data: bytes, where: str) -> tuple[int, int]:
+    """Read (height, width) of an upright picture, from its header; DataError as for decoding."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            plain = image.format == "PNG" and not any(mark in data for mark in _PNG_TURNED)
+            if plain or image.format != "PNG":  # of which getexif() would decode the pixels
+                turned = not plain and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                width, height = image.size[:: -1 if turned else 1]
+                return height, width
+    except Exception:  # the decoder says what is wrong
+        pass
+    width, height = decode_image(data, where).size
+    return height, width
 
 
 def one_colour(image: Image.Image | NDArray[np.uint8]) -> bool:

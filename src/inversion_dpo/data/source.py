@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from inversion_dpo.data.formats import Opened, open_rows
-from inversion_dpo.data.images import DataError, decode_image
+from inversion_dpo.data.images import DataError, decode_image, picture_size
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import Row, inspect
 from inversion_dpo.graphs.graph import SceneGraph
@@ -32,7 +32,8 @@ class Pair:
     row: place among all rows read, from 0; in a folder the count runs on from file to file, and of
     a ranking every pair counts. scene_graph: LAION-SG JSON, if the data has it. where: file and row
     for messages. preference: how probably the winner is the better one; 1 if the data do not say.
-    decoded: winner and loser as pictures, if reading decoded them; use :attr:`images`.
+    decoded: winner and loser as pictures, if reading decoded them; use :attr:`images`. names: what
+    the data call the two.
     """
 
     row: int
@@ -43,14 +44,25 @@ class Pair:
     where: str
     preference: float = 1.0
     decoded: tuple[Image.Image, ...] = field(default=(), compare=False, repr=False)
+    names: tuple[str, ...] = ("winner", "loser")
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
         """Winner and loser as pictures, decoded once; DataError names the row of a broken one."""
-        return self.decoded or (
-            decode_image(self.winner, self.where),
-            decode_image(self.loser, self.where),
-        )
+        return self.decoded or tuple(decode_image(*side) for side in self._sides)
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of winner and loser, from their headers if they are not decoded."""
+        if self.decoded:
+            return tuple((image.height, image.width) for image in self.decoded)
+        return tuple(picture_size(*side) for side in self._sides)
+
+    @property
+    def _sides(self) -> list[tuple[bytes, str]]:
+        """Each encoded image, and what an error calls it."""
+        both = zip((self.winner, self.loser), self.names, strict=True)
+        return [(data, f"{self.where}, {name}") for data, name in both]
 
     @cached_property
     def digest(self) -> str:
@@ -115,7 +127,7 @@ class PairSource:
     def read(self, ours: Callable[[int], bool]) -> Iterator[Pair]:
         """Read all pairs, and decode the images of those whose number is ``ours``.
 
-        Where bad rows are skipped every image is decoded, since the numbers depend on it.
+        Where bad rows are skipped every image is tried, since the numbers depend on it.
         """
         counts = self.counts = Counter()
         skip = self.config.on_bad_row == "skip"
@@ -126,7 +138,8 @@ class PairSource:
                 counts.update([reason, *["rows"] * (reason != "hidden")])
                 continue
             counts["rows"] += 1
-            faults, images = inspect(row, skip or ours(counts["pairs"]))
+            wanted = ours(counts["pairs"])
+            faults, images = inspect(row, skip or wanted)
             if faults and not skip:
                 raise DataError(faults[0].text)
             if faults:
@@ -137,7 +150,7 @@ class PairSource:
             counts.update(pairs=1, duplicates=int(key in seen))
             counts.update(["single"] if row.single else [])
             seen.add(key)
-            yield _pair(index, row, images)
+            yield _pair(index, row, images if wanted else [])
             if counts["pairs"] == self.limit:
                 break
         if counts["skipped"]:
@@ -191,4 +204,5 @@ def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
         where=row.where,
         preference=first if order == 1 else 1 - first,
         decoded=tuple(decoded[::order]),
+        names=row.names[::order],
     )

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -25,6 +25,9 @@ from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import Condition, joined
 from inversion_dpo.run.disk import atomic_save, atomic_text, sha256_of
 from inversion_dpo.run.processes import Team
+
+if TYPE_CHECKING:
+    from inversion_dpo.data.transforms import Size
 
 logger = logging.getLogger(__name__)
 OPEN = 1024  # shards held open: each is a mapping, and Linux allows a process 65,530
@@ -75,17 +78,28 @@ def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -
 
 
 def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) -> None:
-    """Join the parts of all shards, whichever process wrote them, and what is known besides."""
+    """Join the parts of all shards, whichever process wrote them, and what is known besides.
+
+    ``digests``, ``errors`` and ``places``, each pair's [shard, row], are in the order of the
+    numbers of pairs; ``sizes`` has one (height, width) for each shard.
+    """
     entries = [json.loads((folder / name).with_suffix(".json").read_text()) for name in names]
     cut: Counter[str] = Counter()
     for entry in entries:
         cut.update(entry["overlong"])
-    digests = [digest for entry in entries for digest in entry["digests"]]
+    rows = sorted(
+        (number, [shard, row])
+        for shard, entry in enumerate(entries)
+        for row, number in enumerate(entry["pairs"])
+    )
+    places = [place for _, place in rows]
     manifest = about | {
-        "pairs": len(digests),
+        "pairs": len(places),
         "overlong": dict(cut),
-        "digests": digests,
-        "errors": [error for entry in entries for error in entry["errors"]],
+        "digests": [entries[shard]["digests"][row] for shard, row in places],
+        "errors": [e for s, r in places for e in entries[s]["errors"][r : r + 1]],
+        "places": places,
+        "sizes": [entry["size"] for entry in entries],
         "shards": {n: e["sha256"] for n, e in zip(names, entries, strict=True)},
     }
     if (folder / EMPTY).exists():
@@ -98,7 +112,8 @@ class TrajectoryCache:
 
     A shard holds, in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
     ``preference`` [P] (probability that the winner is the better one), ``condition.*`` [P, ...] and
-    ``framing.*`` [2P, ...]; if there are trajectories, ``states`` and ``reference`` [2P, K, *] at
+    ``framing.*`` [2P, ...]. All pairs of a shard have one size; so must those that are read at
+    once. If there are trajectories, ``states`` and ``reference`` [2P, K, *] at
     the grid indices ``steps`` [P, K].
     """
 
@@ -115,7 +130,12 @@ class TrajectoryCache:
         self.all_steps: bool = key["keep"] is None
         self.extent = Extent(**key["extent"])  # of the trajectories
         self.inverted: bool = self.extent.last > 0  # or only encoded
-        self.per_shard: int = key["pairs_per_shard"]
+        self.left_out: list[int] = manifest["left_out"]  # usable pairs, by place, not in here
+        self.places: list[tuple[int, int]] = [(s, r) for s, r in manifest["places"]]
+        self.sizes: list[Size] = [(h, w) for h, w in manifest["sizes"]]  # of each shard's pictures
+        self.of_shard: list[list[int]] = [[] for _ in self.sizes]  # its pairs, by row
+        for shard, pair in sorted((s, p) for p, (s, _) in enumerate(self.places)):
+            self.of_shard[shard].append(pair)
         self._handles: dict[int, Any] = {}
         self._swapped: frozenset[int] = frozenset()
 
@@ -151,7 +171,7 @@ class TrajectoryCache:
         rows = []
         for side in (0, 1):
             for place, pair in enumerate(pairs):
-                shard, offset = divmod(pair, self.per_shard)
+                shard, offset = self.places[pair]
                 row = 2 * offset + (side ^ (pair in self._swapped))
                 tensor = self.shard(shard).get_slice(name)
                 rows.append(tensor[row, positions[place]] if positions else tensor[row])
@@ -159,8 +179,12 @@ class TrajectoryCache:
 
     def of_pairs(self, name: str, pairs: Sequence[int]) -> Tensor:
         """Join a tensor that both images of a pair share, [P, ...]; label noise leaves it."""
-        places = [divmod(pair, self.per_shard) for pair in pairs]
+        places = [self.places[pair] for pair in pairs]
         return joined([self.shard(s).get_slice(name)[k : k + 1] for s, k in places])
+
+    def size(self, pair: int) -> Size:
+        """Tell the (height, width) of a pair's pictures, in pixels."""
+        return self.sizes[self.places[pair][0]]
 
     def preference(self, pairs: Sequence[int]) -> Tensor:
         """Read the probability that the winner is the better one, [P]."""

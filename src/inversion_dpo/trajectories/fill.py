@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from inversion_dpo.data.buckets import Place, buckets, place, square
 from inversion_dpo.data.images import stack_pixels
 from inversion_dpo.data.source import graph_of
-from inversion_dpo.data.transforms import Framing, fit, flip, flips
+from inversion_dpo.data.transforms import Fitted, Framing, Size, fit, flip, flips
 from inversion_dpo.maths.inversion import (
     Compare,
     Predict,
@@ -114,10 +117,11 @@ def fill(
             announce(how, count, folder)
             atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
-        shards = _write_missing(folder, how, pairs, count, team)
+        shards, left_out = _write_missing(folder, how, pairs, count, team)
         team.wait()
         if team.main:
-            about = {"key": asdict(key), "counts": dict(pairs.counts)}
+            counts = pairs.counts + Counter(left_out.values())
+            about = {"key": asdict(key), "counts": dict(counts), "left_out": list(left_out)}
             write_manifest(folder, about, [SHARD.format(k) for k in range(shards)])
         team.wait()
     return TrajectoryCache(folder, how.grid, model.schedule.kind)
@@ -125,23 +129,67 @@ def fill(
 
 def _write_missing(
     folder: Path, how: Inverter, pairs: PairSource, count: int | None, team: Team
-) -> int:
-    """Write this process's share of the missing shards; return the number of all shards."""
-    per_shard, number = how.key.pairs_per_shard, 0
-    stream = pairs.read(lambda pair: pair // per_shard % team.size == team.rank)
+) -> tuple[int, dict[int, str]]:
+    """Write this process's share of the missing shards.
+
+    Returns:
+        The number of all shards; and of each pair that is left out its place, and why.
+    """
+    number, left_out = -1, dict[int, str]()
     doing = "invert" if how.key.extent.last else "encode"
     with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
-        while chunk := list(itertools.islice(stream, per_shard)):
-            path, digests = folder / SHARD.format(number), [pair.digest for pair in chunk]
+        stream = grouped(pairs.read(lambda pair: False), how.key, how.model.multiple, left_out)
+        for number, chunk in enumerate(stream):
+            path, digests = folder / SHARD.format(number), [job.pair.digest for job in chunk]
             if number % team.size == team.rank and not is_intact(path, digests):
-                shard = invert_pairs(how, chunk, number * per_shard)
-                check_finite(shard, chunk, how.key.extent.first)
-                captions = [pair.caption for pair in chunk]
-                cut = overlong(how.model, captions)
-                write_shard(path, shard, {"digests": digests, "overlong": cut, "errors": []})
-            number += 1
+                shard = invert_pairs(how, chunk)
+                check_finite(shard, [job.pair for job in chunk], how.key.extent.first)
+                entry = {
+                    "pairs": [job.number for job in chunk],
+                    "size": chunk[0].place.size,
+                    "digests": digests,
+                    "overlong": overlong(how.model, [job.pair.caption for job in chunk]),
+                    "errors": [],
+                }
+                write_shard(path, shard, entry)
             bar.update(len(chunk))
-    return number
+    return number + 1, left_out
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pair with its number in the cache and its bucket."""
+
+    number: int
+    pair: Pair
+    place: Place
+
+
+def grouped(
+    pairs: Iterable[Pair], key: CacheKey, multiple: int, left_out: dict[int, str]
+) -> Iterator[list[Job]]:
+    """Collect pairs to shards of one size, in the order in which these become full.
+
+    Few images wait at a time, encoded: less than a shard of each size.
+
+    Args:
+        pairs: in their order.
+        key: resolution, fit, and pairs of a shard.
+        multiple: of the sides of a size.
+        left_out: where the place of a pair that gets no bucket is written, with the reason.
+    """
+    sizes, waiting, number = buckets(key.resolution, multiple), dict[Size, list[Job]](), 0
+    for row, pair in enumerate(pairs):
+        found = place(sizes, pair.sizes, key.fit)
+        if not found.fit:
+            left_out[row] = found.odd
+            continue
+        jobs = waiting.setdefault(found.size, [])
+        jobs.append(Job(number, pair, found))
+        number += 1
+        if len(jobs) == key.pairs_per_shard:
+            yield waiting.pop(found.size)
+    yield from (jobs for _, jobs in sorted(waiting.items()))
 
 
 # ---------------------------------------------------------------- one shard
@@ -171,21 +219,20 @@ def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> Non
             )
 
 
-def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tensor]:
+def invert_pairs(how: Inverter, jobs: list[Job]) -> dict[str, Tensor]:
     """Make one shard, see :class:`TrajectoryCache`.
 
     Args:
         how: model, key and device.
-        pairs: P of them.
-        first: number of the first pair; the noise depends on it.
+        jobs: P pairs of one size; the noise depends on their numbers.
     """
-    model, key = how.model, how.key
-    fitted, size = [], (key.resolution, key.resolution)
-    for pair in pairs:
-        winner, loser = pair.images
+    model, key, pairs = how.model, how.key, [job.pair for job in jobs]
+    fitted: list[Fitted] = []
+    for job in jobs:
+        pair, (winner, loser) = job.pair, job.pair.images
         if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
             winner, loser = flip(winner, loser)
-        fitted += [fit(image, size, key.fit) for image in (winner, loser)]
+        fitted += [fit(image, job.place.size, job.place.fit) for image in (winner, loser)]
     x_0 = model.encode(stack_pixels([f.image for f in fitted]))
     graphs = [graph_of(pair) for pair in pairs] if key.scene_graph else None
     condition = model.condition([pair.caption for pair in pairs], graphs)
@@ -193,20 +240,22 @@ def invert_pairs(how: Inverter, pairs: list[Pair], first: int) -> dict[str, Tens
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
     if key.extent.last:
         per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
-        shard |= paths(how, x_0.to(how.device), per_image, first)
+        shard |= paths(how, x_0.to(how.device), per_image, [job.number for job in jobs])
     shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
     return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
 
 
-def paths(how: Inverter, x_0: Tensor, condition: Condition, first: int) -> dict[str, Tensor]:
-    """Compute a shard's trajectories from its latents x_0 [2P, *]."""
+def paths(
+    how: Inverter, x_0: Tensor, condition: Condition, numbers: Sequence[int]
+) -> dict[str, Tensor]:
+    """Compute a shard's trajectories from its latents x_0 [2P, *] and the pairs' numbers."""
     model, key, extent = how.model, how.key, how.key.extent
     predict, reference = predictions(model, condition, key.guidance_scale, key.reference_guidance)
-    noise = pair_noise(first, x_0.shape).to(x_0) if extent.start else None
+    noise = pair_noise(numbers, x_0.shape).to(x_0) if extent.start else None
     path = invert(x_0, how.grid, predict, model.schedule.kind, noise=noise, extent=extent)
     if reference is not None:
         path = compared(path, reference, extent.first)
-    steps = kept_steps(first, len(x_0) // 2, key)
+    steps = kept_steps(numbers, key)
     rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
     return {
         "steps": steps,
@@ -243,26 +292,26 @@ def predictions(
     return predict, None if along == stored else compare
 
 
-def pair_noise(first: int, shape: torch.Size) -> Tensor:
-    """Draw standard normal (B, *) for pairs from number ``first``; both images share it."""
-    seeds = (first + k // 2 for k in range(shape[0]))
+def pair_noise(numbers: Sequence[int], shape: torch.Size) -> Tensor:
+    """Draw standard normal (B, *) from the numbers of pairs; both images share it."""
+    seeds = (numbers[k // 2] for k in range(shape[0]))
     return torch.stack(
         [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
     )
 
 
-def kept_steps(first: int, count: int, key: CacheKey) -> Tensor:
-    """Draw the grid indices [P, K] to store for consecutive pairs: all, or k stratified ones each.
+def kept_steps(numbers: Sequence[int], key: CacheKey) -> Tensor:
+    """Draw the grid indices [P, K] to store for each pair: all, or k stratified ones each.
 
     ``key.keep`` = (k, low, high): the indices low..high are cut into k strata of equal size, and
     the pair's number draws one from each; fewer than k if there are fewer indices.
     """
     if key.keep is None:
-        return torch.arange(1, key.extent.last + 1).expand(count, key.extent.last)
+        return torch.arange(1, key.extent.last + 1).expand(len(numbers), key.extent.last)
     k, low, high = key.keep
     edges = np.unique(np.linspace(low, high + 1, k + 1).round().astype(int))
     rows = []
-    for number in range(first, first + count):
+    for number in numbers:
         rng = np.random.default_rng(number)
         rows.append([int(rng.integers(a, b)) for a, b in itertools.pairwise(edges)])
     return torch.tensor(rows)
@@ -275,7 +324,7 @@ def announce(how: Inverter, count: int | None, folder: Path) -> None:
     """Log, before the work begins, size and time of the cache; DiskError if it does not fit."""
     model, key, known = how.model, how.key, count
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
-    side = (key.resolution, key.resolution)
+    side = square(key.resolution)
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
     condition = model.condition(["a picture"])
     states = key.keep[0] if key.keep else key.extent.last

@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from inversion_dpo.data.buckets import Resolution, named, square
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
 from inversion_dpo.run.fields import Config, ConfigError
@@ -16,7 +17,7 @@ from inversion_dpo.trajectories.method import chosen_method as chosen_method
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource
 
-LAYOUT = 5  # of the cache's files
+LAYOUT = 6  # of the cache's files
 NOWHERE = Extent(last=0)  # of methods without trajectories, whose settings have no effect
 
 
@@ -29,7 +30,7 @@ class CacheKey:
     flip_seed: int | None  # of the mirrored pairs; None: no pair is
     model: str  # identity of the frozen weights
     schedule: str  # the scheduler's configuration
-    resolution: int
+    resolution: Resolution
     guidance_embed: float
     steps: int
     spacing: str
@@ -77,7 +78,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         flip_seed=config.training.seed if config.data.flip else None,
         model=identity(frozen_parts(model.pipeline).values()),
         schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),
-        resolution=config.model.resolution,
+        resolution=named(square(config.model.resolution)),
         guidance_embed=config.model.guidance_embed,
         steps=i.steps,
         spacing="released" if released else i.spacing,

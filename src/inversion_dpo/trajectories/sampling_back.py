@@ -46,20 +46,20 @@ def sampled_back(
     team, scale = team or Team(), how.guidance_scale
     start, iterations, top = how.start, how.fixed_point_iterations, cache.grid.steps
     folder = cache.folder / f"reconstruction-{scale:g}-{iterations}-{start}"
-    names = [SHARD.format(k) for k in range(-(-cache.pairs // cache.per_shard))]
+    names = [SHARD.format(k) for k in range(len(cache.sizes))]
     if not is_whole(folder, team):
         folder.mkdir(exist_ok=True)
         mine = range(team.rank, len(names), team.size)
         for number in tqdm(mine, "sample back", unit="batch", disable=not team.main):
-            first = number * cache.per_shard
-            digests = cache.digests[first : first + cache.per_shard]
+            pairs = cache.of_shard[number]
+            digests = [cache.digests[pair] for pair in pairs]
             if is_intact(folder / names[number], digests):
                 continue
             x_0, predict = batch(model, cache, number, scale)
             if cache.all_steps and cache.extent.last == top:
                 x_T = cache.shard(number).get_tensor("states")[:, -1].to(x_0)
             else:
-                noise = pair_noise(first, x_0.shape).to(x_0)
+                noise = pair_noise(pairs, x_0.shape).to(x_0)
                 extent = replace(
                     cache.extent, start=start, first=top, last=top, iterations=iterations
                 )
@@ -73,7 +73,8 @@ def sampled_back(
             write_shard(
                 folder / names[number],
                 tensors,
-                {"digests": digests, "overlong": {}, "errors": worse},
+                {"digests": digests, "overlong": {}, "errors": worse}
+                | {"pairs": pairs, "size": cache.sizes[number]},
             )
         team.wait()
         if team.main:
@@ -87,8 +88,7 @@ def batch(
 ) -> tuple[Tensor, Predict]:
     """Return a shard's latents (2P, *) on the model's device, and their prediction."""
     x_0 = cache.shard(number).get_tensor("clean").to(next(network_of(model).parameters()).device)
-    first = number * cache.per_shard
-    condition = cache.condition(range(first, first + len(x_0) // 2))  # winners, then losers
+    condition = cache.condition(cache.of_shard[number])  # winners, then losers
     order = torch.arange(len(x_0)).reshape(2, -1).T.flatten()  # the shard has them in turn
     per_image = {k: v[order].to(x_0.device) for k, v in condition.items()}
     return x_0, predictions(model, per_image, scale, scale)[0]

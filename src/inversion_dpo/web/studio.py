@@ -163,7 +163,7 @@ class Studio:
             x_0 = model.encode(pixels)
             condition = model.condition([caption], [sampler.graph_of(caption)])
             predict, _ = predictions(model, condition | model.framing([fitted.framing]), 1.0, 1.0)
-            noise, kind = pair_noise(0, x_0.shape).to(x_0), model.schedule.kind
+            noise, kind = pair_noise([0], x_0.shape).to(x_0), model.schedule.kind
             extent = Extent(start=i.start, iterations=i.fixed_point_iterations)
             path = invert(x_0, grid, predict, kind, noise=noise, extent=extent)
             again = reconstruct(path.states[-1], grid, predict, kind)

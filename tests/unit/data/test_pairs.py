@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from inversion_dpo.data.check import format_report
-from inversion_dpo.data.images import DataError, decode_image, stack_pixels
+from inversion_dpo.data.images import DataError, decode_image, picture_size, stack_pixels
 from inversion_dpo.data.transforms import fit
 from tests.pair_files import check_pairs, open_pairs, read_pairs
 
@@ -403,6 +403,38 @@ def test_images_are_turned_upright_by_their_exif() -> None:
     decoded = decode_image(buffer.getvalue(), "here")
     assert decoded.size == (1, 2)
     assert [decoded.getpixel((0, y)) for y in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("orientation", [None, 3, 6])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_the_header_tells_the_size_of_the_upright_image(form: str, orientation: int | None) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.new("RGB", (20, 10)).save(buffer, form, exif=exif)
+    data = buffer.getvalue()
+    wanted = (20, 10) if orientation == 6 else (10, 20)
+    assert picture_size(data, "here") == wanted == decode_image(data, "here").size[::-1]
+    if form == "PNG":  # whose eXIf may stand behind the pixels
+        start = data.find(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4]) if orientation else start
+        moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+        assert picture_size(moved if orientation else data, "here") == wanted
+
+
+def test_a_size_that_the_header_does_not_tell_is_an_error_of_the_decoder() -> None:
+    with pytest.raises(DataError, match="^here: the image cannot be read"):
+        picture_size(b"x", "here")
+
+
+def test_an_image_that_is_decoded_late_is_named_by_its_column(tmp_path: Path) -> None:
+    broken = noise("PNG")[:-40]
+    table = [{"jpg_0": RED, "jpg_1": broken, "label_0": 0.0, "caption": "a"}]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "p.parquet")
+    pair = next(open_pairs(tmp_path / "p.parquet").read(lambda number: False))
+    assert pair.sizes == ((32, 32), (6, 8))  # headers are whole
+    with pytest.raises(DataError, match="row 0, jpg_1: the image cannot be read"):
+        _ = pair.images
 
 
 def to_pixels(images: list[Image.Image], size: int) -> torch.Tensor:

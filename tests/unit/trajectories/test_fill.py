@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from inversion_dpo.data.buckets import Place
 from inversion_dpo.data.source import Pair
 from inversion_dpo.data.transforms import flips
 from inversion_dpo.maths.records import Extent
@@ -25,9 +26,11 @@ from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories.fill import (
     Inverter,
+    Job,
     announce,
     check_finite,
     fill,
+    grouped,
     invert_pairs,
     kept_steps,
     noise_variance,
@@ -214,11 +217,10 @@ def test_processes_share_the_shards(tmp_path, monkeypatch):
     sources = [Source(), Source()]
     for rank in (1, 0):
         how = Inverter(Pipeline(), KEY, GRID, CPU)
-        assert module._write_missing(folder, how, sources[rank], 5, Team(rank, 2)) == 3
+        assert module._write_missing(folder, how, sources[rank], 5, Team(rank, 2)) == (3, {})
         names = sorted(p.name for p in folder.glob("*.safetensors"))
         assert names == [f"shard-{k:05d}.safetensors" for k in ([1] if rank else [0, 1, 2])]
-    assert sources[0].asked == [True, True, False, False, True]
-    assert sources[1].asked == [False, False, True, True, False]
+    assert not any(sources[0].asked + sources[1].asked)  # only shards to be made are decoded
 
 
 def test_pairs_that_need_no_path_are_encoded_only(tmp_path, caplog):
@@ -228,6 +230,24 @@ def test_pairs_that_need_no_path_are_encoded_only(tmp_path, caplog):
     assert model.calls == 0 and not cache.inverted
     assert set(cache.shard(0).keys()) == {"clean", "preference", "condition.prompt", "framing.size"}
     assert "encoding pairs, none is inverted" in caplog.text
+
+
+def test_a_shard_is_of_one_size_and_numbers_follow_the_stream():
+    """Widths 2, 4, 2, 4, 2 at height 2, and the third pair has a picture of each."""
+    sizes, key = [(2, 2), (2, 4)], replace(KEY, resolution="2x2", pairs_per_shard=2)
+    wide = [
+        replace(pair(k), decoded=(Image.new("RGB", (2 + 2 * (k % 2), 2)),) * 2) for k in range(5)
+    ]
+    wide[2] = replace(wide[2], decoded=(wide[0].decoded[0], wide[1].decoded[0]))
+    left_out = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "buckets", lambda *_: sizes)
+        found = list(grouped(wide, replace(key, fit="drop"), 2, left_out))
+    assert [[(j.number, j.place.size) for j in chunk] for chunk in found] == [
+        [(1, (2, 4)), (2, (2, 4))],
+        [(0, (2, 2)), (3, (2, 2))],
+    ]
+    assert left_out == {2: "mixed_shapes"}
 
 
 # ---- one shard
@@ -285,10 +305,10 @@ def test_a_start_with_noise_has_each_pairs_own(tmp_path):
 
 
 def test_the_noise_of_pairs_is_their_numbers():
-    found = pair_noise(7, torch.Size([4, 1, 2]))
+    found = pair_noise([7, 8], torch.Size([4, 1, 2]))
     assert torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
     assert not torch.equal(found[0], found[2])
-    assert torch.equal(pair_noise(8, torch.Size([2, 1, 2]))[0], found[2])
+    assert torch.equal(pair_noise([8], torch.Size([2, 1, 2]))[0], found[2])
 
 
 def test_kept_states_are_rows_of_the_whole(tmp_path):
@@ -304,13 +324,13 @@ def test_kept_states_are_rows_of_the_whole(tmp_path):
 
 def test_one_state_is_kept_of_each_stratum():
     key = replace(KEY, keep=(3, 4, 12))  # 4-6, 7-9, 10-12
-    rows = kept_steps(0, 400, key)
+    rows = kept_steps(range(400), key)
     for column, low in enumerate((4, 7, 10)):
         assert set(rows[:, column].tolist()) == {low, low + 1, low + 2}
-    assert torch.equal(kept_steps(100, 20, key), rows[100:120])  # by the pair's number
-    few = kept_steps(0, 3, replace(KEY, keep=(5, 2, 3)))
+    assert torch.equal(kept_steps(range(100, 120), key), rows[100:120])  # by the pair's number
+    few = kept_steps(range(3), replace(KEY, keep=(5, 2, 3)))
     assert few.tolist() == [[2, 3]] * 3  # two indices are two states
-    assert kept_steps(9, 2, KEY).tolist() == [[1, 2, 3]] * 2
+    assert kept_steps([9, 4], KEY).tolist() == [[1, 2, 3]] * 2
 
 
 def test_the_variance_is_that_of_the_recovered_noise(tmp_path):
@@ -320,8 +340,13 @@ def test_the_variance_is_that_of_the_recovered_noise(tmp_path):
     assert noise_variance(cache) == pytest.approx(noise.square().mean().item(), rel=1e-5)
 
 
+def jobs(count):
+    """The first pairs, as they are."""
+    return [Job(k, pair(k), Place((SIDE, SIDE), "crop")) for k in range(count)]
+
+
 def latents(key):
-    return invert_pairs(Inverter(Pipeline(), key, GRID, CPU), [pair(0)], 0)["clean"]
+    return invert_pairs(Inverter(Pipeline(), key, GRID, CPU), jobs(1))["clean"]
 
 
 def test_a_mirrored_pair_is_mirrored_whole():
@@ -336,7 +361,7 @@ def test_scene_graphs_are_read_where_the_model_takes_them():
     model = Pipeline()
     for graph in (None, "new 4"):
         how = Inverter(model, replace(KEY, scene_graph=graph, extent=NOWHERE), GRID, CPU)
-        invert_pairs(how, [pair(0), pair(1)], 0)
+        invert_pairs(how, jobs(2))
     assert model.graphs == [None, [None, None]]
 
 
@@ -397,7 +422,7 @@ def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
 )
 def test_the_time_is_that_of_the_evaluations_that_are_done(change, caplog, monkeypatch):
     model, key = Pipeline(), replace(KEY, **change)
-    invert_pairs(Inverter(model, key, GRID, CPU), [pair(0), pair(1)], 0)
+    invert_pairs(Inverter(model, key, GRID, CPU), jobs(2))
     text, _ = said(caplog, monkeypatch, 2, change, seconds=60.0)  # one batch of four images
     assert f"and {model.calls / 4:.1f} min" in text
 

@@ -1,0 +1,100 @@
+"""Shapes that pictures are trained at: buckets of nearly one area, as SDXL and kohya have them.
+
+A bucket is a size (height, width) in pixels. Podell et al., 2023, https://arxiv.org/abs/2307.01952
+(appendix I) lists those of SDXL; ``buckets(1024, 16)`` is the same list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from inversion_dpo.data.transforms import Size
+
+Resolution = int | str  # the side of a square, whose area all buckets have; or WIDTHxHEIGHT alone
+WIDEST = 4.0  # ratio of the sides of the longest bucket
+MOST_CUT = 1 / 8  # share of a picture that may be cut off so that it fills its bucket
+COMMON_MULTIPLE = 16  # of a side, which nearly every model needs
+LEFT_OUT = ("mixed_shapes", "odd_shapes")
+
+
+def square(resolution: Resolution) -> Size:
+    """Return the one size of WIDTHxHEIGHT, or the square of a side."""
+    if isinstance(resolution, int):
+        return resolution, resolution
+    width, height = map(int, resolution.split("x"))
+    return height, width
+
+
+@cache
+def buckets(resolution: Resolution, multiple: int = COMMON_MULTIPLE) -> tuple[Size, ...]:
+    """List the sizes that pictures come to, the square first.
+
+    Widths rise by a step, and so do heights; the area is the square's or a little less. The step
+    is the largest multiple of ``multiple`` that divides the side, up to 64 and a 16th of the side.
+
+    Args:
+        resolution: WIDTHxHEIGHT is the only size; a side makes buckets.
+        multiple: the model's, of the sides.
+    """
+    side, other = square(resolution)
+    if isinstance(resolution, str) or side != other:
+        return ((side, other),)
+    most = max(multiple, min(64, side // 16))
+    step = max((s for s in range(multiple, most + 1, multiple) if side % s == 0), default=multiple)
+    found = {(side, side)}
+    for width in range(side + step, 2 * side + 1, step):
+        height = side * side // width // step * step
+        if height and width / height <= WIDEST:
+            found |= {(height, width), (width, height)}
+    return tuple(sorted(found, key=lambda size: (round(abs(_ratio(size)), 9), size)))
+
+
+def nearest(sizes: Sequence[Size], *pictures: Size) -> Size:
+    """Find the size whose ratio of sides is nearest to that of the pictures, in logarithms.
+
+    Of several pictures the geometric mean counts, so that their order does not matter.
+    """
+    wanted = sum(map(_ratio, pictures)) / len(pictures)
+    return min(sizes, key=lambda size: round(abs(_ratio(size) - wanted), 9))
+
+
+def share_cut(picture: Size, size: Size) -> float:
+    """Compute which share of a picture is cut off if it covers the size."""
+    return 1 - math.exp(-abs(_ratio(picture) - _ratio(size)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pair goes. fit: see :func:`.transforms.fit`; empty: the pair is left out.
+
+    odd: one of ``LEFT_OUT`` if a picture has another shape than its bucket, else empty.
+    """
+
+    size: Size
+    fit: str
+    odd: str = ""
+
+
+def place(sizes: Sequence[Size], pictures: Sequence[Size], fit: str) -> Place:
+    """Choose one bucket for a pair: that of the nearest ratio of sides.
+
+    ``crop`` cuts what does not fit, and ``pad`` cuts nothing. ``drop`` cuts at most ``MOST_CUT`` of
+    a picture, and leaves a pair out that would lose more.
+    """
+    size, odd = nearest(sizes, *pictures), ""
+    if max(share_cut(picture, size) for picture in pictures) > MOST_CUT:
+        mixed = len({nearest(sizes, picture) for picture in pictures}) > 1
+        odd = LEFT_OUT[0] if mixed else LEFT_OUT[1]
+    return Place(size, ("" if odd else "crop") if fit == "drop" else fit, odd)
+
+
+def named(size: Size) -> str:
+    """Write a size as WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}"
+
+
+def _ratio(size: Size) -> float:
+    return math.log(size[1] / size[0])
