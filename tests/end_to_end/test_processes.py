@@ -73,7 +73,7 @@ def launch(count, *words, timeout=240):
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": str(ROOT),  # the script reads tests.sessions
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",  # tests.sessions, and this checkout
     }
     done = subprocess.run(
         [*command, *map(str, words)],
