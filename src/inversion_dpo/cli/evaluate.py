@@ -49,6 +49,18 @@ def report(
     typer.echo(f"report: {write(run)}")
 
 
+def prompts(
+    name: Annotated[str | None, typer.Argument(help="Read this set; without it, list all.")] = None,
+) -> None:
+    """Name the prompt sets that papers use, with number, licence and source; read one.
+
+    Example: inversion-dpo prompts geneval
+    """
+    from inversion_dpo.evaluation.named_sets import lines
+
+    typer.echo("\n".join(lines(name)))
+
+
 def fid(
     run: Annotated[Path, typer.Argument(help="The folder of an evaluated run.")],
     real: Annotated[Path, typer.Option(help="Folder of real images.")],

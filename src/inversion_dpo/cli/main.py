@@ -181,6 +181,7 @@ def sample(
 for command in (demo, invert, train, sample, evaluate.evaluate, evaluate.fid, compare):
     app.command(cls=Heavy)(command)
 app.command()(evaluate.report)
+app.command()(evaluate.prompts)
 app.command()(config)
 app.command()(label.web)  # it loads networks when somebody first asks for a picture
 app.command("export")(evaluate.export_run)

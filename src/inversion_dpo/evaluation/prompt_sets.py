@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.annotations import read_annotations
+from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
 
@@ -42,11 +43,11 @@ def read_prompt_set(source: str, limit: int | None, seed: int = 0) -> PromptSet:
     """Read the first ``limit`` prompts of a set.
 
     Args:
-        source: a number of training captions of the embedded world; a text file with one prompt a
-            line; a .jsonl file with ``prompt`` and, optionally, ``category`` or ``tag``
-            (GenEval's evaluation_metadata.jsonl) and ``scene_graph`` in LAION-SG's layout; a
-            .parquet file with the same columns; or a dataset's column on the hub,
-            ``hf:OWNER/NAME:COLUMN`` or ``hf:OWNER/NAME:COLUMN:SPLIT`` (split train).
+        source: a set's name, see :mod:`named_sets`; a number of training captions of the embedded
+            world; a text file with one prompt a line; a .jsonl file with ``prompt`` and,
+            optionally, ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and
+            ``scene_graph`` in LAION-SG's layout; a .parquet file with the same columns; or a
+            dataset's column on the hub, ``hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]`` (split train).
         limit: None for all.
         seed: of the embedded world's captions.
 
@@ -138,11 +139,14 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     if source.startswith("hf:"):
         yield from _hub_rows(source)
         return
+    if source in named_sets():
+        yield from ((r["prompt"], r["category"], None) for r in named_sets()[source].rows())
+        return
     file = Path(resolve(source))
     if not file.is_file():
         raise ConfigError(
-            f"evaluation.prompts: no file {file}; give a text file with one prompt a line, or "
-            "hf:OWNER/NAME:COLUMN"
+            f"evaluation.prompts: no file {file}; give a text file with one prompt a line, "
+            f"hf:OWNER/NAME:COLUMN, or one of {', '.join(named_sets())}"
         )
     if file.suffix == ".parquet":
         yield from _parquet_rows(file)
@@ -198,11 +202,17 @@ def _graph(value: Any, where: str) -> SceneGraph | None:
 def _hub_rows(source: str) -> Iterator[_Row]:
     name, column, split, *more = [*source.removeprefix("hf:").split(":"), "", ""][:4]
     if not name or not column or any(more):
-        raise ConfigError(f"evaluation.prompts={source}: write hf:OWNER/NAME:COLUMN[:SPLIT]")
+        raise ConfigError(
+            f"evaluation.prompts={source}: write hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]; "
+            "hf:OWNER/NAME:COLUMN reads the split train"
+        )
     import datasets
 
+    name, _, revision = name.partition("@")
+    at = {"revision": revision} if revision else {}
+
     try:
-        rows: Any = datasets.load_dataset(name, split=split or "train", streaming=True)
+        rows: Any = datasets.load_dataset(name, split=split or "train", streaming=True, **at)
         for row in rows:
             if column not in row:
                 raise KeyError(f"no column {column}; it has {', '.join(row)}")

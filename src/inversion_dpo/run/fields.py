@@ -341,7 +341,7 @@ class EvaluationConfig:
     """Sampling and scoring (docs/how-to/evaluate.md); both models start from the same noise."""
 
     prompts: str = "asset:prompts-test.txt"
-    """Held-out prompts: a file, hf:OWNER/NAME:COLUMN, or heldout: captions of held-out pairs."""
+    """Held-out prompts: a file, a set's name, hf:OWNER/NAME:COLUMN, or heldout, from the pairs."""
     limit: Count | None = 500
     """Use only so many prompts from the start; null uses all."""
     seeds: Count = 1
