@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.maths.inversion import invert, reconstruct
+from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.models.base import Framing, ModelError, network_of
 from inversion_dpo.models.loading import adapt, load_model, load_pipeline
 from inversion_dpo.run.config import ConfigError, load_config
@@ -370,19 +371,6 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
     assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-4
 
 
-# In `make test`: two of the paths, and both transformers.
-OBJECTIVES = ["target=transition", "target=reference", "name=diffusion_dpo", "name=sft"]
-ONCE = [("sd3", "name=diffusion_dpo"), ("flux", "name=sft")]
-
-
-@pytest.mark.parametrize(
-    ("family", "objective"), slow_but(ONCE, product(["sd2", "sdxl", "sd3", "flux"], OBJECTIVES))
-)
-def test_every_objective(family, objective, tiny, pair_file, tmp_path):
-    train(config_for(family, tiny, pair_file, f"objective.{objective}"), tmp_path)
-    assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
-
-
 @pytest.mark.slow  # tracing costs a minute
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatch):
@@ -602,7 +590,7 @@ def test_a_missing_part_is_named(key, missing, tiny, pair_file):
 
 
 PRESETS = [("sd15", "sd15"), ("sdxl", "sdxl"), ("sd35", "sd3"), ("flux", "flux")]
-NEW_PRESETS = ["z-image", "flux2-klein", "qwen-image", "chroma", "krea2", "wan"]
+NEW_PRESETS = ["z-image", "flux2-klein", "qwen-image", "chroma", "krea2", "wan", "sana", "lumina2"]
 
 
 @pytest.mark.parametrize(
@@ -630,34 +618,49 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
     assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
 
 
-# In `make test`: every objective once, and every family once; the policy's own inversion (InPO) by
-# v and by flow. test_training.py resumes each objective on eps.
-OWN = [("sd2", "inpo"), ("sd3", "inpo"), ("sdxl", "smpo"), ("flux", "dspo")]
-OWN += [("sd15", "kto"), ("sd3", "mapo")]
+# In `make test`: v, eps and flow; fresh noise, and the policy's own inversion. test_training.py
+# resumes each objective on eps.
+METHOD_ONCE = [("sd2", "inpo"), ("sdxl", "smpo"), ("flux", "dspo"), ("z-image", "kto")]
+LOG_2 = math.log(2)
+START = {"dpo": LOG_2, "dpo_released": LOG_2, "smpo": LOG_2, "dmpo": 1.6144, "kto": 0.5}
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """A folder of caches for each family, which its methods share."""
+    return tmp_path_factory.mktemp("caches")
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    slow_but(
-        OWN,
-        product(["sd15", "sd2", "sdxl", "sd3", "flux"], ["inpo", "smpo", "dspo", "mapo", "kto"]),
-    ),
+    ("family", "name"), slow_but(METHOD_ONCE, product(FAMILIES + NEWER, METHODS))
 )
-def test_every_objective_on_every_family(family, name, tiny, soft_pair_file, tmp_path):
-    """Two steps: eps, v and flow, fresh noise or the policy's own inversion."""
+def test_every_method_on_every_family(family, name, tiny, soft_pair_file, tmp_path, caches):
+    """Two steps: the loss starts where it must, and moves every tensor that is trained.
+
+    The released form starts on a saddle, where rounding noise decides.
+    """
+    method = METHODS[name]
     config = config_for(
         family,
         tiny,
         soft_pair_file,
         f"objective.name={name}",
-        f"objective.soft_labels={name == 'smpo'}",
-        "objective.weighting=min_snr",
+        *["objective.soft_labels=true"] * (method.loss == "smpo"),
+        *["objective.weighting=min_snr"] * (method.path in ("noise", "policy", "renoise")),
         "training.steps=2",
-        "model.resolution=64",
     )
-    train(config, tmp_path)
+    session = train(config, tmp_path, caches / family)
     first = read_rows(tmp_path / "metrics.jsonl")[0]
-    assert first["grad_norm"] > 0
-    start = {"inpo": math.log(2), "smpo": math.log(2), "kto": 0.5}
-    if name in start:
-        assert first["loss"] == pytest.approx(start[name], abs=1e-3)
+    if method.loss in START:
+        assert first["loss"] == pytest.approx(START[method.loss], abs=1e-3)
+    before, after = session.initial, session.policy.trainable()
+    still = [n for n, p in after.items() if torch.equal(p.detach(), before[n])]
+    assert before and (session.plan.on_saddle or not still)
+
+
+# In `make test`: a transformer.
+@pytest.mark.parametrize("family", slow_but(["sd3"], ["sd2", "sdxl", "sd3", "flux"]))
+@pytest.mark.parametrize("target", slow_but(["transition"], ["transition", "reference"]))
+def test_other_targets_of_a_trajectory(family, target, tiny, pair_file, tmp_path, caches):
+    train(config_for(family, tiny, pair_file, f"objective.target={target}"), tmp_path, caches)
+    assert (tmp_path / "adapter/pytorch_lora_weights.safetensors").exists()
