@@ -29,6 +29,7 @@ from inversion_dpo.models.parts import (
     named,
 )
 from inversion_dpo.models.quantized import quantize
+from inversion_dpo.models.schedules import few_steps
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.fields import ModelConfig
 
@@ -48,7 +49,12 @@ FAMILIES = {  # of diffusers' pipelines: file in this folder, and class
     "SanaPipeline": ("sana", "Sana"),
     "Lumina2Pipeline": ("lumina_2", "Lumina2"),
 }
-DISTILLED = re.compile("turbo|lightning|schnell|lcm|hyper-?sd|distill", re.IGNORECASE)  # in names
+DISTILLED = re.compile(  # in names
+    "turbo|lightning|schnell|sprint|flash|distill|consistency|causvid|lightx2v|fastwan|hyper-?sd"
+    "|hyper-?flux|(?<![a-z])(lcm|tcd|pcm|dmd2?)(?![a-z])"
+    r"|(?<![\dv.])[1248][-_]?steps?(?![a-z]|[-_]?\d)",
+    re.IGNORECASE,
+)
 
 
 def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
@@ -144,17 +150,27 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
             raise ModelError(
                 f"model.{key}={value} has no effect with {type(pipeline).__name__}: leave it out"
             )
-    name = Path(m.path).name
-    if why := model.distilled or (DISTILLED.search(name) and "so says its name"):
+    if why := model.distilled or few_steps(pipeline.scheduler) or name_of_few_steps(m):
         logger.warning(
             "%s seems to be distilled to few steps (%s): training undoes that, and pairs are "
             "inverted inexactly. Train its base model",
-            name,
+            Path(m.path).name,
             why,
         )
     if p.kind == "full":
         network_of(model).float()
     return model
+
+
+def name_of_few_steps(m: ModelConfig) -> str | None:
+    """Tell from the names of the model, its network and its LoRA that it is of few steps."""
+    for key, given in (("path", m.path), ("network", m.network), ("lora", m.lora)):
+        *above, name = Path(given or "-").parts
+        names = [name, *(n for n in above if n.startswith("models--"))]  # in the hub's cache
+        names += above[-1:] if name in NETWORKS else []
+        if any(DISTILLED.search(n) for n in names):
+            return f"so says the name in model.{key}"
+    return None
 
 
 def base_name(path: str) -> str:
@@ -180,9 +196,11 @@ def adapt(
         part.requires_grad_(False).eval()
     found = [FAMILIES[c.__name__] for c in type(pipeline).__mro__ if c.__name__ in FAMILIES]
     if not found:
-        raise ModelError(
-            f"{type(pipeline).__name__} is not supported; supported: {', '.join(FAMILIES)}"
+        kind = type(pipeline).__name__
+        base = (
+            " It is distilled to few steps: train its base model" if DISTILLED.search(kind) else ""
         )
+        raise ModelError(f"{kind} is not supported; supported: {', '.join(FAMILIES)}.{base}")
     file, name = found[0]
     family = getattr(import_module(f"inversion_dpo.models.{file}"), name)
     model: DiffusionModel = family(pipeline, Use(resolution, guidance_embed, prompt_chunks))

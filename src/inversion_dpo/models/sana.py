@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import scaled
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
+from inversion_dpo.models.base import Condition, ModelError, Use, no_framing, plain_guidance
 from inversion_dpo.models.prompts import real_tokens
 from inversion_dpo.models.schedules import flow_schedule
 
@@ -31,6 +31,8 @@ class Sana:
 
     def __init__(self, pipeline: SanaPipeline, use: Use) -> None:
         self.pipeline: Any = pipeline
+        if pipeline.transformer.config.guidance_embeds:
+            raise ModelError("this is SANA-Sprint, distilled to few steps: train its base, SANA")
         self.multiple = self.pipeline.vae_scale_factor * pipeline.transformer.config.patch_size
         self.reads = {"tokenizer": 300 - 2}
         autoencoder = scaled(pipeline.vae)

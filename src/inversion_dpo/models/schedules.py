@@ -79,10 +79,18 @@ def dynamic_shift(scheduler: Any, image_tokens: int, default: float) -> float | 
     return mu
 
 
+FEW_STEPS = {"LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler"}
+
+
 def few_steps(scheduler: Any) -> str | None:
-    """Tell from the sampler, LCM's or TCD's, that a model is distilled to few steps."""
-    name = type(scheduler).__name__
-    return f"it is sampled by {name}" if name in ("LCMScheduler", "TCDScheduler") else None
+    """Tell from the sampler, as published with the model, that it is distilled to few steps."""
+    name, config = type(scheduler).__name__, scheduler.config
+    kind = config.get("prediction_type"), config.get("timestep_spacing")
+    if name in FEW_STEPS or config.get("stochastic_sampling"):
+        return f"it is sampled by {name}, with new noise in every step"
+    if name.startswith("Euler") and kind == ("epsilon", "trailing"):
+        return "it is sampled by Euler steps from the last timestep, as SDXL Turbo and Lightning"
+    return None
 
 
 def flow_schedule(

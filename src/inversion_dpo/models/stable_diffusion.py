@@ -14,7 +14,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised, scaled
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
 from inversion_dpo.models.prompts import clip_reads, encode_clip, encode_two_clips
-from inversion_dpo.models.schedules import discrete_schedule, few_steps
+from inversion_dpo.models.schedules import discrete_schedule
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -31,7 +31,7 @@ class StableDiffusion:
         self.pipeline: Any = pipeline
         self.prompt_chunks, self.multiple = use.prompt_chunks, 2 * pipeline.vae_scale_factor
         self.schedule = discrete_schedule(pipeline.scheduler)
-        self.distilled = few_steps(pipeline.scheduler)
+        self.distilled = _distilled(pipeline.unet)
         self.reads = clip_reads(pipeline, use.prompt_chunks)
         autoencoder = scaled(pipeline.vae)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
@@ -72,7 +72,7 @@ class StableDiffusionXL:
         self.pipeline: Any = pipeline
         self.prompt_chunks, self.multiple = use.prompt_chunks, 2 * pipeline.vae_scale_factor
         self.schedule = discrete_schedule(pipeline.scheduler)
-        self.distilled = few_steps(pipeline.scheduler)
+        self.distilled = _distilled(pipeline.unet)
         self.reads = clip_reads(pipeline, use.prompt_chunks)
         vae: Any = pipeline.vae
         known = all(vae.config.get(f"latents_{n}") is not None for n in ("mean", "std"))
@@ -119,3 +119,8 @@ class StableDiffusionXL:
             x_t.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=added
         ).sample
         return output.float()
+
+
+def _distilled(unet: Any) -> str | None:
+    told = unet.config.get("time_cond_proj_dim")
+    return "its UNet has an input for the guidance, as LCM's" if told else None

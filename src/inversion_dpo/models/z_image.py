@@ -21,7 +21,6 @@ class ZImage:
 
     component, chunked = "transformer", False
     targets = ("to_q", "to_k", "to_v", "to_out.0")
-    distilled: str | None = None
     framing = staticmethod(no_framing)
     combine = staticmethod(plain_guidance)
 
@@ -34,6 +33,8 @@ class ZImage:
         tokens = (use.resolution // self.multiple) ** 2
         # the image is filled up to a multiple of 32 tokens: often nothing is filled
         self.unreached: str | None = "x_pad_token" if tokens % 32 == 0 else None
+        turbo = pipeline.scheduler.config.get("shift") == 3  # the base's is 6
+        self.distilled = "its schedule has the shift of Z-Image-Turbo, 3" if turbo else None
         mu = dynamic_shift(pipeline.scheduler, tokens, 1.15)
         self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import SanaSprintPipeline
 from torch import Tensor
 
 from inversion_dpo.maths.inversion import Extent, invert, reconstruct
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import ModelError, joined, network_of
-from inversion_dpo.models.loading import adapt, load_model, load_pipeline
+from inversion_dpo.models.loading import adapt, load_model, load_pipeline, name_of_few_steps
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config
@@ -292,7 +293,7 @@ def test_a_prompt_that_is_cut_is_counted(family, model_of):
     ("family", "named", "why"),
     [
         ("flux-schnell", "plain", "it takes no guidance, as FLUX.1 schnell"),
-        ("sd15", "Some-Turbo", "so says its name"),
+        ("sd15", "Some-Turbo", "so says the name in model.path"),
         ("sd15", "plain", None),
     ],
 )
@@ -301,6 +302,50 @@ def test_a_model_of_few_steps_is_warned_of(family, named, why, tiny, tmp_path, c
     load_model(load_config(None, [f"model.path={tmp_path / named}"]), torch.device("cpu"))
     assert (f"{named} seems to be distilled to few steps ({why})" in caplog.text) == bool(why)
     assert ("Train its base" in caplog.text) == bool(why)
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"path": "stabilityai/sdxl-turbo"}, "path"),
+        ({"path": "/cache/models--ByteDance--SDXL-Lightning/snapshots/c0ffee"}, "path"),
+        ({"path": "Tongyi-MAI/Z-Image-Turbo"}, "path"),
+        ({"path": "black-forest-labs/FLUX.1-schnell"}, "path"),
+        ({"path": "SimianLuo/LCM_Dreamshaper_v7"}, "path"),
+        ({"path": "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers"}, "path"),
+        ({"path": "lightx2v/Wan2.1-T2V-14B-StepDistill-CfgDistill"}, "path"),
+        ({"path": "lodestones/Chroma1-Flash"}, "path"),
+        ({"network": "files/sdxl_4step_unet.safetensors"}, "network"),
+        ({"network": "SDXL-DMD2/unet"}, "network"),
+        ({"lora": "latent-consistency/lcm-lora-sdxl"}, "lora"),
+        ({"lora": "Hyper-SD15-8steps-CFG-lora.safetensors"}, "lora"),
+        ({"path": "/turbo/lightning/sd15"}, None),
+        ({"path": "stabilityai/stable-diffusion-xl-base-1.0", "network": "mhdang/dpo-sdxl"}, None),
+        ({"path": "runs/v1-steps", "lora": "mine-step-1000/adapter"}, None),
+        ({"path": "nelcmodel/base-50-steps"}, None),
+    ],
+)
+def test_names_of_few_steps(given, key):
+    assert name_of_few_steps(ModelConfig(**given)) == (key and f"so says the name in model.{key}")
+
+
+def test_distilled_variants_are_known_by_their_configuration(tiny):
+    """Z-Image-Turbo by its shift, LCM by an input of its UNet; SANA-Sprint is refused."""
+    turbo = load_pipeline(ModelConfig(str(tiny("z-image"))))
+    assert adapt(turbo, SIDE).distilled is None
+    turbo.scheduler = type(turbo.scheduler).from_config(turbo.scheduler.config, shift=3.0)
+    assert "shift of Z-Image-Turbo" in adapt(turbo, SIDE).distilled
+    lcm = load_pipeline(ModelConfig(str(tiny("sd15"))))
+    assert adapt(lcm, SIDE).distilled is None
+    lcm.unet.register_to_config(time_cond_proj_dim=256)
+    assert "as LCM's" in adapt(lcm, SIDE).distilled
+    sprint = load_pipeline(ModelConfig(str(tiny("sana"))))
+    sprint.transformer.register_to_config(guidance_embeds=True)
+    with pytest.raises(ModelError, match="SANA-Sprint, distilled to few steps"):
+        adapt(sprint, SIDE)
+    sprint.__class__ = SanaSprintPipeline
+    with pytest.raises(ModelError, match="SanaSprintPipeline is not.*few steps: train its base"):
+        adapt(sprint, SIDE)
 
 
 @pytest.mark.parametrize("family", ["flux2-klein", "krea2"])

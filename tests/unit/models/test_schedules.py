@@ -20,6 +20,7 @@ from diffusers import (
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    SCMScheduler,
     TCDScheduler,
     UniPCMultistepScheduler,
 )
@@ -230,9 +231,22 @@ def test_flow_needs_its_scheduler():
         flow_schedule(DDIMScheduler(**SD))
 
 
+V = "v_prediction"  # with zero terminal SNR it also starts from the last timestep
+
+
 @pytest.mark.parametrize(
     ("scheduler", "distilled"),
-    [(LCMScheduler(), True), (TCDScheduler(), True), (DDIMScheduler(), False)],
+    [
+        (LCMScheduler(), True),
+        (TCDScheduler(), True),
+        (SCMScheduler(), True),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), True),
+        (EulerAncestralDiscreteScheduler(timestep_spacing="trailing"), True),
+        (EulerDiscreteScheduler(timestep_spacing="leading"), False),
+        (EulerDiscreteScheduler(timestep_spacing="trailing", prediction_type=V), False),
+        (FlowMatchEulerDiscreteScheduler(), False),
+        (DDIMScheduler(timestep_spacing="trailing"), False),
+    ],
 )
 def test_samplers_of_few_steps_are_known(scheduler, distilled):
     assert bool(few_steps(scheduler)) == distilled
