@@ -12,7 +12,7 @@ residual to recover the noise. Without noise added at the start, x_T is much too
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -55,7 +55,7 @@ def invert(
 
     Returns:
         States 0 to ``extent.last`` with their predictions. A prediction below ``extent.first`` that
-        the path does not need is not evaluated: it is NaN.
+        the path does not need is not evaluated: it is NaN. :func:`follow` makes the states again.
 
     Raises:
         ValueError: ``extent.start`` is outside the grid, or positive without ``noise``.
@@ -65,6 +65,7 @@ def invert(
         raise ValueError(f"start={start} needs noise, and must be in 0..{grid.steps - 1}")
     unknown = torch.full_like(x_0, torch.nan)
     states, predictions = [x_0], [unknown if start else _at(predict, x_0, grid, 0)]
+    moves, move = list[Tensor](), unknown  # unrefined, they are the predictions themselves
     for i in range(1, min(extent.last, grid.steps) + 1):
         low, high = grid.levels[i - 1], grid.levels[i]
         if noise is not None and i <= start:
@@ -74,11 +75,47 @@ def invert(
             x = step(states[-1], predictions[-1], low, high, kind)
             prediction = _at(predict, x, grid, i)
             for _ in range(extent.iterations):
-                x = step_back(states[-1], prediction, high, low, kind)
+                x, move = step_back(states[-1], prediction, high, low, kind), prediction
                 prediction = _at(predict, x, grid, i)
+        if extent.iterations:
+            moves.append(move)
         states.append(x)
         predictions.append(prediction)
-    return Trajectory(grid, torch.stack(states), torch.stack(predictions))
+    known = torch.stack(predictions)
+    return Trajectory(grid, torch.stack(states), known, torch.stack(moves) if moves else known[:-1])
+
+
+@torch.no_grad()
+def follow(
+    x: Tensor, moves: Sequence[Tensor], start: Tensor, grid: Grid, kind: str, *, refined: bool
+) -> tuple[Tensor, Tensor]:
+    """Go up the grid again by the predictions that a path followed: the same states to the bit.
+
+    A transition is one product and one sum of float32 numbers, rounded one by one, so any device
+    makes the same states. A prediction may come in fewer bits that hold it exactly.
+
+    Args:
+        x: states (B, *), those with the most transitions first.
+        moves: for each transition the predictions [n, *] of the first n images, which take it.
+        start: index on the grid of each state [B].
+        grid: of the path.
+        kind: of the predictions.
+        refined: whether the path was refined, see :func:`invert`.
+
+    Returns:
+        The states after the last transition of each image, and those before it.
+    """
+    levels, again, before = grid.levels, x.clone(), x.clone()
+    for j, move in enumerate(moves):
+        n = len(move)
+        low, high, here = levels[start[:n] + j], levels[start[:n] + j + 1], again[:n].clone()
+        known, before[:n] = move.to(x), here
+        again[:n] = (
+            step_back(here, known, high, low, kind)
+            if refined
+            else step(here, known, low, high, kind)
+        )
+    return again, before
 
 
 @torch.no_grad()

@@ -74,11 +74,13 @@ class Trajectory:
     states: x_{t_i}, [N+1, B, *]; states[0] is the clean latent.
     reference: the reference's prediction at (x_{t_i}, t_i, c), [N+1, B, *], of the kind that the
         network predicts: eps, v or a flow's velocity.
+    moves: the prediction that leads from each state to the next, [N, B, *].
     """
 
     grid: Grid
     states: Tensor
     reference: Tensor
+    moves: Tensor
 
 
 @dataclass(frozen=True)

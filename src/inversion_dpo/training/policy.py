@@ -57,12 +57,16 @@ class LoraPolicy:
                 self.network.add_adapter(config)  # type: ignore[operator]
         except ValueError as error:
             raise ModelError(f"policy.target_modules={target_modules}: {error}") from error
+        # Found once: a walk over all modules takes as long as a small step. Parameters are looked
+        # up in them each time, for FSDP2 puts others in their place.
+        self.layers = {n: m for n, m in self.network.named_modules() if "lora_" in n}
         for parameter in self.trainable().values():
             parameter.data = parameter.data.float()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """List trainable parameters by name."""
-        return {n: p for n, p in self.network.named_parameters() if "lora_" in n}
+        layers = self.layers.items()
+        return {f"{n}.{k}": p for n, m in layers for k, p in m.named_parameters(recurse=False)}
 
     @contextmanager
     def reference(self, network: Any) -> Iterator[nn.Module]:

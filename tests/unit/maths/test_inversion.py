@@ -9,6 +9,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from inversion_dpo.maths.inversion import (
     compared,
     evaluations_per_image,
+    follow,
     invert,
     reconstruct,
     reconstruction_error,
@@ -311,6 +312,32 @@ def test_nothing_is_evaluated_in_vain(first, last, start, iterations, guidance, 
     whole, wanted = inverted(replace(extent, first=1, last=10)), slice(first, last + 1)
     assert torch.equal(lean.states, whole.states[: last + 1])
     assert torch.equal(lean.reference[wanted], whole.reference[wanted])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("iterations", [0, 2])
+@pytest.mark.parametrize("start", [0, 3])
+def test_states_are_made_again_to_the_bit(kind, iterations, start):
+    """From float32 latents and predictions of a network in bfloat16, kept in bfloat16."""
+    grid = flow_grid(10) if kind == "flow_prediction" else SCHEDULE.grid(10)
+    x_0, noise = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(start))
+
+    def predict(x, t):
+        return (torch.tanh(1.7 * x) + t.reshape(-1, 1) / 1500).bfloat16().float()
+
+    extent = Extent(start, iterations=iterations)
+    path = invert(x_0, grid, predict, kind, noise=noise if start else None, extent=extent)
+    assert len(path.moves) == 10
+    assert iterations or path.moves.data_ptr() == path.reference.data_ptr()  # no copy
+    tops = torch.tensor([10, 7, 4, start])  # those with most transitions first
+    moves = [path.moves[i, : int((tops > i).sum())].bfloat16() for i in range(start, 10)]
+    at, refined = torch.full((4,), start), iterations > 0
+    again, before = follow(path.states[start], moves, at, grid, kind, refined=refined)
+    assert torch.equal(again, path.states[tops, torch.arange(4)])
+    assert torch.equal(before[:3], path.states[tops - 1, torch.arange(4)][:3])
+    last, at = [path.moves[9, :1]], torch.tensor([9])
+    again, _ = follow(path.states[9, :1], last, at, grid, kind, refined=refined)
+    assert torch.equal(again[0], path.states[10, 0])
 
 
 def test_recovered_noise_is_the_noise_that_was_added():

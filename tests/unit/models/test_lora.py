@@ -217,8 +217,13 @@ def test_files_of_a_folder(pipe, tmp_path):
 def test_a_trained_adapter_acts_as_in_plain_diffusers(dora, tiny, tmp_path):
     p = PolicyConfig(rank=4, alpha=6.0, target_modules=["to_q", "conv1"], dora=dora)
     policy = LoraPolicy(adapt(load_pipeline(ModelConfig(str(tiny("sd15")))), 64), p, 0)
-    for parameter in policy.trainable().values():
+    listed = policy.trainable()
+    assert listed == {n: p for n, p in policy.network.named_parameters() if "lora_" in n}
+    for parameter in listed.values():
         parameter.data += 0.2 * torch.randn_like(parameter)
+    layer = next(m for n, m in policy.network.named_modules() if n.endswith("lora_A.default"))
+    layer.weight = torch.nn.Parameter(layer.weight.data)  # as FSDP2 puts its own in the place
+    assert any(layer.weight is p for p in policy.trainable().values())
     policy.save(tmp_path)
     ours, theirs = (load_pipeline(ModelConfig(str(tiny("sd15")))) for _ in range(2))
     add_lora(ours, str(tmp_path))
