@@ -54,6 +54,8 @@ def test_train_evaluate_report_and_sample(capsys, settings, tmp_path):
     assert {"win_rate", "n_prompts", "seconds", "pairs", "steps"} <= set(metrics)
     assert metrics["n_prompts"] == 4 and metrics["pairs"] == 16 and metrics["steps"] == 8
     assert {"invert", "train", "sample reference", "sample policy"} <= set(metrics["seconds"])
+    code, text, _ = run(capsys, "advise", out)
+    assert code == 0 and "held-out" in text
     assert run(capsys, "report", out)[0] == 0
     assert "<html" in (out / "report.html").read_text()
     code, text, _ = run(capsys, "sample", "a small red star", "--run", out, "-o", tmp_path / "png")
@@ -68,7 +70,7 @@ def test_a_finished_run_is_not_repeated(capsys, settings, tmp_path):
             r"held-out accuracy (0|1)\.\d\d of 4 pairs \(95% interval .* to .*\): few pairs.*\n"
             r"drift from the reference: .*\n"
             r"time: \d+ s before and \d+ s in training; peak memory: \d+ MB\n"
-            r"policy: .*adapter\nnext: inversion-dpo evaluate ",
+            r"policy: .*adapter\nnext: inversion-dpo advise .*\n +inversion-dpo evaluate ",
             text,
         )
         assert found, text
@@ -109,6 +111,7 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, settings, tmp_pa
         "sample",
         "evaluate",
         "report",
+        "advise",
         "pairs build",
         "pairs check",
         "web",

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from inversion_dpo.cli import evaluate, label, pairs
+from inversion_dpo.cli.advise import advise
 from inversion_dpo.cli.compare import compare, demo
 from inversion_dpo.cli.options import (
     DEFAULT,
@@ -182,6 +183,7 @@ for command in (demo, invert, train, sample, evaluate.evaluate, evaluate.fid, co
     app.command(cls=Heavy)(command)
 app.command()(evaluate.report)
 app.command()(evaluate.prompts)
+app.command()(advise)
 app.command()(config)
 app.command()(label.web)  # it loads networks when somebody first asks for a picture
 app.command("export")(evaluate.export_run)

@@ -107,6 +107,13 @@ PANELS = (
         0.0,
     ),
     Panel(
+        "gradient factor",
+        "What a pair's gradient is multiplied by: 0.5 at the reference, near 0 once the winner is "
+        "far ahead, near 1 where it is far behind.",
+        _both("gradient_factor"),
+        0.5,
+    ),
+    Panel(
         "drift",
         "Mean squared difference between the predictions of policy and reference. Quality "
         "suffers when it keeps growing after held-out accuracy has settled.",

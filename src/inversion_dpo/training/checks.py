@@ -6,6 +6,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -170,38 +171,51 @@ def asked_to_stop(session: Session, stopping: Callable[[], bool]) -> bool:
     return total([(1.0, row)], session.accelerator.device, session.team)["stop"] > 0
 
 
-def complaints(rows: Sequence[Row]) -> dict[str, str]:
-    """Look at consecutive rows of a loss with a reference: a text for each kind of trouble."""
+@dataclass(frozen=True)
+class Advice:
+    """What a run shows, and what to do about it; no ``change`` where nothing need be done."""
+
+    seen: str
+    change: str = ""
+
+    def __str__(self) -> str:
+        return ". ".join(part for part in (self.seen, self.change) if part)
+
+
+def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
+    """Look at consecutive rows of a loss with a reference: advice for each kind of trouble."""
     rows = [r for r in rows if "margin" in r and math.isfinite(r["loss"])]
     early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY]
     found = {}
     if len(early) >= EARLY and min(early) == 1.0:
-        found["perfect at once"] = (
+        found["perfect at once"] = Advice(
             f"every pair was ranked right in each of the first {EARLY} steps: winners and losers "
-            "differ in something trivial (another model, size or compression), or "
-            "training.learning_rate is far too high"
+            "differ in something trivial (another model, size or compression), or the rate is far "
+            "too high",
+            "Run `inversion-dpo pairs check`, and lower training.learning_rate",
         )
     if len(rows) < WINDOW:
         return found
     keys = ("margin", "winner_error", "winner_error_ref", "drift")
     margin, winner, winner_ref, drift = (fmean(r[k] for r in rows) for k in keys)
     if all(abs(r["loss"] - math.log(2)) <= 2e-3 for r in rows):
-        found["flat loss"] = (
+        found["flat loss"] = Advice(
             f"the loss has stayed at log 2 = 0.693 for {len(rows)} steps: the policy does not "
-            "leave the reference. Raise training.learning_rate or objective.beta, or see whether "
-            "winners and losers differ at all"
+            "leave the reference",
+            "Raise training.learning_rate or objective.beta, or see whether winners and losers "
+            "differ at all",
         )
     if margin > 0 and winner > 1.02 * winner_ref:
-        found["loser only"] = (
+        found["loser only"] = Advice(
             f"the margin rises only through the losers: the error on winners is {winner:.4g}, "
-            f"above the reference's {winner_ref:.4g}. Samples may get worse while accuracy rises; "
-            "lower training.learning_rate or raise objective.beta, and stop early"
+            f"above the reference's {winner_ref:.4g}. Samples may get worse while accuracy rises",
+            "Lower training.learning_rate or raise objective.beta, and stop early",
         )
     if drift > winner_ref:
-        found["drift"] = (
+        found["drift"] = Advice(
             f"the policy has drifted: its distance to the reference, {drift:.4g}, exceeds the "
-            f"reference's own error on winners, {winner_ref:.4g}. Lower training.learning_rate or "
-            "training.steps, or raise objective.beta"
+            f"reference's own error on winners, {winner_ref:.4g}",
+            "Lower training.learning_rate or training.steps, or raise objective.beta",
         )
     return found
 
@@ -215,7 +229,15 @@ def accuracy_text(row: Row) -> str:
 
 def status(row: Row) -> str:
     """Write one line on the state of a run, from a row with held-out measurements."""
-    keys = ("loss", "winner_error", "loser_error", "margin", "drift", "grad_norm")
+    keys = (
+        "loss",
+        "winner_error",
+        "loser_error",
+        "margin",
+        "gradient_factor",
+        "drift",
+        "grad_norm",
+    )
     parts = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in keys if key in row]
     if "heldout_accuracy" in row:
         parts.append(accuracy_text(row))
@@ -234,7 +256,7 @@ class Watch:
         self._rows.append(row)
         if row["step"] == 0 or any(key.startswith("heldout_") for key in row):
             logger.info(status(row))
-        for name, text in complaints(tuple(self._rows)).items():
+        for name, advice in complaints(tuple(self._rows)).items():
             if name not in self._said:
                 self._said.add(name)
-                logger.warning("step %d: %s", row["step"], text)
+                logger.warning("step %d: %s", row["step"], advice)

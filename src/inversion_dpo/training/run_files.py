@@ -74,7 +74,8 @@ def summary(folder: Path, config: Config) -> str:
         f"time: {seconds['invert']:.0f} s before and {seconds['train']:.0f} s in training; "
         f"peak memory: {row['peak_memory_mb']:.0f} MB\n"
         f"policy: {folder / 'adapter'}\n"
-        f"next: inversion-dpo evaluate {folder}"
+        f"next: inversion-dpo advise {folder}   what to change in the training, if anything\n"
+        f"      inversion-dpo evaluate {folder}"
     )
 
 

@@ -159,7 +159,11 @@ def mean_gain(session: Session, gain: Tensor) -> Tensor:
 
 
 def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> Measured:
-    """Measure what is always logged: winner and loser errors, accuracy, margin, drift."""
+    """Measure what is always logged: winner and loser errors, accuracy, margin, drift.
+
+    The gradient factor is what sigmoid's gradient leaves of a pair: 1/2 at the reference, near 0
+    where the winner is far ahead.
+    """
     row = {"loss": output.loss, "winner_error": errors.winner, "loser_error": errors.loser}
     if compared:
         row |= {
@@ -167,6 +171,7 @@ def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> M
             "loser_error_ref": errors.loser_ref,
             "accuracy": (output.margin.sign() + 1) / 2,  # exact ties count half
             "margin": output.margin,
+            "gradient_factor": torch.sigmoid(-output.margin),
             "drift": (errors.winner_moved + errors.loser_moved) / 2,
         }
     return {k: v.detach().float().mean() for k, v in row.items()}

@@ -101,6 +101,7 @@ def test_measurements_by_hand():
         "loser_error_ref": 6.5,
         "accuracy": 0.5,
         "margin": 0.125,
+        "gradient_factor": pytest.approx((0.377541 + 0.562177) / 2),  # of logits -0.5 and 0.25
         "drift": 3.0,
     }
     tied = replace(output, margin=torch.tensor([0.0, 0.25]))

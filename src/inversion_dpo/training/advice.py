@@ -1,0 +1,169 @@
+"""Read a run's measurements and say in plain words what they show and what to change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from inversion_dpo.maths.intervals import wilson
+from inversion_dpo.maths.losses import LOSSES
+from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.folder import read_config, read_rows
+from inversion_dpo.training.checks import WINDOW, Advice, Row, accuracy_text, complaints
+from inversion_dpo.training.run_files import FEW_PAIRS
+from inversion_dpo.trajectories.key import chosen_method
+
+DECIDED = 0.1  # mean gradient factor below which most pairs have no say any more
+RISES = 3  # held-out measurements in a row that rise
+
+
+def advise(folder: Path) -> list[Advice]:
+    """Judge the training in a run's folder, and its evaluation if there is one.
+
+    Args:
+        folder: of a run that trained for at least one step.
+
+    Raises:
+        ConfigError: nothing was trained there.
+    """
+    rows = read_rows(folder / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    if not steps:
+        raise ConfigError(f"{folder} holds no training step: run `inversion-dpo train -o {folder}`")
+    config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
+    loss, result = LOSSES[chosen_method(config).loss], folder / "metrics.json"
+    found = [*broken(steps), *warned(steps)]
+    if loss.reference:
+        found += learned(steps, held, config.training.batch_size)
+        found += decided(steps) if "link" in loss.uses else []
+    elif held:
+        found.append(without_reference(held[-1]))
+    return [*found, *(judged(json.loads(result.read_text()), held) if result.exists() else [])]
+
+
+def broken(steps: Sequence[Row]) -> list[Advice]:
+    """Count the steps that were left out."""
+    left = [row["step"] for row in steps if "skipped" in row]
+    seen = (
+        f"{len(left)} of {len(steps)} steps were left out, the first at step {left[0]:.0f}: their "
+        "loss or gradient was not finite"
+        if left
+        else ""
+    )
+    change = "Lower training.learning_rate, or set training.mixed_precision=bf16"
+    return [Advice(seen, change)] if left else []
+
+
+def warned(steps: Sequence[Row]) -> list[Advice]:
+    """Repeat the warnings of the training, each with the first step at which it holds."""
+    first: dict[str, Advice] = {}
+    for end in range(1, len(steps) + 1):
+        for kind, advice in complaints(steps[max(0, end - WINDOW) : end]).items():
+            at = f"From step {steps[end - 1]['step']:.0f} on: {advice.seen}"
+            first.setdefault(kind, Advice(at, advice.change))
+    return list(first.values())
+
+
+def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advice]:
+    """Judge the held-out accuracy: beside chance, beside the training pairs, and over time.
+
+    Args:
+        steps: rows with a loss.
+        held: rows with measurements of held-out pairs.
+        batch: pairs of a step.
+    """
+    if not held or held[-1]["heldout_pairs"] < FEW_PAIRS:
+        few = held[-1]["heldout_pairs"] if held else 0
+        seen = f"Only {few:.0f} held-out pairs were measured: they cannot say what was learned"
+        return [Advice(seen, "Give more pairs, or raise data.holdout")]
+    last = held[-1]
+    low, high = bounds(last)
+    if low <= 0.5:
+        what = "no better than chance" if high >= 0.5 else "worse than chance"
+        return [
+            Advice(
+                f"{accuracy_text(last).capitalize()}: {what}",
+                "Look at the pairs (`inversion-dpo pairs check`): do people see what the winners "
+                "have in common? If so, raise training.steps, then training.learning_rate",
+            )
+        ]
+    found = [Advice(f"{accuracy_text(last).capitalize()}: better than chance")]
+    recent = [row["accuracy"] for row in steps[-WINDOW:] if "accuracy" in row]
+    share, least, _ = wilson(fmean(recent), len(recent) * batch)
+    if least > high:
+        seen = f"Training pairs are told apart in {share:.0%}, more than held-out ones: memorised"
+        found.append(Advice(seen, "Give more pairs, lower training.steps or policy.rank"))
+    best = max(held, key=lambda row: row["heldout_accuracy"])
+    if bounds(best)[0] > high:
+        seen = f"Held-out accuracy was {best['heldout_accuracy']:.2f} at step {best['step']:.0f}"
+        found.append(Advice(f"{seen} and fell since", f"Set training.steps={best['step']:.0f}"))
+    margins = [row["heldout_margin"] for row in held[-RISES - 1 :]]
+    if len(margins) > RISES and margins == sorted(margins) and last is best:
+        seen = f"Held-out margin and accuracy still rise after {len(steps)} steps"
+        found.append(Advice(seen, "Raise training.steps and run the same command again"))
+    return found
+
+
+def bounds(row: Row) -> tuple[float, float]:
+    """Return the ends of the 95% interval of a row's held-out accuracy."""
+    return wilson(row["heldout_accuracy"], round(row["heldout_pairs"]))[1:]
+
+
+def decided(steps: Sequence[Row]) -> list[Advice]:
+    """Judge what is left of the pairs' gradient over the last steps."""
+    factors = [row["gradient_factor"] for row in steps[-WINDOW:] if "gradient_factor" in row]
+    if len(factors) < WINDOW or not (mean := fmean(factors)) < DECIDED:
+        return []
+    seen = f"The mean gradient factor of the last {WINDOW} steps is {mean:.2f}: pairs are decided"
+    return [Advice(seen, "More steps change little; stop here, or lower objective.beta")]
+
+
+def without_reference(row: Row) -> Advice:
+    """Judge a loss that has no margin by its error on held-out winners."""
+    ours, theirs = row["heldout_winner_error"], row["heldout_winner_error_ref"]
+    seen = f"Held-out error on winners {ours:.4g}, the reference's {theirs:.4g}"
+    if ours < theirs:
+        return Advice(f"{seen}: winners are predicted better")
+    change = "Lower training.learning_rate or training.steps"
+    return Advice(f"{seen}: winners are predicted no better", change)
+
+
+def judged(metrics: Mapping[str, Any], held: Sequence[Row]) -> list[Advice]:
+    """Compare what the images show with what the pairs taught."""
+    if "win_rate" not in metrics:
+        seen = "Images were sampled but not scored"
+        return [
+            Advice(
+                seen, "Set evaluation.scorer, or compare blind on the page of `inversion-dpo web`"
+            )
+        ]
+    low, high = metrics["win_rate_low"], metrics["win_rate_high"]
+    seen = f"Win rate of the images {metrics['win_rate']:.2f} ({low:.2f} to {high:.2f})"
+    if low > 0.5:
+        return [Advice(f"{seen}: a gain")]
+    what = "no measurable change" if high >= 0.5 else "a loss"
+    taught = bool(held) and bounds(held[-1])[0] > 0.5
+    if not taught:
+        return [Advice(f"{seen}: {what}")]
+    return [
+        Advice(
+            f"{seen}: {what}, although the policy tells the pairs apart",
+            "Sample at the guidance of training, see whether the scorer agrees with the pairs "
+            "(both are in report.html), and evaluate earlier snapshots",
+        )
+    ]
+
+
+def text(found: Sequence[Advice]) -> str:
+    """Write the findings as lines, those that ask for a change last and numbered."""
+    fine = [advice.seen for advice in found if not advice.change]
+    change = [f"{k}. {a.seen}.\n   {a.change}." for k, a in enumerate(wanted(found), 1)]
+    return "\n".join([*fine, *(["To change:", *change] if change else ["Nothing to change."])])
+
+
+def wanted(found: Sequence[Advice]) -> list[Advice]:
+    """List the findings that ask for a change."""
+    return [advice for advice in found if advice.change]

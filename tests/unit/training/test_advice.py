@@ -1,0 +1,91 @@
+"""Advice on made-up runs: each sickness is named with its remedy, a sound run is left alone."""
+
+import json
+
+import pytest
+
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
+from inversion_dpo.training.advice import advise, text
+
+SOUND = {
+    "loss": 0.6,
+    "winner_error": 0.09,
+    "winner_error_ref": 0.10,
+    "loser_error": 0.10,
+    "loser_error_ref": 0.10,
+    "margin": 0.4,
+    "gradient_factor": 0.4,
+    "drift": 0.01,
+    "accuracy": 0.7,
+    "grad_norm": 1.0,
+}
+HELD = {"accuracy": 0.7, "margin": 0.4, "pairs": 100.0, "winner_error": 0.09}
+HELD |= {"winner_error_ref": 0.1}
+
+
+def run_of(folder, *settings, steps=60, held=(), images=None, **changes):
+    """Write a run of so many steps; ``held`` changes the held-out rows, one after the other."""
+    rows = [{"step": k, **SOUND, **changes} for k in range(steps)]
+    for k, row in enumerate(held or [{}]):
+        looked = HELD | row
+        rows.append({"step": 10 * (k + 1)} | {f"heldout_{n}": v for n, v in looked.items()})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "config.yaml").write_text(to_yaml(load_config("taste", list(settings))))
+    if images:
+        (folder / "metrics.json").write_text(json.dumps(images))
+    return folder
+
+
+def win(share, low, high):
+    return {"win_rate": share, "win_rate_low": low, "win_rate_high": high}
+
+
+CASES = {
+    "coin": ({"held": [{"accuracy": 0.53}]}, "no better than chance", "pairs check"),
+    "reversed": ({"held": [{"accuracy": 0.2}]}, "worse than chance", "pairs check"),
+    "few": ({"held": [{"pairs": 8.0}]}, "Only 8 held-out pairs", "data.holdout"),
+    "memorised": ({"accuracy": 0.99}, "memorised", "policy.rank"),
+    "fell": ({"held": [{"accuracy": 0.9}, {"accuracy": 0.65}]}, "0.90 at step 10", "steps=10"),
+    "decided": ({"gradient_factor": 0.02}, "factor of the last 30 steps is 0.02", "objective.beta"),
+    "skipped": ({"skipped": 1.0}, "60 of 60 steps were left out", "mixed_precision=bf16"),
+    "drift": ({"drift": 0.2}, "From step 29 on: the policy has drifted", "learning_rate"),
+    "images": ({"images": win(0.5, 0.4, 0.6)}, "although the policy tells", "guidance"),
+    "worse images": ({"images": win(0.3, 0.2, 0.4)}, "a loss, although", "snapshots"),
+    "unscored": ({"images": {"n_prompts": 4}}, "not scored", "evaluation.scorer"),
+    "rising": (
+        {"held": [{"accuracy": 0.6 + k / 50, "margin": k / 10} for k in range(4)]},
+        "still rise after 60 steps",
+        "training.steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_sickness_is_named_with_its_remedy(tmp_path, name):
+    changes, seen, change = CASES[name]
+    (one,) = [advice for advice in advise(run_of(tmp_path, **changes)) if advice.change]
+    assert seen in one.seen and change in one.change
+
+
+def test_a_sound_run_needs_no_change(tmp_path):
+    found = advise(run_of(tmp_path, images=win(0.7, 0.6, 0.8)))
+    assert not [advice for advice in found if advice.change]
+    assert text(found).endswith("Nothing to change.")
+    assert "better than chance" in text(found) and "a gain" in text(found)
+
+
+def test_a_loss_without_reference_is_judged_by_its_error(tmp_path):
+    sft = run_of(tmp_path, "objective.name=sft", "objective.beta=null")
+    assert "winners are predicted better" in text(advise(sft))
+    worse = run_of(tmp_path, "objective.name=sft", held=[{"winner_error": 0.2}])
+    assert "1. Held-out error on winners 0.2, the reference's 0.1" in text(advise(worse))
+
+
+def test_decided_pairs_say_nothing_about_a_loss_without_sigmoid(tmp_path):
+    kto = run_of(tmp_path, "objective.name=kto", gradient_factor=0.02)
+    assert "Nothing to change." in text(advise(kto))
+
+
+def test_a_folder_without_steps_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no training step"):
+        advise(tmp_path)
