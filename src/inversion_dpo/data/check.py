@@ -44,11 +44,12 @@ class PairReport:
     """What :func:`check_pairs` found.
 
     counts: of rows and images, as :class:`source.PairSource` counts them; also mixed_sizes (pairs
-    of two image sizes) and bad_graphs (a scene graph that is none; its row can be trained on,
-    without it). What follows speaks of the usable pairs: image_sizes {(width, height): images},
-    captions (least, median, most in ``measure``'s unit), long_captions (longer than its longest),
-    first_preferred (share of labelled rows with label_0 = 1), traits (what else winners have more
-    of), giveaways (what their files have), example (one pair in words), graphs.
+    of two image sizes), up and down (thumbs), both (prompts that have the two) and bad_graphs (a
+    scene graph that is none; its row can be trained on, without it). What follows speaks of the
+    usable pairs: image_sizes {(width, height): images}, captions (least, median, most in
+    ``measure``'s unit), long_captions (longer than its longest), first_preferred (share of labelled
+    rows with label_0 = 1), traits (what else winners have more of), giveaways (what their files
+    have), example (one pair in words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``.
     """
 
@@ -85,8 +86,9 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
     graphs: list[SceneGraph] = []
     tally, files = Tally(), Files()
     seen: dict[bytes, int] = {}
-    example = ""
-    for row in islice(rows_of(open_rows(config).rows(), config.ranking), config.limit):
+    example, thumbs = "", dict[str, set[object]]()
+    rows = rows_of(open_rows(config).rows(), config.ranking, alone=True)
+    for row in islice(rows, config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason != "hidden")])
             continue
@@ -109,10 +111,14 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
         example = example or in_words(row)
         sizes.update(row_sizes)
         lengths.append(measure.length(row.caption or ""))
+        if row.preference is not None and row.single:
+            counts.update(["down" if row.label == 0.0 else "up"])
+            thumbs.setdefault(row.caption or "", set()).add(row.label)
         if not row.single:
             order = 1 if row.label else -1
             tally.add(*map(traits, images[::order]))
             files.add(row.encoded[::order], images[::order][: 2 * (tally.pairs <= MEASURED_PAIRS)])
+    counts["both"] = sum(len(labels) == 2 for labels in thumbs.values())
     if not counts["pairs"] and not total:
         problems, total = [no_pairs(config.pairs, counts)], 1
     giveaways = tuple(files.found())
@@ -138,8 +144,18 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
 
 def in_words(row: Row) -> str:
     """Say which image of a row is over which, so that reversed labels are seen."""
+    if row.single:
+        return f'prompt "{(row.caption or "")[:80]}": {row.called[0]}'
     first, second = row.called[:: 1 if row.label else -1]
     return f'prompt "{(row.caption or "")[:80]}": {first} over {second}'
+
+
+def thumbs_text(counts: Counter[str]) -> str:
+    """Say how many thumbs there are, and which methods can take them."""
+    return (
+        f"  thumbs: {counts['up']} up, {counts['down']} down; objective.name=kto and nft take each "
+        f"image by itself, other methods pairs of the {counts['both']} prompts that have both"
+    )
 
 
 def _graph(row: Row) -> SceneGraph | Fault | None:
@@ -191,6 +207,7 @@ def format_report(report: PairReport) -> str:
         + (f" ({counts['turned']} with the other image preferred)" if counts["turned"] else "")
         + f", {counts['mixed_sizes']} of two image sizes",
         *([f"  for example, {report.example}"] if report.example else []),
+        *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),
     ]
     if report.image_sizes:
         common = report.image_sizes.most_common(5)

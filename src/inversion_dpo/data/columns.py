@@ -21,9 +21,13 @@ LAYOUTS = {
     "ranking": ("images", "ranks", "caption"),
     "choice": ("images", "preferences", "caption"),
     "scored": ("images", "scores", "caption"),
+    "thumbs": ("images", "thumbs", "caption"),
     "unlabelled": ("jpg_0", "jpg_1", "caption"),  # to be labelled; no preference yet
 }
-RANKED = ("ranking", "choice", "scored")
+RANKED = ("ranking", "choice", "scored", "thumbs")
+# Words for a thumb, as cells of a table and as names of two folders.
+UPS = ("up", "ups", "thumbs_up", "like", "liked", "likes", "good", "yes", "👍")
+DOWNS = ("down", "downs", "thumbs_down", "dislike", "disliked", "dislikes", "bad", "no", "👎")
 # The columns of pairs that we write ourselves: Pick-a-Pic's.
 WRITTEN = (
     ("jpg_0", pa.binary()),
@@ -31,7 +35,7 @@ WRITTEN = (
     ("label_0", pa.float64()),
     ("caption", pa.string()),
 )
-OPTIONAL = ("scene_graph", "group", "preference_0", "label_1", "has_label", "share_1")
+OPTIONAL = ("scene_graph", "group", "preference_0", "votes", "label_1", "has_label", "share_1")
 # Names that are understood without data.columns, in any case, with spaces, dots or dashes for _:
 # Pick-a-Pic's, Hugging Face's image folders', spreadsheets', and those of HPDv2
 # (https://huggingface.co/datasets/ymhao/HPDv2), ImageRewardDB
@@ -50,10 +54,12 @@ KNOWN = {
     "images": ("images", "image_path", "file_path", "image"),
     "ranks": ("ranks", "rank"),
     "scores": ("scores",),
+    "thumbs": ("thumbs", "thumb", "liked"),
     "preferences": ("human_preference",),
     "caption": ("caption", "prompt"),
     "scene_graph": ("scene_graph",),
     "preference_0": ("preference_0",),
+    "votes": ("choice_dist",),  # for each of two images, in one list: HPDv3's
     "group": ("prompt_id",),
 }
 _NUMBERS = {"null", "bool", "halffloat", "float", "double"} | {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from inversion_dpo.data.columns import Table
+from inversion_dpo.data.columns import DOWNS, UPS, Table
 from inversion_dpo.data.rows import IMAGES, Fault, Raw, is_hidden
 
 WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")
@@ -17,10 +17,13 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(f.name for f in folder.iterdir() if f.is_dir() and not is_hidden(f.name))
 
 
-def two_folders(folder: Path, columns: Mapping[str, str]) -> tuple[str, str] | None:
-    """Find the names of the winners' and the losers' folder: of data.columns, or known ones."""
+KINDS = {"folders": (WINNERS, LOSERS), "thumbs": (UPS, DOWNS)}
+
+
+def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> tuple[str, str] | None:
+    """Find the names of the better and the worse images' folder: of data.columns, or known ones."""
     there = {name.lower(): name for name in subfolders(folder)}
-    sides = (columns.get("winner"), WINNERS), (columns.get("loser"), LOSERS)
+    sides = zip((columns.get("winner"), columns.get("loser")), KINDS[kind], strict=True)
     found = [
         next((there[name] for name in ([given.lower()] if given else known) if name in there), None)
         for given, known in sides
@@ -50,6 +53,22 @@ def read_folders(folder: Path, names: tuple[str, str]) -> Iterator[Raw]:
         yield Raw(where, table, {"winner": images[0], "loser": images[1], "caption": caption})
 
 
+def read_thumbs(folder: Path, names: tuple[str, str]) -> Iterator[Raw]:
+    """Read images that are liked from one folder, disliked from another, as many as there are."""
+    table = Table("thumbs", {"images": "image", "thumbs": "folder"}, folder)
+    for name, thumb in zip(names, (1, 0), strict=True):
+        for path in sorted((folder / name).rglob("*")):
+            where = path.relative_to(folder)
+            if path.is_file() and is_hidden(path.name):
+                yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
+            elif path.suffix.lower() in IMAGES:
+                stem = path.relative_to(folder / name).with_suffix("").as_posix()
+                caption = _caption([folder / name, folder], stem)
+                fault = caption if isinstance(caption, Fault) else None
+                values = {"images": where.as_posix(), "thumbs": thumb, "caption": caption}
+                yield Raw(f"{folder.name}, {where.as_posix()}", table, values, fault)
+
+
 def captions_of(folder: Path, names: tuple[str, str]) -> list[Path]:
     """List the caption files that may be read."""
     above = list(folder.glob("*.txt"))
@@ -60,7 +79,8 @@ def _unpaired(stem: str, names: tuple[str, str], found: list[list[Path]]) -> Fau
     for name, paths in zip(names, found, strict=True):
         if len(paths) != 1:
             count = "no image" if not paths else f"{len(paths)} images"
-            return Fault("bad_rows", f"{name} has {count} {stem}; keep one in each folder")
+            remedy = "keep one in each folder, or set data.format=thumbs if they are no pairs"
+            return Fault("bad_rows", f"{name} has {count} {stem}; {remedy}")
     return None
 
 
@@ -71,7 +91,7 @@ def _caption(folders: list[Path], stem: str) -> str | Fault:
     except (OSError, UnicodeDecodeError) as error:
         return Fault("empty_captions", f"the caption cannot be read ({error}); write it as UTF-8")
     if len(texts) != 1:
-        what = "two captions" if texts else "no caption"
-        remedy = f"write the prompt of both images to {stem}.txt beside one of them"
-        return Fault("empty_captions", f"there are {what}; {remedy}")
+        what = "are two captions" if texts else "is no caption"
+        remedy = f"write the prompt to one {stem}.txt beside an image"
+        return Fault("empty_captions", f"there {what}; {remedy}")
     return texts.pop()

@@ -14,7 +14,14 @@ from typing import Any
 
 from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotated
 from inversion_dpo.data.columns import KNOWN, RANKED, Table
-from inversion_dpo.data.folders import captions_of, read_folders, subfolders, two_folders
+from inversion_dpo.data.folders import (
+    KINDS,
+    captions_of,
+    read_folders,
+    read_thumbs,
+    subfolders,
+    two_folders,
+)
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw, image_paths, is_hidden, number
 from inversion_dpo.data.shards import read_shard
@@ -61,11 +68,20 @@ def open_rows(config: DataConfig) -> Opened:
     columns, given = dict(config.columns), resolve(config.pairs)
     if unknown := sorted(set(columns) - set(KNOWN)):
         raise DataError(f"data.columns: {unknown[0]!r} is not one of {', '.join(KNOWN)}")
+    path = Path(given)
+    if given.startswith(HUB) and config.format not in ("auto", "dataset"):
+        raise DataError(
+            f"data.format={config.format} has no effect on {given}, which is read as a dataset; "
+            "download it and give the folder, or leave data.format out"
+        )
     if given.startswith(HUB):
         return _open_hub(given, config)
-    path = Path(given)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file, a folder or hf:OWNER/NAME")
+    if path.is_file() and config.format in (*KINDS, "dataset"):
+        raise DataError(
+            f"{path} is a file, and data.format={config.format} reads a folder; give it"
+        )
     if path.is_file():
         kind, files = _kind_of(path) if config.format == "auto" else config.format, [path]
     else:
@@ -79,8 +95,8 @@ def open_rows(config: DataConfig) -> Opened:
         )
     if kind == "annotated":
         return _open_annotated(path)
-    if kind == "folders":
-        return _open_folders(path, columns)
+    if kind in KINDS:
+        return _open_folders(path, columns, kind)
     if kind == "hpdv3":  # path1 is the preferred image of each row
         kind, columns = "table", {"winner": "path1", "loser": "path2", **columns}
     root = Path(config.root) if config.root else None
@@ -162,15 +178,17 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
     tables = [f for f in there if f.suffix.lower() in (*TEXTS, *_SPREADSHEETS)]
     if len(tables) == 1 and (asked in ("table", "hpdv3") or not any(held.values())):
         held[asked if asked != "auto" else _kind_of(tables[0])] = tables
-    if asked == "folders" or not any(held.values()):
-        held["folders"] = [folder / name for name in two_folders(folder, columns) or ()]
+    for kind in KINDS:
+        if asked == kind or not any(held.values()):
+            held[kind] = [folder / name for name in two_folders(folder, columns, kind) or ()]
     kinds = [kind for kind in held if held[kind]] if asked == "auto" else [asked]
     if len(kinds) > 1:
         raise DataError(f"{folder} holds several formats; choose data.format={' or '.join(kinds)}")
     if not kinds and len(names := subfolders(folder)) == 2:
         raise DataError(
             f"{folder} holds two folders, {names[0]} and {names[1]}; say which holds the better "
-            f"images: data.columns.winner={names[0]} data.columns.loser={names[1]}"
+            f"images: data.columns.winner={names[0]} data.columns.loser={names[1]}, with "
+            "data.format=thumbs if they are no pairs of equal names"
         )
     if not kinds:
         raise DataError(
@@ -200,15 +218,16 @@ def _digest(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _open_folders(path: Path, columns: Mapping[str, str]) -> Opened:
-    """Images of equal names in two folders, with caption files."""
-    names = two_folders(path, columns) or ("", "")
+def _open_folders(path: Path, columns: Mapping[str, str], kind: str) -> Opened:
+    """Images in two folders, with caption files: pairs of equal names, or liked and disliked."""
+    names = two_folders(path, columns, kind) or ("", "")
+    rows = partial(read_thumbs if kind == "thumbs" else read_folders, path, names)
 
     def identity() -> str:
-        images = chain.from_iterable(map(image_paths, read_folders(path, names)))
+        images = chain.from_iterable(map(image_paths, rows()))
         return _digest([*captions_of(path, names), *images])
 
-    return Opened(partial(read_folders, path, names), identity)
+    return Opened(rows, identity)
 
 
 def _open_annotated(path: Path) -> Opened:

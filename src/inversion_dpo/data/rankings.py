@@ -6,14 +6,24 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, groupby, pairwise
+from itertools import chain, combinations, groupby, pairwise
 from typing import Any
 
 from scipy.special import ndtr
 
-from inversion_dpo.data.columns import RANKED, Table
+from inversion_dpo.data.columns import DOWNS, RANKED, UPS, Table
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Encoded, Fault, Raw, Row, encoded_image, number, row_of, shown
+from inversion_dpo.data.rows import (
+    UNLABELLED,
+    Encoded,
+    Fault,
+    Raw,
+    Row,
+    encoded_image,
+    number,
+    row_of,
+    shown,
+)
 
 Rated = tuple[Any, list[float]]  # an image and its ratings, higher is better
 # Which pairs (better, worse) a ranking gives, from its places, the best first: one pair; each image
@@ -25,22 +35,25 @@ SCHEMES: dict[str, Callable[[Sequence[int]], Iterable[tuple[int, int]]]] = {
 }
 
 
-def rows_of(raws: Iterable[Raw], scheme: str) -> Iterator[Row]:
+def rows_of(raws: Iterable[Raw], scheme: str, *, alone: bool = False) -> Iterator[Row]:
     """Give the rows to be checked: for rankings and ratings one for each pair of a scheme.
 
     Ratings of an image may stand anywhere in the data, so that those are read to the end first.
+    Thumbs up and down are ratings too, but with ``alone`` each image is a row of its own.
 
     Raises:
         DataError: labels are -1 and 0, so that nobody knows which of them prefers image 1.
     """
-    yield from _signed(_rows(raws, scheme))
+    yield from _signed(_rows(raws, scheme, alone))
 
 
-def _rows(raws: Iterable[Raw], scheme: str) -> Iterator[Row]:
+def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
     seen: set[object] = set()
     rated: list[Raw] = []
     for kind, part in groupby(raws, lambda raw: "" if raw.fault else raw.table.kind):
-        if kind == "scored":
+        if kind == "thumbs" and alone:
+            yield from map(row_of, chain.from_iterable(map(_single, part)))
+        elif kind in ("scored", "thumbs"):
             rated += part
         else:
             yield from map(row_of, _unranked(part, scheme, seen) if kind in RANKED else part)  # noqa: B031
@@ -188,17 +201,47 @@ def _rated_pairs(raw: Raw, rated: list[Rated], common: float, scheme: str) -> It
         both = spread[w] + spread[l]
         return float(ndtr((means[w] - means[l]) / math.sqrt(both))) if both else 1.0
 
+    one = "thumb" if raw.table.kind == "thumbs" else "score"
     words = [
-        f"{'mean' if len(ratings) > 1 else 'score'} {round(mean, 1):g}"
+        f"{'mean' if len(ratings) > 1 else one} {round(mean, 1):g}"
         for mean, (_, ratings) in zip(means, rated, strict=True)
     ]
     images = [image for image, _ in rated]
     yield from _pairs(_Ranked(raw, images, dict(enumerate(means)), words), scheme, sure)
 
 
+def _single(raw: Raw) -> Iterator[Raw]:
+    """Rows of one image each, given twice; the label is 1 if most of its thumbs are up."""
+    found = _ratings(raw)
+    if isinstance(found, Fault):
+        yield replace(raw, fault=found)
+        return
+    column = raw.table.names["images"]
+    table = replace(raw.table, kind="single", names={"winner": column, "loser": column})
+    for image, thumbs in found:
+        likes = statistics.fmean(thumbs)
+        label = 0.5 if likes == 0.5 else float(likes > 0.5)
+        name = image if isinstance(image, str) else "image"
+        said = {"winner": image, "loser": image, "tie": label, "preference_0": likes}
+        called = (f"{name} (thumb {'up' if label else 'down'})", "")
+        yield Raw(raw.where, table, {**raw.values, **said, "called": called})
+
+
+def _thumb(value: Any) -> float | str | None:
+    """Read a thumb as 1 (up), 0 (down) or 0.5 (neither)."""
+    word = value.strip().lower().replace(" ", "_") if isinstance(value, str) else None
+    if word in (*UPS, *DOWNS):
+        return float(word in UPS)
+    found = number(value)
+    return found if found in (0.0, 0.5, 1.0) else shown(value)
+
+
 def _ratings(raw: Raw) -> list[Rated] | Fault:
     """Give the images of a row with the ratings of each: one or several."""
-    images, scores = raw.values["images"], raw.values["scores"]
+    thumbs = raw.table.kind == "thumbs"
+    images, scores = raw.values["images"], raw.values["thumbs" if thumbs else "scores"]
+    if thumbs and scores in (None, "", []):
+        return Fault(UNLABELLED, "no thumb")
     if not isinstance(images, list):
         images, scores = [images], [scores]
     if not isinstance(scores, list) or len(scores) != len(images):
@@ -206,12 +249,13 @@ def _ratings(raw: Raw) -> list[Rated] | Fault:
         return Fault("bad_rows", f"{len(images)} images and {count} scores; give one each")
     found = []
     for image, given in zip(images, scores, strict=True):
-        numbers = [number(x) for x in (given if isinstance(given, list) else [given])]
+        read = _thumb if thumbs else number
+        numbers = [read(x) for x in (given if isinstance(given, list) else [given])]
         sound = [x for x in numbers if isinstance(x, float) and math.isfinite(x)]
         if len(sound) < len(numbers) or not sound:
-            return Fault(
-                "bad_rows", f"the score is {shown(given)}; write a number, or drop the row"
-            )
+            what = ("thumb", "up or down, or 1 or 0") if thumbs else ("score", "a number")
+            text = f"the {what[0]} is {shown(given)}; write {what[1]}, or drop the row"
+            return Fault("bad_rows", text)
         found.append((image, sound))
     return found
 

@@ -18,8 +18,8 @@ from inversion_dpo.data.images import DataError, decode_image
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
-LEFT_OUT = ("unpaired", "hidden")  # kinds of faults that are no faults of the data
 UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
+LEFT_OUT = ("unpaired", "hidden", UNLABELLED)  # kinds of faults that are no faults of the data
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Row:
     preference: probability that the first is the better one, if the data say. names: what the
     images are called in errors. called: the same, in a sentence about the pair. labelled: whether
     the label was in the data, rather than in the order of the images. single: one image, given
-    twice. fault: why no part of the row is usable.
+    twice; label 1 if it is liked, else 0. fault: why no part of the row is usable.
     """
 
     where: str
@@ -109,7 +109,7 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         remedy = "write the prompt that both images were made for, or drop the row"
         text = f"{row.where}: caption is empty or no text; {remedy}"
         faults.append(Fault("empty_captions", text))
-    for name, data in zip(row.names, row.images, strict=True):
+    for name, data in list(zip(row.names, row.images, strict=True))[: 1 if row.single else 2]:
         place = f"{row.where}, {name}"
         if isinstance(data, Fault):
             faults.append(Fault(data.kind, f"{place}: {data.text}"))
@@ -132,6 +132,11 @@ def row_of(raw: Raw) -> Row:
     labelled = "jpg_0" in table.names
     first, second = ("jpg_0", "jpg_1") if labelled else ("winner", "loser")
     label, preference = values.get("tie", 1.0), number(values.get("preference_0"))
+    if (votes := values.get("votes")) is not None:
+        said = _of_shares(*map(number, votes)) if _two(votes) else _of_shares(str(votes), None)
+        if isinstance(said, Fault):
+            return Row(raw.where, None, fault=said)
+        preference = said[1]
     if table.kind == "shares":
         said = _of_shares(number(values["share_0"]), number(values.get("share_1")))
         if isinstance(said, Fault):
@@ -146,18 +151,24 @@ def row_of(raw: Raw) -> Row:
     # JSON can spell half of a surrogate pair, which UTF-8 cannot hold
     whole = isinstance(caption, str) and caption == caption.encode(errors="ignore").decode()
     graph = json.dumps(graph) if isinstance(graph, dict) else graph
+    image, single = encoded_image(cells[0], table), table.kind == "single"
     return Row(
         where=raw.where,
         caption=caption if whole else None,
-        images=(encoded_image(cells[0], table), encoded_image(cells[1], table)),
+        images=(image, image if single else encoded_image(cells[1], table)),
         names=names,
         called=values.get("called", (called[0], called[1])),
         label=label,
         preference=preference,
         scene_graph=graph if isinstance(graph, str) and graph else None,
         labelled=labelled,
-        single=table.kind == "single",
+        single=single,
     )
+
+
+def _two(votes: Any) -> bool:
+    """Tell whether the cell has the votes for each of two images."""
+    return isinstance(votes, list) and len(votes) == 2
 
 
 def _label(values: Mapping[str, Any]) -> float | str | None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -33,7 +34,8 @@ class Pair:
     a ranking every pair counts. scene_graph: LAION-SG JSON, if the data has it. where: file and row
     for messages. preference: how probably the winner is the better one; 1 if the data do not say.
     decoded: winner and loser as pictures, if reading decoded them; use :attr:`images`. names: what
-    the data call the two.
+    the data call the two. single: one image, given twice; the preference is then the share of those
+    who like it.
     """
 
     row: int
@@ -45,6 +47,7 @@ class Pair:
     preference: float = 1.0
     decoded: tuple[Image.Image, ...] = field(default=(), compare=False, repr=False)
     names: tuple[str, ...] = ("winner", "loser")
+    single: bool = False
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -88,10 +91,12 @@ def graph_of(pair: Pair) -> SceneGraph | None:
 class PairSource:
     """Pairs to be iterated as often as one likes; a few rows are in memory at a time.
 
+    alone: give images with a thumb one by one, in place of the pairs that they make.
+
     counts, of the iteration begun last: rows, pairs; left out: ties, identical (one image twice),
     unpaired (a ranking of one image), unlabelled, hidden (files of the system, which are no rows);
-    duplicates and single (one image, annotated; both kept); and of rows skipped as unusable:
-    skipped, and by reason bad_labels, empty_captions, broken_images, bad_paths, bad_rows.
+    duplicates, single (one image) and disliked (of these; all kept); and of rows skipped as
+    unusable: skipped, and by reason bad_labels, empty_captions, broken_images, bad_paths, bad_rows.
 
     Iterating raises DataError for a file that cannot be read, for a bad row unless
     ``data.on_bad_row`` is skip, and when there is no usable pair at all.
@@ -100,6 +105,7 @@ class PairSource:
     config: DataConfig
     opened: Opened
     limit: int | None
+    alone: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
     @cached_property
@@ -113,8 +119,15 @@ class PairSource:
             "columns": dict(sorted(d.columns.items())),
             "ranking": d.ranking,
         }
+        if self.alone and self.thumbs:
+            how["alone"] = "true"
         plain = json.dumps([self.opened.identity(), how, self.limit, d.on_bad_row])
         return hashlib.sha256(plain.encode()).hexdigest()
+
+    @cached_property
+    def thumbs(self) -> bool:
+        """Whether the first row has a thumb up or down."""
+        return any(raw.table.kind == "thumbs" for raw in islice(self.opened.rows(), 1))
 
     def expected(self) -> int | None:
         """How many pairs there may be, without reading an image; None if that cannot be known."""
@@ -123,6 +136,9 @@ class PairSource:
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read(lambda number: True)
+
+    def _rows(self) -> Iterator[Row]:
+        return rows_of(self.opened.rows(), self.config.ranking, alone=self.alone)
 
     def read(self, ours: Callable[[int], bool]) -> Iterator[Pair]:
         """Read all pairs, and decode the images of those whose number is ``ours``.
@@ -133,7 +149,7 @@ class PairSource:
         skip = self.config.on_bad_row == "skip"
         bad: list[str] = []
         seen: set[bytes] = set()
-        for index, row in enumerate(rows_of(self.opened.rows(), self.config.ranking)):
+        for index, row in enumerate(self._rows()):
             if reason := row.left_out:
                 counts.update([reason, *["rows"] * (reason != "hidden")])
                 continue
@@ -148,7 +164,9 @@ class PairSource:
                 continue
             key = content(row)
             counts.update(pairs=1, duplicates=int(key in seen))
-            counts.update(["single"] if row.single else [])
+            counts.update(["single"] * row.single + ["disliked"] * (row.single and not row.label))
+            if counts["single"] not in (0, counts["pairs"]):
+                raise DataError(f"{row.where}: {_MIXED}")
             seen.add(key)
             yield _pair(index, row, images if wanted else [])
             if counts["pairs"] == self.limit:
@@ -156,12 +174,16 @@ class PairSource:
         if counts["skipped"]:
             _log.warning(_skipped(self.config.pairs, counts, bad))
         if not counts["pairs"]:
-            raise DataError(no_pairs(resolve(self.config.pairs), counts))
+            thumbs = self.thumbs and not self.alone
+            raise DataError(no_pairs(resolve(self.config.pairs), counts, thumbs=thumbs))
 
 
-def open_pairs(config: DataConfig, limit: int | None = None) -> PairSource:
-    """Open the configured pairs, or the first ``limit`` of them; see docs/reference/formats.md."""
-    return PairSource(config, open_rows(config), limit or config.limit)
+def open_pairs(config: DataConfig, limit: int | None = None, *, alone: bool = False) -> PairSource:
+    """Open the configured pairs, or the first ``limit`` of them; see docs/reference/formats.md.
+
+    ``alone`` takes images with a thumb one by one, for losses that need no pair.
+    """
+    return PairSource(config, open_rows(config), limit or config.limit, alone)
 
 
 def content(row: Row) -> bytes:
@@ -170,8 +192,15 @@ def content(row: Row) -> bytes:
     return hashlib.sha256(b"".join([*parts, (row.caption or "").encode()])).digest()[:8]
 
 
-def no_pairs(name: str | Path, counts: Counter[str]) -> str:
-    """Say why data has no usable pair."""
+def no_pairs(name: str | Path, counts: Counter[str], *, thumbs: bool = False) -> str:
+    """Say why data has no usable pair; ``thumbs``: why those that it has make none."""
+    if thumbs:
+        return (
+            f"{name}: no prompt has both a thumb up and a thumb down, so there is no pair in "
+            f"{counts['rows']} rows ({counts['ties']} ties, {counts['unpaired']} prompts of one "
+            f"image, {counts['unlabelled']} without a thumb, {counts['skipped']} skipped); set "
+            "objective.name=kto or nft, which take each image by itself"
+        )
     if not counts["rows"]:
         return f"{name} has no rows; export it again with at least one labelled pair"
     return (
@@ -191,6 +220,9 @@ def _skipped(name: str, counts: Counter[str], bad: list[str]) -> str:
     return "\n  ".join([*lines, f"... and {more} more"] if more else lines)
 
 
+_MIXED = "single images and pairs are mixed; give each kind as data of its own"
+
+
 def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
     order = 1 if row.label == 1.0 else -1
     winner, loser = row.encoded[::order]
@@ -202,7 +234,8 @@ def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
         loser=loser,
         scene_graph=row.scene_graph,
         where=row.where,
-        preference=first if order == 1 else 1 - first,
-        decoded=tuple(decoded[::order]),
+        preference=first if order == 1 or row.single else 1 - first,
+        decoded=tuple(decoded[::order]) * (2 if row.single else 1),
         names=row.names[::order],
+        single=row.single,
     )

@@ -122,7 +122,15 @@ class DataConfig:
     pairs: str = "asset:taste.parquet"
     """The pairs: a file, a folder, or hf:OWNER/NAME, which is streamed from the hub."""
     format: Literal[
-        "auto", "parquet", "table", "webdataset", "dataset", "annotated", "folders", "hpdv3"
+        "auto",
+        "parquet",
+        "table",
+        "webdataset",
+        "dataset",
+        "annotated",
+        "folders",
+        "thumbs",
+        "hpdv3",
     ] = "auto"
     """Format of the pairs; name it if a folder holds several. A table is CSV or JSON."""
     split: str = "train"

@@ -189,7 +189,7 @@ def test_two_folders_of_equal_names(tmp_path: Path, names: tuple[str, str]) -> N
     [
         (lambda f: (f / "l" / "1.png").unlink(), "images 1: l has no image 1; keep one in each"),
         (lambda f: (f / "w" / "1.jpg").write_bytes(RED), "images 1: w has 2 images 1; keep one"),
-        (lambda f: (f / "w" / "1.txt").unlink(), "images 1: there are no caption; write"),
+        (lambda f: (f / "w" / "1.txt").unlink(), "images 1: there is no caption; write"),
         (lambda f: (f / "l" / "1.txt").write_text("b"), "images 1: there are two captions; write"),
         (
             lambda f: (f / "w" / "1.txt").write_bytes(b"\xff"),
@@ -204,9 +204,16 @@ def test_two_folders_that_do_not_fit(tmp_path: Path, spoil: object, expected: st
 
 
 def test_hpdv3s_own_columns(tmp_path: Path) -> None:
-    """Of MizzenAI/HPDv3 path1 is the preferred image."""
-    row = {"prompt": "a", "path1": "red.png", "path2": "blue.png", "choice_dist": [9, 3]}
-    (put_images(tmp_path) / "train.json").write_text(json.dumps([row]))
-    for data in (tmp_path, tmp_path / "train.json"):
-        (pair,) = open_pairs(data, format="hpdv3")
-        assert (pair.caption, pair.winner, pair.loser) == ("a", RED, BLUE)
+    """Of MizzenAI/HPDv3 path1 is the preferred image; choice_dist, where it is, counts votes."""
+    more = {"confidence": 0.99, "model1": "flux", "model2": "infinity"}
+    row = {"prompt": "a", "path1": "red.png", "path2": "blue.png", **more}
+    for votes, expected in (([9, 3], 0.75), (None, 1.0)):
+        text = json.dumps([row | ({"choice_dist": votes} if votes else {})])
+        (put_images(tmp_path) / "train.json").write_text(text)
+        for data in (tmp_path, tmp_path / "train.json"):
+            (pair,) = open_pairs(data, format="hpdv3")
+            assert (pair.caption, pair.winner, pair.loser) == ("a", RED, BLUE)
+            assert pair.preference == expected
+    (tmp_path / "train.json").write_text(json.dumps([row | {"choice_dist": [9, -3]}]))
+    with pytest.raises(DataError, match="train.json, row 0: the votes are 9 and -3; write counts"):
+        list(open_pairs(tmp_path, format="hpdv3"))
