@@ -12,6 +12,7 @@ print(report(run))
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def evaluate(
     policy: str | None = None,
     reference: str | None = None,
     preset: str = "taste",
+    protocol: str | None = None,
+    against: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Sample reference and policy from the same noise and score both.
 
@@ -90,21 +93,31 @@ def evaluate(
             file, or a hub id.
         reference: a model instead of the configuration's, in the same forms.
         preset: settings, where the folder holds no run and ``policy`` is given.
+        protocol: how a paper judges, by name; ``overrides`` change it, and the table says so.
+        against: further models that the protocol compares with the reference.
 
     Returns:
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds; under a protocol, what ``protocols/NAME.json`` does.
 
     Raises:
-        ConfigError: no such run, scorer or model.
+        ConfigError: no such run, scorer, model or protocol.
     """
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
+    from inversion_dpo.evaluation.protocols import judge_by, protocol_of
 
     folder = Path(run)
+    if against and protocol is None:
+        raise ConfigError("--against needs --protocol, or give the other model as --policy")
+    how = protocol_of(protocol) if protocol else None
     known = policy is None or (folder / "config.yaml").is_file()
-    config = load_checked(run_file(folder) if known else preset, overrides, "evaluate")
+    settings = how.overrides(overrides) if how else overrides
+    config = load_checked(run_file(folder) if known else preset, settings, "evaluate")
     named = (reference, policy or str(folder)) if policy or reference else None
     with occupied(folder):
         claim(folder, config)
+        if how:
+            how = how.chosen(overrides, config)
+            return judge_by(how, folder, config, policy or str(folder), against, reference)
         return evaluate_run(folder, config, models=named)
 
 

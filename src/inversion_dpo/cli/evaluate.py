@@ -22,6 +22,13 @@ def evaluate(
         str | None, typer.Option(help="Instead of the configuration's model: the same kinds.")
     ] = None,
     config: Preset = DEFAULT,
+    protocol: Annotated[
+        str | None, typer.Option(help="Judge as a paper does: sd15-dpo, sdxl-dpo, sd35-grpo.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="With --protocol: a published checkpoint; repeatable."),
+    ] = None,
 ) -> None:
     """Sample two models from the same noise, score both, say which is better and how surely.
 
@@ -30,11 +37,19 @@ def evaluate(
     Example: inversion-dpo evaluate runs/mine evaluation.scorer=pickscore evaluation.seeds=2
     """
     from inversion_dpo.api import evaluate as compare_models
+    from inversion_dpo.evaluation import protocols
     from inversion_dpo.evaluation.wording import lines
 
-    given = overrides or []
-    metrics = compare_models(run, *given, policy=policy, reference=reference, preset=config)
-    say("\n".join(lines(metrics, str(run))))
+    found = compare_models(
+        run,
+        *(overrides or []),
+        policy=policy,
+        reference=reference,
+        preset=config,
+        protocol=protocol,
+        against=against or (),
+    )
+    say("\n".join(protocols.lines(found) if protocol else lines(found, str(run))))
 
 
 def report(

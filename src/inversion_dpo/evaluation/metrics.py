@@ -89,8 +89,9 @@ def compare(
 
     Returns:
         Plain numbers, ready for JSON: for every metric {"reference", "policy", "gain",
-        "gain_low", "gain_high"}; the same under "preference" for the preferred one; "win_rate",
-        "win_rate_low", "win_rate_high" in [0, 1]; "n_prompts".
+        "gain_low", "gain_high", "win_rate", "win_rate_low", "win_rate_high"}, win rates in [0, 1];
+        the same under "preference" for the preferred one, whose win rate also stands by itself;
+        "n_prompts".
 
     Raises:
         ValueError: names or lengths differ, ``preference`` is no metric, a name is reserved,
@@ -100,16 +101,22 @@ def compare(
     lengths = {name: np.shape(scores) for name, scores in reference.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"metrics cover different numbers of prompts: {lengths}")
-    rows = {name: gain_row(name, reference[name], policy[name]) for name in reference}
-    wins = win_rate(reference[preference], policy[preference])
+    rows = {
+        name: gain_row(name, reference[name], policy[name]) | wins(reference[name], policy[name])
+        for name in reference
+    }
     return {
         **rows,
         "preference": dict(rows[preference]),
-        "win_rate": wins.value,
-        "win_rate_low": wins.low,
-        "win_rate_high": wins.high,
+        **wins(reference[preference], policy[preference]),
         "n_prompts": len(reference[preference]),
     }
+
+
+def wins(reference: ArrayLike, policy: ArrayLike) -> dict[str, float]:
+    """Write :func:`win_rate` with its interval as plain numbers."""
+    share = win_rate(reference, policy)
+    return {"win_rate": share.value, "win_rate_low": share.low, "win_rate_high": share.high}
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -24,6 +24,7 @@ from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_ro
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined, reading
 from inversion_dpo.evaluation.people import people_text, policy_of, read_people
 from inversion_dpo.evaluation.prompt_sets import read_prompts
+from inversion_dpo.evaluation.protocols import sections as protocol_sections
 from inversion_dpo.evaluation.repairs import Kind, draw_repairs, repairs_text, some_of
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.wording import (
@@ -115,6 +116,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         _samples(data, cards),
         _largest(data),
         _metrics(data, plates),
+        *protocol_sections(folder),
         _other_guidance(data.metrics),
         _categories(data),
         _structure(data.metrics),
