@@ -364,4 +364,4 @@ def test_export_writes_what_diffusers_and_kohyas_readers_take(capsys, run):
     assert command(capsys, *words)[1].splitlines() == text.splitlines()[:-1]
     assert "`warmth`" in (run / "export" / "README.md").read_text()
     code, _, err = command(capsys, "export", run, "--format", "ckpt")
-    assert code == 2 and "diffusers, kohya" in err
+    assert code == 2 and "diffusers, kohya, comfyui" in err

@@ -103,7 +103,7 @@ def fid(
 def export_run(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     form: Annotated[
-        str, typer.Option("--format", help="diffusers, or kohya: also for ComfyUI and A1111.")
+        str, typer.Option("--format", help="diffusers; also comfyui, or kohya (for A1111).")
     ] = "diffusers",
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload it; private unless --public.")

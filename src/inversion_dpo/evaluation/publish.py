@@ -16,7 +16,7 @@ from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, sha256_of
 from inversion_dpo.run.folder import flat, read_config
 
-FORMATS = ("diffusers", "kohya")
+FORMATS = ("diffusers", "kohya", "comfyui")
 KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 CARD_SETTINGS = (
@@ -47,10 +47,10 @@ class PublishError(RuntimeError):
 
 
 def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
-    """Write the policy and its card to RUN/export or ``to``; ``kohya`` adds a copy under its names.
+    """Write the policy and its card to RUN/export or ``to``; other formats add a copy of the LoRA.
 
     PublishError if the run has no policy or the format is unknown; ModelError if its LoRA does not
-    fit kohya's names.
+    fit the format's names.
     """
     if form not in FORMATS:
         raise PublishError(f"--format {form} is unknown: give one of {', '.join(FORMATS)}")
@@ -60,10 +60,10 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
 
     def fill(folder: Path) -> None:
         shutil.copytree(adapter, folder)
-        if form == "kohya":
-            from inversion_dpo.models.kohya import write_kohya
+        if form != "diffusers":
+            from inversion_dpo.models.kohya import write_lora
 
-            write_kohya(adapter, folder / f"{run.resolve().name}-kohya.safetensors")
+            write_lora(adapter, folder / f"{run.resolve().name}-{form}.safetensors", form)
         if (run / "grid.png").is_file():
             shutil.copy(run / "grid.png", folder / "grid.png")
         atomic_text(card(run, config), folder / "README.md")

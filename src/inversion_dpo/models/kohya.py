@@ -1,8 +1,10 @@
-"""A trained LoRA under kohya's key names, which ComfyUI and AUTOMATIC1111 read.
+"""A trained LoRA under the key names that ComfyUI and AUTOMATIC1111 read.
 
-FLUX.1's names fuse query, key and value as the original network does. Their source:
-https://github.com/kohya-ss/sd-scripts, networks/convert_flux_lora.py, whose way back diffusers has
-as ``_convert_kohya_flux_lora_to_diffusers``.
+Kohya's names of a transformer are the original network's, which fuses query, key and value in
+FLUX.1, Chroma and Lumina 2. Their source: https://github.com/kohya-ss/sd-scripts,
+networks/convert_flux_lora.py; https://github.com/kohya-ss/musubi-tuner for Wan. ComfyUI
+(https://github.com/Comfy-Org/ComfyUI, comfy/lora.py) reads them for every network that it has, and
+diffusers' own names of most.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.lora import WEIGHTS
 from inversion_dpo.run.disk import atomic_save
 
+Names = dict[str, tuple[str, ...]]
 # kohya's name in a block -> diffusers' modules that it holds, below one another
-DOUBLE = {
+DOUBLE: Names = {
     "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "img_attn_proj": ("attn.to_out.0",),
     "img_mlp_0": ("ff.net.0.proj",),
@@ -35,15 +38,39 @@ DOUBLE = {
     "txt_mlp_2": ("ff_context.net.2",),
     "txt_mod_lin": ("norm1_context.linear",),
 }
-SINGLE = {
+SINGLE: Names = {
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     "linear2": ("proj_out",),
     "modulation_lin": ("norm.linear",),
 }
-BLOCKS = {
+WAN: Names = {
+    **{f"self_attn_{n}": (f"attn1.to_{n}",) for n in "qkv"},
+    "self_attn_o": ("attn1.to_out.0",),
+    **{f"cross_attn_{n}": (f"attn2.to_{n}",) for n in "qkv"},
+    "cross_attn_o": ("attn2.to_out.0",),
+    "ffn_0": ("ffn.net.0.proj",),
+    "ffn_2": ("ffn.net.2",),
+}
+LUMINA: Names = {
+    "attention_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "attention_out": ("attn.to_out.0",),
+    **{f"feed_forward_w{n}": (f"feed_forward.linear_{n}",) for n in "123"},
+    "adaLN_modulation_1": ("norm1.linear",),
+}
+BLOCKS: dict[str, tuple[str, Names]] = {
     "transformer.transformer_blocks": ("lora_unet_double_blocks", DOUBLE),
     "transformer.single_transformer_blocks": ("lora_unet_single_blocks", SINGLE),
+    "transformer.blocks": ("lora_unet_blocks", WAN),
+    **{
+        f"transformer.{name}": (f"lora_unet_{name}", LUMINA)
+        for name in ("layers", "noise_refiner", "context_refiner")
+    },
 }
+FUSED = r"transformer\.single_transformer_blocks\.\d+\.(attn\.to_[qkv]\.|proj|norm)"  # FLUX.1
+RENAMED = (  # of Wan and of Lumina 2: ComfyUI has no table of diffusers' names
+    r"transformer\.(blocks\.\d+\.(attn[12]|ffn)"
+    r"|(layers|noise_refiner|context_refiner)\.\d+\.(attn\.|norm1\.|feed_forward\.linear))"
+)
 MLP = 4  # the width of proj_mlp over that of the others
 
 
@@ -51,31 +78,26 @@ def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Rename an adapter's tensors as kohya's programs do; with them the file's metadata.
 
     Stable Diffusion 1, 2 and XL: diffusers' own names with ``.`` as ``_``
-    (``lora_unet_down_blocks_0_...``), which ComfyUI and AUTOMATIC1111 know. FLUX.1: see
-    :func:`flux_to_kohya`. Every pair of matrices has its ``alpha`` beside it; diffusers'
-    converter writes the rank there, which is put right here.
+    (``lora_unet_down_blocks_0_...``), which ComfyUI and AUTOMATIC1111 know. FLUX.1, Chroma, Wan and
+    Lumina 2: see :func:`blocks_to_kohya`. Every pair of matrices has its ``alpha`` beside it;
+    diffusers' converter writes the rank there, which is put right here.
 
     Raises:
-        ModelError: no LoRA, one of Stable Diffusion 3, or a DoRA.
+        ModelError: no LoRA, one of another family, or a DoRA.
     """
     weights, settings = read_lora(adapter)
     part = min(weights).split(".")[0]
     alpha, rank = settings[f"{part}.lora_alpha"], settings[f"{part}.r"]
-    if any("lora_magnitude_vector" in key for key in weights):
-        raise ModelError(
-            f"{adapter} is a DoRA, whose scale programs read differently: train with "
-            "policy.merge=true and use the merged pipeline"
-        )
     if part == "unet":
         renamed = convert_state_dict_to_kohya(weights)
         for key in [k for k in renamed if k.endswith(".alpha")]:
             renamed[key] = torch.tensor(float(alpha))
-    elif any("single_transformer_blocks" in key for key in weights):
-        renamed = flux_to_kohya(weights, float(alpha))
+    elif any(re.match(f"{FUSED}|{RENAMED}", key) for key in weights):
+        renamed = blocks_to_kohya(weights, float(alpha))
     else:
         raise ModelError(
-            f"{adapter}: kohya's names are written for Stable Diffusion 1, 2, XL and FLUX.1. Of "
-            f"Stable Diffusion 3 ComfyUI reads {WEIGHTS} itself, at a scale of 1 (alpha = rank)"
+            f"{adapter}: kohya's names are written for Stable Diffusion 1, 2, XL, FLUX.1, Chroma, "
+            "Wan and Lumina 2. For ComfyUI use --format comfyui"
         )
     about = {
         "ss_network_module": "networks.lora",
@@ -83,6 +105,28 @@ def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         "ss_network_alpha": str(alpha),
     }
     return {k: v.contiguous() for k, v in renamed.items()}, about
+
+
+def to_comfyui(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name an adapter's tensors so that ComfyUI finds its layers; with them the file's metadata.
+
+    Of UNets, Wan and Lumina 2 as :func:`to_kohya` does. Of the others it has a table of diffusers'
+    names. It reads no metadata, so alpha over rank is multiplied into B there.
+
+    Raises:
+        ModelError: no LoRA, a DoRA, or one of SANA, which ComfyUI does not have.
+    """
+    weights, settings = read_lora(adapter)
+    part = min(weights).split(".")[0]
+    if part == "unet" or any(re.match(RENAMED, key) for key in weights):
+        return to_kohya(adapter)
+    if any(re.match(r"transformer\.transformer_blocks\.\d+\.attn1\.", key) for key in weights):
+        raise ModelError(f"{adapter}: ComfyUI itself does not load SANA; use the diffusers file")
+    scale = float(settings[f"{part}.lora_alpha"]) / settings[f"{part}.r"]
+    return {k: v * scale if ".lora_B." in k else v for k, v in weights.items()}, {}
+
+
+NAMERS = {"kohya": to_kohya, "comfyui": to_comfyui}
 
 
 def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -98,39 +142,50 @@ def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for pattern in ("alpha_pattern", "rank_pattern"):
         if any(value for key, value in settings.items() if key.endswith(f".{pattern}")):
             raise ModelError(f"{file} has a {pattern}; only one rank and alpha can be exported")
+    if any("lora_magnitude_vector" in key for key in weights):
+        raise ModelError(
+            f"{adapter} is a DoRA, whose scale programs read differently: train with "
+            "policy.merge=true and use the merged pipeline"
+        )
     return weights, settings
 
 
-def write_kohya(adapter: Path, file: Path) -> Path:
-    """Write :func:`to_kohya`'s file, whole or not at all."""
-    weights, about = to_kohya(adapter)
+def write_lora(adapter: Path, file: Path, form: str) -> Path:
+    """Write an adapter under the names of ``form``, kohya or comfyui; whole or not at all."""
+    weights, about = NAMERS[form](adapter)
     atomic_save(weights, file, about)
     return file
 
 
-def flux_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Rename a FLUX.1 LoRA; of fused modules the matrices are stacked, and so is alpha.
+def blocks_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Rename a transformer's LoRA; of fused modules the matrices are stacked, and so is alpha.
 
     Fused, the down matrices [r, in] lie below one another and the up matrices [out, r] on the
     diagonal: the same product, at n times the rank. A module without a LoRA takes part with zeros.
 
     Raises:
-        ModelError: a module that kohya's names do not have.
+        ModelError: a module that kohya's names do not have, or one of Lumina 2's attention without
+            the others, whose widths differ.
     """
     left, made = dict(weights), dict[str, Tensor]()
-    places = {m.group(1, 2) for key in weights if (m := re.match(r"(.*?_blocks)\.(\d+)\.", key))}
+    places = {m.group(1, 2) for key in weights if (m := re.match(r"(\D+)\.(\d+)\.", key))}
     for blocks, number in sorted(places):
-        prefix, fused = BLOCKS.get(blocks, ("", {}))
+        prefix, fused = BLOCKS.get(blocks, ("", Names()))
         for name, modules in fused.items():
             parts = {}
             for module in modules:
                 keys = [f"{blocks}.{number}.{module}.lora_{part}.weight" for part in "AB"]
                 if left.keys() >= set(keys):
                     parts[module] = [left.pop(key) for key in keys]
+            if fused is LUMINA and 0 < len(parts) < len(modules):
+                raise ModelError(f"{name} has one matrix: train {', '.join(modules)} together")
             if parts:
                 made |= _fused(f"{prefix}_{number}_{name}", modules, parts, alpha)
     if left:
-        raise ModelError(f"kohya's names have nothing for {min(left)}: train other target_modules")
+        raise ModelError(
+            f"kohya's names have nothing for {min(left)}: train other target_modules, or use "
+            "--format comfyui"
+        )
     return made
 
 

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from inversion_dpo.evaluation import publish as publishing
 from inversion_dpo.evaluation.page import Table
 from inversion_dpo.evaluation.publish import PublishError, card, export, hub_id, push
+from inversion_dpo.models.kohya import NAMERS
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.folder import claim
 
@@ -210,4 +211,4 @@ def test_without_a_token_the_login_is_named(run, monkeypatch):
         push(export(run), "me/mine")
     with pytest.raises(PublishError, match="OWNER/NAME"):
         push(run, "mine")
-    assert publishing.FORMATS == ("diffusers", "kohya")
+    assert {"diffusers", *NAMERS} == set(publishing.FORMATS)

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_musubi_wan_lora_to_diffusers,
+    _convert_non_diffusers_lumina2_lora_to_diffusers,
+)
 from safetensors.torch import load_file, save_file
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.kohya import read_lora, to_kohya, write_kohya
+from inversion_dpo.models.kohya import blocks_to_kohya, read_lora, to_comfyui, to_kohya, write_lora
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
@@ -60,7 +64,7 @@ def drawn(folder, lora, name):
 @pytest.mark.parametrize("targets", [["to_q", "to_k", "to_v", "to_out.0"], EVERYWHERE])
 def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
     adapter = trained(tiny(family), tmp_path / "adapter", targets)
-    file = write_kohya(adapter, tmp_path / "kohya.safetensors")
+    file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya")
     ours, kohya = read_lora(adapter)[0], load_file(file)
     modules = {re.sub(r"\.lora_[AB]\.weight$", "", key) for key in ours}
     expected = {
@@ -87,7 +91,7 @@ def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_both_files_give_the_same_image(family, tiny, tmp_path):
     adapter = trained(tiny(family), tmp_path / "adapter", ["to_q", "to_k", "to_v", "to_out.0"])
-    file = write_kohya(adapter, tmp_path / "kohya.safetensors")
+    file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya")
     bare, _ = drawn(tiny(family), None, None)
     theirs, _ = drawn(tiny(family), adapter, "pytorch_lora_weights.safetensors")
     ours, _ = drawn(tiny(family), tmp_path, file.name)
@@ -97,14 +101,21 @@ def test_both_files_give_the_same_image(family, tiny, tmp_path):
 
 def test_what_cannot_be_exported_says_what_to_do(tiny, tmp_path):
     sd3 = trained(tiny("sd3"), tmp_path / "sd3", ["to_q"])
-    with pytest.raises(ModelError, match="ComfyUI reads"):
+    with pytest.raises(ModelError, match="use --format comfyui"):
         to_kohya(sd3)
     odd = trained(tiny("flux"), tmp_path / "odd", ["to_q", "x_embedder"])
     with pytest.raises(ModelError, match="x_embedder"):
         to_kohya(odd)
     dora = trained(tiny("sd15"), tmp_path / "dora", ["to_q"], dora=True)
-    with pytest.raises(ModelError, match="DoRA"):
-        to_kohya(dora)
+    for name in (to_kohya, to_comfyui):
+        with pytest.raises(ModelError, match="DoRA"):
+            name(dora)
+    sana = trained(tiny("sana"), tmp_path / "sana", ["to_q"])
+    with pytest.raises(ModelError, match="does not load SANA"):
+        to_comfyui(sana)
+    lumina = trained(tiny("lumina2"), tmp_path / "lumina", ["to_q"])
+    with pytest.raises(ModelError, match="attention_qkv has one matrix.*attn.to_k.*together"):
+        to_comfyui(lumina)
     with pytest.raises(ModelError, match="train one first"):
         to_kohya(tmp_path)
     (tmp_path / "bare").mkdir()
@@ -163,10 +174,8 @@ def test_flux_there_and_back_by_diffusers_own_reader(modules):
     """
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
-    from inversion_dpo.models.kohya import flux_to_kohya
-
     ours = flux_lora(modules)
-    kohya = flux_to_kohya(ours, ALPHA)
+    kohya = blocks_to_kohya(ours, ALPHA)
     back = _convert_kohya_flux_lora_to_diffusers(dict(kohya))
     for module in {key.rsplit(".lora_", 1)[0] for key in back}:
         down = back[f"{module}.lora_A.weight"]
@@ -182,7 +191,7 @@ def test_flux_there_and_back_by_diffusers_own_reader(modules):
 
 def test_a_trained_flux_adapter_is_written(tiny, tmp_path):
     adapter = trained(tiny("flux"), tmp_path / "flux", ["to_q", "to_k", "to_v", "to_out.0"])
-    kohya = load_file(write_kohya(adapter, tmp_path / "kohya.safetensors"))
+    kohya = load_file(write_lora(adapter, tmp_path / "kohya.safetensors", "kohya"))
     names = {key.split(".")[0] for key in kohya}
     double = "lora_unet_double_blocks_0_img_attn"
     assert names == {f"{double}_qkv", f"{double}_proj", "lora_unet_single_blocks_0_linear1"}
@@ -196,3 +205,117 @@ def test_a_trained_flux_adapter_is_written(tiny, tmp_path):
         [ours[f"{block}to_{n}.lora_B.weight"] @ ours[f"{block}to_{n}.lora_A.weight"] for n in "qkv"]
     )
     torch.testing.assert_close(change, own * 8 / 4)
+
+
+# What ComfyUI reads of a LoRA: after transformer. diffusers' module names, from the tables of its
+# comfy/utils.py; after lora_unet_ its own networks' names, _ for ., from comfy/ldm.
+BLOCK = r"(single_)?transformer_blocks\.\d+\."
+COMFY = {
+    "sd3": rf"transformer\.{BLOCK}attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+    "flux": rf"transformer\.{BLOCK}attn\.(to_[qkv]|to_out\.0)",
+    "chroma": rf"transformer\.{BLOCK}attn\.(to_[qkv]|to_out\.0)",
+    "flux2-klein": rf"transformer\.{BLOCK}attn\.(to_[qkv]|to_out(\.0)?|to_qkv_mlp_proj)",
+    "qwen-image": r"transformer\.transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0)",
+    "z-image": r"transformer\.(layers|(noise|context)_refiner)\.\d+\."
+    r"attention\.(to_[qkv]|to_out\.0)",
+    "krea2": r"transformer\.((transformer_blocks|text_fusion\.\w+_blocks)\.\d+\."
+    r"(attn\.(to_[qkv]|to_gate|to_out\.0)|ff\.(up|down))|img_in|final_layer\.linear"
+    r"|text_fusion\.projector|(txt_in|time_embed)\.linear_[12]|time_mod_proj)",
+    "wan": r"lora_unet_blocks_\d+_(self|cross)_attn_[qkvo]",
+    "lumina2": r"lora_unet_(layers|(noise|context)_refiner)_\d+_attention_(qkv|out)",
+}
+
+
+@pytest.mark.parametrize("family", COMFY)
+def test_comfyui_finds_every_layer_at_its_scale(family, tiny, tmp_path):
+    """Module by module: its name is in ComfyUI's table, and alpha's share is in the product."""
+    adapter = trained(tiny(family), tmp_path / "adapter", None, alpha=12.0)
+    file = write_lora(adapter, tmp_path / "comfyui.safetensors", "comfyui")
+    ours, comfy = read_lora(adapter)[0], load_file(file)
+    ends = ("lora_A", "lora_B") if "lora_B" in min(comfy) + max(comfy) else ("lora_down", "lora_up")
+    modules = {re.sub(r"\.(lora_(A|B|down|up)\.weight|alpha)$", "", key) for key in comfy}
+    assert all(re.fullmatch(COMFY[family], m) for m in modules)
+    written = {}
+    for m in modules:
+        down, up = (comfy[f"{m}.{end}.weight"] for end in ends)
+        scale = comfy[f"{m}.alpha"].item() / len(down) if f"{m}.alpha" in comfy else 1.0
+        written[m] = scale * up @ down
+    changes = {
+        k.removesuffix(".lora_A.weight"): 3.0 * ours[k.replace("_A.", "_B.")] @ a
+        for k, a in ours.items()
+        if ".lora_A." in k
+    }
+    assert len(ours) == 2 * len(changes)
+    if ends[0] == "lora_A":
+        assert written.keys() == changes.keys()
+        for m, change in changes.items():
+            torch.testing.assert_close(written[m], change)
+    else:  # each module's rows, wherever they are
+        rows = torch.cat([w.flatten() for w in written.values()]).sort().values
+        torch.testing.assert_close(
+            rows, torch.cat([c.flatten() for c in changes.values()]).sort().values
+        )
+
+
+def lora_of(shapes):
+    """Random matrices for diffusers' modules of these sizes [out, in]."""
+    torch.manual_seed(3)
+    made = {}
+    for module, (outputs, inputs) in shapes.items():
+        made[f"transformer.{module}.lora_A.weight"] = torch.randn(RANK, inputs)
+        made[f"transformer.{module}.lora_B.weight"] = torch.randn(outputs, RANK)
+    return made
+
+
+def block_of_wan(k):
+    names = [f"attn{n}.to_{x}" for n in (1, 2) for x in ("q", "k", "v", "out.0")]
+    return {f"blocks.{k}.{n}": (6, 6) for n in names} | {
+        f"blocks.{k}.ffn.net.0.proj": (9, 6),
+        f"blocks.{k}.ffn.net.2": (6, 9),
+    }
+
+
+def block_of_lumina(block):
+    """Sizes that diffusers' reader knows by heart."""
+    widths = {"attn.to_q": 2304, "attn.to_k": 768, "attn.to_v": 768, "attn.to_out.0": 2304}
+    widths |= {f"feed_forward.linear_{n}": 8 for n in (1, 2, 3)}
+    widths |= {} if "context" in block else {"norm1.linear": 8}
+    return {f"{block}.{name}": (width, 5) for name, width in widths.items()}
+
+
+def read_lumina(kohya):
+    """By diffusers, whose reader takes ComfyUI's other spelling: dots, A and B, no alpha."""
+    dotted = {}
+    for key, value in kohya.items():
+        layer, _, end = key.partition(".")
+        if end == "alpha":
+            continue
+        name = re.fullmatch(
+            r"lora_unet_(layers|\w+_refiner)_(\d+)_(attention|feed_forward|adaLN_modulation)_(\w+)",
+            layer,
+        )
+        half = "A" if "down" in end else "B"
+        scale = kohya[f"{layer}.alpha"] / len(value) if half == "A" else 1.0
+        dotted[f"diffusion_model.{'.'.join(name.groups())}.lora_{half}.weight"] = value * scale
+    return _convert_non_diffusers_lumina2_lora_to_diffusers(dotted)
+
+
+@pytest.mark.parametrize(
+    ("read", "shapes"),
+    [
+        (_convert_musubi_wan_lora_to_diffusers, block_of_wan(0) | block_of_wan(1)),
+        (read_lumina, block_of_lumina("layers.0") | block_of_lumina("context_refiner.0")),
+    ],
+    ids=["wan", "lumina2"],
+)
+def test_original_names_there_and_back_by_diffusers_own_reader(read, shapes):
+    ours = lora_of(shapes)
+    back = read(blocks_to_kohya(ours, ALPHA))
+    assert back.keys() == ours.keys()
+    for key, down in ours.items():
+        if ".lora_A." in key:
+            other, vectors = key.replace("_A.", "_B."), torch.randn(down.shape[1], 2)
+            change = ours[other] @ (down @ vectors) * ALPHA / RANK
+            torch.testing.assert_close(
+                back[other] @ (back[key] @ vectors), change, rtol=1e-4, atol=1e-4
+            )
