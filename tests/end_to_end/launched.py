@@ -1,6 +1,6 @@
 """What test_processes.py runs in one process and in two: a step's gradients, training, evaluation.
 
-Usage: torchrun ... launched.py FOLDER; for every FOLDER/NAME.yaml it leaves NAME.safetensors (whole
+Usage: launched.py FOLDER, in each process; for every FOLDER/NAME.yaml it leaves NAME.safetensors (whole
 gradients), NAME.json (measurements, and the pairs that each process read) and the run NAME.
 A name that begins with fsdp is sharded by FSDP2.
 """
@@ -69,7 +69,6 @@ def one_step(name, config, root):
 
 
 def main(root):
-    torch.set_num_threads(1)
     for file in sorted(root.glob("*.yaml"), key=lambda f: f.stem.startswith("fsdp")):
         if file.stem.startswith("fsdp") and current_team().size > 1:
             session_parts.make_accelerator = sharded
@@ -82,4 +81,5 @@ def main(root):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(Path(sys.argv[1]))

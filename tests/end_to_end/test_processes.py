@@ -6,6 +6,7 @@ cases are fast: LoRA under DDP and under FSDP2, and KTO, whose loss needs all pr
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from inversion_dpo.run.folder import claim
 from inversion_dpo.training.checkpoint import latest_checkpoint
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
+from tests.end_to_end import launched
 from tests.slow import slow_but
 
 SCRIPT = Path(__file__).with_name("launched.py")
@@ -65,19 +67,21 @@ FAST = ["ddp-kto", "fsdp-lora"]
 NAMES = slow_but(FAST, CASES)
 
 
-def launch(count, *words, timeout=240):
-    """Run a script or module in so many processes, as ``accelerate launch`` does with GPUs."""
-    command = (
-        [sys.executable, *LAUNCH, "--num_processes", str(count)] if count > 1 else [sys.executable]
-    )
-    environment = os.environ | {
+def surroundings(**more):
+    """The environment of a started process."""
+    return os.environ | {
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",  # tests.sessions, and this checkout
+        **more,
     }
+
+
+def launch(count, *words, timeout=240):
+    """Run a script or module in so many processes, as ``accelerate launch`` does with GPUs."""
     done = subprocess.run(
-        [*command, *map(str, words)],
-        env=environment,
+        [sys.executable, *LAUNCH, "--num_processes", str(count), *map(str, words)],
+        env=surroundings(),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -86,6 +90,26 @@ def launch(count, *words, timeout=240):
         line for line in done.stderr.splitlines() if "[rank" in line or "rror" in line
     )
     return done
+
+
+def start_two(folder, timeout=240):
+    """Run the script in two processes as the launcher would, without its own imports."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, folder],
+            env=surroundings(RANK=rank, LOCAL_RANK=rank, **shared),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    errors = [process.communicate(timeout=timeout)[1][-2000:] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +156,8 @@ def run_cases(root, names, model, pairs):
             if config.training.batch_size == 6:  # so that 3 pairs come in parts of 1 and 2
                 config.training.gradient_accumulation = count
             (folder / f"{name}.yaml").write_text(to_yaml(config))
-        launch(count, SCRIPT, folder)
+    start_two(root / "2")
+    launched.main(root / "1")
 
 
 def same_numbers(a, b):
