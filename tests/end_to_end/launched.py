@@ -1,6 +1,6 @@
 """What test_processes.py runs in one process and in two: a step's gradients, training, evaluation.
 
-Usage: launched.py FOLDER, in each process; for every FOLDER/NAME.yaml it leaves NAME.safetensors (whole
+Usage: launched.py FOLDER, in each process. For every NAME.yaml it leaves NAME.safetensors (whole
 gradients), NAME.json (measurements, and the pairs that each process read) and the run NAME.
 A name that begins with fsdp is sharded by FSDP2.
 """

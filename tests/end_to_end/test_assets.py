@@ -32,6 +32,7 @@ assert not any(m.startswith("inversion_dpo") for m in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_pipeline_loads_with_plain_diffusers():
     subprocess.run([sys.executable, "-I", "-c", PLAIN, PIPELINE], check=True)
 

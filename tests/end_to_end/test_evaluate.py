@@ -241,6 +241,7 @@ def test_more_seeds_keep_the_first_ones(run):
     assert not np.array_equal(two[0], two[1])
 
 
+@pytest.mark.slow
 def test_any_two_models(capsys, run, tmp_path, tiny_pipeline):
     settings = tmp_path / "settings.yaml"
     settings.write_text(to_yaml(load_config(str(run / "config.yaml"), [])))

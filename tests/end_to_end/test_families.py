@@ -125,7 +125,7 @@ def pipeline_states(pipe, x_T, steps, **settings):
     return states
 
 
-@pytest.mark.parametrize("family", DIFFUSION)
+@pytest.mark.parametrize("family", slow_but(["sd15", "sd2-zsnr"], DIFFUSION))
 def test_inversion_then_sampling_equals_the_pipeline(family, tiny):
     model, condition = model_of(family, tiny)
     grid, kind = model.schedule.grid(10, "sampler"), model.schedule.kind
@@ -175,7 +175,7 @@ def test_one_guidance_gives_another(family, path, wanted, tiny):
 
 @pytest.mark.parametrize(
     ("family", "inverted"),
-    slow_but([("sd15", 2.0), ("sd3", 1.0)], product(["sd15", "sdxl", "sd3"], [1.0, 2.0])),
+    slow_but([("sd15", 2.0)], product(["sd15", "sdxl", "sd3"], [1.0, 2.0])),
 )
 def test_what_is_trained_is_the_guided_prediction(family, inverted, tiny, pair_file, tmp_path):
     """Errors, reference and cost of a step, each worked out by hand from plain predictions."""
@@ -441,7 +441,7 @@ HALF = [("sdxl", "lora"), ("sd3", "full")]
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    slow_but(HALF, product(["sd15", "sdxl", "sd3", "flux"], ["lora", "full"])),
+    slow_but(HALF[:1], product(["sd15", "sdxl", "sd3", "flux"], ["lora", "full"])),
 )
 def test_half_precision_policy_is_exactly_the_reference(family, kind, tiny, pair_file, tmp_path):
     """Same kernels, same batch: not a bit of difference, in the frozen weights' bfloat16."""
@@ -594,7 +594,7 @@ NEW_PRESETS = ["z-image", "flux2-klein", "qwen-image", "chroma", "krea2", "wan",
 
 
 @pytest.mark.parametrize(
-    ("preset", "family"), slow_but(PRESETS, PRESETS + [(p, p) for p in NEW_PRESETS])
+    ("preset", "family"), slow_but(PRESETS[:1], PRESETS + [(p, p) for p in NEW_PRESETS])
 )
 def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, fresh_accelerator):
     """Each preset as it is, but for the weights, the image size and the number of steps."""

@@ -93,6 +93,7 @@ def test_a_round_trains_on_samples_of_the_round_before(settings, tmp_path):
     assert found["x0 round 2"]["spent"]["evaluations"] == 6 * 3 * 2 * 2 + 2 * trained * 6
 
 
+@pytest.mark.slow
 def test_gains_are_over_the_first_reference_and_nothing_is_repeated(
     settings, tmp_path, monkeypatch
 ):

@@ -19,6 +19,7 @@ from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import PolicyConfig
+from tests.slow import slow_but
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))  # its processes import it too
 SCRIPT: Any = importlib.import_module("scale")
@@ -66,7 +67,7 @@ def test_samples_are_those_of_the_pipeline(world: Any) -> None:
         assert 0 <= scores["composition"][0] <= 1
 
 
-@pytest.mark.parametrize("kind", ["trajectory", "noise"])
+@pytest.mark.parametrize("kind", slow_but(["trajectory"], ["trajectory", "noise"]))
 def test_the_reference_is_as_wrong_as_it_is_said_to_be(
     world: Any, settings: Any, pairs: Any, kind: str
 ) -> None:

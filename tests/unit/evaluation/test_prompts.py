@@ -98,6 +98,7 @@ def test_categories_by_hand(caption, category):
     assert category_of(parse_caption(caption)) == category
 
 
+@pytest.mark.slow
 def test_the_shipped_set_is_what_the_script_writes():
     found = read_prompt_set("asset:prompts-compositional.jsonl", None)
     assert list(zip(found.categories, found.prompts, strict=True)) == compositional_prompts(50)

@@ -22,6 +22,7 @@ from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.training.states import with_dropout
 from inversion_dpo.trajectories.fill import predictions
 from tests.sessions import conditional, under_guidance
+from tests.slow import slow_but
 
 PROMPTS = ["a small red star", "the large blue cross left of a green circle"]
 SIDE = 64
@@ -165,7 +166,7 @@ def drawn(model, family, x_T, **settings):
 
 
 @each_family
-@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("guided", slow_but([True], [False, True]))
 @torch.no_grad()
 def test_sampling_equals_the_pipeline(family, guided, model_of):
     oracle, x_T = ORACLES[family], noise(family)

@@ -17,6 +17,7 @@ from inversion_dpo.models.kohya import blocks_to_kohya, read_lora, to_comfyui, t
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
+from tests.slow import slow_but
 
 EVERYWHERE = [
     "to_q",
@@ -60,7 +61,7 @@ def drawn(folder, lora, name):
     ).images[0], pipe
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", slow_but(["sdxl"], ["sd15", "sdxl"]))
 @pytest.mark.parametrize("targets", [["to_q", "to_k", "to_v", "to_out.0"], EVERYWHERE])
 def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
     adapter = trained(tiny(family), tmp_path / "adapter", targets)

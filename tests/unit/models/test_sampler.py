@@ -23,6 +23,7 @@ from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.fields import ConfigError, ModelConfig
 from inversion_dpo.web.studio import How, Studio
+from tests.slow import slow_but
 
 WORDS = "a large red circle left of a small blue star " * 10
 LONG = [WORDS + "above a green square", WORDS + "below a yellow cross"]  # beyond 77 tokens
@@ -65,7 +66,9 @@ def by_the_page(config, folder, prompts):
     return [np.asarray(decode_image(studio.draw(None, [p], [5], how)[0], "")) for p in prompts]
 
 
-@pytest.mark.parametrize("way", [by_api, by_pairs_build, by_pairs_sample, by_the_page])
+@pytest.mark.parametrize(
+    "way", slow_but([by_api, by_the_page], [by_api, by_pairs_build, by_pairs_sample, by_the_page])
+)
 def test_the_end_of_a_long_prompt_counts(way, config, tmp_path):
     expected = [sampler_of(config, None).draw([p], [5])[0] for p in LONG]
     assert (expected[0] != expected[1]).any()
