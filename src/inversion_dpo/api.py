@@ -54,20 +54,22 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
 def check_run(config: Config, folder: Path) -> None:
     """Check, before hours are spent, what a training needs: folder, pairs, model, tracker.
 
-    Nothing is written. What only the evaluation needs is warned of, since it may run elsewhere.
+    Nothing is written. Prompts that only the evaluation needs are warned of, since it may run
+    elsewhere.
 
     Raises:
-        ConfigError, DataError, ModelError: the first fault and what to do.
+        ConfigError, DataError, ModelError, ScorerError, DiskError: the first fault and what to do.
     """
-    from inversion_dpo.data.source import open_pairs
+    from inversion_dpo.evaluation.defaults import check_scores
     from inversion_dpo.evaluation.prompt_sets import read_prompts
     from inversion_dpo.models.loading import check_model
+    from inversion_dpo.training.beforehand import check_training
     from inversion_dpo.training.run_files import tracker_of
 
     check_output(folder, config)
-    check_model(config.model)
-    next(iter(open_pairs(config.data, 1)))
     tracker_of(config.training.tracker)
+    check_scores(config)
+    check_training(config, check_model(config.model), folder)
     try:
         if config.evaluation.prompts != "heldout":
             read_prompts(config.evaluation.prompts, 1)

@@ -146,6 +146,7 @@ def pairs_sample(
     Example: inversion-dpo pairs sample -c sd15 --prompts my_prompts.txt -o pairs.parquet
     """
     from inversion_dpo.evaluation.prompt_sets import read_prompts
+    from inversion_dpo.evaluation.readiness import check_sampling
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.labels.asking import sample_pairs
     from inversion_dpo.run.fields import ConfigError
@@ -153,7 +154,9 @@ def pairs_sample(
     settings = resolved("pairs sample", config, overrides)
     if prompts is None and not settings.model.path.startswith("asset:"):
         raise ConfigError(f"{settings.model.path} needs prompts: --prompts FILE, one a line")
-    captions = read_prompts(str(count) if prompts in (None, "scenes") else prompts, count)
+    source = str(count) if prompts in (None, "scenes") else str(prompts)
+    captions = read_prompts(source, count, option="--prompts")
+    check_sampling(settings, output.parent, 2 * len(captions), "--count")
     made = sample_pairs(output, sampler_of(settings, None), captions, seed)
     typer.echo(f"{made} pairs in {output}\nnext: inversion-dpo web {output}")
 

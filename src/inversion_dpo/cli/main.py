@@ -157,6 +157,7 @@ def sample(
     """
     from inversion_dpo.data.images import png
     from inversion_dpo.evaluation.prompt_sets import prompts_to_sample
+    from inversion_dpo.evaluation.readiness import check_sampling
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.run.disk import atomic_bytes
     from inversion_dpo.run.fields import ConfigError
@@ -165,6 +166,7 @@ def sample(
     texts, overrides = split_settings(prompts or [])
     asked = prompts_to_sample(texts, scene_graph)
     settings = resolved("sample", run_file(run) if run else config, overrides)
+    check_sampling(settings, output, len(asked), "the number of prompts")
     sampler = sampler_of(settings, run / "adapter" if run else None)
     if scene_graph and not sampler.takes_graphs:
         raise ConfigError(

@@ -82,7 +82,7 @@ def pairs_build(
     }
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     run = resolved("pairs build", config, [*(overrides or []), *options])
-    check_build(run)
+    check_build(run, output)
     if dry_run:
         typer.echo(to_yaml(run), nl=False)
         raise typer.Exit

@@ -66,7 +66,8 @@ def check_rounds(rounds: Rounds, config: Config) -> None:
             )
         return
     held = set(evaluation_prompts(config))
-    if shared := [p for p in read_prompts(rounds.prompts, None) if p in held]:
+    asked = read_prompts(rounds.prompts, None, option="--round-prompts")
+    if shared := [p for p in asked if p in held]:
         raise ConfigError(
             f"--round-prompts {rounds.prompts}: {len(shared)} of its prompts are in "
             f"evaluation.prompts ({shared[0]!r}): train on other prompts than the evaluation's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,14 +51,19 @@ def preferred(config: Config) -> str:
     return names[0].rpartition(":")[2].strip()
 
 
-def check_scores(config: Config) -> None:
-    """Refuse scorers that cannot be used, and a preference that is none of their scores."""
+def check_scores(config: Config, prompts: Sequence[str] | None = None) -> None:
+    """Refuse scorers that cannot be used, and a preference that is none of their scores.
+
+    With ``prompts``, a user's own functions are tried, and weights are looked for.
+    """
     e, score = config.evaluation, scorers_of(config)
-    known = score.names(evaluation_prompts(config)) if score else []
-    if score and preferred(config) not in known:
+    if score is None:
+        return
+    known = score.known() if prompts is None else score.names(prompts)
+    if preferred(config) not in (known or [preferred(config)]):
         raise ConfigError(
             f"evaluation.preference={e.preference!r} is not a score of {e.scorer}: choose one of "
-            f"{', '.join(known)}"
+            f"{', '.join(known or [])}"
         )
 
 

@@ -18,6 +18,7 @@ from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, settled
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, PAIRS_AGREE, compare, win_rate
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
+from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.repairs import repairs
 from inversion_dpo.evaluation.samples import (
     REPEAT,
@@ -28,9 +29,8 @@ from inversion_dpo.evaluation.samples import (
 from inversion_dpo.evaluation.scorers.registry import Scores
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import side
-from inversion_dpo.models.loading import check_model
 from inversion_dpo.run.config import Config, to_yaml
-from inversion_dpo.run.disk import atomic_table, atomic_text, check_room
+from inversion_dpo.run.disk import atomic_table, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds, stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import trained_guidance
@@ -84,7 +84,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     """Refuse, before the first image is sampled, what would stop an evaluation later.
 
     It reads the prompts, tries the scorers without loading the known ones, and looks for the
-    models and for room on the disk.
+    models, and for a folder and a disk that take the samples.
 
     Args:
         config: settings of the evaluation.
@@ -96,11 +96,10 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     """
     e = config.evaluation
     prompts = evaluation_prompts(config)
-    check_scores(config)
+    check_scores(config, prompts)
     for model in models:
-        check_model(side(config, model).config.model)
-    size = 2 * len(prompts) * e.seeds * 2 * config.model.resolution**2  # PNG: 2 bytes a pixel
-    check_room(folder / "samples", size, "samples", "lower evaluation.limit")
+        drawn = side(config, model).config
+        check_sampling(drawn, folder / "samples", 2 * len(prompts) * e.seeds, "evaluation.limit")
 
 
 def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> dict[str, Any]:

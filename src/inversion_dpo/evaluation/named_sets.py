@@ -103,7 +103,7 @@ class NamedSet:
     def complaint(self, reason: str) -> str:
         """Write one line with the set's name, the fault and the remedy."""
         return (
-            f"evaluation.prompts={self.name}: {reason}. Check the network, or run `inversion-dpo "
+            f"{self.name}: {reason}. Check the network, or run `inversion-dpo "
             f"prompts {self.name}` where there is one and copy HF_HOME; a gated set needs its "
             "terms accepted on its page and HF_TOKEN; a file of your own does as well"
         )

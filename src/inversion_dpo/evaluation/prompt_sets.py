@@ -39,7 +39,9 @@ class PromptSet:
         return places
 
 
-def read_prompt_set(source: str, limit: int | None, seed: int = 0) -> PromptSet:
+def read_prompt_set(
+    source: str, limit: int | None, seed: int = 0, option: str = "evaluation.prompts"
+) -> PromptSet:
     """Read the first ``limit`` prompts of a set.
 
     Args:
@@ -50,19 +52,25 @@ def read_prompt_set(source: str, limit: int | None, seed: int = 0) -> PromptSet:
             dataset's column on the hub, ``hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]`` (split train).
         limit: None for all.
         seed: of the embedded world's captions.
+        option: the setting or option that named the source, for errors.
 
     Raises:
         ConfigError: the source cannot be read or holds no prompts.
     """
-    rows = list(islice(_rows(source, seed), limit))
+    try:
+        rows = list(islice(_rows(source, seed), limit))
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error}") from error
     if not rows:
-        raise ConfigError(f"evaluation.prompts: {source} holds no prompts: write one a line")
+        raise ConfigError(f"{option}: {source} holds no prompts: write one a line")
     return PromptSet(*(list(column) for column in zip(*rows, strict=True)))
 
 
-def read_prompts(source: str, limit: int | None, seed: int = 0) -> list[str]:
+def read_prompts(
+    source: str, limit: int | None, seed: int = 0, option: str = "evaluation.prompts"
+) -> list[str]:
     """Read only the prompts of :func:`read_prompt_set`."""
-    return read_prompt_set(source, limit, seed).prompts
+    return read_prompt_set(source, limit, seed, option).prompts
 
 
 def graph_of_prompt(prompt: str) -> SceneGraph | None:
@@ -115,7 +123,7 @@ def intended_graphs(
         graph = own or parse(prompt)
         if graph is not None and graphs.setdefault(prompt, graph) != graph:
             raise ConfigError(
-                f"evaluation.prompts: {prompt[:60]!r} occurs with two scene graphs; "
+                f"the prompt {prompt[:60]!r} occurs with two scene graphs; "
                 "word the two prompts differently"
             )
     return graphs
@@ -145,7 +153,7 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     file = Path(resolve(source))
     if not file.is_file():
         raise ConfigError(
-            f"evaluation.prompts: no file {file}; give a text file with one prompt a line, "
+            f"no file {file}; give a text file with one prompt a line, "
             f"hf:OWNER/NAME:COLUMN, or one of {', '.join(named_sets())}"
         )
     if file.suffix == ".parquet":
@@ -154,7 +162,7 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"evaluation.prompts: {file} is not UTF-8 text ({error})") from error
+        raise ConfigError(f"{file} is not UTF-8 text ({error})") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             is_json, where = file.suffix == ".jsonl", f"{file}, line {number}"
@@ -171,7 +179,7 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
         rows = pq.read_table(file, columns=[n for n in columns if n in names]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"evaluation.prompts: {file} cannot be read ({reason})") from error
+        raise ConfigError(f"{file} cannot be read ({reason})") from error
     yield from (_row(row, f"{file}, row {number}") for number, row in enumerate(rows))
 
 
@@ -180,11 +188,11 @@ def _row(row: Any, where: str) -> _Row:
     try:
         row = json.loads(row) if isinstance(row, str) else row
     except ValueError as error:
-        raise ConfigError(f"evaluation.prompts: {where} is not JSON ({error})") from error
+        raise ConfigError(f"{where} is not JSON ({error})") from error
     row = row if isinstance(row, dict) else {}
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ConfigError(f'evaluation.prompts: {where} has no text under "prompt"')
+        raise ConfigError(f'{where} has no text under "prompt"')
     graph = _graph(row.get("scene_graph"), where)
     return prompt.strip(), str(row.get("category", row.get("tag")) or ""), graph
 
@@ -196,14 +204,14 @@ def _graph(value: Any, where: str) -> SceneGraph | None:
     try:
         return SceneGraph.from_dict(json.loads(value) if isinstance(value, str) else value)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f'evaluation.prompts: {where}, "scene_graph": {error}') from error
+        raise ConfigError(f'{where}, "scene_graph": {error}') from error
 
 
 def _hub_rows(source: str) -> Iterator[_Row]:
     name, column, split, *more = [*source.removeprefix("hf:").split(":"), "", ""][:4]
     if not name or not column or any(more):
         raise ConfigError(
-            f"evaluation.prompts={source}: write hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]; "
+            f"{source}: write hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]; "
             "hf:OWNER/NAME:COLUMN reads the split train"
         )
     import datasets
@@ -221,7 +229,7 @@ def _hub_rows(source: str) -> Iterator[_Row]:
     except Exception as error:  # unknown names and splits, and the network, each have their own
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"evaluation.prompts={source} cannot be read ({reason}); check name, column and split"
+            f"{source} cannot be read ({reason}); check name, column and split"
         ) from error
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from inversion_dpo.data.annotations import is_annotated, read_annotations
 from inversion_dpo.data.images import DataError
 from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs, read_prompt_set, scenes
+from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.scorers.registry import SCENES, ScorerGroup, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import Side, sampler_of, side
@@ -32,7 +33,6 @@ from inversion_dpo.making_pairs.labelling import (
     claim,
     fill,
 )
-from inversion_dpo.models.loading import check_model
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.fields import BuildConfig
@@ -54,12 +54,12 @@ def build(config: Config, output: Path) -> dict[str, int]:
     """
     from inversion_dpo.making_pairs.dataset import write_dataset
 
-    check_build(config)
+    check_build(config, output)
     b = config.build
     if current_team().main:
         claim(output, _sampled_by(config))
     current_team().wait()
-    scorers, folder = scorers_of(config, output), output / "candidates"
+    scorers, folder = scorers_of(config, output / "scores.sqlite"), output / "candidates"
 
     def judge(images: Sequence[Pixels], graphs: Sequence[SceneGraph]) -> Verdict:
         return scorers.judge(images, [graph.caption for graph in graphs], graphs)
@@ -75,8 +75,11 @@ def build(config: Config, output: Path) -> dict[str, int]:
     return write(config, output, found) if current_team().main else {}
 
 
-def check_build(config: Config) -> None:
-    """Refuse, before anything is sampled, prompts, models and kinds that cannot be used."""
+def check_build(config: Config, output: Path) -> None:
+    """Refuse, before anything is sampled or written, what cannot be used.
+
+    That is prompts, kinds of scenes, scorers and their scores, models, the folder and the disk.
+    """
     b = config.build
     if b.prompts == BuildConfig.prompts and not config.model.path.startswith("asset:"):
         raise ConfigError(
@@ -87,11 +90,13 @@ def check_build(config: Config) -> None:
         scenes("train", kind, b.seed)  # a kind that is none is refused before anything is sampled
     if not config.evaluation.scorer:
         raise ConfigError("pairs build needs --scorer or evaluation.scorer, which says who labels")
-    if b.prompts != SCENES:
-        single_graphs(config)
-    check_model(config.model)
-    for model in b.models:
-        side(config, model)
+    graphs = [] if b.prompts == SCENES else single_graphs(config)
+    known = scorers_of(config).names([g.caption for g in graphs if not g.items])
+    if odd := [name for name in b.by if name not in known]:
+        raise ConfigError(f"build.by: {odd[0]!r} is no score; choose of {', '.join(known)}")
+    images = b.samples * (sum(b.splits.values()) or min(len(graphs), b.limit or len(graphs)))
+    for model in (None, *b.models):
+        check_sampling(side(config, model).config, output, images, "build.samples")
 
 
 def labellings(config: Config) -> dict[str, Labelling]:
@@ -129,7 +134,7 @@ def single_graphs(config: Config) -> list[SceneGraph]:
         if silent := [g for g in graphs if not g.caption.strip()]:
             raise DataError(f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by")
         return graphs
-    asked = read_prompt_set(b.prompts, None, b.seed + 1)
+    asked = read_prompt_set(b.prompts, None, b.seed + 1, "--prompts (build.prompts)")
     known = intended_graphs(asked)
     captions = dict.fromkeys(asked.prompts)
     return [replace(known.get(c, SceneGraph((), (), c)), caption=c) for c in captions]
@@ -235,12 +240,15 @@ def drawing(sources: Mapping[str, tuple[Side, float]]) -> Draw:
     return draw
 
 
-def scorers_of(config: Config, output: Path) -> ScorerGroup:
-    """Load the scorers that label; ConfigError if there are none, or they cannot know graphs."""
+def scorers_of(config: Config, store: Path | None = None) -> ScorerGroup:
+    """Return the scorers that label, whose scores ``store`` keeps.
+
+    ConfigError if there are none, or they cannot know graphs.
+    """
     e = config.evaluation
     if config.build.prompts == SCENES and SCENE_GRAPH in str(e.scorer):
         raise ConfigError(f"build.prompts={SCENES} is judged by {SCENES}, not by {SCENE_GRAPH}")
-    store, whole = output / "scores.sqlite", partial(prompt_set_of, config)
+    whole = partial(prompt_set_of, config)
     return load_scorers(e.scorer or [], e.checkpoints, e.batch_size, store, e.parser, whole)
 
 

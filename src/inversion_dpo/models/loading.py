@@ -17,16 +17,18 @@ from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.lora import add_lora, merge_lora
 from inversion_dpo.models.parts import (
+    LARGEST,
     NETWORKS,
-    UNUSED,
     check_lora,
     check_place,
     configuration_of,
     folder_fault,
     index_of,
+    left_out,
     load_part,
     load_single_file,
     named,
+    skeleton,
 )
 from inversion_dpo.models.quantized import quantize
 from inversion_dpo.models.schedules import few_steps
@@ -76,11 +78,7 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         check_place(path)
         source = configuration_of(path, m.config) if single else path
         index = index_of(source, None if single else m.revision)
-    parts: dict[str, Any] = {name: None for name in UNUSED if name in index}
-    if "safety_checker" in index:
-        parts["requires_safety_checker"] = False
-    if not m.t5:
-        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    parts = left_out(index, m)
     network = next((n for n in NETWORKS if n in index), "")
     for key, part, name in (("vae", "vae", m.vae), ("network", network, m.network)):
         if name:
@@ -106,16 +104,18 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     return pipeline
 
 
-def check_model(m: ModelConfig) -> None:
-    """Look for the model and its parts, without loading weights; ModelError names the setting."""
+def check_model(m: ModelConfig) -> DiffusionModel:
+    """Look for the model and its parts, and return it without weights.
+
+    Raises:
+        ModelError: a part is missing or damaged, or a setting does not fit; it names the setting.
+    """
     path = os.path.expanduser(resolve(m.path))
     with named("model.path", m.path):
         check_place(path)
         index_of(configuration_of(path, m.config) if Path(path).is_file() else path, m.revision)
         given = ["vae"] * bool(m.vae) + [*NETWORKS] * bool(m.network)
-        if fault := folder_fault(
-            Path(path), given + ["text_encoder_3", "tokenizer_3"] * (not m.t5)
-        ):
+        if fault := folder_fault(Path(path), given + [*LARGEST] * (not m.t5)):
             raise ModelError(fault)
     if m.revision and Path(path).exists():
         raise ModelError(
@@ -127,6 +127,22 @@ def check_model(m: ModelConfig) -> None:
                 check_place(os.path.expanduser(name))
     if m.lora:
         check_lora(m, m.lora, "model.lora")
+    return adapted(skeleton(m), m)
+
+
+def adapted(pipeline: Any, m: ModelConfig) -> DiffusionModel:
+    """Do :func:`adapt` by the settings; ModelError also for one that its family does not take."""
+    model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
+    used = {
+        "t5": hasattr(pipeline, "text_encoder_3"),
+        "guidance_embed": getattr(network_of(model).config, "guidance_embeds", False),
+    }
+    for key, value in ((key, getattr(m, key)) for key in used if not used[key]):
+        if value != getattr(ModelConfig(), key):
+            raise ModelError(
+                f"model.{key}={value} has no effect with {type(pipeline).__name__}: leave it out"
+            )
+    return model
 
 
 def load_model(config: Config, device: torch.device) -> DiffusionModel:
@@ -140,16 +156,7 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
     if p.kind == "scene_graph" and not m.scene_graph:
         shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
         install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
-    model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
-    used = {
-        "t5": hasattr(pipeline, "text_encoder_3"),
-        "guidance_embed": getattr(network_of(model).config, "guidance_embeds", False),
-    }
-    for key, value in ((key, getattr(m, key)) for key in used if not used[key]):
-        if value != getattr(ModelConfig(), key):
-            raise ModelError(
-                f"model.{key}={value} has no effect with {type(pipeline).__name__}: leave it out"
-            )
+    model = adapted(pipeline, m)
     if why := model.distilled or few_steps(pipeline.scheduler) or name_of_few_steps(m):
         logger.warning(
             "%s seems to be distilled to few steps (%s): training undoes that, and pairs are "

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from inversion_dpo.run.fields import ModelConfig
 
 NETWORKS = ("unet", "transformer")  # what is trained is one of these parts
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+LARGEST = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # by text to image
 CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
 SUFFIXES = (".safetensors", ".gguf", *PICKLED)
@@ -221,31 +223,43 @@ def load_single_file(
     return pipeline
 
 
-def check_lora(m: ModelConfig, name: str, key: str) -> None:
-    """Check that a LoRA fits the model's layers, from configurations alone: no weight is read.
+def left_out(index: Mapping[str, Any], m: ModelConfig) -> dict[str, Any]:
+    """List the parts of model_index.json that are not loaded, for ``from_pretrained``."""
+    parts: dict[str, Any] = {n: None for n in (*UNUSED, *LARGEST[2 * m.t5 :]) if n in index}
+    return parts | ({"requires_safety_checker": False} if "safety_checker" in index else {})
+
+
+def skeleton(m: ModelConfig) -> Any:
+    """Make the pipeline from configurations alone: no weight is read, its networks have none.
 
     Raises:
-        ModelError: it does not, or it cannot be read.
+        ModelError: a configuration or tokenizer cannot be read.
     """
     path = os.path.expanduser(resolve(m.path))
     with named("model.path", m.path):
         source = configuration_of(path, m.config) if Path(path).is_file() else path
         index = index_of(source, m.revision)
-        kind = getattr(diffusers, index["_class_name"])
-        empty = kind.__new__(kind)
+        parts = left_out(index, m)
         with init_empty_weights():
-            for part in (*NETWORKS, *ENCODERS):
+            for part in (*NETWORKS, *ENCODERS, "vae"):
                 library, class_name = index.get(part) or ("", "")
+                if part in parts or not library:
+                    continue
+                made: Any = getattr(import_module(library), class_name)
                 if library == "diffusers":
-                    made: Any = getattr(diffusers, class_name)
                     about = made.load_config(source, subfolder=part, revision=m.revision)
-                    empty.__dict__[part] = made.from_config(about)
-                elif library:
-                    made = getattr(transformers, class_name)
+                    parts[part] = made.from_config(about)
+                else:
                     read = made.config_class.from_pretrained
-                    empty.__dict__[part] = made(read(source, subfolder=part, revision=m.revision))
+                    parts[part] = made(read(source, subfolder=part, revision=m.revision))
+        return DiffusionPipeline.from_pretrained(source, revision=m.revision, **parts)
+
+
+def check_lora(m: ModelConfig, name: str, key: str) -> None:
+    """Check that a LoRA fits the model's layers, from configurations alone; ModelError if not."""
+    pipeline = skeleton(m)
     with named(key, name):
-        read_lora(empty, lora_file(name))
+        read_lora(pipeline, lora_file(name))
 
 
 def _remedy(error: Exception, key: str, name: str) -> str:

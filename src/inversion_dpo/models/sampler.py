@@ -18,7 +18,8 @@ from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError
 from inversion_dpo.models.graph_model import SceneGraphModel
 from inversion_dpo.models.loading import adapt
 from inversion_dpo.models.prompts import call_arguments
-from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.models.schedules import grid_for
+from inversion_dpo.run.config import Config
 
 logger = logging.getLogger(__name__)
 Prompt = str | SceneGraph  # a scene graph stands for its caption and itself
@@ -77,12 +78,8 @@ class Sampler:
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-        try:
-            self.model.schedule.grid(self.config.evaluation.sample_steps)
-        except ValueError as error:
-            steps = self.config.evaluation.sample_steps
-            raise ConfigError(f"evaluation.sample_steps={steps}: {error}") from error
         e, side, images = self.config.evaluation, self.config.model.resolution, []
+        grid_for(self.model.schedule, "evaluation.sample_steps", e.sample_steps)
         asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
         with tqdm(total=len(asked), desc=desc, unit="image", disable=desc is None) as bar:
             for start in range(0, len(asked), e.batch_size):

@@ -13,6 +13,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from inversion_dpo.maths.records import Grid, Levels
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.run.fields import ConfigError
 
 
 def discrete_schedule(scheduler: Any) -> Schedule:
@@ -59,6 +60,14 @@ def discrete_schedule(scheduler: Any) -> Schedule:
 
     levels = Levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
     return Schedule(kind, torch.arange(len(alpha_bar)), levels, sampler)
+
+
+def grid_for(schedule: Schedule, key: str, steps: int, spacing: str = "sampler") -> Grid:
+    """Return the grid of so many steps; ConfigError names the setting that asks for too many."""
+    try:
+        return schedule.grid(steps, spacing)
+    except ValueError as error:
+        raise ConfigError(f"{key}={steps}: {error}") from error
 
 
 def dynamic_shift(scheduler: Any, image_tokens: int, default: float) -> float | None:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pyarrow as pa
@@ -64,6 +65,24 @@ def writing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         ) from error
 
 
+def _nearest(folder: Path) -> Path:
+    """Find the folder itself, or the nearest above it that is there."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made; it need not be there yet, and is not made."""
+    there = _nearest(folder)
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise DiskError(
+            f"{folder}: nothing can be written to {there} ({error.strerror}): choose another "
+            "--output"
+        ) from error
+
+
 def check_room(folder: Path, size: float, what: str, remedy: str = "") -> None:
     """Refuse work whose result does not fit; DiskError names both sizes.
 
@@ -73,9 +92,8 @@ def check_room(folder: Path, size: float, what: str, remedy: str = "") -> None:
         what: the result's name.
         remedy: the settings that make it smaller, if any do.
     """
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     size -= sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_nearest(folder)).free
     if free < size:
         raise DiskError(
             f"{folder}: {what} need about {size / 1e6:,.0f} MB more and {free / 1e6:,.0f} MB "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_text, check_writable
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting
 
@@ -107,11 +106,10 @@ def claim(folder: Path, config: Config) -> None:
 def check_output(folder: Path, config: Config) -> None:
     """Refuse, without making it, a folder that :func:`claim` would refuse or cannot make."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{there} may not be written to: choose another --output")
     if there == folder or not there.is_dir():
         refuse_others(there)
         refuse_other_run(folder, config)
+    check_writable(folder)
 
 
 def refuse_other_run(folder: Path, config: Config) -> None:

@@ -44,6 +44,10 @@ class LoraPolicy:
         target_modules = p.target_modules or list(model.targets)
         pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
         targets = target_modules[0] if pattern else list(target_modules)
+        layers = [f".{name}" for name, _ in self.network.named_modules()]
+        for end in () if pattern else p.target_modules or ():
+            if not any(layer.endswith(f".{end}") for layer in layers):
+                raise ModelError(f"policy.target_modules: no layer's name ends in {end!r}")
         config = LoraConfig(
             r=p.rank,
             lora_alpha=p.alpha,

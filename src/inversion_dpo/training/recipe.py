@@ -29,6 +29,13 @@ from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.folder import stage
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.training.beforehand import (
+    LEAST_PAIRS,
+    check_batch,
+    check_count,
+    check_preferences,
+    check_soft_labels,
+)
 from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.checks import (
     LEAST_NOISE,
@@ -57,7 +64,6 @@ from inversion_dpo.trajectories.key import chosen_method, key_of
 from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
 
 logger = logging.getLogger(__name__)
-LEAST_PAIRS = 4
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     logger.info(counts_text(cache))
     if any(cache.overlong.values()):
         logger.warning(overlong_text(cache, model, key.prompt_chunks))
-    if cache.pairs < LEAST_PAIRS:
-        raise DataError(
-            f"{pairs.config.pairs}: only {cache.pairs} usable pairs; give at least {LEAST_PAIRS}"
-        )
+    check_count(pairs.config.pairs, cache.pairs)
     return Prepared(accelerator, model, cache, back)
 
 
@@ -233,7 +236,6 @@ def make_accelerator(config: Config) -> Accelerator:
 
 def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
     """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
-    team = current_team()
     if text := beta_text(config, chosen_method(config).loss):
         logger.warning(text)
     scales = {config.inversion.guidance_scale, config.objective.guidance_scale}
@@ -246,23 +248,12 @@ def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
         variance = noise_variance(cache)
         if not LEAST_NOISE < variance < MOST_NOISE:
             logger.warning(noise_text(variance, config.inversion.t_start))
-    if cache.counts.get("single") and chosen_method(config).loss not in ("sft", "denoising"):
-        raise DataError(
-            f"{config.data.pairs}: no preference among single annotated images: set "
-            "objective.name=denoising, or give pairs"
-        )
-    if plan.soft_labels and bool((cache.preference(range(cache.pairs)) == 1).all()):
-        raise DataError(
-            "objective.soft_labels=true, but no pair has a preference_0 (docs/reference/formats.md)"
-        )
+    check_preferences(config, cache.counts.get("single", 0))
+    if plan.soft_labels:
+        check_soft_labels(cache.preference(range(cache.pairs)).tolist())
     if trained_guidance(config) != config.evaluation.guidance_scale:
         logger.info(guidances_text(config))
-    if plan.batch_size < team.size * plan.accumulation:
-        raise ConfigError(
-            f"training.batch_size={plan.batch_size} counts the pairs of a step over all "
-            f"processes; {team.size} processes in training.gradient_accumulation="
-            f"{plan.accumulation} parts need at least {team.size * plan.accumulation}"
-        )
+    check_batch(plan, current_team().size)
 
 
 def only_network_stays(model: DiffusionModel) -> None:

@@ -46,8 +46,8 @@ from inversion_dpo.models.base import (
     without_prompt,
 )
 from inversion_dpo.models.prompts import overlong
+from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import atomic_save, check_room
-from inversion_dpo.run.fields import ConfigError
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
     EMPTY,
@@ -105,10 +105,7 @@ def fill(
         ModelError: a value is not finite; it names the image.
     """
     team, folder = team or Team(), root / key.name()
-    try:
-        grid = model.schedule.grid(key.steps, key.spacing)
-    except ValueError as error:
-        raise ConfigError(f"inversion.steps={key.steps}: {error}") from error
+    grid = grid_for(model.schedule, "inversion.steps", key.steps, key.spacing)
     how = Inverter(model, key, grid, device)
     if not is_whole(folder, team):
         count = pairs.expected() if team.main else None

@@ -53,20 +53,26 @@ def window(config: Config) -> tuple[int, int]:
     """Return the lowest and highest trained index on the inversion's grid."""
     o, n = config.objective, config.inversion.steps
     if chosen_method(config).path == "released":
+        if config.inversion.reconstruct:
+            raise ConfigError(
+                "inversion.reconstruct=true does not fit objective.path=released, whose states are "
+                "told another timestep than they are sampled at: leave it out"
+            )
         return 1, n
     low = max(1, math.ceil(o.t_min * n))
     return low, max(low, math.floor(o.t_max * n))
 
 
+def spacing_of(config: Config) -> str:
+    """Name the grid of the inversion: the configured one, or that of the released script."""
+    released = chosen_method(config).path == "released"
+    return "released" if released else config.inversion.spacing
+
+
 def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
     """Collect from a configuration what the trajectories of its pairs depend on."""
     i, method = config.inversion, chosen_method(config)
-    inverted, released = method.inverts, method.path == "released"
-    if released and i.reconstruct:
-        raise ConfigError(
-            "inversion.reconstruct=true does not fit objective.path=released, whose states are "
-            "told another timestep than they are sampled at: leave it out"
-        )
+    inverted = method.inverts
     low, high = window(config)
     graph, encoder = None, getattr(model.pipeline, "scene_graph", None)
     if encoder is not None:  # a new one only affects the number of tokens
@@ -81,7 +87,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         resolution=named(square(config.model.resolution)),
         guidance_embed=config.model.guidance_embed,
         steps=i.steps,
-        spacing="released" if released else i.spacing,
+        spacing=spacing_of(config),
         guidance_scale=i.guidance_scale if inverted else 1.0,
         extent=Extent(i.start, low, high, i.fixed_point_iterations) if inverted else NOWHERE,
         pairs_per_shard=max(1, i.batch_size // 2),

@@ -1,7 +1,9 @@
 """What a run needs is looked for before any work, and a dry run looks for the same."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,9 @@ from inversion_dpo.api import check_run
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation.defaults import heldout_captions, settled
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
+from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import claim
+from tests.slow import slow_but
 
 REAL = [n for n in preset_names() if not load_config(n, []).model.path.startswith("asset:")]
 
@@ -31,8 +35,13 @@ def ended(tiny_config, tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "wet"])
-@pytest.mark.parametrize("command", ["train", "invert", "demo"])
+@pytest.mark.parametrize(
+    ("command", "dry"),
+    slow_but(
+        [("train", ["--dry-run"])],
+        [(c, dry) for c in ("train", "invert", "demo") for dry in (["--dry-run"], [])],
+    ),
+)
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -77,9 +86,124 @@ def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(ended, tiny_config, c
         assert (code, printed) == (2, "") and message in error
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("evaluation.scorer=pickscor", "did you mean 'pickscore'"),
+        ("evaluation.scorer=no_such:taste", "evaluation.scorer=no_such:taste: there is no such mo"),
+        ("evaluation.preference=beauty", "evaluation.preference='beauty' is not a score of scenes"),
+        ("evaluation.checkpoints.clip=x", "evaluation.checkpoints.clip has no effect"),
+        (
+            "policy.target_modules=[to_q,to_w]",
+            "policy.target_modules: no layer's name ends in 'to_w'",
+        ),
+        ("policy.target_modules=[^no]", "policy.target_modules=['^no']"),
+        ("training.optimizer=adamw8bit", "pip install bitsandbytes"),
+        ("objective.soft_labels=true", "no pair has a preference_0"),
+        ("inversion.steps=1000", "inversion.steps=1000: the model's schedule takes 1 to 999"),
+        ("model.resolution=60", "model.resolution=60 must be a multiple of"),
+        ("model.prompt_chunks=9 model.t5=false", "model.t5=False has no effect"),
+        ("data.limit=3", "only 3 usable pairs; give at least 4"),
+        (
+            "inversion.reconstruct=true objective.name=inversion_dpo_released",
+            "inversion.reconstruct=true does not fit objective.path=released",
+        ),
+    ],
+)
+def test_what_would_stop_a_training_is_said_before_any_weight(
+    ended, monkeypatch, settings, message
+):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("inversion_dpo.training.recipe.load_model", None)
+    code, printed, error = ended("train", "-c", "tiny.yaml", "-o", "run", *settings.split())
+    assert (code, printed, error.count("\n")) == (2, "", 1) and message in error
+    assert not Path("run").exists()
+
+
+def full(monkeypatch):
+    """Leave ten bytes on the disk."""
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=10))
+
+
+def test_checkpoints_that_do_not_fit_are_refused(ended, monkeypatch):
+    full(monkeypatch)
+    for more, size in (
+        ((), "0 MB more"),
+        (("policy.kind=full", "training.optimizer=adafactor"), ""),
+    ):
+        code, _, error = ended("train", "-c", "tiny.yaml", "-o", "run", *more)
+        assert code == 2 and "checkpoints need about" in error and size in error
+
+
+SAMPLING = {
+    "sample": ("a star", "-o"),
+    "pairs sample": ("--prompts", "prompts.txt", "-o"),
+    "pairs build": ("--prompts", "prompts.txt", "evaluation.scorer=mine:taste", "-o"),
+}
+
+
+@pytest.mark.parametrize("command", SAMPLING)
+@pytest.mark.parametrize(
+    ("output", "more", "message"),
+    [
+        ("new", "evaluation.sample_steps=1000", "evaluation.sample_steps=1000: the model's"),
+        ("new", "model.resolution=60", "model.resolution=60 must be a multiple"),
+        ("new", "model.resolution=1600000", "samples need about"),
+        ("new", "model.lora=/none.safetensors", "model.lora=/none.safetensors: nothing is there"),
+        ("tiny.yaml/new", "model.t5=true", "nothing can be written to"),
+    ],
+)
+def test_what_would_stop_the_sampling_is_said_before_it(
+    ended, monkeypatch, command, output, more, message
+):
+    Path("prompts.txt").write_text("a star")
+    Path("mine.py").write_text("def taste(images, prompts):\n    return [1.0] * len(images)\n")
+    monkeypatch.setattr("inversion_dpo.evaluation.sides.load_pipeline", None)
+    words = (*command.split(), "-c", "tiny.yaml", *SAMPLING[command])
+    code, printed, error = ended(*words, output, more)
+    assert (code, printed, error.count("\n")) == (2, "", 1) and message in error
+    assert not Path(output).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("pairs", "sample", "-o", "new", "--prompts"), "--prompts: "),
+        (("pairs", "build", "-o", "new", "--prompts"), "--prompts (build.prompts): "),
+        (
+            ("compare", "-o", "new", "evaluation.scorer=clip", "--rounds", "2", "--round-prompts"),
+            "--round-prompts: ",
+        ),
+    ],
+)
+def test_missing_prompts_are_named_by_their_option(ended, words, option):
+    code, _, error = ended(*words, "none.txt")
+    assert code == 2 and f"error: {option}no file none.txt" in error and not Path("new").exists()
+
+
+def test_a_build_names_a_score_that_there_is_not(ended):
+    Path("prompts.txt").write_text("a small red star")
+    words = (
+        "pairs",
+        "build",
+        "--dry-run",
+        "-o",
+        "new",
+        "--prompts",
+        "prompts.txt",
+        "--by",
+        "beauty",
+    )
+    code, _, error = ended(*words)
+    assert code == 2 and "build.by: 'beauty' is no score; choose of sg_iou" in error
+
+
 def test_a_folder_that_may_not_be_written_to_is_named(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("inversion_dpo.run.folder.os.access", lambda *_: False)
-    with pytest.raises(ConfigError, match=f"{tmp_path} may not be written to"):
+    def refused(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("inversion_dpo.run.disk.TemporaryFile", refused)
+    with pytest.raises(DiskError, match=f"written to {tmp_path} .Permission denied"):
         check_run(tiny_config(), tmp_path / "a" / "b")
 
 
@@ -90,7 +214,7 @@ def test_missing_prompts_are_warned_of_before_the_training(tiny_config, tmp_path
 
 def test_building_pairs_looks_too(ended):
     words = ("pairs", "build", "-c", "tiny.yaml", "-o", "built", "--dry-run")
-    Path("prompts.txt").write_text("a star")
+    Path("prompts.txt").write_text("a small red star")
     for more, message in {
         ("--prompts", "none.txt"): "none.txt",
         ("model.path=./none", "--prompts", "prompts.txt"): "model.path=./none",
@@ -120,7 +244,7 @@ def test_a_setting_of_another_family_is_refused(tiny_config, setting):
 @pytest.mark.parametrize("name", REAL)
 def test_a_preset_of_a_real_model_needs_only_pairs(name, tiny_pipeline, pair_file, tmp_path):
     given = [f"data.pairs={pair_file}", f"model.path={tiny_pipeline}", "model.vae=null"]
-    config = load_config(name, given)
+    config = load_config(name, [*given, "policy.target_modules=null"])
     check_run(config, tmp_path / "run")
     assert config.policy.kind == "lora" and config.training.learning_rate == 1e-4
     e = settled(config, tmp_path / "run").evaluation

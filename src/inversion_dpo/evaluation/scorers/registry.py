@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from inversion_dpo.evaluation.prompt_sets import PromptSet, graph_of_prompt
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SceneGraphScorer
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SCORES, SceneGraphScorer
 from inversion_dpo.evaluation.scorers.score_store import Store, score_key
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.fields import ParserConfig
@@ -119,12 +119,26 @@ class ScorerGroup:
             read = read or [graph for _, graphs in parts for graph in graphs]
         return scores, read or None
 
+    def known(self) -> list[str] | None:
+        """List the scores' names, with nothing loaded or tried; None where a function is one's own.
+
+        Raises:
+            ScorerError: there is no such function.
+        """
+        own = [member.spec for member in self.members if ":" in member.spec]
+        if missing := [spec for spec in own if source_of(spec) is None]:
+            raise ScorerError(
+                f"evaluation.scorer={missing[0]}: there is no such module here; write "
+                "module:function"
+            )
+        return None if own else [name for member in self.members for name in _of(member.spec)]
+
     def names(self, prompts: Sequence[str]) -> list[str]:
         """List the scores' names; ScorerError if these prompts or a scorer cannot be scored.
 
         Weights are looked for and not loaded. A user's own function is tried on a grey image.
         """
-        grey, found = np.full((64, 64, 3), 127, np.uint8), []
+        grey, found = np.full((64, 64, 3), 127, np.uint8), list[str]()
         for member in self.members:
             odd = [p for p in prompts if member.spec == SCENES and graph_of_prompt(p) is None]
             if odd:
@@ -134,13 +148,14 @@ class ScorerGroup:
                 )
             if member.checkpoint:
                 member.checkpoint.check()
-                found.append(member.spec)
-            elif member.spec == SCENE_GRAPH:
+            if member.spec == SCENE_GRAPH:
                 parser: Any = member.call
-                found += parser.names(prompts)
+                parser.check(prompts)
+            if ":" not in member.spec:
+                found += _of(member.spec)
             else:
                 try:
-                    found += _called(member, [(grey, prompts[0], None)])[0]
+                    found += _called(member, [(grey, [*prompts, "a picture"][0], None)])[0]
                 except Exception as error:  # whatever a user's own function raises
                     raise ScorerError(
                         f"evaluation.scorer={member.spec} fails on a grey 64x64 image: "
@@ -164,6 +179,13 @@ class ScorerGroup:
             stored |= {keys[k]: float(v) for k, v in zip(new, fresh, strict=True)}
             self.store.put([keys[k] for k in new], fresh.tolist())
         return {member.spec: np.array([stored[key] for key in keys])}, []
+
+
+def _of(spec: str) -> Sequence[str]:
+    """List the names of a registered scorer's scores."""
+    from inversion_dpo.world.checker import NAMES
+
+    return {SCENES: NAMES, SCENE_GRAPH: (*SCORES, "parsed")}.get(spec, (spec,))
 
 
 def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
@@ -208,6 +230,11 @@ def load_scorers(
     places = dict(checkpoints or {})
     if unknown := sorted(set(places) - {*CHECKPOINTS, SCENE_GRAPH}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
+    if unused := sorted(set(places) - set(names)):
+        raise ScorerError(
+            f"evaluation.checkpoints.{unused[0]} has no effect: evaluation.scorer is "
+            f"{','.join(names)}. Leave it out"
+        )
 
     def named(name: str) -> Named:
         if name == SCENE_GRAPH:

@@ -113,11 +113,10 @@ class SceneGraphScorer:
         }
         return scores | {"parsed": np.array([float(f is not None) for f in read]), "graph": read}
 
-    def names(self, prompts: Sequence[str]) -> list[str]:
-        """List the scores' names; ScorerError for a prompt without a graph."""
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse a prompt without a graph by a ScorerError."""
         for prompt in prompts:
             self.words(self._graph_of(prompt))
-        return [*SCORES, "parsed"]
 
     def _graph_of(self, prompt: str) -> SceneGraph:
         graph = self.intended.get(prompt)

@@ -1,0 +1,32 @@
+"""Check, before the first image is drawn, what would stop a command later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inversion_dpo.models.loading import check_model
+from inversion_dpo.models.schedules import grid_for
+from inversion_dpo.run.config import Config
+from inversion_dpo.run.disk import check_room, check_writable
+
+BYTES = 2  # of a pixel in a PNG, roughly
+
+
+def check_sampling(config: Config, folder: Path, images: int, fewer: str) -> None:
+    """Refuse a folder, a disk, a model or a number of steps by which images cannot be drawn.
+
+    Nothing is written, and no weight is read.
+
+    Args:
+        config: ``model`` and ``evaluation`` say what is drawn.
+        folder: where the images go; it need not be there yet.
+        images: how many there will be.
+        fewer: the setting that asks for fewer of them.
+
+    Raises:
+        ConfigError, ModelError, DiskError: the first fault and what to do.
+    """
+    check_writable(folder)
+    check_room(folder, images * BYTES * config.model.resolution**2, "samples", f"lower {fewer}")
+    model = check_model(config.model)
+    grid_for(model.schedule, "evaluation.sample_steps", config.evaluation.sample_steps)

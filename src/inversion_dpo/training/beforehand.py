@@ -1,0 +1,86 @@
+"""Refuse, before weights are read and pairs inverted, what would stop a training later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.source import open_pairs
+from inversion_dpo.models.base import DiffusionModel
+from inversion_dpo.models.schedules import grid_for
+from inversion_dpo.run.disk import check_room
+from inversion_dpo.run.fields import Config, ConfigError
+from inversion_dpo.run.processes import current_team
+from inversion_dpo.training.plan import Plan, make_plan
+from inversion_dpo.training.policy import attach, make_optimizer
+from inversion_dpo.trajectories.key import chosen_method, spacing_of
+
+LEAST_PAIRS = 4
+MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0}  # numbers beside each weight
+
+
+def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
+    """Refuse settings, pairs and disks that a training would stumble over.
+
+    Args:
+        config: the run's settings.
+        model: from ``check_model``, without weights; the policy is put on it.
+        folder: of the run, whose disk takes the checkpoints.
+
+    Raises:
+        ConfigError, ModelError, DataError, DiskError: the first fault and what to do.
+    """
+    t, steps = config.training, config.inversion.steps
+    grid = grid_for(model.schedule, "inversion.steps", steps, spacing_of(config))
+    plan = make_plan(config, model.schedule, grid)
+    check_batch(plan, current_team().size)
+    pairs = open_pairs(config.data)
+    check_count(config.data.pairs, len(list(islice(pairs, LEAST_PAIRS))))
+    check_preferences(config, pairs.counts["single"])
+    if plan.soft_labels:
+        check_soft_labels(pair.preference for pair in pairs.read(lambda number: False))
+    if config.policy.kind == "scene_graph":
+        return
+    make_optimizer(t, [torch.nn.Parameter(torch.zeros(1))])
+    weights = sum(weight.numel() for weight in attach(model, config).trainable().values())
+    kept = t.keep_checkpoints + 2  # the best, and the one that is being written
+    size = 4 * weights * (1 + MOMENTS[t.optimizer]) * kept
+    fewer = "lower training.keep_checkpoints, or set policy.kind=lora"
+    check_room(folder / "checkpoints", size, "checkpoints", fewer)
+
+
+def check_batch(plan: Plan, processes: int) -> None:
+    """Refuse a batch that has no pair for each part of each process."""
+    if plan.batch_size < processes * plan.accumulation:
+        raise ConfigError(
+            f"training.batch_size={plan.batch_size} counts the pairs of a step over all "
+            f"processes; {processes} processes in training.gradient_accumulation="
+            f"{plan.accumulation} parts need at least {processes * plan.accumulation}"
+        )
+
+
+def check_count(source: str, count: int) -> None:
+    """Refuse too few pairs."""
+    if count < LEAST_PAIRS:
+        raise DataError(f"{source}: only {count} usable pairs; give at least {LEAST_PAIRS}")
+
+
+def check_preferences(config: Config, single: int) -> None:
+    """Refuse single images where the method compares two."""
+    if single and chosen_method(config).loss not in ("sft", "denoising"):
+        raise DataError(
+            f"{config.data.pairs}: no preference among single annotated images: set "
+            "objective.name=denoising, or give pairs"
+        )
+
+
+def check_soft_labels(preferences: Iterable[float]) -> None:
+    """Refuse soft labels where every pair is certain."""
+    if all(preference == 1 for preference in preferences):
+        raise DataError(
+            "objective.soft_labels=true, but no pair has a preference_0 (docs/reference/formats.md)"
+        )
