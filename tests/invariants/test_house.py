@@ -194,6 +194,17 @@ def undocumented(tree: ast.Module | ast.ClassDef) -> list[str]:
     return found
 
 
+def unexplained(tree: ast.Module) -> list[str]:
+    """Public functions of more than two parameters whose docstring has no Args."""
+    public = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name[0] != "_"]
+    return [
+        f"{node.name} (line {node.lineno})"
+        for node in public
+        if len(node.args.args) + len(node.args.kwonlyargs) > 2
+        and "Args:" not in (ast.get_docstring(node) or "")
+    ]
+
+
 def parsed(path: Path) -> ast.Module:
     """The syntax tree of a source file."""
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -276,6 +287,16 @@ def test_functions_have_few_parameters(path: Path) -> None:
 @each_source
 def test_what_is_public_has_a_docstring(path: Path) -> None:
     assert undocumented(parsed(path)) == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_mathematics_explains_its_arguments(name: str) -> None:
+    assert unexplained(parsed(PACKAGE / name)) == []
+
+
+def test_unexplained_bites() -> None:
+    assert unexplained(ast.parse("def f(a, b, *, c):\n    'Add.'")) == ["f (line 1)"]
+    assert unexplained(ast.parse("def f(a, b):\n    'Add.'")) == []
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:

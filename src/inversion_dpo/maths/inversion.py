@@ -164,7 +164,17 @@ def passes(guidance_scale: float) -> int:
 
 @torch.no_grad()
 def reconstruct(x_T: Tensor, grid: Grid, predict: Predict, kind: str) -> Tensor:
-    """Sample down the grid from x_T (B, *), deterministically, to a clean latent (B, *)."""
+    """Sample down the grid, deterministically: the way back of an inversion.
+
+    Args:
+        x_T: states at the grid's highest level, (B, *).
+        grid: N levels and the clean end.
+        predict: the network's prediction at (x, t), (B, *).
+        kind: of the prediction: epsilon, v_prediction or flow_prediction.
+
+    Returns:
+        Clean latents (B, *).
+    """
     x = x_T
     for i in range(grid.steps, 0, -1):
         x = step(x, _at(predict, x, grid, i), grid.levels[i], grid.levels[i - 1], kind)

@@ -43,7 +43,12 @@ def dpo_logit(errors: PairErrors, beta: float) -> Tensor:
 
 
 def link_loss(logit: Tensor, p: Tensor, link: str) -> Tensor:
-    """Compute the loss of a logit [P] whose winner is the better image with probability p [P].
+    """Compute the loss of a logit whose winner is the better image with probability p.
+
+    Args:
+        logit: of each pair, [P].
+        p: [P], 1 for a hard label.
+        link: one of LINKS.
 
     sigmoid: -p log s(z) - (1-p) log s(-z); p < 1 is conservative DPO (Mitchell, 2023,
         https://ericmitchell.ai/cdpo.pdf).

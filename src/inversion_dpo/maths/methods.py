@@ -77,6 +77,12 @@ def method_of(
 ) -> Method:
     """Return a row of METHODS, with another loss, path or target if one is given.
 
+    Args:
+        name: one of METHODS.
+        loss: one of USES instead of the method's.
+        path: one of PATHS instead of the method's.
+        target: x0, transition or reference instead of the method's.
+
     Raises:
         ValueError: an unknown name, or a target that the path does not have.
     """

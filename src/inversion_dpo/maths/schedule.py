@@ -93,12 +93,28 @@ def like(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def add_noise(x_0: Tensor, eps: Tensor, level: Levels) -> Tensor:
-    """Compute x_t = alpha x_0 + sigma eps."""
+    """Compute x_t = alpha x_0 + sigma eps.
+
+    Args:
+        x_0: clean latents, (B, *).
+        eps: standard normal noise, (B, *).
+        level: of each latent, [B], or one for all.
+    """
     return like(level.alpha, x_0) * x_0 + like(level.sigma, x_0) * eps
 
 
 def prediction_of(x_0: Tensor, eps: Tensor, level: Levels, kind: str) -> Tensor:
-    """Compute the prediction of a network of this kind that knows x_0 and eps."""
+    """Compute the prediction of a network of this kind that knows x_0 and eps.
+
+    Args:
+        x_0: clean latents, (B, *).
+        eps: the noise in x_t, (B, *).
+        level: of each latent, [B], or one for all.
+        kind: of the prediction: epsilon, v_prediction or flow_prediction.
+
+    Returns:
+        (B, *): eps, v = alpha eps - sigma x_0, or the velocity eps - x_0.
+    """
     if kind == "epsilon":
         return eps
     if kind == "v_prediction":
@@ -118,7 +134,13 @@ def error_scale(level: Levels, kind: str) -> Tensor:
 
 
 def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Tensor]:
-    """Compute (c_x, c_p) of the step x_end = c_x x_start + c_p prediction."""
+    """Compute (c_x, c_p) of the step x_end = c_x x_start + c_p prediction.
+
+    Args:
+        start: the level at which the prediction was made.
+        end: the level that the step leads to.
+        kind: of the prediction: epsilon, v_prediction or flow_prediction.
+    """
     a, s, a_to, s_to = start.alpha, start.sigma, end.alpha, end.sigma
     if kind == "epsilon":  # x_0 = (x - s p) / a, eps = p
         return a_to / a, s_to - a_to / a * s
@@ -130,13 +152,34 @@ def step_coefficients(start: Levels, end: Levels, kind: str) -> tuple[Tensor, Te
 
 
 def step(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
-    """Move x (B, *) from one level to another along the line that the prediction at x gives."""
+    """Move x from one level to another along the line that the prediction at x gives.
+
+    It is DDIM's step (Song et al., 2020, https://arxiv.org/abs/2010.02502) or Euler's, down or up.
+
+    Args:
+        x: states at ``start``, (B, *).
+        prediction: the network's at x, (B, *).
+        start: level of x.
+        end: level of the result.
+        kind: of the prediction: epsilon, v_prediction or flow_prediction.
+
+    Returns:
+        States at ``end``, (B, *).
+    """
     c_x, c_p = step_coefficients(start, end, kind)
     return like(c_x, x) * x + like(c_p, x) * prediction
 
 
 def step_back(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: str) -> Tensor:
-    """Compute the state at ``start`` from which :func:`step`, given this prediction, leads to x."""
+    """Compute the state at ``start`` from which :func:`step`, given this prediction, leads to x.
+
+    Args:
+        x: states at ``end``, (B, *).
+        prediction: that the step would use, (B, *).
+        start: level of the result.
+        end: level of x.
+        kind: of the prediction: epsilon, v_prediction or flow_prediction.
+    """
     c_x, c_p = step_coefficients(start, end, kind)
     return like(1 / c_x, x) * x - like(c_p / c_x, x) * prediction
 
@@ -144,10 +187,19 @@ def step_back(x: Tensor, prediction: Tensor, start: Levels, end: Levels, kind: s
 def prediction_between(
     x_low: Tensor, low: Levels, x_high: Tensor, high: Levels, kind: str
 ) -> Tensor:
-    """Compute the prediction at x_high with which one step leads exactly to x_low; all (B, *).
+    """Compute the prediction at x_high with which one step leads exactly to x_low.
 
-    From a noise-free x_low this is the noise, v or velocity that leads straight to it. The levels
-    must differ.
+    From a noise-free x_low this is the noise, v or velocity that leads straight to it.
+
+    Args:
+        x_low: states with less noise, (B, *).
+        low: their level, [B] or one for all.
+        x_high: states with more noise, (B, *).
+        high: their level, which must not be ``low``.
+        kind: of the prediction: epsilon, v_prediction or flow_prediction.
+
+    Returns:
+        (B, *).
     """
     c_x, c_p = step_coefficients(high, low, kind)
     return like(1 / c_p, x_low) * x_low - like(c_x / c_p, x_low) * x_high

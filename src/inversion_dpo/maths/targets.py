@@ -45,6 +45,11 @@ def target_prediction(
 def step_weights(levels: Levels, kind: str, name: str) -> Tensor:
     """Compute k of every level but the first, [n-1], before scaling to mean 1.
 
+    Args:
+        levels: n of them, the clean end first.
+        kind: of the network's prediction.
+        name: one of WEIGHTS, as follows.
+
     uniform: 1.
     min_snr: min(SNR, 5) on errors of x_0 (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
     velocity: 1 / alpha^2, which makes errors of eps errors of v. High noise, where the layout
