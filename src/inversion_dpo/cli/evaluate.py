@@ -38,6 +38,7 @@ def evaluate(
     """
     from inversion_dpo.api import evaluate as compare_models
     from inversion_dpo.evaluation import protocols
+    from inversion_dpo.evaluation.judges import doubts
     from inversion_dpo.evaluation.wording import lines
 
     found = compare_models(
@@ -49,7 +50,8 @@ def evaluate(
         protocol=protocol,
         against=against or (),
     )
-    say("\n".join(protocols.lines(found) if protocol else lines(found, str(run))))
+    warnings = (f"  warning: {text}" for text in doubts(found))
+    say("\n".join(protocols.lines(found) if protocol else [*lines(found, str(run)), *warnings]))
 
 
 def report(

@@ -16,7 +16,8 @@ from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, settled
-from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, PAIRS_AGREE, compare, win_rate
+from inversion_dpo.evaluation.judges import agreement, order_of_pairs
+from inversion_dpo.evaluation.metrics import AGREEMENT, OTHER_GUIDANCE, PAIRS_AGREE, compare
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.repairs import repairs
@@ -153,12 +154,15 @@ def judged(
     e = config.evaluation
     shape = (len(prompt_set.prompts), e.seeds)
 
+    r, p = ({k: v.reshape(shape) for k, v in s.items()} for s in (reference, policy))
+
     def over(rows: Any) -> dict[str, Any]:
-        r, p = ({k: v.reshape(shape)[rows] for k, v in s.items()} for s in (reference, policy))
-        return compare(r, p, e.preference)
+        before, after = ({k: v[rows] for k, v in s.items()} for s in (r, p))
+        return compare(before, after, e.preference)
 
     by_category = {name: over(rows) for name, rows in prompt_set.by_category.items()}
-    return over(slice(None)) | ({"categories": by_category} if by_category else {})
+    whole = compare(r, p, e.preference) | {AGREEMENT: agreement(r, p, e.preference)}
+    return whole | ({"categories": by_category} if by_category else {})
 
 
 def write_table(
@@ -180,10 +184,10 @@ def write_table(
 
 
 def pairs_agree(config: Config, memo: Path) -> dict[str, Any]:
-    """Measure the share of some pairs whose winner has the higher ``evaluation.preference``.
+    """Measure the share of some pairs whose winner has the higher score, see ``order_of_pairs``.
 
-    Ties count half; the interval is Wilson's, ``n`` the number of pairs. It is empty where a model
-    that is paid for would score them, or where pairs or captions cannot be read.
+    It is empty where a model that is paid for would score them, or where pairs or captions cannot
+    be read.
     """
     e = config.evaluation
     score = scorers_of(config, memo / "scores.sqlite")
@@ -193,12 +197,10 @@ def pairs_agree(config: Config, memo: Path) -> dict[str, Any]:
         pairs = list(open_pairs(config.data, AGREEING))
         images = [np.asarray(image) for pair in pairs for image in pair.images]
         captions = [pair.caption for pair in pairs for _ in range(2)]
-        values = score(images, captions)[e.preference]
+        return order_of_pairs(score(images, captions), e.preference)
     except ValueError as error:
         logger.warning("%s was not measured on the pairs: %s", e.preference, error)
         return {}
-    share = win_rate(values[1::2], values[::2])
-    return {"share": share.value, "low": share.low, "high": share.high, "n": len(pairs)}
 
 
 def training_facts(folder: Path, config: Config) -> dict[str, Any]:

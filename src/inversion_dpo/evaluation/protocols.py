@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from inversion_dpo.evaluation.evaluate import check, measure
-from inversion_dpo.evaluation.metrics import interval_text, metric_rows
+from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write_metrics
+from inversion_dpo.evaluation.metrics import PAIRS_AGREE, interval_text, metric_rows
 from inversion_dpo.evaluation.page import Section, Table
 from inversion_dpo.evaluation.wording import share_text
 from inversion_dpo.run.config import Config, ConfigError, resolve
@@ -128,6 +128,9 @@ def judge_by(
             current_team().wait()
             both = None if first and own and reference is None else (reference, model)
             metrics = measure(place, one, folder / "samples", both)
+            if both is None and metrics.get("win_rate") is not None:
+                metrics[PAIRS_AGREE] = pairs_agree(one, folder / "samples")
+                write_metrics(folder, metrics)
             part = sets.setdefault(name, {"n_prompts": metrics["n_prompts"], "models": {}})
             part["models"][OURS if own else model] = metric_rows(metrics)
             if current_team().main:

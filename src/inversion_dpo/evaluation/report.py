@@ -16,16 +16,24 @@ import numpy as np
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation import figures
-from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
+from inversion_dpo.evaluation.changes import distance
 from inversion_dpo.evaluation.evaluate import EVALUATED, both_sides
 from inversion_dpo.evaluation.exports import write_tables
 from inversion_dpo.evaluation.figures import Pixels
-from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_rows, verdict
-from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined, reading
+from inversion_dpo.evaluation.judges import doubts, independent, labellers, most_worsened
+from inversion_dpo.evaluation.metrics import AGREEMENT, metric_rows
+from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined
 from inversion_dpo.evaluation.people import people_text, policy_of, read_people
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.protocols import sections as protocol_sections
 from inversion_dpo.evaluation.repairs import Kind, draw_repairs, repairs_text, some_of
+from inversion_dpo.evaluation.report_tables import (
+    cells,
+    other_guidance,
+    read,
+    structure,
+    traits,
+)
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.wording import (
     agreement_text,
@@ -34,7 +42,6 @@ from inversion_dpo.evaluation.wording import (
     halves,
     headline,
     share_text,
-    shares_of,
     statements,
 )
 from inversion_dpo.run.config import ConfigError, load_config
@@ -42,9 +49,8 @@ from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds
 from inversion_dpo.training.checks import accuracy_text
 
-VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 SIDES = ("reference", "policy")
-LARGEST = 6  # changes that a report without scores shows
+LARGEST = 6  # changes, or regressions, that a report shows
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class ReportData:
     "reference" and "policy". pairs: caption, winner and loser of some training pairs. history:
     training rows, see :func:`figures.training_curves`. config: as YAML. seconds: by stage. seeds:
     by purpose. setting: how prompts were compared, a fragment for the first sentence.
-    largest: caption and both images of the prompts that changed most. run: the folder's name.
+    largest: caption and both images of the prompts that changed most. worst: of those that lost
+    most. run: the folder's name.
     selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
     repairs: some of the pictures that were repaired or broken. people: sentences on what people
     judged.
@@ -79,6 +86,7 @@ class ReportData:
     setting: str = "held-out prompts, with the same noise"
     selection: str = ""
     largest: Sequence[tuple[str, Pixels, Pixels]] = ()
+    worst: Sequence[tuple[str, Pixels, Pixels]] = ()
     run: str = "RUN"
     preference_note: str = ""
     repairs: Sequence[Kind] = ()
@@ -114,13 +122,14 @@ def write_report(folder: Path, data: ReportData) -> Path:
         *_repairs(data),
         Section("Judged by people", data.people) if data.people else None,
         _samples(data, cards),
+        _worst(data),
         _largest(data),
         _metrics(data, plates),
         *protocol_sections(folder),
-        _other_guidance(data.metrics),
+        other_guidance(data.metrics),
         _categories(data),
-        _structure(data.metrics),
-        _traits(data.metrics),
+        structure(data.metrics),
+        traits(data.metrics),
         _training(data.history),
         _pairs(data),
     ]
@@ -129,7 +138,10 @@ def write_report(folder: Path, data: ReportData) -> Path:
         title=data.title,
         sections=[section for section in sections if section],
         lede=headline(data.metrics, data.preference, data.setting, data.run),
-        statements=statements(data.metrics, data.preference),
+        statements=[
+            *(("loss", text.replace("RUN", data.run)) for text in doubts(data.metrics)),
+            *statements(data.metrics, data.preference),
+        ],
         tiles=_tiles(data),
         closing="How to repeat this run",
         config=data.config,
@@ -189,15 +201,27 @@ def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Se
 
 
 def _largest(data: ReportData) -> Section | None:
-    cards = [
-        (caption, [Picture(n, inlined(i)) for n, i in zip(SIDES, both, strict=True)])
-        for caption, *both in data.largest
-    ]
     note = (
         "The prompts whose two images differ most, by the root mean square over pixels. They are "
         "not drawn at random: they show what training changed, not whether it is better."
     )
-    return Section("Largest changes", note, cards=cards) if cards else None
+    return Section("Largest changes", note, cards=_pairs_of(data.largest)) if data.largest else None
+
+
+def _worst(data: ReportData) -> Section | None:
+    names = ", ".join(f"`{name}`" for name in independent(data.metrics))
+    note = (
+        f"The images that lose most, by the mean gain of {names}, each divided by its standard "
+        "deviation. They are not drawn at random: look here for what the means hide."
+    )
+    return Section("Worst regressions", note, cards=_pairs_of(data.worst)) if data.worst else None
+
+
+def _pairs_of(rows: Sequence[tuple[str, Pixels, Pixels]]) -> list[tuple[str, list[Picture]]]:
+    return [
+        (caption, [Picture(n, inlined(i)) for n, i in zip(SIDES, both, strict=True)])
+        for caption, *both in rows
+    ]
 
 
 def most_changed(files: Sequence[Path], seeds: int, count: int) -> list[int]:
@@ -205,17 +229,27 @@ def most_changed(files: Sequence[Path], seeds: int, count: int) -> list[int]:
     away: dict[int, float] = {}
     for row, (before, after) in enumerate(zip(*map(pictures, files), strict=True)):
         if row % seeds == 0:
-            both = (np.asarray(image.resize((64, 64)), np.float32) for image in (before, after))
-            away[row] = float(np.sqrt(np.square(np.subtract(*both)).mean()))
+            away[row] = distance(before, after)
     return sorted(sorted(away, key=lambda row: -away[row])[:count])
+
+
+def _shown(
+    rows: list[int], files: Sequence[Path], every: Sequence[str]
+) -> list[tuple[str, Pixels, Pixels]]:
+    """Read caption and both images of some rows, which ascend."""
+    both = zip(rows, *(read_images(file, rows) for file in files), strict=True)
+    return [(every[row], before, after) for row, before, after in both]
 
 
 def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
     """List the preferred metric first, then the others in their order."""
     metrics = metric_rows(data.metrics)
     names = sorted(metrics, key=lambda name: name != data.preference)
+    labelled, same = labellers(data.metrics), data.metrics.get(AGREEMENT, {})
     rows = [
-        {"metric": f"`{name}`", **_cells(metrics[name]), "reading": _read(metrics[name])}
+        {"metric": f"`{name}`" + " (labelled the pairs)" * (name in labelled)}
+        | {**cells(metrics[name]), "reading": read(metrics[name])}
+        | ({"same side": share_text(same[name]) if name in same else "–"} if same else {})
         for name in names
     ]
     note = (
@@ -224,33 +258,18 @@ def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
         "shows no measurable change. The first row is `evaluation.preference`, the score that "
         "decides the win rate."
     )
+    if same:
+        note += " Same side: on so many prompts a score prefers the image that the first one does."
+    if labelled:
+        note += " A score that orders the pairs as their labels do is marked: it is no judge."
     table = Table.of(rows, numbers=range(1, 5), strong=1)
     return Section("Metrics", note, table, plates=plates) if rows else None
-
-
-def _other_guidance(metrics: Mapping[str, Any]) -> Section | None:
-    """Compare again at the guidance scale of training, if it is another one."""
-    if not (other := metrics.get(OTHER_GUIDANCE)):
-        return None
-    trained = f"{other['guidance_scale']:g}, as trained"
-    scales = {f"{other['instead_of']:g}": metrics, trained: other}
-    rows = [
-        {"sampled at guidance": scale, "win rate": share_text(part)}
-        | {name: gain_text(row) for name, row in metric_rows(part).items()}
-        for scale, part in scales.items()
-    ]
-    note = (
-        "Training and sampling have different guidance scales. Both rows use the same prompts and "
-        "noise. They show the win rate and the gain of each metric."
-    )
-    width = len(rows[0])
-    return Section("At both guidances", note, Table.of(rows, numbers=range(1, width)))
 
 
 def _categories(data: ReportData) -> Section | None:
     """List the preferred metric and the win rate, one row per category."""
     rows = [
-        {"category": name, "prompts": str(part["n_prompts"]), **_cells(part["preference"])}
+        {"category": name, "prompts": str(part["n_prompts"]), **cells(part["preference"])}
         | {"win rate": share_text(part)}
         for name, part in data.metrics.get("categories", {}).items()
     ]
@@ -260,51 +279,6 @@ def _categories(data: ReportData) -> Section | None:
     )
     table = Table.of(rows, numbers=range(1, 7))
     return Section("By category of prompt", note, table) if rows else None
-
-
-def _structure(metrics: Mapping[str, Any]) -> Section | None:
-    """List the numbers by objects, relations and kind of error; fewer errors are better."""
-    structure, rows = metrics.get("structure") or {}, []
-    for name, prompts, measure, row in table_rows(structure):
-        lower = name in ERRORS.values()
-        rows.append(
-            {"part": name, "measure": measure, "prompts": str(prompts), **_cells(row)}
-            | {"reading": _read(row, lower_is_better=lower)}
-        )
-    note = (
-        "The table compares the scene graph that a prompt asks for with the one read from its "
-        "image. Rows by objects show the mean scene-graph IoU. Rows by relation show the share of "
-        "its triples that hold. The last rows show errors per image; fewer are better. A wrong "
-        "relation counts only between two objects that the image shows."
-    )
-    if left := structure.get("left_out"):
-        note += (
-            f" {left} prompts are left out: their graph is unknown or an image could not be read."
-        )
-    heading = "By objects, relations and kinds of error"
-    return Section(heading, note, Table.of(rows, numbers=range(2, 7))) if rows else None
-
-
-def _traits(metrics: Mapping[str, Any]) -> Section | None:
-    """List the share of images in which the policy has more of a trait, one row per trait."""
-    words = {"gain": "more", "loss": "less", "none": "no measurable change"}
-    rows = [
-        {
-            "the policy's image is": name,
-            "share of images": f"{s.share:.1%}",
-            "99% interval": f"[{100 * s.low:.1f}, {100 * s.high:.1f}]",
-            "reading": words[verdict(s.low, s.high, null=0.5)],
-        }
-        for name, s in shares_of(metrics).items()
-    ]
-    note = (
-        "The share of images in which the policy's has more of a trait than the reference's from "
-        "the same noise, with a 99% interval. Half means no change. This needs no scorer. "
-        "`inversion-dpo pairs check` measures the same on the winners of your pairs. If both lean "
-        "one way, the policy may have learned the trait from them."
-    )
-    table = Table.of(rows, numbers=range(1, 3))
-    return Section("What else changed", note, table) if rows else None
 
 
 def _training(history: figures.History) -> Section | None:
@@ -332,24 +306,6 @@ def _pairs(data: ReportData) -> Section | None:
     ]
     note = f"The preferred image is on the left, as in the training data. {data.preference_note}"
     return Section("What the pairs prefer", note, cards=cards) if cards else None
-
-
-def _cells(row: Mapping[str, float]) -> dict[str, str]:
-    digits = max(2, decimals((row["gain_high"] - row["gain_low"]) / 2))
-    gain, interval = halves(gain_text(row))
-    return {
-        "reference": f"{row['reference']:.{digits}f}",
-        "policy": f"{row['policy']:.{digits}f}",
-        "gain": gain,
-        "95% interval": interval,
-    }
-
-
-def _read(row: Mapping[str, float], lower_is_better: bool = False) -> str:
-    """Put the verdict on a gain in words, with its mark."""
-    low, high = row["gain_low"], row["gain_high"]
-    kind = verdict(-high, -low) if lower_is_better else verdict(low, high)
-    return reading(kind, VERDICT_WORDS[kind])
 
 
 def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
@@ -419,7 +375,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     every = [text for text in prompts for _ in range(e.seeds)]
     each = f", {e.seeds} images each" if e.seeds > 1 else ""
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
-    largest = zip(rows, *(read_images(file, rows) for file in files), strict=True)
+    worst = sorted(most_worsened(r, p, independent(metrics), LARGEST)) if r else []
     examples = [] if models else list(open_pairs(read_config(folder).data, 6))
     own = None if models or not (folder / "adapter").is_dir() else folder / "adapter"
     judged = read_people(folder, policy_of(config, own)) if own else None
@@ -444,7 +400,8 @@ def report(folder: Path, shown: int = 16) -> Path:
         seconds=read_seconds(folder),
         seeds={"training": config.training.seed, "evaluation, first prompt": e.seed},
         preference_note=agreement_text(metrics, e.preference),
-        largest=[(prompts[row // e.seeds], before, after) for row, before, after in largest],
+        largest=_shown(rows, files, every),
+        worst=_shown(worst, files, every),
         run=str(folder),
         selection=f"{len(show)} of {len(prompts)} prompts, drawn at random with seed 0.",
     )

@@ -61,6 +61,11 @@ def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
         )
     elif shares:
         texts.append("No trait of its images changed measurably.")
+    if away := metrics.get("distance"):
+        texts.append(
+            f"Its images are {away['mean']:.1f} of 255 grey levels away from the reference's on "
+            f"average; {away['identical']} are identical."
+        )
     return [*texts, f"To compare the two blind, by eye: `inversion-dpo web {run}`."]
 
 
