@@ -26,13 +26,14 @@ def rows(count=WINDOW, first=20, **changes):
 
 CASES = {
     "flat loss": {"loss": math.log(2) + 1e-3, "margin": 0.0},
-    "loser only": {"winner_error": 0.12, "loser_error": 0.2},
+    "loser only": {"winner_error": 0.21, "loser_error": 0.3},
     "drift": {"drift": 0.11},
 }
 
 
 def test_a_sound_run_is_left_alone():
     assert complaints(rows()) == {}
+    assert complaints(rows(winner_error=0.155)) == {}  # as in a run whose images got better
 
 
 @pytest.mark.parametrize("name", CASES)
