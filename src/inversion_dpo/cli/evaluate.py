@@ -39,6 +39,7 @@ def evaluate(
     from inversion_dpo.api import evaluate as compare_models
     from inversion_dpo.evaluation import protocols
     from inversion_dpo.evaluation.judges import doubts
+    from inversion_dpo.evaluation.pairwise import pairwise_text
     from inversion_dpo.evaluation.wording import lines
 
     found = compare_models(
@@ -50,8 +51,9 @@ def evaluate(
         protocol=protocol,
         against=against or (),
     )
-    warnings = (f"  warning: {text}" for text in doubts(found))
-    say("\n".join(protocols.lines(found) if protocol else [*lines(found, str(run)), *warnings]))
+    told = [pairwise_text(found), *(f"warning: {text}" for text in doubts(found))]
+    more = [f"  {text}" for text in told if text]
+    say("\n".join(protocols.lines(found) if protocol else [*lines(found, str(run)), *more]))
 
 
 def report(

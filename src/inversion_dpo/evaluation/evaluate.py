@@ -18,6 +18,7 @@ from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, settled
 from inversion_dpo.evaluation.judges import agreement, order_of_pairs
 from inversion_dpo.evaluation.metrics import AGREEMENT, OTHER_GUIDANCE, PAIRS_AGREE, compare
+from inversion_dpo.evaluation.pairwise import in_pairs, judge_of
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.repairs import repairs
@@ -27,8 +28,7 @@ from inversion_dpo.evaluation.samples import (
     sampled_file,
     scorers_of,
 )
-from inversion_dpo.evaluation.scorers.registry import Scores
-from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
+from inversion_dpo.evaluation.scorers.registry import SERVED, Scores
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.run.config import Config, to_yaml
 from inversion_dpo.run.disk import atomic_table, atomic_text
@@ -98,6 +98,8 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     e = config.evaluation
     prompts = evaluation_prompts(config)
     check_scores(config, prompts)
+    if judge := judge_of(config):
+        judge.asked.check()
     for model in models:
         drawn = side(config, model).config
         check_sampling(drawn, folder / "samples", 2 * len(prompts) * e.seeds, "evaluation.limit")
@@ -118,7 +120,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
         if current_team().main:
             write_table(folder / "per_prompt.parquet", prompt_set, config, reference, policy)
     metrics |= structure(prompt_set, files, config) | scoring(memo, config) | changes(*files)
-    metrics |= training_facts(folder, config)
+    metrics |= in_pairs(files, config, memo) | training_facts(folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     write_metrics(folder, metrics)
     if current_team().main:
@@ -191,7 +193,7 @@ def pairs_agree(config: Config, memo: Path) -> dict[str, Any]:
     """
     e = config.evaluation
     score = scorers_of(config, memo / "scores.sqlite")
-    if score is None or SCENE_GRAPH in str(e.scorer) or not current_team().main:
+    if score is None or any(n in str(e.scorer) for n in SERVED) or not current_team().main:
         return {}
     try:
         pairs = list(open_pairs(config.data, AGREEING))

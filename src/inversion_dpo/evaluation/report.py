@@ -23,6 +23,7 @@ from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.judges import doubts, independent, labellers, most_worsened
 from inversion_dpo.evaluation.metrics import AGREEMENT, metric_rows
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined
+from inversion_dpo.evaluation.pairwise import pairwise_text
 from inversion_dpo.evaluation.people import people_text, policy_of, read_people
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.protocols import sections as protocol_sections
@@ -121,6 +122,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
     sections = [
         *_repairs(data),
         Section("Judged by people", data.people) if data.people else None,
+        Section("Compared in pairs", text) if (text := pairwise_text(data.metrics)) else None,
         _samples(data, cards),
         _worst(data),
         _largest(data),

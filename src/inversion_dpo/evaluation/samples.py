@@ -21,6 +21,7 @@ from inversion_dpo.data.images import decode_image, one_colour, one_colour_text,
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.evaluation.scorers.registry import Graphs, ScorerGroup, Scores, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
+from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.sides import graphs_for, sampler_of
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
@@ -141,9 +142,12 @@ def scorers_of(config: Config, store: Path | None = None) -> ScorerGroup | None:
     """Return the configured scorers, None without any; ``store`` keeps their scores."""
     e = config.evaluation
     whole = partial(read_prompt_set, e.prompts, e.limit)
-    if not e.scorer:
+    spec = e.scorer.split(",") if isinstance(e.scorer, str) else e.scorer or []
+    alone = [name for name in spec if name.strip() != PAIR]  # which sees two images at once
+    if not alone:
         return None
-    return load_scorers(e.scorer, e.checkpoints, e.batch_size, store, e.parser, whole)
+    places = {name: place for name, place in e.checkpoints.items() if name != PAIR}
+    return load_scorers(alone, places, e.batch_size, store, e.parser, whole)
 
 
 def sample_parts(

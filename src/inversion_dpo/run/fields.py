@@ -49,8 +49,11 @@ _ON_GRID = Effect("grid or inversion.reconstruct=true")
 _LORA = Effect("policy.kind=lora")
 _NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
 _WITH_GRAPHS = Effect("policy.kind=scene_graph or model.scene_graph!=null")
-_PARSED = Effect(r"evaluation.scorer=.*scene-graph.*")
-_SERVED = Effect(r"evaluation.scorer=.*scene-graph.* and evaluation.parser.url!=null")
+_GRAPH = Effect(r"evaluation.scorer=.*scene-graph.*")
+_PARSED = Effect(r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).*")
+_SERVED = Effect(
+    r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).* and evaluation.parser.url!=null"
+)
 _MINED = Effect(r"build.prompts!=\d+")
 
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -320,15 +323,15 @@ class TrainingConfig:
 
 @settings
 class ParserConfig:
-    """The vision-language model of the scorer scene-graph (docs/reference/scorers.md)."""
+    """The vision-language model of scene-graph, vqa, unifiedreward (docs/reference/scorers.md)."""
 
     url: Annotated[str | None, _PARSED] = None
     """Address of an OpenAI-compatible server, up to /v1; null takes a local model."""
     model: Annotated[str | None, _SERVED] = None
     """The server's name of the model."""
-    vocabulary: Annotated[str | None, _PARSED] = None
+    vocabulary: Annotated[str | None, _GRAPH] = None
     """JSON file of the words that are offered; null offers the words of the prompts' graphs."""
-    distractors: Annotated[Natural, _PARSED] = 30
+    distractors: Annotated[Natural, _GRAPH] = 30
     """Words of other prompts, of each kind, that are offered beside a prompt's own."""
     max_tokens: Annotated[Count, _PARSED] = 1500
     """Longest answer in tokens."""

@@ -6,8 +6,9 @@ https://platform.openai.com/docs/guides/structured-outputs; servers such as vLLM
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from inversion_dpo.evaluation.scorers.preprocess import Pixels
 
 KEY = "INVERSION_DPO_API_KEY"  # no other environment variable is ever sent
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+TOP = 20  # likeliest tokens that a server is asked for; OpenAI gives no more
 CONNECT_SECONDS = 10.0
 RETRIED = "x-stainless-retry-count"  # the client's own count of a request's earlier tries
 # The client would also send the values of OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID, ...
@@ -90,12 +92,34 @@ class Endpoint:
         self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
     ) -> Reply:
         """Return the model's reply to a conversation about an image uint8 [H, W, 3]."""
+        return self._send(payload(self, image, system, turns, schema), reply_of)
+
+    def say(self, images: Sequence[Pixels], text: str) -> Reply:
+        """Return the model's reply to one question about images uint8 [H, W, 3]."""
+        return self._send(question(self, images, text), reply_of)
+
+    def starts(self, images: Sequence[Pixels], text: str, word: str) -> float | None:
+        """Return the probability of ``word`` as the answer's first token, whatever its case.
+
+        If only its opposite is among the 20 likeliest tokens, it is 1 less the opposite's; None if
+        neither is, or if the server gives no probabilities. Only Yes and No are known as opposites.
+        """
+        ask = question(self, images, text) | {"max_tokens": 1, "logprobs": True}
+        tokens = self._send(ask | {"top_logprobs": TOP}, tokens_of)
+        opposite = {"yes": "no", "no": "yes"}.get(word.lower())
+        ours, theirs = (
+            math.fsum(math.exp(p) for token, p in tokens if token.strip().lower() == w)
+            for w in (word.lower(), opposite)
+        )
+        return ours or (1 - theirs if theirs else None)
+
+    def _send(self, ask: Mapping[str, Any], read: Callable[[Any, int], Any]) -> Any:
         import openai
 
-        ask = self._client.chat.completions.with_raw_response.create
+        create = self._client.chat.completions.with_raw_response.create
         try:
-            response = ask(**payload(self, image, system, turns, schema))
-            return reply_of(response.parse(), response.retries_taken + 1)
+            response = create(**ask)
+            return read(response.parse(), response.retries_taken + 1)
         except (openai.APIConnectionError, openai.APIStatusError) as error:
             reason = f"{type(error).__name__}, requests: {int(error.request.headers[RETRIED]) + 1}"
             if isinstance(error, openai.APIStatusError):
@@ -139,6 +163,24 @@ def payload(
             "json_schema": {"name": "scene_graph", "strict": True, "schema": dict(schema)},
         },
     }
+
+
+def question(server: Endpoint, images: Sequence[Pixels], text: str) -> dict[str, Any]:
+    """Build the request of one question: the images first, as PNG in data URLs, no schema."""
+    pictures = [{"type": "image_url", "image_url": {"url": data_uri(png(i))}} for i in images]
+    return {
+        "model": server.model,
+        "messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}],
+        "temperature": 0,
+        "max_tokens": server.max_tokens,
+    }
+
+
+def tokens_of(completion: Any, requests: int) -> list[tuple[str, float]]:
+    """Read the likeliest first tokens with their log-probabilities; none if the server has none."""
+    read = completion.choices[0].logprobs
+    first = (read.content or [None])[0] if read else None
+    return [(t.token, t.logprob) for t in first.top_logprobs] if first else []
 
 
 def reply_of(completion: Any, requests: int) -> Reply:

@@ -36,7 +36,28 @@ class LocalModel:
         self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
     ) -> Reply:
         """Return the model's reply to an image uint8 [H, W, 3]; ``schema`` is not used."""
-        inputs = self.inputs(image, system, turns)
+        return self._generate(self.inputs(image, system, turns))
+
+    def say(self, images: Sequence[Pixels], text: str) -> Reply:
+        """Return the model's reply to one question about images uint8 [H, W, 3]."""
+        return self._generate(self.chat(images, [Turn("user", text)]))
+
+    def starts(self, images: Sequence[Pixels], text: str, word: str) -> float:
+        """Return the probability that the answer begins with the tokens of ``word``."""
+        inputs = self.chat(images, [Turn("user", text)])
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        told = tokenizer(word, add_special_tokens=False, return_tensors="pt").input_ids
+        told = told.to(self.device)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], told], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        for extra in {"token_type_ids", "mm_token_type_ids"} & set(inputs):
+            inputs[extra] = torch.cat([inputs[extra], torch.zeros_like(told)], dim=1)
+        count = told.shape[1]
+        with torch.no_grad():
+            logits = self.model(**inputs).logits[0, -count - 1 : -1].double()
+        return float(logits.log_softmax(-1).gather(1, told[0][:, None]).sum().exp())
+
+    def _generate(self, inputs: Any) -> Reply:
         length = inputs["input_ids"].shape[1]
         with torch.no_grad():
             tokens = self.model.generate(
@@ -47,12 +68,17 @@ class LocalModel:
         return Reply(text, length, len(tokens), fault="cut" if cut else "")
 
     def inputs(self, image: Pixels, system: str, turns: Sequence[Turn]) -> Any:
+        """Make tokens and pixels of a conversation that a system message begins."""
+        return self.chat([image], (Turn("system", system), *turns))
+
+    def chat(self, images: Sequence[Pixels], turns: Sequence[Turn]) -> Any:
         """Make tokens and pixels with the processor's chat template, batch of 1."""
         messages: list[dict[str, Any]] = [
-            {"role": t.role, "content": [{"type": "text", "text": t.text}]}
-            for t in (Turn("system", system), *turns)
+            {"role": t.role, "content": [{"type": "text", "text": t.text}]} for t in turns
         ]
-        messages[1]["content"].insert(0, {"type": "image", "image": Image.fromarray(image)})
+        pictures = [{"type": "image", "image": Image.fromarray(image)} for image in images]
+        first = next(m for m in messages if m["role"] == "user")
+        first["content"][:0] = pictures
         try:
             return self.processor.apply_chat_template(
                 messages,

@@ -17,10 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.prompt_sets import PromptSet, graph_of_prompt
+from inversion_dpo.evaluation.scorers import unified_reward, vqa
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SCORES, SceneGraphScorer
 from inversion_dpo.evaluation.scorers.score_store import Store, score_key
+from inversion_dpo.evaluation.scorers.unified_reward import PAIR, UNIFIED, UnifiedRewardScorer
+from inversion_dpo.evaluation.scorers.vqa import VQA, VqaScorer
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.fields import ParserConfig
 
@@ -42,7 +45,8 @@ CHECKPOINTS = {
     "imagereward": "RE-N-Y/ImageReward",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
-OFFERED = (*CHECKPOINTS, SCENES, SCENE_GRAPH)
+SERVED = (SCENE_GRAPH, VQA, UNIFIED)  # a vision-language model answers, and may cost money
+OFFERED = (*CHECKPOINTS, SCENES, *SERVED, PAIR)
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,9 @@ class ScorerGroup:
                 )
             if member.checkpoint:
                 member.checkpoint.check()
-            if member.spec == SCENE_GRAPH:
-                parser: Any = member.call
-                parser.check(prompts)
+            if member.spec in SERVED:
+                served: Any = member.call
+                served.check(prompts)
             if ":" not in member.spec:
                 found += _of(member.spec)
             else:
@@ -185,7 +189,9 @@ def _of(spec: str) -> Sequence[str]:
     """List the names of a registered scorer's scores."""
     from inversion_dpo.world.checker import NAMES
 
-    return {SCENES: NAMES, SCENE_GRAPH: (*SCORES, "parsed")}.get(spec, (spec,))
+    several: dict[str, Sequence[str]] = {SCENES: NAMES, SCENE_GRAPH: (*SCORES, "parsed")}
+    several |= {VQA: vqa.SCORES, UNIFIED: unified_reward.SCORES}
+    return several.get(spec, (spec,))
 
 
 def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
@@ -214,7 +220,7 @@ def load_scorers(
 
     Args:
         spec: names, comma-separated or a list: clip, pickscore, hpsv2, hpsv21, imagereward,
-            aesthetic, scenes, scene-graph, or ``module:function``.
+            aesthetic, scenes, scene-graph, vqa, unifiedreward, or ``module:function``.
         checkpoints: name -> folder or ``OWNER/NAME``, with an optional ``@REVISION``.
         batch_size: images at once.
         store: a file that keeps scores and answers; None keeps none.
@@ -228,7 +234,7 @@ def load_scorers(
     if not names or not all(names):
         raise ScorerError(f"evaluation.scorer={spec!r} names no scorer; {_offer()}")
     places = dict(checkpoints or {})
-    if unknown := sorted(set(places) - {*CHECKPOINTS, SCENE_GRAPH}):
+    if unknown := sorted(set(places) - {*CHECKPOINTS, *SERVED, PAIR}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
     if unused := sorted(set(places) - set(names)):
         raise ScorerError(
@@ -242,6 +248,9 @@ def load_scorers(
                 raise ScorerError(f"{name} needs the prompts' graphs: give `prompt_set`")
             how = parser or ParserConfig()
             return Named(name, lambda: SceneGraphScorer(how, places.get(name), prompt_set(), store))
+        if name in (VQA, UNIFIED):
+            kind = VqaScorer if name == VQA else UnifiedRewardScorer
+            return Named(name, lambda: kind(places.get(name), parser or ParserConfig(), store))
         if name == SCENES:
             from inversion_dpo.world.checker import judge  # exact, and takes intended graphs
 

@@ -217,12 +217,12 @@ def spent_text(total: Mapping[str, Any]) -> str:
     )
 
 
-def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
-    """Return the server, or else the model of ``evaluation.checkpoints.scene-graph``."""
+def backend_of(parser: ParserConfig, checkpoint: str | None, name: str = SCENE_GRAPH) -> Any:
+    """Return the server, or else the model of ``evaluation.checkpoints.NAME``."""
     if bool(parser.url) == bool(checkpoint) or bool(parser.url) != bool(parser.model):
         raise ScorerError(
-            f"{SCENE_GRAPH} needs evaluation.parser.url and evaluation.parser.model, or a folder: "
-            f"evaluation.checkpoints.{SCENE_GRAPH} (docs/reference/scorers.md)"
+            f"{name} needs evaluation.parser.url and evaluation.parser.model, or a folder: "
+            f"evaluation.checkpoints.{name} (docs/reference/scorers.md)"
         )
     if parser.url and parser.model:
         from inversion_dpo.evaluation.scorers.endpoint import Endpoint, key_of_environment
@@ -240,7 +240,7 @@ def backend_of(parser: ParserConfig, checkpoint: str | None) -> Backend:
     from inversion_dpo.evaluation.scorers.local_vlm import LocalModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LocalModel(Checkpoint.at(SCENE_GRAPH, str(checkpoint)), parser.max_tokens, device)
+    return LocalModel(Checkpoint.at(name, str(checkpoint)), parser.max_tokens, device)
 
 
 def vocabularies(

@@ -1,0 +1,71 @@
+"""Compare reference and policy image by image with a model that sees both at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from inversion_dpo.evaluation.metrics import wins
+from inversion_dpo.evaluation.samples import pictures
+from inversion_dpo.evaluation.scorers.asking import READ
+from inversion_dpo.evaluation.scorers.unified_reward import PAIR, PairJudge
+from inversion_dpo.run.config import Config
+from inversion_dpo.run.processes import current_team
+
+PAIRWISE = "pairwise"  # in metrics.json
+
+
+def named(config: Config) -> list[str]:
+    """List the names in ``evaluation.scorer``."""
+    spec = config.evaluation.scorer or []
+    return [n.strip() for n in (spec.split(",") if isinstance(spec, str) else spec)]
+
+
+def judge_of(config: Config, store: Path | None = None) -> PairJudge | None:
+    """Return the judge that ``evaluation.scorer`` names; ScorerError if no model is given."""
+    e = config.evaluation
+    return PairJudge(e.checkpoints.get(PAIR), e.parser, store) if PAIR in named(config) else None
+
+
+def in_pairs(files: Sequence[Path], config: Config, memo: Path) -> dict[str, Any]:
+    """Return {"pairwise": the policy's win rate over images in pairs}; empty without a judge.
+
+    An image wins if its share of the mean over the axes is above one half. Both orders are asked;
+    pairs that could not be read are left out and counted as ``unread``. The first process asks.
+    """
+    e, judge = config.evaluation, judge_of(config, memo / "scores.sqlite")
+    if judge is None or not current_team().main:
+        return {}
+    prompts = pq.read_table(files[1], columns=["prompt"])["prompt"].to_pylist()
+    both = zip(*map(pictures, files), strict=True)
+    parts, done = [], 0
+    while batch := [tuple(map(np.asarray, pair)) for pair in islice(both, e.batch_size)]:
+        texts = prompts[done : done + len(batch)]
+        before, after = map(list, zip(*batch, strict=True))
+        parts.append(judge(before, after, texts))
+        done += len(batch)
+    judge.conclude()
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    read = found.pop(READ)
+    total: dict[str, Any] = {"n": int(read.sum()), "unread": int((~read).sum())}
+    if total["n"]:
+        half = np.full(total["n"], 0.5)
+        total |= wins(half, found[PAIR][read])
+        total["shares"] = {name: float(values[read].mean()) for name, values in found.items()}
+    return {PAIRWISE: total}
+
+
+def pairwise_text(metrics: Mapping[str, Any]) -> str:
+    """Write the result in a sentence; empty without one."""
+    found = metrics.get(PAIRWISE) or {}
+    if "win_rate" not in found:
+        return f"{PAIR}: no answer could be read." if found else ""
+    share, low, high = (100 * found[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
+    text = f"{PAIR} prefers the policy's image in {share:.1f}% [{low:.1f}, {high:.1f}] of "
+    text += f"{found['n']} pairs, seen in both orders"
+    return text + (f"; {found['unread']} could not be read." if found["unread"] else ".")
