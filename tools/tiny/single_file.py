@@ -1,4 +1,4 @@
-"""Write a Stable Diffusion 1 or XL folder as one file under the original networks' names.
+"""Rename networks as the original ones: a whole Stable Diffusion 1 or XL, and transformers.
 
 The way back of diffusers' ``convert_ldm_unet_checkpoint``, ``convert_ldm_vae_checkpoint`` and
 ``convert_open_clip_checkpoint``: what published checkpoints look like, from a tiny pipeline.
@@ -54,6 +54,70 @@ OPEN_CLIP = {
     "final_layer_norm": "ln_final",
     "embeddings.token_embedding.weight": "token_embedding.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
+}
+
+
+Z_IMAGE = {
+    "all_final_layer.2-1.": "final_layer.",
+    "all_x_embedder.2-1.": "x_embedder.",
+    **{f"attention.to_{n}.": "attention.qkv." for n in "qkv"},
+    "attention.to_out.0.": "attention.out.",
+    "norm_k.": "k_norm.",
+    "norm_q.": "q_norm.",
+}
+SD3 = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj.": "x_embedder.proj.",
+    "time_text_embed.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+    "time_text_embed.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+    "time_text_embed.text_embedder.linear_1.": "y_embedder.mlp.0.",
+    "time_text_embed.text_embedder.linear_2.": "y_embedder.mlp.2.",
+    "transformer_blocks.": "joint_blocks.",
+    **{f"attn.to_{n}.": "x_block.attn.qkv." for n in "qkv"},
+    **{f"attn2.to_{n}.": "x_block.attn2.qkv." for n in "qkv"},
+    **{f"attn.add_{n}_proj.": "context_block.attn.qkv." for n in "qkv"},
+    "attn.to_add_out.": "context_block.attn.proj.",
+    "attn.norm_added_q.": "context_block.attn.ln_q.",
+    "attn.norm_added_k.": "context_block.attn.ln_k.",
+    "attn.norm_q.": "x_block.attn.ln_q.",
+    "attn.norm_k.": "x_block.attn.ln_k.",
+    "attn.to_out.0.": "x_block.attn.proj.",
+    "attn2.norm_q.": "x_block.attn2.ln_q.",
+    "attn2.norm_k.": "x_block.attn2.ln_k.",
+    "attn2.to_out.0.": "x_block.attn2.proj.",
+    "norm1_context.linear.": "context_block.adaLN_modulation.1.",
+    "norm1.linear.": "x_block.adaLN_modulation.1.",
+    "ff_context.net.0.proj.": "context_block.mlp.fc1.",
+    "ff_context.net.2.": "context_block.mlp.fc2.",
+    "ff.net.0.proj.": "x_block.mlp.fc1.",
+    "ff.net.2.": "x_block.mlp.fc2.",
+    "norm_out.linear.": "final_layer.adaLN_modulation.1.",
+    "proj_out.": "final_layer.linear.",
+}
+KREA_2 = {
+    "img_in.": "first.",
+    "time_embed.linear_1.": "tmlp.0.",
+    "time_embed.linear_2.": "tmlp.2.",
+    "time_mod_proj.": "tproj.1.",
+    "txt_in.norm.weight": "txtmlp.0.scale",
+    "txt_in.linear_1.": "txtmlp.1.",
+    "txt_in.linear_2.": "txtmlp.3.",
+    "text_fusion.": "txtfusion.",
+    "final_layer.norm.weight": "last.norm.scale",
+    "final_layer.scale_shift_table": "last.modulation.lin",
+    "final_layer.": "last.",
+    "transformer_blocks.": "blocks.",
+    "attn.to_q.": "attn.wq.",
+    "attn.to_k.": "attn.wk.",
+    "attn.to_v.": "attn.wv.",
+    "attn.to_out.0.": "attn.wo.",
+    "attn.to_gate.": "attn.gate.",
+    "attn.norm_q.weight": "attn.qknorm.qnorm.scale",
+    "attn.norm_k.weight": "attn.qknorm.knorm.scale",
+    ".ff.": ".mlp.",
+    ".norm1.weight": ".prenorm.scale",
+    ".norm2.weight": ".postnorm.scale",
+    ".scale_shift_table": ".mod.lin",
 }
 
 
@@ -125,6 +189,31 @@ def open_clip_to_original(encoder: Any) -> dict[str, Tensor]:
         else:
             made[new] = tensor
     return made | {k: torch.cat([parts[x] for x in "qkv"]) for k, parts in fused.items()}
+
+
+TRANSFORMERS = {
+    "SD3Transformer2DModel": SD3,
+    "ZImageTransformer2DModel": Z_IMAGE,
+    "Krea2Transformer2DModel": KREA_2,
+}
+
+
+def transformer_to_original(network: Any) -> dict[str, Tensor]:
+    """Rename a transformer's weights; some had one matrix for query, key and value.
+
+    Of SD3 the scale stood before the shift in the last norms, and Krea 2's tables were flat.
+    """
+    names, made = TRANSFORMERS[type(network).__name__], dict[str, list[Tensor]]()
+    weights = network.state_dict()
+    last = f".{len(getattr(network, 'transformer_blocks', ())) - 1}.norm1_context"
+    for name in sorted(weights, key=lambda n: (".to_v" in n or "add_v" in n) - ("_q" in n)):
+        tensor = weights[name]
+        if names is SD3 and (name.startswith("norm_out.") or last in name):
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        if names is KREA_2 and name.startswith("transformer_blocks.") and "table" in name:
+            tensor = tensor.flatten()
+        made.setdefault(_renamed(name, names), []).append(tensor)
+    return {k: torch.cat(parts) for k, parts in made.items()}
 
 
 def write_single_file(folder: Path, file: Path) -> Path:

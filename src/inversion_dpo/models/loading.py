@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from inversion_dpo.models.parts import (
     configuration_of,
     folder_fault,
     index_of,
+    kind_of,
     left_out,
     load_part,
     load_single_file,
@@ -78,6 +80,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         check_place(path)
         source = configuration_of(path, m.config) if single else path
         index = index_of(source, None if single else m.revision)
+    if single and not m.network and kind_of(path) == "network":
+        return load_pipeline(replace(m, path=source, network=m.path, config=None), device)
     parts = left_out(index, m)
     network = next((n for n in NETWORKS if n in index), "")
     for key, part, name in (("vae", "vae", m.vae), ("network", network, m.network)):
@@ -91,6 +95,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             pipeline = DiffusionPipeline.from_pretrained(
                 path, revision=m.revision, variant=m.variant, **how, **parts
             )
+    # diffusers passes over a given part that its pipeline could do without: Wan's transformer
+    pipeline.register_modules(**{k: v for k, v in parts.items() if isinstance(v, torch.nn.Module)})
     if m.lora:
         with named("model.lora", m.lora):
             add_lora(pipeline, m.lora)

@@ -18,6 +18,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import (
     create_diffusers_clip_model_from_ldm,
     fetch_diffusers_config,
@@ -38,6 +39,8 @@ LARGEST = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # by text to image
 CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
 SUFFIXES = (".safetensors", ".gguf", *PICKLED)
+NAMED_BY_COMFYUI = ("model.diffusion_model.", "diffusion_model.")  # before a network's names
+SCALED = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")  # beside few bits
 Kind = Literal["pipeline", "lora", "network"]
 
 
@@ -143,6 +146,10 @@ def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
     index = index_of(source)
     kind, precision = getattr(diffusers, index[part][1]), getattr(torch, m.dtype)
     if Path(path).is_file():
+        if kind.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
+            raise ModelError(f"{kind.__name__} is not read from one file: give its folder")
+        if part == "transformer":
+            return _whole(_load_transformer(path, kind, source, precision))
         network = kind.from_single_file(path, config=source, subfolder=part, torch_dtype=precision)
         return _whole(network)
     first: Exception | None = None
@@ -154,6 +161,41 @@ def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
         else:
             return _fitting(network, kind.load_config(source, subfolder=part))
     raise first or ModelError("there is no such network")
+
+
+def _load_transformer(file: str, kind: Any, source: str, precision: torch.dtype) -> nn.Module:
+    """Load a transformer, under its original or diffusers' names, from a file that may hold more.
+
+    ``from_single_file`` would stumble over ComfyUI's prefix, pass over tensors that have no place,
+    and lower the precision of layers that stay in float32.
+    """
+    with safe_open(file, "pt") as opened:
+        keys = list(opened.keys())
+        if any(key.endswith(SCALED) for key in keys):
+            raise ModelError(
+                "its weights are scaled to few bits, as for ComfyUI: give them in bf16"
+            )
+        start = next((p for p in NAMED_BY_COMFYUI if any(k.startswith(p) for k in keys)), "")
+        own = [key for key in keys if key.startswith(start)]
+        tensors = {key.removeprefix(start): opened.get_tensor(key) for key in own}
+    config = kind.load_config(source, subfolder="transformer")
+    with init_empty_weights():
+        network: nn.Module = kind.from_config(config)
+    if not network.state_dict().keys() <= tensors.keys():
+        convert = SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"]
+        tensors = convert(config=config, checkpoint=tensors)
+    full = set(kind._keep_in_fp32_modules or ())
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            stays = full & set(name.split("."))
+            tensors[name] = tensor.to(torch.float32 if stays else precision)
+    _, strange = network.load_state_dict(tensors, strict=False, assign=True)
+    if strange := [name for name in strange if name != "norm_final.weight"]:  # has no use
+        raise ModelError(
+            f"{len(strange)} of its tensors have no place in {kind.__name__}, for example "
+            f"{strange[0]!r}: it is of another variant than the pipeline in model.path"
+        )
+    return network.eval()
 
 
 def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str | None]]:

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,7 +19,12 @@ from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
-from tools.tiny.single_file import vae_to_original, write_single_file
+from tests.slow import slow_but
+from tools.tiny.single_file import (
+    transformer_to_original,
+    vae_to_original,
+    write_single_file,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,64 @@ def test_a_single_file_samples_what_its_folder_samples(family, pipe, tiny, tmp_p
     config = load_config(None, [f"model.path={tiny(family)}"])
     chosen = side(config, str(file)).config.model
     assert (chosen.path, chosen.config) == (str(file), str(tiny(family)))
+
+
+TRANSFORMERS = ["flux", "sd3", "chroma", "qwen-image", "z-image", "flux2-klein", "krea2", "wan"]
+TRANSFORMERS += ["sana", "lumina2"]
+ORIGINAL = ["sd3", "z-image", "krea2"]
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    slow_but(
+        [(f, "original") for f in ORIGINAL] + [("wan", "in bfloat16")],
+        [*product(TRANSFORMERS, ["diffusers"]), *product(ORIGINAL, ["original"])]
+        + [("wan", "in bfloat16"), ("krea2", "in bfloat16")],
+    ),
+)
+def test_a_transformer_in_one_file(family, names, pipe, tiny, tmp_path):
+    """To the bit the folder's, as model.network and as model.path; prefix and other parts."""
+    network = pipe(family).transformer
+    tensors = transformer_to_original(network) if names == "original" else network.state_dict()
+    file = tmp_path / "x.safetensors"
+    start = "model.diffusion_model." if names == "original" else ""
+    others = {"vae.a": torch.zeros(1)} if start else {}
+    save_file({f"{start}{k}": v.clone() for k, v in tensors.items()} | others, file)
+    folder, how = str(tiny(family)), {"dtype": "bfloat16" if "bf" in names else "float32"}
+    theirs = load_pipeline(ModelConfig(folder, **how)).transformer.state_dict()
+    for m in (
+        ModelConfig(folder, network=str(file), **how),
+        ModelConfig(str(file), config=folder, **how),
+    ):
+        found = load_pipeline(m).transformer.state_dict()
+        assert found.keys() == theirs.keys()
+        assert all(
+            v.dtype == theirs[k].dtype and torch.equal(v, theirs[k]) for k, v in found.items()
+        )
+
+
+def test_another_transformer_takes_the_place_of_the_folders(tiny, pipe, tmp_path):
+    """Of Wan diffusers lets the folder's win, for its pipeline could do without one."""
+    tensors = {k: v + 1 for k, v in pipe("wan").transformer.state_dict().items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = load_pipeline(ModelConfig(str(tiny("wan")), network=str(tmp_path / "x.safetensors")))
+    assert torch.equal(found.transformer.scale_shift_table, tensors["scale_shift_table"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t | {"guidance_in.weight": torch.zeros(2)}, "1 of its tensors have no place in"),
+        (lambda t: t | {"a.scale_weight": torch.zeros(1)}, "scaled to few bits.*give them in bf16"),
+        (lambda t: dict(list(t.items())[1:]), "model.network=.*x.safetensors"),
+    ],
+    ids=["more", "scaled", "less"],
+)
+def test_a_transformer_that_does_not_fit_is_refused(spoil, message, pipe, tiny, tmp_path):
+    save_file(spoil(pipe("qwen-image").transformer.state_dict()), tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=message):
+        m = ModelConfig(str(tiny("qwen-image")), network=str(tmp_path / "x.safetensors"))
+        load_pipeline(m)
 
 
 def test_what_a_single_file_lacks_is_said(tiny, tmp_path):
