@@ -60,7 +60,7 @@ def model_of(miniature: bool, device: torch.device, kind: str) -> StableDiffusio
     pipeline.unet.to(device, torch.bfloat16 if half else torch.float32)
     for part in frozen_parts(pipeline).values():
         part.requires_grad_(False).eval()
-    return StableDiffusionXL(pipeline, Use(1024))
+    return StableDiffusionXL(pipeline, Use((1024, 1024)))
 
 
 def count() -> None:

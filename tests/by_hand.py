@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from inversion_dpo.maths.losses import LOSSES, METHODS
 from inversion_dpo.maths.records import Grid, Levels, LossSettings
 from inversion_dpo.maths.schedule import Schedule
-from inversion_dpo.models.base import plain_guidance
+from inversion_dpo.models.base import plain_guidance, same_schedule
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.processes import Team
 from inversion_dpo.training.plan import Plan
@@ -84,7 +84,7 @@ def write_cache(folder, *, steps=None, kind="v_prediction"):
         "shards": sums,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return TrajectoryCache(folder, GRID, kind)
+    return TrajectoryCache(folder, lambda size: GRID, kind)
 
 
 class Scaled(torch.nn.Module):
@@ -102,7 +102,7 @@ class Model:
     """Predicts weight x + prompt + t / 10; counts its evaluations in ``calls``, one an image."""
 
     unreached, component, targets, reads, chunked = None, "unet", ("linear",), {}, True
-    multiple = 2
+    multiple, schedule_at = 2, same_schedule
     combine = staticmethod(plain_guidance)
 
     def __init__(self, network=None, kind="v_prediction", grid=GRID):
@@ -154,7 +154,7 @@ def make_plan(name="inversion_dpo", **changed):
         "target": method.target,
         "low": 1,
         "high": STEPS,
-        "weights": torch.ones(STEPS + 1),
+        "weights": lambda size: torch.ones(STEPS + 1),
         "states": 1,
         "safeguard": False,
         "soft_labels": False,
@@ -196,4 +196,5 @@ def make_session(cache, plan=None, weight=0.5, **more):
         "skipped": 0,
         "team": Team(),
     }
-    return SimpleNamespace(**values | more)
+    values |= more
+    return SimpleNamespace(**{"buckets": [values["train_pairs"]]} | values)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 from inversion_dpo.data import check, source
 from inversion_dpo.data.source import Pair, PairSource
@@ -19,10 +25,10 @@ def open_pairs(data: object, **settings: Any) -> PairSource:
 
 
 def check_pairs(
-    data: object, measure: check.Measure | None = None, **settings: Any
+    data: object, measure: check.Measure | None = None, resolution: int = 1024, **settings: Any
 ) -> check.PairReport:
     """Check pairs with the settings of ``data.*``."""
-    return check.check_pairs(DataConfig(pairs=str(data), **settings), measure)
+    return check.check_pairs(DataConfig(pairs=str(data), **settings), measure, resolution)
 
 
 def write_annotations(graphs: Iterable[SceneGraph], path: Path) -> None:
@@ -30,6 +36,24 @@ def write_annotations(graphs: Iterable[SceneGraph], path: Path) -> None:
     lines = [graph.to_json() for graph in graphs]
     text = "".join(f"{line}\n" for line in lines)
     path.write_text(text if path.suffix == ".jsonl" else f"[{','.join(lines)}]")
+
+
+PORTRAIT, LANDSCAPE, SQUARE = (120, 72), (48, 80), (64, 64)  # (height, width); of 3:5, 5:3 and 1:1
+
+
+def write_shapes(path: Path, count: int) -> Path:
+    """Write pairs of noise whose shapes are in turn portrait, landscape and square."""
+    rng, rows = np.random.default_rng(0), []
+    for k in range(count):
+        size, row = (PORTRAIT, LANDSCAPE, SQUARE)[k % 3], {"caption": f"number {k}", "label_0": 1.0}
+        for name, level in (("jpg_0", 60), ("jpg_1", 20)):
+            buffer = io.BytesIO()
+            pixels = rng.integers(level, level + 180, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(buffer, "PNG")
+            row[name] = buffer.getvalue()
+        rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
 
 
 @dataclass(frozen=True)

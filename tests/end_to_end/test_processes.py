@@ -25,6 +25,7 @@ from inversion_dpo.training.checkpoint import latest_checkpoint
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
 from tests.end_to_end import launched
+from tests.pair_files import write_shapes
 from tests.slow import slow_but
 
 SCRIPT = Path(__file__).with_name("launched.py")
@@ -57,6 +58,7 @@ CASES = {
     "ddp-lora": ["data.prompt_dropout=0.5"],
     "ddp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
     "ddp-kto": ["objective.name=kto"],  # its baseline is a mean over both processes' images
+    "ddp-shapes": ["data.pairs=SHAPES"],  # pictures of three shapes
     "ddp-full": ["policy.kind=full", "training.learning_rate=1e-4"],
     "fsdp-lora": ["data.prompt_dropout=0.5"],
     "fsdp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
@@ -148,11 +150,13 @@ def run_cases(root, names, model, pairs):
         "evaluation.prompts=asset:prompts-validation.txt",
         *COMMON,
     ]
+    shapes = write_shapes(root / "shapes.parquet", 40)
     for count in (1, 2):
         folder = root / f"{count}"
         folder.mkdir()
         for name in names:
-            config = load_config(None, [*base, *CASES[name]])
+            own = [word.replace("SHAPES", str(shapes)) for word in CASES[name]]
+            config = load_config(None, [*base, *own])
             if config.training.batch_size == 6:  # so that 3 pairs come in parts of 1 and 2
                 config.training.gradient_accumulation = count
             (folder / f"{name}.yaml").write_text(to_yaml(config))

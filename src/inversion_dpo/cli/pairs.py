@@ -24,6 +24,9 @@ def pairs_check(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
     ] = None,
+    resolution: Annotated[
+        str, typer.Option(help="model.resolution of the training whose sizes are shown.")
+    ] = "1024",
 ) -> None:
     """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used.
 
@@ -39,7 +42,8 @@ def pairs_check(
         typer.echo("\n".join(lines))
         raise typer.Exit(0 if sound else 1)
     config = resolved("pairs check", None, [*(overrides or []), f"data.pairs={data}"])
-    found = check_pairs(config.data, tokens_of(tokenizer) if tokenizer else None)
+    size = resolved("sample", None, [f"model.resolution={resolution}"]).model.resolution
+    found = check_pairs(config.data, tokens_of(tokenizer) if tokenizer else None, size)
     typer.echo(format_report(found))
     if not found.ok:
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from inversion_dpo.compare.runs import (
 )
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import tune
+from inversion_dpo.data.buckets import square
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.defaults import evaluation_prompts, settled
 from inversion_dpo.evaluation.evaluate import check as check_evaluation
@@ -153,7 +155,8 @@ def compare(root: Path, plan: Plan) -> Path:
         + count * (MOST + runs)
         + runs * (SNAPSHOTS * min(plan.curve, count))
     )
-    check_room(root / "samples", images * 2 * base.model.resolution**2, f"samples of {runs} runs")
+    pixels = math.prod(square(base.model.resolution))
+    check_room(root / "samples", images * 2 * pixels, f"samples of {runs} runs")
     next(iter(open_pairs(base.data, 1)), None)
     claim_folder(root, plan)
     with occupied(root, run=False):

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +196,15 @@ def diversity(config: Config, adapter: Path | None, memo: Path, prompts: list[st
     It is the root mean square over the pixels of images of at most 64 x 64, over all pairs of four
     samples of 32 prompts. A policy that collapses falls below the reference.
     """
-    part, samples = prompts[:DIVERSITY_PROMPTS], []
+    part, samples = prompts[:DIVERSITY_PROMPTS], list[list[NDArray[np.float64]]]()
     for k in range(DIVERSITY_SEEDS):
         images, _ = sampled(seeded(config, 50_000 + 1000 * k), adapter, memo, part, "diversity")
         small = [Image.fromarray(image) for image in images]
         for picture in small:
             picture.thumbnail((64, 64))
-        samples.append(np.stack([np.asarray(picture, float) / 255 for picture in small]))
-    pairs = [(a, b) for a in range(DIVERSITY_SEEDS) for b in range(a)]
-    distances = [np.sqrt(((samples[a] - samples[b]) ** 2).mean((1, 2, 3))) for a, b in pairs]
-    return float(np.mean(distances))
+        samples.append([np.asarray(picture, float) / 255 for picture in small])
+    pairs = [pair for ours in zip(*samples, strict=True) for pair in combinations(ours, 2)]
+    return float(np.mean([np.sqrt(((a - b) ** 2).mean()) for a, b in pairs]))
 
 
 def seeded(config: Config, offset: int) -> Config:

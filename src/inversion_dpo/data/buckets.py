@@ -1,12 +1,14 @@
 """Shapes that pictures are trained at: buckets of nearly one area, as SDXL and kohya have them.
 
 A bucket is a size (height, width) in pixels. Podell et al., 2023, https://arxiv.org/abs/2307.01952
-(appendix I) lists those of SDXL; ``buckets(1024, 16)`` is the same list.
+(appendix I) lists those of SDXL; ``buckets(1024)`` is the same list.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,34 +18,36 @@ from inversion_dpo.data.transforms import Size
 Resolution = int | str  # the side of a square, whose area all buckets have; or WIDTHxHEIGHT alone
 WIDEST = 4.0  # ratio of the sides of the longest bucket
 MOST_CUT = 1 / 8  # share of a picture that may be cut off so that it fills its bucket
-COMMON_MULTIPLE = 16  # of a side, which nearly every model needs
+STEPS = (64, 32, 16)  # between sides; every model needs multiples of 16, some of 32
+FITS = ("drop", "pad", "crop")
 LEFT_OUT = ("mixed_shapes", "odd_shapes")
 
 
 def square(resolution: Resolution) -> Size:
     """Return the one size of WIDTHxHEIGHT, or the square of a side."""
-    if isinstance(resolution, int):
-        return resolution, resolution
-    width, height = map(int, resolution.split("x"))
-    return height, width
+    found = (resolution, resolution) if isinstance(resolution, int) else read_size(resolution)
+    assert found is not None  # the setting's own pattern
+    return found
+
+
+def read_size(text: object) -> Size | None:
+    """Read WIDTHxHEIGHT; None if it is something else."""
+    found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", str(text))
+    return (int(found[2]), int(found[1])) if found else None
 
 
 @cache
-def buckets(resolution: Resolution, multiple: int = COMMON_MULTIPLE) -> tuple[Size, ...]:
-    """List the sizes that pictures come to, the square first.
+def buckets(resolution: Resolution) -> tuple[Size, ...]:
+    """List the sizes that pictures come to, the square first; WIDTHxHEIGHT is the only one.
 
     Widths rise by a step, and so do heights; the area is the square's or a little less. The step
-    is the largest multiple of ``multiple`` that divides the side, up to 64 and a 16th of the side.
-
-    Args:
-        resolution: WIDTHxHEIGHT is the only size; a side makes buckets.
-        multiple: the model's, of the sides.
+    is the largest of ``STEPS`` that divides the side, up to a 16th of it where one is so small.
     """
-    side, other = square(resolution)
-    if isinstance(resolution, str) or side != other:
-        return ((side, other),)
-    most = max(multiple, min(64, side // 16))
-    step = max((s for s in range(multiple, most + 1, multiple) if side % s == 0), default=multiple)
+    side, _ = size = square(resolution)
+    steps = [step for step in STEPS if side % step == 0]
+    if isinstance(resolution, str) or not steps:
+        return (size,)
+    step = next((step for step in steps if step <= side / 16), steps[-1])
     found = {(side, side)}
     for width in range(side + step, 2 * side + 1, step):
         height = side * side // width // step * step
@@ -89,6 +93,20 @@ def place(sizes: Sequence[Size], pictures: Sequence[Size], fit: str) -> Place:
         mixed = len({nearest(sizes, picture) for picture in pictures}) > 1
         odd = LEFT_OUT[0] if mixed else LEFT_OUT[1]
     return Place(size, ("" if odd else "crop") if fit == "drop" else fit, odd)
+
+
+def left_out_text(left: int, total: int) -> str:
+    """Say how many pairs fit no size, and what to do about it."""
+    return (
+        f"{left} of {total} pairs are left out: their images differ in shape, or have a shape that "
+        f"no training size is near to, and more than an eighth would be cut; set data.fit=crop or "
+        "pad, or another model.resolution"
+    )
+
+
+def sizes_text(pairs: Counter[Size]) -> str:
+    """List sizes, each with its number of pairs, the most frequent first."""
+    return ", ".join(f"{named(size)} ({count})" for size, count in pairs.most_common())
 
 
 def named(size: Size) -> str:

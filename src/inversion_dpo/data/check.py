@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from inversion_dpo.data.annotations import MAX_LISTED, listed
+from inversion_dpo.data.buckets import Resolution, buckets, named, place
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.giveaways import Files, Giveaway, refusal
 from inversion_dpo.data.images import DataError
@@ -17,6 +18,7 @@ from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import Fault, Row, inspect
 from inversion_dpo.data.source import content, no_pairs
 from inversion_dpo.data.traits import Share, Tally, format_shares, traits
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
 from inversion_dpo.run.fields import DataConfig
@@ -25,6 +27,10 @@ _MAY_BE_LEFT_OUT = {
     "unpaired": "rankings of one image",
     "unlabelled": "unlabelled",
     "hidden": "hidden files",
+}
+_ODD = {
+    "mixed_shapes": "pairs of two shapes",
+    "odd_shapes": "pairs far from every size",
 }
 MEASURED_PAIRS = 1000  # pairs whose pixels are measured for giveaways
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
@@ -44,18 +50,22 @@ class PairReport:
     """What :func:`check_pairs` found.
 
     counts: of rows and images, as :class:`source.PairSource` counts them; also mixed_sizes (pairs
-    of two image sizes), up and down (thumbs), both (prompts that have the two) and bad_graphs (a
-    scene graph that is none; its row can be trained on, without it). What follows speaks of the
-    usable pairs: image_sizes {(width, height): images}, captions (least, median, most in
-    ``measure``'s unit), long_captions (longer than its longest), first_preferred (share of labelled
-    rows with label_0 = 1), traits (what else winners have more of), giveaways (what their files
-    have), example (one pair in words), graphs.
+    of two image sizes), mixed_shapes and odd_shapes (:class:`buckets.Place`), up and down (thumbs),
+    both (prompts that have the two) and bad_graphs (a scene graph that is none; its row can be
+    trained on, without it). What follows speaks of the usable pairs: image_sizes {(width, height):
+    images}, trained_at {(height, width): pairs} under ``resolution`` and ``fit``, captions (least,
+    median, most in ``measure``'s unit), long_captions (longer than its longest), first_preferred
+    (share of labelled rows with label_0 = 1), traits (what else winners have more of), giveaways
+    (what their files have), example (one pair in words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``.
     """
 
     path: str
     counts: Counter[str]
     image_sizes: Counter[tuple[int, int]]
+    resolution: Resolution
+    fit: str
+    trained_at: Counter[Size]
     captions: tuple[int, float, int] | None
     measure: Measure
     long_captions: int
@@ -73,14 +83,16 @@ class PairReport:
         return self.problems_total == 0
 
 
-def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairReport:
+def check_pairs(
+    config: DataConfig, measure: Measure | None = None, resolution: Resolution = 1024
+) -> PairReport:
     """Look at every row, or those up to the limit, and list what is wrong with each.
 
     DataError is for a whole file: missing, damaged, of no known format, a column missing.
     """
     measure = measure or Measure()
     counts: Counter[str] = Counter()
-    sizes: Counter[tuple[int, int]] = Counter()
+    sizes, trained_at = Counter[tuple[int, int]](), Counter[Size]()
     lengths: list[int] = []
     problems, total = list[str](), 0
     graphs: list[SceneGraph] = []
@@ -110,6 +122,9 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
         counts.update(first=int(row.labelled and row.label == 1.0))
         example = example or in_words(row)
         sizes.update(row_sizes)
+        found_place = place(buckets(resolution), [s[::-1] for s in row_sizes], config.fit)
+        counts.update([found_place.odd] if found_place.odd else [])
+        trained_at.update([found_place.size] if found_place.fit else [])
         lengths.append(measure.length(row.caption or ""))
         if row.preference is not None and row.single:
             counts.update(["down" if row.label == 0.0 else "up"])
@@ -129,6 +144,9 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
         path=config.pairs,
         counts=counts,
         image_sizes=sizes,
+        resolution=resolution,
+        fit=config.fit,
+        trained_at=trained_at,
         captions=(min(lengths), statistics.median(lengths), max(lengths)) if lengths else None,
         measure=measure,
         long_captions=sum(n > measure.longest for n in lengths),
@@ -140,6 +158,15 @@ def check_pairs(config: DataConfig, measure: Measure | None = None) -> PairRepor
         problems=tuple(problems),
         problems_total=total,
     )
+
+
+def _sizes_table(report: PairReport) -> list[str]:
+    """List the sizes of training with their pairs, and say how many pairs have other shapes."""
+    rows = [f"    {named(size):>9} {n:>8}" for size, n in report.trained_at.most_common()]
+    odd = [f"{report.counts[kind]} {text}" for kind, text in _ODD.items() if report.counts[kind]]
+    lines = [f"  training sizes for model.resolution={report.resolution}, and their pairs:", *rows]
+    what = {"drop": "left out", "pad": "padded", "crop": "cropped"}[report.fit]
+    return [*lines, f"    {what} by data.fit={report.fit}: {' and '.join(odd)}"] if odd else lines
 
 
 def in_words(row: Row) -> str:
@@ -214,6 +241,7 @@ def format_report(report: PairReport) -> str:
         more = f" and {n} other sizes" if (n := len(report.image_sizes) - len(common)) else ""
         sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in common)
         lines.append(f"  image sizes (images): {sizes}{more}")
+        lines += _sizes_table(report)
     if report.captions is not None:
         least, median, most = report.captions
         lines.append(

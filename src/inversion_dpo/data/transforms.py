@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-FITS = ("pad", "crop")
+FITS = ("pad", "crop")  # of data.fit; the other leaves pairs out
 GREY = (127, 127, 127)
 _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 

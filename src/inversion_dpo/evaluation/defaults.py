@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from inversion_dpo.data.buckets import buckets, named, place, square
 from inversion_dpo.data.source import open_pairs
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import scorers_of
+from inversion_dpo.evaluation.sides import sizes_for
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.processes import current_team
@@ -29,7 +32,11 @@ def settled(config: Config, folder: Path) -> Config:
     e, file = config.evaluation, folder / "heldout-prompts.jsonl"
     if e.prompts == HELDOUT:
         if current_team().main:
-            lines = [json.dumps({"prompt": text}) for text in heldout_captions(config)]
+            usual = square(config.model.resolution)
+            lines = [
+                json.dumps({"prompt": p} | ({} if size == usual else {"size": named(size)}))
+                for p, size in heldout_prompts(config).items()
+            ]
             folder.mkdir(parents=True, exist_ok=True)
             atomic_text("\n".join(lines) + "\n", file)
         current_team().wait()
@@ -71,24 +78,41 @@ def evaluation_prompts(config: Config) -> list[str]:
     """Read the prompts of the evaluation; nothing is written."""
     e = config.evaluation
     if e.prompts == HELDOUT:
-        return heldout_captions(config)[: e.limit]
+        return list(heldout_prompts(config))[: e.limit]
     return read_prompts(e.prompts, e.limit)
 
 
-def heldout_captions(config: Config) -> list[str]:
-    """List the captions that only held-out pairs have, each once, in their order."""
+def evaluation_sizes(config: Config, prompts: Sequence[str]) -> list[Size]:
+    """List the size of each prompt's images in the evaluation."""
+    if config.evaluation.prompts != HELDOUT:
+        return sizes_for(config, prompts)
+    held = heldout_prompts(config)
+    return [held.get(prompt, square(config.model.resolution)) for prompt in prompts]
+
+
+def heldout_prompts(config: Config) -> dict[str, Size]:
+    """Map the captions that only held-out pairs have, in their order, to their pictures' size."""
     if config.inversion.max_error is not None:
         raise ConfigError(
             "evaluation.prompts=heldout does not know which pairs inversion.max_error leaves out: "
             "give a file of prompts"
         )
-    captions = [pair.caption for pair in open_pairs(config.data).read(lambda number: False)]
-    trained, held = split_pairs(list(range(len(captions))), config.data.holdout)
-    seen = {captions[number] for number in trained}
-    found = [c for c in dict.fromkeys(captions[number] for number in held) if c not in seen]
-    if not found:
+    sizes, pairs = buckets(config.model.resolution), list[tuple[str, Size]]()
+    for pair in open_pairs(config.data).read(lambda number: False):
+        found = place(sizes, pair.sizes, config.data.fit)
+        if found.fit:  # the others are not trained on
+            pairs.append((pair.caption, found.size))
+    if not pairs:
+        raise ConfigError("evaluation.prompts=heldout: no pair fits model.resolution and data.fit")
+    trained, held = split_pairs(list(range(len(pairs))), config.data.holdout)
+    seen = {pairs[number][0] for number in trained}
+    sizes_of: dict[str, Size] = {}
+    for caption, size in (pairs[number] for number in held):
+        if caption not in seen:
+            sizes_of.setdefault(caption, size)
+    if not sizes_of:
         raise ConfigError(
             f"evaluation.prompts=heldout: every caption of the {len(held)} held-out pairs is "
             "trained on too: give a file of other prompts"
         )
-    return found
+    return sizes_of

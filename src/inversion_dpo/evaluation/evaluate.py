@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from inversion_dpo.data.buckets import named
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
@@ -29,7 +31,7 @@ from inversion_dpo.evaluation.samples import (
     scorers_of,
 )
 from inversion_dpo.evaluation.scorers.registry import SERVED, Scores
-from inversion_dpo.evaluation.sides import side
+from inversion_dpo.evaluation.sides import side, sizes_for
 from inversion_dpo.run.config import Config, to_yaml
 from inversion_dpo.run.disk import atomic_table, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds, stage
@@ -115,6 +117,8 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
     files = both_sides(folder, config, memo, models)
     reference, policy = map(read_scores, files)
     metrics: dict[str, Any] = {"n_prompts": len(prompt_set.prompts), "seeds": e.seeds}
+    sizes = Counter(map(named, sizes_for(config, prompt_set.prompts)))
+    metrics |= {"sizes": dict(sizes)} if len(sizes) > 1 else {}
     if reference:
         metrics |= judged(prompt_set, reference, policy, config) | repairs(reference, policy)
         if current_team().main:

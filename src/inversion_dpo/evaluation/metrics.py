@@ -20,9 +20,9 @@ OTHER_GUIDANCE = "at_training_guidance"  # the comparison at the guidance of tra
 PAIRS_AGREE = "pairs_agree"  # the share of pairs whose winner has the higher preference
 AGREEMENT = "agreement"  # how often each score prefers the same side as the preference
 RESERVED = frozenset(
-    "preference win_rate win_rate_low win_rate_high n_prompts categories seeds models pairs steps "
-    f"training seconds structure scoring one_colour traits distance pairwise {OTHER_GUIDANCE} "
-    f"{PAIRS_AGREE} {AGREEMENT}".split()
+    "preference win_rate win_rate_low win_rate_high n_prompts sizes categories seeds models pairs "
+    "steps training seconds structure scoring one_colour traits distance pairwise "
+    f"{OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT}".split()
 )
 _CHUNK = 1 << 20  # resampled indices held at once
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.annotations import read_annotations
+from inversion_dpo.data.buckets import read_size
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
@@ -20,14 +22,27 @@ from inversion_dpo.run.config import ConfigError, resolve
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts, each with its category and the scene graph that it asks for.
+    """Prompts, each with its category, the scene graph that it asks for and its images' size.
 
-    A prompt without a category has "", one without a graph has None.
+    A prompt without a category has "", one without a graph or a size has None.
     """
 
     prompts: list[str]
     categories: list[str]
     graphs: list[SceneGraph | None]
+    sizes: list[Size | None] = field(default_factory=list)
+
+    @property
+    def size_of(self) -> dict[str, Size]:
+        """Prompt -> size of its images, where the set gives one; ConfigError if it gives two."""
+        found: dict[str, Size] = {}
+        for prompt, size in zip(self.prompts, self.sizes, strict=False):
+            if size is not None and found.setdefault(prompt, size) != size:
+                raise ConfigError(
+                    f"evaluation.prompts: {prompt[:60]!r} occurs with two sizes; word the two "
+                    "prompts differently"
+                )
+        return found
 
     @property
     def by_category(self) -> dict[str, list[int]]:
@@ -48,7 +63,8 @@ def read_prompt_set(
         source: a set's name, see :mod:`named_sets`; a number of training captions of the embedded
             world; a text file with one prompt a line; a .jsonl file with ``prompt`` and,
             optionally, ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and
-            ``scene_graph`` in LAION-SG's layout; a .parquet file with the same columns; or a
+            ``scene_graph`` in LAION-SG's layout, and ``size``, WIDTHxHEIGHT of its images in
+            pixels; a .parquet file with the same columns; or a
             dataset's column on the hub, ``hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]`` (split train).
         limit: None for all.
         seed: of the embedded world's captions.
@@ -135,20 +151,23 @@ def prompts_with_graphs(prompt_set: PromptSet) -> list[str | SceneGraph]:
     return [replace(graph, caption=prompt) if graph else prompt for prompt, graph in both]
 
 
-_Row = tuple[str, str, SceneGraph | None]  # prompt, category, graph
+# prompt, category, graph, size of the images
+_Row = tuple[str, str, SceneGraph | None, Size | None]
 
 
 def _rows(source: str, seed: int) -> Iterator[_Row]:
     if source.isdecimal():
         from inversion_dpo.world.scene_prompts import prompts
 
-        yield from ((graph.caption, "", None) for graph in prompts("train", int(source), seed))
+        yield from (
+            (graph.caption, "", None, None) for graph in prompts("train", int(source), seed)
+        )
         return
     if source.startswith("hf:"):
         yield from _hub_rows(source)
         return
     if source in named_sets():
-        yield from ((r["prompt"], r["category"], None) for r in named_sets()[source].rows())
+        yield from ((r["prompt"], r["category"], None, None) for r in named_sets()[source].rows())
         return
     file = Path(resolve(source))
     if not file.is_file():
@@ -166,14 +185,14 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             is_json, where = file.suffix == ".jsonl", f"{file}, line {number}"
-            yield _row(line, where) if is_json else (line.strip(), "", None)
+            yield _row(line, where) if is_json else (line.strip(), "", None, None)
 
 
 def _parquet_rows(file: Path) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = ("prompt", "category", "tag", "scene_graph")
+    columns = ("prompt", "category", "tag", "scene_graph", "size")
     try:
         names = pq.read_schema(file).names
         rows = pq.read_table(file, columns=[n for n in columns if n in names]).to_pylist()
@@ -194,7 +213,10 @@ def _row(row: Any, where: str) -> _Row:
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError(f'{where} has no text under "prompt"')
     graph = _graph(row.get("scene_graph"), where)
-    return prompt.strip(), str(row.get("category", row.get("tag")) or ""), graph
+    category, size = str(row.get("category", row.get("tag")) or ""), row.get("size")
+    if size is not None and (size := read_size(size)) is None:
+        raise ConfigError(f'evaluation.prompts: {where}, "size": write it as "832x1216"')
+    return prompt.strip(), category, graph, size
 
 
 def _graph(value: Any, where: str) -> SceneGraph | None:
@@ -225,7 +247,7 @@ def _hub_rows(source: str) -> Iterator[_Row]:
             if column not in row:
                 raise KeyError(f"no column {column}; it has {', '.join(row)}")
             if str(row[column] or "").strip():
-                yield str(row[column]).strip(), "", _graph(row.get("scene_graph"), name)
+                yield str(row[column]).strip(), "", _graph(row.get("scene_graph"), name), None
     except Exception as error:  # unknown names and splits, and the network, each have their own
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from inversion_dpo.data.buckets import square
 from inversion_dpo.models.loading import check_model
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.config import Config
@@ -27,6 +29,7 @@ def check_sampling(config: Config, folder: Path, images: int, fewer: str) -> Non
         ConfigError, ModelError, DiskError: the first fault and what to do.
     """
     check_writable(folder)
-    check_room(folder, images * BYTES * config.model.resolution**2, "samples", f"lower {fewer}")
+    pixels = math.prod(square(config.model.resolution))
+    check_room(folder, images * BYTES * pixels, "samples", f"lower {fewer}")
     model = check_model(config.model)
     grid_for(model.schedule, "evaluation.sample_steps", config.evaluation.sample_steps)

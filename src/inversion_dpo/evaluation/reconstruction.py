@@ -55,8 +55,7 @@ def write_reconstruction(
     """
     decibels: list[float] = []
     worst: list[tuple[float, int, str, Tensor]] = []
-    for start in range(0, cache.pairs, 8):
-        pairs = list(range(start, min(start + 8, cache.pairs)))
+    for pairs in (some[k : k + 8] for some in cache.of_shard for k in range(0, len(some), 8)):
         before = model.decode(cache.of_images("clean", pairs))
         after = model.decode(back.of_images("reconstructed", pairs))
         for row, value in enumerate(psnr(before, after).tolist()):

@@ -312,7 +312,9 @@ def _pairs(data: ReportData) -> Section | None:
 
 def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
     """List the tiles under the headline: label, number, small print."""
-    tiles = [("prompts", f"{data.metrics['n_prompts']:,}", "paired")]
+    sizes = data.metrics.get("sizes", {})
+    paired = f"paired, at {len(sizes)} sizes" if sizes else "paired"
+    tiles = [("prompts", f"{data.metrics['n_prompts']:,}", paired)]
     if "preference" in data.metrics:
         change = gain_text(data.metrics["preference"])
         share, interval = halves(share_text(data.metrics))

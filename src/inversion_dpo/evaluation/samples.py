@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import decode_image, one_colour, one_colour_text, png
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.evaluation.scorers.registry import Graphs, ScorerGroup, Scores, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.scorers.unified_reward import PAIR
-from inversion_dpo.evaluation.sides import graphs_for, sampler_of
+from inversion_dpo.evaluation.sides import graphs_for, sampler_of, sizes_for
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_table, atomic_tables, read_table, sha256_of
@@ -123,6 +124,9 @@ def sampled_file(
     key += f"{e.sample_steps} {e.guidance_scale}"
     graphs = graphs_for(config, adapter, prompts)
     key += "".join(g.to_json() for g in graphs.values())
+    sizes = sizes_for(config, prompts)
+    if set(sizes) - {square(config.model.resolution)}:
+        key += f"{sizes}"
     path = memo / f"{desc}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
     if not _on_disk(path):
         pictured = [graphs.get(p, p) for p in prompts for _ in range(repeats)]
@@ -173,7 +177,7 @@ def sample_parts(
         texts = [p if isinstance(p, str) else p.caption for p in prompts[batch]]
         if read_table(part) is None:
             sampler, noise = sampler or sampler_of(config, adapter), seeds[batch]
-            images = sampler.draw(prompts[batch], noise)
+            images = sampler.draw(prompts[batch], noise, sizes=sizes_for(config, texts))
             blank += [
                 f"{text[:60]!r}, seed {seed}"
                 for text, seed, image in zip(texts, noise, images, strict=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from inversion_dpo.data.buckets import square
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, intended_graphs, read_prompt_set
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
@@ -14,7 +17,7 @@ from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.lora import add_lora, lora_file
 from inversion_dpo.models.parts import check_lora, folder_fault, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
-from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.folder import read_config
 from inversion_dpo.run.processes import current_team
 
@@ -82,6 +85,14 @@ def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict
         return {}
     graphs = intended_graphs(read_prompt_set(config.evaluation.prompts, None), no_graph)
     return {p: replace(graph, caption=p) for p, graph in graphs.items() if p in set(prompts)}
+
+
+def sizes_for(config: Config, prompts: Sequence[str]) -> list[Size]:
+    """List the size of each prompt's images: the prompt set's own, or that of the model."""
+    source, own = Path(resolve(config.evaluation.prompts)), dict[str, Size]()
+    if source.suffix in (".jsonl", ".parquet") and source.is_file():
+        own = read_prompt_set(config.evaluation.prompts, None).size_of
+    return [own.get(prompt, square(config.model.resolution)) for prompt in prompts]
 
 
 def sampler_of(config: Config, adapter: Path | None) -> Sampler:

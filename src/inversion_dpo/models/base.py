@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Framing as Framing
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.maths.schedule import Schedule
 
@@ -32,12 +33,12 @@ class ModelError(ValueError):
 class Use:
     """The settings of ``model`` that a family may depend on.
 
-    resolution: side of the images in pixels, which flow models shift their schedule by.
+    size: (height, width) of the images in pixels, which flow models shift their schedule by.
     guidance_embed: guidance that a distilled network gets as an input.
     prompt_chunks: chunks of 75 tokens that CLIP reads of a prompt.
     """
 
-    resolution: int
+    size: Size
     guidance_embed: float = 1.0
     prompt_chunks: int = 1
 
@@ -50,7 +51,7 @@ class DiffusionModel(Protocol):
     as the network sees them.
     """
 
-    schedule: Schedule
+    schedule: Schedule  # at the configured size
     pipeline: Any  # the diffusers pipeline
     component: str  # the name in the pipeline of the network that is trained: unet, transformer
     targets: Sequence[str]  # layers that get a LoRA if policy.target_modules names none
@@ -59,6 +60,9 @@ class DiffusionModel(Protocol):
     chunked: bool  # takes model.prompt_chunks
     reads: Mapping[str, int]  # tokens that each tokenizer reads of a prompt, marks left out
     distilled: str | None  # why it seems distilled to few steps, which training would undo
+
+    def schedule_at(self, size: Size) -> Schedule:
+        """Return the schedule at (height, width) in pixels, which is one for most families."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images to latents (B, *), float32, deterministically."""
@@ -91,6 +95,11 @@ class DiffusionModel(Protocol):
 
     def call(self, scale: float, prompts: int) -> dict[str, Any]:
         """Name the pipeline's arguments for so many prompts under guidance ``scale``."""
+
+
+def same_schedule(model: DiffusionModel, size: Size) -> Schedule:
+    """Return the one schedule of a model, whatever the size."""
+    return model.schedule
 
 
 def no_framing(framings: list[Framing]) -> Condition:

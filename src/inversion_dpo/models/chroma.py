@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
 from inversion_dpo.models.prompts import t5_reads
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
 
 class Chroma:
@@ -37,8 +38,9 @@ class Chroma:
         self.reads = t5_reads(pipeline, "tokenizer", 512)
         autoencoder = shifted(pipeline.vae)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        mu = dynamic_shift(pipeline.scheduler, (use.resolution // self.multiple) ** 2, 1.15)
-        self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
+        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
+        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule = self.schedule_at(use.size)
         self._masks = _refill_masks(pipeline.transformer)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
 from inversion_dpo.models.prompts import clip_reads, t5_reads
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
 
 class Flux:
@@ -34,9 +35,9 @@ class Flux:
         self.multiple = 2 * pipeline.vae_scale_factor
         autoencoder = shifted(pipeline.vae)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        side = use.resolution // pipeline.vae_scale_factor // 2
-        mu = dynamic_shift(pipeline.scheduler, side * side, 1.15)
-        self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
+        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
+        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
     def condition(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,17 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import Autoencoder
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
 from inversion_dpo.models.prompts import chat_reads
-from inversion_dpo.models.schedules import flow_schedule
+from inversion_dpo.models.schedules import flow_schedules
 
 DOUBLE = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0)"
 SINGLE = r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
-TABLE_STEPS = 50  # the shift was fitted for 10 to 200 steps, not for the table's thousand
+TABLE, TABLE_STEPS = 1000, 50  # the shift was fitted for 10 to 200 steps, not for the table's
+
+
+def shift(tokens: int, steps: int) -> float:
+    """Compute mu for so many image tokens and steps, as the pipelines do."""
+    mu: float = compute_empirical_mu(tokens, steps if steps < TABLE else TABLE_STEPS)
+    return mu
 
 
 class Flux2:
@@ -45,12 +52,10 @@ class Flux2:
         self._plain = Autoencoder(pipe.vae, 0.0, 1.0)
         variance = bn.running_var.float() + pipe.vae.config.batch_norm_eps
         self._mean, self._std = (v.view(1, -1, 1, 1) for v in (bn.running_mean, variance.sqrt()))
-        tokens, total = (use.resolution // self.multiple) ** 2, 1000
-
-        def mu(steps: int) -> float:
-            return compute_empirical_mu(tokens, steps if steps < total else TABLE_STEPS)
-
-        self.schedule = flow_schedule(pipe.scheduler, mu, flux_sigmas=True)
+        self.schedule_at = flow_schedules(
+            pipe.scheduler, self.multiple, lambda tokens: partial(shift, tokens), flux_sigmas=True
+        )
+        self.schedule = self.schedule_at(use.size)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images -> latents of 2x2 patches, normalised by the autoencoder's own statistics."""

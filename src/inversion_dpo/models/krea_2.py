@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
 from inversion_dpo.models.prompts import real_tokens
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
 
 class Krea2:
@@ -36,9 +37,12 @@ class Krea2:
         self.reads = {"tokenizer": 512 - self.pipeline.prompt_template_encode_num_suffix_tokens}
         autoencoder = normalised(pipeline.vae, video=True)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        mu = dynamic_shift(pipeline.scheduler, (use.resolution // self.multiple) ** 2, 1.15)
-        mu = 1.15 if self.distilled else mu
-        self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
+        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
+        shift = (lambda tokens: 1.15) if self.distilled else mu
+        self.schedule_at = flow_schedules(
+            pipeline.scheduler, self.multiple, shift, flux_sigmas=True
+        )
+        self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
     def condition(

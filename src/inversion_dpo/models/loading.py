@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from diffusers import DiffusionPipeline
 
+from inversion_dpo.data.buckets import Resolution, buckets, square
+from inversion_dpo.data.buckets import named as named_size
 from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
@@ -163,6 +165,12 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
         shape = shape_for(pipeline, p.graph_tokens, p.graph_width, p.graph_layers)
         install(pipeline, SceneGraphEncoder(shape, config.training.seed), m.prompt_chunks)
     model = adapted(pipeline, m)
+    if any(side % model.multiple for size in buckets(m.resolution) for side in size):
+        raise ModelError(
+            f"model.resolution={m.resolution} makes sizes in steps of less than {model.multiple} "
+            f"pixels, which this pipeline needs: set a multiple of {16 * model.multiple}, or one "
+            f"size, such as {named_size(square(m.resolution))}"
+        )
     if why := model.distilled or few_steps(pipeline.scheduler) or name_of_few_steps(m):
         logger.warning(
             "%s seems to be distilled to few steps (%s): training undoes that, and pairs are "
@@ -192,13 +200,13 @@ def base_name(path: str) -> str:
 
 
 def adapt(
-    pipeline: Any, resolution: int, guidance_embed: float = 1.0, prompt_chunks: int = 1
+    pipeline: Any, resolution: Resolution, guidance_embed: float = 1.0, prompt_chunks: int = 1
 ) -> DiffusionModel:
     """Freeze the pipeline and return its family's adapter, with its scene-graph encoder if any.
 
     Args:
         pipeline: as loaded.
-        resolution: side of the images in pixels, which flow models shift their schedule by.
+        resolution: side of the images in pixels, or WIDTHxHEIGHT.
         guidance_embed: the guidance that FLUX.1-dev's network gets as an input.
         prompt_chunks: of 75 tokens, see :mod:`.prompts`; one where the family has T5.
 
@@ -216,8 +224,9 @@ def adapt(
         raise ModelError(f"{kind} is not supported; supported: {', '.join(FAMILIES)}.{base}")
     file, name = found[0]
     family = getattr(import_module(f"inversion_dpo.models.{file}"), name)
-    model: DiffusionModel = family(pipeline, Use(resolution, guidance_embed, prompt_chunks))
-    if resolution % model.multiple:
+    use = Use(square(resolution), guidance_embed, prompt_chunks)
+    model: DiffusionModel = family(pipeline, use)
+    if any(side % model.multiple for side in use.size):
         raise ModelError(
             f"model.resolution={resolution} must be a multiple of {model.multiple} for this "
             "pipeline"

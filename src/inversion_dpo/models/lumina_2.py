@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.base import (
+    Condition,
+    Use,
+    no_framing,
+    plain_call,
+    plain_guidance,
+    same_schedule,
+)
 from inversion_dpo.models.prompts import real_tokens
 from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
 
@@ -23,6 +30,7 @@ class Lumina2:
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     distilled: str | None = None
+    schedule_at = same_schedule
     framing, call = staticmethod(no_framing), staticmethod(plain_call)
 
     def __init__(self, pipeline: Lumina2Pipeline, use: Use) -> None:

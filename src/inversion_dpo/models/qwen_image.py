@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
 
 class QwenImage:
@@ -35,8 +36,9 @@ class QwenImage:
         self.reads = {"tokenizer": 512}
         autoencoder = normalised(pipeline.vae, video=True)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        mu = dynamic_shift(pipeline.scheduler, (use.resolution // self.multiple) ** 2, 1.15)
-        self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
+        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
+        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
     def condition(

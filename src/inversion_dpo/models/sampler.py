@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from inversion_dpo.data.buckets import named, square
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError
 from inversion_dpo.models.graph_model import SceneGraphModel
@@ -59,13 +61,19 @@ class Sampler:
         return replace(self, config=replace(self.config, evaluation=changed))
 
     def draw(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, desc: str | None = None
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        *,
+        sizes: Sequence[Size] | None = None,
+        desc: str | None = None,
     ) -> list[NDArray[np.uint8]]:
         """Sample one image for each prompt; its noise depends on its seed alone.
 
         Args:
             prompts: texts, or scene graphs with their captions.
             seeds: one for each prompt; the same seed gives the same noise under any weights.
+            sizes: (height, width) of each image in pixels; by default ``model.resolution``.
             desc: name of a progress bar; without one there is no bar.
 
         Returns:
@@ -74,34 +82,46 @@ class Sampler:
         Raises:
             ConfigError: the schedule has not so many steps.
             ValueError: there are not as many seeds as prompts.
-            ModelError: an image has values that are not finite.
+            ModelError: an image has values that are not finite, or the model has no such size.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
-        e, side, images = self.config.evaluation, self.config.model.resolution, []
+        e, images = self.config.evaluation, dict[int, NDArray[np.uint8]]()
         grid_for(self.model.schedule, "evaluation.sample_steps", e.sample_steps)
+        sizes = sizes or [square(self.config.model.resolution)] * len(prompts)
         asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
         with tqdm(total=len(asked), desc=desc, unit="image", disable=desc is None) as bar:
-            for start in range(0, len(asked), e.batch_size):
-                part = slice(start, start + e.batch_size)
+            for size, part in self._batches(sizes):
+                here = [asked[k] for k in part]
                 output = self.pipeline(
-                    **self._conditions(asked[part]),
-                    generator=[torch.Generator().manual_seed(int(s)) for s in seeds[part]],
+                    **self._conditions(here),
+                    generator=[torch.Generator().manual_seed(int(seeds[k])) for k in part],
                     num_inference_steps=e.sample_steps,
-                    **self.model.call(e.guidance_scale, len(asked[part])),
-                    height=side,
-                    width=side,
+                    **self.model.call(e.guidance_scale, len(here)),
+                    height=size[0],
+                    width=size[1],
                     output_type="np",
                 )
                 drawn = output.images if hasattr(output, "images") else output.frames[:, 0]
-                for graph, seed, image in zip(asked[part], seeds[part], drawn, strict=True):
+                for k, image in zip(part, drawn, strict=True):
                     if not np.isfinite(image).all():
                         raise ModelError(
-                            f"{graph.caption!r}, seed {seed}: the sample has {OVERFLOW}"
+                            f"{asked[k].caption!r}, seed {seeds[k]}: the sample has {OVERFLOW}"
                         )
-                    images.append(np.round(image * 255).astype(np.uint8))
+                    images[k] = np.round(image * 255).astype(np.uint8)
                 bar.update(len(drawn))
-        return images
+        return [images[k] for k in range(len(asked))]
+
+    def _batches(self, sizes: Sequence[Size]) -> Iterator[tuple[Size, list[int]]]:
+        """Divide images into batches of one size; ModelError for a size that the model has not."""
+        most, multiple = self.config.evaluation.batch_size, self.model.multiple
+        for size in dict.fromkeys(sizes):
+            if any(side % multiple for side in size):
+                raise ModelError(
+                    f"images of {named(size)}: both sides must be multiples of {multiple} here"
+                )
+            places = [k for k, other in enumerate(sizes) if other == size]
+            yield from ((size, places[k : k + most]) for k in range(0, len(places), most))
 
     def _conditions(self, asked: list[SceneGraph]) -> dict[str, Any]:
         """Give the pipeline text to encode itself, or what the text is encoded to."""

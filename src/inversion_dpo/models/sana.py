@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import scaled
-from inversion_dpo.models.base import Condition, ModelError, Use, no_framing, plain_guidance
+from inversion_dpo.models.base import (
+    Condition,
+    ModelError,
+    Use,
+    no_framing,
+    plain_guidance,
+    same_schedule,
+)
 from inversion_dpo.models.prompts import real_tokens
 from inversion_dpo.models.schedules import flow_schedule
 
@@ -26,7 +33,7 @@ class Sana:
     component, chunked, targets = "transformer", False, ("to_q", "to_k", "to_v")
     unreached: str | None = None
     distilled: str | None = None
-    framing = staticmethod(no_framing)
+    framing, schedule_at = staticmethod(no_framing), same_schedule
     combine = staticmethod(plain_guidance)
 
     def __init__(self, pipeline: SanaPipeline, use: Use) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.maths.records import Grid, Levels
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.run.fields import ConfigError
+
+Shift = Callable[[int], float] | float | None  # a function of the number of steps, or a number
 
 
 def discrete_schedule(scheduler: Any) -> Schedule:
@@ -88,6 +92,25 @@ def dynamic_shift(scheduler: Any, image_tokens: int, default: float) -> float | 
     return mu
 
 
+def flow_schedules(
+    scheduler: Any, patch: int, mu: Callable[[int], Shift], *, flux_sigmas: bool = False
+) -> Callable[[Size], Schedule]:
+    """Make the schedule of each size, whose shift follows from the number of image tokens.
+
+    Args:
+        scheduler: see :func:`flow_schedule`.
+        patch: side of a token's square in pixels.
+        mu: number of image tokens -> the shift.
+        flux_sigmas: see :func:`flow_schedule`.
+    """
+
+    @cache
+    def of_tokens(count: int) -> Schedule:
+        return flow_schedule(scheduler, mu(count), flux_sigmas)
+
+    return lambda size: of_tokens(size[0] // patch * (size[1] // patch))
+
+
 FEW_STEPS = {"LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler"}
 
 
@@ -104,7 +127,7 @@ def few_steps(scheduler: Any) -> str | None:
 
 def flow_schedule(
     scheduler: Any,
-    mu: Callable[[int], float] | float | None = None,
+    mu: Shift = None,
     flux_sigmas: bool = False,
 ) -> Schedule:
     """Make the schedule of a flow-matching model with its shift.

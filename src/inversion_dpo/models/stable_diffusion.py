@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from inversion_dpo.data.transforms import Framing
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised, scaled
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.base import (
+    Condition,
+    Use,
+    no_framing,
+    plain_call,
+    plain_guidance,
+    same_schedule,
+)
 from inversion_dpo.models.prompts import clip_reads, encode_clip, encode_two_clips
 from inversion_dpo.models.schedules import discrete_schedule
 
@@ -24,7 +31,7 @@ class StableDiffusion:
 
     component, targets, chunked = "unet", TARGETS, True
     unreached: str | None = None
-    framing = staticmethod(no_framing)
+    framing, schedule_at = staticmethod(no_framing), same_schedule
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: StableDiffusionPipeline, use: Use) -> None:
@@ -66,6 +73,7 @@ class StableDiffusionXL:
 
     component, targets, chunked = "unet", TARGETS, True
     unreached: str | None = None
+    schedule_at = same_schedule
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, use: Use) -> None:

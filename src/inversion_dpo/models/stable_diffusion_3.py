@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
 from inversion_dpo.models.prompts import clip_reads, t5_reads
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
 
 class StableDiffusion3:
@@ -37,9 +38,10 @@ class StableDiffusion3:
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
         last = len(pipeline.transformer.transformer_blocks) - 1
         self.unreached: str | None = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|norm_added_q)"
-        side = use.resolution // pipeline.vae_scale_factor // pipeline.transformer.config.patch_size
-        mu = dynamic_shift(pipeline.scheduler, side * side, 1.16)
-        self.schedule = flow_schedule(pipeline.scheduler, mu)
+        patch = pipeline.vae_scale_factor * pipeline.transformer.config.patch_size
+        mu = partial(dynamic_shift, pipeline.scheduler, default=1.16)
+        self.schedule_at = flow_schedules(pipeline.scheduler, patch, mu)
+        self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
     def condition(

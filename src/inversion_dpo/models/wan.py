@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised
-from inversion_dpo.models.base import Condition, ModelError, Use, no_framing, plain_guidance
+from inversion_dpo.models.base import (
+    Condition,
+    ModelError,
+    Use,
+    no_framing,
+    plain_guidance,
+    same_schedule,
+)
 from inversion_dpo.models.prompts import t5_reads
 from inversion_dpo.models.schedules import flow_schedule
 
@@ -25,7 +32,7 @@ class Wan:
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     distilled: str | None = None
-    framing = staticmethod(no_framing)
+    framing, schedule_at = staticmethod(no_framing), same_schedule
     combine = staticmethod(plain_guidance)
 
     def __init__(self, pipeline: WanPipeline, use: Use) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
 from inversion_dpo.models.prompts import chat_reads, real_tokens
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
+from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
 
 class ZImage:
@@ -30,13 +32,14 @@ class ZImage:
         self.reads = chat_reads(pipeline.tokenizer, 512, enable_thinking=True)
         autoencoder = shifted(pipeline.vae)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        tokens = (use.resolution // self.multiple) ** 2
+        tokens = math.prod(side // self.multiple for side in use.size)
         # the image is filled up to a multiple of 32 tokens: often nothing is filled
         self.unreached: str | None = "x_pad_token" if tokens % 32 == 0 else None
         turbo = pipeline.scheduler.config.get("shift") == 3  # the base's is 6
         self.distilled = "its schedule has the shift of Z-Image-Turbo, 3" if turbo else None
-        mu = dynamic_shift(pipeline.scheduler, tokens, 1.15)
-        self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
+        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
+        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
     def condition(

@@ -66,6 +66,8 @@ Minority = Annotated[float, Strict(), Field(ge=0, lt=0.5)]
 Switch = Annotated[bool, Strict()]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 
+Shape = Annotated[str, Field(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["832x1216"])]
+
 T = TypeVar("T")
 Group = Annotated[T, BeforeValidator(lambda v: {} if v is None else v)]  # may be left empty
 
@@ -98,8 +100,8 @@ class ModelConfig:
     """Precision of the frozen weights; bfloat16 halves their memory."""
     quantize: Literal["int8", "fp8", "nf4"] | None = None
     """Hold the frozen network in 8 bits (int8, fp8) or 4 (nf4), for a LoRA; null: model.dtype."""
-    resolution: Count = 64
-    """Height and width of the images in pixels; set what the model was trained at."""
+    resolution: Count | Shape = 64
+    """Side in pixels of the square whose area all images get, or WIDTHxHEIGHT for one size."""
     vae: str | None = None
     """Another autoencoder: file, folder or hub id; SDXL needs one that is safe in float16."""
     network: str | None = None
@@ -152,8 +154,8 @@ class DataConfig:
     """Train even if shape, size, format or compression of the files tells winners from losers."""
     limit: Count | None = None
     """Use only so many pairs from the start; null uses all."""
-    fit: Literal["pad", "crop"] = "pad"
-    """How an image becomes square: pad adds grey borders, crop cuts the edges off."""
+    fit: Literal["drop", "pad", "crop"] = "drop"
+    """How images fill their size: crop cuts, pad adds grey, drop leaves out what loses 1/8."""
     flip: Switch = False
     """Mirror half of the pairs, both images alike, unless the caption says left or right."""
     holdout: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.1

@@ -100,6 +100,8 @@ def range_of(schema: dict[str, Any]) -> str:
     if schema["type"] == "object":
         return f"names, each with {range_of(schema['additionalProperties'])}"
     kind = _TYPES[schema["type"]]
+    if "examples" in schema:
+        return f"{kind} such as {schema['examples'][0]}"
     if "minimum" in schema and "maximum" in schema:
         return f"{kind} from {schema['minimum']} to {schema['maximum']}"
     limits = [f"{words} {schema[word]}" for word, words in _LIMITS.items() if word in schema]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import DiffusionModel
@@ -36,7 +37,7 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     """
     t, steps = config.training, config.inversion.steps
     grid = grid_for(model.schedule, "inversion.steps", steps, spacing_of(config))
-    plan = make_plan(config, model.schedule, grid)
+    plan = make_plan(config, lambda _: (model.schedule, grid), square(config.model.resolution))
     check_batch(plan, current_team().size)
     pairs = open_pairs(config.data)
     check_count(config.data.pairs, len(list(islice(pairs, LEAST_PAIRS))))

@@ -13,7 +13,7 @@ import torch
 
 from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.run.processes import total
-from inversion_dpo.training.session import Session, pairs_of_step
+from inversion_dpo.training.session import Session, batch_of_step
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, float]
@@ -150,7 +150,7 @@ def leave_out(session: Session, number: int, row: dict[str, float], blamed: list
     session.skipped += 1
     row["skipped"] = session.skipped
     plan, everywhere = session.plan, sorted(set(session.team.collect(blamed)))
-    batch = pairs_of_step(session.train_pairs, plan.batch_size, plan.seed, number)
+    batch = batch_of_step(session.buckets, plan.batch_size, plan.seed, number)
     pairs = everywhere or [pair for pair, _ in batch]
     names = ", ".join(f"{pair} ({session.cache.digests[pair][:16]})" for pair in pairs[:5])
     more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.maths.losses import LOSSES, Loss
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.maths.records import Grid, LossSettings
@@ -21,9 +24,10 @@ class Plan:
     """What a step does, in plain values.
 
     low, high: lowest and highest level that is trained on: index on the inversion's grid, or in the
-    schedule where the path is ``noise``. weights: k of each level, mean 1 over those. states: of
-    each pair in a step. guidance_scale: of the prediction that is trained, policy and reference
-    alike. The dropouts are shares of pairs that are shown without prompt, graph or caption.
+    schedule where the path is ``noise``. weights: size of the pictures -> k of each level, mean 1
+    over those; flow models shift their levels by the size. states: of each pair in a step.
+    guidance_scale: of the prediction that is trained, policy and reference alike. The dropouts are
+    shares of pairs that are shown without prompt, graph or caption.
     """
 
     loss: Loss
@@ -32,7 +36,7 @@ class Plan:
     target: str
     low: int
     high: int
-    weights: Tensor
+    weights: Callable[[Size], Tensor]
     states: int
     safeguard: bool
     soft_labels: bool
@@ -60,20 +64,36 @@ class Plan:
         return self.target == "reference"
 
 
-def make_plan(config: Config, schedule: Schedule, grid: Grid) -> Plan:
-    """Take out of a configuration what a step needs; ConfigError for a grid that cannot be used."""
+def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size: Size) -> Plan:
+    """Take out of a configuration what a step needs; ConfigError for a grid that cannot be used.
+
+    Args:
+        config: the run's settings.
+        at: schedule and grid for pictures of a size.
+        size: one of the sizes, for whatever is the same for all.
+    """
+    schedule, grid = at(size)
     o, t, d, method = config.objective, config.training, config.data, chosen_method(config)
     levels, (low, high) = grid.levels, window(config)
     beta = BETAS.get(method.loss, 1.0) if o.beta is None else o.beta
     if method.path == "noise":
         last = len(schedule.timesteps) - 1
-        levels, low, high = schedule.levels, round(o.t_min * last), round(o.t_max * last)
+        low, high = round(o.t_min * last), round(o.t_max * last)
     elif method.path != "released" and levels.sigma[low] <= levels.sigma[0]:
         raise ConfigError(
             "this scheduler's first noisy state is as noisy as its clean end (timestep 0, "
             f"set_alpha_to_one false): set objective.t_min={1.5 / grid.steps:g}, or "
             "inversion.spacing=even"
         )
+
+    @cache
+    def weights(size: Size) -> Tensor:
+        schedule, grid = at(size)
+        if method.path == "released":
+            return released_weights(schedule, grid)
+        levels = (schedule if method.path == "noise" else grid).levels
+        return level_weights(levels, schedule.kind, o.weighting, low, high)
+
     return Plan(
         loss=LOSSES[method.loss],
         settings=LossSettings(beta, o.link, o.label_smoothing),
@@ -81,9 +101,7 @@ def make_plan(config: Config, schedule: Schedule, grid: Grid) -> Plan:
         target=method.target,
         low=low,
         high=high,
-        weights=released_weights(schedule, grid)
-        if method.path == "released"
-        else level_weights(levels, schedule.kind, o.weighting, low, high),
+        weights=weights,
         states=high if method.path == "released" else o.states,
         safeguard=o.safeguard,
         soft_labels=o.soft_labels,

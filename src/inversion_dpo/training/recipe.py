@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from tqdm import tqdm
 
+from inversion_dpo.data.buckets import left_out_text, sizes_text
 from inversion_dpo.data.giveaways import refuse_giveaways
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
@@ -56,7 +58,7 @@ from inversion_dpo.training.run_files import (
     save_session,
     tracker_of,
 )
-from inversion_dpo.training.session import Session
+from inversion_dpo.training.session import Session, epoch_of_step, split_by
 from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import fill, noise_variance
@@ -123,6 +125,11 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
             errors = [round_trip_error(model, cache, s) for s in (1.0, key.guidance_scale)]
             logger.warning(guidance_text(key.guidance_scale, *errors))
     logger.info(counts_text(cache))
+    sizes = Counter(map(cache.size, range(cache.pairs)))
+    if len(sizes) > 1:
+        logger.info("pairs by size: %s", sizes_text(sizes))
+    if left := len(cache.left_out):
+        logger.warning(left_out_text(left, left + cache.pairs))
     if any(cache.overlong.values()):
         logger.warning(overlong_text(cache, model, key.prompt_chunks))
     check_count(pairs.config.pairs, cache.pairs)
@@ -133,7 +140,9 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     """Attach the policy to the model, choose its pairs, make its optimizer and its plan."""
     accelerator, model, cache = prepared.accelerator, prepared.model, prepared.cache
     t, team = config.training, current_team()
-    plan = make_plan(config, model.schedule, cache.grid)
+    plan = make_plan(
+        config, lambda size: (model.schedule_at(size), cache.grid_at(size)), cache.sizes[0]
+    )
     check_usable(config, cache, plan)
     only_network_stays(model)
     policy = attach(model, config)
@@ -147,6 +156,9 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     usable = reproducible(prepared, config.inversion.max_error)
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
     cache.swap(train_pairs, config.data.label_noise, t.seed)
+    buckets = split_by(train_pairs, cache.size)
+    if rare := rare_text(list(map(len, buckets)), t):
+        logger.warning(rare)
     return Session(
         accelerator=accelerator,
         model=model,
@@ -155,6 +167,7 @@ def set_up(config: Config, prepared: Prepared) -> Session:
         optimizer=optimizer,
         cache=cache,
         train_pairs=train_pairs,
+        buckets=buckets,
         heldout_pairs=heldout_pairs,
         plan=plan,
         clip=t.max_grad_norm,
@@ -350,6 +363,18 @@ def counts_text(cache: TrajectoryCache) -> str:
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
     text = f"{cache.pairs} pairs of {rows} rows"
     return f"{text}; left out: {', '.join(left)}" if left else text
+
+
+def rare_text(counts: list[int], t: TrainingConfig) -> str:
+    """Say how many pairs have sizes that are too rare for a batch of their own; empty if none."""
+    epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
+    rare = [n for n in counts if n * epochs < t.batch_size]
+    text = (
+        f"{sum(rare)} pairs of {len(rare)} sizes are not trained on: a batch is of one size, and "
+        f"in {t.steps} steps they do not fill one. Lower training.batch_size, raise "
+        "training.steps, or name one size, such as model.resolution=1024x1024"
+    )
+    return text if rare else ""
 
 
 def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:

@@ -72,7 +72,7 @@ def noise_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
     """Draw fresh noise and timestep of each pair, for both images; no reference yet."""
-    schedule, plan = session.model.schedule, session.plan
+    schedule, plan = session.model.schedule_at(session.cache.size(pairs[0])), session.plan
     x_0 = session.cache.of_images("clean", pairs)
     level = integers(plan.low, plan.high, generators).repeat(2)
     eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
@@ -93,8 +93,9 @@ def policy_states(
     its two ends, both at the clean end's timestep (SmPO, 2025, https://arxiv.org/abs/2506.02698).
     Each state is evaluated at its own timestep; the authors' scripts evaluate it at another.
     """
-    grid, kind, plan = session.cache.grid, session.cache.kind, session.plan
-    device, renoise = session.accelerator.device, plan.path == "renoise"
+    grid, kind = session.cache.grid_at(session.cache.size(pairs[0])), session.cache.kind
+    plan, device = session.plan, session.accelerator.device
+    renoise = plan.path == "renoise"
     level = integers(plan.low, plan.high, generators).repeat(2)
     x_0 = session.cache.of_images("clean", pairs).to(device)
     x, inner = x_0, (-1, *[1] * (x_0.ndim - 1))

@@ -25,7 +25,7 @@ from inversion_dpo.maths.records import LossOutput, NoisyStates, PairErrors
 from inversion_dpo.run.processes import settle, share, total, whole
 from inversion_dpo.training.checks import is_finite, leave_out
 from inversion_dpo.training.generators import Generators, generator_for
-from inversion_dpo.training.session import Session, pairs_of_step
+from inversion_dpo.training.session import Session, batch_of_step, split_by
 from inversion_dpo.training.states import STATES, predict, with_dropout, with_reference
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def backward(
     accelerator, plan, team = session.accelerator, session.plan, session.team
     parts, items = plan.accumulation, plan.batch_size * plan.states
     mine = share(range(plan.batch_size), team.size, team.rank)
-    batch = pairs_of_step(session.train_pairs, plan.batch_size, plan.seed, number)
+    batch = batch_of_step(session.buckets, plan.batch_size, plan.seed, number)
     drop = max(plan.prompt_dropout, plan.graph_dropout, plan.caption_dropout) > 0
     rows, own = [], []
     for part in range(parts):
@@ -135,10 +135,11 @@ def pair_errors(
 ) -> PairErrors:
     """Compare predictions (2P, *) with their targets and the reference: what the loss needs."""
     plan, count = session.plan, len(pairs)
+    weights = plan.weights(session.cache.size(pairs[0]))
     policy = states.scale * squared_error(states.target, prediction)
     reference = states.scale * squared_error(states.target, states.reference)
     moved = states.scale * squared_error(states.reference, prediction)
-    more = {"weight": plan.weights.to(prediction.device)[states.level[:count]]}
+    more = {"weight": weights.to(prediction.device)[states.level[:count]]}
     if plan.soft_labels:
         more["preference"] = session.cache.preference(pairs).to(policy)
     if plan.loss.baseline:
@@ -186,7 +187,8 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
     if plan.whole:
         items = [(state, place) for place in range(len(pairs)) for state in range(plan.states)]
         size *= plan.states
-    chunks = [items[k : k + size] for k in range(0, len(items), size)]
+    groups = split_by(items, lambda item: session.cache.size(pairs[item[1]]))
+    chunks = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
     rows = []
     for first in range(0, len(chunks), team.size):  # as many forwards on every process: FSDP waits
         number = first + team.rank

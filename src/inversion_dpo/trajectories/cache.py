@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +117,8 @@ class TrajectoryCache:
     the grid indices ``steps`` [P, K].
     """
 
-    def __init__(self, folder: Path, grid: Grid, kind: str) -> None:
-        self.folder, self.grid, self.kind = folder, grid, kind
+    def __init__(self, folder: Path, grid_at: Callable[[Size], Grid], kind: str) -> None:
+        self.folder, self.kind = folder, kind
         manifest = json.loads((folder / MANIFEST).read_text())
         key = manifest["key"]
         self.pairs: int = manifest["pairs"]
@@ -133,6 +133,8 @@ class TrajectoryCache:
         self.left_out: list[int] = manifest["left_out"]  # usable pairs, by place, not in here
         self.places: list[tuple[int, int]] = [(s, r) for s, r in manifest["places"]]
         self.sizes: list[Size] = [(h, w) for h, w in manifest["sizes"]]  # of each shard's pictures
+        self.grid_at = lru_cache(None)(grid_at)  # flow models shift theirs by the size
+        self.grid = self.grid_at(self.sizes[0])
         self.of_shard: list[list[int]] = [[] for _ in self.sizes]  # its pairs, by row
         for shard, pair in sorted((s, p) for p, (s, _) in enumerate(self.places)):
             self.of_shard[shard].append(pair)
@@ -216,11 +218,12 @@ class TrajectoryCache:
         x_0, x_t = self.of_images("clean", pairs), self.of_images("states", pairs, positions)
         reference = self.of_images("reference", pairs, positions)
         x_before = self._before(pairs, positions, x_0) if target == "transition" else x_0
-        levels, states = self.grid.levels, (x_0, x_before, x_t)
+        grid, states = self.grid_at(self.size(pairs[0])), (x_0, x_before, x_t)
+        levels = grid.levels
         return NoisyStates(
             level=level,
             x_t=x_t,
-            timesteps=self.grid.timesteps[level],
+            timesteps=grid.timesteps[level],
             scale=error_scale(levels[level], self.kind).float(),
             target=target_prediction(target, level, states, reference, levels, self.kind),
             reference=reference,

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inversion_dpo.data.buckets import Place, buckets, place, square
-from inversion_dpo.data.images import stack_pixels
+from inversion_dpo.data.buckets import Place, buckets, left_out_text, place, square
+from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.source import graph_of
 from inversion_dpo.data.transforms import Fitted, Framing, Size, fit, flip, flips
 from inversion_dpo.maths.inversion import (
@@ -75,6 +75,15 @@ class Inverter:
     grid: Grid
     device: torch.device
 
+    def at(self, size: Size) -> Inverter:
+        """Take the grid that the model's own sampler has at a size."""
+        return replace(self, grid=grid_at(self.model, self.key, size))
+
+
+def grid_at(model: DiffusionModel, key: CacheKey, size: Size) -> Grid:
+    """Return the grid of the inversion at a size (height, width) in pixels."""
+    return model.schedule_at(size).grid(key.steps, key.spacing)
+
 
 def fill(
     root: Path,
@@ -102,10 +111,12 @@ def fill(
 
     Raises:
         ConfigError: the schedule has not so many steps.
+        DataError: no pair fits a size.
         ModelError: a value is not finite; it names the image.
     """
     team, folder = team or Team(), root / key.name()
-    grid = grid_for(model.schedule, "inversion.steps", key.steps, key.spacing)
+    schedule = model.schedule_at(square(key.resolution))
+    grid = grid_for(schedule, "inversion.steps", key.steps, key.spacing)
     how = Inverter(model, key, grid, device)
     if not is_whole(folder, team):
         count = pairs.expected() if team.main else None
@@ -115,13 +126,15 @@ def fill(
             atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
         shards, left_out = _write_missing(folder, how, pairs, count, team)
+        if not shards:
+            raise DataError(f"{pairs.config.pairs}: {left_out_text(len(left_out), len(left_out))}")
         team.wait()
         if team.main:
             counts = pairs.counts + Counter(left_out.values())
             about = {"key": asdict(key), "counts": dict(counts), "left_out": list(left_out)}
             write_manifest(folder, about, [SHARD.format(k) for k in range(shards)])
         team.wait()
-    return TrajectoryCache(folder, how.grid, model.schedule.kind)
+    return TrajectoryCache(folder, partial(grid_at, model, key), model.schedule.kind)
 
 
 def _write_missing(
@@ -135,11 +148,11 @@ def _write_missing(
     number, left_out = -1, dict[int, str]()
     doing = "invert" if how.key.extent.last else "encode"
     with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
-        stream = grouped(pairs.read(lambda pair: False), how.key, how.model.multiple, left_out)
+        stream = grouped(pairs.read(lambda pair: False), how.key, left_out)
         for number, chunk in enumerate(stream):
             path, digests = folder / SHARD.format(number), [job.pair.digest for job in chunk]
             if number % team.size == team.rank and not is_intact(path, digests):
-                shard = invert_pairs(how, chunk)
+                shard = invert_pairs(how.at(chunk[0].place.size), chunk)
                 check_finite(shard, [job.pair for job in chunk], how.key.extent.first)
                 entry = {
                     "pairs": [job.number for job in chunk],
@@ -162,9 +175,7 @@ class Job:
     place: Place
 
 
-def grouped(
-    pairs: Iterable[Pair], key: CacheKey, multiple: int, left_out: dict[int, str]
-) -> Iterator[list[Job]]:
+def grouped(pairs: Iterable[Pair], key: CacheKey, left_out: dict[int, str]) -> Iterator[list[Job]]:
     """Collect pairs to shards of one size, in the order in which these become full.
 
     Few images wait at a time, encoded: less than a shard of each size.
@@ -172,10 +183,9 @@ def grouped(
     Args:
         pairs: in their order.
         key: resolution, fit, and pairs of a shard.
-        multiple: of the sides of a size.
         left_out: where the place of a pair that gets no bucket is written, with the reason.
     """
-    sizes, waiting, number = buckets(key.resolution, multiple), dict[Size, list[Job]](), 0
+    sizes, waiting, number = buckets(key.resolution), dict[Size, list[Job]](), 0
     for row, pair in enumerate(pairs):
         found = place(sizes, pair.sizes, key.fit)
         if not found.fit:

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from inversion_dpo.data.buckets import Resolution, named, square
+from inversion_dpo.data.buckets import Resolution
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
 from inversion_dpo.run.fields import Config, ConfigError
@@ -84,7 +84,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         flip_seed=config.training.seed if config.data.flip else None,
         model=identity(frozen_parts(model.pipeline).values()),
         schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),
-        resolution=named(square(config.model.resolution)),
+        resolution=config.model.resolution,
         guidance_embed=config.model.guidance_embed,
         steps=i.steps,
         spacing=spacing_of(config),

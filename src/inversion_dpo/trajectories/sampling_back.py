@@ -56,6 +56,7 @@ def sampled_back(
             if is_intact(folder / names[number], digests):
                 continue
             x_0, predict = batch(model, cache, number, scale)
+            grid = cache.grid_at(cache.sizes[number])
             if cache.all_steps and cache.extent.last == top:
                 x_T = cache.shard(number).get_tensor("states")[:, -1].to(x_0)
             else:
@@ -63,10 +64,8 @@ def sampled_back(
                 extent = replace(
                     cache.extent, start=start, first=top, last=top, iterations=iterations
                 )
-                x_T = invert(
-                    x_0, cache.grid, predict, cache.kind, noise=noise, extent=extent
-                ).states[-1]
-            again = reconstruct(x_T, cache.grid, predict, cache.kind)
+                x_T = invert(x_0, grid, predict, cache.kind, noise=noise, extent=extent).states[-1]
+            again = reconstruct(x_T, grid, predict, cache.kind)
             error = reconstruction_error(x_0, again)
             worse = [round(e, 6) for e in error.reshape(-1, 2).amax(1).tolist()]
             tensors = {"reconstructed": again.cpu(), "reconstruction": error.cpu()}
@@ -80,7 +79,7 @@ def sampled_back(
         if team.main:
             write_manifest(folder, json.loads((cache.folder / MANIFEST).read_text()), names)
         team.wait()
-    return TrajectoryCache(folder, cache.grid, cache.kind)
+    return TrajectoryCache(folder, cache.grid_at, cache.kind)
 
 
 def batch(

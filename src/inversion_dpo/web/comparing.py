@@ -30,7 +30,7 @@ class Inversion(Sent):
 
 def compare_tab(studio: Studio) -> Tab:
     """Build the page on which pictures are made."""
-    e, own = studio.config.evaluation, studio.config.model.resolution
+    e = studio.config.evaluation
 
     def folders() -> dict[str, Path | None]:
         return {REFERENCE: None, **(policies(studio.run) if studio.run else {})}
@@ -41,7 +41,7 @@ def compare_tab(studio: Studio) -> Tab:
         seed: int = Field(ge=0, le=2**31)
         steps: int = Field(e.sample_steps, ge=1, le=200)
         guidance: float = Field(e.guidance_scale, ge=0, le=30)
-        side: int = Field(own, ge=16, le=4096, multiple_of=8)
+        side: int | None = Field(None, ge=16, le=4096, multiple_of=8)
 
     def facts(request: Request) -> dict[str, Any]:
         return {
@@ -49,7 +49,6 @@ def compare_tab(studio: Studio) -> Tab:
             "prompts": studio.prompts[:STARTED],
             "steps": e.sample_steps,
             "guidance": e.guidance_scale,
-            "side": own,
             "batch": e.batch_size,
         }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inversion_dpo.data.buckets import buckets, place, square
 from inversion_dpo.data.images import decode_image, png, stack_pixels
-from inversion_dpo.data.transforms import fit
+from inversion_dpo.data.transforms import Size, fit
 from inversion_dpo.labels.questions import questions
 from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
 from inversion_dpo.maths.records import Extent
@@ -69,7 +70,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class How:
-    """How to sample. side: of the images, in pixels; None for the configuration's."""
+    """How to sample. side: of the images, in pixels; None for each prompt's own size."""
 
     steps: int
     guidance: float
@@ -110,6 +111,19 @@ class Studio:
         found = questions(self.config.data, FEW_PROMPTS, Counter())
         return list(dict.fromkeys(question.caption for question in found))
 
+    @cached_property
+    def sizes(self) -> dict[str, Size]:
+        """The size of each of these prompts' images."""
+        if not self.run:
+            return {}
+        from inversion_dpo.evaluation.defaults import evaluation_sizes
+
+        try:
+            sizes = evaluation_sizes(self.config, self.prompts)
+        except ConfigError:
+            return {}
+        return dict(zip(self.prompts, sizes, strict=True))
+
     def pair(self, number: int) -> tuple[str, list[str]] | None:
         """Read a pair of the data by its place: its caption and the names of its images."""
         found = next(islice(questions(self.config.data, None, Counter()), number, None), None)
@@ -132,10 +146,10 @@ class Studio:
         with self._lock:
             sampler = self.sampler(folder)
             sampler = sampler.under(sample_steps=how.steps, guidance_scale=how.guidance)
-            model = sampler.config.model
-            model = replace(model, resolution=how.side or model.resolution)
-            sampler = replace(sampler, config=replace(sampler.config, model=model))
-            return [png(image) for image in sampler.draw(prompts, seeds)]
+            usual = square(self.config.model.resolution)
+            own = [self.sizes.get(prompt, usual) for prompt in prompts]
+            sizes = [(how.side, how.side)] * len(prompts) if how.side else own
+            return [png(image) for image in sampler.draw(prompts, seeds, sizes=sizes)]
 
     @torch.no_grad()
     def inversion(self, data: bytes, caption: str) -> dict[str, Any]:
@@ -156,9 +170,11 @@ class Studio:
 
         with self._lock:
             sampler, config, keep = self.sampler(None), self.config, self.pictures.add
-            model, i, side = sampler.model, config.inversion, config.model.resolution
-            grid = model.schedule.grid(i.steps, i.spacing)
-            fitted = fit(decode_image(data, "the image"), (side, side), config.data.fit)
+            model, i, image = sampler.model, config.inversion, decode_image(data, "the image")
+            shape = (image.height, image.width)
+            found = place(buckets(config.model.resolution), [shape], config.data.fit)
+            grid = model.schedule_at(found.size).grid(i.steps, i.spacing)
+            fitted = fit(image, found.size, found.fit or "pad")
             pixels = stack_pixels([fitted.image])
             x_0 = model.encode(pixels)
             condition = model.condition([caption], [sampler.graph_of(caption)])

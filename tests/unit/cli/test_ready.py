@@ -12,7 +12,7 @@ import yaml
 
 from inversion_dpo.api import check_run
 from inversion_dpo.cli.main import main
-from inversion_dpo.evaluation.defaults import heldout_captions, settled
+from inversion_dpo.evaluation.defaults import heldout_prompts, settled
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import claim
@@ -249,7 +249,7 @@ def test_a_preset_of_a_real_model_needs_only_pairs(name, tiny_pipeline, pair_fil
     assert config.policy.kind == "lora" and config.training.learning_rate == 1e-4
     e = settled(config, tmp_path / "run").evaluation
     prompts = [json.loads(line)["prompt"] for line in Path(e.prompts).read_text().splitlines()]
-    assert prompts == heldout_captions(config) and 0 < len(prompts) <= 2
+    assert prompts == list(heldout_prompts(config)) and 0 < len(prompts) <= 2
     assert (e.scorer, e.preference) == (None, "auto")
 
 
@@ -262,13 +262,13 @@ def test_held_out_prompts_are_those_of_no_trained_pair(pair_file, tmp_path, tiny
         row["caption"] = "shared" if number in (held[0], 1 - (held[0] == 0)) else f"{number}"
     file = tmp_path / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist(rows), file)
-    found = heldout_captions(tiny_config(f"data.pairs={file}"))
+    found = heldout_prompts(tiny_config(f"data.pairs={file}"))
     assert set(found) <= {f"{number}" for number in held} and "shared" not in found
     for row in rows:
         row["caption"] = "shared"
     pq.write_table(pa.Table.from_pylist(rows), file)
     with pytest.raises(ConfigError, match="every caption of the 4 held-out pairs is trained on"):
-        heldout_captions(tiny_config(f"data.pairs={file}"))
+        heldout_prompts(tiny_config(f"data.pairs={file}"))
 
 
 @pytest.mark.parametrize(

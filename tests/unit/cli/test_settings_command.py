@@ -66,5 +66,6 @@ def test_the_version(capsys):
 def test_the_shell_completes_presets_keys_and_choices():
     assert complete_preset("sd") == ["sd15", "sd35", "sdxl"]
     assert [key for key, _ in complete_setting("training.eval")] == ["training.eval_every="]
-    assert [key for key, _ in complete_setting("data.fit=")] == ["data.fit=pad", "data.fit=crop"]
+    fits = [key for key, _ in complete_setting("data.fit=")]
+    assert fits == ["data.fit=drop", "data.fit=pad", "data.fit=crop"]
     assert complete_setting("nothing=") == []

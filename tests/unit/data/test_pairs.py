@@ -325,6 +325,25 @@ def test_the_check_counts_everything(tmp_path: Path) -> None:
     assert all(problem in text for problem in report.problems)
 
 
+def test_the_check_lists_the_sizes_of_training(tmp_path: Path) -> None:
+    """3:2 goes to 1216x832 and 4:3 to 1152x896; the mean of 3:2 and 1:4 is near to neither."""
+    wide, flat, tall = ((300, 200), (80, 60), (50, 200))
+    pairs = [(wide, wide), (flat, flat), (wide, wide), (wide, tall), ((900, 90), (900, 90))]
+    rows = [
+        row(caption=f"{k}", jpg_0=encoded("red", a), jpg_1=encoded("blue", b))
+        for k, (a, b) in enumerate(pairs)
+    ]
+    data = write(tmp_path / "a.parquet", rows)
+    report = check_pairs(data, allow_giveaways=True)
+    assert report.trained_at == {(832, 1216): 2, (896, 1152): 1}
+    assert (report.counts["mixed_shapes"], report.counts["odd_shapes"]) == (1, 1)
+    text = format_report(report)
+    assert "sizes for model.resolution=1024, and their pairs:\n     1216x832        2\n" in text
+    assert "left out by data.fit=drop: 1 pairs of two shapes and 1 pairs far from" in text
+    small = check_pairs(data, resolution=512, fit="pad", allow_giveaways=True)
+    assert small.trained_at.total() == 5 and "padded by data.fit=pad: 1" in format_report(small)
+
+
 def test_the_check_of_a_sound_file(tmp_path: Path) -> None:
     report = check_pairs(write(tmp_path / "a.parquet", [row()]))
     assert report.ok

@@ -132,3 +132,18 @@ def test_the_shipped_prompt_sets_are_what_the_workshop_writes(tmp_path):
     for file in tmp_path.iterdir():
         assert file.read_bytes() == (PACKAGE / "assets" / file.name).read_bytes(), file.name
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_prompts_may_have_the_size_of_their_images(tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [{"prompt": "a", "size": "832x1216"}, {"prompt": "b"}, {"prompt": "a"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = read_prompt_set(str(path), None)
+    assert found.sizes == [(1216, 832), None, None] and found.size_of == {"a": (1216, 832)}
+    path.write_text("\n".join(map(json.dumps, [*rows, {"prompt": "a", "size": "64x64"}])))
+    with pytest.raises(ConfigError, match="'a' occurs with two sizes"):
+        _ = read_prompt_set(str(path), None).size_of
+    for size in ("64", "0x64", 64, "64x64px"):
+        path.write_text(json.dumps({"prompt": "a", "size": size}))
+        with pytest.raises(ConfigError, match='line 1, "size": write it as "832x1216"'):
+            read_prompt_set(str(path), None)

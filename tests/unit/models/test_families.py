@@ -185,6 +185,33 @@ def test_sampling_equals_the_pipeline(family, guided, model_of):
 
 @each_family
 @torch.no_grad()
+def test_another_shape_has_the_pipelines_schedule(family, model_of):
+    """Of 96 x 64 pixels; the square's schedule is another where the shift goes by the tokens."""
+    model, oracle = model_of(family), ORACLES[family]
+    channels, high, wide = oracle.shape
+    x_T = torch.randn(2, channels, high * 3 // 2, wide, generator=torch.Generator().manual_seed(1))
+    output = model.pipeline(
+        prompt=list(PROMPTS),
+        latents=oracle.given(model.pipeline, x_T),
+        num_inference_steps=2,
+        height=SIDE * 3 // 2,
+        width=SIDE,
+        output_type="latent",
+        **oracle.plain,
+        **oracle.both,
+    )
+    grid = model.schedule_at((SIDE * 3 // 2, SIDE)).grid(2, "sampler")
+    torch.testing.assert_close(
+        grid.levels.sigma.flip(0), model.pipeline.scheduler.sigmas.double(), rtol=1e-6, atol=1e-7
+    )
+    if oracle.result is same:
+        predict = under_guidance(model, model.condition(PROMPTS), 1.0)
+        ours = reconstruct(x_T, grid, predict, model.schedule.kind)
+        torch.testing.assert_close(ours, output.images, rtol=1e-4, atol=1e-4)
+
+
+@each_family
+@torch.no_grad()
 def test_decoding_equals_the_pipeline_and_encoding_undoes_its_scale(family, model_of):
     model, oracle, x_T = model_of(family), ORACLES[family], noise(family)
     latents = drawn(model, family, x_T, **oracle.plain)

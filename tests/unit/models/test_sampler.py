@@ -124,6 +124,19 @@ def test_noise_is_the_seeds_and_not_the_batchs(config):
     assert same([three[2]], sampler.draw(["a star"], [3]))
 
 
+def test_images_of_several_sizes_are_drawn_each_as_if_alone():
+    """By the embedded model, which has learned squares of 64 pixels and can draw other shapes."""
+    sampler = sampler_of(load_config(None, ["evaluation.sample_steps=2"]), None)
+    sizes, prompts = [(48, 80), (64, 64), (48, 80), (80, 48)], ["a large red star"] * 4
+    drawn = sampler.draw(prompts, [1, 2, 3, 4], sizes=sizes)
+    assert [image.shape[:2] for image in drawn] == sizes
+    for k in (2, 3):
+        assert same([drawn[k]], sampler.draw(prompts[:1], [k + 1], sizes=sizes[k : k + 1]))
+    assert same([drawn[1]], sampler.draw(prompts[:1], [2])) and all(i.std() > 3 for i in drawn)
+    with pytest.raises(ModelError, match="images of 80x50: both sides must be multiples of 16"):
+        sampler.draw(prompts[:1], [1], sizes=[(50, 80)])
+
+
 def test_every_prompt_needs_a_seed(config):
     with pytest.raises(ValueError, match="2 prompts need as many seeds, got 1"):
         sampler_of(config, None).draw(["a", "b"], [1])

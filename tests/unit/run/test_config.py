@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from inversion_dpo.data.buckets import FITS
 from inversion_dpo.data.rankings import SCHEMES
-from inversion_dpo.data.transforms import FITS
 from inversion_dpo.evaluation.publish import KINDS
 from inversion_dpo.making_pairs.mining import MINERS
 from inversion_dpo.maths.losses import LINKS, LOSSES, METHODS, PATHS
@@ -29,7 +29,7 @@ def test_columns_are_renamed_one_by_one():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.fit=squeeze"], "data.fit=squeeze: give one of pad, crop"),
+        (["data.fit=squeeze"], "data.fit=squeeze: give one of drop, pad, crop"),
         (["data.format=parqet"], "did you mean 'parquet'"),
         (["data.prompt_dropout=1.5"], "data.prompt_dropout=1.5: give a number from 0 to 1"),
         (["training.optimizer=sgd"], "adamw, adamw8bit, adafactor"),

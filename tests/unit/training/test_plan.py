@@ -16,22 +16,26 @@ GRID = Grid(torch.tensor([0, 2, 4, 6, 8]), LEVELS[torch.tensor([0, 2, 4, 6, 8])]
 
 def plan(*overrides, grid=GRID):
     steps = f"inversion.steps={grid.steps}"
-    return make_plan(load_config(None, [steps, *overrides]), SCHEDULE, grid)
+    return make_plan(
+        load_config(None, [steps, *overrides]), lambda size: (SCHEDULE, grid), (64, 64)
+    )
 
 
 def test_a_trajectory_is_trained_on_its_grids_levels():
     p = plan("objective.t_min=0.3", "objective.t_max=0.8")
     assert (p.low, p.high, p.path, p.target) == (2, 3, "trajectory", "x0")
-    assert len(p.weights) == 5 and p.weights[2:4].mean().item() == pytest.approx(1)
+    assert len(p.weights((64, 64))) == 5 and p.weights((64, 64))[
+        2:4
+    ].mean().item() == pytest.approx(1)
 
 
 def test_fresh_noise_is_trained_on_the_schedules_levels():
     p = plan("objective.name=diffusion_dpo", "objective.t_min=0.3", "objective.t_max=0.8")
-    assert (p.low, p.high) == (3, 8) and len(p.weights) == 11
+    assert (p.low, p.high) == (3, 8) and len(p.weights((64, 64))) == 11
     # 1 / alpha^2 over levels 3 to 8, mean 1
     p = plan("objective.name=diffusion_dpo", "objective.weighting=velocity")
-    assert p.weights[1:].mean().item() == pytest.approx(1, abs=0.1)
-    ratio = (p.weights[10] / p.weights[5]).item()
+    assert p.weights((64, 64))[1:].mean().item() == pytest.approx(1, abs=0.1)
+    ratio = (p.weights((64, 64))[10] / p.weights((64, 64))[5]).item()
     assert ratio == pytest.approx((0.55 / 0.1) ** 2, rel=1e-5)
 
 

@@ -1,8 +1,10 @@
 """The order in which a training visits the pairs."""
 
+from collections import Counter
+
 import torch
 
-from inversion_dpo.training.session import epoch_order, pairs_of_step
+from inversion_dpo.training.session import batch_of_step, epoch_of_step, epoch_order, pairs_of_step
 
 
 def test_epochs_are_permutations_laid_end_to_end():
@@ -21,3 +23,28 @@ def test_an_epochs_order_depends_on_seed_and_epoch():
     assert epoch_order(50, 3, 4) is epoch_order(50, 3, 4)
     generator = torch.Generator().manual_seed(3 * 1_000_003 + 4)  # recorded runs must come back
     assert torch.equal(epoch_order(50, 3, 4), torch.randperm(50, generator=generator))
+
+
+def test_one_bucket_is_the_order_of_its_pairs():
+    pairs = [10, 20, 30, 40, 50]
+    for batch in (2, 4, 12):
+        for number in range(20):
+            found = batch_of_step([pairs], batch, 7, number)
+            assert found == pairs_of_step(pairs, batch, 7, number)
+
+
+def test_each_batch_is_of_one_bucket_and_every_pair_is_seen_equally_often():
+    """13, 7 and 2 pairs in batches of 4: floor(13 e / 4) + floor(7 e / 4) + floor(2 e / 4)."""
+    buckets = [list(range(13)), list(range(13, 20)), [20, 21]]
+    of = {pair: k for k, bucket in enumerate(buckets) for pair in bucket}
+    assert [epoch_of_step([13, 7, 2], 4, number) for number in (0, 3, 4, 9, 10)] == [1, 1, 2, 2, 3]
+    seen = Counter()
+    for number in range(22):  # 4 epochs: 13 + 7 + 2 batches
+        batch = batch_of_step(buckets, 4, 7, number)
+        assert len({of[pair] for pair, _ in batch}) == 1
+        seen.update(pair for pair, _ in batch)
+    assert set(seen.values()) == {4} and len(seen) == 22
+    names = [of[batch_of_step(buckets, 4, 7, number)[0][0]] for number in range(22)]
+    assert names != sorted(names) and Counter(names) == {0: 13, 1: 7, 2: 2}
+    other = [of[batch_of_step(buckets, 4, 8, number)[0][0]] for number in range(22)]
+    assert names != other

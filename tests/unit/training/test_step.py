@@ -58,7 +58,7 @@ def errors_of(cache, plan):
 
 def test_errors_by_hand(cache):
     weights = torch.tensor([1.0, 1.5, 0.75, 3.0])
-    e = errors_of(cache, make_plan(weights=weights))
+    e = errors_of(cache, make_plan(weights=lambda size: weights))
     assert (e.winner.item(), e.loser.item()) == (2.5, 2.5)
     assert (e.winner_ref.item(), e.loser_ref.item()) == (0.5, 2.25)
     assert (e.winner_moved.item(), e.loser_moved.item()) == (1.0, 0.25)

@@ -135,7 +135,7 @@ def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path, last):
     write_cache(tmp_path / "cache")
     path = tmp_path / "cache" / "manifest.json"
     path.write_text(path.read_text().replace('"last": 3', f'"last": {last}'))
-    again = cache_module.TrajectoryCache(tmp_path / "cache", GRID, "epsilon")
+    again = cache_module.TrajectoryCache(tmp_path / "cache", lambda size: GRID, "epsilon")
     assert again.inverted == (last > 0)
 
 

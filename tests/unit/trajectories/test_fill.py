@@ -48,7 +48,7 @@ KEY = CacheKey(
     flip_seed=None,
     model="m" * 64,
     schedule="{}",
-    resolution=SIDE,
+    resolution=f"{SIDE}x{SIDE}",
     guidance_embed=1.0,
     steps=3,
     spacing="sampler",
@@ -242,7 +242,7 @@ def test_a_shard_is_of_one_size_and_numbers_follow_the_stream():
     left_out = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "buckets", lambda *_: sizes)
-        found = list(grouped(wide, replace(key, fit="drop"), 2, left_out))
+        found = list(grouped(wide, replace(key, fit="drop"), left_out))
     assert [[(j.number, j.place.size) for j in chunk] for chunk in found] == [
         [(1, (2, 4)), (2, (2, 4))],
         [(0, (2, 2)), (3, (2, 2))],

@@ -48,7 +48,7 @@ async function sample() {
   const lines = element("prompts").value.split("\n").map((line) => line.trim()).filter(Boolean);
   const prompts = lines.flatMap((line) => Array(number("count")).fill(line));
   const batch = Math.min(MOST, Number(element("ask").dataset.batch));
-  const common = { steps: number("steps"), guidance: number("guidance"), side: number("side") };
+  const common = { steps: number("steps"), guidance: number("guidance"), side: number("side") || null };
   const total = prompts.length * models.length;
   let done = 0;
   const step = (more) => {
