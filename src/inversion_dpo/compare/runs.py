@@ -26,6 +26,7 @@ from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, split_pairs, train
+from inversion_dpo.trajectories.fill import evaluations_again
 from inversion_dpo.trajectories.key import chosen_method
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
@@ -119,7 +120,8 @@ def inversion_evaluations(config: Config, prepared: Prepared) -> float:
     t, usable = config.training, reproducible(prepared, config.inversion.max_error)
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
     scales = config.inversion.guidance_scale, config.objective.guidance_scale
-    return 2.0 * visited * evaluations_per_image(prepared.cache.extent, *scales)
+    again = evaluations_again(prepared.model, *scales)
+    return 2.0 * visited * evaluations_per_image(prepared.cache.extent, *scales, again)
 
 
 def judged(

@@ -140,21 +140,22 @@ def recovered_noise(trajectory: Trajectory) -> Tensor:
     return like(1 / level.sigma, x_0) * (x_t - like(level.alpha, x_0) * x_0)
 
 
-def evaluations_per_image(extent: Extent, guidance: float, reference: float) -> int:
+def evaluations_per_image(extent: Extent, guidance: float, reference: float, again: int = 1) -> int:
     """Count the network evaluations that a path and its stored predictions cost for one image.
 
     The path needs one for each state up to ``last`` from min(start, first) on, and ``iterations``
     for each inverted state; under guidance each of them is two. If ``reference`` differs from
-    ``guidance``, each state from ``first`` on needs one more.
+    ``guidance``, each state from ``first`` on needs ``again`` more.
 
     Args:
         extent: of :func:`invert`.
         guidance: scale of the path.
         reference: scale of the stored predictions.
+        again: evaluations of a stored prediction of another scale than the path's.
     """
     start, first, last = extent.start, extent.first, extent.last
     path = last + 1 - min(start, first) + extent.iterations * max(0, last - start)
-    return passes(guidance) * path + (guidance != reference) * (last + 1 - first)
+    return passes(guidance) * path + again * (guidance != reference) * (last + 1 - first)
 
 
 def passes(guidance_scale: float) -> int:

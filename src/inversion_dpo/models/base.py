@@ -88,10 +88,23 @@ class DiffusionModel(Protocol):
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
     ) -> Tensor:
-        """Predict (B, *) at x_t (B, *) and timesteps [B], in float32; see schedule.kind."""
+        """Predict (B, *) in float32: eps, v or a velocity, see schedule.kind.
+
+        Args:
+            network: the policy's or the reference's, of the component's class.
+            x_t: noisy latents (B, *).
+            timesteps: [B], as the schedule has them.
+            condition: of the prompts and the images' framing, [B, ...] each.
+        """
 
     def combine(self, p_u: Tensor, p_c: Tensor, scale: float) -> Tensor:
-        """Guide (B, *): from predictions without and with the prompt; scale 1 is no guidance."""
+        """Guide (B, *), as the family's pipeline does.
+
+        Args:
+            p_u: prediction (B, *) without the prompt.
+            p_c: prediction (B, *) with it.
+            scale: 1 is no guidance.
+        """
 
     def call(self, scale: float, prompts: int) -> dict[str, Any]:
         """Name the pipeline's arguments for so many prompts under guidance ``scale``."""

@@ -151,7 +151,13 @@ def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_lora(adapter: Path, file: Path, form: str) -> Path:
-    """Write an adapter under the names of ``form``, kohya or comfyui; whole or not at all."""
+    """Write an adapter under other names, whole or not at all.
+
+    Args:
+        adapter: its folder.
+        file: where the weights go.
+        form: whose names, kohya or comfyui.
+    """
     weights, about = NAMERS[form](adapter)
     atomic_save(weights, file, about)
     return file

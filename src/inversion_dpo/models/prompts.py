@@ -23,6 +23,11 @@ def chunk_ids(tokenizer: Any, prompts: Sequence[str], chunks: int) -> Tensor:
 
     A first chunk is what the pipelines make of the prompt; one past its end is the empty prompt.
     What does not fit into the last is cut.
+
+    Args:
+        tokenizer: CLIP's.
+        prompts: B texts.
+        chunks: of 75 tokens, for each prompt.
     """
     inner = tokenizer.model_max_length - 2
     rows = []
@@ -83,7 +88,13 @@ def clip_reads(pipeline: Any, chunks: int = 1) -> dict[str, int]:
 
 
 def t5_reads(pipeline: Any, name: str, longest: int) -> dict[str, int]:
-    """Count what a pipeline reads of T5's tokens, if it has T5; there is no mark of beginning."""
+    """Count what a pipeline reads of T5's tokens, if it has T5; there is no mark of beginning.
+
+    Args:
+        pipeline: of diffusers.
+        name: of T5's tokenizer in it.
+        longest: tokens that the pipeline reads.
+    """
     return {name: longest - 1} if getattr(pipeline, name) is not None else {}
 
 

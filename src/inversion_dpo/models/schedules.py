@@ -75,9 +75,12 @@ def grid_for(schedule: Schedule, key: str, steps: int, spacing: str = "sampler")
 
 
 def dynamic_shift(scheduler: Any, image_tokens: int, default: float) -> float | None:
-    """Compute mu for so many image tokens; None where the scheduler does not shift by resolution.
+    """Compute mu; None where the scheduler does not shift by resolution.
 
-    ``default`` is the pipeline's own largest shift, for a configuration that names none.
+    Args:
+        scheduler: its configuration has the shifts.
+        image_tokens: of one image, as the pipeline counts them.
+        default: the pipeline's own largest shift, for a configuration that names none.
     """
     config = scheduler.config
     if not config.use_dynamic_shifting:

@@ -291,12 +291,23 @@ def predictions(
     predict = partial(guided, denoiser, condition=condition, guidance=guidance)
 
     def compare(x: Tensor, t: Tensor, followed: Tensor) -> Tensor:
-        if stored == 1 or (along != 1 and model.combine is not plain_guidance):
+        if stored == 1 or evaluations_again(model, along, stored) == 2:
             return guided(denoiser, x, t, condition, Guidance(stored, empty, model.combine))
         p_u = denoiser(x, t, without_prompt(condition, empty))
         return model.combine(p_u, followed, stored / along)
 
     return predict, None if along == stored else compare
+
+
+def evaluations_again(model: DiffusionModel, along: float, stored: float) -> int:
+    """Count the evaluations of a stored prediction beside the path's, see :func:`predictions`.
+
+    Args:
+        model: whose family may rescale the guided prediction.
+        along: guidance of the path.
+        stored: guidance of the stored predictions.
+    """
+    return 1 + (model.combine is not plain_guidance and 1.0 not in (along, stored))
 
 
 def pair_noise(numbers: Sequence[int], shape: torch.Size) -> Tensor:
@@ -351,7 +362,8 @@ def announce(how: Inverter, count: int | None, folder: Path) -> None:
         model.predict(network_of(model), x_0.repeat_interleave(batch, 0), t, many)
     seconds, scales = time.time() - begun, (key.guidance_scale, key.reference_guidance)
     batches = -(-2 * count // batch)
-    minutes = seconds * evaluations_per_image(key.extent, *scales) * batches / 60
+    evaluations = evaluations_per_image(key.extent, *scales, evaluations_again(model, *scales))
+    minutes = seconds * evaluations * batches / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
         key.steps,

@@ -1,5 +1,7 @@
 """A frozen network in few bits: the numbers by hand, then every family under a LoRA."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from scipy.stats import norm
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from inversion_dpo.models.base import ModelError, network_of
+from inversion_dpo.models.base import ModelError, identity, network_of
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.lora import add_lora
 from inversion_dpo.models.quantized import NF4, QuantizedLinear, quantize
@@ -53,6 +55,18 @@ def test_a_row_of_zeros_stays_zero(kind, dtype):
     layer = nn.Linear(64, 2, dtype=dtype)
     layer.weight.data.zero_()
     assert QuantizedLinear(layer, kind).weight.tolist() == [[0.0] * 64] * 2
+
+
+def test_trajectories_in_few_bits_have_caches_of_their_own():
+    """A cache's key holds the identity of the frozen weights."""
+    torch.manual_seed(0)
+    plain = nn.ModuleList([nn.Sequential(nn.Linear(64, 8))])
+    found = {identity([plain])}
+    for kind in KINDS:
+        network = copy.deepcopy(plain)
+        network[0][0] = QuantizedLinear(network[0][0], kind)
+        found.add(identity([network]))
+    assert len(found) == 4
 
 
 def test_a_value_that_is_not_finite_is_not_hidden():

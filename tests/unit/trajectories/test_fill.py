@@ -18,7 +18,7 @@ from inversion_dpo.data.source import Pair
 from inversion_dpo.data.transforms import flips
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.maths.schedule import add_noise, step
-from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.base import ModelError, plain_guidance
 from inversion_dpo.run import disk
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.fields import ConfigError, InversionConfig
@@ -415,15 +415,19 @@ def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
         {},
         {"guidance_scale": 2.0, "reference_guidance": 2.0},
         {"guidance_scale": 2.0},
+        {"guidance_scale": 2.0, "reference_guidance": 3.0},
         {"reference_guidance": 3.0, "extent": Extent(first=2, last=3)},
         {"extent": Extent(start=1, last=3, iterations=2)},
         {"extent": Extent(first=2, last=2)},
     ],
 )
-def test_the_time_is_that_of_the_evaluations_that_are_done(change, caplog, monkeypatch):
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_the_time_is_that_of_the_evaluations_that_are_done(change, rescaled, caplog, monkeypatch):
+    """Where a family rescales guided predictions, one of another guidance takes two."""
     model, key = Pipeline(), replace(KEY, **change)
+    model.combine = (lambda *p: plain_guidance(*p)) if rescaled else plain_guidance
     invert_pairs(Inverter(model, key, GRID, CPU), jobs(2))
-    text, _ = said(caplog, monkeypatch, 2, change, seconds=60.0)  # one batch of four images
+    text, _ = said(caplog, monkeypatch, 2, change, 60.0, rescaled)  # one batch of four images
     assert f"and {model.calls / 4:.1f} min" in text
 
 
@@ -446,7 +450,7 @@ def test_the_round_trip_is_that_of_the_first_shard(tmp_path):
 # ---- what is said beforehand
 
 
-def said(caplog, monkeypatch, count, change=None, seconds=3.0):
+def said(caplog, monkeypatch, count, change=None, seconds=3.0, rescaled=False):
     """Megabytes and minutes, where one evaluation of a batch takes so many seconds."""
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**10))
     clock = iter([0.0, seconds])
@@ -455,6 +459,7 @@ def said(caplog, monkeypatch, count, change=None, seconds=3.0):
     caplog.clear()
     with caplog.at_level(logging.INFO):
         model = Pipeline()
+        model.combine = (lambda *p: plain_guidance(*p)) if rescaled else plain_guidance
         announce(Inverter(model, replace(KEY, **change or {}), GRID, CPU), count, Path("none"))
     return caplog.messages[0], model.calls
 
