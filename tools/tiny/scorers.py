@@ -14,10 +14,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertTokenizerFast, CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
+from transformers import (
+    BertTokenizerFast,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModelWithProjection,
+    Qwen2VLConfig,
+    Qwen2VLModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from inversion_dpo.world.captions import COLOURS, SHAPES, SIZES
 from tools.tiny.parts import CLIP_TOKENS, build_clip_tokenizer
+from tools.tiny.vlm import byte_tokenizer
 
 Shapes = dict[str, tuple[int, ...]]
 PATCH, IMAGE, WIDTH, DEPTH = 8, 32, 64, 2
@@ -125,6 +135,49 @@ def write_aesthetic(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def write_aesthetic25(folder: Path) -> None:
+    """SigLIP's image tower, and the V2.5 head beside it in its authors' names."""
+    size = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": DEPTH}
+    config = SiglipVisionConfig(**size, num_attention_heads=2, image_size=IMAGE, patch_size=PATCH)
+    SiglipVisionModel(config).save_pretrained(folder)
+    widths, shapes = (WIDTH, 1024, 128, 64, 16, 1), Shapes()
+    for place, inputs, outputs in zip((0, 2, 4, 6, 8), widths, widths[1:], strict=False):
+        shapes |= _linear(f"scoring_head.{place}", inputs, outputs)
+    save_file(_random(shapes), folder / "head.safetensors")
+
+
+def write_hpsv3(folder: Path) -> None:
+    """Qwen2-VL with a tokenizer of bytes, and the rating network in the same file."""
+    tokenizer = byte_tokenizer()
+    marks = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": [*marks, "<|Reward|>"]})
+    tokenizer.save_pretrained(folder)
+    start, end, picture = tokenizer.convert_tokens_to_ids(list(marks[2:]))
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
+        "initializer_range": 0.2,
+    }
+    vision = {"depth": DEPTH, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 2}
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=picture,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    Qwen2VLModel(config).save_pretrained(folder)
+    shapes = _linear("rm_head.0", WIDTH, 1024) | _linear("rm_head.3", 1024, 16)
+    shapes |= _linear("rm_head.5", 16, 2)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | _random(shapes), folder / "model.safetensors", {"format": "pt"})
+
+
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
@@ -158,6 +211,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "hpsv21": write_open_clip,
     "imagereward": write_image_reward,
     "aesthetic": write_aesthetic,
+    "aesthetic25": write_aesthetic25,
+    "hpsv3": write_hpsv3,
 }
 
 

@@ -329,7 +329,78 @@ def test_image_reward_is_its_authors_forward_pass(folders):
     assert np.abs(swapped["imagereward"] - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", WRITERS)
+def test_aesthetic_25_is_its_authors_siglip_head(folders):
+    """Resize to a square, 0.5 and 0.5, SigLIP's pooled state by its norm, five linear layers."""
+    from transformers import SiglipImageProcessorPil, SiglipVisionModel
+
+    folder, images = folders["aesthetic25"], [picture(k, *SIZES[k]) for k in range(4)]
+    processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    with torch.no_grad():
+        tower = SiglipVisionModel.from_pretrained(folder)
+        state = tower(**processor(images=images, return_tensors="pt")).pooler_output
+        state = state / state.norm(dim=-1, keepdim=True)
+        weights = load_file(folder / "head.safetensors")
+        for k in (0, 2, 4, 6, 8):
+            name = f"scoring_head.{k}."
+            state = F.linear(state, weights[name + "weight"], weights[name + "bias"])
+    group = load_scorers("aesthetic25", {"aesthetic25": str(folder)})
+    found = group(images, [PROMPTS[0]] * 4)["aesthetic25"]
+    np.testing.assert_allclose(found, state[:, 0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def hpsv3_size(height, width, factor=28, pixels=256 * 28 * 28):
+    """The authors' smart_resize, written again."""
+    h, w = (max(factor, round(n / factor) * factor) for n in (height, width))
+    if h * w > pixels:
+        beta = math.sqrt((height * width) / pixels)
+        return tuple(math.floor(n / beta / factor) * factor for n in (height, width))
+    if h * w < pixels:
+        beta = math.sqrt(pixels / (height * width))
+        return tuple(math.ceil(n * beta / factor) * factor for n in (height, width))
+    return h, w
+
+
+def test_hpsv3_is_the_head_at_the_reward_token(folders):
+    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen2VLModel
+
+    from inversion_dpo.evaluation.scorers.hpsv3 import INSTRUCTION, seen_size
+
+    for size in [(1024, 1024), (512, 768), (448, 448), (64, 64), (1344, 768), (300, 50)]:
+        assert seen_size(*size) == hpsv3_size(*size)
+    folder, image = folders["hpsv3"], picture(1, 90, 60)
+    h, w = hpsv3_size(90, 60)
+    small = Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC)
+    made = Qwen2VLImageProcessorPil()(images=[small], return_tensors="pt")
+    assert made["image_grid_thw"].tolist() == [[1, h // 14, w // 14]]
+    pads = "<|image_pad|>" * (h * w // 28**2)
+    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    text += f"<|vision_start|>{pads}<|vision_end|>{INSTRUCTION.format(prompt=PROMPTS[0])}"
+    text += "<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(text, return_tensors="pt").input_ids
+    types = (tokens == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+    with torch.no_grad():
+        network = Qwen2VLModel.from_pretrained(folder)
+        states = network(input_ids=tokens, mm_token_type_ids=types, **made).last_hidden_state
+        at = (tokens[0] == tokenizer.convert_tokens_to_ids("<|Reward|>")).nonzero().item()
+        state, weights = states[0, at], load_file(folder / "model.safetensors")
+        for k in (0, 3, 5):
+            state = F.linear(state, weights[f"rm_head.{k}.weight"], weights[f"rm_head.{k}.bias"])
+            state = F.relu(state) if k < 5 else state
+    group = load_scorers("hpsv3", {"hpsv3": str(folder)})
+    found = group([image, picture(2, 90, 60)], [PROMPTS[0]] * 2)["hpsv3"]
+    assert found[0] == pytest.approx(float(state[0]), rel=1e-4) and found[1] != found[0]
+    with pytest.raises(ScorerError, match="holds <|Reward|>"):
+        group([image], ["a <|Reward|> cup"])
+
+
+@pytest.mark.parametrize("name", ["aesthetic25", "hpsv3"])
+def test_a_scorer_without_a_published_folder_says_what_to_give(name):
+    with pytest.raises(ScorerError, match=f"evaluation.checkpoints.{name}=FOLDER"):
+        load_scorers(name)
+
+
+@pytest.mark.parametrize("name", sorted({*WRITERS} - {"hpsv3"}))  # which takes one at a time
 def test_batches_do_not_change_a_score(folders, name):
     images, prompts = [picture(k) for k in range(5)], [PROMPTS[k % 2] for k in range(5)]
     one = load_scorers(name, {name: str(folders[name])}, batch_size=1)(images, prompts)[name]

@@ -46,7 +46,7 @@ class AestheticScorer:
     def head(self) -> nn.Sequential:
         """The five linear layers."""
         try:
-            return linear_head(self.checkpoint.tensors(), "").to(self.device)
+            return linear_head(self.checkpoint.tensors(), "layers.").to(self.device)
         except KeyError as error:
             raise ScorerError(self.checkpoint.complaint(f"no head: {error} is missing")) from error
 

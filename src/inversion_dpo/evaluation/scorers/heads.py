@@ -1,6 +1,8 @@
-"""Build the linear head that ImageReward and LAION's aesthetic predictor share."""
+"""Build the linear head that ImageReward and the aesthetic predictors share."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -8,7 +10,9 @@ WIDTHS = (1024, 128, 64, 16, 1)
 PLACES = (0, 2, 4, 6, 7)  # in the authors' Sequential, whose dropouts stand between
 
 
-def linear_head(weights: dict[str, Tensor], prefix: str) -> nn.Sequential:
+def linear_head(
+    weights: dict[str, Tensor], prefix: str, places: Sequence[int] = PLACES
+) -> nn.Sequential:
     """Build five linear layers without activations, in order; KeyError names a missing weight.
 
     Source: https://github.com/christophschuhmann/improved-aesthetic-predictor, simple_inference.py;
@@ -16,9 +20,9 @@ def linear_head(weights: dict[str, Tensor], prefix: str) -> nn.Sequential:
     layers do nothing after training and are left out.
     """
     layers = []
-    for place in PLACES:
-        weight = weights[f"{prefix}layers.{place}.weight"]
+    for place in places:
+        weight = weights[f"{prefix}{place}.weight"]
         layer = nn.Linear(weight.shape[1], weight.shape[0])
-        layer.load_state_dict({"weight": weight, "bias": weights[f"{prefix}layers.{place}.bias"]})
+        layer.load_state_dict({"weight": weight, "bias": weights[f"{prefix}{place}.bias"]})
         layers.append(layer)
     return nn.Sequential(*layers).eval().requires_grad_(False)

@@ -69,7 +69,7 @@ class ImageRewardScorer:
         weights = self.checkpoint.tensors()
         try:
             towers = build_towers(weights)
-            head = linear_head(weights, "mlp.")
+            head = linear_head(weights, "mlp.layers.")
         except (KeyError, RuntimeError) as error:
             reason = f"its weights are not ImageReward's ({' '.join(str(error).split())[:200]})"
             raise ScorerError(self.checkpoint.complaint(reason)) from error

@@ -45,8 +45,11 @@ CHECKPOINTS = {
     "imagereward": "RE-N-Y/ImageReward",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
+# Their authors publish no folder that transformers reads; docs/reference/scorers.md says how to
+# make one.
+OWN_FOLDER = ("aesthetic25", "hpsv3")
 SERVED = (SCENE_GRAPH, VQA, UNIFIED)  # a vision-language model answers, and may cost money
-OFFERED = (*CHECKPOINTS, SCENES, *SERVED, PAIR)
+OFFERED = (*CHECKPOINTS, *OWN_FOLDER, SCENES, *SERVED, PAIR)
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,7 @@ def load_scorers(
     if not names or not all(names):
         raise ScorerError(f"evaluation.scorer={spec!r} names no scorer; {_offer()}")
     places = dict(checkpoints or {})
-    if unknown := sorted(set(places) - {*CHECKPOINTS, *SERVED, PAIR}):
+    if unknown := sorted(set(places) - {*CHECKPOINTS, *OWN_FOLDER, *SERVED, PAIR}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
     if unused := sorted(set(places) - set(names)):
         raise ScorerError(
@@ -255,8 +258,13 @@ def load_scorers(
             from inversion_dpo.world.checker import judge  # exact, and takes intended graphs
 
             return Named(name, lambda: judge)
-        if name in CHECKPOINTS:
-            weights = Checkpoint.at(name, places.get(name, CHECKPOINTS[name]))
+        if name in OWN_FOLDER and name not in places:
+            raise ScorerError(
+                f"{name} has no published folder: make one (docs/reference/scorers.md) and give "
+                f"evaluation.checkpoints.{name}=FOLDER"
+            )
+        if name in (*CHECKPOINTS, *OWN_FOLDER):
+            weights = Checkpoint.at(name, places.get(name) or CHECKPOINTS[name])
             return Named(name, partial(built, name, weights), weights)
         if ":" in name:
             return Named(name, partial(imported, name))
@@ -273,14 +281,20 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
     import torch
 
     from inversion_dpo.evaluation.scorers.aesthetic import AestheticScorer
+    from inversion_dpo.evaluation.scorers.aesthetic25 import Aesthetic25Scorer
     from inversion_dpo.evaluation.scorers.clip import ClipScorer
+    from inversion_dpo.evaluation.scorers.hpsv3 import HPSv3Scorer
     from inversion_dpo.evaluation.scorers.image_reward import ImageRewardScorer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "imagereward":
-        return ImageRewardScorer(checkpoint, device)
-    if name == "aesthetic":
-        return AestheticScorer(checkpoint, device)
+    kinds: dict[str, Callable[..., Scorer]] = {
+        "imagereward": ImageRewardScorer,
+        "aesthetic": AestheticScorer,
+        "aesthetic25": Aesthetic25Scorer,
+        "hpsv3": HPSv3Scorer,
+    }
+    if name in kinds:
+        return kinds[name](checkpoint, device)
     return ClipScorer("hpsv2" if name == "hpsv21" else name, checkpoint, device)
 
 
