@@ -126,6 +126,12 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     (folder / "my_graphs.jsonl").write_text(json.dumps(row))
     for name in WRITERS:
         write_tiny_scorer(name, folder / f"my_{name}")
+    (folder / "pictures").mkdir()
+    for k, pair in enumerate(pairs[:16]):
+        (folder / "pictures" / f"w{k}.png").write_bytes(pair.winner)
+        (folder / "pictures" / f"l{k}.png").write_bytes(pair.loser)
+    lines = [f"pictures/w{k}.png,pictures/l{k}.png,{p.caption}" for k, p in enumerate(pairs[:16])]
+    (folder / "my_pairs.csv").write_text("\n".join(["winner,loser,caption", *lines]))
     (folder / "real_images").mkdir()
     for k, pair in enumerate(pairs[:4]):
         (folder / f"{k}.png").write_bytes(pair.winner)

@@ -161,7 +161,7 @@ class DataConfig:
     holdout: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.1
     """Share of the pairs that is never trained on and measures held-out accuracy."""
     prompt_dropout: Share = 0.0
-    """Share of the pairs shown without their prompt; set it if you sample under guidance."""
+    """Share of the pairs shown without their prompt, to train what guidance subtracts as well."""
     graph_dropout: Annotated[Share, _WITH_GRAPHS] = 0.0
     """Share of the pairs shown without their scene graph."""
     caption_dropout: Annotated[Share, _WITH_GRAPHS] = 0.0
@@ -369,7 +369,7 @@ class EvaluationConfig:
     sample_steps: Count = 20
     """Sampling steps of an image."""
     guidance_scale: NotNegative = 4.0
-    """Classifier-free guidance of sampling; set it like objective.guidance_scale."""
+    """Classifier-free guidance of sampling; set what you will sample with."""
     batch_size: Count = 50
     """Images sampled at once; lower it if memory runs out."""
     seed: Seed = 1000
