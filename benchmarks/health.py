@@ -57,10 +57,11 @@ Rows = list[dict[str, Any]]
 
 
 def ties(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Make the loser the winner with one level of noise."""
+    """Make both images the winner, each with one level of noise of its own."""
     winner = np.asarray(decode_image(row[side(row)], "winner")).astype(int)
-    noisy = np.clip(winner + rng.integers(-1, 2, winner.shape), 0, 255).astype(np.uint8)
-    return row | {"jpg_0": png(winner.astype(np.uint8)), "jpg_1": png(noisy), "label_0": 1.0}
+    both = [winner + rng.integers(-1, 2, winner.shape) for _ in range(2)]
+    noisy = [png(np.clip(image, 0, 255).astype(np.uint8)) for image in both]
+    return row | {"jpg_0": noisy[0], "jpg_1": noisy[1], "label_0": 1.0}
 
 
 def drawn(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:

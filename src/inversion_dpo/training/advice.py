@@ -35,13 +35,16 @@ def advise(folder: Path) -> list[Advice]:
         raise ConfigError(f"{folder} holds no training step: run `inversion-dpo train -o {folder}`")
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
     loss, result = LOSSES[chosen_method(config).loss], folder / "metrics.json"
-    found = [*broken(steps), *warned(steps)]
+    causes = [*broken(steps), *warned(steps)]
+    found = judged(json.loads(result.read_text()), held) if result.exists() else []
     if loss.reference:
-        found += learned(steps, held, config.training.batch_size)
+        found = learned(steps, held, config.training.batch_size) + found
         found += decided(steps) if "link" in loss.uses else []
     elif held:
-        found.append(without_reference(held[-1]))
-    return [*found, *(judged(json.loads(result.read_text()), held) if result.exists() else [])]
+        found.insert(0, without_reference(held[-1]))
+    if causes:  # mend these first: what follows from them needs no remedy of its own
+        found = [Advice(advice.seen) for advice in found]
+    return causes + found
 
 
 def broken(steps: Sequence[Row]) -> list[Advice]:
@@ -64,6 +67,8 @@ def warned(steps: Sequence[Row]) -> list[Advice]:
         for kind, advice in complaints(steps[max(0, end - WINDOW) : end]).items():
             at = f"From step {steps[end - 1]['step']:.0f} on: {advice.seen}"
             first.setdefault(kind, Advice(at, advice.change))
+    if "drift" in first:  # then both errors rise
+        first.pop("loser only", None)
     return list(first.values())
 
 

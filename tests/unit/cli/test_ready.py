@@ -92,7 +92,7 @@ def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(ended, tiny_config, c
         ("evaluation.scorer=pickscor", "did you mean 'pickscore'"),
         ("evaluation.scorer=no_such:taste", "evaluation.scorer=no_such:taste: there is no such mo"),
         ("evaluation.preference=beauty", "evaluation.preference='beauty' is not a score of scenes"),
-        ("evaluation.checkpoints.clip=x", "evaluation.checkpoints.clip has no effect"),
+        ("evaluation.checkpoints.clop=x", "evaluation.checkpoints.clop: no such scorer"),
         (
             "policy.target_modules=[to_q,to_w]",
             "policy.target_modules: no layer's name ends in 'to_w'",

@@ -74,6 +74,14 @@ def test_a_sound_run_needs_no_change(tmp_path):
     assert "better than chance" in text(found) and "a gain" in text(found)
 
 
+def test_what_follows_from_a_cause_needs_no_remedy_of_its_own(tmp_path):
+    sick = {"drift": 0.9, "winner_error": 0.5, "held": [{"accuracy": 0.2}]}
+    found = advise(run_of(tmp_path, **sick, images=win(0.1, 0.05, 0.2)))
+    (one,) = [advice for advice in found if advice.change]
+    assert "drifted" in one.seen
+    assert "worse than chance" in text(found) and "a loss" in text(found)
+
+
 def test_a_loss_without_reference_is_judged_by_its_error(tmp_path):
     sft = run_of(tmp_path, "objective.name=sft", "objective.beta=null")
     assert "winners are predicted better" in text(advise(sft))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from inversion_dpo.evaluation.scorers.vqa import VQA, VqaScorer
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.fields import ParserConfig
 
+logger = logging.getLogger(__name__)
 Scores = dict[str, NDArray[np.float64]]
 Graphs = list[SceneGraph | None]  # read from images; None for an unreadable one
 Scorer = Callable[..., Any]  # (images, prompts) -> scores [B], or scores [B] by name
@@ -240,9 +242,10 @@ def load_scorers(
     if unknown := sorted(set(places) - {*CHECKPOINTS, *OWN_FOLDER, *SERVED, PAIR}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
     if unused := sorted(set(places) - set(names)):
-        raise ScorerError(
-            f"evaluation.checkpoints.{unused[0]} has no effect: evaluation.scorer is "
-            f"{','.join(names)}. Leave it out"
+        logger.info(  # a configuration may name checkpoints of more scorers than a command asks
+            "evaluation.checkpoints.%s is not used: evaluation.scorer is %s",
+            ", evaluation.checkpoints.".join(unused),
+            ",".join(names),
         )
 
     def named(name: str) -> Named:
