@@ -187,3 +187,29 @@ def test_a_narrow_window_shows_everything(browser, labelling, dark):
     browser.driver.find_element("css selector", "[data-choice=tie]").click()
     browser.until("document.getElementById('count').textContent === '1 of 24'")
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("thumbs", "12t"), ("ratings", "52t")])
+def test_single_images_by_keys_and_back_through_the_reader(
+    browser, server, write_pairs, tmp_path, capsys, kind, keys
+):
+    data, labels = write_pairs(tmp_path / "data.parquet", 4), tmp_path / "x.sqlite"
+    page = server(data, "--labels", labels, "--kind", kind)
+    for size in ((1100, 900, False), (390, 800, True)):
+        browser.open(f"{page.address}/label?labeller=me", *size)
+        ready(browser)
+        assert browser.overflow() == 0
+        browser.picture(f"label-{kind}-{size[0]}")
+    press(browser, keys[1])
+    press(browser, "u")
+    for number in range(8):
+        path = browser.driver.find_element("id", "left").get_attribute("src")
+        warm = warmth(page.get(path.removeprefix(page.address))) > 0
+        press(browser, keys[2] if number == 7 else keys[0] if warm else keys[1])
+    assert "You have seen all images" in browser.text("ended")
+    assert browser.complaints() == []
+    with pytest.raises(SystemExit):
+        main(["pairs", "export", str(labels), "-o", str(tmp_path / "out.parquet")])
+    assert "7 images" in capsys.readouterr().out
+    pairs = read_pairs(tmp_path / "out.parquet").pairs
+    assert pairs and all(warmth(p.winner) > warmth(p.loser) for p in pairs)

@@ -106,7 +106,7 @@ def test_blind_on_request_hides_which_is_which_until_it_is_revealed(browser, pag
 @SIZES
 def test_follow(browser, page, width, dark):
     browser.open(f"{page.address}/", width, 900, dark)
-    browser.until("document.querySelectorAll('#panels svg').length === 7")
+    browser.until("document.querySelectorAll('#panels svg').length === 8")
     assert browser.driver.current_url.endswith("/follow") and browser.text("phase") == "Trained"
     assert browser.text("count").startswith("8 of 8 steps")
     browser.until("document.querySelectorAll('#rows figure').length === 16", 60)
@@ -125,7 +125,11 @@ def test_follow(browser, page, width, dark):
     assert browser.overflow() == 0 and browser.complaints() == []
 
 
-def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run):
+def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run, tmp_path):
+    browser.open(f"{page.address}/blind?labeller=anna", 390, 800, True)
+    browser.until("!pair.hidden")
+    browser.picture("blind-narrow-dark")
+    assert browser.overflow() == 0
     browser.open(f"{page.address}/blind?labeller=anna", 1280)
     for number in range(4):
         browser.until(
@@ -141,6 +145,16 @@ def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run
     assert f"{round(100 * found['win_rate'])}% of 4 pairs" in browser.text("verdict")
     browser.picture("blind-end")
     assert browser.complaints() == []
+
+    from inversion_dpo import evaluate, report
+
+    shutil.copytree(run, tmp_path / "judged")
+    assert evaluate(tmp_path / "judged")["people"] == found
+    value, *interval = (f"{100 * found[k]:.1f}" for k in found if k.startswith("win_rate"))
+    page_text = report(tmp_path / "judged").read_text()
+    assert "Judged by people" in page_text and f"better one in {value}% " in page_text
+    assert f"[{', '.join(interval)}]" in page_text
+    assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["people"] == found
 
 
 @pytest.mark.slow  # a server of its own

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,19 +29,29 @@ class Subject:
     labels: Path
 
 
-def subject_of(given: str, preset: str, overrides: list[str], labels: Path | None) -> Subject:
+QUESTIONS = {
+    "pairs": "Which image is better for this prompt?",
+    "thumbs": "Is this a good image for this prompt?",
+    "ratings": "How good is this image for this prompt, from 1 (bad) to 5 (very good)?",
+}
+
+
+def subject_of(
+    given: str, preset: str, overrides: list[str], labels: Path | None, kind: str = "pairs"
+) -> Subject:
     """Find a run by its folder, which has config.yaml, or data with the settings of a preset.
 
-    Labels go to RUN/labels.sqlite, or to NAME.labels.sqlite in the current folder.
+    Labels go to RUN/labels.sqlite, or to NAME.labels.sqlite in the current folder; thumbs and
+    ratings to a file that is named after them.
     """
-    folder = Path(given)
+    folder, file = Path(given), "labels" if kind == "pairs" else kind
     if (folder / "config.yaml").is_file():
         config = resolved("web", str(folder / "config.yaml"), overrides)
-        return Subject(folder.resolve().name, config, folder, labels or folder / "labels.sqlite")
+        return Subject(folder.resolve().name, config, folder, labels or folder / f"{file}.sqlite")
     config = resolved("web", preset, [*overrides, f"data.pairs={given}"])
     stem = Path(given.replace(":", "/")).stem or "pairs"
     name = given if given.startswith(("asset:", "hf:")) else folder.resolve().name
-    return Subject(name, config, None, labels or Path(f"{stem}.labels.sqlite"))
+    return Subject(name, config, None, labels or Path(f"{stem}.{file}.sqlite"))
 
 
 def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
@@ -49,7 +59,7 @@ def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
     from inversion_dpo.labels.questions import questions
 
     d, counts = config.data, Counter[str]()
-    asked = questions(d, min(limit, d.limit or limit), counts)
+    asked = questions(d, min(limit, d.limit or limit), counts, alone=store.kind != "pairs")
     return store.add(asked), counts
 
 
@@ -74,8 +84,12 @@ def web(
         bool, typer.Option("--allow-remote", help="Allow a --host that others can reach.")
     ] = False,
     question: Annotated[
-        str, typer.Option(help="What people are asked above the two pictures.")
-    ] = "Which image is better for this prompt?",
+        str | None, typer.Option(help="What people are asked. [default: of the kind]")
+    ] = None,
+    kind: Annotated[
+        Literal["pairs", "thumbs", "ratings"],
+        typer.Option(help="What people label: two images, or one by a thumb or by 1 to 5."),
+    ] = "pairs",
 ) -> None:
     """Follow a run, compare policy and reference (also blind), label pairs: in the browser.
 
@@ -84,14 +98,14 @@ def web(
 
     Example: inversion-dpo web my_pairs.parquet
     """
-    about = subject_of(subject, config, overrides or [], labels)
+    about = subject_of(subject, config, overrides or [], labels, kind)
     with web_extra():
         from inversion_dpo.web.guard import hosts_for
         from inversion_dpo.web.server import listen, serve
 
         hosts = hosts_for(host, allow_remote)
         listening = listen(host, port)
-        app, closing = page_of(about, limit, question, hosts)
+        app, closing = page_of(about, limit, (kind, question or QUESTIONS[kind]), hosts)
     serve(app, listening, typer.echo)
     typer.echo(closing())
 
@@ -128,7 +142,8 @@ def pairs_export(
 
     if not labels.is_file():
         raise WebError(f"there is no file {labels}; label pairs first: inversion-dpo web DATA")
-    typer.echo(f"{output}: {summary(export(LabelStore(labels), output, labeller))}")
+    store = LabelStore(labels, None)
+    typer.echo(f"{output}: {summary(export(store, output, labeller), store.kind)}")
 
 
 def pairs_sample(
@@ -162,11 +177,12 @@ def pairs_sample(
 
 
 def page_of(
-    about: Subject, limit: int, question: str, hosts: list[str]
+    about: Subject, limit: int, asked: tuple[str, str], hosts: list[str]
 ) -> tuple[Any, Callable[[], str]]:
     """Build the application, and what to say once it has ended.
 
-    The pairs of data are read now; those of a run when somebody first opens the labelling page.
+    ``asked`` is the kind of labels and the question. The pairs of data are read now; those of a run
+    when somebody first opens the labelling page.
     """
     from inversion_dpo.labels.store import LabelStore
     from inversion_dpo.web.app import label_tab, make_app
@@ -176,26 +192,31 @@ def page_of(
     from inversion_dpo.web.labelling import Asking
     from inversion_dpo.web.studio import Studio
 
-    run, store = about.run, LabelStore(about.labels)
+    (kind, question), run, store = asked, about.run, LabelStore(about.labels, asked[0])
+
+    compared = question if kind == "pairs" else QUESTIONS["pairs"]
 
     @cache
     def pairs() -> int:
         total, left_out = fill(store, about.config, limit)
         dropped = ", ".join(f"{n} {k}" for k, n in left_out.items() if k != "pairs" and n)
-        typer.echo(f"{total} pairs in {about.labels}{f'; left out: {dropped}' * bool(dropped)}")
+        what = "pairs" if kind == "pairs" else "images"
+        typer.echo(f"{total} {what} in {about.labels}{f'; left out: {dropped}' * bool(dropped)}")
         return total
 
     then = (
         f"inversion-dpo pairs export {quote(str(about.labels))} -o labelled.parquet\n"
         "inversion-dpo train -o runs/mine data.pairs=labelled.parquet"
+        + " objective.name=kto"
+        * (kind == "thumbs")
     )
     studio = Studio(about.config, run)
-    asking = Asking("label", question, then, lambda who: (store, pairs()))
+    asking = Asking("label", question, then, lambda who: (store, pairs()), kind=kind)
     tabs = [label_tab(asking, "Label", store.image), compare_tab(studio)]
     if run:
         blind = Blind(studio, run)
         report = f"inversion-dpo report {quote(str(run))}"
-        asking = Asking("blind", question, report, blind.ready, blind.verdict)
+        asking = Asking("blind", compared, report, blind.ready, blind.verdict)
         tabs += [label_tab(asking, "Blind", blind.image), follow_tab(run, studio)]
         tabs.reverse()
     else:
@@ -204,6 +225,7 @@ def page_of(
     def closing() -> str:
         done = store.covered()
         store.close()
-        return f"{done} pairs are labelled; next:\n{then}" if done else "closed"
+        what = "pairs" if kind == "pairs" else "images"
+        return f"{done} {what} are labelled; next:\n{then}" if done else "closed"
 
     return make_app(tabs, about.name, hosts), closing

@@ -23,8 +23,9 @@ LAYOUTS = {
     "scored": ("images", "scores", "caption"),
     "thumbs": ("images", "thumbs", "caption"),
     "unlabelled": ("jpg_0", "jpg_1", "caption"),  # to be labelled; no preference yet
+    "unrated": ("images", "caption"),  # the same, of single images
 }
-RANKED = ("ranking", "choice", "scored", "thumbs")
+RANKED = ("ranking", "choice", "scored", "thumbs", "unrated")
 # Words for a thumb, as cells of a table and as names of two folders.
 UPS = ("up", "ups", "thumbs_up", "like", "liked", "likes", "good", "yes", "👍")
 DOWNS = ("down", "downs", "thumbs_down", "dislike", "disliked", "dislikes", "bad", "no", "👎")
@@ -126,15 +127,15 @@ def find_table(
             f"data.columns.scores={mapping['ranks']} if higher is better, or rename the column"
         )
     names = {ours: theirs for ours, theirs in names.items() if theirs}
+    rated = next((name for name in there if _RATING.search(name)), "")
     meant = [k for k, needed in LAYOUTS.items() if set(mapping) <= {*needed, *OPTIONAL}]
     for kind in meant:
-        if set(LAYOUTS[kind]) <= set(names):
+        if set(LAYOUTS[kind]) <= set(names) and not (kind == "unrated" and rated):
             keep = {n: names[n] for n in (*LAYOUTS[kind], *OPTIONAL) if n in names}
             stem = file.stem if file and kind in RANKED else ""
             return Table(kind, keep, file.parent if file else None, stem)
-    rated = next((name for name in there if _RATING.search(name)), "")
     nearest = max(
-        meant or LAYOUTS,
+        [kind for kind in meant or LAYOUTS if kind != "unrated"] or LAYOUTS,
         key=lambda kind: (len(set(LAYOUTS[kind]) & set(names)), bool(rated) and kind == "scored"),
     )
     missing = [ours for ours in LAYOUTS[nearest] if ours not in names]

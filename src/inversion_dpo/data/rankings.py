@@ -55,6 +55,8 @@ def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
             yield from map(row_of, chain.from_iterable(map(_single, part)))
         elif kind in ("scored", "thumbs"):
             rated += part
+        elif kind == "unrated":
+            yield from (row_of(replace(raw, fault=_UNRATED)) for raw in part)
         else:
             yield from map(row_of, _unranked(part, scheme, seen) if kind in RANKED else part)  # noqa: B031
     yield from map(row_of, _unrated(rated, scheme))
@@ -267,6 +269,11 @@ def _key(image: Any) -> object:
 
 
 _TWO_CAPTIONS = Fault("bad_rows", "rows of one prompt_id differ in caption; give each its own")
+_UNRATED = Fault(
+    "bad_labels",
+    "no rank, score or thumb; name its column (data.columns.thumbs, scores or ranks), or label by "
+    "hand: inversion-dpo web DATA --kind thumbs",
+)
 _ALONE = Fault("unpaired", "one image alone is no pair; add another or drop the row")
 
 

@@ -21,6 +21,7 @@ from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, 
 from inversion_dpo.evaluation.judges import agreement, order_of_pairs
 from inversion_dpo.evaluation.metrics import AGREEMENT, OTHER_GUIDANCE, PAIRS_AGREE, compare
 from inversion_dpo.evaluation.pairwise import in_pairs, judge_of
+from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.repairs import repairs
@@ -67,6 +68,9 @@ def evaluate(
     metrics = measure(folder, config, folder / "samples", models)
     if "win_rate" in metrics and models is None:
         metrics[PAIRS_AGREE] = pairs_agree(config, folder / "samples")
+        write_metrics(folder, metrics)
+    if models is None and (people := judged_by(folder, config)):
+        metrics[PEOPLE_JUDGE] = people
         write_metrics(folder, metrics)
     e, run = config.evaluation, Path((models or (None, folder))[1] or "")
     trained = e.guidance_scale

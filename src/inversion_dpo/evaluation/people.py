@@ -13,6 +13,7 @@ from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_text
 
 PEOPLE = "people.json"
+PEOPLE_JUDGE = "people"  # the same in metrics.json
 
 
 def policy_of(config: Config, adapter: Path) -> str:
@@ -53,6 +54,13 @@ def read_people(run: Path, policy: str | None = None) -> dict[str, Any] | None:
     path = run / PEOPLE
     found = json.loads(path.read_text()) if path.is_file() else None
     return found if found and found["pairs"] and policy in (None, found["policy"]) else None
+
+
+def judged_by(run: Path, config: Config) -> dict[str, Any] | None:
+    """Read what people judged of the run's own policy as it is now; None if there is nothing."""
+    adapter = run / "adapter"
+    there = adapter.is_dir() and read_people(run)
+    return read_people(run, policy_of(config, adapter)) if there else None
 
 
 def people_text(found: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from inversion_dpo.evaluation.judges import doubts, independent, labellers, most
 from inversion_dpo.evaluation.metrics import AGREEMENT, metric_rows
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined
 from inversion_dpo.evaluation.pairwise import pairwise_text
-from inversion_dpo.evaluation.people import people_text, policy_of, read_people
+from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by, people_text
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.protocols import sections as protocol_sections
 from inversion_dpo.evaluation.repairs import Kind, draw_repairs, repairs_text, some_of
@@ -381,8 +381,10 @@ def report(folder: Path, shown: int = 16) -> Path:
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     worst = sorted(most_worsened(r, p, independent(metrics), LARGEST)) if r else []
     examples = [] if models else list(open_pairs(read_config(folder).data, 6))
-    own = None if models or not (folder / "adapter").is_dir() else folder / "adapter"
-    judged = read_people(folder, policy_of(config, own)) if own else None
+    judged = None if models else judged_by(folder, config)
+    if judged:
+        metrics[PEOPLE_JUDGE] = judged
+        atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
     data = ReportData(
         title=title(models),
         setting=f"held-out prompts{each}, with the same noise",

@@ -14,6 +14,7 @@ from inversion_dpo.evaluation.metrics import (
     metric_rows,
     verdict,
 )
+from inversion_dpo.evaluation.people import PEOPLE_JUDGE
 from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.training.run_files import FEW_PAIRS
 
@@ -109,6 +110,8 @@ def lines(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
     if "win_rate" in metrics:
         seeds = f" of {metrics['seeds']} images" if metrics.get("seeds", 1) > 1 else ""
         out.append(f"win rate {win_text(metrics)} on {metrics['n_prompts']} prompts{seeds}")
+    if people := metrics.get(PEOPLE_JUDGE):
+        out.append(f"judged by people: win rate {win_text(people)} on {people['pairs']} pairs")
     for name, part in metrics.get("categories", {}).items():
         out.append(
             f"  {name}: gain {gain_text(part['preference'])}, win rate {part['win_rate']:.3f}, "

@@ -12,14 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inversion_dpo.data.columns import WRITTEN
-from inversion_dpo.labels.questions import WebError
+from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
-from inversion_dpo.labels.votes import CHOICES, outcome
+from inversion_dpo.labels.votes import CHOICES, UNSURE, outcome
 from inversion_dpo.run.disk import writing
 
 LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5, "split": 0.5}
+KEPT = (*LABELS, "up", "down", "rated")  # outcomes that are written
 _WRITE_ROWS = 64  # rows in memory at a time
-_SCHEMA = pa.schema(
+_OPINIONS = {"thumbs": "thumbs", "ratings": "scores"}  # kind of single images -> their column
+_PAIRS = pa.schema(
     [
         *WRITTEN,
         ("scene_graph", pa.string()),
@@ -28,11 +30,20 @@ _SCHEMA = pa.schema(
 )
 
 
+def _schema(kind: str) -> pa.Schema:
+    """Give the columns that are written; each labeller's thumb or score is in the list."""
+    if kind not in _OPINIONS:
+        return _PAIRS
+    fields = [("image", pa.binary()), (_OPINIONS[kind], pa.list_(pa.float64()))]
+    return pa.schema([*fields, ("caption", pa.string()), ("scene_graph", pa.string())])
+
+
 def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counter[str]:
     """Write the labelled pairs; an old file is replaced only once all is written.
 
     Several labellers: the choice with the most votes; without a single one the pair is a tie
-    ("split"). Pairs whose outcome is "both bad" are left out.
+    ("split"). Pairs whose outcome is "both bad" are left out. Of single images each one's thumb or
+    rating is written.
 
     Args:
         store: the labels.
@@ -40,20 +51,22 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
         labeller: take only this one's labels.
 
     Returns:
-        Outcome -> pairs: first, second, tie, split, bad, unlabelled.
+        Outcome -> pairs: first, second, tie, split, bad, unlabelled; of single images up, down,
+        split, rated, unsure, unlabelled.
 
     Raises:
-        WebError: no pair is labelled with a preference or a tie.
+        WebError: nothing is labelled with a preference, a tie, a thumb or a rating.
     """
     counts = Counter[str]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = _rows(store, labeller, counts)
+    rows, schema = _rows(store, labeller, counts), _schema(store.kind)
     with writing(path, shared=True) as partial:
-        with pq.ParquetWriter(partial, _SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             while part := list(islice(rows, _WRITE_ROWS)):
-                writer.write_table(pa.Table.from_pylist(part, _SCHEMA))
-        if not any(counts[name] for name in LABELS):
-            raise WebError(f"{store.path}: nothing to export ({summary(counts)}); label some pairs")
+                writer.write_table(pa.Table.from_pylist(part, schema))
+        if not any(counts[name] for name in KEPT):
+            text = summary(counts, store.kind)
+            raise WebError(f"{store.path}: nothing to export ({text}); label some {store.kind}")
     return counts
 
 
@@ -65,6 +78,9 @@ def _rows(
     for question in store.pairs():
         by = votes.get(question.pair, {})
         chosen = [c for name, c in by.items() if labeller in (None, name)]
+        if store.kind in _OPINIONS:
+            yield from _opinion(store.kind, question, chosen, counts)
+            continue
         found = outcome(chosen)
         counts[found] += 1
         if found in LABELS:
@@ -78,8 +94,28 @@ def _rows(
             }
 
 
-def summary(counts: Mapping[str, int]) -> str:
+def _opinion(
+    kind: str, question: Question, chosen: list[str], counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Give the row of a single image, unless nobody has an opinion on it."""
+    sure = [choice for choice in chosen if choice != UNSURE]
+    counts[("rated" if kind == "ratings" else outcome(sure)) if sure else outcome(chosen)] += 1
+    if sure:
+        yield {
+            "image": question.images[0],
+            _OPINIONS[kind]: [float(c == "up") if kind == "thumbs" else float(c) for c in sure],
+            "caption": question.caption,
+            "scene_graph": question.scene_graph,
+        }
+
+
+def summary(counts: Mapping[str, int], kind: str = "pairs") -> str:
     """Say what an export holds, in one line."""
+    if kind in _OPINIONS:
+        written = {k: counts[k] for k in ("up", "down", "split", "rated") if counts.get(k)}
+        detail = "".join(f", {n} {k}" for k, n in written.items() if k != "rated")
+        left = f"{counts.get(UNSURE, 0)} unsure, {counts.get('unlabelled', 0)} not labelled"
+        return f"{sum(written.values())} images{detail}; left out: {left}"
     kept = sum(counts.get(name, 0) for name in LABELS)
     ties, split = counts.get("tie", 0), counts.get("split", 0)
     return (

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from inversion_dpo.data.columns import RANKED
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rankings import rows_of
@@ -20,7 +21,7 @@ class WebError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
-    """Two encoded images (JPEG, PNG or WebP) of one caption.
+    """Two encoded images (JPEG, PNG or WebP) of one caption; a single one is there twice.
 
     pair: 16 hex digits, a hash of caption and images, the same for either order of the images.
     """
@@ -31,17 +32,19 @@ class Question:
     scene_graph: str | None
 
 
-def questions(config: DataConfig, limit: int | None, counts: Counter[str]) -> Iterator[Question]:
-    """Give the first ``limit`` pairs of the data; labels in it are not looked at.
+def questions(
+    config: DataConfig, limit: int | None, counts: Counter[str], *, alone: bool = False
+) -> Iterator[Question]:
+    """Give the first ``limit`` pairs of the data, or its images one by one (``alone``).
 
-    ``counts`` is told what is left out: ``identical`` (one image twice), ``unpaired``, ``ties`` of
-    rankings, and ``skipped`` rows, which cannot be used.
+    Labels in the data are not looked at. ``counts`` is told what is left out: ``identical`` (one
+    image twice), ``unpaired``, ``ties`` of rankings, and ``skipped`` rows, which cannot be used.
 
     Raises:
         DataError: no such data, or a row that cannot be used unless ``on_bad_row`` is skip.
     """
-    raws = (_unlabelled(raw) for raw in open_rows(config).rows())
-    for row in rows_of(raws, config.ranking):
+    raws = (_unlabelled(raw, alone) for raw in open_rows(config).rows())
+    for row in rows_of(raws, config.ranking, alone=alone):
         if limit is not None and counts["pairs"] >= limit:
             return
         if row.left_out:
@@ -50,11 +53,24 @@ def questions(config: DataConfig, limit: int | None, counts: Counter[str]) -> It
         faults, _ = inspect(row)
         if faults and config.on_bad_row == "error":
             raise DataError(f"{faults[0].text}, or set data.on_bad_row=skip")
-        counts["skipped" if faults else "pairs"] += 1
-        if not faults:
-            yield Question(content(row).hex(), row.caption or "", row.encoded, row.scene_graph)
+        counts.update(["skipped"] if faults else [])
+        for images in [] if faults else _asked(row.encoded, alone):
+            counts["pairs"] += 1
+            named = content(replace(row, images=images)).hex()
+            yield Question(named, row.caption or "", images, row.scene_graph)
 
 
-def _unlabelled(raw: Raw) -> Raw:
+def _asked(images: tuple[bytes, bytes], alone: bool) -> list[tuple[bytes, bytes]]:
+    return [(image, image) for image in dict.fromkeys(images)] if alone else [images]
+
+
+def _unlabelled(raw: Raw, alone: bool) -> Raw:
     """Give the row any valid label, so that both images of a tie or unlabelled row are read."""
-    return replace(raw, values={**raw.values, "label_0": 1.0})
+    values = {**raw.values, "label_0": 1.0}
+    if alone and raw.table.kind in RANKED and not raw.fault:
+        images = values.get("images")
+        thumbs = [1.0] * len(images) if isinstance(images, list) else 1.0
+        return replace(
+            raw, table=replace(raw.table, kind="thumbs"), values=values | {"thumbs": thumbs}
+        )
+    return replace(raw, values=values)

@@ -17,10 +17,11 @@ from pathlib import Path
 from threading import RLock
 
 from inversion_dpo.labels.questions import Question, WebError
-from inversion_dpo.labels.votes import CHOICES
+from inversion_dpo.labels.votes import CHOICES, KINDS
 
 APPLICATION = 0x49444C31  # "IDL1", in the file's header: a file of ours, in this form
 UNDO = "undo"
+_ALL = dict.fromkeys([choice for choices in KINDS.values() for choice in choices] + [UNDO])
 SHARED = 5  # every fifth question is of the share of pairs that all labellers are asked
 _SCHEMA = f"""
 CREATE TABLE images (sha256 TEXT PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
@@ -31,7 +32,7 @@ CREATE TABLE pairs (
 CREATE TABLE events (
   number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE, labeller TEXT NOT NULL,
   pair TEXT NOT NULL REFERENCES pairs (pair), choice TEXT NOT NULL, shown_left TEXT NOT NULL,
-  at TEXT NOT NULL, CHECK (choice IN ({", ".join(f"'{c}'" for c in (*CHOICES, UNDO))})));
+  at TEXT NOT NULL, CHECK (choice IN ({", ".join(f"'{c}'" for c in _ALL)})));
 CREATE INDEX events_of ON events (labeller, pair, number);
 CREATE VIEW standing AS
   SELECT labeller, pair, choice, number FROM
@@ -47,7 +48,7 @@ class Conflict(WebError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A pair as one labeller sees it; images by SHA-256."""
+    """A pair as one labeller sees it; images by SHA-256. A single image is on both sides."""
 
     pair: str
     caption: str
@@ -67,13 +68,14 @@ def swapped(labeller: str, pair: str) -> bool:
 class LabelStore:
     """One SQLite file, shared by the threads of one server and by other processes.
 
-    Write-ahead log with ``synchronous=FULL``: a commit returns when the disk has it.
+    Write-ahead log with ``synchronous=FULL``: a commit returns when the disk has it. A file is of
+    one ``kind`` of labels, of :data:`KINDS`; None takes a file as it is.
 
     Raises:
-        WebError: the file is there and is not ours.
+        WebError: the file is there and is not ours, or of another kind.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str | None = "pairs") -> None:
         self.path, self._lock = path, RLock()
         try:
             self._db = sqlite3.connect(
@@ -88,10 +90,18 @@ class LabelStore:
                 if not self._number("SELECT count(*) FROM sqlite_master"):
                     for statement in _SCHEMA.split(";\n"):
                         self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version = {list(KINDS).index(kind or 'pairs')}")
+            self.kind = list(KINDS)[self._number("PRAGMA user_version")]
         except sqlite3.Error as error:
             raise WebError(
                 f"{path} cannot be used for labels ({error}); give another file as --labels"
             ) from error
+        if kind not in (None, self.kind):
+            self.close()
+            raise WebError(
+                f"{path} holds {self.kind}: ask for them (--kind {self.kind}), or give another "
+                "file as --labels"
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -186,10 +196,12 @@ class LabelStore:
         ]
 
     def label(self, request: str, labeller: str, pair: str, choice: str) -> None:
-        """Record ``left``, ``right``, ``tie`` or ``bad``; durable on return; a repeat is ignored.
+        """Record ``left``, ``right`` or a choice of the kind; durable on return.
+
+        A repeat is ignored.
 
         Raises:
-            Conflict: there is no such pair, or the request id was used for something else.
+            Conflict: there is no such pair or choice, or the request id was used for another label.
         """
         with self._transaction():
             images = self._rows("SELECT image_0, image_1 FROM pairs WHERE pair = ?", pair)
@@ -197,8 +209,10 @@ class LabelStore:
                 raise Conflict("there is no such pair")
             second_left = swapped(labeller, pair)
             sides = {"left": CHOICES[second_left], "right": CHOICES[not second_left]}
-            shown = images[0][second_left]
-            self._event(request, labeller, pair, sides.get(choice, choice), shown)
+            shown, choice = images[0][second_left], sides.get(choice, choice)
+            if choice not in KINDS[self.kind]:
+                raise Conflict(f"{self.kind} have no choice {choice}")
+            self._event(request, labeller, pair, choice, shown)
 
     def undo(self, request: str, labeller: str) -> None:
         """Withdraw the labeller's latest standing label, if there is one; a repeat is ignored."""

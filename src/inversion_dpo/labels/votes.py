@@ -6,8 +6,16 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 CHOICES = ("first", "second", "tie", "bad")  # bad: both images are
+UNSURE = "unsure"
+# What may be said of a pair of images, and of a single one.
+KINDS = {
+    "pairs": CHOICES,
+    "thumbs": ("up", "down", UNSURE),
+    "ratings": ("1", "2", "3", "4", "5", UNSURE),
+}
 Votes = Mapping[str, Mapping[str, str]]  # pair -> labeller -> choice
 
 
@@ -29,7 +37,7 @@ class Agreement:
     """How far labellers agree on the ``pairs`` that at least two of them labelled.
 
     same: share of equal choices among all pairs of choices on one pair of images. alpha:
-    Krippendorff's, nominal; None where it is not defined: fewer than two different choices.
+    Krippendorff's; None where it is not defined: fewer than two different choices.
     """
 
     pairs: int
@@ -37,23 +45,25 @@ class Agreement:
     alpha: float | None
 
 
-def agreement(votes: Votes) -> Agreement:
-    """Measure the agreement of all labellers.
+def agreement(votes: Votes, kind: str = "pairs") -> Agreement:
+    """Measure the agreement of all labellers: nominal, of ratings ordinal; who is unsure is silent.
 
     Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011,
     https://repository.upenn.edu/handle/20.500.14332/2089: 1 is perfect, 0 what chance would give.
     """
-    shared = [by for by in votes.values() if len(by) > 1]
+    said = ([choice for choice in by.values() if choice != UNSURE] for by in votes.values())
+    shared = [choices for choices in said if len(choices) > 1]
     if not shared:
         return Agreement(0, None, None)
-    equal = [a == b for by in shared for a, b in itertools.combinations(by.values(), 2)]
-    return Agreement(len(shared), sum(equal) / len(equal), _alpha(shared))
+    equal = [a == b for choices in shared for a, b in itertools.combinations(choices, 2)]
+    return Agreement(len(shared), sum(equal) / len(equal), _alpha(shared, kind))
 
 
-def _alpha(shared: list[Mapping[str, str]]) -> float | None:
-    if len({choice for by in shared for choice in by.values()}) < 2:
+def _alpha(shared: list[list[str]], kind: str) -> float | None:
+    if len({choice for choices in shared for choice in choices}) < 2:
         return None
     import krippendorff
 
-    counts = [[list(by.values()).count(choice) for choice in CHOICES] for by in shared]
-    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+    counts = [[choices.count(choice) for choice in KINDS[kind]] for choices in shared]
+    level: Any = "ordinal" if kind == "ratings" else "nominal"
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement=level))

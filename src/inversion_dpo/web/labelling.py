@@ -27,7 +27,7 @@ class Asking:
 
     page: its path. question: stands above the pictures. next: commands for afterwards. ready: fills
     the store before a labeller is asked, and gives it with the number of pairs that there will be.
-    verdict: what all labels come to, called whenever one is stored.
+    verdict: what all labels come to, called whenever one is stored. kind: of the labels, of KINDS.
     """
 
     page: str
@@ -35,6 +35,7 @@ class Asking:
     next: str
     ready: Callable[[str], tuple[LabelStore, int]]
     verdict: Callable[[], dict[str, Any] | None] = lambda: None
+    kind: str = "pairs"
 
 
 class Undo(Sent):
@@ -45,10 +46,10 @@ class Undo(Sent):
 
 
 class Label(Undo):
-    """One label on a pair."""
+    """One label on a pair, or on a single image."""
 
     pair: Key
-    choice: Literal["left", "right", "tie", "bad"]
+    choice: Literal["left", "right", "tie", "bad", "up", "down", "unsure", "1", "2", "3", "4", "5"]
 
 
 def image_route(lookups: Sequence[Lookup]) -> Route:
@@ -88,7 +89,7 @@ def team(asking: Asking, labeller: str) -> dict[str, Any]:
     return {
         "labellers": [{"labeller": name, "done": n} for name, n in sorted(done.items())],
         "total": total,
-        **asdict(agreement(votes)),
+        **asdict(agreement(votes, store.kind)),
         "split": sum(outcome(by.values()) == "split" for by in votes.values()),
         "verdict": asking.verdict(),
     }

@@ -108,7 +108,7 @@ class Studio:
                 return evaluation_prompts(self.config)[:MOST_PROMPTS]
             except ConfigError:  # no such file: the data has captions
                 pass
-        found = questions(self.config.data, FEW_PROMPTS, Counter())
+        found = questions(self.config.data, 2 * FEW_PROMPTS, Counter(), alone=True)
         return list(dict.fromkeys(question.caption for question in found))
 
     @cached_property

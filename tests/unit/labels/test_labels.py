@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.data.images import DataError
+from inversion_dpo.data.source import open_pairs as opened
 from inversion_dpo.labels.asking import sample_pairs
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import Question, WebError, questions
@@ -311,3 +312,54 @@ def test_samples_of_one_colour_are_left_out_and_named(tmp_path, caplog):
     assert "1 of 4 samples are of one colour ('a', seed 1)" in caplog.text
     with pytest.raises(WebError, match="every pair has an image of one colour"):
         sample_pairs(tmp_path / "none.parquet", Painter(0, 3), ["a", "b"], 0)
+
+
+# ---------------------------------------------------------------- single images
+
+
+SINGLE = {"thumbs": ("up", "down", "unsure"), "ratings": ("5", "2", "unsure")}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_single_images_are_exported_with_each_ones_opinion(pair_file, tmp_path, kind):
+    """Thumbs and ratings of two people come back through the readers of training."""
+    store, counts = LabelStore(tmp_path / "x.sqlite", kind), Counter()
+    asked = questions(DataConfig(pairs=str(pair_file)), 4, counts, alone=True)
+    assert store.add(asked) == counts["pairs"] == 4
+    good, bad, unsure = SINGLE[kind]
+    names = [a.pair for a in store.shown(0, 4)]
+    for name, said in {"a": (good, bad, good, unsure), "b": (good, bad, bad)}.items():
+        for pair, choice in zip(names, said, strict=False):
+            store.label(f"{name}{pair}", name, pair, choice)
+    with pytest.raises(Conflict, match=f"{kind} have no choice first"):
+        store.label("z", "a", names[0], "left")
+    found = export(store, tmp_path / "out.parquet")
+    split = {"thumbs": {"up": 1, "down": 1, "split": 1}, "ratings": {"rated": 3}}[kind]
+    assert found == {**split, "unsure": 1}
+    assert "3 images" in summary(found, kind) and "left out: 1 unsure" in summary(found, kind)
+    rows = [(q.images[0], q.caption) for q in store.pairs()]
+    if kind == "thumbs":
+        source = opened(DataConfig(pairs=str(tmp_path / "out.parquet")), alone=True)
+        assert [(p.winner, p.caption, p.preference) for p in source] == [
+            (*rows[0], 1.0),
+            (*rows[1], 0.0),
+        ]
+        assert source.counts["ties"] == 1
+    else:
+        best = pq.read_table(tmp_path / "out.parquet").to_pylist()
+        assert [row["scores"] for row in best] == [[5.0, 5.0], [2.0, 2.0], [5.0, 2.0]]
+    measured = agreement(store.votes(), kind)
+    assert (measured.pairs, measured.same) == (3, pytest.approx(2 / 3)) and measured.alpha
+    store.close()
+    with pytest.raises(WebError, match=rf"holds {kind}: ask for them \(--kind {kind}\)"):
+        LabelStore(tmp_path / "x.sqlite")
+
+
+def test_images_without_any_label_are_asked_about_one_by_one(tmp_path):
+    table = {"image": [b"x", b"y"], "prompt": ["a", "b"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    counts = Counter()
+    config = DataConfig(pairs=str(tmp_path / "a.parquet"), on_bad_row="skip")
+    assert list(questions(config, None, counts, alone=True)) == [] and counts["skipped"] == 2
+    with pytest.raises(DataError, match="row 0: no rank, score or thumb; .*web DATA --kind thumbs"):
+        list(open_pairs(tmp_path / "a.parquet"))

@@ -3,10 +3,17 @@
 
 import { element, enlarge, enlarged, get, note, post, requestId, sharp, shrink, turn } from "./common.js";
 
-const KEYS = { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", t: "tie", b: "bad", u: "undo" };
+const KEYS = {
+  pairs: { 1: "left", ArrowLeft: "left", 2: "right", ArrowRight: "right", t: "tie", b: "bad" },
+  thumbs: { 1: "up", ArrowUp: "up", 2: "down", ArrowDown: "down", t: "unsure" },
+  ratings: { 1: "1", 2: "2", 3: "3", 4: "4", 5: "5", t: "unsure" },
+};
 const TEAM_EVERY = 10; // labels
 const POLL = 700; // milliseconds between looks for pairs that are still being made
-const { labeller, page } = element("label").dataset;
+const { labeller, page, kind } = element("label").dataset;
+const keys = { ...KEYS[kind], u: "undo" };
+const unit = kind === "pairs" ? "pair" : "image";
+const sides = kind === "pairs" ? ["left", "right"] : ["left"];
 const api = `/api/${page}`;
 const asked = new URLSearchParams({ labeller });
 let pair = null;
@@ -23,13 +30,13 @@ async function show(state) {
   element("caption").textContent = pair ? pair.caption : waiting ? "The next images are being made …" : "";
   element("end").hidden = waiting || (pair && state.covered < state.total);
   element("ended").textContent = pair
-    ? "Every pair has a label. You can stop here, or give second opinions."
-    : "You have seen all pairs. Thank you.";
+    ? `Every ${unit} has a label. You can stop here, or give second opinions.`
+    : `You have seen all ${unit}s. Thank you.`;
   if (waiting) {
     setTimeout(refresh, POLL);
   } else if (pair) {
-    await Promise.all(["left", "right"].map((side) => load(element(side), pair[side])));
-    for (const side of state.after ? ["left", "right"] : []) new Image().src = `/image/${state.after[side]}`;
+    await Promise.all(sides.map((side) => load(element(side), pair[side])));
+    for (const side of state.after ? sides : []) new Image().src = `/image/${state.after[side]}`;
   }
 }
 
@@ -78,12 +85,12 @@ async function team(result = false) {
   const t = await get(`${api}/team?${asked}`).catch(() => null);
   if (!t) return;
   const parts = t.labellers.map((l) => `${l.labeller} ${l.done}`);
-  let text = parts.length ? `${parts.join(", ")} of ${t.total} pairs.` : "";
+  let text = parts.length ? `${parts.join(", ")} of ${t.total} ${unit}s.` : "";
   if (t.pairs) {
-    text += ` On ${t.pairs} pairs labelled by two or more, ${percent(t.same)} of choices agree`;
+    text += ` On ${t.pairs} ${unit}s labelled by two or more, ${percent(t.same)} of choices agree`;
     text += t.alpha === null ? "." : ` (Krippendorff's α ${t.alpha.toFixed(2)}).`;
-    text += " Where people disagree, the majority counts.";
-    text += ` Without a majority a pair counts as a tie${page === "blind" ? "" : ", and training leaves ties out"}: ${t.split} now.`;
+    text += kind === "ratings" ? " Where people disagree, the mean counts." : " Where people disagree, the majority counts.";
+    if (kind !== "ratings") text += ` Without a majority ${unit === "pair" ? "a" : "an"} ${unit} counts as a tie${page === "blind" ? "" : ", and training leaves ties out"}: ${t.split} now.`;
   }
   element("team").textContent = text;
   const v = t.verdict;
@@ -96,17 +103,17 @@ async function team(result = false) {
 
 function look(first) {
   if (enlarged()) turn();
-  else if (pair) enlarge(["left", "right"].map((side) => ({ src: element(side).src, name: side })), first);
+  else if (pair) enlarge(sides.map((side) => ({ src: element(side).src, name: sides[1] ? side : "image" })), first);
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (!labeller || event.target.matches("input")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (key !== "z" && !KEYS[key]) return;
+  if (key !== "z" && !keys[key]) return;
   event.preventDefault();
   if (key === "z") look(0);
-  else choose(KEYS[key]);
+  else choose(keys[key]);
 });
 for (const button of document.querySelectorAll("[data-choice]")) {
   button.addEventListener("click", () => { button.blur(); choose(button.dataset.choice); });
@@ -137,7 +144,7 @@ async function refresh() {
 }
 
 async function begin() {
-  element("caption").textContent = "Reading the pairs …";
+  element("caption").textContent = `Reading the ${unit}s …`;
   await refresh();
   busy = false;
   element("label").dataset.shown = sent;
