@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from inversion_dpo.maths.losses import LOSSES, METHODS
 from inversion_dpo.maths.records import Grid, Levels, LossSettings
-from inversion_dpo.maths.schedule import Schedule
+from inversion_dpo.maths.schedule import Schedule, step
 from inversion_dpo.models.base import plain_guidance, same_schedule
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.processes import Team
@@ -27,23 +27,25 @@ def clean(pair, side):
     return torch.tensor([100.0 * pair + 10 * side, -1.0]) / 100
 
 
-def state(pair, side, i):
-    """The state at grid index i: the clean image and a hundredth for each step."""
-    return clean(pair, side) + i / 100
+def state(pair, side, i, kind="v_prediction"):
+    """The state at grid index i: a step along the prediction from the one below."""
+    if i == 0:
+        return clean(pair, side)
+    here, known = state(pair, side, i - 1, kind), reference(pair, side, i - 1, kind)
+    return step(here, known, GRID.levels[i - 1], GRID.levels[i], kind)
 
 
-def reference(pair, side, i):
+def reference(pair, side, i, kind="v_prediction"):
     """What the reference predicts there."""
-    return state(pair, side, i) / 2 + i
+    return state(pair, side, i, kind) / 2 + i
 
 
 def write_cache(folder, *, steps=None, kind="v_prediction"):
     """Write and open a cache of five pairs in three shards.
 
-    steps: of every pair the grid indices that are kept; all of them by default.
+    steps: of every pair the grid indices that are kept, one or two neighbours; all by default.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = steps or [list(range(1, STEPS + 1))] * PAIRS
     sums = {}
     for number, first in enumerate(range(0, PAIRS, PER_SHARD)):
         pairs = range(first, min(first + PER_SHARD, PAIRS))
@@ -51,15 +53,21 @@ def write_cache(folder, *, steps=None, kind="v_prediction"):
         tensors = {
             "clean": torch.stack([clean(*image) for image in images]),
             "preference": torch.tensor([1 - p / 10 for p in pairs]),
-            "steps": torch.tensor([kept[p] for p in pairs]),
             "condition.prompt": torch.tensor([[p + 1.0] for p in pairs]),
             "condition.graph_rows": torch.tensor([[p + 0.5] for p in pairs]),
             "framing.size": torch.tensor([[10.0 * p + side] for p, side in images]),
             "x_T_variance": torch.tensor([0.5 + p for p, _ in images]),
         }
-        for name, value in (("states", state), ("reference", reference)):
-            rows = [torch.stack([value(*i, k) for k in kept[i[0]]]) for i in images]
-            tensors[name] = torch.stack(rows)
+
+        def both(value, pair, i):
+            return torch.stack([value(pair, side, i, kind) for side in (0, 1)])
+
+        known = {p: steps[p] if steps else range(STEPS + 1) for p in pairs}
+        rows = [both(reference, p, i) for p in pairs for i in known[p]]
+        tensors["predictions"] = torch.stack(rows)
+        if steps:
+            tensors["steps"] = torch.tensor([steps[p] for p in pairs])
+            tensors["anchors"] = torch.stack([both(state, p, steps[p][0]) for p in pairs])
         path = folder / f"shard-{number:05d}.safetensors"
         save_file(tensors, path)
         sums[path.name] = sha256_of(path)
@@ -69,7 +77,9 @@ def write_cache(folder, *, steps=None, kind="v_prediction"):
     manifest = {
         "key": {
             "model": "0123456789abcdef" * 4,
-            "keep": [1, 1, 3] if steps else None,
+            "keep": [len(steps[0]), 1, 3] if steps else None,
+            "guidance_scale": 1.0,
+            "reference_guidance": 1.0,
             "extent": {"start": 0, "first": 1, "last": STEPS, "iterations": 0},
             "pairs_per_shard": PER_SHARD,
         },
@@ -80,6 +90,7 @@ def write_cache(folder, *, steps=None, kind="v_prediction"):
         "errors": [0.1, 0.5, 0.2, 0.4, 0.3],
         "left_out": [],
         "places": [divmod(p, PER_SHARD) for p in range(PAIRS)],
+        "texts": [divmod(p, PER_SHARD) for p in range(PAIRS)],
         "sizes": [(1, 2)] * -(-PAIRS // PER_SHARD),
         "shards": sums,
     }

@@ -210,7 +210,7 @@ def test_sigkill_at_random_moments_ends_in_the_same_bits(tiny_config, tmp_path):
 def test_label_noise_swaps_training_pairs_only(tiny_config, tmp_path):
     plain, noisy = (set_up(tiny_config(f"data.label_noise={share}"), tmp_path) for share in (0, 1))
     for pair, side in ((plain.train_pairs[0], 1), (plain.heldout_pairs[0], 0)):
-        there, here = (c.cache.of_images("states", [pair], [0]) for c in (noisy, plain))
+        there, here = (c.cache.states([pair], [0], "x0").x_t for c in (noisy, plain))
         torch.testing.assert_close(there[0], here[side])
 
 
@@ -283,7 +283,7 @@ def test_no_path_is_made_that_nobody_looks_at(
     monkeypatch.setattr(trajectories, "invert", refuse)
     session = train(tiny_config(*settings, "inversion.t_start=0.34"), tmp_path / "encoded")
     held = set(session.cache.shard(0).keys())
-    assert "clean" in held and not held & {"states", "reference", "x_T_variance"}
+    assert "clean" in held and not held & {"predictions", "x_T_variance"}
     with pytest.raises(AssertionError, match="inverted"):
         set_up(tiny_config("training.steps=2"), tmp_path / "other")
     first, second = (rows_of(tmp_path / folder) for folder in ("inverted", "encoded"))
@@ -381,11 +381,10 @@ def test_cached_equals_uncached_and_survives_interruption(tiny_config, tmp_path)
     (folder / "shard-00001.safetensors").unlink()
     again = set_up(config, tmp_path / "a").cache
     fresh = set_up(config, tmp_path / "b").cache
-    for name in ("states", "reference"):
-        for pair in (0, 5, 15):
-            assert torch.equal(
-                again.of_images(name, [pair], [3]), fresh.of_images(name, [pair], [3])
-            )
+    for one, two in zip(
+        *(vars(c.states([0, 5, 15], [3] * 3, "x0")).values() for c in (again, fresh)), strict=True
+    ):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(two))
 
 
 def test_a_flipped_bit_in_a_shard_is_detected(tiny_config, tmp_path):
@@ -401,31 +400,17 @@ def test_points_hold_the_three_targets(tiny_config, tmp_path):
     cache = set_up(tiny_config(), tmp_path).cache
     pairs, positions, levels = [2, 7], [0, 3], cache.grid.levels
     i = torch.tensor([1, 4, 1, 4])
-    x, clean = cache.of_images("states", pairs, positions), cache.of_images("clean", pairs)
+    x, clean = cache.states(pairs, positions, "x0").x_t, cache.of_images("clean", pairs)
     x0 = cache.states(pairs, positions, "x0")
     assert torch.equal(x0.x_t, x) and torch.equal(x0.timesteps, cache.grid.timesteps[i])
     landed = step(x, x0.target, levels[i], levels[0], cache.kind)
     torch.testing.assert_close(landed, clean, rtol=1e-3, atol=1e-4)
     transition = cache.states(pairs, positions, "transition").target
-    below = torch.where(
-        (i == 1)[:, None, None, None], clean, cache.of_images("states", pairs, [0, 2])
-    )
+    below = torch.where((i == 1)[:, None, None, None], clean, cache.states(pairs, [0, 2], "x0").x_t)
     landed = step(x, transition, levels[i], levels[i - 1], cache.kind)
     torch.testing.assert_close(landed, below, rtol=1e-3, atol=1e-4)
     reference = cache.states(pairs, positions, "reference")
     assert torch.equal(reference.target, reference.reference)
-
-
-def test_shards_are_closed_again(tiny_config, tmp_path, monkeypatch):
-    """A million pairs lie in more shards than a process may map."""
-    cache = set_up(tiny_config(), tmp_path).cache
-    pairs = [0, 15, 3, 8, 5, 12, 0]
-    whole = cache.of_images("states", pairs, [1] * 7)
-    assert len(cache._handles) == 4
-    monkeypatch.setattr("inversion_dpo.trajectories.cache.OPEN", 2)
-    cache._handles.clear()
-    assert torch.equal(cache.of_images("states", pairs, [1] * 7), whole)
-    assert len(cache._handles) == 2
 
 
 @pytest.mark.slow
@@ -435,11 +420,12 @@ def test_kept_states_are_those_of_the_whole_trajectory(tiny_config, tmp_path):
     assert part.positions(2, 5) == (0, 1)
     for pair in range(16):
         for position in (0, 1):
-            i = int(part.states([pair], [position], "x0").level[0])
-            assert 2 + 2 * position <= i <= 3 + 2 * position  # two strata: 2-3 and 4-5
-            for name in ("states", "reference"):
-                found = part.of_images(name, [pair], [position])
-                assert torch.equal(found, whole.of_images(name, [pair], [i - 1]))
+            found = part.states([pair], [position], "x0")
+            i = int(found.level[0])
+            assert i in (2 + position, 4 + position)  # neighbours: 2 and 3, or 4 and 5
+            same = whole.states([pair], [i - 1], "x0")
+            assert torch.equal(found.x_t, same.x_t)
+            assert torch.equal(found.reference, same.reference)
     train(tiny_config("inversion.keep=2"), tmp_path / "run")
 
 

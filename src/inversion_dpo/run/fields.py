@@ -185,7 +185,7 @@ class InversionConfig:
     t_start: Annotated[float, Strict(), Field(ge=0, le=0.5), _INVERTED] = 0.0
     """Share of the schedule below which noise is added instead of inverting."""
     keep: Annotated[Count | None, _INVERTED] = None
-    """States kept on disk for each pair; null keeps all. Set it if the disk is small."""
+    """States kept on disk for each pair; null keeps all. An even number takes less room."""
     reconstruct: Switch = False
     """Also sample back from the recovered noise, which shows what the reference cannot draw."""
     max_error: NotNegative | None = None

@@ -159,6 +159,7 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     buckets = split_by(train_pairs, cache.size)
     if rare := rare_text(list(map(len, buckets)), t):
         logger.warning(rare)
+    cache.device = accelerator.device
     return Session(
         accelerator=accelerator,
         model=model,

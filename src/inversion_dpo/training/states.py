@@ -50,22 +50,26 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
             condition[name] = both[:-1]
 
 
-def trajectory_states(
-    session: Session, pairs: list[int], condition: Condition, generators: Generators
-) -> NoisyStates:
-    """Draw uniformly one state of each pair's cached trajectories."""
-    first, last = session.cache.positions(session.plan.low, session.plan.high)
-    drawn = integers(first, last, generators).tolist()
-    return session.cache.states(pairs, drawn, session.plan.target)
+def stored_positions(session: Session, generators: Generators) -> list[int] | None:
+    """Choose the stored state of each pair that a step looks at; None if the path stores none.
+
+    It is drawn uniformly, or on the path ``released`` every state of a pair in its order.
+    """
+    plan = session.plan
+    if not plan.inverts:
+        return None
+    first, last = session.cache.positions(plan.low, plan.high)
+    if plan.whole:
+        return [first + k % plan.states for k in range(len(generators))]
+    return integers(first, last, generators).tolist()
 
 
-def released_states(
+def stored_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
-    """Take the states of each pair in their order; nothing is drawn."""
-    first, _ = session.cache.positions(session.plan.low, session.plan.high)
-    taken = [first + k % session.plan.states for k in range(len(pairs))]
-    return session.cache.states(pairs, taken, session.plan.target)
+    """Take a state of each pair's cached trajectories."""
+    positions = stored_positions(session, generators) or []
+    return session.cache.states(pairs, positions, session.plan.target)
 
 
 def noise_states(
@@ -75,7 +79,7 @@ def noise_states(
     schedule, plan = session.model.schedule_at(session.cache.size(pairs[0])), session.plan
     x_0 = session.cache.of_images("clean", pairs)
     level = integers(plan.low, plan.high, generators).repeat(2)
-    eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
+    eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1)).to(x_0)
     x_t = add_noise(x_0, eps, schedule.levels[level])
     target = prediction_of(x_0, eps, schedule.levels[level], schedule.kind)
     scale = error_scale(schedule.levels[level], schedule.kind).float()
@@ -121,8 +125,8 @@ def policy_states(
 
 StatesOf = Callable[[Session, list[int], Condition, Generators], NoisyStates]
 STATES: dict[str, StatesOf] = {
-    "trajectory": trajectory_states,
-    "released": released_states,
+    "trajectory": stored_states,
+    "released": stored_states,
     "noise": noise_states,
     "policy": policy_states,
     "renoise": policy_states,

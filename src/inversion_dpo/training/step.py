@@ -26,7 +26,13 @@ from inversion_dpo.run.processes import settle, share, total, whole
 from inversion_dpo.training.checks import is_finite, leave_out
 from inversion_dpo.training.generators import Generators, generator_for
 from inversion_dpo.training.session import Session, batch_of_step, split_by
-from inversion_dpo.training.states import STATES, predict, with_dropout, with_reference
+from inversion_dpo.training.states import (
+    STATES,
+    predict,
+    stored_positions,
+    with_dropout,
+    with_reference,
+)
 
 logger = logging.getLogger(__name__)
 Row = dict[str, float]
@@ -74,15 +80,12 @@ def backward(
     """
     accelerator, plan, team = session.accelerator, session.plan, session.team
     parts, items = plan.accumulation, plan.batch_size * plan.states
-    mine = share(range(plan.batch_size), team.size, team.rank)
-    batch = batch_of_step(session.buckets, plan.batch_size, plan.seed, number)
     drop = max(plan.prompt_dropout, plan.graph_dropout, plan.caption_dropout) > 0
     rows, own = [], []
     for part in range(parts):
         with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
-            places = [(k, s) for k in share(mine, parts, part) for s in range(plan.states)]
-            here = [batch[k] for k, _ in places]
-            generators = [generator_for(0, plan.seed, number, *place) for place in places]
+            here, generators = part_of_step(session, number, part)
+            read_ahead(session, *part_of_step(session, *divmod(number * parts + part + 1, parts)))
             output, errors, evaluations = losses(session, here, generators, drop=drop)
             accelerator.backward(output.loss.sum() * (team.size / items))
         row = measurements(output, errors, compared=plan.loss.reference)
@@ -91,6 +94,25 @@ def backward(
         rows.append((len(here) / items, row))
         own.append(([pair for pair, _ in here], output.loss.detach()))
     return rows, own
+
+
+def part_of_step(
+    session: Session, number: int, part: int
+) -> tuple[list[tuple[int, int]], Generators]:
+    """List the (pair, epoch)s of one part of this process's share, and the generator of each."""
+    plan, team = session.plan, session.team
+    mine = share(range(plan.batch_size), team.size, team.rank)
+    batch = batch_of_step(session.buckets, plan.batch_size, plan.seed, number)
+    share_of = share(mine, plan.accumulation, part)
+    places = [(k, s) for k in share_of for s in range(plan.states)]
+    generators = [generator_for(0, plan.seed, number, *place) for place in places]
+    return [batch[k] for k, _ in places], generators
+
+
+def read_ahead(session: Session, batch: list[tuple[int, int]], generators: Generators) -> None:
+    """Read from the disk what :func:`losses` will need, while the step before it computes."""
+    positions = stored_positions(session, generators)
+    session.cache.read_ahead([pair for pair, _ in batch], positions)
 
 
 def losses(
@@ -189,12 +211,16 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         size *= plan.states
     groups = split_by(items, lambda item: session.cache.size(pairs[item[1]]))
     chunks = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
+
+    def drawn(number: int) -> tuple[list[tuple[int, int]], Generators]:
+        chunk = chunks[number % len(chunks)]
+        return [(pairs[place], 0) for _, place in chunk], [generator_for(1, *i) for i in chunk]
+
     rows = []
     for first in range(0, len(chunks), team.size):  # as many forwards on every process: FSDP waits
         number = first + team.rank
-        chunk = chunks[number % len(chunks)]
-        generators = [generator_for(1, *item) for item in chunk]
-        batch = [(pairs[place], 0) for _, place in chunk]
+        chunk, (batch, generators) = chunks[number % len(chunks)], drawn(number)
+        read_ahead(session, *drawn(number + team.size))
         output, errors, _ = losses(session, batch, generators, compare=True)
         row = measurements(output, errors, compared=True)
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))

@@ -10,7 +10,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +21,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from inversion_dpo.maths.inversion import follow
 from inversion_dpo.maths.records import Extent, Grid, NoisyStates
-from inversion_dpo.maths.schedule import error_scale
+from inversion_dpo.maths.schedule import add_noise, error_scale
 from inversion_dpo.maths.targets import target_prediction
-from inversion_dpo.models.base import Condition, joined
+from inversion_dpo.models.base import Condition
 from inversion_dpo.run.disk import atomic_save, atomic_text, sha256_of
 from inversion_dpo.run.processes import Team
+from inversion_dpo.trajectories.reading import SHARD, Block, Rows, Shards
+from inversion_dpo.trajectories.storing import form_of
 
 if TYPE_CHECKING:
     from inversion_dpo.data.transforms import Size
 
 logger = logging.getLogger(__name__)
-OPEN = 1024  # shards held open: each is a mapping, and Linux allows a process 65,530
-MANIFEST, EMPTY, SHARD = "manifest.json", "empty.safetensors", "shard-{:05d}.safetensors"
+MANIFEST, EMPTY = "manifest.json", "empty.safetensors"
+CPU = torch.device("cpu")
 
 
 def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
@@ -80,8 +85,9 @@ def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -
 def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) -> None:
     """Join the parts of all shards, whichever process wrote them, and what is known besides.
 
-    ``digests``, ``errors`` and ``places``, each pair's [shard, row], are in the order of the
-    numbers of pairs; ``sizes`` has one (height, width) for each shard.
+    ``digests``, ``errors``, ``places`` and ``texts``, the [shard, row] of each pair and of its
+    condition, are in the order of the numbers of pairs; ``sizes`` has one (height, width) for each
+    shard.
     """
     entries = [json.loads((folder / name).with_suffix(".json").read_text()) for name in names]
     cut: Counter[str] = Counter()
@@ -98,6 +104,7 @@ def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) ->
         "overlong": dict(cut),
         "digests": [entries[shard]["digests"][row] for shard, row in places],
         "errors": [e for s, r in places for e in entries[s]["errors"][r : r + 1]],
+        "texts": [entries[shard]["texts"][row] for shard, row in places],
         "places": places,
         "sizes": [entry["size"] for entry in entries],
         "shards": {n: e["sha256"] for n, e in zip(names, entries, strict=True)},
@@ -111,10 +118,13 @@ class TrajectoryCache:
     """Random access to the trajectories of numbered pairs.
 
     A shard holds, in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
-    ``preference`` [P] (probability that the winner is the better one), ``condition.*`` [P, ...] and
-    ``framing.*`` [2P, ...]. All pairs of a shard have one size; so must those that are read at
-    once. If there are trajectories, ``states`` and ``reference`` [2P, K, *] at
-    the grid indices ``steps`` [P, K].
+    ``preference`` [P] (probability that the winner is the better one), ``framing.*`` [2P, ...], and
+    ``condition.*`` [.., ...] of the prompts that no shard before has. All pairs of a shard have one
+    size; so must those that are read at once. If there are trajectories, see :mod:`.storing`:
+    ``predictions`` [P K, 2, *], ``moves``, ``noise`` [P, *] that was added; or, where only some
+    states are kept, ``anchors`` [.., 2, *] and the grid indices ``steps`` [P, K].
+
+    ``device``, where batches go, is the CPU unless it is set.
     """
 
     def __init__(self, folder: Path, grid_at: Callable[[Size], Grid], kind: str) -> None:
@@ -127,27 +137,27 @@ class TrajectoryCache:
         self.overlong: dict[str, int] = manifest["overlong"]  # captions cut, by tokenizer
         self.digests: list[str] = manifest["digests"]
         self.errors: list[float] = manifest["errors"]  # of a reconstruction, the worse of a pair's
-        self.all_steps: bool = key["keep"] is None
         self.extent = Extent(**key["extent"])  # of the trajectories
+        guidances = key["guidance_scale"], key["reference_guidance"]
+        self.form = form_of(self.extent, key["keep"], *guidances)
         self.inverted: bool = self.extent.last > 0  # or only encoded
         self.left_out: list[int] = manifest["left_out"]  # usable pairs, by place, not in here
         self.places: list[tuple[int, int]] = [(s, r) for s, r in manifest["places"]]
+        self.texts: list[tuple[int, int]] = [(s, r) for s, r in manifest["texts"]]
         self.sizes: list[Size] = [(h, w) for h, w in manifest["sizes"]]  # of each shard's pictures
         self.grid_at = lru_cache(None)(grid_at)  # flow models shift theirs by the size
         self.grid = self.grid_at(self.sizes[0])
         self.of_shard: list[list[int]] = [[] for _ in self.sizes]  # its pairs, by row
         for shard, pair in sorted((s, p) for p, (s, _) in enumerate(self.places)):
             self.of_shard[shard].append(pair)
-        self._handles: dict[int, Any] = {}
-        self._swapped: frozenset[int] = frozenset()
+        self.device = CPU
+        self._shards, self._swapped = Shards(folder), frozenset[int]()
+        self._thread = ThreadPoolExecutor(1, "read ahead")
+        self._ahead: dict[tuple[int, ...], tuple[list[int] | None, Future[Block]]] = {}
 
     def shard(self, number: int) -> Any:
-        """Open a shard; beyond OPEN, the one opened first is closed."""
-        if number not in self._handles:
-            if len(self._handles) >= OPEN:
-                del self._handles[next(iter(self._handles))]
-            self._handles[number] = safe_open(self.folder / SHARD.format(number), framework="pt")
-        return self._handles[number]
+        """Open a shard."""
+        return safe_open(self.folder / SHARD.format(number), framework="pt")
 
     def swap(self, pairs: Sequence[int], share: float, seed: int) -> None:
         """Exchange winner and loser of a seeded share of the pairs: label noise, for controls."""
@@ -155,82 +165,187 @@ class TrajectoryCache:
         self._swapped = frozenset(p for p, d in zip(pairs, drawn.tolist(), strict=True) if d)
 
     def positions(self, low: int, high: int) -> tuple[int, int]:
-        """Return first and last position of the stored states between grid indices low and high.
+        """Return first and last position of the states between grid indices low and high.
 
         If only some states of each pair were kept, they were drawn from these indices.
         """
-        if self.all_steps:
-            return low - 1, high - 1
-        return 0, self.shard(0).get_slice("steps").get_shape()[1] - 1
-
-    def of_images(
-        self, name: str, pairs: Sequence[int], positions: Sequence[int] | None = None
-    ) -> Tensor:
-        """Stack a tensor of both images (2P, *): winners of all pairs, then their losers.
-
-        positions: the stored state of each pair to read, if the tensor has states.
-        """
-        rows = []
-        for side in (0, 1):
-            for place, pair in enumerate(pairs):
-                shard, offset = self.places[pair]
-                row = 2 * offset + (side ^ (pair in self._swapped))
-                tensor = self.shard(shard).get_slice(name)
-                rows.append(tensor[row, positions[place]] if positions else tensor[row])
-        return torch.stack(rows)
-
-    def of_pairs(self, name: str, pairs: Sequence[int]) -> Tensor:
-        """Join a tensor that both images of a pair share, [P, ...]; label noise leaves it."""
-        places = [self.places[pair] for pair in pairs]
-        return joined([self.shard(s).get_slice(name)[k : k + 1] for s, k in places])
+        return (0, self.form.kept - 1) if self.form.kept else (low - 1, high - 1)
 
     def size(self, pair: int) -> Size:
         """Tell the (height, width) of a pair's pictures, in pixels."""
         return self.sizes[self.places[pair][0]]
-
-    def preference(self, pairs: Sequence[int]) -> Tensor:
-        """Read the probability that the winner is the better one, [P]."""
-        return self.of_pairs("preference", pairs)
-
-    def condition(self, pairs: Sequence[int]) -> Condition:
-        """Read conditions of winners then losers, [2P, ...]: prompts are shared, framing is not."""
-        conditions: Condition = {}
-        for name in self.shard(0).keys():
-            part, _, key = name.partition(".")
-            if part == "condition":
-                rows = self.of_pairs(name, pairs)
-                conditions[key] = torch.cat([rows, rows])
-            elif part == "framing":
-                conditions[key] = self.of_images(name, pairs)
-        return conditions
 
     @cached_property
     def empty(self) -> Condition:
         """The condition of the empty prompt, [1, ...] each."""
         return load_file(self.folder / EMPTY)
 
-    def states(self, pairs: Sequence[int], positions: Sequence[int], target: str) -> NoisyStates:
-        """Read a stored state of each pair's two trajectories, with its target."""
-        steps = torch.tensor(positions) + 1
-        if not self.all_steps:
-            steps = self.of_pairs("steps", pairs)[torch.arange(len(pairs)), positions]
-        level = steps.repeat(2)
-        x_0, x_t = self.of_images("clean", pairs), self.of_images("states", pairs, positions)
-        reference = self.of_images("reference", pairs, positions)
-        x_before = self._before(pairs, positions, x_0) if target == "transition" else x_0
-        grid, states = self.grid_at(self.size(pairs[0])), (x_0, x_before, x_t)
+    # ---- one tensor
+
+    def of_images(self, name: str, pairs: Sequence[int]) -> Tensor:
+        """Stack a tensor of both images (2P, *): winners of all pairs, then their losers."""
+        return self._one(name, pairs, self._of_images).on(self.device)[name]
+
+    def of_pairs(self, name: str, pairs: Sequence[int]) -> Tensor:
+        """Stack a tensor that both images of a pair share, [P, ...]; label noise leaves it."""
+        return self._one(name, pairs, self._of_pairs).on(CPU)[name]
+
+    def preference(self, pairs: Sequence[int]) -> Tensor:
+        """Read the probability that the winner is the better one, [P]."""
+        return self.of_pairs("preference", pairs)
+
+    # ---- a batch
+
+    def read_ahead(self, pairs: Sequence[int], positions: list[int] | None) -> None:
+        """Read a later batch in a thread: what the next functions would read for these pairs.
+
+        positions: of the states to be read, None for no states.
+        """
+        while len(self._ahead) > 1:  # this batch and the next
+            del self._ahead[next(iter(self._ahead))]
+        pairs = tuple(pairs)
+        waiting = self._thread.submit(lambda: self._read(self._of_batch(pairs, positions)))
+        self._ahead[pairs] = positions, waiting
+
+    def condition(self, pairs: Sequence[int]) -> Condition:
+        """Read conditions of winners then losers, [2P, ...]: prompts are shared, framing is not."""
+        block = self._held(pairs) or self._read(self._conditions(pairs))
+        conditions: Condition = {}
+        for name, rows in block.on(self.device).items():
+            part, _, key = name.partition(".")
+            if key:
+                conditions[key] = torch.cat([rows, rows]) if part == "condition" else rows
+        return conditions
+
+    def states(self, pairs: Sequence[int], positions: list[int], target: str) -> NoisyStates:
+        """Read a state of each pair's two trajectories, with its target.
+
+        States are made again from the predictions that lead to them, those of all pairs at once.
+        """
+        block = self._held(pairs, positions)
+        if block is None:
+            wanted = [*self._of_images("clean", pairs), *self._of_paths(pairs, positions)]
+            block = self._read(wanted)
+        t, host, count = block.on(self.device), block.on(CPU), len(pairs)
+        grid = self.grid_at(self.size(pairs[0]))
         levels = grid.levels
+        order, begins = _climb([self.form.transitions(k) for k in positions])
+        transitions = torch.tensor([self.form.transitions(k) for k in positions])
+        level = torch.tensor(positions) + 1
+        if self.form.kept:
+            level = host["steps"][torch.arange(count), positions]
+        start = (level - transitions)[order].repeat_interleave(2)
+        image = [k + count * (s ^ (pairs[k] in self._swapped)) for k in order for s in (0, 1)]
+        here = torch.tensor(image, device=self.device)  # of a stored row, its image in the batch
+        x_0, known = t["clean"], t["predictions"]
+        x = t["anchors"].flatten(0, 1) if self.form.kept else x_0[here]
+        below = x
+        if "noise" in t:
+            noise = t["noise"].repeat_interleave(2, 0)
+            below = torch.where(_wide(start > 1, x), add_noise(x, noise, levels[start - 1]), x)
+            x = add_noise(x, noise, levels[start])
+        moves = t.get("moves", known)
+        x_t, before = follow(
+            x,
+            [moves[a:b].flatten(0, 1) for a, b in pairwise(begins)],
+            start,
+            grid,
+            self.kind,
+            refined=self.extent.iterations > 0,
+        )
+        added = (transitions == 0)[order].repeat_interleave(2)
+        before = torch.where(_wide(added, x), below, before)
+        row = here.argsort()
+        x_t, before = x_t[row], before[row]
+        reference = known[-count:].flatten(0, 1).to(x_0)[row]
+        level = level.repeat(2)
         return NoisyStates(
             level=level,
             x_t=x_t,
             timesteps=grid.timesteps[level],
             scale=error_scale(levels[level], self.kind).float(),
-            target=target_prediction(target, level, states, reference, levels, self.kind),
+            target=target_prediction(
+                target, level, (x_0, before, x_t), reference, levels, self.kind
+            ),
             reference=reference,
         )
 
-    def _before(self, pairs: Sequence[int], positions: Sequence[int], x_0: Tensor) -> Tensor:
-        """Read the states one transition below; needs a cache with all states."""
-        lower = self.of_images("states", pairs, [max(0, k - 1) for k in positions])
-        first = (torch.tensor(positions) == 0).repeat(2)
-        return torch.where(first.reshape(-1, *[1] * (x_0.ndim - 1)), x_0, lower)
+    # ---- which rows
+
+    def _held(self, pairs: Sequence[int], positions: list[int] | None = None) -> Block | None:
+        """Wait for a batch that was read ahead, if it is this one."""
+        there, waiting = self._ahead.get(tuple(pairs), (None, None))
+        usable = waiting is not None and positions in (None, there)
+        return waiting.result() if waiting is not None and usable else None
+
+    def _one(
+        self, name: str, pairs: Sequence[int], rows: Callable[[str, Sequence[int]], list[Rows]]
+    ) -> Block:
+        block = self._held(pairs)
+        return block if block and name in block.places else self._read(rows(name, pairs))
+
+    def _read(self, wanted: Sequence[Rows]) -> Block:
+        return self._shards.read(wanted, pinned=self.device.type == "cuda")
+
+    def _of_batch(self, pairs: Sequence[int], positions: list[int] | None) -> list[Rows]:
+        rows = [*self._conditions(pairs), *self._of_images("clean", pairs)]
+        rows += self._of_pairs("preference", pairs)
+        return rows if positions is None else [*rows, *self._of_paths(pairs, positions)]
+
+    def _of_pairs(self, name: str, pairs: Sequence[int]) -> list[Rows]:
+        return [Rows(name, *self.places[pair], [k]) for k, pair in enumerate(pairs)]
+
+    def _of_images(self, name: str, pairs: Sequence[int]) -> list[Rows]:
+        places, rows = [self.places[pair] for pair in pairs], []
+        for k, (pair, (shard, row)) in enumerate(zip(pairs, places, strict=True)):
+            to = [k, k + len(pairs)]
+            rows.append(Rows(name, shard, 2 * row, to[::-1] if pair in self._swapped else to))
+        return rows
+
+    def _conditions(self, pairs: Sequence[int]) -> list[Rows]:
+        rows: list[Rows] = []
+        for name in self._shards.places(0):
+            if name.startswith("condition."):
+                rows += [Rows(name, *self.texts[pair], [k]) for k, pair in enumerate(pairs)]
+            elif name.startswith("framing."):
+                rows += self._of_images(name, pairs)
+        return rows
+
+    def _of_paths(self, pairs: Sequence[int], positions: Sequence[int]) -> list[Rows]:
+        """List what makes the states at these positions, those after most transitions first.
+
+        Of a transition, the predictions of all pairs that take it lie together.
+        """
+        form, rows = self.form, list[Rows]()
+        order, begins = _climb([form.transitions(k) for k in positions])
+        for rank, k in enumerate(order):
+            (shard, row), position = self.places[pairs[k]], positions[k]
+            column, count = form.column(position), form.transitions(position)
+            moves = [begins[j] + rank for j in range(count)]
+            if form.apart:
+                first = row * form.predictions + column
+                rows.append(Rows("predictions", shard, first, [rank]))
+                if count:
+                    first = row * form.moves + (position // form.run if form.kept else 0)
+                    rows.append(Rows("moves", shard, first, moves))
+            else:
+                first = row * form.predictions + column - count
+                rows.append(Rows("predictions", shard, first, [*moves, begins[-1] + rank]))
+            if form.kept:
+                first = row * (form.kept // form.run) + position // form.run
+                rows += [Rows("anchors", shard, first, [rank]), Rows("steps", shard, row, [k])]
+            elif form.extent.start:
+                rows.append(Rows("noise", shard, row, [rank]))
+        return rows
+
+
+def _climb(transitions: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Order pairs by their transitions, most first; and count those before each transition."""
+    order = sorted(range(len(transitions)), key=lambda k: -transitions[k])
+    active = [sum(t > j for t in transitions) for j in range(max(transitions, default=0))]
+    return order, [0, *accumulate(active)]
+
+
+def _wide(rows: Tensor, x: Tensor) -> Tensor:
+    """Shape a flag of each image to broadcast over x (B, *)."""
+    return rows.to(x.device).reshape(-1, *[1] * (x.ndim - 1))

@@ -6,7 +6,8 @@ missing shards, on any number of processes.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import json
 import logging
 import time
 from collections import Counter
@@ -16,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +41,7 @@ from inversion_dpo.models.base import (
     Guidance,
     ModelError,
     guided,
+    joined,
     network_of,
     plain_guidance,
     without_prompt,
@@ -51,7 +52,6 @@ from inversion_dpo.run.disk import atomic_save, check_room
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
     EMPTY,
-    SHARD,
     TrajectoryCache,
     is_intact,
     is_whole,
@@ -59,6 +59,8 @@ from inversion_dpo.trajectories.cache import (
     write_shard,
 )
 from inversion_dpo.trajectories.key import CacheKey
+from inversion_dpo.trajectories.reading import SHARD
+from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair, PairSource
@@ -145,21 +147,23 @@ def _write_missing(
     Returns:
         The number of all shards; and of each pair that is left out its place, and why.
     """
-    number, left_out = -1, dict[int, str]()
+    number, left_out, texts = -1, dict[int, str](), dict[bytes, tuple[int, int]]()
     doing = "invert" if how.key.extent.last else "encode"
     with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
         stream = grouped(pairs.read(lambda pair: False), how.key, left_out)
         for number, chunk in enumerate(stream):
             path, digests = folder / SHARD.format(number), [job.pair.digest for job in chunk]
+            places, new = text_places(texts, [text_of(job, how.key) for job in chunk], number)
             if number % team.size == team.rank and not is_intact(path, digests):
-                shard = invert_pairs(how.at(chunk[0].place.size), chunk)
-                check_finite(shard, [job.pair for job in chunk], how.key.extent.first)
+                shard = invert_pairs(how.at(chunk[0].place.size), chunk, new)
+                check_finite(shard, [job.pair for job in chunk])
                 entry = {
                     "pairs": [job.number for job in chunk],
                     "size": chunk[0].place.size,
                     "digests": digests,
                     "overlong": overlong(how.model, [job.pair.caption for job in chunk]),
                     "errors": [],
+                    "texts": places,
                 }
                 write_shard(path, shard, entry)
             bar.update(len(chunk))
@@ -202,36 +206,57 @@ def grouped(pairs: Iterable[Pair], key: CacheKey, left_out: dict[int, str]) -> I
 # ---------------------------------------------------------------- one shard
 
 
-def check_finite(shard: dict[str, Tensor], pairs: list[Pair], first: int) -> None:
-    """Refuse a shard with values that are not finite; ModelError names the image and the remedy.
+def text_of(job: Job, key: CacheKey) -> bytes:
+    """Identify what a pair's condition is made of: caption and, where it counts, scene graph."""
+    graph = job.pair.scene_graph if key.scene_graph else None
+    return hashlib.sha256(json.dumps([job.pair.caption, graph]).encode()).digest()[:16]
+
+
+def text_places(
+    texts: dict[bytes, tuple[int, int]], chunk: Sequence[bytes], number: int
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Find where the conditions of a shard's pairs are stored: in the first shard that has them.
 
     Args:
-        shard: from :func:`invert_pairs`.
-        pairs: its pairs.
-        first: index of the lowest state with a prediction.
+        texts: (shard, row) of each text so far; those of this shard are added.
+        chunk: the text of each pair.
+        number: of the shard.
+
+    Returns:
+        (shard, row) for each pair; and of each row that this shard stores, its pair.
     """
-    for name in ("clean", "states", "reference"):
+    new: list[int] = []
+    for k, text in enumerate(chunk):
+        if text not in texts:
+            texts[text] = number, len(new)
+            new.append(k)
+    return [texts[text] for text in chunk], new
+
+
+def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
+    """Refuse a shard with values that are not finite; ModelError names the image and the remedy."""
+    for name in ("clean", "anchors", *PREDICTIONS):
         if name not in shard:
             continue
-        good = shard[name].isfinite()
-        if name == "reference":
-            rows = (shard["steps"] < first).repeat_interleave(2, 0)
-            good = good | rows.reshape(*rows.shape, *[1] * (good.ndim - 2))
-        bad = (~good.flatten(1).all(1)).nonzero().flatten().tolist()
+        rows = shard[name].unflatten(0, (-1, 2)) if name == "clean" else shard[name]
+        bad = (~rows.isfinite().flatten(2).all(2)).nonzero().tolist()
         if bad:
-            pair, side = divmod(bad[0], 2)
+            pair, side = bad[0][0] // (len(rows) // len(pairs)), bad[0][1]
             what = "latent" if name == "clean" else "inverted path"
             raise ModelError(
                 f"{pairs[pair].where}, {('winner', 'loser')[side]}: its {what} has {OVERFLOW}"
             )
 
 
-def invert_pairs(how: Inverter, jobs: list[Job]) -> dict[str, Tensor]:
+def invert_pairs(
+    how: Inverter, jobs: list[Job], new: Sequence[int] | None = None
+) -> dict[str, Tensor]:
     """Make one shard, see :class:`TrajectoryCache`.
 
     Args:
         how: model, key and device.
         jobs: P pairs of one size; the noise depends on their numbers.
+        new: the pairs whose conditions are stored here, all by default.
     """
     model, key, pairs = how.model, how.key, [job.pair for job in jobs]
     fitted: list[Fitted] = []
@@ -241,15 +266,30 @@ def invert_pairs(how: Inverter, jobs: list[Job]) -> dict[str, Tensor]:
             winner, loser = flip(winner, loser)
         fitted += [fit(image, job.place.size, job.place.fit) for image in (winner, loser)]
     x_0 = model.encode(stack_pixels([f.image for f in fitted]))
-    graphs = [graph_of(pair) for pair in pairs] if key.scene_graph else None
-    condition = model.condition([pair.caption for pair in pairs], graphs)
+    condition = conditions(how, jobs)
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
     if key.extent.last:
         per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
         shard |= paths(how, x_0.to(how.device), per_image, [job.number for job in jobs])
-    shard |= {f"condition.{k}": v.cpu() for k, v in condition.items()}
+    rows = list(range(len(jobs)) if new is None else new)
+    if rows:
+        shard |= {f"condition.{k}": v[rows].cpu() for k, v in condition.items()}
     return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+
+
+def conditions(how: Inverter, jobs: Sequence[Job]) -> Condition:
+    """Encode the prompts of pairs, [P, ...] each.
+
+    Each is encoded alone, and so has the same bits wherever it recurs.
+    """
+    made: dict[bytes, Condition] = {}
+    keys = [text_of(job, how.key) for job in jobs]
+    for key, job in zip(keys, jobs, strict=True):
+        if key not in made:
+            graphs = [graph_of(job.pair)] if how.key.scene_graph else None
+            made[key] = how.model.condition([job.pair.caption], graphs)
+    return {name: joined([made[key][name] for key in keys]) for name in made[keys[0]]}
 
 
 def paths(
@@ -262,14 +302,9 @@ def paths(
     path = invert(x_0, how.grid, predict, model.schedule.kind, noise=noise, extent=extent)
     if reference is not None:
         path = compared(path, reference, extent.first)
-    steps = kept_steps(numbers, key)
-    rows, columns = torch.arange(len(x_0))[:, None], steps.repeat_interleave(2, 0)
-    return {
-        "steps": steps,
-        "states": path.states.transpose(0, 1).cpu()[rows, columns],
-        "reference": path.reference.transpose(0, 1).cpu()[rows, columns],
-        "x_T_variance": recovered_noise(path).flatten(1).double().square().mean(1).cpu(),
-    }
+    stored = packed(path, key.form, noise, kept_steps(numbers, key.form) if key.keep else None)
+    variance = recovered_noise(path).flatten(1).double().square().mean(1)
+    return {k: v.cpu() for k, v in (stored | {"x_T_variance": variance}).items()}
 
 
 def predictions(
@@ -318,23 +353,6 @@ def pair_noise(numbers: Sequence[int], shape: torch.Size) -> Tensor:
     )
 
 
-def kept_steps(numbers: Sequence[int], key: CacheKey) -> Tensor:
-    """Draw the grid indices [P, K] to store for each pair: all, or k stratified ones each.
-
-    ``key.keep`` = (k, low, high): the indices low..high are cut into k strata of equal size, and
-    the pair's number draws one from each; fewer than k if there are fewer indices.
-    """
-    if key.keep is None:
-        return torch.arange(1, key.extent.last + 1).expand(len(numbers), key.extent.last)
-    k, low, high = key.keep
-    edges = np.unique(np.linspace(low, high + 1, k + 1).round().astype(int))
-    rows = []
-    for number in numbers:
-        rng = np.random.default_rng(number)
-        rows.append([int(rng.integers(a, b)) for a, b in itertools.pairwise(edges)])
-    return torch.tensor(rows)
-
-
 # ---------------------------------------------------------------- what it costs, how exact it is
 
 
@@ -345,12 +363,12 @@ def announce(how: Inverter, count: int | None, folder: Path) -> None:
     side = square(key.resolution)
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
     condition = model.condition(["a picture"])
-    states = key.keep[0] if key.keep else key.extent.last
-    text = sum(v.nbytes for v in condition.values())
-    size = count * (2 * x_0.nbytes * (1 + 2 * states) + text)
+    latent, text = x_0.numel(), sum(v.nbytes for v in condition.values())
+    size = count * key.pair_size(latent, text)
     if known:
         fewer = "set inversion.keep, or lower inversion.steps or data.limit"
-        check_room(folder, size, "trajectories", fewer if states else "lower data.limit")
+        fewer = fewer if key.extent.last else "lower data.limit"
+        check_room(folder, size, "trajectories", fewer)
     if not key.extent.last:
         logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size / 1e6)
         return
@@ -371,6 +389,9 @@ def announce(how: Inverter, count: int | None, folder: Path) -> None:
         size / 1e6,
         minutes,
     )
+    for setting, other in key.smaller().items():
+        less = count * other.pair_size(latent, text) / 1e6
+        logger.info("%s would need %sabout %.0f MB on disk", setting, per, less)
 
 
 def noise_variance(cache: TrajectoryCache) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from inversion_dpo.data.buckets import Resolution
@@ -13,11 +13,12 @@ from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.trajectories.method import chosen_method as chosen_method
+from inversion_dpo.trajectories.storing import Form, form_of
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource
 
-LAYOUT = 6  # of the cache's files
+LAYOUT = 7  # of the cache's files
 NOWHERE = Extent(last=0)  # of methods without trajectories, whose settings have no effect
 
 
@@ -43,6 +44,34 @@ class CacheKey:
     scene_graph: str | None  # identity of the encoder, if there is one
     reference_guidance: float  # of the reference's stored predictions
     layout: int = LAYOUT
+
+    @property
+    def form(self) -> Form:
+        """What is stored of each pair."""
+        return form_of(self.extent, self.keep, self.guidance_scale, self.reference_guidance)
+
+    def pair_size(self, latent: int, text: int) -> int:
+        """Compute the bytes of a pair from the numbers of a latent and the bytes of its condition.
+
+        A network in 16 bits predicts numbers of 16 bits; guidance mixes two of them in float32.
+        """
+        few = 16 if "16" in self.precision else 32
+        known, moves = (
+            few if s == 1 else 32 for s in (self.reference_guidance, self.guidance_scale)
+        )
+        return self.form.size(latent, (known, moves), text)
+
+    def smaller(self) -> dict[str, CacheKey]:
+        """List settings that make the cache smaller, each with its key."""
+        first, last = self.extent.first, self.extent.last
+        others = {}
+        if self.keep is None and last - first >= 4:
+            others["inversion.keep=4"] = replace(self, keep=(4, first, last))
+        if "16" not in self.precision:
+            others["training.mixed_precision=bf16"] = replace(self, precision="bf16")
+        if self.guidance_scale != 1:
+            others["inversion.guidance_scale=1"] = replace(self, guidance_scale=1.0)
+        return others
 
     def name(self) -> str:
         """Return the cache's folder name: sixteen hex digits."""

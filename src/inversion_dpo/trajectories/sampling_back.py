@@ -15,7 +15,6 @@ from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
     MANIFEST,
-    SHARD,
     TrajectoryCache,
     is_intact,
     is_whole,
@@ -23,6 +22,7 @@ from inversion_dpo.trajectories.cache import (
     write_shard,
 )
 from inversion_dpo.trajectories.fill import pair_noise, predictions
+from inversion_dpo.trajectories.reading import SHARD
 
 
 def sampled_back(
@@ -57,8 +57,9 @@ def sampled_back(
                 continue
             x_0, predict = batch(model, cache, number, scale)
             grid = cache.grid_at(cache.sizes[number])
-            if cache.all_steps and cache.extent.last == top:
-                x_T = cache.shard(number).get_tensor("states")[:, -1].to(x_0)
+            if cache.extent.last == top and not cache.form.kept:
+                highest = cache.states(pairs, [top - 1] * len(pairs), "reference").x_t
+                x_T = highest[in_turn(len(x_0))].to(x_0)
             else:
                 noise = pair_noise(pairs, x_0.shape).to(x_0)
                 extent = replace(
@@ -72,8 +73,8 @@ def sampled_back(
             write_shard(
                 folder / names[number],
                 tensors,
-                {"digests": digests, "overlong": {}, "errors": worse}
-                | {"pairs": pairs, "size": cache.sizes[number]},
+                {"digests": digests, "overlong": {}, "errors": worse, "pairs": pairs}
+                | {"size": cache.sizes[number], "texts": [cache.texts[pair] for pair in pairs]},
             )
         team.wait()
         if team.main:
@@ -87,10 +88,14 @@ def batch(
 ) -> tuple[Tensor, Predict]:
     """Return a shard's latents (2P, *) on the model's device, and their prediction."""
     x_0 = cache.shard(number).get_tensor("clean").to(next(network_of(model).parameters()).device)
-    condition = cache.condition(cache.of_shard[number])  # winners, then losers
-    order = torch.arange(len(x_0)).reshape(2, -1).T.flatten()  # the shard has them in turn
+    condition, order = cache.condition(cache.of_shard[number]), in_turn(len(x_0))
     per_image = {k: v[order].to(x_0.device) for k, v in condition.items()}
     return x_0, predictions(model, per_image, scale, scale)[0]
+
+
+def in_turn(images: int) -> Tensor:
+    """Order winners, then losers, in turn, as a shard has them."""
+    return torch.arange(images).reshape(2, -1).T.flatten()
 
 
 def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float) -> float:

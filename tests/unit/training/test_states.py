@@ -10,7 +10,7 @@ from inversion_dpo.training.states import (
     noise_states,
     policy_states,
     predict,
-    trajectory_states,
+    stored_states,
     with_dropout,
     with_reference,
 )
@@ -31,7 +31,7 @@ def cache(tmp_path):
 def test_every_level_between_low_and_high_is_drawn_and_no_other(cache):
     session = make_session(cache, make_plan(low=2, high=3))
     levels = [
-        trajectory_states(session, PAIRS, {}, generators(seed)).level.tolist() for seed in range(20)
+        stored_states(session, PAIRS, {}, generators(seed)).level.tolist() for seed in range(20)
     ]
     assert all(drawn[:2] == drawn[2:] for drawn in levels)  # winner and loser alike
     assert {k for drawn in levels for k in drawn} == {2, 3}
@@ -39,7 +39,7 @@ def test_every_level_between_low_and_high_is_drawn_and_no_other(cache):
 
 
 def test_a_trajectorys_state_is_the_cached_one(cache):
-    states = trajectory_states(make_session(cache), PAIRS, {}, generators(1))
+    states = stored_states(make_session(cache), PAIRS, {}, generators(1))
     i = states.level.tolist()
     wanted = [state(p, side, i[k]) for side in (0, 1) for k, p in enumerate(PAIRS)]
     assert torch.equal(states.x_t, torch.stack(wanted))

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from inversion_dpo.maths.schedule import prediction_between
+from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import cache as cache_module
+from inversion_dpo.trajectories import reading
 from inversion_dpo.trajectories.cache import damaged_files
-from tests.by_hand import GRID, PAIRS, clean, reference, state, write_cache
+from tests.by_hand import GRID, clean, reference, state, write_cache
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def test_images_are_winners_then_losers_of_any_shard(cache):
 
 
 def test_each_pair_is_looked_at_where_it_is_asked(cache):
-    found = cache.of_images("states", [1, 2], [0, 2])
+    found = cache.states([1, 2], [0, 2], "x0").x_t
     wanted = [state(p, side, i) for side in (0, 1) for p, i in ((1, 1), (2, 3))]
     assert torch.equal(found, torch.stack(wanted))
 
@@ -68,19 +71,22 @@ def test_kept_states_have_the_levels_that_are_stored(tmp_path):
     states = cache.states([0, 1, 2], [0, 0, 0], "x0")
     assert states.level.tolist() == [3, 1, 2] * 2
     assert torch.equal(states.x_t[2], state(2, 0, 2))
-    assert not cache.all_steps and cache.positions(2, 3) == (0, 0)
+    assert cache.positions(2, 3) == (0, 0)
 
 
 def test_positions_count_from_the_first_state_with_noise(cache):
-    assert cache.all_steps and cache.positions(1, 3) == (0, 2) and cache.positions(2, 2) == (1, 1)
+    assert cache.positions(1, 3) == (0, 2) and cache.positions(2, 2) == (1, 1)
 
 
 def test_two_kept_states_are_two_positions(tmp_path):
-    cache = write_cache(tmp_path / "two", steps=[[1, 3]] * PAIRS)
+    """The second is made again from the first."""
+    cache = write_cache(tmp_path / "two", steps=[[1, 2]] * 4 + [[2, 3]])
     assert cache.positions(1, 3) == (0, 1)
-    states = cache.states([4, 2], [1, 0], "x0")
-    assert states.level.tolist() == [3, 1] * 2
-    assert torch.equal(states.x_t[3], state(2, 1, 1))
+    states = cache.states([2, 4, 0], [0, 1, 1], "x0")
+    assert states.level.tolist() == [1, 3, 2] * 2
+    images = [(2, 0, 1), (4, 0, 3), (0, 0, 2), (2, 1, 1), (4, 1, 3), (0, 1, 2)]
+    assert torch.equal(states.x_t, torch.stack([state(*i) for i in images]))
+    assert torch.equal(states.reference, torch.stack([reference(*i) for i in images]))
 
 
 def test_a_prompt_is_both_images_and_a_frame_is_its_own(cache):
@@ -140,12 +146,62 @@ def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path, last):
 
 
 def test_no_more_shards_are_open_than_allowed(cache, monkeypatch):
-    monkeypatch.setattr(cache_module, "OPEN", 2)
+    monkeypatch.setattr(reading, "OPEN", 2)
     whole = cache.of_images("clean", [0, 2, 4, 0])
-    assert len(cache._handles) == 2
+    assert len(cache._shards._files) == 2
     assert torch.equal(whole[0], clean(0, 0)) and torch.equal(whole[2], clean(4, 0))
-    same = cache.shard(1)
-    assert cache.shard(1) is same
+
+
+def test_a_batch_that_was_read_ahead_is_the_same(cache, monkeypatch):
+    pairs, positions = [3, 0, 4], [0, 2, 1]
+    alone = cache.states(pairs, positions, "transition"), cache.condition(pairs)
+    clean_alone = cache.of_images("clean", pairs)
+    cache.read_ahead([1], None)
+    cache.read_ahead(pairs, positions)
+    cache.read_ahead([2, 2], [0, 1])  # the one after; the first is forgotten
+    assert len(cache._ahead) == 2
+    refuse = lambda *_: pytest.fail("read again")  # noqa: E731
+    cache._ahead[(3, 0, 4)][1].result(), cache._ahead[(2, 2)][1].result()
+    monkeypatch.setattr(cache, "_read", refuse)
+    ahead = cache.states(pairs, positions, "transition"), cache.condition(pairs)
+    assert torch.equal(cache.of_images("clean", pairs), clean_alone)
+    assert all(torch.equal(alone[1][k], ahead[1][k]) for k in alone[1])
+    for name in ("level", "x_t", "timesteps", "scale", "target", "reference"):
+        assert torch.equal(getattr(alone[0], name), getattr(ahead[0], name)), name
+    monkeypatch.undo()
+    other = cache.states(pairs, [1, 1, 1], "x0")  # not what was read ahead
+    assert other.level.tolist() == [2] * 6
+
+
+def test_what_fails_ahead_fails_where_it_is_needed(cache):
+    path = cache.folder / "shard-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    cache.read_ahead([0], [0])
+    cache.read_ahead([3], [2])
+    assert cache.states([0], [0], "x0").level.tolist() == [1, 1]
+    with pytest.raises(DiskError, match="shard-00001.safetensors ends too early"):
+        cache.states([3], [2], "x0")
+
+
+def test_a_state_without_a_prediction_is_refused(cache):
+    with pytest.raises(ValueError, match="no prediction of state 4"):
+        cache.states([0], [3], "x0")
+
+
+def test_rows_of_several_types_and_lengths_come_together(tmp_path):
+    one = torch.arange(12.0).reshape(2, 3, 2)
+    two, half = torch.ones(1, 5, 2), torch.tensor([[[0.5, -2.0]]])
+    for number, tensor in enumerate((one, two, half.bfloat16())):
+        save_file({"text": tensor}, tmp_path / f"shard-{number:05d}.safetensors")
+    shards = reading.Shards(tmp_path)
+    wanted = [reading.Rows("text", *place) for place in ((2, 0, [1]), (0, 0, [3, 0]), (1, 0, [2]))]
+    found = shards.read(wanted).on(torch.device("cpu"))["text"]
+    assert found.shape == (4, 5, 2) and found.dtype == torch.float32
+    assert torch.equal(found[3, :3], one[0]) and torch.equal(found[0, :3], one[1])
+    assert torch.equal(found[2:3], two) and torch.equal(found[1, :1], half[0])
+    assert not found[[0, 3], 3:].any() and not found[1, 1:].any()
+    alone = shards.read([reading.Rows("text", 2, 0, [0])]).on(torch.device("cpu"))["text"]
+    assert alone.dtype == torch.bfloat16 and torch.equal(alone, half.bfloat16())
 
 
 def test_damage_is_named_each_file_by_one_process(cache):

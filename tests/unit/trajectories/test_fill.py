@@ -16,8 +16,10 @@ from PIL import Image
 from inversion_dpo.data.buckets import Place
 from inversion_dpo.data.source import Pair
 from inversion_dpo.data.transforms import flips
-from inversion_dpo.maths.records import Extent
-from inversion_dpo.maths.schedule import add_noise, step
+from inversion_dpo.maths.inversion import compared, invert
+from inversion_dpo.maths.records import Extent, Grid, Levels
+from inversion_dpo.maths.schedule import KINDS, Schedule, add_noise, step
+from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import ModelError, plain_guidance
 from inversion_dpo.run import disk
 from inversion_dpo.run.disk import DiskError
@@ -29,16 +31,17 @@ from inversion_dpo.trajectories.fill import (
     Job,
     announce,
     check_finite,
+    conditions,
     fill,
     grouped,
     invert_pairs,
-    kept_steps,
     noise_variance,
     pair_noise,
     predictions,
 )
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey
 from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
+from inversion_dpo.trajectories.storing import form_of, kept_steps
 from tests.by_hand import GRID, Model, Scaled
 
 CPU, SIDE, KIND = torch.device("cpu"), 2, "v_prediction"
@@ -153,9 +156,9 @@ def test_every_number_of_a_cache_by_hand(tmp_path):
             assert x[0, 0].item() == pytest.approx(red(left), abs=close)
             for i in (1, 2, 3):  # each state follows the prediction below it
                 x = step(x, prediction(x, i - 1, k + 1), GRID.levels[i - 1], GRID.levels[i], KIND)
-                found = cache.of_images("states", [k], [i - 1])[side, 0]
+                found = cache.states([k], [i - 1], "x0").x_t[side, 0]
                 torch.testing.assert_close(found, x)
-                found = cache.of_images("reference", [k], [i - 1])[side, 0]
+                found = cache.states([k], [i - 1], "x0").reference[side, 0]
                 torch.testing.assert_close(found, prediction(x, i, k + 1))
     assert [sorted(p.name for p in cache.folder.glob("shard*"))[n] for n in (0, 5)] == [
         "shard-00000.json",
@@ -179,7 +182,7 @@ def test_only_a_damaged_shard_is_made_again(tmp_path, caplog):
     cache = filled(tmp_path)
     shards = sorted(cache.folder.glob("*.safetensors"))
     whole = [p.read_bytes() for p in shards]
-    shards[2].write_bytes(whole[2][:-1] + b"?")
+    shards[2].write_bytes(whole[2][:-1] + bytes([whole[2][-1] ^ 1]))
     model = Pipeline()
     with caplog.at_level(logging.WARNING):
         filled(tmp_path, model=model)
@@ -301,7 +304,7 @@ def test_a_start_with_noise_has_each_pairs_own(tmp_path):
         noise = torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(k))
         clean = cache.of_images("clean", [k])
         wanted = add_noise(clean, torch.stack([noise, noise]), GRID.levels[1])
-        torch.testing.assert_close(cache.of_images("states", [k], [0]), wanted)
+        torch.testing.assert_close(cache.states([k], [0], "x0").x_t, wanted)
 
 
 def test_the_noise_of_pairs_is_their_numbers():
@@ -317,25 +320,121 @@ def test_kept_states_are_rows_of_the_whole(tmp_path):
     for k in range(5):
         kept = part.of_pairs("steps", [k])[0].tolist()
         for place, i in enumerate(kept):
-            for name in ("states", "reference"):
-                found = part.of_images(name, [k], [place])
-                assert torch.equal(found, whole.of_images(name, [k], [i - 1]))
+            same(part.states([k], [place], "x0"), whole.states([k], [i - 1], "x0"))
 
 
-def test_one_state_is_kept_of_each_stratum():
-    key = replace(KEY, keep=(3, 4, 12))  # 4-6, 7-9, 10-12
-    rows = kept_steps(range(400), key)
+def same(one, two):
+    """Two states have the same bits."""
+    for name in ("level", "x_t", "target", "reference"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"reference_guidance": 7.3},
+        {"guidance_scale": 2.0},
+        {"guidance_scale": 2.0, "extent": Extent(first=2, last=4, iterations=1)},
+        {"extent": Extent(start=2, last=5)},
+        {"extent": Extent(start=2, first=3, last=5, iterations=2)},
+        {"extent": Extent(start=3, first=2, last=4), "reference_guidance": 7.3},
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "keep"),
+    [(kind, keep) for k, kind in enumerate(KINDS) for keep in (None, (1, 2, 4)[k])],
+)
+def test_states_from_the_disk_are_those_of_the_inversion_to_the_bit(tmp_path, kind, change, keep):
+    """The network answers in bfloat16, as one under autocast does."""
+    steps = torch.arange(6)
+    alpha = 1 - steps.double() / 7
+    sigma = 1 - alpha if kind == "flow_prediction" else (1 - alpha**2).sqrt()
+    grid = Grid(10 * steps, Levels(alpha, sigma))
+    model = Pipeline()
+    model.schedule = Schedule(kind, grid.timesteps, grid.levels, lambda _: grid)
+    real = model.predict
+    model.predict = lambda *a: torch.tanh(real(*a) / 9).bfloat16().float()
+    key = replace(KEY, steps=5, **{"extent": Extent(last=5)} | change)
+    first, last = key.extent.first, key.extent.last
+    key = replace(key, keep=(keep, first, last) if keep else None)
+    cache = filled(tmp_path, key, model)
+    how = Inverter(model, key, grid, CPU)
+    for chunk in (jobs(5)[:2], jobs(5)[2:4], jobs(5)[4:]):  # what was inverted at once
+        condition = conditions(how, chunk)
+        per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()}
+        numbers = [job.number for job in chunk]
+        order = torch.arange(2 * len(chunk)).reshape(-1, 2).T.flatten()  # winners first
+        x_0 = torch.empty(2 * len(chunk), 1, SIDE, SIDE)
+        x_0[order] = cache.of_images("clean", numbers)
+        scales = key.guidance_scale, key.reference_guidance
+        predict, compare = predictions(model, per_image, *scales)
+        noise = pair_noise(numbers, x_0.shape) if key.extent.start else None
+        path = invert(x_0, grid, predict, kind, noise=noise, extent=key.extent)
+        path = compared(path, compare, first) if compare else path
+        low, high = cache.positions(first, last)
+        for position in range(low, high + 1):
+            positions = [position, high + low - position][: len(chunk)]
+            found = cache.states(numbers, positions, "transition")
+            i, rows = found.level, order
+            assert torch.equal(found.x_t, path.states[i, rows])
+            assert torch.equal(found.reference, path.reference[i, rows])
+            if not keep:
+                below = path.states[i - 1, rows]
+                states = path.states[0, rows], below, found.x_t
+                levels = grid.levels
+                wanted = target_prediction("transition", i, states, found.reference, levels, kind)
+                assert torch.equal(found.target, wanted)
+    stored = cache.shard(0).get_slice("predictions").get_dtype()
+    assert stored == ("F32" if key.reference_guidance != 1 else "BF16")
+    sizes = {p.stat().st_size for p in cache.folder.glob("shard-0000[01].safetensors")}
+    few = 2 * (KEY.pair_size(SIDE * SIDE, 4) - KEY.pair_size(SIDE * SIDE, 0))
+    wanted = 2 * replace(key, precision="bf16").pair_size(SIDE * SIDE, 4)
+    assert few == 8 and all(0 < size - wanted < 1200 for size in sizes)  # the rest is the header
+
+
+def test_a_text_is_stored_once_in_the_first_shard_that_has_it(tmp_path):
+    class Repeating(Source):
+        def __init__(self):
+            super().__init__()
+            for k, caption in enumerate(("aa", "b", "aa", "aa", "cccc")):
+                self.pairs[k] = replace(self.pairs[k], caption=caption)
+
+    model = Pipeline()
+    cache = fill(tmp_path, model, Repeating(), KEY, device=CPU)
+    assert cache.texts == [(0, 0), (0, 1), (0, 0), (0, 0), (2, 0)]
+    assert "condition.prompt" not in set(cache.shard(1).keys())
+    assert cache.condition([4, 3, 1])["prompt"].flatten().tolist() == [4, 2, 1] * 2
+    (cache.folder / "manifest.json").unlink()
+    (cache.folder / "shard-00000.json").unlink()
+    again = fill(tmp_path, model, Repeating(), KEY, device=CPU)
+    assert again.texts == cache.texts
+    assert again.condition([2])["prompt"].flatten().tolist() == [2, 2]
+
+
+def test_kept_states_are_stratified():
+    def kept(k, low, high, numbers=range(400), **more):
+        extent = Extent(first=low, last=high, **more)
+        return kept_steps(numbers, form_of(extent, (k, low, high), 1.0, 1.0))
+
+    rows = kept(3, 4, 12)  # one of each of 4-6, 7-9, 10-12
     for column, low in enumerate((4, 7, 10)):
         assert set(rows[:, column].tolist()) == {low, low + 1, low + 2}
-    assert torch.equal(kept_steps(range(100, 120), key), rows[100:120])  # by the pair's number
-    few = kept_steps(range(3), replace(KEY, keep=(5, 2, 3)))
-    assert few.tolist() == [[2, 3]] * 3  # two indices are two states
-    assert kept_steps([9, 4], KEY).tolist() == [[1, 2, 3]] * 2
+    assert torch.equal(kept(3, 4, 12, range(100, 120)), rows[100:120])  # by the pair's number
+    assert kept(5, 2, 3).tolist() == [[2, 3]] * 400  # two indices are two states
+    rows = kept(4, 1, 20)  # two neighbours in each half
+    assert {tuple(r) for r in rows[:, :2].tolist()} == {(i, i + 1) for i in range(1, 11, 2)}
+    assert {tuple(r) for r in rows[:, 2:].tolist()} == {(i, i + 1) for i in range(11, 21, 2)}
+    count = rows.flatten().bincount()[1:]
+    assert count.min() > 50 and count.max() < 110  # 80 of each index
+    assert {tuple(r) for r in kept(2, 1, 5).tolist()} == {(1, 2), (2, 3), (3, 4), (4, 5)}
+    rows = kept(2, 1, 4, start=2)  # states with noise do not follow from one another
+    assert {i for i, _ in rows.tolist()} == {1, 2} and {i for _, i in rows.tolist()} == {3, 4}
 
 
 def test_the_variance_is_that_of_the_recovered_noise(tmp_path):
     cache = filled(tmp_path)
-    top, clean = cache.of_images("states", [0, 1], [2, 2]), cache.of_images("clean", [0, 1])
+    top, clean = cache.states([0, 1], [2, 2], "x0").x_t, cache.of_images("clean", [0, 1])
     noise = (top - GRID.levels.alpha[3] * clean) / GRID.levels.sigma[3]  # x_3 = a x_0 + s eps
     assert noise_variance(cache) == pytest.approx(noise.square().mean().item(), rel=1e-5)
 
@@ -362,31 +461,25 @@ def test_scene_graphs_are_read_where_the_model_takes_them():
     for graph in (None, "new 4"):
         how = Inverter(model, replace(KEY, scene_graph=graph, extent=NOWHERE), GRID, CPU)
         invert_pairs(how, jobs(2))
-    assert model.graphs == [None, [None, None]]
+    assert model.graphs == [None, None, [None], [None]]
 
 
 def test_a_number_that_is_not_finite_is_refused_by_its_image():
     pairs = [replace(pair(k), where=f"row {k}") for k in range(2)]
     shard = {"clean": torch.zeros(4, 2), "steps": torch.tensor([[1, 2], [2, 3]])}
-    shard |= {name: torch.zeros(4, 2, 2) for name in ("states", "reference")}
-    check_finite(shard, pairs, 1)
-    check_finite({"clean": torch.zeros(4, 2)}, pairs, 1)
+    shard |= {name: torch.zeros(4, 2, 2) for name in ("predictions", "anchors")}
+    shard["moves"] = torch.zeros(2, 2, 2, dtype=torch.bfloat16)
+    check_finite(shard, pairs)
     for name, place, what in (
         ("clean", (2, 1), "row 1, winner: its latent"),
-        ("states", (1, 0, 0), "row 0, loser: its inverted path"),
-        ("reference", (3, 1, 1), "row 1, loser: its inverted path"),
+        ("anchors", (1, 1, 0), "row 0, loser: its inverted path"),
+        ("predictions", (2, 0, 1), "row 1, winner: its inverted path"),
+        ("moves", (1, 1, 1), "row 1, loser: its inverted path"),
     ):
         bad = shard | {name: shard[name].clone()}
         bad[name][place] = torch.nan
         with pytest.raises(ModelError, match=what):
-            check_finite(bad, pairs, 1)
-    # below the first state that is wanted there is no prediction: at index 1, of the first pair
-    unknown = shard | {"reference": shard["reference"].clone()}
-    unknown["reference"][:2, 0] = torch.nan
-    check_finite(unknown, pairs, 2)
-    unknown["reference"][2, 0] = torch.nan
-    with pytest.raises(ModelError, match="row 1, winner"):
-        check_finite(unknown, pairs, 2)
+            check_finite(bad, pairs)
 
 
 # ---- guidance
@@ -465,14 +558,18 @@ def said(caplog, monkeypatch, count, change=None, seconds=3.0, rescaled=False):
 
 
 def test_size_and_time_are_worked_out_beforehand(caplog, monkeypatch):
-    # an image: 16 bytes, and two tensors for each of three states; a prompt: 4 bytes
+    # an image: 16 bytes, and the predictions at four levels; a prompt: 4 bytes
     text, calls = said(caplog, monkeypatch, 1_000_000)
     assert calls == 4
     megabytes, minutes = re.search(r"about (\d+) MB on disk and ([\d.]+) min", text).groups()
-    assert int(megabytes) == 2 * 16 * 7 + 4
+    assert int(megabytes) == 2 * 16 * 5 + 4
     # 500,000 batches of four images, each four evaluations of 3 s
     assert float(minutes) == 500_000 * 4 * 3 / 60
     assert text.startswith("inverting pairs in 3 steps: about")
+    fewer = "training.mixed_precision=bf16 would need about 100 MB on disk"
+    assert caplog.messages[1:] == [fewer]  # of three states keep=4 saves nothing
+    said(caplog, monkeypatch, 1_000_000, {"extent": Extent(last=20), "precision": "bfloat16 bf16"})
+    assert caplog.messages[1:] == ["inversion.keep=4 would need about 164 MB on disk"]
 
 
 @pytest.mark.parametrize("extent", [KEY.extent, NOWHERE])
@@ -480,7 +577,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_first_forward(
     tmp_path, monkeypatch, extent
 ):
     key = replace(KEY, extent=extent)
-    needed = 5 * (2 * 16 * (7 if extent.last else 1) + 4)
+    needed = 5 * (2 * 16 * (5 if extent.last else 1) + 4)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     model = Pipeline()
     with pytest.raises(DiskError, match=r"trajectories need about .* MB more .*lower .*data.limit"):
@@ -491,8 +588,8 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_first_forward(
 
 
 def test_fewer_states_need_less_room(caplog, monkeypatch):
-    text, _ = said(caplog, monkeypatch, 1_000_000, {"keep": (2, 1, 3)})
-    assert f"about {2 * 16 * 5 + 4} MB" in text
+    text, _ = said(caplog, monkeypatch, 1_000_000, {"keep": (1, 1, 3)})
+    assert f"about {2 * 16 * 3 + 4} MB" in text
     text, calls = said(caplog, monkeypatch, 1_000_000, {"extent": NOWHERE})
     assert f"about {2 * 16 + 4} MB" in text and calls == 0
 

@@ -1,0 +1,159 @@
+"""Choose what of a trajectory is stored: latents, and predictions in the fewest bits.
+
+A network in bfloat16 predicts numbers of 16 bits. From x_0 and these the states are made again to
+the bit, see :func:`inversion_dpo.maths.inversion.follow`; so no state need be stored. What a state
+would lose in 16 bits is many times its distance to the prediction at the clean end, so states that
+are stored, where only some are kept, are float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inversion_dpo.maths.records import Extent, Trajectory
+
+PREDICTIONS = ("predictions", "moves")
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which numbers of a pair are stored, and where.
+
+    extent: of the trajectories. kept: states of each pair, 0 for all from ``extent.first`` on.
+    apart: the predictions that the path followed are others than those that training reads: the
+    path is refined, or has another guidance.
+    """
+
+    extent: Extent
+    kept: int
+    apart: bool
+
+    @property
+    def low(self) -> int:
+        """The lowest level whose prediction is stored, if all states are."""
+        start, first = self.extent.start, self.extent.first
+        return first if self.apart else min(start, first)
+
+    @property
+    def run(self) -> int:
+        """The number of kept states that follow one another, of which the first is stored.
+
+        States with noise added do not follow from one another.
+        """
+        return 1 if self.kept % 2 or self.extent.start > self.extent.first else 2
+
+    @property
+    def latents(self) -> int:
+        """Latents of a pair in float32: x_0, added noise and kept states, of both images."""
+        if self.kept:
+            return 2 + 2 * self.kept // self.run
+        return 2 + bool(self.extent.start)
+
+    @property
+    def predictions(self) -> int:
+        """Predictions of an image that training reads."""
+        return self.kept or self.extent.last + 1 - self.low
+
+    @property
+    def moves(self) -> int:
+        """Predictions of an image that only its path follows."""
+        if not self.apart:
+            return 0
+        if self.kept:
+            return self.kept // 2 if self.run == 2 else 0
+        return max(0, self.extent.last - self.extent.start)
+
+    def column(self, position: int) -> int:
+        """Find the prediction at a state among those of its image; ValueError if none is stored."""
+        column = position if self.kept else position + 1 - self.low
+        if not 0 <= column < self.predictions:
+            raise ValueError(f"there is no prediction of state {position + 1} in the cache")
+        return column
+
+    def transitions(self, position: int) -> int:
+        """Count the transitions that lead to a state from what is stored."""
+        return position % self.run if self.kept else max(0, position + 1 - self.extent.start)
+
+    def size(self, latent: int, bits: tuple[int, int], text: int) -> int:
+        """Compute the bytes of a pair.
+
+        Args:
+            latent: numbers of a latent.
+            bits: of a stored prediction, and of one that the path follows.
+            text: bytes of its condition.
+        """
+        if not self.extent.last:
+            return 8 * latent + text
+        known = self.predictions * bits[0] + self.moves * bits[1]
+        return latent * (4 * self.latents + known // 4) + text
+
+
+def smallest(t: Tensor) -> Tensor:
+    """Return the tensor in bfloat16 or float16 if that holds every number exactly."""
+    for dtype in (torch.bfloat16, torch.float16):
+        small = t.to(dtype)
+        if torch.equal(small.to(t.dtype), t):
+            return small
+    return t
+
+
+def packed(
+    path: Trajectory, form: Form, noise: Tensor | None, steps: Tensor | None
+) -> dict[str, Tensor]:
+    """Take out of a path [.., 2P, *] the rows that are stored.
+
+    Args:
+        path: of P pairs, winner and loser in turn.
+        form: which numbers.
+        noise: that was added (2P, *), the same for both images of a pair.
+        steps: the kept states [P, K], if not all are.
+    """
+    states, known, moves = (  # [P, .., 2, *]
+        t.unflatten(1, (-1, 2)).transpose(0, 1) for t in (path.states, path.reference, path.moves)
+    )
+    found = {}
+    if steps is None:
+        found["predictions"] = known[:, form.low :]
+        if form.moves:
+            found["moves"] = moves[:, form.extent.start :]
+        if noise is not None:
+            found["noise"] = noise[::2, None]
+    else:
+        pairs, first = torch.arange(len(steps))[:, None], steps[:, :: form.run]
+        found |= {"anchors": states[pairs, first], "predictions": known[pairs, steps]}
+        if form.moves:
+            found["moves"] = moves[pairs, first]
+    rows = {k: t.flatten(0, 1) for k, t in found.items()}
+    rows = {k: smallest(t) if k in PREDICTIONS else t for k, t in rows.items()}
+    return rows if steps is None else rows | {"steps": steps}
+
+
+def form_of(
+    extent: Extent, keep: Sequence[int] | None, guidance: float, reference_guidance: float
+) -> Form:
+    """Choose the form from what a cache's key has; ``keep`` is k, lowest and highest index."""
+    apart = extent.iterations > 0 or guidance != reference_guidance
+    return Form(extent, min(keep[0], keep[2] + 1 - keep[1]) if keep else 0, apart)
+
+
+def kept_steps(numbers: Sequence[int], form: Form) -> Tensor:
+    """Draw the grid indices [P, K] to store for each pair, stratified.
+
+    The indices ``extent.first`` to ``last`` are cut into strata of equal size. From each a pair's
+    number draws ``form.run`` indices that follow one another.
+    """
+    low, run, count = form.extent.first, form.run, form.extent.last + 1 - form.extent.first
+    edges = np.linspace(0, count // run, form.kept // run + 1).round().astype(int)
+    rows = []
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        first = [low + run * int(rng.integers(a, b)) for a, b in itertools.pairwise(edges)]
+        shift = int(rng.integers(count % run + 1))  # of an odd number, one index is left over
+        rows.append([i + shift + j for i in first for j in range(run)])
+    return torch.tensor(rows)
