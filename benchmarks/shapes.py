@@ -105,9 +105,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=240)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     pairs, asked = args.folder / "pairs.parquet", args.folder / "prompts.jsonl"
     write_pairs(pairs, args.pairs)
     texts = read_prompts("asset:prompts-validation.txt", args.prompts)
@@ -118,6 +120,7 @@ def main() -> None:
         for arm, words in ARMS.items():
             given = [f"data.pairs={pairs}", f"training.steps={args.steps}", *words]
             given += [f"training.seed={seed}", "training.batch_size=16", "training.warmup=5"]
+            given += [f"training.learning_rate={args.rate}"]
             given += [f"evaluation.prompts={asked}", f"evaluation.limit={args.prompts}"]
             config, run = load_config("taste", given), args.folder / f"{arm}-{seed}"
             train(config, run, args.folder / "cache")
