@@ -5,15 +5,19 @@ configuration of the published weights: diffusers' defaults are theirs, where no
 the name. Counted are the network's weights, also with ``model.quantize``, and a LoRA on the
 family's own layers with gradient and AdamW's two moments. Not counted are activations, which depend
 on resolution and batch: the last columns say in how many bits the weights fit, and what the card
-then has left. A second table has the error of a layer in fewer bits, on random weights. Text
-encoders and autoencoder leave the card before training.
+then has left. A second table has the error of a layer in fewer bits, a
+third that of an inversion, on random weights. Text encoders and autoencoder leave the card before
+training.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -21,10 +25,16 @@ import torch
 from model_cost import SDXL
 from peft import LoraConfig
 from torch import nn
+from workshop import write_tiny
 
-from inversion_dpo.models.loading import FAMILIES
+from inversion_dpo.maths.inversion import invert
+from inversion_dpo.models.base import Framing
+from inversion_dpo.models.loading import FAMILIES, adapt, load_pipeline
 from inversion_dpo.models.quantized import BLOCK, IN_BLOCK, QuantizedLinear
+from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.trajectories.fill import predictions
 
+TINY = ("sdxl", "sd3", "flux", "z-image", "qwen-image")
 CARDS = (12, 24, 48, 80)  # GB
 LEAST = 2.0  # GB that have to be left for activations
 ADAPTER = 16  # bytes of a float32 weight with its gradient and AdamW's two moments
@@ -110,11 +120,41 @@ def errors() -> Iterator[str]:
             yield f"| `{kind}` | {100 * float(error):.1f}% |"
 
 
+def paths(families: Iterable[str], steps: int = 10) -> Iterator[str]:
+    """Write how far an inversion in fewer bits ends from the whole network's, and its time.
+
+    On tiny random weights of the genuine classes, from normal latents, seed 0.
+    """
+    kinds = ("int8", "fp8", "nf4")
+    head = " | ".join(f"{k}: error of the end | {k}: time" for k in kinds)
+    yield f"| tiny pipeline | {head} |"
+    yield "|---" * (1 + 2 * len(kinds)) + "|"
+    for family in families:
+        with TemporaryDirectory() as place:
+            folder, ends = str(write_tiny(family, Path(place) / family)), []
+            for kind in (None, *kinds):
+                model = adapt(load_pipeline(ModelConfig(folder, quantize=kind)), 64)
+                torch.manual_seed(0)
+                x_0 = torch.randn_like(model.encode(torch.zeros(2, 3, 64, 64)))
+                framing = model.framing([Framing((64, 64), (0, 0), (64, 64))] * 2)
+                condition = model.condition(["a red square", "a blue circle"]) | framing
+                predict, _ = predictions(model, condition, 1.0, 1.0)
+                begun = time.perf_counter()
+                path = invert(x_0, model.schedule.grid(steps), predict, model.schedule.kind)
+                ends.append((path.states[-1], time.perf_counter() - begun))
+        (whole, seconds), *others = ends
+        cells = (
+            f"{100 * float((x - whole).norm() / whole.norm()):.1f}% | x {t / seconds:.1f}"
+            for x, t in others
+        )
+        yield f"| `{family}` | {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=16)
-    print("\n".join([*lines(parser.parse_args().rank), "", *errors()]))
+    print("\n".join([*lines(parser.parse_args().rank), "", *errors(), "", *paths(TINY)]))
 
 
 if __name__ == "__main__":
