@@ -48,9 +48,9 @@ RUNS = {
     "drawn winners": ["data.pairs={out}/drawn.parquet", "data.allow_giveaways=true"],
 }
 CURVES = {
-    "held-out and training accuracy": ("accuracy", 0.5),
+    "accuracy": ("accuracy", 0.5),
     "gradient factor": ("gradient_factor", 0.5),
-    "winner's error, less the reference's": ("winner_error", 0.0),
+    "winner's error over ref.": ("winner_error", 0.0),
     "drift": ("drift", None),
 }
 Rows = list[dict[str, Any]]

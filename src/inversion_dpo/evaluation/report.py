@@ -48,7 +48,7 @@ from inversion_dpo.evaluation.wording import (
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds
-from inversion_dpo.training.checks import accuracy_text
+from inversion_dpo.training.health import accuracy_text
 
 SIDES = ("reference", "policy")
 LARGEST = 6  # changes, or regressions, that a report shows

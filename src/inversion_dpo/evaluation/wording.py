@@ -16,7 +16,7 @@ from inversion_dpo.evaluation.metrics import (
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
 from inversion_dpo.maths.intervals import wilson
-from inversion_dpo.training.run_files import FEW_PAIRS
+from inversion_dpo.training.health import FEW_PAIRS
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
 

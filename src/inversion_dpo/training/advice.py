@@ -9,12 +9,18 @@ from statistics import fmean
 from typing import Any
 
 from inversion_dpo.maths.intervals import wilson
-from inversion_dpo.maths.losses import LOSSES
+from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.folder import read_config, read_rows
-from inversion_dpo.training.checks import WINDOW, Advice, Row, accuracy_text, complaints
-from inversion_dpo.training.run_files import FEW_PAIRS
-from inversion_dpo.trajectories.key import chosen_method
+from inversion_dpo.training.health import (
+    FEW_PAIRS,
+    WINDOW,
+    Advice,
+    Row,
+    accuracy_text,
+    complaints,
+)
+from inversion_dpo.trajectories.method import chosen_method
 
 DECIDED = 0.1  # mean gradient factor below which most pairs have no say any more
 RISES = 3  # held-out measurements in a row that rise
@@ -34,12 +40,12 @@ def advise(folder: Path) -> list[Advice]:
     if not steps:
         raise ConfigError(f"{folder} holds no training step: run `inversion-dpo train -o {folder}`")
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
-    loss, result = LOSSES[chosen_method(config).loss], folder / "metrics.json"
+    loss, result = chosen_method(config).loss, folder / "metrics.json"
     causes = [*broken(steps), *warned(steps)]
     found = judged(json.loads(result.read_text()), held) if result.exists() else []
-    if loss.reference:
+    if "margin" in steps[-1]:
         found = learned(steps, held, config.training.batch_size) + found
-        found += decided(steps) if "link" in loss.uses else []
+        found += decided(steps) if "link" in USES[loss] else []
     elif held:
         found.insert(0, without_reference(held[-1]))
     if causes:  # mend these first: what follows from them needs no remedy of its own

@@ -42,11 +42,11 @@ from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.checks import (
     LEAST_NOISE,
     MOST_NOISE,
-    Watch,
     asked_to_stop,
     check_step,
     noise_text,
 )
+from inversion_dpo.training.health import Watch
 from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
 from inversion_dpo.training.run_files import (

@@ -24,11 +24,9 @@ from inversion_dpo.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from inversion_dpo.training.checks import accuracy_text
+from inversion_dpo.training.health import FEW_PAIRS, accuracy_text
 from inversion_dpo.training.session import Session
 from inversion_dpo.trajectories.method import chosen_method
-
-FEW_PAIRS = 30  # held out: an accuracy of fewer is hardly one
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ HELD |= {"winner_error_ref": 0.1}
 
 def run_of(folder, *settings, steps=60, held=(), images=None, **changes):
     """Write a run of so many steps; ``held`` changes the held-out rows, one after the other."""
-    rows = [{"step": k, **SOUND, **changes} for k in range(steps)]
+    row = {k: v for k, v in {**SOUND, **changes}.items() if v is not None}
+    rows = [{"step": k, **row} for k in range(steps)]
     for k, row in enumerate(held or [{}]):
         looked = HELD | row
         rows.append({"step": 10 * (k + 1)} | {f"heldout_{n}": v for n, v in looked.items()})
@@ -83,9 +84,9 @@ def test_what_follows_from_a_cause_needs_no_remedy_of_its_own(tmp_path):
 
 
 def test_a_loss_without_reference_is_judged_by_its_error(tmp_path):
-    sft = run_of(tmp_path, "objective.name=sft", "objective.beta=null")
+    sft = run_of(tmp_path, "objective.name=sft", margin=None)
     assert "winners are predicted better" in text(advise(sft))
-    worse = run_of(tmp_path, "objective.name=sft", held=[{"winner_error": 0.2}])
+    worse = run_of(tmp_path, "objective.name=sft", margin=None, held=[{"winner_error": 0.2}])
     assert "1. Held-out error on winners 0.2, the reference's 0.1" in text(advise(worse))
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from inversion_dpo.training.checks import EARLY, WINDOW, Watch, complaints, status
+from inversion_dpo.training.health import EARLY, WINDOW, Watch, complaints, status
 
 
 def rows(count=WINDOW, first=20, **changes):

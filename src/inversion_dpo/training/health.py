@@ -1,0 +1,112 @@
+"""Look at a run's measurements as they come: complaints, status, accuracy; without torch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from inversion_dpo.maths.intervals import wilson
+
+logger = logging.getLogger(__name__)
+Row = Mapping[str, float]
+WINDOW = 30  # steps that are looked at together
+EARLY = 10  # steps within which nothing should be perfect
+# Times the reference's error on winners. A rise by half came with better images, one by 47 with
+# ruined ones (benchmarks/health.py).
+TOO_FAR = 2.0
+FEW_PAIRS = 30  # held out: an accuracy of fewer is hardly one
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a run shows, and what to do about it; no ``change`` where nothing need be done."""
+
+    seen: str
+    change: str = ""
+
+    def __str__(self) -> str:
+        return ". ".join(part for part in (self.seen, self.change) if part)
+
+
+def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
+    """Look at consecutive rows of a loss with a reference: advice for each kind of trouble."""
+    rows = [r for r in rows if "margin" in r and math.isfinite(r["loss"])]
+    early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY]
+    found = {}
+    if len(early) >= EARLY and min(early) == 1.0:
+        found["perfect at once"] = Advice(
+            f"every pair was ranked right in each of the first {EARLY} steps: winners and losers "
+            "differ in something trivial (another model, size or compression), or the rate is far "
+            "too high",
+            "Run `inversion-dpo pairs check`, and lower training.learning_rate",
+        )
+    if len(rows) < WINDOW:
+        return found
+    keys = ("margin", "winner_error", "winner_error_ref", "drift")
+    margin, winner, winner_ref, drift = (fmean(r[k] for r in rows) for k in keys)
+    if all(abs(r["loss"] - math.log(2)) <= 2e-3 for r in rows):
+        found["flat loss"] = Advice(
+            f"the loss has stayed at log 2 = 0.693 for {len(rows)} steps: the policy does not "
+            "leave the reference",
+            "Raise training.learning_rate or objective.beta, or see whether winners and losers "
+            "differ at all",
+        )
+    if margin > 0 and winner > TOO_FAR * winner_ref:
+        found["loser only"] = Advice(
+            f"the margin rises only through the losers: the error on winners is {winner:.4g}, more "
+            f"than twice the reference's {winner_ref:.4g}. Images get worse while accuracy rises",
+            "Lower training.learning_rate or raise objective.beta, and stop early",
+        )
+    if drift > winner_ref:
+        found["drift"] = Advice(
+            f"the policy has drifted: its distance to the reference, {drift:.4g}, exceeds the "
+            f"reference's own error on winners, {winner_ref:.4g}",
+            "Lower training.learning_rate or training.steps, or raise objective.beta",
+        )
+    return found
+
+
+def accuracy_text(row: Row) -> str:
+    """Write the held-out accuracy with its number of pairs and Wilson's 95% interval."""
+    pairs = round(row["heldout_pairs"])
+    share, low, high = wilson(row["heldout_accuracy"], pairs)
+    return f"held-out accuracy {share:.2f} of {pairs} pairs (95% interval {low:.2f} to {high:.2f})"
+
+
+def status(row: Row) -> str:
+    """Write one line on the state of a run, from a row with held-out measurements."""
+    keys = (
+        "loss",
+        "winner_error",
+        "loser_error",
+        "margin",
+        "gradient_factor",
+        "drift",
+        "grad_norm",
+    )
+    parts = [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in keys if key in row]
+    if "heldout_accuracy" in row:
+        parts.append(accuracy_text(row))
+    return f"step {row['step']:.0f}: " + ", ".join(parts)
+
+
+class Watch:
+    """Looks at a run's last rows as they come; every kind of complaint is made once."""
+
+    def __init__(self) -> None:
+        self._rows: deque[Row] = deque(maxlen=WINDOW)
+        self._said: set[str] = set()
+
+    def see(self, row: Row) -> None:
+        """Take the row of a step; log its state if it was measured, and new complaints."""
+        self._rows.append(row)
+        if row["step"] == 0 or any(key.startswith("heldout_") for key in row):
+            logger.info(status(row))
+        for name, advice in complaints(tuple(self._rows)).items():
+            if name not in self._said:
+                self._said.add(name)
+                logger.warning("step %d: %s", row["step"], advice)
