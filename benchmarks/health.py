@@ -22,6 +22,7 @@ from workshop import render
 from inversion_dpo.api import evaluate
 from inversion_dpo.data.images import decode_image, png
 from inversion_dpo.evaluation.figures import BLUE, GREY, ORANGE, PAPER, bare
+from inversion_dpo.evaluation.metrics import interval_text
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.folder import claim, read_rows
 from inversion_dpo.training.advice import advise, text
@@ -47,6 +48,17 @@ RUNS = {
     "ties": ["data.pairs={out}/ties.parquet"],
     "drawn winners": ["data.pairs={out}/drawn.parquet", "data.allow_giveaways=true"],
 }
+# Pairs of two equal images, several seeds: what is gained without a preference?
+EQUAL = {
+    f"{what}, seed {seed}": [f"data.pairs={{out}}/{file}.parquet", *more, f"training.seed={seed}"]
+    for seed in range(3)
+    for what, file, more in (
+        ("two winners", "ties", []),
+        ("two losers", "two-losers", []),
+        ("two winners, fresh noise", "ties", ["objective.name=diffusion_dpo"]),
+        ("real pairs", "real", []),
+    )
+}
 CURVES = {
     "accuracy": ("accuracy", 0.5),
     "gradient factor": ("gradient_factor", 0.5),
@@ -62,6 +74,11 @@ def ties(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     both = [winner + rng.integers(-1, 2, winner.shape) for _ in range(2)]
     noisy = [png(np.clip(image, 0, 255).astype(np.uint8)) for image in both]
     return row | {"jpg_0": noisy[0], "jpg_1": noisy[1], "label_0": 1.0}
+
+
+def two_losers(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Make both images the loser, each with one level of noise of its own."""
+    return ties(row | {"label_0": 1.0 - row["label_0"]}, rng)
 
 
 def drawn(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
@@ -129,23 +146,26 @@ def main() -> None:
     """Train, advise, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/health"))
-    parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--only", nargs="*", choices=[*RUNS, *EQUAL], default=list(RUNS))
+    parser.add_argument("--equal", action="store_true", help="the runs on equal images instead")
     given = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     given.out.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parents[1] / "src/inversion_dpo/assets/composition.parquet"
-    for name, change in (("ties", ties), ("drawn", drawn)):
+    made = {"ties": ties, "two-losers": two_losers, "drawn": drawn, "real": lambda row, rng: row}
+    for name, change in made.items():
         write(given.out, name, change, source)
     histories = {}
-    for name in given.only:
-        settings = [s.format(out=given.out) for s in RUNS[name]]
+    for name in EQUAL if given.equal else given.only:
+        settings = [s.format(out=given.out) for s in (RUNS | EQUAL)[name]]
         config, folder = load_config("composition", [*COMMON, *settings]), given.out / name
         folder.mkdir(exist_ok=True)
         claim(folder, config)
         train(config, folder, given.out / "cache")
-        evaluate(folder)
+        found = evaluate(folder)["preference"]
         histories[name] = read_rows(folder / "metrics.jsonl")
-        print(f"## {name}: {' '.join(settings) or 'the preset'}\n{text(advise(folder))}\n")
+        print(f"## {name}: {' '.join(settings) or 'the preset'}\n{text(advise(folder))}")
+        print(f"gain {interval_text(found['gain'], found['gain_low'], found['gain_high'])}\n")
     draw(histories).savefig(given.out / "health.png")
 
 
