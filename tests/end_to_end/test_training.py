@@ -364,7 +364,10 @@ def test_reference_target_warns_that_it_starts_on_a_saddle(tiny_config, tmp_path
 def test_what_was_recovered_is_judged_in_words():
     assert noise_text(0.9, 0.0).endswith(": good") and noise_text(1.9, 0.1).endswith(": good")
     assert "inversion.t_start=0.2 adds" in noise_text(0.33, 0.1)
+    assert "t_start" not in noise_text(0.33, 0.5)  # it is at its largest
     assert "lower inversion.t_start (it is 0.1)" in noise_text(2.13, 0.1)
+    assert "guidance_scale=1" in noise_text(2.13, 0.0, 3.0)
+    assert "guidance_scale" not in noise_text(2.13, 0.0, 1.0)
     assert round_trip_text(0.05, 1.0).endswith("guidance 1: 0.0500: good")
     assert "fair; more inversion.steps" in round_trip_text(0.2, 1.0)
     assert "the images are unlike" in round_trip_text(0.5, 7.5)

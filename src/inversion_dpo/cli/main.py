@@ -99,7 +99,7 @@ def invert(
             prepared = prepare(run, output / "cache")
         if not current_team().main:
             return
-        model, cache = prepared.model, prepared.cache
+        model, cache, i = prepared.model, prepared.cache, run.inversion
         typer.echo(f"{cache.pairs} pairs in {cache.folder}")
         if not cache.inverted:
             name = run.objective.name
@@ -107,7 +107,7 @@ def invert(
         for scale in sorted({1.0, run.inversion.guidance_scale}) if cache.inverted else ():
             typer.echo(round_trip_text(round_trip_error(model, cache, scale), scale))
         if cache.inverted:
-            typer.echo(noise_text(noise_variance(cache), run.inversion.t_start))
+            typer.echo(noise_text(noise_variance(cache), i.t_start, i.guidance_scale))
         if prepared.back:
             typer.echo(write_reconstruction(output, model, cache, prepared.back))
 
@@ -181,9 +181,17 @@ def sample(
         typer.echo(str(output / f"{s:06d}.png"))
 
 
-for command in (demo, invert, train, sample, evaluate.evaluate, evaluate.fid, compare):
+for command in (
+    demo,
+    invert,
+    train,
+    sample,
+    evaluate.evaluate,
+    evaluate.fid,
+    evaluate.report,
+    compare,
+):
     app.command(cls=Heavy)(command)
-app.command()(evaluate.report)
 app.command()(evaluate.prompts)
 app.command()(advise)
 app.command()(config)

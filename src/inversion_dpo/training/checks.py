@@ -87,22 +87,32 @@ def check_is_reference(row: Row, tolerance: float) -> None:
             )
 
 
-def noise_text(variance: float, t_start: float) -> str:
-    """Judge the recovered x_T beside the noise that sampling starts from, of variance 1."""
+def noise_text(variance: float, t_start: float, guidance_scale: float = 1.0) -> str:
+    """Judge the recovered x_T beside the noise that sampling starts from.
+
+    Args:
+        variance: of the recovered x_T; sampling starts from 1.
+        t_start: ``inversion.t_start``, the share of the path that is added noise.
+        guidance_scale: of the inversion.
+
+    Returns:
+        A sentence; a remedy that is set already is not given again.
+    """
     told = f"the noise recovered by inversion has variance {variance:.2f}, where sampling starts "
     if variance <= LEAST_NOISE:
         more = min(0.5, 2 * t_start or 0.1)
-        return (
-            f"{told}from 1: encoded images are smoother than sampled latents. "
-            f"inversion.t_start={more:g} adds the missing noise (it is {t_start:g})"
-        )
+        remedy = f"inversion.t_start={more:g} adds the missing noise (it is {t_start:g})"
+        if t_start >= more:
+            remedy = "Look whether the autoencoder and the images fit the model"
+        return f"{told}from 1: encoded images are smoother than sampled latents. {remedy}"
     if variance < MOST_NOISE:
         return f"{told}from 1: good"
     less = f"lower inversion.t_start (it is {t_start:g}), " if t_start else ""
+    plain = "inversion.guidance_scale=1, " if guidance_scale != 1 else ""
     return (
         f"{told}from 1: the inversion leaves the paths that the model samples. "
-        f"Try {less}more inversion.steps, inversion.guidance_scale=1, and look whether the "
-        "autoencoder and the images fit the model"
+        f"Try {less}{plain}more inversion.steps, and look whether the autoencoder and the images "
+        "fit the model"
     )
 
 

@@ -259,9 +259,9 @@ def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
             "set inversion.guidance_scale=2 objective.guidance_scale=2"
         )
     if plan.path == "trajectory":
-        variance = noise_variance(cache)
+        variance, i = noise_variance(cache), config.inversion
         if not LEAST_NOISE < variance < MOST_NOISE:
-            logger.warning(noise_text(variance, config.inversion.t_start))
+            logger.warning(noise_text(variance, i.t_start, i.guidance_scale))
     check_preferences(config, cache.counts.get("single", 0))
     if plan.soft_labels:
         check_soft_labels(cache.preference(range(cache.pairs)).tolist())
