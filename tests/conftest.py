@@ -194,6 +194,7 @@ def tiny_config(tiny_pipeline, pair_file):
                 "training.learning_rate=1e-3",
                 "evaluation.sample_steps=3",
                 "evaluation.limit=4",
+                "evaluation.preference=warmth",
                 "evaluation.prompts=" + str(pair_file.with_name("prompts.txt")),
                 *overrides,
             ],

@@ -29,6 +29,7 @@ PAGES = [
     ),
 ]
 TINY_RUN = [
+    "evaluation.preference=warmth",
     "inversion.steps=4",
     "inversion.batch_size=8",
     "policy.rank=2",

@@ -13,7 +13,7 @@ import pytest
 
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation.evaluate import evaluate, pairs_agree
-from inversion_dpo.evaluation.samples import model_digest, sampled, scoring_digest
+from inversion_dpo.evaluation.samples import commit_of, model_digest, sampled, scoring_digest
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
@@ -52,6 +52,7 @@ def trained(tmp_path_factory, tiny_pipeline, pair_file, prompts):
         None,
         [
             f"model.path={tiny_pipeline}",
+            "evaluation.preference=warmth",
             f"data.pairs={pair_file}",
             "data.holdout=0.25",
             "inversion.steps=4",
@@ -78,6 +79,15 @@ def run(trained, tmp_path):
 
 def test_several_seeds_categories_and_the_table(capsys, run):
     code, text, _ = command(capsys, "evaluate", run, "evaluation.seeds=2")
+    sides, lines = ("policy", "reference"), (run / "images/prompts.txt").read_text().splitlines()
+    assert sorted(p.name for p in (run / "images").glob("*.png")) == [
+        f"{k:03d}-{side}.png" for k in range(len(lines)) for side in sides
+    ]
+    for side in sides:
+        files = (run / "samples").glob(f"{side}-*.parquet")  # at the guidance of training too
+        fourth = [row for file in files for row in pq.read_table(file).to_pylist()[3:4]]
+        assert lines[3] == f"003 {fourth[0]['prompt']}"
+        assert (run / f"images/003-{side}.png").read_bytes() in [row["image"] for row in fourth]
     assert code == 0 and "color_binding" in text and "of 2 images" in text
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["n_prompts"] == 4 and metrics["seeds"] == 2
@@ -165,6 +175,23 @@ def test_a_file_written_over_makes_new_samples(tmp_path, setting):
                 found.add((place, model_digest(config, place if not given else None)))
     assert len({digest for place, digest in found if place == part}) == 4
     assert len({digest for place, digest in found if place == file}) == 2
+
+
+def test_a_branch_of_the_hub_that_moves_makes_new_samples(hub_cache, tmp_path):
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "config.json").write_text("{}")
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        hub_cache("models", "owner/name", part, commit=commit)
+        commit_of.cache_clear()
+        for setting in ("path", "lora"):
+            config = load_config(None, [f"model.{setting}=owner/name"])
+            found.append(model_digest(config, None))
+    assert len(set(found)) == 4
+    commit_of.cache_clear()
+    load = load_config(None, ["model.path=nobody/nothing"])
+    assert model_digest(load, None) == model_digest(load, None)
 
 
 def test_both_guidances_are_reported(capsys, run):

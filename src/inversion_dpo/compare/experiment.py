@@ -26,7 +26,7 @@ from inversion_dpo.compare.runs import (
     pictured,
 )
 from inversion_dpo.compare.summary import summarise
-from inversion_dpo.compare.tuning import tune
+from inversion_dpo.compare.tuning import split_prompts, tune
 from inversion_dpo.data.buckets import square
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.defaults import evaluation_prompts, settled
@@ -172,7 +172,10 @@ def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
     if plan.tune:
         tuned = dict(tuned_settings("", root / "tuned.json"))
         missing = [m for m in plan.methods if m not in tuned]
-        tuned |= tune(root, plan.config, missing, plan.extra, preference)
+        tuning, measuring = split_prompts(root, base.evaluation)
+        tuned |= tune(root, plan.config, missing, (*plan.extra, *tuning), preference)
+        plan = replace(plan, extra=(*plan.extra, *measuring))
+        base = load_config(plan.config, list(plan.extra))
         atomic_text(json.dumps(tuned, indent=1), root / "tuned.json")
     todo = lines(plan, root)
     inversions = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inversion_dpo.compare.summary import over_seeds
+from inversion_dpo.evaluation.defaults import HELDOUT_FILE, MEASURING_FILE
 from inversion_dpo.evaluation.evaluate import measure
 from inversion_dpo.evaluation.page import Picture, inlined
 from inversion_dpo.evaluation.prompt_sets import read_prompts
@@ -75,7 +76,14 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
     config = replace(config, training=replace(t, snapshot_every=every))
     if (folder / "result.json").exists():
         result: Result = json.loads((folder / "result.json").read_text())
-        other = list(differences(folder, config).values())
+        prompts = [read_config(folder).evaluation.prompts, config.evaluation.prompts]
+        names = {Path(name).name for name in prompts}
+        moved = len(names) == 1 and names <= {HELDOUT_FILE, MEASURING_FILE}  # with the comparison
+        other = [
+            text
+            for key, text in differences(folder, config).items()
+            if key != "evaluation.prompts" or not moved
+        ]
         if (scored := result.get("curve_prompts")) != curve:
             other.append(f"its curve has {scored} prompts, not {curve}")
         if other:

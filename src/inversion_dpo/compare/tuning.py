@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from inversion_dpo.compare.methods import METHODS
 from inversion_dpo.compare.runs import run
+from inversion_dpo.data.buckets import named
+from inversion_dpo.evaluation.defaults import MEASURING_FILE
 from inversion_dpo.evaluation.metrics import metric_rows
+from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.fields import ConfigError, EvaluationConfig
 
+logger = logging.getLogger(__name__)
 SEED = 100  # of the trials' training; the comparison's seeds count from 0
-PROMPTS = ("evaluation.prompts=asset:prompts-validation.txt", "evaluation.limit=200")
+VALIDATION = ("evaluation.prompts=asset:prompts-validation.txt", "evaluation.limit=200")
+
+
+def split_prompts(root: Path, e: EvaluationConfig) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the settings of the prompts to tune on, and of those to measure on: no prompt is both.
+
+    The embedded world has validation prompts. Of any other set every second prompt is tuned on.
+    """
+    if e.prompts == EvaluationConfig.prompts:
+        return VALIDATION, ()
+    whole, halves = read_prompt_set(e.prompts, e.limit), []
+    sizes = whole.size_of
+    rows = list(zip(whole.prompts, whole.categories, whole.graphs, strict=True))
+    if len(rows) < 2:
+        raise ConfigError(f"--tune needs two prompts or more, and {e.prompts} has {len(rows)}")
+    for name, part in (("tuning-prompts.jsonl", rows[1::2]), (MEASURING_FILE, rows[::2])):
+        lines = [
+            json.dumps(
+                {"prompt": p, "category": c, "scene_graph": graph and graph.to_dict()}
+                | ({"size": named(sizes[p])} if p in sizes else {})
+            )
+            for p, c, graph in part
+        ]
+        file = root / name
+        atomic_text("\n".join(lines) + "\n", file)
+        halves.append((f"evaluation.prompts={file}", "evaluation.limit=null"))
+    logger.info(
+        "--tune: %d prompts for tuning, %d to measure on", len(rows) // 2, -(-len(rows) // 2)
+    )
+    return halves[0], halves[1]
 
 
 def utility(metrics: dict[str, Any], preference: str) -> float:
@@ -26,13 +61,16 @@ def utility(metrics: dict[str, Any], preference: str) -> float:
 def tune(
     root: Path, preset: str, methods: Sequence[str], extra: Sequence[str], preference: str
 ) -> dict[str, list[str]]:
-    """Return the best of each method's trials; ``tuning.json`` keeps every trial."""
+    """Return the best of each method's trials; ``tuning.json`` keeps every trial.
+
+    extra: settings of every trial, with its prompts (:func:`split_prompts`).
+    """
     best: dict[str, list[str]] = {}
     rows = []
     for method in methods:
         scored = []
         for k, trial in enumerate(METHODS[method].trials()):
-            overrides = [*extra, *trial, *METHODS[method].settings, *PROMPTS]
+            overrides = [*extra, *trial, *METHODS[method].settings]
             config = load_config(preset, [*overrides, f"training.seed={SEED}"])
             result = run(root, f"tune-{method}-{k}", config, 0)
             scored.append((utility(result["metrics"], preference), list(trial)))

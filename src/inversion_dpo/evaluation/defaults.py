@@ -12,6 +12,8 @@ from inversion_dpo.data.source import open_pairs
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import scorers_of
+from inversion_dpo.evaluation.scorers.registry import SCENES
+from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import sizes_for
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
@@ -19,6 +21,7 @@ from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import split_pairs
 
 HELDOUT = "heldout"  # as evaluation.prompts: the captions of the held-out pairs
+HELDOUT_FILE, MEASURING_FILE = "heldout-prompts.jsonl", "measuring-prompts.jsonl"  # made here
 AUTO = "auto"  # as evaluation.preference: the only score
 
 
@@ -29,7 +32,8 @@ def settled(config: Config, folder: Path) -> Config:
         ConfigError: the held-out pairs have no caption of their own, or a scorer cannot be used.
         DataError: the pairs cannot be read.
     """
-    e, file = config.evaluation, folder / "heldout-prompts.jsonl"
+    config, file = with_prompts_of(config, folder), folder / HELDOUT_FILE
+    e = config.evaluation
     if e.prompts == HELDOUT:
         if current_team().main:
             usual = square(config.model.resolution)
@@ -44,8 +48,22 @@ def settled(config: Config, folder: Path) -> Config:
     return replace(config, evaluation=replace(e, preference=preferred(config)))
 
 
+def with_prompts_of(config: Config, folder: Path) -> Config:
+    """Find prompts that were written into a run's folder, or its comparison's, where it lies now.
+
+    The settings name the place where it lay then.
+    """
+    e = config.evaluation
+    name = Path(e.prompts).name
+    if name not in (HELDOUT_FILE, MEASURING_FILE):
+        return config
+    near = [place / name for place in (folder, *folder.absolute().parents[:2])]
+    found = next((file for file in near if file.is_file()), e.prompts)
+    return replace(config, evaluation=replace(e, prompts=str(found)))
+
+
 def preferred(config: Config) -> str:
-    """Return ``evaluation.preference``, and for ``auto`` the name of the only scorer."""
+    """Return ``evaluation.preference``; for ``auto`` the only score's name, if there is one."""
     e = config.evaluation
     if e.preference != AUTO or not e.scorer:
         return e.preference
@@ -55,7 +73,8 @@ def preferred(config: Config) -> str:
             "evaluation.preference=auto needs one scorer; name the score by which the pairs "
             f"were labelled, e.g. evaluation.preference={names[0]}"
         )
-    return names[0].rpartition(":")[2].strip()
+    several = names[0].strip() in (SCENES, SCENE_GRAPH)
+    return AUTO if several else names[0].rpartition(":")[2].strip()
 
 
 def check_scores(config: Config, prompts: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ from inversion_dpo.evaluation.samples import (
     read_scores,
     sampled_file,
     scorers_of,
+    write_pictures,
 )
 from inversion_dpo.evaluation.scorers.registry import SERVED, Scores
 from inversion_dpo.evaluation.sides import side, sizes_for
@@ -132,6 +133,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     write_metrics(folder, metrics)
     if current_team().main:
+        write_pictures(folder / "images", files)
         atomic_text(to_yaml(config), folder / EVALUATED)
     return metrics
 

@@ -17,6 +17,7 @@ from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation import figures
 from inversion_dpo.evaluation.changes import distance
+from inversion_dpo.evaluation.defaults import with_prompts_of
 from inversion_dpo.evaluation.evaluate import EVALUATED, both_sides
 from inversion_dpo.evaluation.exports import write_tables
 from inversion_dpo.evaluation.figures import Pixels
@@ -364,6 +365,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     metrics = json.loads((folder / "metrics.json").read_text())
     made_with = folder / EVALUATED
     config = load_config(str(made_with), []) if made_with.exists() else read_config(folder)
+    config = with_prompts_of(config, folder)
     e, models = config.evaluation, metrics.get("models")
     prompts = read_prompts(e.prompts, e.limit)
     files = both_sides(folder, config, folder / "samples", models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -26,25 +29,39 @@ from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.sides import graphs_for, sampler_of, sizes_for
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
-from inversion_dpo.run.disk import atomic_table, atomic_tables, read_table, sha256_of
+from inversion_dpo.run.disk import atomic_folder, atomic_table, atomic_tables, read_table, sha256_of
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.processes import current_team
 
 logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
 COUNTED = (".safetensors", ".json", ".txt", ".model")  # what makes a model, in its folder
+HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME
+PICTURES = 64  # images of each model that are also files
 REPEAT = 1_000_000  # between the seeds of a prompt's images
 
 
 def model_digest(config: Config, adapter: Path | None) -> str:
     """Hash the model to sample: its settings, and every file of weights or configuration.
 
-    A repository of the hub counts by its name and revision.
+    A repository of the hub counts by its commit, as far as that can be known here.
     """
     m = config.model
     parts = [m.path, m.config, m.network, m.vae, m.lora, m.scene_graph]
-    named = [*parts, str(adapter) if adapter else None]
-    return f"{m}" + digest_of(Path(resolve(name)).expanduser() for name in named if name)
+    named = [resolve(name) for name in (*parts, str(adapter) if adapter else None) if name]
+    commits = [commit_of(n, m.revision if n == m.path else None) for n in named if HUB.fullmatch(n)]
+    return f"{m}{commits}" + digest_of(Path(name).expanduser() for name in named)
+
+
+@cache
+def commit_of(name: str, revision: str | None) -> str:
+    """Find the commit of a repository of the hub, or in its cache offline; "" for no repository."""
+    if Path(name).exists():
+        return ""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json"])).name
+    except (OSError, ValueError, HfHubHTTPError):  # kept samples need no model
+        return ""
 
 
 def scoring_digest(config: Config) -> str:
@@ -208,6 +225,24 @@ def write_samples(
     if graphs is not None:
         columns["graph"] = pa.array([g and g.to_json() for g in graphs], pa.string())
     atomic_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), path)
+
+
+def write_pictures(folder: Path, files: Sequence[Path]) -> None:
+    """Write the first images of reference and policy side by side: 000-reference.png and so on.
+
+    ``prompts.txt`` has the prompts in the same order.
+    """
+
+    def fill(made: Path) -> None:
+        made.mkdir()
+        for word, file in zip(("reference", "policy"), files, strict=True):
+            rows = next(pq.ParquetFile(file).iter_batches(PICTURES, columns=["prompt", "image"]))
+            for number, image in enumerate(rows["image"]):
+                (made / f"{number:03d}-{word}.png").write_bytes(image.as_py())
+        lines = [f"{k:03d} {' '.join(p.as_py().split())}\n" for k, p in enumerate(rows["prompt"])]
+        (made / "prompts.txt").write_text("".join(lines), encoding="utf-8")
+
+    atomic_folder(folder, fill)
 
 
 def read_scores(path: Path) -> Scores:

@@ -364,7 +364,7 @@ class EvaluationConfig:
     checkpoints: dict[str, str] = field(default_factory=dict)
     """Weights of scorers: `evaluation.checkpoints.NAME=PATH@REVISION`."""
     parser: Group[ParserConfig] = field(default_factory=ParserConfig)
-    preference: str = "warmth"
+    preference: Annotated[str, Effect("evaluation.scorer!=null")] = "auto"
     """The score that decides the win rate and comes first in reports; auto is the only one."""
     sample_steps: Count = 20
     """Sampling steps of an image."""

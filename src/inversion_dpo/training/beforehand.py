@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,9 @@ from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
 from inversion_dpo.trajectories.key import chosen_method, spacing_of
 
+logger = logging.getLogger(__name__)
 LEAST_PAIRS = 4
+RATES = {"lora": (1e-4, 1e-6, 5e-3), "full": (1e-5, 1e-9, 5e-5)}  # usual, and far from it
 MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0}  # numbers beside each weight
 
 
@@ -46,12 +49,25 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
         check_soft_labels(pair.preference for pair in pairs.read(lambda number: False))
     if config.policy.kind == "scene_graph":
         return
+    if text := rate_text(config.policy.kind, t.learning_rate):
+        logger.warning(text)
     make_optimizer(t, [torch.nn.Parameter(torch.zeros(1))])
     weights = sum(weight.numel() for weight in attach(model, config).trainable().values())
     kept = t.keep_checkpoints + 2  # the best, and the one that is being written
     size = 4 * weights * (1 + MOMENTS[t.optimizer]) * kept
     fewer = "lower training.keep_checkpoints, or set policy.kind=lora"
     check_room(folder / "checkpoints", size, "checkpoints", fewer)
+
+
+def rate_text(kind: str, rate: float) -> str | None:
+    """Say that a learning rate is far from those that a LoRA, or all weights, are trained at."""
+    usual, low, high = RATES[kind]
+    if low <= rate <= high:
+        return None
+    return (
+        f"training.learning_rate={rate:g} is far from what policy.kind={kind} is trained at: set "
+        f"about {usual:g}, or expect {'nothing to change' if rate < low else 'broken pictures'}"
+    )
 
 
 def check_batch(plan: Plan, processes: int) -> None:

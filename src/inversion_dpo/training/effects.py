@@ -66,7 +66,20 @@ def load_checked(preset: str | None, overrides: Sequence[str], command: str = "c
     check_command(overrides, command)
     config, given = load_given(preset, list(overrides))
     check_effects([config], given)
+    check_checkpoints(overrides, config.evaluation.scorer)
     return config
+
+
+def check_checkpoints(overrides: Sequence[str], scorer: str | list[str] | None) -> None:
+    """Refuse weights that are typed for a scorer that is not used; a file may name many."""
+    names = scorer.split(",") if isinstance(scorer, str) else scorer or []
+    for text in overrides:
+        key = text.partition("=")[0]
+        name = key.removeprefix("evaluation.checkpoints.")
+        if name != key and name not in map(str.strip, names):
+            raise ConfigError(
+                f"{key} has no effect: evaluation.scorer is {written(scorer)}. Leave it out"
+            )
 
 
 def check_command(overrides: Sequence[str], command: str) -> None:

@@ -12,10 +12,11 @@ import yaml
 
 from inversion_dpo.api import check_run
 from inversion_dpo.cli.main import main
-from inversion_dpo.evaluation.defaults import heldout_prompts, settled
+from inversion_dpo.evaluation.defaults import heldout_prompts, settled, with_prompts_of
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import claim
+from inversion_dpo.training.beforehand import rate_text
 from tests.slow import slow_but
 
 REAL = [n for n in preset_names() if not load_config(n, []).model.path.startswith("asset:")]
@@ -92,7 +93,8 @@ def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(ended, tiny_config, c
         ("evaluation.scorer=pickscor", "did you mean 'pickscore'"),
         ("evaluation.scorer=no_such:taste", "evaluation.scorer=no_such:taste: there is no such mo"),
         ("evaluation.preference=beauty", "evaluation.preference='beauty' is not a score of scenes"),
-        ("evaluation.checkpoints.clop=x", "evaluation.checkpoints.clop: no such scorer"),
+        ("evaluation.scorer=null evaluation.preference=warmth", "preference=warmth has no effect"),
+        ("evaluation.checkpoints.clip=x", "evaluation.checkpoints.clip has no effect"),
         (
             "policy.target_modules=[to_q,to_w]",
             "policy.target_modules: no layer's name ends in 'to_w'",
@@ -118,6 +120,21 @@ def test_what_would_stop_a_training_is_said_before_any_weight(
     code, printed, error = ended("train", "-c", "tiny.yaml", "-o", "run", *settings.split())
     assert (code, printed, error.count("\n")) == (2, "", 1) and message in error
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "said"),
+    [
+        ("full", 1e-4, "about 1e-05, or expect broken pictures"),
+        ("full", 2e-5, None),
+        ("lora", 1e-4, None),
+        ("lora", 1e-8, "about 0.0001, or expect nothing to change"),
+        ("lora", 1e-2, "about 0.0001, or expect broken pictures"),
+    ],
+)
+def test_a_learning_rate_of_another_policy_is_warned_of(kind, rate, said):
+    assert (rate_text(kind, rate) or "").endswith(said or "")
+    assert (rate_text(kind, rate) is None) is (said is None)
 
 
 def full(monkeypatch):
@@ -269,6 +286,16 @@ def test_held_out_prompts_are_those_of_no_trained_pair(pair_file, tmp_path, tiny
     pq.write_table(pa.Table.from_pylist(rows), file)
     with pytest.raises(ConfigError, match="every caption of the 4 held-out pairs is trained on"):
         heldout_prompts(tiny_config(f"data.pairs={file}"))
+
+
+@pytest.mark.parametrize("inside", ["", "runs/x0-0"], ids=["run", "of a comparison"])
+def test_held_out_prompts_move_with_their_folder(tiny_config, tmp_path, inside):
+    (tmp_path / "heldout-prompts.jsonl").write_text('{"prompt": "a"}\n')
+    config = tiny_config("evaluation.prompts=/gone/heldout-prompts.jsonl")
+    found = with_prompts_of(config, tmp_path / inside).evaluation.prompts
+    assert found == str(tmp_path / "heldout-prompts.jsonl")
+    mine = tiny_config("evaluation.prompts=/gone/prompts.txt")
+    assert with_prompts_of(mine, tmp_path / inside) == mine
 
 
 @pytest.mark.parametrize(

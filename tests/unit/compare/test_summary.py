@@ -1,6 +1,7 @@
 """What a comparison computes from its runs, by hand."""
 
 import itertools
+import json
 import math
 import re
 import sys
@@ -29,13 +30,16 @@ from inversion_dpo.compare.summary import (
     traits_over_seeds,
     wins,
 )
+from inversion_dpo.compare.tuning import VALIDATION, split_prompts
 from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.evaluate import check as check_evaluation
 from inversion_dpo.evaluation.page import inlined
+from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.evaluation.samples import write_samples
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.disk import DiskError
+from inversion_dpo.run.fields import EvaluationConfig
 
 
 def test_over_seeds_by_hand():
@@ -266,3 +270,20 @@ def test_the_page_counts_methods_and_not_their_rounds():
     assert title({"config": "taste", "variants": found, "rounds": rounds}) == (
         "1 method on taste, 2 rounds"
     )
+
+
+def test_tuning_and_measuring_share_no_prompt(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    graph = {"items": [{"item_id": 0, "label": "cat", "attributes": []}], "relations": []}
+    rows = [{"prompt": f"p{k}", "category": f"c{k}", "scene_graph": graph} for k in range(5)]
+    rows[1]["size"] = "96x64"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    sides = split_prompts(tmp_path, EvaluationConfig(prompts=str(file), limit=4))
+    sets = [read_prompt_set(side[0].partition("=")[2], None) for side in sides]
+    assert [s.prompts for s in sets] == [["p1", "p3"], ["p0", "p2"]]
+    assert [s.categories for s in sets] == [["c1", "c3"], ["c0", "c2"]]
+    assert [s.sizes for s in sets] == [[(64, 96), None], [None, None]]
+    assert all(graph.items[0].label == "cat" for s in sets for graph in s.graphs)
+    with pytest.raises(ConfigError, match="--tune needs two prompts or more"):
+        split_prompts(tmp_path, EvaluationConfig(prompts=str(file), limit=1))
+    assert split_prompts(tmp_path, EvaluationConfig()) == (VALIDATION, ())

@@ -82,7 +82,7 @@ def test_an_unreachable_set_is_one_line_with_its_remedy(tmp_path, monkeypatch, n
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match=f"evaluation.prompts={name}: .* cannot be had") as error:
+    with pytest.raises(ConfigError, match=f"evaluation.prompts: {name}: .* cannot be had") as error:
         read_prompt_set(name, None)
     assert "\n" not in str(error.value) and "HF_TOKEN" in str(error.value)
     assert not list(tmp_path.rglob("*.partial"))
@@ -99,7 +99,7 @@ def test_a_file_that_was_changed_is_refused(placed, monkeypatch):
 def test_a_damaged_file_is_one_line(placed, content):
     root = placed("geneval")
     (root / "prompts/evaluation_metadata.jsonl").write_text(content)
-    with pytest.raises(ConfigError, match="evaluation.prompts=geneval: .* cannot be read"):
+    with pytest.raises(ConfigError, match="evaluation.prompts: geneval: .* cannot be read"):
         read_prompt_set("geneval", None)
 
 
