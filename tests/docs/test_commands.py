@@ -144,7 +144,6 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     (folder / "my_folder" / "a.png").write_bytes(pairs[0].winner)
     row = {"prompt": "a star", "path_a": "0.png", "path_b": "1.png", "vote": "b"}
     (folder / "votes.jsonl").write_text(json.dumps(row))
-    checkpoints = [f"evaluation.checkpoints.{n}={folder}/my_{n}" for n in WRITERS]
     for name in ("mine", "other"):
         config = load_config(
             None,
@@ -153,7 +152,6 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
                 f"data.pairs={pair_file}",
                 f"evaluation.prompts={folder}/my_prompts.txt",
                 *TINY_RUN,
-                *checkpoints,
             ],
         )
         claim(folder / "runs" / name, config)
@@ -184,6 +182,13 @@ def prepared(command, tiny):
         small = words[at] in ("sd15", "taste", "composition", "mine.yaml")
         if small and words[1] in ("evaluate", "train", "invert", "pairs"):
             words[at] = "tiny.yaml"
+    asked = " ".join(w for w in words if w.startswith("evaluation.scorer="))
+    asked += words[words.index("--scorer") + 1] if "--scorer" in words else ""
+    asked += "clip" if words[1] == "fid" else ""
+    for name in re.findall(r"[\w-]+", asked):  # weights of the scorers that it names
+        place = f"evaluation.checkpoints.{name}="
+        if Path(f"my_{name}").is_dir() and not any(w.startswith(place) for w in words):
+            words.append(f"{place}my_{name}")
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
         words = [w.replace("training.steps=5", "training.steps=2") for w in words]
         fresh = f"runs/fresh-{words[1]}"
