@@ -540,7 +540,7 @@ def test_a_pattern_chooses_layers(tiny, pair_file, tmp_path):
 
 
 def test_layers_that_do_not_exist_are_refused(tiny, pair_file, tmp_path):
-    with pytest.raises(ModelError, match="policy.target_modules=.*nonsense"):
+    with pytest.raises(ModelError, match="policy.target_modules: no layer.*nonsense"):
         set_up(config_for("sd15", tiny, pair_file, "policy.target_modules=[nonsense]"), tmp_path)
 
 
