@@ -295,6 +295,6 @@ def test_denoising_is_the_mean_error_of_both_images():
     from inversion_dpo.maths.losses import denoising
 
     w, l, k = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.5])
-    zero, one = torch.zeros(2), torch.ones(2)
-    errors = PairErrors(w, l, zero, zero, zero, zero, zero, k, one, zero)
+    zero, one, half = torch.zeros(2), torch.ones(2), torch.full((2,), 0.5)
+    errors = PairErrors(w, l, zero, zero, zero, zero, zero, k, one, half, half, zero)
     assert denoising(errors, LossSettings(1.0)).loss.tolist() == [2.0, 1.5]

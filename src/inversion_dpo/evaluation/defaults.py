@@ -19,6 +19,7 @@ from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import split_pairs
+from inversion_dpo.trajectories.method import takes_images
 
 HELDOUT = "heldout"  # as evaluation.prompts: the captions of the held-out pairs
 HELDOUT_FILE, MEASURING_FILE = "heldout-prompts.jsonl", "measuring-prompts.jsonl"  # made here
@@ -117,7 +118,7 @@ def heldout_prompts(config: Config) -> dict[str, Size]:
             "give a file of prompts"
         )
     sizes, pairs = buckets(config.model.resolution), list[tuple[str, Size]]()
-    for pair in open_pairs(config.data).read(lambda number: False):
+    for pair in open_pairs(config.data, alone=takes_images(config)).read(lambda number: False):
         found = place(sizes, pair.sizes, config.data.fit)
         if found.fit:  # the others are not trained on
             pairs.append((pair.caption, found.size))

@@ -50,6 +50,7 @@ from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds
 from inversion_dpo.training.health import accuracy_text
+from inversion_dpo.trajectories.method import takes_images
 
 SIDES = ("reference", "policy")
 LARGEST = 6  # changes, or regressions, that a report shows
@@ -382,7 +383,8 @@ def report(folder: Path, shown: int = 16) -> Path:
     each = f", {e.seeds} images each" if e.seeds > 1 else ""
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     worst = sorted(most_worsened(r, p, independent(metrics), LARGEST)) if r else []
-    examples = [] if models else list(open_pairs(read_config(folder).data, 6))
+    own = read_config(folder)
+    examples = [] if models else list(open_pairs(own.data, 6, alone=takes_images(own)))
     judged = None if models else judged_by(folder, config)
     if judged:
         metrics[PEOPLE_JUDGE] = judged
@@ -401,6 +403,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         pairs=[
             (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))
             for x in examples
+            if not x.single
         ],
         history=read_rows(folder / "metrics.jsonl"),
         config=(folder / "config.yaml").read_text(),

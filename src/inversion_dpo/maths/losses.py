@@ -128,7 +128,7 @@ def dmpo(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def nft(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """Compute r |v+ - v*|^2 + (1 - r) |v- - v*|^2, the mean over the two images of a pair.
+    """Compute r |v+ - v*|^2 + (1 - r) |v- - v*|^2, the mean over the images of a row.
 
     Here v+ = (1 - beta) v_ref + beta v_theta, v- = (1 + beta) v_ref - beta v_theta, and r is the
     probability that the image is the better one. Expanded into errors e and the squared distance m
@@ -146,7 +146,8 @@ def nft(errors: PairErrors, s: LossSettings) -> LossOutput:
     winner = of_image(p, errors.winner, errors.winner_ref, errors.winner_moved)
     loser = of_image(1 - p, errors.loser, errors.loser_ref, errors.loser_moved)
     gain = (errors.winner_ref - errors.winner) - (errors.loser_ref - errors.loser)
-    return LossOutput(errors.weight * (winner + loser) / 2, (b * errors.weight * gain).detach())
+    loss = errors.winner_share * winner + errors.loser_share * loser
+    return LossOutput(errors.weight * loss, (b * errors.weight * gain).detach())
 
 
 MAPO_SCALE, MAPO_STEPS = 0.5, 1000  # c and T of the authors
@@ -170,12 +171,13 @@ def mapo(errors: PairErrors, s: LossSettings) -> LossOutput:
 def kto(errors: PairErrors, s: LossSettings) -> LossOutput:
     """Compute 1 - sigmoid(+-beta (g - baseline)), g = reference error - error; + on winners.
 
-    The loss is the mean over the two images, 1/2 at the reference. The baseline is clamped to be
-    >= 0. Source: Li et al., Diffusion-KTO, 2024, https://arxiv.org/abs/2404.04465.
+    The loss is the mean over the images of a row, 1/2 at the reference. The baseline is clamped to
+    be >= 0. Source: Li et al., Diffusion-KTO, 2024, https://arxiv.org/abs/2404.04465.
     """
     g_w, g_l = errors.winner_ref - errors.winner, errors.loser_ref - errors.loser
     beta, g_bar = s.beta * errors.weight, errors.baseline.clamp(min=0)
-    loss = (torch.sigmoid(-beta * (g_w - g_bar)) + torch.sigmoid(beta * (g_l - g_bar))) / 2
+    liked, disliked = torch.sigmoid(-beta * (g_w - g_bar)), torch.sigmoid(beta * (g_l - g_bar))
+    loss = errors.winner_share * liked + errors.loser_share * disliked
     return LossOutput(loss, (beta * (g_w - g_l)).detach())
 
 
@@ -185,12 +187,12 @@ def sft(errors: PairErrors, s: LossSettings) -> LossOutput:
 
 
 def denoising(errors: PairErrors, s: LossSettings) -> LossOutput:
-    """Compute the denoising loss on both images of a pair; the preference has no effect.
+    """Compute the denoising loss on all images of a row; the preference has no effect.
 
     :func:`sft` takes the winners alone; this is for pairs that are two pictures of one caption.
     """
-    loss = errors.weight * (errors.winner + errors.loser) / 2
-    return LossOutput(loss, torch.zeros_like(loss).detach())
+    mean = errors.winner_share * errors.winner + errors.loser_share * errors.loser
+    return LossOutput(errors.weight * mean, torch.zeros_like(mean).detach())
 
 
 def safeguarded(errors: PairErrors, mu: float = 0.0) -> PairErrors:
@@ -255,24 +257,37 @@ LOSSES: dict[str, Loss] = {
 
 
 def as_pair_errors(
-    policy: Tensor, reference: Tensor, *, moved: Tensor | None = None, **of_pairs: Tensor
+    policy: Tensor,
+    reference: Tensor,
+    *,
+    moved: Tensor | None = None,
+    liked: Tensor | None = None,
+    **of_pairs: Tensor,
 ) -> PairErrors:
     """Split errors of images into those of winners and losers.
 
     Args:
-        policy: squared errors [2P] of the policy, winners first.
+        policy: squared errors [2P] of the policy, winners first; [P] of single images.
         reference: the same of the reference.
-        moved: squared distance [2P] between their predictions; none by default.
+        moved: squared distances between their predictions; none by default.
+        liked: [P], of each single image whether it is a winner; None for pairs.
         of_pairs: other fields of PairErrors, [P]. By default levels and labels count 1, nothing
             overlaps, and the baseline is 0.
 
     Raises:
-        ValueError: the two have other shapes, or an odd number of images.
+        ValueError: the two have other shapes, or pairs an odd number of images.
     """
-    if policy.shape != reference.shape or policy.shape[0] % 2:
+    if policy.shape != reference.shape or (liked is None and policy.shape[0] % 2):
         raise ValueError(f"need two equal [2P] tensors, got {policy.shape} and {reference.shape}")
-    (winner, loser), (winner_ref, loser_ref) = policy.chunk(2), reference.chunk(2)
-    winner_moved, loser_moved = (torch.zeros_like(policy) if moved is None else moved).chunk(2)
+
+    def sides(of_images: Tensor) -> tuple[Tensor, Tensor]:
+        if liked is None:
+            return of_images.tensor_split(2)[0], of_images.tensor_split(2)[1]
+        return torch.where(liked, of_images, 0.0), torch.where(liked, 0.0, of_images)
+
+    (winner, loser), (winner_ref, loser_ref) = sides(policy), sides(reference)
+    winner_moved, loser_moved = sides(torch.zeros_like(policy) if moved is None else moved)
+    winner_share, loser_share = sides(torch.full_like(reference, 0.5 if liked is None else 1.0))
     zero, one = torch.zeros_like(winner_ref), torch.ones_like(winner_ref)
     default = {"overlap": zero, "weight": one, "preference": one, "baseline": zero}
     return PairErrors(
@@ -282,5 +297,7 @@ def as_pair_errors(
         loser_ref=loser_ref,
         winner_moved=winner_moved,
         loser_moved=loser_moved,
+        winner_share=winner_share,
+        loser_share=loser_share,
         **default | of_pairs,
     )

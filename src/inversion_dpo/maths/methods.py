@@ -20,6 +20,8 @@ USES: dict[str, frozenset[str]] = {
     "denoising": frozenset(),
 }
 
+ALONE = frozenset({"kto", "nft", "sft", "denoising"})  # losses of single images
+
 # The beta of a loss where none is given; sources: docs/explanation/objectives.md.
 BETAS = {
     "dpo": 2000.0,

@@ -92,6 +92,8 @@ class PairErrors:
     overlap: inner product of the policy's residuals on winner and loser, without gradient.
     weight: k, the weight of the noise level.
     preference: probability that the winner is the better one; 1 for a hard label.
+    winner_share, loser_share: of each image in the mean over its row: a half each in a pair. Of a
+        single image 1 and 0 if it is liked, else 0 and 1; the errors of the other side are 0.
     baseline: mean of ``*_ref`` minus the policy's error over all images of the
         micro-batch, on all processes; no gradient.
     """
@@ -105,6 +107,8 @@ class PairErrors:
     overlap: Tensor
     weight: Tensor
     preference: Tensor
+    winner_share: Tensor
+    loser_share: Tensor
     baseline: Tensor
 
 
@@ -150,6 +154,11 @@ class NoisyStates:
     target: Tensor
     reference: Tensor
     evaluations: int = 0
+
+    def first(self, count: int) -> NoisyStates:
+        """Take the states of the first images."""
+        taken: dict[str, Any] = {k: v[:count] for k, v in vars(self).items() if k != "evaluations"}
+        return replace(self, **taken)
 
     def to(self, device: torch.device) -> NoisyStates:
         """Move the states to a device."""

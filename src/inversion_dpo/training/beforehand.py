@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
+from inversion_dpo.maths.methods import ALONE
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import check_room
@@ -20,6 +22,7 @@ from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
 from inversion_dpo.trajectories.key import chosen_method, spacing_of
+from inversion_dpo.trajectories.method import takes_images
 
 logger = logging.getLogger(__name__)
 LEAST_PAIRS = 4
@@ -42,9 +45,11 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     grid = grid_for(model.schedule, "inversion.steps", steps, spacing_of(config))
     plan = make_plan(config, lambda _: (model.schedule, grid), square(config.model.resolution))
     check_batch(plan, current_team().size)
-    pairs = open_pairs(config.data)
+    pairs = open_pairs(config.data, alone=takes_images(config))
     check_count(config.data.pairs, len(list(islice(pairs, LEAST_PAIRS))))
-    check_preferences(config, pairs.counts["single"])
+    if pairs.counts["single"]:
+        deque(pairs.read(lambda number: False), 0)  # counts all
+    check_preferences(config, pairs.counts)
     if plan.soft_labels:
         check_soft_labels(pair.preference for pair in pairs.read(lambda number: False))
     if config.policy.kind == "scene_graph":
@@ -86,9 +91,20 @@ def check_count(source: str, count: int) -> None:
         raise DataError(f"{source}: only {count} usable pairs; give at least {LEAST_PAIRS}")
 
 
-def check_preferences(config: Config, single: int) -> None:
-    """Refuse single images where the method compares two."""
-    if single and chosen_method(config).loss not in ("sft", "denoising"):
+def check_preferences(config: Config, counts: Mapping[str, int]) -> None:
+    """Refuse single images where the method compares two, or needs a kind that is not there."""
+    loss = chosen_method(config).loss
+    single, disliked = counts.get("single", 0), counts.get("disliked", 0)
+    if single and config.objective.safeguard:
+        raise ConfigError("objective.safeguard=true needs pairs, and these are single images")
+    if single and single == disliked and loss == "sft":
+        raise DataError(f"{config.data.pairs}: no image is liked: set objective.name=kto or nft")
+    if single and not disliked and loss in ("kto", "nft"):
+        raise DataError(
+            f"{config.data.pairs}: no image is disliked, and {loss} needs both kinds: set "
+            "objective.name=denoising or sft, or give images with a thumb down"
+        )
+    if single and loss not in ALONE:
         raise DataError(
             f"{config.data.pairs}: no preference among single annotated images: set "
             "objective.name=denoising, or give pairs"

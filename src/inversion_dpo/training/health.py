@@ -34,7 +34,7 @@ class Advice:
 
 def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
     """Look at consecutive rows of a loss with a reference: advice for each kind of trouble."""
-    rows = [r for r in rows if "margin" in r and math.isfinite(r["loss"])]
+    rows = [r for r in rows if {"margin", "winner_error"} <= {*r} and math.isfinite(r["loss"])]
     early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY]
     found = {}
     if len(early) >= EARLY and min(early) == 1.0:

@@ -63,6 +63,7 @@ from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import fill, noise_variance
 from inversion_dpo.trajectories.key import chosen_method, key_of
+from inversion_dpo.trajectories.method import takes_images
 from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     """Load the model, read the pairs, invert what is not inverted yet."""
     accelerator, team = make_accelerator(config), current_team()
     model = load_model(config, accelerator.device)
-    pairs = open_pairs(config.data)
+    pairs = open_pairs(config.data, alone=takes_images(config))
     key = key_of(config, pairs, model)
     refuse_giveaways(pairs, cache_root / key.name() / "giveaways.json")
     with accelerator.autocast():
@@ -154,6 +155,8 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     if t.compile:
         network = torch.compile(network)
     usable = reproducible(prepared, config.inversion.max_error)
+    if cache.single and chosen_method(config).loss == "sft":  # there is nothing to avoid
+        usable = [pair for pair in usable if bool(cache.liked([pair]))]
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
     cache.swap(train_pairs, config.data.label_noise, t.seed)
     buckets = split_by(train_pairs, cache.size)
@@ -262,7 +265,7 @@ def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
         variance, i = noise_variance(cache), config.inversion
         if not LEAST_NOISE < variance < MOST_NOISE:
             logger.warning(noise_text(variance, i.t_start, i.guidance_scale))
-    check_preferences(config, cache.counts.get("single", 0))
+    check_preferences(config, cache.counts)
     if plan.soft_labels:
         check_soft_labels(cache.preference(range(cache.pairs)).tolist())
     if trained_guidance(config) != config.evaluation.guidance_scale:

@@ -57,7 +57,7 @@ def step(session: Session, number: int, learning_rate: float) -> Row:
     rows, own = backward(session, number)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = whole(accelerator.clip_grad_norm_(trained, session.clip))
-    row = total(rows, accelerator.device, session.team, same={"grad_norm": norm})
+    row = of_sides(total(rows, accelerator.device, session.team, same={"grad_norm": norm}))
     if is_finite(row) or accelerator.scaler is not None:
         optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
     if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
@@ -79,6 +79,7 @@ def backward(
         of each part with their losses. The device is not waited for.
     """
     accelerator, plan, team = session.accelerator, session.plan, session.team
+    cache = session.cache
     parts, items = plan.accumulation, plan.batch_size * plan.states
     drop = max(plan.prompt_dropout, plan.graph_dropout, plan.caption_dropout) > 0
     rows, own = [], []
@@ -88,8 +89,9 @@ def backward(
             read_ahead(session, *part_of_step(session, *divmod(number * parts + part + 1, parts)))
             output, errors, evaluations = losses(session, here, generators, drop=drop)
             accelerator.backward(output.loss.sum() * (team.size / items))
-        row = measurements(output, errors, compared=plan.loss.reference)
-        spent = 2.0 * evaluations * items  # parts and processes add up
+        row = measurements(output, errors, compared=plan.loss.reference, single=cache.single)
+        images = 1.0 if cache.single else 2.0
+        spent = images * evaluations * items  # parts and processes add up
         row["evaluations"] = row["loss"].new_full((), spent)
         rows.append((len(here) / items, row))
         own.append(([pair for pair, _ in here], output.loss.detach()))
@@ -139,6 +141,9 @@ def losses(
         with_dropout(session, batch, condition)
     condition = {k: v.to(device) for k, v in condition.items()}
     states = STATES[plan.path](session, pairs, condition, generators)
+    if session.cache.single:  # its second half is the first
+        states = states.first(len(pairs))
+        condition = {k: v[: len(pairs)] for k, v in condition.items()}
     if (plan.loss.reference or compare) and (drop or not plan.inverts):
         states = with_reference(session, states, condition)
     states = states.to(device)
@@ -155,7 +160,10 @@ def losses(
 def pair_errors(
     session: Session, states: NoisyStates, prediction: Tensor, pairs: list[int]
 ) -> PairErrors:
-    """Compare predictions (2P, *) with their targets and the reference: what the loss needs."""
+    """Compare predictions (2P, *) with their targets and the reference: what the loss needs.
+
+    Of single images, predictions are (P, *); a loss without labels takes all for liked.
+    """
     plan, count = session.plan, len(pairs)
     weights = plan.weights(session.cache.size(pairs[0]))
     policy = states.scale * squared_error(states.target, prediction)
@@ -163,13 +171,17 @@ def pair_errors(
     moved = states.scale * squared_error(states.reference, prediction)
     more = {"weight": weights.to(prediction.device)[states.level[:count]]}
     if plan.soft_labels:
-        more["preference"] = session.cache.preference(pairs).to(policy)
+        p = session.cache.preference(pairs).to(policy)
+        more["preference"] = torch.maximum(p, 1 - p) if session.cache.single else p
     if plan.loss.baseline:
         more["baseline"] = mean_gain(session, (reference - policy).detach())
     if plan.safeguard:
         overlap = residual_overlap(states.target, prediction.detach())
         more["overlap"] = states.scale[:count] * overlap
-    return as_pair_errors(policy, reference, moved=moved, **more)
+    liked = None
+    if session.cache.single:
+        liked = session.cache.liked(pairs).to(policy.device) | ("labels" not in plan.loss.uses)
+    return as_pair_errors(policy, reference, moved=moved, liked=liked, **more)
 
 
 def mean_gain(session: Session, gain: Tensor) -> Tensor:
@@ -181,7 +193,9 @@ def mean_gain(session: Session, gain: Tensor) -> Tensor:
     return summed[0] / summed[1]
 
 
-def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> Measured:
+def measurements(
+    output: LossOutput, errors: PairErrors, *, compared: bool, single: bool = False
+) -> Measured:
     """Measure what is always logged: winner and loser errors, accuracy, margin, drift.
 
     The gradient factor is what sigmoid's gradient leaves of a pair: 1/2 at the reference, near 0
@@ -195,9 +209,18 @@ def measurements(output: LossOutput, errors: PairErrors, *, compared: bool) -> M
             "accuracy": (output.margin.sign() + 1) / 2,  # exact ties count half
             "margin": output.margin,
             "gradient_factor": torch.sigmoid(-output.margin),
-            "drift": (errors.winner_moved + errors.loser_moved) / 2,
+            "drift": errors.winner_share * errors.winner_moved
+            + errors.loser_share * errors.loser_moved,
         }
+    row |= {"winners": errors.winner_share, "losers": errors.loser_share} if single else {}
     return {k: v.detach().float().mean() for k, v in row.items()}
+
+
+def of_sides(row: Row) -> Row:
+    """Average errors of single images over those that are liked, and over those that are not."""
+    shares = {"winner_error": row.pop("winners", 1.0), "loser_error": row.pop("losers", 1.0)}
+    parts = {k: share for k in row for side, share in shares.items() if k.startswith(side)}
+    return {k: v / parts.get(k, 1.0) for k, v in row.items() if parts.get(k, 1.0)}
 
 
 @torch.no_grad()
@@ -222,9 +245,9 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         chunk, (batch, generators) = chunks[number % len(chunks)], drawn(number)
         read_ahead(session, *drawn(number + team.size))
         output, errors, _ = losses(session, batch, generators, compare=True)
-        row = measurements(output, errors, compared=True)
+        row = measurements(output, errors, compared=True, single=session.cache.single)
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
     settle(session.network)
-    mean = total(rows, session.accelerator.device, team)
+    mean = of_sides(total(rows, session.accelerator.device, team))
     mean["pairs"] = float(len(pairs))
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}

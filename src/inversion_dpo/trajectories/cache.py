@@ -175,6 +175,16 @@ class TrajectoryCache:
         """Tell the (height, width) of a pair's pictures, in pixels."""
         return self.sizes[self.places[pair][0]]
 
+    @property
+    def single(self) -> bool:
+        """Whether a row is one image, given as winner and as loser."""
+        return bool(self.counts.get("single"))
+
+    def liked(self, pairs: Sequence[int]) -> Tensor:
+        """Tell of each single image whether it is liked, [P]; label noise turns it."""
+        swapped = torch.tensor([pair in self._swapped for pair in pairs])
+        return (self.preference(pairs).cpu() > 0.5) ^ swapped
+
     @cached_property
     def empty(self) -> Condition:
         """The condition of the empty prompt, [1, ...] each."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from inversion_dpo.maths.methods import Method, method_of
+from inversion_dpo.maths.methods import ALONE, Method, method_of
 from inversion_dpo.run.fields import Config, ConfigError
+
+
+def takes_images(config: Config) -> bool:
+    """Tell whether the loss takes images with a thumb one by one, and needs no pairs of them."""
+    return chosen_method(config).loss in ALONE
 
 
 def chosen_method(config: Config) -> Method:

@@ -98,13 +98,15 @@ def check(name, authors, theta, ref, star, beta, p=None):
 
     session = SimpleNamespace(
         plan=SimpleNamespace(
-            weights=torch.ones(1),
+            weights=lambda size: torch.ones(1),
             soft_labels=p is not None,
             safeguard=False,
             loss=LOSSES[METHODS[name].loss],
         ),
         accelerator=SimpleNamespace(num_processes=1),
-        cache=SimpleNamespace(preference=lambda pairs: torch.tensor(p)),
+        cache=SimpleNamespace(
+            preference=lambda pairs: torch.tensor(p), single=False, size=lambda pair: (8, 8)
+        ),
     )
     i = torch.zeros(len(theta), dtype=torch.int64)
     at = NoisyStates(i, target, i, torch.ones(len(theta)), target, reference)
@@ -316,7 +318,8 @@ def test_states_of_an_inversion_under_the_policy(name, seed, clean, monkeypatch)
     levels = Levels(torch.tensor(bar**0.5), torch.tensor((1 - bar) ** 0.5))
     session = SimpleNamespace(
         cache=SimpleNamespace(
-            grid=Grid(torch.tensor(times), levels),
+            grid_at=lambda size: Grid(torch.tensor(times), levels),
+            size=lambda pair: (8, 8),
             kind="epsilon",
             empty={},
             of_images=lambda what, pairs: torch.tensor(x_0),
