@@ -190,7 +190,7 @@ class Prepares:
             "make_accelerator": lambda config: Accelerator(),
             "current_team": lambda: team,
             "load_model": lambda config, device: self.model,
-            "open_pairs": lambda config: pairs,
+            "open_pairs": lambda config, alone: pairs,
             "key_of": lambda config, pairs, model: self.key,
             "fill": fill,
             "refuse_giveaways": lambda pairs, memo: self.looked.append(memo),
