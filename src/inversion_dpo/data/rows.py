@@ -98,6 +98,8 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         remedy = "write 1 (image 0 preferred), 0 (image 1) or 0.5 (tie), or drop the row"
         if row.label is None:
             remedy += "; to label pairs by hand: inversion-dpo web DATA"
+        elif isinstance(row.label, float) and 0 < row.label < 1:
+            remedy += "; if it is a share of the votes: data.columns.share_0=label_0"
         text = f"{row.where}: label_0 is {shown(row.label)}; {remedy}"
         faults.append(Fault("bad_labels", text))
     p = row.preference

@@ -201,6 +201,10 @@ BAD: dict[str, tuple[Make, str]] = {
     "an empty CSV": (text(""), "has no rows"),
     "a header alone": (text(HEAD), "has no rows"),
     "a label in words": (text(LABELLED + "red.png,blue.png,left,a\n"), "row 0: label_0 is 'left'"),
+    "a share as a label": (
+        text(LABELLED + "red.png,blue.png,0.8,a\n"),
+        "if it is a share of the votes: data.columns.share_0=label_0",
+    ),
     "a label that is NaN": (text(LABELLED + "red.png,blue.png,nan,a\n"), "row 0: label_0 is nan"),
     "no name": (text(HEAD + ",blue.png,a\n"), "row 0, file_name_winner: no image; .*name the file"),
     "a long name": (text(HEAD + "x" * 9999 + ",blue.png,a\n"), "row 0.*no file 'x{59} in .*put it"),
