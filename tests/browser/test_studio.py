@@ -32,6 +32,7 @@ def run(tmp_path_factory, tiny_pipeline, pair_file):
             "training.snapshot_every=4",
             "evaluation.sample_steps=3",
             "evaluation.limit=4",
+            "evaluation.preference=warmth",
         ],
     )
     claim(folder, config)

@@ -148,6 +148,7 @@ def run_cases(root, names, model, pairs):
         "policy.alpha=4",
         "training.learning_rate=1e-3",
         "evaluation.prompts=asset:prompts-validation.txt",
+        "evaluation.preference=warmth",
         *COMMON,
     ]
     shapes = write_shapes(root / "shapes.parquet", 40)
