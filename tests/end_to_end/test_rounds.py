@@ -29,6 +29,7 @@ from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.making_pairs.candidates import encode_image
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.faults import Waiting
 from inversion_dpo.run.folder import BusyError, occupied, read_config
@@ -160,7 +161,7 @@ def test_full_weights_need_no_merging_and_fresh_noise_no_inversion(settings, tmp
     trained = load_policy_pipeline(config, tmp_path / "runs" / "full-0" / "adapter")
     for a, b in zip(merged.unet.parameters(), trained.unet.parameters(), strict=True):
         assert a.equal(b)
-    with pytest.raises(ConfigError, match="train first"):
+    with pytest.raises(ModelError, match="nothing is there"):
         merge(config, tmp_path / "nothing", tmp_path / "merged")
 
 

@@ -149,9 +149,9 @@ def refuse_others(folder: Path, run: bool = True) -> None:
 
 def run_file(folder: Path) -> str:
     """Return the path of a run's settings; ConfigError if the folder holds no run."""
-    if "=" in folder.name:
-        raise ConfigError(f"{folder} is a setting: name the run's folder before it")
     if not (folder / "config.yaml").is_file():
+        if "=" in folder.name:  # unlike a run of `compare --vary`, whose folder is named by one
+            raise ConfigError(f"{folder} is a setting: name the run's folder before it")
         raise ConfigError(
             f"{folder} is not a run: it has no config.yaml. Train one with "
             f"`inversion-dpo train --output {folder}`"

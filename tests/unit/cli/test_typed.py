@@ -12,6 +12,7 @@ import typer
 from inversion_dpo.cli import main as cli
 from inversion_dpo.cli.options import split_settings
 from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.folder import run_file
 from inversion_dpo.training.effects import load_checked
 
 APP = typer.main.get_command(cli.app)
@@ -128,3 +129,11 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
         cli.main(["config"])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
+
+
+def test_a_run_may_have_an_equals_sign_in_its_name(tmp_path):
+    """As those of `compare --vary objective.beta=1,2`."""
+    folder = tmp_path / "x0 beta=1-0"
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    assert run_file(folder) == str(folder / "config.yaml")
