@@ -24,6 +24,7 @@ from inversion_dpo.trajectories.method import chosen_method
 
 DECIDED = 0.1  # mean gradient factor below which most pairs have no say any more
 RISES = 3  # held-out measurements in a row that rise
+GAIN = ": a gain"
 
 
 def advise(folder: Path) -> list[Advice]:
@@ -48,7 +49,11 @@ def advise(folder: Path) -> list[Advice]:
         found += decided(steps) if "link" in USES[loss] else []
     elif held:
         found.insert(0, without_reference(held[-1]))
-    if causes:  # mend these first: what follows from them needs no remedy of its own
+    if any(advice.seen.endswith(GAIN) for advice in found):  # what was feared did not happen
+        causes = broken(steps) + [
+            Advice(f"{a.seen}. The images gained all the same") for a in warned(steps)
+        ]
+    elif causes:  # mend these first: what follows from them needs no remedy of its own
         found = [Advice(advice.seen) for advice in found]
     return causes + found
 
@@ -154,7 +159,7 @@ def judged(metrics: Mapping[str, Any], held: Sequence[Row]) -> list[Advice]:
     low, high = metrics["win_rate_low"], metrics["win_rate_high"]
     seen = f"Win rate of the images {metrics['win_rate']:.2f} ({low:.2f} to {high:.2f})"
     if low > 0.5:
-        return [Advice(f"{seen}: a gain")]
+        return [Advice(f"{seen}{GAIN}")]
     what = "no measurable change" if high >= 0.5 else "a loss"
     taught = bool(held) and bounds(held[-1])[0] > 0.5
     if not taught:

@@ -83,6 +83,14 @@ def test_what_follows_from_a_cause_needs_no_remedy_of_its_own(tmp_path):
     assert "worse than chance" in text(found) and "a loss" in text(found)
 
 
+def test_what_was_feared_asks_for_no_change_once_the_images_gained(tmp_path):
+    found = advise(run_of(tmp_path, drift=0.9, images=win(0.64, 0.6, 0.68)))
+    assert not [advice for advice in found if advice.change]
+    assert "drifted" in text(found) and "gained all the same" in text(found)
+    left = advise(run_of(tmp_path, skipped=1.0, images=win(0.64, 0.6, 0.68)))
+    assert "were left out" in text(left) and "mixed_precision" in text(left)
+
+
 def test_a_loss_without_reference_is_judged_by_its_error(tmp_path):
     sft = run_of(tmp_path, "objective.name=sft", margin=None)
     assert "winners are predicted better" in text(advise(sft))
