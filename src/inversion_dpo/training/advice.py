@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -43,7 +44,11 @@ def advise(folder: Path) -> list[Advice]:
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
     loss, result = chosen_method(config).loss, folder / "metrics.json"
     causes = [*broken(steps), *warned(steps)]
-    found = judged(json.loads(result.read_text()), held) if result.exists() else []
+    metrics = json.loads(result.read_text()) if result.exists() else {}
+    found = judged(metrics, held) if metrics else []
+    if metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
+        seen = f"The images are of step {metrics['steps']:.0f}, the training is further"
+        found = [Advice(seen, f"Run `inversion-dpo evaluate {folder}` again")]
     if "margin" in steps[-1]:
         found = learned(steps, held, config.training.batch_size) + found
         found += decided(steps) if "link" in USES[loss] else []
@@ -96,6 +101,9 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
         seen = f"Only {few:.0f} held-out pairs were measured: they cannot say what was learned"
         return [Advice(seen, "Give more pairs, or raise data.holdout")]
     last = held[-1]
+    if not math.isfinite(last["heldout_accuracy"]):
+        seen = f"The held-out measurements of step {last['step']:.0f} are not finite"
+        return [Advice(seen, "Lower training.learning_rate, or set training.mixed_precision=bf16")]
     low, high = bounds(last)
     if low <= 0.5:
         what = "no better than chance" if high >= 0.5 else "worse than chance"

@@ -53,6 +53,8 @@ CASES = {
     "images": ({"images": win(0.5, 0.4, 0.6)}, "although the policy tells", "guidance"),
     "worse images": ({"images": win(0.3, 0.2, 0.4)}, "a loss, although", "snapshots"),
     "unscored": ({"images": {"n_prompts": 4}}, "not scored", "evaluation.scorer"),
+    "stale": ({"images": win(0.7, 0.6, 0.8) | {"steps": 5}}, "are of step 5", "evaluate"),
+    "not finite": ({"held": [{"accuracy": float("nan")}]}, "are not finite", "bf16"),
     "rising": (
         {"held": [{"accuracy": 0.6 + k / 50, "margin": k / 10} for k in range(4)]},
         "still rise after 60 steps",
