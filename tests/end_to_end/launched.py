@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from inversion_dpo.evaluation.evaluate import evaluate
 from inversion_dpo.run.config import load_config
-from inversion_dpo.run.processes import current_team, total, whole_tensors
+from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.sharded import total, whole_tensors
 from inversion_dpo.training import recipe as session_parts
 from inversion_dpo.training import step as training
 from inversion_dpo.training.recipe import train

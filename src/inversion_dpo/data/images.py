@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
 _FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []))
@@ -89,5 +92,7 @@ def data_uri(encoded: bytes) -> str:
 
 def stack_pixels(images: list[Image.Image]) -> torch.Tensor:
     """Stack images of one size, at least one, to float32 [B, 3, height, width] in [-1, 1]."""
+    import torch
+
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What the system says of a disk that takes no more, or a folder that must not be written to.
 REFUSALS = (
@@ -115,6 +116,8 @@ def atomic_save(
     tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None
 ) -> None:
     """Write safetensors with metadata, whole or not at all; DiskError if the disk refuses."""
+    from safetensors.torch import save_file
+
     with writing(path) as partial:
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, about)
 

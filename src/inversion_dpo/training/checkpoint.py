@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from inversion_dpo.run.disk import atomic_folder, sha256_of
-from inversion_dpo.run.processes import Team, cut_like, whole_tensors
+from inversion_dpo.run.processes import Team
+from inversion_dpo.run.sharded import cut_like, whole_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from inversion_dpo.run.processes import total
+from inversion_dpo.run.sharded import total
 from inversion_dpo.training.health import Row
 from inversion_dpo.training.session import Session, batch_of_step
 

@@ -17,7 +17,7 @@ from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.folder import read_rows, read_seconds
-from inversion_dpo.run.processes import is_cut, whole_tensors
+from inversion_dpo.run.sharded import is_cut, whole_tensors
 from inversion_dpo.training.checkpoint import (
     Progress,
     latest_checkpoint,

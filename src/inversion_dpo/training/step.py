@@ -22,7 +22,8 @@ from inversion_dpo.maths.losses import (
     squared_error,
 )
 from inversion_dpo.maths.records import LossOutput, NoisyStates, PairErrors
-from inversion_dpo.run.processes import settle, share, total, whole
+from inversion_dpo.run.processes import share
+from inversion_dpo.run.sharded import settle, total, whole
 from inversion_dpo.training.checks import is_finite, leave_out
 from inversion_dpo.training.generators import Generators, generator_for
 from inversion_dpo.training.session import Session, batch_of_step, split_by

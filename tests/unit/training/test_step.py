@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inversion_dpo.maths.losses import LOSSES, as_pair_errors
 from inversion_dpo.maths.records import LossOutput, LossSettings, NoisyStates
-from inversion_dpo.run.processes import Team, total
+from inversion_dpo.run.processes import Team
+from inversion_dpo.run.sharded import total
 from inversion_dpo.training import step as module
 from inversion_dpo.training.checks import NotFiniteError
 from inversion_dpo.training.generators import generator_for
