@@ -17,7 +17,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import Fault, Row, inspect
 from inversion_dpo.data.source import content, no_pairs
-from inversion_dpo.data.traits import Share, Tally, format_shares, traits
+from inversion_dpo.data.traits import Share, Tally, alike, format_shares, traits
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
@@ -50,13 +50,14 @@ class PairReport:
     """What :func:`check_pairs` found.
 
     counts: of rows and images, as :class:`source.PairSource` counts them; also mixed_sizes (pairs
-    of two image sizes), mixed_shapes and odd_shapes (:class:`buckets.Place`), up and down (thumbs),
-    both (prompts that have the two) and bad_graphs (a scene graph that is none; its row can be
-    trained on, without it). What follows speaks of the usable pairs: image_sizes {(width, height):
-    images}, trained_at {(height, width): pairs} under ``resolution`` and ``fit``, captions (least,
-    median, most in ``measure``'s unit), long_captions (longer than its longest), first_preferred
-    (share of labelled rows with label_0 = 1), traits (what else winners have more of), giveaways
-    (what their files have), example (one pair in words), graphs.
+    of two image sizes), alike (pairs whose images look the same), mixed_shapes and odd_shapes
+    (:class:`buckets.Place`), up and down (thumbs), both (prompts that have the two) and bad_graphs
+    (a scene graph that is none; its row can be trained on, without it). What follows speaks of the
+    usable pairs: image_sizes {(width, height): images}, trained_at {(height, width): pairs} under
+    ``resolution`` and ``fit``, captions (least, median, most in ``measure``'s unit), long_captions
+    (longer than its longest), first_preferred (share of labelled rows with label_0 = 1), traits
+    (what else winners have more of), giveaways (what their files have), example (one pair in
+    words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``.
     """
 
@@ -99,8 +100,7 @@ def check_pairs(
     tally, files = Tally(), Files()
     seen: dict[bytes, int] = {}
     example, thumbs = "", dict[str, set[object]]()
-    rows = rows_of(open_rows(config).rows(), config.ranking, alone=True)
-    for row in islice(rows, config.limit):
+    for row in islice(rows_of(open_rows(config).rows(), config.ranking, alone=True), config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason != "hidden")])
             continue
@@ -132,6 +132,7 @@ def check_pairs(
         if not row.single:
             order = 1 if row.label else -1
             tally.add(*map(traits, images[::order]))
+            counts.update(alike=int(alike(*images)))
             files.add(row.encoded[::order], images[::order][: 2 * (tally.pairs <= MEASURED_PAIRS)])
     counts["both"] = sum(len(labels) == 2 for labels in thumbs.values())
     if not counts["pairs"] and not total:
@@ -252,6 +253,11 @@ def format_report(report: PairReport) -> str:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
     lines += format_shares(report.traits)
     lines += [f"  ! by their files, winners are {g}" for g in report.giveaways]
+    if counts["alike"]:
+        lines.append(
+            f"  ! {counts['alike']} pairs have two images that look the same: they hold no "
+            "preference, and still change the model; leave them out"
+        )
     lines += format_statistics(report.graphs)
     head = (
         f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
@@ -259,6 +265,7 @@ def format_report(report: PairReport) -> str:
         f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['giveaways']} giveaways, "
         f"{counts['bad_graphs']} scene graphs); rows count from 0"
     )
-    if report.ok and (report.giveaways or not all(s.chance for s in report.traits.values())):
+    marked = counts["alike"] or report.giveaways
+    if report.ok and (marked or not all(s.chance for s in report.traits.values())):
         return "\n".join([*lines, "  no broken rows; look at what is marked with !"])
     return "\n".join([*lines, *listed(head, report.problems, report.problems_total)])

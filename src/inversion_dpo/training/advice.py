@@ -15,6 +15,7 @@ from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.folder import read_config, read_rows
 from inversion_dpo.training.health import (
     FEW_PAIRS,
+    SAME_IMAGES,
     WINDOW,
     Advice,
     Row,
@@ -43,7 +44,8 @@ def advise(folder: Path) -> list[Advice]:
         raise ConfigError(f"{folder} holds no training step: run `inversion-dpo train -o {folder}`")
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
     loss, result = chosen_method(config).loss, folder / "metrics.json"
-    causes = [*broken(steps), *warned(steps)]
+    warnings = warned(steps)
+    causes = [*broken(steps), *warnings.values()]
     metrics = json.loads(result.read_text()) if result.exists() else {}
     found = judged(metrics, held) if metrics else []
     if metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
@@ -56,7 +58,8 @@ def advise(folder: Path) -> list[Advice]:
         found.insert(0, without_reference(held[-1]))
     if any(advice.seen.endswith(GAIN) for advice in found):  # what was feared did not happen
         causes = broken(steps) + [
-            Advice(f"{a.seen}. The images gained all the same") for a in warned(steps)
+            a if kind == SAME_IMAGES else Advice(f"{a.seen}. The images gained all the same")
+            for kind, a in warnings.items()
         ]
     elif causes:  # mend these first: what follows from them needs no remedy of its own
         found = [Advice(advice.seen) for advice in found]
@@ -76,8 +79,8 @@ def broken(steps: Sequence[Row]) -> list[Advice]:
     return [Advice(seen, change)] if left else []
 
 
-def warned(steps: Sequence[Row]) -> list[Advice]:
-    """Repeat the warnings of the training, each with the first step at which it holds."""
+def warned(steps: Sequence[Row]) -> dict[str, Advice]:
+    """Repeat the warnings of the training by kind, each with the first step at which it holds."""
     first: dict[str, Advice] = {}
     for end in range(1, len(steps) + 1):
         for kind, advice in complaints(steps[max(0, end - WINDOW) : end]).items():
@@ -85,7 +88,7 @@ def warned(steps: Sequence[Row]) -> list[Advice]:
             first.setdefault(kind, Advice(at, advice.change))
     if "drift" in first:  # then both errors rise
         first.pop("loser only", None)
-    return list(first.values())
+    return first
 
 
 def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advice]:

@@ -19,6 +19,10 @@ EARLY = 10  # steps within which nothing should be perfect
 # ruined ones (benchmarks/health.py).
 TOO_FAR = 2.0
 FEW_PAIRS = 30  # held out: an accuracy of fewer is hardly one
+# Mean relative gap of the reference's errors on winners and losers: .003 where both are one picture
+# with faint noise, .17 and more in other pairs (benchmarks/health.py).
+SAME = 0.01
+SAME_IMAGES = "same images"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,16 @@ def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
         return found
     keys = ("margin", "winner_error", "winner_error_ref", "drift")
     margin, winner, winner_ref, drift = (fmean(r[k] for r in rows) for k in keys)
+    both = [(r["winner_error_ref"], r["loser_error_ref"]) for r in rows if "loser_error_ref" in r]
+    gaps = [abs(w - l) / max(w, l) for w, l in both if max(w, l)]
+    if gaps and fmean(gaps) < SAME:
+        found[SAME_IMAGES] = Advice(
+            "the two images of a pair are nearly the same: the reference's errors on winners and "
+            f"losers differ by {fmean(gaps):.1%}. Such pairs hold no preference, and still change "
+            "the images",
+            "Leave out pairs that look alike (`inversion-dpo pairs check` counts them), unless "
+            "they are meant to differ in a small part",
+        )
     if all(abs(r["loss"] - math.log(2)) <= 2e-3 for r in rows):
         found["flat loss"] = Advice(
             f"the loss has stayed at log 2 = 0.693 for {len(rows)} steps: the policy does not "

@@ -378,6 +378,13 @@ def test_the_check_speaks_of_every_format(tmp_path: Path) -> None:
         report.counts["mixed_sizes"],
     ) == (3, 1, 1, 1)
     assert "1 duplicate pairs, 1 of two image sizes" in format_report(report)
+    assert report.counts["alike"] == 0 and "look the same" not in format_report(report)
+    pale = Image.new("RGB", (8, 8), (253, 0, 2))  # beside red, (255, 0, 0)
+    pale.save(folder / "blue.png")
+    report = check_pairs(folder)
+    assert report.counts["alike"] == 2 and "! 2 pairs have two images that look" in format_report(
+        report
+    )
     assert report.first_preferred is None  # nobody labelled a first and a second image
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from inversion_dpo.data.check import format_report
-from inversion_dpo.data.traits import Share, Tally, format_shares, traits
+from inversion_dpo.data.traits import Share, Tally, alike, format_shares, traits
 from tests.pair_files import check_pairs
 
 
@@ -27,6 +27,18 @@ def test_a_flat_colour_by_hand() -> None:
     assert found["warmer"] == pytest.approx(0.8)
     assert found["more contrasty"] == pytest.approx(0.0, abs=1e-6)
     assert found["sharper"] == 0.0
+
+
+def test_pictures_are_alike_under_faint_noise_and_compression_but_not_with_another_part() -> None:
+    rng, noisy, spot = np.random.default_rng(0), io.BytesIO(), flat(90, 120, 200, 64)
+    first = Image.fromarray(rng.integers(60, 196, (4, 4, 3)).astype("u1")).resize((256, 256))
+    first.save(noisy, "JPEG", quality=90)
+    faint = np.asarray(first, int) + rng.integers(-1, 2, (256, 256, 3))
+    assert alike(first, Image.open(noisy))
+    assert alike(first, Image.fromarray(faint.clip(0, 255).astype("u1")))
+    spot.paste((90, 120, 170), (10, 10, 14, 14))  # a thousandth of the picture and more
+    assert not alike(flat(90, 120, 200, 64), spot)
+    assert not alike(flat(90, 120, 200), flat(90, 120, 206))
 
 
 def test_stripes_are_contrasty_and_sharp_and_grey() -> None:
