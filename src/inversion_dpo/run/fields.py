@@ -1,48 +1,33 @@
 """Every setting: its type, its limits, its default, when it has an effect, and one plain sentence.
 
-``--help``, errors, ``inversion-dpo config`` and docs/reference/settings.md are made of this file.
+``--help``, errors, ``inversion-dpo config`` and docs/reference/settings.md are made of this
+file and ``build_fields.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BeforeValidator, Field, Strict
 
+from inversion_dpo.run.build_fields import BuildConfig as BuildConfig
+from inversion_dpo.run.limits import ConfigError as ConfigError
+from inversion_dpo.run.limits import (
+    Count,
+    Effect,
+    Group,
+    Minority,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    Shape,
+    Share,
+    Switch,
+    settings,
+)
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the key and the remedy."""
-
-
-@plain_dataclass(frozen=True)
-class Effect:
-    """When a setting has an effect.
-
-    when: alternatives parted by " or ", each of conditions parted by " and ". A condition is
-        ``KEY=PATTERN`` or ``KEY!=PATTERN`` with a regular expression, or a tag of the run
-        (``TAGS``).
-    """
-
-    when: str
-
-
-TAGS = {  # what a method may use: tag -> what a setting with this effect needs
-    "target": "a method whose target can be chosen",
-    "beta": "a method with a beta",
-    "link": "a method with a link",
-    "label_smoothing": "a method that smooths labels",
-    "soft_labels": "a method that takes soft labels",
-    "safeguard": "a method with a safeguard",
-    "labels": "a method that tells winner from loser",
-    "inversion": "a method that trains on inverted trajectories",
-    "inverts": "a method that inverts the pairs beforehand",
-    "grid": "a method that inverts on a grid of your choice",
-    "steps": "a method that inverts",
-    "draws": "a method that draws its states",
-}
 _INVERTED = Effect("inversion or inversion.reconstruct=true")
 _DRAWN = Effect("draws")
 _ON_GRID = Effect("grid or inversion.reconstruct=true")
@@ -54,36 +39,6 @@ _PARSED = Effect(r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).*")
 _SERVED = Effect(
     r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).* and evaluation.parser.url!=null"
 )
-_MINED = Effect(r"build.prompts!=\d+")
-
-Count = Annotated[int, Strict(), Field(ge=1)]
-Natural = Annotated[int, Strict(), Field(ge=0)]
-Number = Annotated[float, Strict()]
-Positive = Annotated[float, Strict(), Field(gt=0)]
-NotNegative = Annotated[float, Strict(), Field(ge=0)]
-Share = Annotated[float, Strict(), Field(ge=0, le=1)]
-Minority = Annotated[float, Strict(), Field(ge=0, lt=0.5)]
-Switch = Annotated[bool, Strict()]
-Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
-
-Shape = Annotated[str, Field(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["832x1216"])]
-
-T = TypeVar("T")
-Group = Annotated[T, BeforeValidator(lambda v: {} if v is None else v)]  # may be left empty
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass as settings
-else:
-
-    def settings(cls: type) -> type:
-        """Make a dataclass whose values are checked when it is made."""
-        how = ConfigDict(
-            use_attribute_docstrings=True,
-            allow_inf_nan=False,
-            coerce_numbers_to_str=True,
-            extra="forbid",
-        )
-        return pydantic.dataclasses.dataclass(cls, config=how)
 
 
 @settings
@@ -374,48 +329,6 @@ class EvaluationConfig:
     """Images sampled at once; lower it if memory runs out."""
     seed: Seed = 1000
     """Seed of the first image's noise."""
-
-
-@settings
-class BuildConfig:
-    """How `pairs build` makes pairs (docs/how-to/compositional.md); sampling is evaluation.*."""
-
-    prompts: str = "3000"
-    """A number of embedded captions, scenes, a file or folder of scene graphs, or a prompt set."""
-    mix: Annotated[dict[str, Positive], Effect("build.prompts=scenes")] = field(
-        default_factory=dict
-    )
-    """Share of each kind of scene, OBJECTS/RELATIONS: `build.mix={2/1: 0.5, 3/2: 0.5}`."""
-    splits: dict[str, Count] = field(default_factory=dict)
-    """Pairs of each split: `build.splits={train: 900, test: 100}`; {} writes one file."""
-    samples: Annotated[int, Strict(), Field(ge=2)] = 4
-    """Samples of each prompt, from which pairs are chosen."""
-    guidance_scales: list[NotNegative] = field(default_factory=list)
-    """Guidance of the samples, in turn; [] takes evaluation.guidance_scale."""
-    models: list[str] = field(default_factory=list)
-    """Models that sample beside the reference: runs, LoRAs or pipelines."""
-    by: Annotated[list[str], _MINED] = field(default_factory=list)
-    """Scores that decide; [] takes all of the scorer."""
-    mining: Annotated[Literal["best_worst", "margin", "pareto", "majority", "all"], _MINED] = (
-        "majority"
-    )
-    """Which images of a prompt become pairs; majority suits several scorers without a scale."""
-    least: Annotated[NotNegative, Effect("build.mining!=all")] = 0.0
-    """Least difference of a pair's scores; under majority, least share of the votes."""
-    once: Annotated[Switch, _MINED] = False
-    """Use each image in one pair at most."""
-    near: Annotated[int, Strict(), Field(ge=-1, le=64)] = -1
-    """Bits of 64 by which near duplicates may differ; -1 drops only identical images."""
-    limit: Annotated[Count | None, Effect(r"build.splits=\{\}")] = None
-    """Most pairs; null takes all."""
-    quality: Annotated[int, Strict(), Field(ge=1, le=100)] = 95
-    """Quality of the JPEG files."""
-    seed: Seed = 0
-    """Seed of prompts and samples."""
-    name: Annotated[str, Effect(r"build.splits!=\{\}")] = "pairs"
-    """Name of the dataset in its card."""
-    licence: Annotated[str, Effect(r"build.splits!=\{\}")] = "other"
-    """Licence of the dataset in its card: an SPDX id in lower case."""
 
 
 @settings

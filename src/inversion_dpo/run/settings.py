@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from inversion_dpo.run.fields import TAGS, Config, Effect
+from inversion_dpo.run.fields import Config
+from inversion_dpo.run.limits import TAGS, Effect
 
 _LIMITS = {
     "minimum": "of at least",

@@ -37,7 +37,7 @@ READS = {  # command -> the groups that it reads; any other command reads those 
 def without_effect(config: Config) -> set[str]:
     """List the settings that change nothing in a run."""
     method = chosen_method(config)
-    active = USES[method.loss] | _PATHS[method.path]  # tags of ``run.fields.TAGS``
+    active = USES[method.loss] | _PATHS[method.path]  # tags of ``run.limits.TAGS``
 
     def holds(condition: str) -> bool:
         key, equals, pattern = condition.partition("=")

@@ -15,7 +15,8 @@ from PIL import Image
 from inversion_dpo.evaluation import figures
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.page import inline_text
-from inversion_dpo.evaluation.report import ReportData, most_changed, write_report
+from inversion_dpo.evaluation.report import most_changed
+from inversion_dpo.evaluation.report_page import ReportData, write_report
 from inversion_dpo.evaluation.samples import write_samples
 from inversion_dpo.evaluation.wording import duration, headline, lines, statements
 

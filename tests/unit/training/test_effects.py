@@ -5,7 +5,7 @@ import pytest
 from inversion_dpo.compare.methods import METHODS, check
 from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_given, preset_names
-from inversion_dpo.run.fields import TAGS
+from inversion_dpo.run.limits import TAGS
 from inversion_dpo.run.settings import every_setting
 from inversion_dpo.training.effects import check_effects, load_checked
 from inversion_dpo.trajectories.key import chosen_method

@@ -261,22 +261,27 @@ def load_scorers(
             from inversion_dpo.world.checker import judge  # exact, and takes intended graphs
 
             return Named(name, lambda: judge)
-        if name in OWN_FOLDER and name not in places:
-            raise ScorerError(
-                f"{name} has no published folder: make one (docs/reference/scorers.md) and give "
-                f"evaluation.checkpoints.{name}=FOLDER"
-            )
-        if name in (*CHECKPOINTS, *OWN_FOLDER):
-            weights = Checkpoint.at(name, places.get(name) or CHECKPOINTS[name])
-            return Named(name, partial(built, name, weights), weights)
-        if ":" in name:
-            return Named(name, partial(imported, name))
-        near = difflib.get_close_matches(name, OFFERED, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ScorerError(f"evaluation.scorer={name!r}: {hint}{_offer()}")
+        return _by_itself(name, places.get(name))
 
     members = [named(name) for name in dict.fromkeys(names)]
     return ScorerGroup(members, batch_size, Store(store) if store else None)
+
+
+def _by_itself(name: str, place: str | None) -> Named:
+    """Find a scorer with weights of its own at ``place``, or a user's function."""
+    if name in OWN_FOLDER and place is None:
+        raise ScorerError(
+            f"{name} has no published folder: make one (docs/reference/scorers.md) and give "
+            f"evaluation.checkpoints.{name}=FOLDER"
+        )
+    if name in (*CHECKPOINTS, *OWN_FOLDER):
+        weights = Checkpoint.at(name, place or CHECKPOINTS[name])
+        return Named(name, partial(built, name, weights), weights)
+    if ":" in name:
+        return Named(name, partial(imported, name))
+    near = difflib.get_close_matches(name, OFFERED, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ScorerError(f"evaluation.scorer={name!r}: {hint}{_offer()}")
 
 
 def built(name: str, checkpoint: Checkpoint) -> Scorer:

@@ -1,0 +1,86 @@
+"""What settings are made of: number types with their limits, when one has an effect, the error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass as plain_dataclass
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field, Strict
+
+__all__ = [
+    "TAGS",
+    "ConfigError",
+    "Count",
+    "Effect",
+    "Group",
+    "Minority",
+    "Natural",
+    "NotNegative",
+    "Positive",
+    "Seed",
+    "Shape",
+    "Share",
+    "Switch",
+    "settings",
+]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the remedy."""
+
+
+@plain_dataclass(frozen=True)
+class Effect:
+    """When a setting has an effect.
+
+    when: alternatives parted by " or ", each of conditions parted by " and ". A condition is
+        ``KEY=PATTERN`` or ``KEY!=PATTERN`` with a regular expression, or a tag of the run
+        (``TAGS``).
+    """
+
+    when: str
+
+
+TAGS = {  # what a method may use: tag -> what a setting with this effect needs
+    "target": "a method whose target can be chosen",
+    "beta": "a method with a beta",
+    "link": "a method with a link",
+    "label_smoothing": "a method that smooths labels",
+    "soft_labels": "a method that takes soft labels",
+    "safeguard": "a method with a safeguard",
+    "labels": "a method that tells winner from loser",
+    "inversion": "a method that trains on inverted trajectories",
+    "inverts": "a method that inverts the pairs beforehand",
+    "grid": "a method that inverts on a grid of your choice",
+    "steps": "a method that inverts",
+    "draws": "a method that draws its states",
+}
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+Natural = Annotated[int, Strict(), Field(ge=0)]
+Positive = Annotated[float, Strict(), Field(gt=0)]
+NotNegative = Annotated[float, Strict(), Field(ge=0)]
+Share = Annotated[float, Strict(), Field(ge=0, le=1)]
+Minority = Annotated[float, Strict(), Field(ge=0, lt=0.5)]
+Switch = Annotated[bool, Strict()]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+
+Shape = Annotated[str, Field(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["832x1216"])]
+
+T = TypeVar("T")
+Group = Annotated[T, BeforeValidator(lambda v: {} if v is None else v)]  # may be left empty
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as settings
+else:
+
+    def settings(cls: type) -> type:
+        """Make a dataclass whose values are checked when it is made."""
+        how = ConfigDict(
+            use_attribute_docstrings=True,
+            allow_inf_nan=False,
+            coerce_numbers_to_str=True,
+            extra="forbid",
+        )
+        return pydantic.dataclasses.dataclass(cls, config=how)
