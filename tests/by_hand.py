@@ -168,6 +168,8 @@ def make_plan(name="inversion_dpo", **changed):
         "weights": lambda size: torch.ones(STEPS + 1),
         "states": 1,
         "safeguard": False,
+        "safeguard_margin": 0.0,
+        "gradient_factor": None,
         "soft_labels": False,
         "guidance_scale": 1.0,
         "batch_size": 4,
@@ -205,6 +207,7 @@ def make_session(cache, plan=None, weight=0.5, **more):
         "clip": 1e9,
         "max_skipped": 1,
         "skipped": 0,
+        "coefficients": {},
         "team": Team(),
     }
     values |= more

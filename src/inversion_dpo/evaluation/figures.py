@@ -114,6 +114,11 @@ PANELS = (
         0.5,
     ),
     Panel(
+        "beta",
+        "The tie to the reference, as objective.beta=auto adapts it. It falls as margins grow.",
+        (Series("training", "beta"),),
+    ),
+    Panel(
         "drift",
         "Mean squared difference between the predictions of policy and reference. Quality "
         "suffers when it keeps growing after held-out accuracy has settled.",

@@ -8,6 +8,7 @@ and sources: docs/explanation/objectives.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -74,9 +75,31 @@ def dpo(errors: PairErrors, s: LossSettings) -> LossOutput:
     https://arxiv.org/abs/2311.12908); on the policy's own inversion it is DDIM-InPO (2025,
     https://arxiv.org/abs/2503.18454).
     """
-    logit = dpo_logit(errors, s.beta)
+    return of_logit(dpo_logit(errors, s.beta), errors, s)
+
+
+def of_logit(logit: Tensor, errors: PairErrors, s: LossSettings) -> LossOutput:
+    """Compute the linked loss of a logit, under the pairs' own and smoothed labels.
+
+    Args:
+        logit: of each pair, [P].
+        errors: have the pairs' labels.
+        s: link and smoothing.
+    """
     p = s.label_smoothing + (1 - 2 * s.label_smoothing) * errors.preference
     return LossOutput(link_loss(logit, p, s.link), logit.detach())
+
+
+def dpo_bounded(errors: PairErrors, s: LossSettings) -> LossOutput:
+    """Compute :func:`dpo` of log-ratios that saturate image by image: tanh r_w - tanh r_l.
+
+    Here r = (beta / 2) k (reference error - error), so a loser that is far off is pushed no
+    further, as in :func:`kto`: the logit is 2 - 4 times that loss without its baseline.
+    """
+    half = s.beta / 2 * errors.weight
+    winner = torch.tanh(half * (errors.winner_ref - errors.winner))
+    loser = torch.tanh(half * (errors.loser_ref - errors.loser))
+    return of_logit(winner - loser, errors, s)
 
 
 def released_sign(errors: PairErrors, s: LossSettings) -> LossOutput:
@@ -227,6 +250,42 @@ def pooled(errors: PairErrors, states: int) -> PairErrors:
     return replace(errors, weight=torch.ones_like(errors.weight), **each)
 
 
+def with_terms(output: LossOutput, errors: PairErrors, s: LossSettings) -> LossOutput:
+    """Add anchor (m_w + m_l) / 2 + sft_weight error_w, times k, to a loss.
+
+    Here m is the squared distance between the predictions of policy and reference. As in the
+    Flow-DPO of https://github.com/bghira/SimpleTuner, commit bc8e6ab.
+
+    Args:
+        output: of a loss, [P].
+        errors: that it was computed from.
+        s: has the two weights; 0 adds nothing.
+    """
+    moved = errors.winner_share * errors.winner_moved + errors.loser_share * errors.loser_moved
+    denoising = 2 * errors.winner_share * errors.winner
+    terms = errors.weight * (s.anchor * moved + s.sft_weight * denoising)
+    return replace(output, loss=output.loss + terms)
+
+
+BETA_DECAY = 0.95  # of the running mean of margins, a step
+BETA_RANGE = 10.0  # an adapted beta is at most so many times the first one, and at least its share
+
+
+def adapted_beta(size: float, factor: float, first: float) -> float:
+    """Compute the beta at which a margin of this size has sigmoid(-logit) = factor.
+
+    beta = 2 log((1 - factor) / factor) / size, clamped to first / 10 ... 10 first. As in the
+    Flow-DPO of https://github.com/bghira/SimpleTuner, commit bc8e6ab.
+
+    Args:
+        size: running mean of |s_w - s_l|; 0 at the reference.
+        factor: the gradient factor to aim at, below 1/2.
+        first: the loss's usual beta.
+    """
+    wanted = 2 * math.log((1 - factor) / factor) / max(size, 1e-30)
+    return min(max(wanted, first / BETA_RANGE), first * BETA_RANGE)
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss function and its requirements.
@@ -244,6 +303,7 @@ class Loss:
 
 LOSSES: dict[str, Loss] = {
     "dpo": Loss(dpo, USES["dpo"]),
+    "dpo_bounded": Loss(dpo_bounded, USES["dpo_bounded"]),
     "dpo_released": Loss(released_sign, USES["dpo_released"]),
     "smpo": Loss(smpo, USES["smpo"]),
     "dspo": Loss(dspo, USES["dspo"]),

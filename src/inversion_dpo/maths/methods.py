@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-LINKED = frozenset({"labels", "beta", "link", "label_smoothing", "soft_labels", "safeguard"})
+COMMON = frozenset({"labels", "beta", "safeguard", "terms"})
+LINKED = COMMON | {"link", "label_smoothing", "soft_labels"}
 # Which settings each loss looks at.
 USES: dict[str, frozenset[str]] = {
     "dpo": LINKED,
+    "dpo_bounded": LINKED,
     "dpo_released": LINKED,
-    "smpo": frozenset({"labels", "beta", "soft_labels", "safeguard"}),
-    "dspo": frozenset({"labels", "beta", "safeguard"}),
+    "smpo": COMMON | {"soft_labels"},
+    "dspo": COMMON - {"terms"},
     "mapo": frozenset({"labels", "beta"}),
     "dmpo": LINKED - {"link"},
     "nft": frozenset({"labels", "beta", "soft_labels"}),
-    "kto": frozenset({"labels", "beta", "safeguard"}),
+    "kto": COMMON,
     "sft": frozenset({"labels"}),
     "denoising": frozenset(),
 }
 
+ADAPTED = frozenset({"dpo", "smpo", "dmpo"})  # losses of a logit in proportion to beta
 ALONE = frozenset({"kto", "nft", "sft", "denoising"})  # losses of single images
 
 # The beta of a loss where none is given; sources: docs/explanation/objectives.md.
 BETAS = {
     "dpo": 2000.0,
+    "dpo_bounded": 100.0,
     "dpo_released": 2000.0,
     "smpo": 2000.0,
     "dspo": 0.001,

@@ -119,11 +119,14 @@ class LossSettings:
     beta: strength of the tie to the reference, > 0; each loss scales it in its own way.
     link: function of the logit: sigmoid, hinge or ipo.
     label_smoothing: assumed share of wrong labels, in [0, 0.5).
+    anchor, sft_weight: weights of the terms beside the loss, see ``losses.with_terms``.
     """
 
     beta: float
     link: str = "sigmoid"
     label_smoothing: float = 0.0
+    anchor: float = 0.0
+    sft_weight: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,17 @@ class ObjectiveConfig:
     """The method; docs/explanation/objectives.md has the formula and the source of each."""
     loss: (
         Literal[
-            "dpo", "dpo_released", "smpo", "dspo", "mapo", "dmpo", "nft", "kto", "sft", "denoising"
+            "dpo",
+            "dpo_bounded",
+            "dpo_released",
+            "smpo",
+            "dspo",
+            "mapo",
+            "dmpo",
+            "nft",
+            "kto",
+            "sft",
+            "denoising",
         ]
         | None
     ) = None
@@ -184,8 +194,12 @@ class ObjectiveConfig:
     """Where the noisy states come from, if not from the method's own path."""
     target: Annotated[Literal["x0", "transition", "reference"] | None, Effect("target")] = None
     """What the policy should predict at a state, if not the method's own target."""
-    beta: Annotated[Positive | None, Effect("beta")] = None
-    """Tie to the reference, larger is closer; null: 2000 for dpo, else its loss's usual value."""
+    beta: Annotated[Positive | Literal["auto"] | None, Effect("beta")] = None
+    """Tie to the reference, larger is closer; null: its loss's usual value, dpo's is 2000."""
+    gradient_factor: Annotated[
+        float, Strict(), Field(gt=0, lt=0.5), Effect("beta and objective.beta=auto")
+    ] = 0.2
+    """Share of their gradient that pairs keep, as beta=auto aims at; lower ties less."""
     link: Annotated[Literal["sigmoid", "hinge", "ipo"], Effect("link")] = "sigmoid"
     """Function from a pair's logit to its loss."""
     label_smoothing: Annotated[Minority, Effect("label_smoothing")] = 0.0
@@ -194,6 +208,14 @@ class ObjectiveConfig:
     """Weigh each pair by the probability, given in the data, that its winner is better."""
     safeguard: Annotated[Switch, Effect("safeguard")] = False
     """Hold the loser's gradient back where it would raise the winner's error."""
+    safeguard_margin: Annotated[
+        float, Strict(), Field(ge=0, lt=1), Effect("safeguard and objective.safeguard=true")
+    ] = 0.0
+    """Share of what the safeguard leaves of the loser's gradient that is taken off as well."""
+    anchor: Annotated[NotNegative, Effect("terms")] = 0.0
+    """Weight of the squared distance to the reference's predictions, added to the loss."""
+    sft_weight: Annotated[NotNegative, Effect("terms")] = 0.0
+    """Weight of the denoising loss on winners, added to the loss."""
     weighting: Annotated[Literal["uniform", "min_snr", "transition", "velocity"], _DRAWN] = (
         "uniform"
     )

@@ -49,6 +49,7 @@ TAGS = {  # what a method may use: tag -> what a setting with this effect needs
     "label_smoothing": "a method that smooths labels",
     "soft_labels": "a method that takes soft labels",
     "safeguard": "a method with a safeguard",
+    "terms": "a method that takes further terms",
     "labels": "a method that tells winner from loser",
     "inversion": "a method that trains on inverted trajectories",
     "inverts": "a method that inverts the pairs beforehand",

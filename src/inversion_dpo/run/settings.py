@@ -91,6 +91,8 @@ def _settings_of(group: Any, before: str) -> Iterator[Setting]:
 
 def range_of(schema: dict[str, Any]) -> str:
     """Say what a JSON schema allows."""
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     if "anyOf" in schema:

@@ -38,7 +38,7 @@ class Progress:
 
     identity: of the cache, and so of reference, pairs and inversion; reference: hash of the
     reference's weights. skipped: steps left out. score: held-out, higher is better.
-    coefficients: whatever adapts as it goes: today the loss scaler of fp16, and no objective.
+    coefficients: whatever adapts as it goes: the loss scaler of fp16, and beta where it is auto.
     """
 
     step: int

@@ -99,6 +99,7 @@ def status(row: Row) -> str:
         "loser_error",
         "margin",
         "gradient_factor",
+        "beta",
         "drift",
         "grad_norm",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.maths.losses import LOSSES, Loss
-from inversion_dpo.maths.methods import BETAS
+from inversion_dpo.maths.methods import ADAPTED, BETAS
 from inversion_dpo.maths.records import Grid, LossSettings
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.maths.targets import level_weights
@@ -39,6 +39,8 @@ class Plan:
     weights: Callable[[Size], Tensor]
     states: int
     safeguard: bool
+    safeguard_margin: float
+    gradient_factor: float | None  # that beta follows, if it does
     soft_labels: bool
     guidance_scale: float
     batch_size: int
@@ -75,7 +77,12 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
     schedule, grid = at(size)
     o, t, d, method = config.objective, config.training, config.data, chosen_method(config)
     levels, (low, high) = grid.levels, window(config)
-    beta = BETAS.get(method.loss, 1.0) if o.beta is None else o.beta
+    beta = o.beta if isinstance(o.beta, float) else BETAS.get(method.loss, 1.0)
+    if o.beta == "auto" and method.loss not in ADAPTED:
+        raise ConfigError(
+            f"objective.beta=auto works for the losses {', '.join(sorted(ADAPTED))}, not for "
+            f"{method.loss}: give a number, or null for the usual value"
+        )
     if method.path == "noise":
         last = len(schedule.timesteps) - 1
         low, high = round(o.t_min * last), round(o.t_max * last)
@@ -96,7 +103,7 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
 
     return Plan(
         loss=LOSSES[method.loss],
-        settings=LossSettings(beta, o.link, o.label_smoothing),
+        settings=LossSettings(beta, o.link, o.label_smoothing, o.anchor, o.sft_weight),
         path=method.path,
         target=method.target,
         low=low,
@@ -104,6 +111,8 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
         weights=weights,
         states=high if method.path == "released" else o.states,
         safeguard=o.safeguard,
+        safeguard_margin=o.safeguard_margin,
+        gradient_factor=o.gradient_factor if o.beta == "auto" else None,
         soft_labels=o.soft_labels,
         guidance_scale=o.guidance_scale,
         batch_size=t.batch_size,

@@ -323,7 +323,7 @@ def rate_at(number: int, t: TrainingConfig) -> float:
 def beta_text(config: Config, loss: str) -> str | None:
     """Say that beta is another loss's: 1000 times its loss's usual value, or a thousandth."""
     beta, usual = config.objective.beta, BETAS.get(loss)
-    if beta is None or usual is None or 1e-3 <= beta / usual <= 1e3:
+    if not isinstance(beta, float) or usual is None or 1e-3 <= beta / usual <= 1e3:
         return None
     return (
         f"objective.beta={beta:g} is far from what the loss {loss} is used with, {usual:g}: set "

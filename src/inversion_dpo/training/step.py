@@ -9,19 +9,23 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from inversion_dpo.maths.inversion import passes
 from inversion_dpo.maths.losses import (
+    BETA_DECAY,
+    adapted_beta,
     as_pair_errors,
     pooled,
     residual_overlap,
     safeguarded,
     squared_error,
+    with_terms,
 )
-from inversion_dpo.maths.records import LossOutput, NoisyStates, PairErrors
+from inversion_dpo.maths.records import LossOutput, LossSettings, NoisyStates, PairErrors
 from inversion_dpo.run.processes import share
 from inversion_dpo.run.sharded import settle, total, whole
 from inversion_dpo.training.checks import is_finite, leave_out
@@ -64,7 +68,30 @@ def step(session: Session, number: int, learning_rate: float) -> Row:
     if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
         losses_of = [(p, x) for part, loss in own for p, x in zip(part, loss.tolist(), strict=True)]
         leave_out(session, number, row, [p for p, x in losses_of if not math.isfinite(x)])
+    adapt(session, row)
     return row
+
+
+def settings_now(session: Session) -> LossSettings:
+    """Return the loss's settings, with the beta that has adapted so far."""
+    settings = session.plan.settings
+    if session.plan.gradient_factor is None:
+        return settings
+    return replace(settings, beta=session.coefficients.get("beta", settings.beta))
+
+
+def adapt(session: Session, row: Row) -> None:
+    """Let beta follow the size of the margins, where ``objective.beta`` is auto; log it."""
+    factor, coefficients = session.plan.gradient_factor, session.coefficients
+    if factor is None:
+        return
+    row["beta"] = settings_now(session).beta
+    size = 2 * row.pop("logit_size") / row["beta"]
+    if is_finite(row):
+        before = coefficients.get("margin", size)
+        coefficients["margin"] = BETA_DECAY * before + (1 - BETA_DECAY) * size
+        first = session.plan.settings.beta
+        coefficients["beta"] = adapted_beta(coefficients["margin"], factor, first)
 
 
 def backward(
@@ -94,6 +121,8 @@ def backward(
         images = 1.0 if cache.single else 2.0
         spent = images * evaluations * items  # parts and processes add up
         row["evaluations"] = row["loss"].new_full((), spent)
+        if plan.gradient_factor is not None:
+            row["logit_size"] = output.margin.abs().mean()
         rows.append((len(here) / items, row))
         own.append(([pair for pair, _ in here], output.loss.detach()))
     return rows, own
@@ -153,9 +182,11 @@ def losses(
     if plan.whole:
         errors = pooled(errors, plan.states)
     if plan.safeguard:
-        errors = safeguarded(errors)
+        errors = safeguarded(errors, plan.safeguard_margin)
     evaluations = passes(plan.guidance_scale) * (states.evaluations + 3)
-    return plan.loss.function(errors, plan.settings), errors, evaluations
+    settings = settings_now(session)
+    output = plan.loss.function(errors, settings)
+    return with_terms(output, errors, settings), errors, evaluations
 
 
 def pair_errors(

@@ -19,6 +19,7 @@ from inversion_dpo.maths.losses import (
     as_pair_errors,
     residual_overlap,
     safeguarded,
+    with_terms,
 )
 from inversion_dpo.maths.records import Grid, Levels, LossSettings, NoisyStates
 from inversion_dpo.maths.schedule import posterior_std
@@ -132,6 +133,21 @@ def test_diffusion_dpo(seed, beta):
 
 
 @cases(2000.0, 6000.0)
+def test_flow_dpo_with_its_terms(seed, beta):
+    """bghira/SimpleTuner@bc8e6ab, helpers/distillation/flow_dpo/distiller.py, norm_type mean."""
+    theta, ref, star = drawn(seed)
+    (win, lose), (ref_win, ref_lose) = np.split(theta, 2), np.split(ref, 2)
+    apart = ((win - ref_win) ** 2).mean() + ((lose - ref_lose) ** 2).mean()
+    preference = minus_log_sigmoid(inside(theta, ref, star, beta)).mean()
+    authors = preference + 0.5 * apart * 3.0 + 0.25 * ((win - star[:PAIRS]) ** 2).mean()
+    policy, reference = torch.tensor(mse(theta, star)), torch.tensor(mse(ref, star))
+    errors = as_pair_errors(policy, reference, moved=torch.tensor(mse(theta, ref)))
+    s = LossSettings(beta, anchor=3.0, sft_weight=0.25)
+    found = with_terms(LOSSES["dpo"].function(errors, s), errors, s)
+    assert found.loss.mean().item() == pytest.approx(authors, rel=1e-10)
+
+
+@cases(1.0, 100.0)
 def test_dmpo(seed, beta):
     """AIDC-AI/Diffusion-SDPO@1c83c65, train.py, dmpo_alpha 0.01."""
     theta, ref, star = drawn(seed)

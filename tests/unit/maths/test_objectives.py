@@ -10,8 +10,10 @@ from diffusers import DDIMScheduler
 from inversion_dpo.maths.inversion import invert
 from inversion_dpo.maths.losses import (
     METHODS,
+    adapted_beta,
     as_pair_errors,
     dpo,
+    dpo_bounded,
     dspo,
     kto,
     link_loss,
@@ -22,6 +24,7 @@ from inversion_dpo.maths.losses import (
     sft,
     smpo,
     squared_error,
+    with_terms,
 )
 from inversion_dpo.maths.records import Levels, LossSettings
 from inversion_dpo.maths.targets import TARGETS, step_weights, target_prediction
@@ -57,6 +60,48 @@ def test_dpo_by_hand():
 def test_dpo_weight_scales_the_logit_by_hand():
     out = dpo(errors(*BY_HAND, weight=[0.2]), beta(100.0))
     assert out.margin.item() == pytest.approx(0.7)
+
+
+def test_dpo_bounded_by_hand():
+    # r_w = 50 * 0.02 = 1, r_l = -50 * 0.05 = -2.5; tanh 1 + tanh 2.5 = 0.761594 + 0.986614
+    out = dpo_bounded(errors(*BY_HAND), beta(100.0))
+    assert out.margin.item() == pytest.approx(1.748208, abs=1e-6)
+    assert out.loss.item() == pytest.approx(math.log(1 + math.exp(-1.748208)), abs=1e-6)
+
+
+def test_dpo_bounded_holds_a_lost_loser_and_is_ktos_logit():
+    w, l = torch.tensor([0.10], requires_grad=True), torch.tensor([0.90], requires_grad=True)
+    e = replace(errors(*BY_HAND), winner=w, loser=l)
+    dpo_bounded(e, beta(100.0)).loss.backward()
+    assert w.grad.item() > 1 and abs(l.grad.item()) < 1e-8  # r_l = -32.5: tanh is flat
+    margin = dpo_bounded(errors(*BY_HAND), beta(100.0)).margin
+    torch.testing.assert_close(margin, 2 - 4 * kto(errors(*BY_HAND), beta(100.0)).loss)
+
+
+def test_terms_by_hand():
+    e = errors(*BY_HAND, winner_moved=[0.04], loser_moved=[0.02], weight=[0.5])
+    out = dpo(e, beta(100.0))
+    found = with_terms(out, e, beta(100.0, anchor=3.0, sft_weight=7.0))
+    # 0.5 (3 (0.04 + 0.02) / 2 + 7 * 0.10) = 0.5 (0.09 + 0.7)
+    assert (found.loss - out.loss).item() == pytest.approx(0.395)
+    assert torch.equal(found.margin, out.margin)
+    assert torch.equal(with_terms(out, e, beta(100.0)).loss, out.loss)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        (0.01, 2 * math.log(4) / 0.01),  # 277.26
+        (1e-9, 2000.0),  # ten times the first, however small the margins are
+        (0.0, 2000.0),
+        (1.0, 20.0),  # a tenth of it
+    ],
+)
+def test_adapted_beta_by_hand(size, wanted):
+    found = adapted_beta(size, 0.2, 200.0)
+    assert found == pytest.approx(wanted)
+    if wanted not in (20.0, 2000.0):  # a margin of just that size keeps a fifth of its gradient
+        assert sigmoid(-found / 2 * size) == pytest.approx(0.2)
 
 
 def test_released_sign_by_hand():

@@ -17,6 +17,8 @@ IDLE = {  # setting -> what else is set, so that it has no effect
     "objective.link=ipo": ["smpo", "dspo", "mapo", "kto", "sft", "denoising"],
     "objective.label_smoothing=0.1": ["smpo", "dspo", "mapo", "kto", "sft"],
     "objective.beta=7": ["sft", "denoising"],
+    "objective.anchor=1": ["nft", "mapo", "dspo", "sft"],
+    "objective.sft_weight=1": ["nft", "mapo", "dspo", "sft"],
     "data.label_noise=0.5": ["denoising"],
     "inversion.fixed_point_iterations=3": ["diffusion_dpo", "inpo", "smpo", "kto", "sft"],
     "inversion.t_start=0.1": ["diffusion_dpo", "inpo", "sft"],
@@ -53,6 +55,8 @@ def test_the_same_setting_is_taken_where_it_has_an_effect(override):
         (["policy.kind=full", "policy.alpha=4"], "policy.kind=lora"),
         (["policy.kind=full", "policy.target_modules=[to_q]"], "policy.kind=lora"),
         (["policy.graph_tokens=8"], "policy.kind=scene_graph"),
+        (["objective.gradient_factor=0.1"], "objective.beta=auto"),
+        (["objective.safeguard_margin=0.5"], "objective.safeguard=true"),
         (["data.graph_dropout=0.5"], "policy.kind=scene_graph"),
         (["data.revision=main"], "data.pairs=hf:"),
         (["evaluation.parser.url=http://localhost/v1"], "evaluation.scorer="),
@@ -70,6 +74,8 @@ def test_a_setting_that_another_one_switches_off_is_refused(overrides, needs):
     [
         ["objective.name=sft", "inversion.reconstruct=true", "inversion.steps=10"],
         ["objective.name=sft", "objective.link=sigmoid"],  # the default
+        ["objective.beta=auto", "objective.gradient_factor=0.1"],
+        ["objective.safeguard=true", "objective.safeguard_margin=0.5"],
         ["policy.kind=scene_graph", "policy.graph_tokens=8", "data.graph_dropout=0.5"],
         ["model.scene_graph=encoder", "data.caption_dropout=0.5"],
         ["data.pairs=hf:a/b", "data.revision=main"],

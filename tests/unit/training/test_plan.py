@@ -65,5 +65,21 @@ def test_values_arrive_where_they_belong():
         "data.prompt_dropout=0.25",
     )
     assert (p.settings.beta, p.settings.link, p.settings.label_smoothing) == (7, "ipo", 0.125)
+    p2 = plan(
+        "objective.anchor=2",
+        "objective.sft_weight=0.5",
+        "objective.safeguard=true",
+        "objective.safeguard_margin=0.25",
+    )
+    assert (p2.settings.anchor, p2.settings.sft_weight, p2.safeguard_margin) == (2, 0.5, 0.25)
     assert (p.states, p.accumulation, p.seed, p.batch_size) == (3, 2, 5, 6)
     assert (p.prompt_dropout, p.graph_dropout, p.caption_dropout) == (0.25, 0, 0)
+
+
+def test_beta_may_adapt_where_the_logit_is_in_proportion_to_it():
+    p = plan("objective.beta=auto", "objective.gradient_factor=0.1")
+    assert (p.settings.beta, p.gradient_factor) == (2000.0, 0.1)
+    assert plan().gradient_factor is None and plan("objective.beta=7").gradient_factor is None
+    for loss in ("kto", "nft", "dpo_bounded", "mapo"):
+        with pytest.raises(ConfigError, match=f"dmpo, dpo, smpo, not for {loss}"):
+            plan("objective.beta=auto", f"objective.loss={loss}", "objective.path=noise")

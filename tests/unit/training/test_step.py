@@ -1,5 +1,6 @@
 """One training step on a cache and a network whose numbers are known."""
 
+import json
 import logging
 import math
 from dataclasses import replace
@@ -18,12 +19,15 @@ from inversion_dpo.training.checks import NotFiniteError
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.training.step import (
+    adapt,
     backward,
     heldout,
     losses,
     mean_gain,
     measurements,
     pair_errors,
+    part_of_step,
+    settings_now,
     step,
 )
 from tests.by_hand import make_plan, make_session, write_cache
@@ -246,6 +250,37 @@ def test_a_step_waits_for_the_device_once(cache):
     with Watch():
         row = step(session, 0, 0.1)
     assert fetched == [] and row["grad_norm"] > 0 and row["evaluations"] == 24
+
+
+def adapting(cache, steps, coefficients):
+    plan = make_plan(gradient_factor=0.2)
+    session = make_session(cache, plan, 1.5, coefficients=coefficients)
+    return [step(session, number, 0.0) for number in steps], session
+
+
+def test_an_adapting_beta_follows_the_margins_by_hand(cache):
+    plain, sizes = make_session(cache, weight=1.5), []
+    for number in range(2):  # beta is 2 there, so a margin is the size of s_w - s_l
+        output, _, _ = losses(plain, *part_of_step(plain, number, 0))
+        sizes.append(output.margin.abs().mean().item())
+    rows, session = adapting(cache, range(2), {})
+    mean = 0.95 * sizes[0] + 0.05 * sizes[1]
+    betas = [min(20.0, max(0.2, 2 * math.log(4) / size)) for size in (sizes[0], mean)]
+    assert [row["beta"] for row in rows] == pytest.approx([2.0, betas[0]])
+    assert session.coefficients == pytest.approx({"margin": mean, "beta": betas[1]}, rel=1e-5)
+    assert 0.2 < betas[1] < 20.0 and "logit_size" not in rows[0]
+    assert settings_now(session).beta == session.coefficients["beta"]
+    assert "beta" not in step(plain, 0, 0.0) and plain.coefficients == {}
+
+
+def test_an_adapting_beta_goes_on_to_the_bit_and_passes_over_broken_steps(cache, monkeypatch):
+    whole, session = adapting(cache, range(4), {})
+    _, first = adapting(cache, range(2), {})
+    again, second = adapting(cache, range(2, 4), json.loads(json.dumps(first.coefficients)))
+    assert again == whole[2:] and second.coefficients == session.coefficients
+    kept = dict(session.coefficients)
+    adapt(session, {"loss": math.nan, "grad_norm": 1.0, "logit_size": math.nan})
+    assert session.coefficients == kept
 
 
 def test_a_long_gradient_is_clipped(cache):
