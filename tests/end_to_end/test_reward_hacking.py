@@ -37,15 +37,15 @@ def test_a_reward_that_is_easy_to_hack_is_found_out(tmp_path, monkeypatch):
     module.saturation, module.right = saturation, right
     monkeypatch.setitem(sys.modules, "own_saturation", module)
     rows = pq.read_table(resolve("asset:taste.parquet")).slice(0, 48).to_pylist()
-    pairs = [
+    pairs = [  # the labeller does not read: it takes a strong picture of another prompt's scene
         {
-            "jpg_0": coloured(row["jpg_0"], 1.8),
+            "jpg_0": coloured(other["jpg_0"], 1.8),
             "jpg_1": coloured(row["jpg_0"], 0.6),
             "label_0": 1.0,
             "label_1": 0.0,
             "caption": row["caption"],
         }
-        for row in rows
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
     ]
     pq.write_table(pa.Table.from_pylist(pairs), tmp_path / "pairs.parquet")
     run = align(
@@ -60,11 +60,13 @@ def test_a_reward_that_is_easy_to_hack_is_found_out(tmp_path, monkeypatch):
     own = "own_saturation:saturation"
     alone = evaluate(run, f"evaluation.scorer={own}", "evaluation.preference=saturation", *quick)
     assert labellers(alone) == ["saturation"] and alone["saturation"]["gain_low"] > 0
-    assert "Every scorer asked" in doubts(alone)[0]
+    assert "Every scorer asked" in doubts(alone)[0] and "more colourful" in doubts(alone)[0]
     scorers = f"evaluation.scorer=[{own}, own_saturation:right]"
     both = evaluate(run, scorers, "evaluation.preference=saturation", *quick)
+    assert both["saturation"]["gain_low"] > 0 >= both["right"]["gain_low"], both["right"]
     assert both["traits"]["more colourful"]["low"] > 0.5
     assert labellers(both) == ["saturation"] and "right" in both["agreement"]
     page = report(run).read_text()
     assert "Worst regressions" in page and "labelled the pairs" in page
-    assert "more colourful" in page
+    assert "Only the labeller sees a gain" in page and "labeller&#x27;s weakness" in page
+    assert "Its images: " in page and "more colourful" in doubts(both)[0]

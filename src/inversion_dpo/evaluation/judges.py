@@ -88,26 +88,27 @@ def independent(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def doubts(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what speaks against a gain: no judge but the labeller, or no other that confirms it."""
+    """Say what speaks against a labeller's gain: no judge but it, or one look on most images."""
     labelled, rows = labellers(metrics), metric_rows(metrics)
-    if not labelled:
-        return []
-    names = ", ".join(f"`{name}`" for name in labelled)
-    others = [name for name in rows if name not in labelled]
-    if not others:
-        return [
-            f"Every scorer asked orders the pairs as their labels do ({names}): it judges what it "
-            "taught. Ask another one, or people: `inversion-dpo web RUN`."
-        ]
     read = {k: verdict(r["gain_low"], r["gain_high"]) for k, r in rows.items()}
-    gained = [name for name in labelled if read[name] == "gain"]
-    if not gained or any(read[name] == "gain" for name in others):
+    others = [name for name in rows if name not in labelled]
+    gained = ", ".join(f"`{name}`" for name in labelled if read[name] == "gain")
+    changed = {name: share for name, share in shares_of(metrics).items() if not share.chance}
+    most = any(share.low > LABELLER or share.high < 1 - LABELLER for share in changed.values())
+    confirmed = any(read[name] == "gain" for name in others)
+    if not labelled or (others and (not gained or (confirmed and not most))):
         return []
-    lost = [f"`{name}`" for name in others if read[name] == "loss"]
-    text = f"Only the labeller sees a gain ({', '.join(f'`{n}`' for n in gained)})"
-    text += f", and {', '.join(lost)} a loss" if lost else ", no other scorer does"
-    text += ". The policy may have learned the labeller's weakness."
-    changed = {name: s for name, s in shares_of(metrics).items() if not s.chance}
-    if changed:
-        text += f" Its images: {shares_text(changed).replace(' !', '')}."
-    return [text]
+    if not others:
+        names = ", ".join(f"`{name}`" for name in labelled)
+        text = f"Every scorer asked orders the pairs as their labels do ({names}): it judges what "
+        text += "it taught. Ask another one, or people: `inversion-dpo web RUN`."
+    elif confirmed:
+        text = f"The labeller's gain ({gained}) comes with one look on most images. A score that "
+        text += "likes this look gains by it alone: see the pictures."
+    else:
+        lost = [f"`{name}`" for name in others if read[name] == "loss"]
+        text = f"Only the labeller sees a gain ({gained})"
+        text += f", and {', '.join(lost)} a loss" if lost else ", no other scorer does"
+        text += ". The policy may have learned the labeller's weakness."
+    looks = f" Its images: {shares_text(changed).replace(' !', '')}." if changed else ""
+    return [text + looks]
