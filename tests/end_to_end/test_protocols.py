@@ -1,14 +1,25 @@
 """A paper's protocol on tiny weights: every set, every scorer, further models, kills, processes."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+import inversion_dpo
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import protocols
 from inversion_dpo.run.config import to_yaml
+from tests.chat_server import serving
 from tests.prompt_files import place_set
+from tools.tiny.scorers import WRITERS, write_tiny_scorer
+from tools.tiny.vlm import write_tiny_vlm
 
 PROMPTS = ["a small red star", "a large blue circle left of a small green square"]
 ASSET = "evaluation.prompts=asset:prompts-test.txt"
@@ -101,3 +112,96 @@ def test_published_numbers_stand_in_their_columns_alone():
     ]
     found["sets"]["hpdv2"] = part  # of which nothing was published
     assert len(protocols.table_of(found, "hpdv2")) == 4
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory):
+    """Settings that ask every scorer at once, on tiny random weights."""
+    root = tmp_path_factory.mktemp("judges")
+    places = {name: write_tiny_scorer(name, root / name) for name in WRITERS}
+    vlm = write_tiny_vlm(root / "llava")
+    asked = ("vqa", "unifiedreward", "unifiedreward-pair")
+    places |= dict.fromkeys(asked, vlm)
+    names = json.dumps([*WRITERS, *asked, "scenes"])
+    at = [f"evaluation.checkpoints.{name}={place}" for name, place in places.items()]
+    return [f"evaluation.scorer={names}", "evaluation.parser.max_tokens=8", *at]
+
+
+def two(words, cache):
+    """Start the command in two processes, as a launcher would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    shared |= {"PYTHONPATH": str(Path(inversion_dpo.__file__).parents[1])}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "inversion_dpo", *map(str, words)],
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15-dpo", "sdxl-dpo", "sd35-grpo"])
+def test_a_protocol_with_every_scorer_is_killed_and_goes_on(run, judges, hub_cache, tmp_path, name):
+    """On two processes; the model's own family is in test_families.py."""
+    protocol = protocols.protocols()[name]
+    for one in protocol.prompts:
+        place_set(hub_cache, tmp_path / "sets", one, PROMPTS)
+    words = ["evaluate", run, "--protocol", name, *judges, "evaluation.sample_steps=1"]
+    words += ["evaluation.batch_size=1", "--against", run / "adapter"]
+    started = two(words, tmp_path / "hub")
+    until = time.monotonic() + 200
+    while not list((run / "samples").glob("policy-*")):
+        assert time.monotonic() < until and started[0].poll() is None, started[0].communicate()[1]
+        time.sleep(0.05)
+    for process in started:
+        process.kill()
+        process.wait()
+    assert not (run / "protocols" / f"{name}.json").exists()
+    told = [process.communicate(timeout=500) for process in two(words, tmp_path / "hub")]
+    found = json.loads((run / "protocols" / f"{name}.json").read_text())
+    assert list(found["sets"]) == protocol.prompts, told
+    for part in found["sets"].values():
+        ours, same = part["models"].values()
+        assert ours == same and {*WRITERS, "vqa", "unifiedreward", "exact"} <= set(ours)
+    table = pq.read_table(run / "per_prompt.parquet").to_pydict()
+    assert table["prompt"][:2] == PROMPTS and set(table["policy.unifiedreward_read"]) == {0.0}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["pairwise"] == {"n": 0, "unread": len(table["prompt"])}
+    assert f"protocol {name}" in told[0][0] and "could not be read" in told[0][1]
+
+
+@pytest.mark.slow
+def test_a_judge_that_fails_in_the_middle_loses_nothing_on_two_processes(run, tmp_path):
+    """Each process asks for its images; one line is told, and only the rest is asked again."""
+    seen, broken = [], [True]
+
+    def answer(request):
+        text = json.dumps(request)
+        if "Is this image grey" in text:  # before the first image
+            return "Yes"
+        if broken[0] and len(seen) > 2:
+            return 400, {}, b"out of memory", 0.0
+        seen.append(text)
+        return "Alignment Score: 2\nCoherence Score: 3\nStyle Score: 4"
+
+    with serving(answer) as (url, _):
+        words = ["evaluate", run, "evaluation.scorer=unifiedreward", "evaluation.batch_size=1"]
+        words += [f"evaluation.checkpoints.unifiedreward={url}@m", "evaluation.limit=6"]
+        words += ["evaluation.preference=unifiedreward", "evaluation.sample_steps=1"]
+        words += ["evaluation.prompts=asset:prompts-test.txt", "evaluation.parser.parallel=1"]
+        told = [process.communicate(timeout=300)[1] for process in two(words, tmp_path / "hub")]
+        errors = [line for text in told for line in text.splitlines() if "out of memory" in line]
+        assert errors and all("Earlier answers are kept" in line for line in errors), told
+        broken[0] = False
+        told = [process.communicate(timeout=300)[1] for process in two(words, tmp_path / "hub")]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["n_prompts"] == 6 and metrics["unifiedreward"]["policy"] == 3.0, told
+    assert len(seen) == len({*seen}) == 2 * 12  # two guidance scales, two models, six prompts

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.defaults import settled
-from inversion_dpo.evaluation.pairwise import named as named_scorers
+from inversion_dpo.evaluation.pairwise import scorer_names
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
@@ -120,7 +120,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
         place = Checkpoint.at("clip", e.checkpoints.get("clip", CHECKPOINTS["clip"]))
         place.check()
         extractor = ClipFeatures(ClipScorer("clip", place))
-        if "clip" not in named_scorers(config):  # whose scorers would refuse its weights
+        if "clip" not in scorer_names(config):  # whose scorers would refuse its weights
             others = {k: v for k, v in e.checkpoints.items() if k != "clip"}
             config = replace(config, evaluation=replace(e, checkpoints=others))
     meters(extractor)  # what is missing is said before anything is sampled

@@ -20,7 +20,7 @@ from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, settled
 from inversion_dpo.evaluation.judges import agreement, order_of_pairs
 from inversion_dpo.evaluation.metrics import AGREEMENT, OTHER_GUIDANCE, PAIRS_AGREE, compare
-from inversion_dpo.evaluation.pairwise import in_pairs, judge_of
+from inversion_dpo.evaluation.pairwise import in_pairs, judge_of, scorer_names
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.readiness import check_sampling
@@ -32,7 +32,10 @@ from inversion_dpo.evaluation.samples import (
     scorers_of,
     write_pictures,
 )
+from inversion_dpo.evaluation.scorers.asking import backend_for
 from inversion_dpo.evaluation.scorers.registry import SERVED, Scores
+from inversion_dpo.evaluation.scorers.unified_reward import PAIR
+from inversion_dpo.evaluation.scorers.vqa import VQA
 from inversion_dpo.evaluation.sides import side, sizes_for
 from inversion_dpo.run.config import Config, to_yaml
 from inversion_dpo.run.disk import atomic_table, atomic_text
@@ -43,6 +46,7 @@ from inversion_dpo.training.recipe import trained_guidance
 logger = logging.getLogger(__name__)
 Models = tuple[str | None, str | None]  # reference and policy, as sides.side takes them
 EVALUATED = "evaluated.yaml"  # the settings behind metrics.json
+ANSWER = 16  # tokens of a server's answer on trial
 AGREEING = 64  # pairs that the preference is measured on
 
 
@@ -92,7 +96,8 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     """Refuse, before the first image is sampled, what would stop an evaluation later.
 
     It reads the prompts, tries the scorers without loading the known ones, and looks for the
-    models, and for a folder and a disk that take the samples.
+    models, and for a folder and a disk that take the samples. Before the first evaluation it asks
+    each server of a vision-language model one small question.
 
     Args:
         config: settings of the evaluation.
@@ -107,9 +112,26 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     check_scores(config, prompts)
     if judge := judge_of(config):
         judge.asked.check()
+    if not (folder / "samples").exists():
+        reach_servers(config)
     for model in models:
         drawn = side(config, model).config
         check_sampling(drawn, folder / "samples", 2 * len(prompts) * e.seeds, "evaluation.limit")
+
+
+def reach_servers(config: Config) -> None:
+    """Ask about a grey image; ScorerError from a server that would fail once images are sampled."""
+    e, grey = config.evaluation, np.full((64, 64, 3), 127, np.uint8)
+    for name in {*SERVED, PAIR} & {*scorer_names(config)}:
+        short = replace(e.parser, max_tokens=ANSWER)
+        backend = backend_for(name, e.checkpoints.get(name), short)
+        if not hasattr(backend, "url"):
+            continue  # a model on this machine
+        question = "Is this image grey? Please answer Yes or No."
+        if name == VQA:  # which needs the tokens' probabilities
+            backend.starts([grey], question, "Yes")
+        else:
+            backend.say([grey], question)
 
 
 def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from inversion_dpo.evaluation.metrics import wins
-from inversion_dpo.evaluation.samples import pictures
+from inversion_dpo.evaluation.samples import Images, pictures
 from inversion_dpo.evaluation.scorers.asking import READ
 from inversion_dpo.evaluation.scorers.unified_reward import PAIR, PairJudge
 from inversion_dpo.run.config import Config
@@ -20,7 +20,7 @@ from inversion_dpo.run.processes import current_team
 PAIRWISE = "pairwise"  # in metrics.json
 
 
-def named(config: Config) -> list[str]:
+def scorer_names(config: Config) -> list[str]:
     """List the names in ``evaluation.scorer``."""
     spec = config.evaluation.scorer or []
     return [n.strip() for n in (spec.split(",") if isinstance(spec, str) else spec)]
@@ -29,26 +29,33 @@ def named(config: Config) -> list[str]:
 def judge_of(config: Config, store: Path | None = None) -> PairJudge | None:
     """Return the judge that ``evaluation.scorer`` names; ScorerError if no model is given."""
     e = config.evaluation
-    return PairJudge(e.checkpoints.get(PAIR), e.parser, store) if PAIR in named(config) else None
+    return (
+        PairJudge(e.checkpoints.get(PAIR), e.parser, store)
+        if PAIR in scorer_names(config)
+        else None
+    )
 
 
 def in_pairs(files: Sequence[Path], config: Config, memo: Path) -> dict[str, Any]:
     """Return {"pairwise": the policy's win rate over images in pairs}; empty without a judge.
 
     An image wins if its share of the mean over the axes is above one half. Both orders are asked;
-    pairs that could not be read are left out and counted as ``unread``. The first process asks.
+    pairs that could not be read are left out and counted as ``unread``. Processes ask for batches
+    in turn; the first one, whose result counts, then finds every answer kept.
     """
-    e, judge = config.evaluation, judge_of(config, memo / "scores.sqlite")
-    if judge is None or not current_team().main:
+    e, team, place = config.evaluation, current_team(), memo / "scores.sqlite"
+    judge = judge_of(config, place)
+    if judge is None:
         return {}
-    prompts = pq.read_table(files[1], columns=["prompt"])["prompt"].to_pylist()
-    both = zip(*map(pictures, files), strict=True)
-    parts, done = [], 0
-    while batch := [tuple(map(np.asarray, pair)) for pair in islice(both, e.batch_size)]:
-        texts = prompts[done : done + len(batch)]
-        before, after = map(list, zip(*batch, strict=True))
-        parts.append(judge(before, after, texts))
-        done += len(batch)
+    if team.size > 1:
+        for number, batch in enumerate(batches(files, e.batch_size)):
+            if number % team.size == team.rank:
+                judge(*batch)
+        team.wait()
+        judge = cast(PairJudge, judge_of(config, place))
+    if not team.main:
+        return {}
+    parts = [judge(*batch) for batch in batches(files, e.batch_size)]
     judge.conclude()
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     read = found.pop(READ)
@@ -58,6 +65,15 @@ def in_pairs(files: Sequence[Path], config: Config, memo: Path) -> dict[str, Any
         total |= wins(half, found[PAIR][read])
         total["shares"] = {name: float(values[read].mean()) for name, values in found.items()}
     return {PAIRWISE: total}
+
+
+def batches(files: Sequence[Path], size: int) -> Iterator[tuple[Images, Images, list[str]]]:
+    """Yield the images of both files, reference first, with their prompts, ``size`` at a time."""
+    prompts = pq.read_table(files[1], columns=["prompt"])["prompt"].to_pylist()
+    rows = zip(*map(pictures, files), prompts, strict=True)
+    while batch := list(islice(rows, size)):
+        before, after, texts = zip(*batch, strict=True)
+        yield [*map(np.asarray, before)], [*map(np.asarray, after)], [*texts]
 
 
 def pairwise_text(metrics: Mapping[str, Any]) -> str:

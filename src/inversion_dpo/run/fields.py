@@ -36,9 +36,8 @@ _NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
 _WITH_GRAPHS = Effect("policy.kind=scene_graph or model.scene_graph!=null")
 _GRAPH = Effect(r"evaluation.scorer=.*scene-graph.*")
 _PARSED = Effect(r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).*")
-_SERVED = Effect(
-    r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).* and evaluation.parser.url!=null"
-)
+_NAMED = r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).* and evaluation.parser.url!=null"
+_SERVED = Effect(_NAMED + " or evaluation.checkpoints=.*http.*")
 
 
 @settings
@@ -306,7 +305,7 @@ class ParserConfig:
 
     url: Annotated[str | None, _PARSED] = None
     """Address of an OpenAI-compatible server, up to /v1; null takes a local model."""
-    model: Annotated[str | None, _SERVED] = None
+    model: Annotated[str | None, Effect(_NAMED)] = None
     """The server's name of the model."""
     vocabulary: Annotated[str | None, _GRAPH] = None
     """JSON file of the words that are offered; null offers the words of the prompts' graphs."""

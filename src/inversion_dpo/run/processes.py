@@ -54,13 +54,15 @@ class Team:
 def current_team() -> Team:
     """Find the processes of this launch.
 
-    PartialState alone does not look at ACCELERATE_USE_CPU, as Accelerator does: on CPUs every
-    process would take itself for the only one.
+    PartialState must be told of a CPU: there, every process of ``torchrun`` would take itself for
+    the only one.
     """
+    import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    alone = not torch.accelerator.is_available()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", alone))
     return Team(state.process_index, state.num_processes, state.device)
 
 

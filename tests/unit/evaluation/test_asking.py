@@ -2,19 +2,27 @@
 
 import json
 import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 
+from inversion_dpo.evaluation import pairwise
+from inversion_dpo.evaluation.evaluate import reach_servers
 from inversion_dpo.evaluation.pairwise import in_pairs, pairwise_text
 from inversion_dpo.evaluation.samples import write_samples
 from inversion_dpo.evaluation.scorers import unified_reward, vqa
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.local_vlm import LocalModel
 from inversion_dpo.evaluation.scorers.registry import load_scorers
-from inversion_dpo.run.config import load_config
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.processes import Team
+from inversion_dpo.training.effects import load_checked
 from tests.chat_server import completion, serving
 from tools.tiny.vlm import write_tiny_vlm
 
@@ -201,3 +209,89 @@ def test_images_are_compared_in_both_orders(tmp_path, caplog):
     assert part["shares"]["style"] == pytest.approx((0.9 + 0.7) / 2)  # its place counts for nothing
     assert "prefers the policy's image in 100.0%" in pairwise_text(found)
     assert "1 could not be read" in pairwise_text(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "fault"),
+    [
+        ("vqa", completion("Yes"), "no top_logprobs, which this score needs"),
+        ("vqa", likely(Yes=2.0), "a log-probability of 0.69"),
+        ("vqa", (200, {}, b"<html>Sign in</html>", 0), "no chat completion"),
+        ("unifiedreward", (401, {}, b"who are you?", 0), "HTTP 401"),
+        ("unifiedreward-pair", (429, {"Retry-After": "3"}, b"slow", 0), "asks to wait 3 s"),
+        ("scene-graph", (503, {}, b"", 0), "HTTP 503"),
+    ],
+)
+def test_a_server_that_would_fail_is_found_before_an_image_is_sampled(name, body, fault):
+    with serving(lambda request: body) as (url, script):
+        place = f"evaluation.checkpoints={json.dumps({name: f'{url}@m'})}"
+        config = load_config(None, [f"evaluation.scorer={name}", place])
+        parser = replace(config.evaluation.parser, retries=0)
+        with pytest.raises(ScorerError, match=fault) as error:
+            reach_servers(replace(config, evaluation=replace(config.evaluation, parser=parser)))
+    assert len(script.seen) == 1 and "\n" not in str(error.value)
+
+
+def test_a_refusal_has_no_probability_and_stops_nothing():
+    with serving(lambda request: completion(None, refusal="no")) as (url, _):
+        assert scored("vqa", url)["vqa_read"].tolist() == [0, 0]
+
+
+def test_an_own_scorer_that_breaks_in_the_middle_names_its_line_and_the_prompt(monkeypatch):
+    def broken(images, prompts):
+        return [1 / len(p) for p in prompts]
+
+    monkeypatch.setitem(sys.modules, "own_scorer", SimpleNamespace(broken=broken))
+    group = load_scorers("own_scorer:broken", batch_size=1)
+    with pytest.raises(ScorerError, match=r"test_asking.py, line \d+, on 1 images.*ZeroDivision"):
+        group(IMAGES, ["a", ""])
+
+
+def test_two_processes_share_the_pairs_to_compare(tmp_path, monkeypatch):
+    files = [tmp_path / "reference.parquet", tmp_path / "policy.parquet"]
+    for file, images in zip(files, (IMAGES, IMAGES[::-1]), strict=True):
+        write_samples(file, PROMPTS, [1, 2], images, {})
+    with serving(lambda request: PAIR) as (url, script):
+        place = f"evaluation.checkpoints={json.dumps({'unifiedreward-pair': f'{url}@m'})}"
+        asked = ["evaluation.scorer=unifiedreward-pair", "evaluation.batch_size=1", place]
+        config, seen = load_config(None, asked), []
+        monkeypatch.setattr(Team, "wait", lambda team: None)
+        for rank in (1, 0):
+            monkeypatch.setattr(pairwise, "current_team", lambda rank=rank: Team(rank, 2))
+            found = in_pairs(files, config, tmp_path)
+            seen.append((len(script.seen), bool(found)))
+    assert seen == [(2, False), (4, True)] and found["pairwise"]["n"] == 2
+
+
+def test_weights_in_several_files_on_the_hub_are_looked_for(monkeypatch, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
+    )
+    (tmp_path / "one.safetensors").touch()
+    weights = Checkpoint("vqa", "owner/large")
+
+    def download(repository, name, revision=None):
+        if not (tmp_path / name).exists():
+            raise OSError(f"404 {name}")
+        return tmp_path / name
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(ScorerError, match="404 two.safetensors"):
+        weights.check()
+    (tmp_path / "two.safetensors").touch()
+    weights.check()
+
+    def gated(*_, **__):
+        raise GatedRepoError.__new__(GatedRepoError, "gated")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", gated)
+    with pytest.raises(ScorerError, match="accept its licence.*hf auth login"):
+        weights.check()
+
+
+def test_a_server_of_its_own_has_the_settings_of_requests():
+    place = "evaluation.checkpoints.vqa=http://localhost/v1@m"
+    asked = ["evaluation.scorer=vqa", place, "evaluation.parser.retries=1"]
+    assert load_checked(None, asked, "evaluate").evaluation.parser.retries == 1
+    with pytest.raises(ConfigError, match=r"parser.retries=1 has no effect"):
+        load_checked(None, [*asked[:1], "evaluation.parser.retries=1"], "evaluate")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -67,6 +69,10 @@ class Checkpoint:
 
         try:
             return Path(hf_hub_download(self.path, name, revision=self.revision))
+        except GatedRepoError as error:
+            reason = "the hub shows it only to those who accept its licence"
+            text = "Do so on its page and log in (`hf auth login`)"
+            raise ScorerError(self.complaint(reason, text)) from error
         except Exception as error:  # the hub's own errors and those of the network below
             raise ScorerError(self.complaint(" ".join(str(error).split())[:300])) from error
 
@@ -78,6 +84,14 @@ class Checkpoint:
             return False
         return True
 
+    def weights(self) -> list[Path]:
+        """Find the model's files on the hub: one, or those that an index names."""
+        one, index = "model.safetensors", "model.safetensors.index.json"
+        if self.has(one) or not self.has(index):
+            return [self.file(one)]
+        names = json.loads(self.file(index).read_text(encoding="utf-8"))["weight_map"].values()
+        return [self.file(name) for name in sorted({*names})]
+
     def tensors(self, name: str = "model.safetensors") -> dict[str, Tensor]:
         """Load all tensors of a safetensors file; ScorerError for any other file."""
         try:
@@ -88,7 +102,7 @@ class Checkpoint:
     def check(self) -> None:
         """Look for weights, and download the hub's; ScorerError if there are none."""
         if not self.folder:
-            self.file("model.safetensors")
+            self.weights()
         elif not any(self.folder.glob("*.safetensors")):
             raise ScorerError(self.complaint("the folder has no .safetensors file"))
 
@@ -98,16 +112,16 @@ class Checkpoint:
             files = sorted(p for e in ("safetensors", "json") for p in self.folder.glob(f"*.{e}"))
             digest = hashlib.sha256("".join(f"{f.name} {sha256_of(f)} " for f in files).encode())
             return digest.hexdigest()[:16]
-        parts = self.file("model.safetensors").parts
+        parts = self.weights()[0].parts
         return parts[parts.index("snapshots") + 1] if "snapshots" in parts else str(self.revision)
 
-    def complaint(self, reason: str) -> str:
+    def complaint(self, reason: str, remedy: str = "") -> str:
         """Write one line that names the key, the fault and the remedy."""
         at = f"@{self.revision}" if self.revision else ""
-        return (
-            f"evaluation.checkpoints.{self.scorer}={self.path}{at}: {reason}. Give a folder or a "
-            "hub repository with safetensors weights (docs/reference/scorers.md)"
+        usual = (
+            "Give a folder or a hub repository with safetensors weights (docs/reference/scorers.md)"
         )
+        return f"evaluation.checkpoints.{self.scorer}={self.path}{at}: {reason}. {remedy or usual}"
 
 
 def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings: Any) -> Any:

@@ -102,7 +102,7 @@ class Endpoint:
         """Return the probability of ``word`` as the answer's first token, whatever its case.
 
         If only its opposite is among the 20 likeliest tokens, it is 1 less the opposite's; None if
-        neither is, or if the server gives no probabilities. Only Yes and No are known as opposites.
+        neither is. Only Yes and No are known as opposites.
         """
         ask = question(self, images, text) | {"max_tokens": 1, "logprobs": True}
         tokens = self._send(ask | {"top_logprobs": TOP}, tokens_of)
@@ -111,7 +111,7 @@ class Endpoint:
             math.fsum(math.exp(p) for token, p in tokens if token.strip().lower() == w)
             for w in (word.lower(), opposite)
         )
-        return ours or (1 - theirs if theirs else None)
+        return min(1.0, ours) or (max(0.0, 1 - theirs) if theirs else None)
 
     def _send(self, ask: Mapping[str, Any], read: Callable[[Any, int], Any]) -> Any:
         import openai
@@ -177,10 +177,18 @@ def question(server: Endpoint, images: Sequence[Pixels], text: str) -> dict[str,
 
 
 def tokens_of(completion: Any, requests: int) -> list[tuple[str, float]]:
-    """Read the likeliest first tokens with their log-probabilities; none if the server has none."""
+    """Read the likeliest first tokens with their log-probabilities; none for a refusal.
+
+    ValueError if the server gives none, or one that cannot be.
+    """
     read = completion.choices[0].logprobs
     first = (read.content or [None])[0] if read else None
-    return [(t.token, t.logprob) for t in first.top_logprobs] if first else []
+    found = [(str(t.token), float(t.logprob)) for t in first.top_logprobs or []] if first else []
+    if not found and not reply_of(completion, requests).fault.replace("cut", ""):
+        raise ValueError("no top_logprobs, which this score needs: choose a server that gives them")
+    if odd := [p for _, p in found if not p < 1e-3]:  # NaN too
+        raise ValueError(f"a log-probability of {odd[0]}")
+    return found
 
 
 def reply_of(completion: Any, requests: int) -> Reply:

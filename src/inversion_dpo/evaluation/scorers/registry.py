@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -168,7 +169,7 @@ class ScorerGroup:
                 except Exception as error:  # whatever a user's own function raises
                     raise ScorerError(
                         f"evaluation.scorer={member.spec} fails on a grey 64x64 image: "
-                        f"{' '.join(repr(error).split())[:300]}"
+                        f"{' '.join(str(error).split())[:400]}"
                     ) from error
         return found
 
@@ -202,7 +203,7 @@ def _of(spec: str) -> Sequence[str]:
 def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
     images, prompts, graphs = map(list, zip(*rows, strict=True))
     more = {"graphs": graphs} if member.spec == SCENES else {}
-    scores, read = checked(member.spec, member.call(images, prompts, **more), len(rows))
+    scores, read = checked(member.spec, _answer(member, images, prompts, more), len(rows))
     for name, values in scores.items():
         for k in np.flatnonzero(~np.isfinite(values)).tolist():
             raise ScorerError(
@@ -211,6 +212,22 @@ def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
                 "scorer weights in float32, or leave it out of evaluation.scorer"
             )
     return scores, read
+
+
+def _answer(member: Named, images: Any, prompts: list[str], more: Mapping[str, Any]) -> Any:
+    """Call a scorer; whatever a user's own function raises becomes one line with its place."""
+    try:
+        return member.call(images, prompts, **more)
+    except Exception as error:
+        if ":" not in member.spec or isinstance(error, ScorerError):
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise ScorerError(
+            f"evaluation.scorer={member.spec} fails in {at.filename}, line {at.lineno}, on "
+            f"{len(images)} images, the first for {prompts[0][:60]!r}: "
+            f"{' '.join(repr(error).split())[:300]}. Nothing of this batch is kept: mend it, and "
+            "run the same command again"
+        ) from error
 
 
 def load_scorers(
