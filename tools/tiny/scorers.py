@@ -25,6 +25,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from inversion_dpo.evaluation.scorers.open_clip import to_transformers
 from inversion_dpo.world.captions import COLOURS, SHAPES, SIZES
 from tools.tiny.parts import CLIP_TOKENS, build_clip_tokenizer
 from tools.tiny.vlm import byte_tokenizer
@@ -178,6 +179,28 @@ def write_hpsv3(folder: Path) -> None:
     save_file(weights | _random(shapes), folder / "model.safetensors", {"format": "pt"})
 
 
+def write_mps(folder: Path) -> None:
+    """CLIP and two layers that cross image and text, in the names of the safetensors copy."""
+    write_open_clip(folder)
+    head = 8
+    clip = to_transformers(load_file(folder / "model.safetensors"))
+    shapes: Shapes = {}
+    for k in range(DEPTH):
+        cross, own = (f"mps.cross_model.layers.{k}.{part}.fn." for part in (0, 1))
+        shapes |= _normed(f"{cross}norm", 16) | _normed(f"{own}norm", 16)
+        shapes |= {f"{cross}to_q.weight": (32, 16), f"{cross}to_kv.weight": (2 * head, 16)}
+        shapes |= {f"{cross}to_out.weight": (16, 32)}
+        shapes |= {f"{cross}ff.0.weight": (128, 16), f"{cross}ff.2.weight": (16, 64)}
+        shapes |= {f"{own}fused_attn_ff_proj.weight": (32 + 2 * head + 128, 16)}
+        shapes |= {f"{own}attn_out.weight": (16, 32), f"{own}ff_out.1.weight": (16, 64)}
+    turns = {
+        f"mps.cross_model.layers.{k}.1.fn.rotary_emb.inv_freq": 1e4 ** (-torch.arange(4) / 4)
+        for k in range(DEPTH)
+    }
+    weights = {f"mps.model.{name}": tensor for name, tensor in clip.items()} | _random(shapes)
+    save_file(weights | turns, folder / "model.safetensors")
+
+
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
@@ -213,6 +236,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "aesthetic": write_aesthetic,
     "aesthetic25": write_aesthetic25,
     "hpsv3": write_hpsv3,
+    "mps": write_mps,
 }
 
 

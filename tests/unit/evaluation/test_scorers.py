@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from inversion_dpo.evaluation.scorers import registry
+from inversion_dpo.evaluation.scorers import mps, registry
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import centre_crops, whole_images
@@ -346,6 +346,86 @@ def test_aesthetic_25_is_its_authors_siglip_head(folders):
     group = load_scorers("aesthetic25", {"aesthetic25": str(folder)})
     found = group(images, [PROMPTS[0]] * 4)["aesthetic25"]
     np.testing.assert_allclose(found, state[:, 0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def mps_by_hand(folder, image, prompt, least):
+    """Their eval_overall_mps_on_hpdv2.py and cross_modeling.py, one image and prompt at a time."""
+    from inversion_dpo.evaluation.scorers.mps import CONDITION
+    from inversion_dpo.evaluation.scorers.open_clip import vit_h_settings
+
+    weights = {
+        k.removeprefix("mps."): v for k, v in load_file(folder / "model.safetensors").items()
+    }
+    clip = {k[6:]: v for k, v in weights.items() if k.startswith("model.")}
+    model = CLIPModel(vit_h_settings(clip)).eval()
+    model.load_state_dict(clip)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    heads, head = 4, 8
+
+    def text(words):
+        how = {"max_length": 77, "padding": "max_length", "truncation": True}
+        ids = tokenizer(words, **how, return_tensors="pt").input_ids
+        out = model.text_model(input_ids=ids)
+        return model.text_projection(out[0]), model.text_projection(out[1])
+
+    def norm(x, at):
+        return F.layer_norm(x, x.shape[-1:], weights[at + "weight"], weights[at + "bias"])
+
+    def swiglu(x):
+        x, gate = x.chunk(2, dim=-1)
+        return F.silu(gate) * x
+
+    def heads_of(x):
+        return x.reshape(1, -1, heads, head).permute(0, 2, 1, 3) * head**-0.5
+
+    def attend(q, k, v, mask, out):
+        sim = torch.einsum("bhid,bjd->bhij", q, k) + mask
+        found = torch.einsum("bhij,bjd->bhid", sim.softmax(dim=-1), v)
+        return found.permute(0, 2, 1, 3).reshape(1, -1, heads * head) @ out.T
+
+    def turned(x):
+        turns = 1.0 / (10000 ** (torch.arange(0, head, 2).float() / head))
+        freqs = torch.einsum("i,j->ij", torch.arange(x.shape[-2]).float(), turns)
+        pos = torch.cat((freqs, freqs), dim=-1)
+        x1, x2 = x[..., : head // 2], x[..., head // 2 :]
+        return x * pos.cos() + torch.cat((-x2, x1), dim=-1) * pos.sin()
+
+    with torch.no_grad():
+        pixels = torch.tensor(processed(image)[None]).float()
+        x = model.visual_projection(model.vision_model(pixel_values=pixels)[0])
+        text_f, end = text(prompt)
+        sim = torch.einsum("bid,bjd->bji", text_f, text(CONDITION)[0])
+        sim = torch.max(sim, dim=1, keepdim=True)[0]
+        mask = torch.where(sim / sim.max() > least, 0, float("-inf"))[:, None]
+        assert (0 < mask.isinf().sum() < 77) == (least > 0.3)  # tiny weights see every word
+        for k in range(2):
+            at, own = f"cross_model.layers.{k}.0.fn.", f"cross_model.layers.{k}.1.fn."
+            y = norm(x, at + "norm.")
+            keys, values = (text_f @ weights[at + "to_kv.weight"].T).chunk(2, dim=-1)
+            q = heads_of(y @ weights[at + "to_q.weight"].T)
+            out = attend(q, keys, values, mask, weights[at + "to_out.weight"])
+            ff = swiglu(y @ weights[at + "ff.0.weight"].T) @ weights[at + "ff.2.weight"].T
+            x = x + out + ff
+            y = norm(x, own + "norm.") @ weights[own + "fused_attn_ff_proj.weight"].T
+            q, keys, values, ff = y.split((32, head, head, 128), dim=-1)
+            out = weights[own + "attn_out.weight"]
+            q = turned(heads_of(q))
+            out = attend(q, turned(keys), values, 0, out)
+            x = x + out + swiglu(ff) @ weights[own + "ff_out.1.weight"].T
+        image_f, end = x[:, 0] / x[:, 0].norm(), end / end.norm()
+    return (model.logit_scale.exp() * end @ image_f.T).item()
+
+
+@pytest.mark.parametrize("least", [0.3, 0.9])
+def test_mps_is_its_authors_cross_attention(folders, monkeypatch, least):
+    assert mps.SEEN == 0.3
+    monkeypatch.setattr(mps, "SEEN", least)
+    images, prompts = [picture(k, *SIZES[k]) for k in range(3)], [*PROMPTS, PROMPTS[0]]
+    rows = zip(images, prompts, strict=True)
+    expected = [mps_by_hand(folders["mps"], image, prompt, least) for image, prompt in rows]
+    found = load_scorers("mps", {"mps": str(folders["mps"])})(images, prompts)["mps"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert len({*found.round(4)}) == 3
 
 
 def hpsv3_size(height, width, factor=28, pixels=256 * 28 * 28):

@@ -46,6 +46,7 @@ CHECKPOINTS = {
     "hpsv2": "adams-story/HPSv2-hf@refs/pr/2",
     "hpsv21": "RE-N-Y/hpsv21",
     "imagereward": "RE-N-Y/ImageReward",
+    "mps": "RE-N-Y/mpsv1",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
 # Their authors publish no folder that transformers reads; docs/reference/scorers.md says how to
@@ -310,6 +311,7 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
     from inversion_dpo.evaluation.scorers.clip import ClipScorer
     from inversion_dpo.evaluation.scorers.hpsv3 import HPSv3Scorer
     from inversion_dpo.evaluation.scorers.image_reward import ImageRewardScorer
+    from inversion_dpo.evaluation.scorers.mps import MPSScorer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds: dict[str, Callable[..., Scorer]] = {
@@ -317,6 +319,7 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
         "aesthetic": AestheticScorer,
         "aesthetic25": Aesthetic25Scorer,
         "hpsv3": HPSv3Scorer,
+        "mps": MPSScorer,
     }
     if name in kinds:
         return kinds[name](checkpoint, device)
