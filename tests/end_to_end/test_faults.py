@@ -82,7 +82,7 @@ def test_too_many_broken_steps_stop_the_run(tiny_config, tmp_path, monkeypatch):
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             "inversion",
-            "inversion.batch_size",
+            "a single pair at once: lower model.resolution",
         ),
         (MemoryError(), "sampling", "evaluation.batch_size"),
     ],

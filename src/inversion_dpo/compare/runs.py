@@ -27,7 +27,7 @@ from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, split_pairs, train
-from inversion_dpo.trajectories.fill import evaluations_again
+from inversion_dpo.trajectories.cost import evaluations_again
 from inversion_dpo.trajectories.key import chosen_method
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4

@@ -26,7 +26,8 @@ Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # the path's own predictio
 
 
 def _at(predict: Callable[..., Tensor], x: Tensor, grid: Grid, i: int, *known: Tensor) -> Tensor:
-    return predict(x, grid.timesteps[i].to(x.device).expand(x.shape[0]), *known)
+    t = grid.timesteps[i].to(x.device, non_blocking=True)
+    return predict(x, t.expand(x.shape[0]), *known)
 
 
 @torch.no_grad()

@@ -164,8 +164,10 @@ class NoisyStates:
         return replace(self, **taken)
 
     def to(self, device: torch.device) -> NoisyStates:
-        """Move the states to a device."""
+        """Move the states to a device, without waiting for it."""
         tensors: dict[str, Any] = {
-            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
+            k: v.to(device, non_blocking=True)
+            for k, v in vars(self).items()
+            if isinstance(v, Tensor)
         }
         return replace(self, **tensors)

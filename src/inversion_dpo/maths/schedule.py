@@ -87,9 +87,14 @@ def unknown_kind(kind: str) -> ValueError:
 
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shape a per-image coefficient (scalar or [B]) to broadcast over x (B, *), in x's dtype."""
-    coefficient = coefficient.to(x.device, x.dtype)
-    return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
+    """Shape a per-image coefficient (scalar or [B]) to broadcast over x (B, *), in x's dtype.
+
+    No device is waited for: a scalar stays on the CPU, where every operation takes it from.
+    """
+    if not coefficient.ndim:
+        return coefficient.to(x.dtype)
+    coefficient = coefficient.to(x.device, x.dtype, non_blocking=True)
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def add_noise(x_0: Tensor, eps: Tensor, level: Levels) -> Tensor:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _SETTINGS = {
-    "inversion": "lower inversion.batch_size (images at once)",
+    "inversion": "already a single pair at once: lower model.resolution, or set model.quantize or "
+    "model.dtype=bfloat16",
     "training": (
         "raise training.gradient_accumulation (training.batch_size stays what it is), set "
         "training.gradient_checkpointing=true, model.dtype=bfloat16, policy.kind=lora or "
@@ -63,10 +70,52 @@ def memory_advice(stage: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        import torch
-
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):  # the CPU's allocator says so
+        if not out_of_memory(error):
             raise
         first = (str(error) or "no more memory").splitlines()[0]
         raise OutOfMemoryError(f"out of memory in {stage} ({first}): {_SETTINGS[stage]}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the device's or the computer's memory ran out."""
+    import torch
+
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)  # the CPU's allocator says so
+
+
+class Parts:
+    """How many items are computed at once: all, and half as many each time memory runs out."""
+
+    most = sys.maxsize
+
+    def of(self, count: int, work: Callable[[slice], T]) -> list[T]:
+        """Do the work on items 0 to ``count``, in order and part by part.
+
+        Raises:
+            MemoryError or RuntimeError: memory runs out for a single item.
+        """
+        done, first = list[T](), 0
+        while first < count:
+            part = slice(first, min(first + self.most, count))
+            try:
+                done.append(work(part))
+                first = part.stop
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or part.stop - first == 1:
+                    raise
+            # outside the handler, whose error holds on to what is to be freed
+            self.most = (part.stop - first + 1) // 2
+            logger.warning("memory ran out: computing at most %d pairs at once", self.most)
+            free_memory()
+        return done
+
+
+def free_memory() -> None:
+    """Give memory back that nothing holds any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

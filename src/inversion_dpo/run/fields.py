@@ -145,7 +145,7 @@ class InversionConfig:
     max_error: NotNegative | None = None
     """Leave out pairs whose relative reconstruction error is larger; needs reconstruct=true."""
     batch_size: Count = 64
-    """Images encoded or inverted at once; lower it if memory runs out."""
+    """Images of a shard, inverted at once, or by halves and quarters where memory runs out."""
 
     @property
     def start(self) -> int:

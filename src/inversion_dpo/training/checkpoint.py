@@ -167,12 +167,13 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(cut_like(weights[name], parameter))
+    fused = bool(optimizer.param_groups[0].get("fused"))
     for full_name, value in load_file(folder / "optimizer.safetensors").items():
         key, name = full_name.split(":", 1)
         parameter = parameters[name]
         if value.shape == parameter.shape:
             value = cut_like(value, parameter)
-        elif key != "step":
+        elif key != "step" or fused:  # plain AdamW counts its steps on the CPU
             value = value.to(parameter.device)
         optimizer.state[parameter][key] = value
     return progress

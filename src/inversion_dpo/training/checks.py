@@ -170,6 +170,11 @@ def leave_out(session: Session, number: int, row: dict[str, float], blamed: list
 
 
 def asked_to_stop(session: Session, stopping: Callable[[], bool]) -> bool:
-    """Say whether any process has to stop: all must stop at the same step."""
+    """Say whether any process has to stop: all must stop at the same step.
+
+    A single process does not wait for the device.
+    """
+    if session.team.size == 1:
+        return stopping()
     row = {"stop": float(stopping())}
     return total([(1.0, row)], session.accelerator.device, session.team)["stop"] > 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -33,13 +34,16 @@ class LoraPolicy:
     ``policy.target_modules``, the family's own if there are none: name endings as peft takes them;
     a single entry that begins with ``^`` is one pattern for whole names. With ``policy.dora`` the
     weights' magnitudes are trained too (Liu et al., 2024, https://arxiv.org/abs/2402.09353).
-    Adapters are float32 whatever the frozen weights are.
+    Adapters are float32 whatever the frozen weights are. Under autocast, which rounds weights and
+    inputs alike, peft does not widen their inputs first: the same bits, without the copies.
 
     Raises:
         ModelError: no layer has such a name.
     """
 
-    def __init__(self, model: DiffusionModel, p: PolicyConfig, seed: int) -> None:
+    def __init__(
+        self, model: DiffusionModel, p: PolicyConfig, seed: int, *, autocast: bool = False
+    ) -> None:
         self.model, self.network = model, network_of(model)
         target_modules = p.target_modules or list(model.targets)
         pattern = len(target_modules) == 1 and target_modules[0].startswith("^")
@@ -66,6 +70,9 @@ class LoraPolicy:
         self.layers = {n: m for n, m in self.network.named_modules() if "lora_" in n}
         for parameter in self.trainable().values():
             parameter.data = parameter.data.float()
+        for module in self.network.modules():
+            if isinstance(module, BaseTunerLayer):  # DoRA multiplies outside autocast's operations
+                module.cast_input_dtype_enabled = p.dora or not autocast
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """List trainable parameters by name."""
@@ -192,11 +199,15 @@ def attach(model: DiffusionModel, config: Config) -> Policy:
         return FullPolicy(model)
     if p.kind == "scene_graph":
         return SceneGraphPolicy(model, base_name(config.model.path))
-    return LoraPolicy(model, p, config.training.seed)
+    autocast = config.training.mixed_precision != "no"
+    return LoraPolicy(model, p, config.training.seed, autocast=autocast)
 
 
 def make_optimizer(t: TrainingConfig, parameters: list[nn.Parameter]) -> Any:
-    """AdamW, 8-bit AdamW or Adafactor at a fixed rate; ModelError if it is not installed."""
+    """AdamW, 8-bit AdamW or Adafactor at a fixed rate; ModelError if it is not installed.
+
+    On a GPU AdamW is torch's fused one: one kernel for many tensors.
+    """
     rate, decay = t.learning_rate, t.weight_decay
     if t.optimizer == "adamw8bit":
         try:
@@ -212,4 +223,5 @@ def make_optimizer(t: TrainingConfig, parameters: list[nn.Parameter]) -> Any:
 
         fixed = {"scale_parameter": False, "relative_step": False}
         return Adafactor(parameters, lr=rate, weight_decay=decay, **fixed)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    fused = all(parameter.is_cuda for parameter in parameters)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)

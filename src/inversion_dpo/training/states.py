@@ -46,8 +46,9 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
         rows = torch.tensor([*dropped, *dropped])
         for name in names:
             both = joined([condition[name], empty[name].to(condition[name])])
-            both[:-1][rows] = both[-1]
-            condition[name] = both[:-1]
+            device, shape = both.device, (-1, *[1] * (both.ndim - 1))
+            there = rows.to(device, non_blocking=True).reshape(shape)
+            condition[name] = torch.where(there, both[-1], both[:-1])
 
 
 def stored_positions(session: Session, generators: Generators) -> list[int] | None:
@@ -79,7 +80,8 @@ def noise_states(
     schedule, plan = session.model.schedule_at(session.cache.size(pairs[0])), session.plan
     x_0 = session.cache.of_images("clean", pairs)
     level = integers(plan.low, plan.high, generators).repeat(2)
-    eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1)).to(x_0)
+    eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
+    eps = eps.to(x_0, non_blocking=True)
     x_t = add_noise(x_0, eps, schedule.levels[level])
     target = prediction_of(x_0, eps, schedule.levels[level], schedule.kind)
     scale = error_scale(schedule.levels[level], schedule.kind).float()
@@ -101,20 +103,21 @@ def policy_states(
     plan, device = session.plan, session.accelerator.device
     renoise = plan.path == "renoise"
     level = integers(plan.low, plan.high, generators).repeat(2)
-    x_0 = session.cache.of_images("clean", pairs).to(device)
+    x_0 = session.cache.of_images("clean", pairs).to(device, non_blocking=True)
     x, inner = x_0, (-1, *[1] * (x_0.ndim - 1))
     for j in range(int(level.max())):
         low, high = grid.levels[j], grid.levels[j + 1]
-        t = grid.timesteps[j].to(device).expand(len(x))
+        t = grid.timesteps[j].to(device, non_blocking=True).expand(len(x))
         prediction = predict(session, session.network, x, t, condition)
         x_next = step(x, prediction, low, high, kind)
         if renoise:
             again = predict(session, session.network, x_next, t, condition)
             x_next = step(x, (prediction + again) / 2, low, high, kind)
         else:
-            noise = normal(x.shape[1:], [*generators, *generators]).to(device)
+            noise = normal(x.shape[1:], [*generators, *generators]).to(device, non_blocking=True)
             x_next = x_next + INPO_ETA * float(posterior_std(low, high)) * noise
-        x = torch.where((level > j).to(device).reshape(inner), x_next, x)
+        there = (level > j).to(device, non_blocking=True)
+        x = torch.where(there.reshape(inner), x_next, x)
     x_0, x = x_0.cpu(), x.cpu()
     target = target_prediction("x0", level, (x_0, x_0, x), x, grid.levels, kind)
     scale = error_scale(grid.levels[level], kind).float()

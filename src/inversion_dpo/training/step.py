@@ -169,7 +169,7 @@ def losses(
     condition = session.cache.condition(pairs)
     if drop:
         with_dropout(session, batch, condition)
-    condition = {k: v.to(device) for k, v in condition.items()}
+    condition = {k: v.to(device, non_blocking=True) for k, v in condition.items()}
     states = STATES[plan.path](session, pairs, condition, generators)
     if session.cache.single:  # its second half is the first
         states = states.first(len(pairs))
@@ -196,14 +196,14 @@ def pair_errors(
 
     Of single images, predictions are (P, *); a loss without labels takes all for liked.
     """
-    plan, count = session.plan, len(pairs)
-    weights = plan.weights(session.cache.size(pairs[0]))
+    plan, count, device = session.plan, len(pairs), prediction.device
+    weights = plan.weights(session.cache.size(pairs[0])).to(device, non_blocking=True)
     policy = states.scale * squared_error(states.target, prediction)
     reference = states.scale * squared_error(states.target, states.reference)
     moved = states.scale * squared_error(states.reference, prediction)
-    more = {"weight": weights.to(prediction.device)[states.level[:count]]}
+    more = {"weight": weights[states.level[:count]]}
     if plan.soft_labels:
-        p = session.cache.preference(pairs).to(policy)
+        p = session.cache.preference(pairs).to(device, policy.dtype, non_blocking=True)
         more["preference"] = torch.maximum(p, 1 - p) if session.cache.single else p
     if plan.loss.baseline:
         more["baseline"] = mean_gain(session, (reference - policy).detach())
@@ -212,7 +212,8 @@ def pair_errors(
         more["overlap"] = states.scale[:count] * overlap
     liked = None
     if session.cache.single:
-        liked = session.cache.liked(pairs).to(policy.device) | ("labels" not in plan.loss.uses)
+        liked = session.cache.liked(pairs).to(device, non_blocking=True)
+        liked = liked | ("labels" not in plan.loss.uses)
     return as_pair_errors(policy, reference, moved=moved, liked=liked, **more)
 
 

@@ -246,7 +246,8 @@ class TrajectoryCache:
             level = host["steps"][torch.arange(count), positions]
         start = (level - transitions)[order].repeat_interleave(2)
         image = [k + count * (s ^ (pairs[k] in self._swapped)) for k in order for s in (0, 1)]
-        here = torch.tensor(image, device=self.device)  # of a stored row, its image in the batch
+        # of a stored row, its image in the batch
+        here = torch.tensor(image).to(self.device, non_blocking=True)
         x_0, known = t["clean"], t["predictions"]
         x = t["anchors"].flatten(0, 1) if self.form.kept else x_0[here]
         below = x
@@ -358,4 +359,4 @@ def _climb(transitions: Sequence[int]) -> tuple[list[int], list[int]]:
 
 def _wide(rows: Tensor, x: Tensor) -> Tensor:
     """Shape a flag of each image to broadcast over x (B, *)."""
-    return rows.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+    return rows.to(x.device, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +23,11 @@ from tqdm import tqdm
 from inversion_dpo.data.buckets import Place, buckets, left_out_text, place, square
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.source import graph_of
-from inversion_dpo.data.transforms import Fitted, Framing, Size, fit, flip, flips
+from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
 from inversion_dpo.maths.inversion import (
     Compare,
     Predict,
     compared,
-    evaluations_per_image,
     invert,
     recovered_noise,
 )
@@ -43,12 +41,12 @@ from inversion_dpo.models.base import (
     guided,
     joined,
     network_of,
-    plain_guidance,
     without_prompt,
 )
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.schedules import grid_for
-from inversion_dpo.run.disk import atomic_save, check_room
+from inversion_dpo.run.disk import atomic_save
+from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
     EMPTY,
@@ -58,6 +56,7 @@ from inversion_dpo.trajectories.cache import (
     write_manifest,
     write_shard,
 )
+from inversion_dpo.trajectories.cost import announce, evaluations_again
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
@@ -70,12 +69,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inverter:
-    """How pairs become trajectories: the frozen model, the key, the grid and the device."""
+    """How pairs become trajectories: the frozen model, the key, the grid and the device.
+
+    encoded, inverted: how many pairs are encoded and inverted at once; a shard, or what fits.
+    """
 
     model: DiffusionModel
     key: CacheKey
     grid: Grid
     device: torch.device
+    encoded: Parts = field(default_factory=Parts)
+    inverted: Parts = field(default_factory=Parts)
 
     def at(self, size: Size) -> Inverter:
         """Take the grid that the model's own sampler has at a size."""
@@ -265,17 +269,31 @@ def invert_pairs(
         if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
             winner, loser = flip(winner, loser)
         fitted += [fit(image, job.place.size, job.place.fit) for image in (winner, loser)]
-    x_0 = model.encode(stack_pixels([f.image for f in fitted]))
+    encode = lambda s: model.encode(stack_pixels([f.image for f in fitted[twice(s)]]))  # noqa: E731
+    x_0 = torch.cat(how.encoded.of(len(jobs), encode))
     condition = conditions(how, jobs)
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
     if key.extent.last:
         per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
-        shard |= paths(how, x_0.to(how.device), per_image, [job.number for job in jobs])
+        per_image = {k: v.to(how.device) for k, v in per_image.items()}
+        x_0, numbers = x_0.to(how.device), [job.number for job in jobs]
+
+        def made(s: slice) -> dict[str, Tensor]:
+            some = {k: v[twice(s)] for k, v in per_image.items()}
+            return paths(how, x_0[twice(s)], some, numbers[s])
+
+        parts = how.inverted.of(len(jobs), made)
+        shard |= {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     rows = list(range(len(jobs)) if new is None else new)
     if rows:
         shard |= {f"condition.{k}": v[rows].cpu() for k, v in condition.items()}
     return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+
+
+def twice(pairs: slice) -> slice:
+    """Take the images of pairs that lie winner, loser, winner, loser."""
+    return slice(2 * pairs.start, 2 * pairs.stop)
 
 
 def conditions(how: Inverter, jobs: Sequence[Job]) -> Condition:
@@ -334,64 +352,12 @@ def predictions(
     return predict, None if along == stored else compare
 
 
-def evaluations_again(model: DiffusionModel, along: float, stored: float) -> int:
-    """Count the evaluations of a stored prediction beside the path's, see :func:`predictions`.
-
-    Args:
-        model: whose family may rescale the guided prediction.
-        along: guidance of the path.
-        stored: guidance of the stored predictions.
-    """
-    return 1 + (model.combine is not plain_guidance and 1.0 not in (along, stored))
-
-
 def pair_noise(numbers: Sequence[int], shape: torch.Size) -> Tensor:
     """Draw standard normal (B, *) from the numbers of pairs; both images share it."""
     seeds = (numbers[k // 2] for k in range(shape[0]))
     return torch.stack(
         [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
     )
-
-
-# ---------------------------------------------------------------- what it costs, how exact it is
-
-
-def announce(how: Inverter, count: int | None, folder: Path) -> None:
-    """Log, before the work begins, size and time of the cache; DiskError if it does not fit."""
-    model, key, known = how.model, how.key, count
-    per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
-    side = square(key.resolution)
-    x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
-    condition = model.condition(["a picture"])
-    latent, text = x_0.numel(), sum(v.nbytes for v in condition.values())
-    size = count * key.pair_size(latent, text)
-    if known:
-        fewer = "set inversion.keep, or lower inversion.steps or data.limit"
-        fewer = fewer if key.extent.last else "lower data.limit"
-        check_room(folder, size, "trajectories", fewer)
-    if not key.extent.last:
-        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size / 1e6)
-        return
-    batch = 2 * min(key.pairs_per_shard, count)
-    every = condition | model.framing([Framing(side, (0, 0), side)])
-    many = {k: v.repeat_interleave(batch, 0) for k, v in every.items()}
-    t, begun = how.grid.timesteps[1].to(how.device).expand(batch), time.time()
-    with torch.no_grad():
-        model.predict(network_of(model), x_0.repeat_interleave(batch, 0), t, many)
-    seconds, scales = time.time() - begun, (key.guidance_scale, key.reference_guidance)
-    batches = -(-2 * count // batch)
-    evaluations = evaluations_per_image(key.extent, *scales, evaluations_again(model, *scales))
-    minutes = seconds * evaluations * batches / 60
-    logger.info(
-        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
-        key.steps,
-        per,
-        size / 1e6,
-        minutes,
-    )
-    for setting, other in key.smaller().items():
-        less = count * other.pair_size(latent, text) / 1e6
-        logger.info("%s would need %sabout %.0f MB on disk", setting, per, less)
 
 
 def noise_variance(cache: TrajectoryCache) -> float:

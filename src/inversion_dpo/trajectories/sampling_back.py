@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from inversion_dpo.maths.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import DiffusionModel, network_of
+from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
@@ -21,7 +23,7 @@ from inversion_dpo.trajectories.cache import (
     write_manifest,
     write_shard,
 )
-from inversion_dpo.trajectories.fill import pair_noise, predictions
+from inversion_dpo.trajectories.fill import pair_noise, predictions, twice
 from inversion_dpo.trajectories.reading import SHARD
 
 
@@ -43,10 +45,10 @@ def sampled_back(
         A cache of the same pairs, in a folder inside the other. Its shards hold ``reconstructed``
         [2P, *] and ``reconstruction`` [2P], the relative error.
     """
-    team, scale = team or Team(), how.guidance_scale
-    start, iterations, top = how.start, how.fixed_point_iterations, cache.grid.steps
-    folder = cache.folder / f"reconstruction-{scale:g}-{iterations}-{start}"
-    names = [SHARD.format(k) for k in range(len(cache.sizes))]
+    team = team or Team()
+    name = f"reconstruction-{how.guidance_scale:g}-{how.fixed_point_iterations}-{how.start}"
+    folder = cache.folder / name
+    names, parts = [SHARD.format(k) for k in range(len(cache.sizes))], Parts()
     if not is_whole(folder, team):
         folder.mkdir(exist_ok=True)
         mine = range(team.rank, len(names), team.size)
@@ -55,18 +57,8 @@ def sampled_back(
             digests = [cache.digests[pair] for pair in pairs]
             if is_intact(folder / names[number], digests):
                 continue
-            x_0, predict = batch(model, cache, number, scale)
-            grid = cache.grid_at(cache.sizes[number])
-            if cache.extent.last == top and not cache.form.kept:
-                highest = cache.states(pairs, [top - 1] * len(pairs), "reference").x_t
-                x_T = highest[in_turn(len(x_0))].to(x_0)
-            else:
-                noise = pair_noise(pairs, x_0.shape).to(x_0)
-                extent = replace(
-                    cache.extent, start=start, first=top, last=top, iterations=iterations
-                )
-                x_T = invert(x_0, grid, predict, cache.kind, noise=noise, extent=extent).states[-1]
-            again = reconstruct(x_T, grid, predict, cache.kind)
+            x_0, back = way_back(model, cache, number, how)
+            again = torch.cat(parts.of(len(pairs), back))
             error = reconstruction_error(x_0, again)
             worse = [round(e, 6) for e in error.reshape(-1, 2).amax(1).tolist()]
             tensors = {"reconstructed": again.cpu(), "reconstruction": error.cpu()}
@@ -83,14 +75,48 @@ def sampled_back(
     return TrajectoryCache(folder, cache.grid_at, cache.kind)
 
 
+def way_back(
+    model: DiffusionModel, cache: TrajectoryCache, number: int, how: InversionConfig
+) -> tuple[Tensor, Callable[[slice], Tensor]]:
+    """Return a shard's latents (2P, *), and what samples those of some pairs back from noise."""
+    x_0, some = batch(model, cache, number, how.guidance_scale)
+    grid, pairs = cache.grid_at(cache.sizes[number]), cache.of_shard[number]
+    extent = replace(
+        cache.extent,
+        start=how.start,
+        first=grid.steps,
+        last=grid.steps,
+        iterations=how.fixed_point_iterations,
+    )
+
+    def back(part: slice) -> Tensor:
+        (x, predict), of = some(part), pairs[part]
+        if cache.extent.last == grid.steps and not cache.form.kept:
+            highest = cache.states(of, [grid.steps - 1] * len(of), "reference").x_t
+            x_T = highest[in_turn(len(x))].to(x)
+        else:
+            noise = pair_noise(of, x.shape).to(x)
+            path = invert(x, grid, predict, cache.kind, noise=noise, extent=extent)
+            x_T = path.states[-1]
+        return reconstruct(x_T, grid, predict, cache.kind)
+
+    return x_0, back
+
+
 def batch(
     model: DiffusionModel, cache: TrajectoryCache, number: int, scale: float
-) -> tuple[Tensor, Predict]:
-    """Return a shard's latents (2P, *) on the model's device, and their prediction."""
+) -> tuple[Tensor, Callable[[slice], tuple[Tensor, Predict]]]:
+    """Return a shard's latents (2P, *) on the model's device; those of some pairs, to predict."""
     x_0 = cache.shard(number).get_tensor("clean").to(next(network_of(model).parameters()).device)
     condition, order = cache.condition(cache.of_shard[number]), in_turn(len(x_0))
     per_image = {k: v[order].to(x_0.device) for k, v in condition.items()}
-    return x_0, predictions(model, per_image, scale, scale)[0]
+
+    def some(part: slice) -> tuple[Tensor, Predict]:
+        images = twice(part)
+        condition = {k: v[images] for k, v in per_image.items()}
+        return x_0[images], predictions(model, condition, scale, scale)[0]
+
+    return x_0, some
 
 
 def in_turn(images: int) -> Tensor:
@@ -103,7 +129,12 @@ def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float
 
     Both ways are naive, under guidance ``scale``; compare it with scale 1 for the cost of guidance.
     """
-    x_0, predict = batch(model, cache, 0, scale)
-    x_T = invert(x_0, cache.grid, predict, cache.kind).states[-1]
-    again = reconstruct(x_T, cache.grid, predict, cache.kind)
+    x_0, some = batch(model, cache, 0, scale)
+
+    def back(part: slice) -> Tensor:
+        x, predict = some(part)
+        x_T = invert(x, cache.grid, predict, cache.kind).states[-1]
+        return reconstruct(x_T, cache.grid, predict, cache.kind)
+
+    again = torch.cat(Parts().of(len(x_0) // 2, back))
     return float(reconstruction_error(x_0, again).mean())

@@ -4,7 +4,6 @@ import json
 import logging
 import re
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +24,12 @@ from inversion_dpo.run import disk
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.fields import ConfigError, InversionConfig
 from inversion_dpo.run.processes import Team
+from inversion_dpo.trajectories import cost
 from inversion_dpo.trajectories import fill as module
+from inversion_dpo.trajectories.cost import announce
 from inversion_dpo.trajectories.fill import (
     Inverter,
     Job,
-    announce,
     check_finite,
     conditions,
     fill,
@@ -524,6 +524,27 @@ def test_the_time_is_that_of_the_evaluations_that_are_done(change, rescaled, cap
     assert f"and {model.calls / 4:.1f} min" in text
 
 
+@pytest.mark.parametrize("change", [{}, {"extent": Extent(1, 1, 3), "keep": (2, 1, 3)}])
+def test_a_shard_made_in_parts_is_the_same_to_the_bit(change, monkeypatch, caplog):
+    """Memory for three pairs at once, of five: they are encoded and inverted two by two."""
+    key = replace(KEY, pairs_per_shard=5, **change)
+    whole = invert_pairs(Inverter(Pipeline(), key, GRID, CPU), jobs(5))
+    model = Pipeline()
+    encode, predict = model.encode, model.predict
+
+    def scarce(work, images):
+        if images > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work()
+
+    model.encode = lambda x: scarce(lambda: encode(x), len(x))
+    model.predict = lambda n, x, t, c: scarce(lambda: predict(n, x, t, c), len(x))
+    parts = invert_pairs(Inverter(model, key, GRID, CPU), jobs(5))
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert caplog.text.count("memory ran out: computing at most 3 pairs at once") == 2
+
+
 def test_the_round_trip_is_that_of_the_first_shard(tmp_path):
     cache, model = filled(tmp_path), Pipeline()
     for scale in (1.0, 2.0):
@@ -547,8 +568,7 @@ def said(caplog, monkeypatch, count, change=None, seconds=3.0, rescaled=False):
     """Megabytes and minutes, where one evaluation of a batch takes so many seconds."""
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**10))
     clock = iter([0.0, seconds])
-    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: next(clock)))
-    monkeypatch.setattr(module.torch, "no_grad", nullcontext)
+    monkeypatch.setattr(cost, "time", SimpleNamespace(time=lambda: next(clock)))
     caplog.clear()
     with caplog.at_level(logging.INFO):
         model = Pipeline()

@@ -1,0 +1,93 @@
+"""Work out, before pairs are inverted, what that takes in time and on the disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inversion_dpo.data.buckets import square
+from inversion_dpo.data.transforms import Framing
+from inversion_dpo.maths.inversion import evaluations_per_image
+from inversion_dpo.models.base import Condition, DiffusionModel, network_of, plain_guidance
+from inversion_dpo.run.disk import check_room
+
+if TYPE_CHECKING:
+    from inversion_dpo.trajectories.fill import Inverter
+
+logger = logging.getLogger(__name__)
+
+
+def announce(how: Inverter, count: int | None, folder: Path) -> None:
+    """Log, before the work begins, size and time of the cache; DiskError if it does not fit."""
+    model, key, known = how.model, how.key, count
+    per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
+    side = square(key.resolution)
+    x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
+    condition = model.condition(["a picture"])
+    latent, text = x_0.numel(), sum(v.nbytes for v in condition.values())
+    size = count * key.pair_size(latent, text)
+    if known:
+        fewer = "set inversion.keep, or lower inversion.steps or data.limit"
+        fewer = fewer if key.extent.last else "lower data.limit"
+        check_room(folder, size, "trajectories", fewer)
+    if not key.extent.last:
+        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size / 1e6)
+        return
+    pairs, scales = min(key.pairs_per_shard, count), (key.guidance_scale, key.reference_guidance)
+    every = condition | model.framing([Framing(side, (0, 0), side)])
+    seconds = seconds_of_batch(how, x_0, every, pairs)
+    evaluations = evaluations_per_image(key.extent, *scales, evaluations_again(model, *scales))
+    minutes = seconds * evaluations * -(-count // pairs) / 60
+    logger.info(
+        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
+        key.steps,
+        per,
+        size / 1e6,
+        minutes,
+    )
+    for setting, other in key.smaller().items():
+        less = count * other.pair_size(latent, text) / 1e6
+        logger.info("%s would need %sabout %.0f MB on disk", setting, per, less)
+
+
+def seconds_of_batch(how: Inverter, x_0: Tensor, condition: Condition, pairs: int) -> float:
+    """Time one evaluation of the network on so many pairs, in as many parts as memory asks for.
+
+    On a GPU a first one is not counted, which chooses and compiles kernels.
+
+    Args:
+        how: model, grid and device; learns how many pairs fit.
+        x_0: a latent (1, *).
+        condition: of its image, [1, ...] each.
+        pairs: of the batch, two images each.
+    """
+
+    @torch.no_grad()
+    def evaluate(part: slice) -> None:
+        images = 2 * (part.stop - part.start)
+        many = {k: v.repeat_interleave(images, 0) for k, v in condition.items()}
+        t = how.grid.timesteps[1].to(how.device).expand(images)
+        x = x_0.repeat_interleave(images, 0)
+        how.model.predict(network_of(how.model), x, t, many)[0].cpu()  # waits for the device
+
+    if how.device.type == "cuda":
+        how.inverted.of(pairs, evaluate)
+    begun = time.time()
+    how.inverted.of(pairs, evaluate)
+    return time.time() - begun
+
+
+def evaluations_again(model: DiffusionModel, along: float, stored: float) -> int:
+    """Count the evaluations of a stored prediction beside the path's, see :func:`predictions`.
+
+    Args:
+        model: whose family may rescale the guided prediction.
+        along: guidance of the path.
+        stored: guidance of the stored predictions.
+    """
+    return 1 + (model.combine is not plain_guidance and 1.0 not in (along, stored))
