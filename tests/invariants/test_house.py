@@ -23,6 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MAX_FUNCTION_LINES = 75
 MAX_FILE_LINES = 400
 MAX_PARAMETERS = 6
+EXPLAINED = {"maths", "trajectories", "models"}  # rooms in which each argument is explained
 PURE = sorted(f"maths/{p.name}" for p in (PACKAGE / "maths").glob("*.py"))
 # Arrows between rooms point down this list only.
 LAYERS = (
@@ -290,7 +291,8 @@ def test_what_is_public_has_a_docstring() -> None:
 
 
 def test_arguments_are_explained() -> None:
-    assert offenders(unexplained, [PACKAGE / name for name in PURE]) == {}
+    paths = [p for p in SOURCES if p.parent.name in EXPLAINED or p.stem == "api"]
+    assert offenders(unexplained, paths) == {}
 
 
 def test_unexplained_bites() -> None:

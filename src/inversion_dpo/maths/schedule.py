@@ -52,7 +52,7 @@ class Schedule:
             steps: N, from 1 to T - 1.
             spacing: even: timesteps spread evenly over the schedule, the first one free of noise.
                 sampler: those of the model's own sampler, whose path is then read backwards.
-            released: those of the authors' script, see :meth:`released`.
+                released: those of the authors' script, see :meth:`released`.
 
         Raises:
             ValueError: ``steps`` is out of range.

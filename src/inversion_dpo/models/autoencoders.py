@@ -57,7 +57,13 @@ def shifted(vae: Any) -> Autoencoder:
 
 
 def normalised(vae: Any, factor: float = 1.0, video: bool = False) -> Autoencoder:
-    """Latents less ``latents_mean``, over ``latents_std``, times a factor."""
+    """Latents less ``latents_mean``, over ``latents_std``, times a factor.
+
+    Args:
+        vae: of diffusers; its configuration has mean and deviation of each channel.
+        factor: of the latents as the network sees them.
+        video: whether latents and images have an axis of time.
+    """
     mean, std = (
         torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1)
         for v in (vae.config.latents_mean, vae.config.latents_std)

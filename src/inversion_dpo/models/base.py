@@ -121,7 +121,13 @@ def no_framing(framings: list[Framing]) -> Condition:
 
 
 def plain_guidance(p_u: Tensor, p_c: Tensor, scale: float) -> Tensor:
-    """Compute p_u + scale (p_c - p_u) (Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598)."""
+    """Compute p_u + scale (p_c - p_u) (Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598).
+
+    Args:
+        p_u: prediction (B, *) without the prompt.
+        p_c: prediction (B, *) with it.
+        scale: 1 is no guidance.
+    """
     return p_u + scale * (p_c - p_u)
 
 

@@ -55,7 +55,14 @@ def cross_attentions(pipeline: Any) -> dict[str, Any]:
 
 
 def shape_for(pipeline: Any, tokens: int, width: int, layers: int) -> GraphShape:
-    """Shape an encoder for this pipeline; ModelError if it can have none."""
+    """Shape an encoder for this pipeline; ModelError if it can have none.
+
+    Args:
+        pipeline: of a family whose network is a UNet.
+        tokens: most objects and relations of a graph.
+        width: of the encoder's layers.
+        layers: of message passing.
+    """
     places = {n: [a.query_dim, a.inner_dim] for n, a in cross_attentions(pipeline).items()}
     return GraphShape(pipeline.unet.config.cross_attention_dim, places, tokens, width, layers)
 
@@ -207,6 +214,11 @@ def install(pipeline: Any, encoder: SceneGraphEncoder, prompt_chunks: int = 1) -
 
     The pipeline, called with ``prompt_embeds`` to which a graph's tokens are appended, and
     ``negative_prompt_embeds`` with as many rows of zeros, is conditioned on both.
+
+    Args:
+        pipeline: its UNet is changed in place.
+        encoder: of the shape that fits it.
+        prompt_chunks: chunks of 75 tokens that CLIP reads of a prompt.
     """
     check_fits(pipeline, encoder.shape)
     for place, attention in enumerate(cross_attentions(pipeline).values()):

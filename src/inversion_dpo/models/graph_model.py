@@ -64,6 +64,11 @@ def graph_condition(
     """Make ``graph_rows`` [B, most, D] and ``graph_links`` [B, most, 2]; zeros and -1 for no row.
 
     A graph of more rows loses the last of them: triples first, then items.
+
+    Args:
+        model: its text encoder embeds the words.
+        graphs: B of them; None is the empty graph.
+        most: rows of a graph.
     """
     every = [rows_of(graph) for graph in graphs]
     unique = {text: k for k, text in enumerate(dict.fromkeys(t for ts, _ in every for t in ts))}

@@ -298,7 +298,13 @@ def skeleton(m: ModelConfig) -> Any:
 
 
 def check_lora(m: ModelConfig, name: str, key: str) -> None:
-    """Check that a LoRA fits the model's layers, from configurations alone; ModelError if not."""
+    """Check that a LoRA fits the model's layers, from configurations alone; ModelError if not.
+
+    Args:
+        m: the model.
+        name: file, folder or hub id of the LoRA.
+        key: the setting that names it, for the error.
+    """
     pipeline = skeleton(m)
     with named(key, name):
         read_lora(pipeline, lora_file(name))

@@ -41,7 +41,13 @@ def chunk_ids(tokenizer: Any, prompts: Sequence[str], chunks: int) -> Tensor:
 
 
 def encode_clip(pipeline: Any, prompts: Sequence[str], chunks: int) -> Tensor:
-    """Encode as Stable Diffusion 1 and 2 do: last hidden states [B, chunks * L, D]."""
+    """Encode as Stable Diffusion 1 and 2 do: last hidden states [B, chunks * L, D].
+
+    Args:
+        pipeline: has one tokenizer and text encoder.
+        prompts: B texts.
+        chunks: of 75 tokens that are read of each.
+    """
     encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     ids = chunk_ids(tokenizer, prompts, chunks)
     mask = None
@@ -56,6 +62,11 @@ def encode_two_clips(pipeline: Any, prompts: Sequence[str], chunks: int) -> tupl
     """Encode as SDXL does: last hidden states but one [B, chunks * L, D], and pooled [B, E].
 
     The pooled one is the second encoder's of the first chunk.
+
+    Args:
+        pipeline: has two tokenizers and text encoders.
+        prompts: B texts.
+        chunks: of 75 tokens that are read of each.
     """
     parts = []
     for part in ("", "_2"):

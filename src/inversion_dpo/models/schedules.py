@@ -67,7 +67,14 @@ def discrete_schedule(scheduler: Any) -> Schedule:
 
 
 def grid_for(schedule: Schedule, key: str, steps: int, spacing: str = "sampler") -> Grid:
-    """Return the grid of so many steps; ConfigError names the setting that asks for too many."""
+    """Return the grid of so many steps; ConfigError names the setting that asks for too many.
+
+    Args:
+        schedule: of the model.
+        key: the setting that gives the steps, for the error.
+        steps: of inversion or sampling.
+        spacing: sampler, even or released, see :meth:`Schedule.grid`.
+    """
     try:
         return schedule.grid(steps, spacing)
     except ValueError as error:

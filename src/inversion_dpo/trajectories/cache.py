@@ -77,7 +77,13 @@ def is_intact(path: Path, digests: list[str]) -> bool:
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -> None:
-    """Write a shard, then its part of the manifest: without one it counts as missing."""
+    """Write a shard, then its part of the manifest: without one it counts as missing.
+
+    Args:
+        path: of the safetensors file; the entry lies beside it.
+        tensors: see :class:`TrajectoryCache`.
+        entry: what the manifest says of the shard, as JSON.
+    """
     atomic_save(tensors, path)
     atomic_text(json.dumps(entry | {"sha256": sha256_of(path)}), path.with_suffix(".json"))
 
@@ -88,6 +94,11 @@ def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) ->
     ``digests``, ``errors``, ``places`` and ``texts``, the [shard, row] of each pair and of its
     condition, are in the order of the numbers of pairs; ``sizes`` has one (height, width) for each
     shard.
+
+    Args:
+        folder: of the cache; every shard has its entry there.
+        about: key, counts and what was left out.
+        names: file names of all shards, in order.
     """
     entries = [json.loads((folder / name).with_suffix(".json").read_text()) for name in names]
     cut: Counter[str] = Counter()
@@ -160,7 +171,13 @@ class TrajectoryCache:
         return safe_open(self.folder / SHARD.format(number), framework="pt")
 
     def swap(self, pairs: Sequence[int], share: float, seed: int) -> None:
-        """Exchange winner and loser of a seeded share of the pairs: label noise, for controls."""
+        """Exchange winner and loser of a seeded share of the pairs: label noise, for controls.
+
+        Args:
+            pairs: of the training.
+            share: in [0, 1], drawn for each pair by itself.
+            seed: of the draw.
+        """
         drawn = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < share
         self._swapped = frozenset(p for p, d in zip(pairs, drawn.tolist(), strict=True) if d)
 
@@ -231,6 +248,11 @@ class TrajectoryCache:
         """Read a state of each pair's two trajectories, with its target.
 
         States are made again from the predictions that lead to them, those of all pairs at once.
+
+        Args:
+            pairs: P pairs of one size.
+            positions: of each pair's state, see :meth:`positions`.
+            target: x0, transition or reference, see :func:`maths.targets.target_prediction`.
         """
         block = self._held(pairs, positions)
         if block is None:

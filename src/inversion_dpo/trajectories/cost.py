@@ -23,7 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 def announce(how: Inverter, count: int | None, folder: Path) -> None:
-    """Log, before the work begins, size and time of the cache; DiskError if it does not fit."""
+    """Log, before the work begins, size and time of the cache; DiskError if it does not fit.
+
+    Args:
+        how: model, key, grid and device; one step is timed.
+        count: of pairs, None for a stream that does not know.
+        folder: where the cache will lie.
+    """
     model, key, known = how.model, how.key, count
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     side = square(key.resolution)

@@ -87,7 +87,13 @@ class Inverter:
 
 
 def grid_at(model: DiffusionModel, key: CacheKey, size: Size) -> Grid:
-    """Return the grid of the inversion at a size (height, width) in pixels."""
+    """Return the grid of the inversion at a size (height, width) in pixels.
+
+    Args:
+        model: its schedule may depend on the size.
+        key: has number and spacing of the steps.
+        size: (height, width) in pixels.
+    """
     return model.schedule_at(size).grid(key.steps, key.spacing)
 
 
@@ -313,7 +319,14 @@ def conditions(how: Inverter, jobs: Sequence[Job]) -> Condition:
 def paths(
     how: Inverter, x_0: Tensor, condition: Condition, numbers: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Compute a shard's trajectories from its latents x_0 [2P, *] and the pairs' numbers."""
+    """Compute a shard's trajectories from its latents x_0 [2P, *] and the pairs' numbers.
+
+    Args:
+        how: model, key and grid.
+        x_0: latents [2P, *], winner and loser in turn.
+        condition: of every image, [2P, ...] each.
+        numbers: of the P pairs; noise and kept states are drawn from them.
+    """
     model, key, extent = how.model, how.key, how.key.extent
     predict, reference = predictions(model, condition, key.guidance_scale, key.reference_guidance)
     noise = pair_noise(numbers, x_0.shape).to(x_0) if extent.start else None

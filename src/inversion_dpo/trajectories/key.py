@@ -99,7 +99,13 @@ def spacing_of(config: Config) -> str:
 
 
 def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey:
-    """Collect from a configuration what the trajectories of its pairs depend on."""
+    """Collect from a configuration what the trajectories of its pairs depend on.
+
+    Args:
+        config: the run's settings.
+        pairs: their fingerprint counts.
+        model: its frozen weights and schedule count.
+    """
     i, method = config.inversion, chosen_method(config)
     inverted = method.inverts
     low, high = window(config)

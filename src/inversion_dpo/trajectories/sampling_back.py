@@ -78,7 +78,14 @@ def sampled_back(
 def way_back(
     model: DiffusionModel, cache: TrajectoryCache, number: int, how: InversionConfig
 ) -> tuple[Tensor, Callable[[slice], Tensor]]:
-    """Return a shard's latents (2P, *), and what samples those of some pairs back from noise."""
+    """Return a shard's latents (2P, *), and what samples those of some pairs back from noise.
+
+    Args:
+        model: the frozen reference.
+        cache: of its pairs.
+        number: of the shard.
+        how: guidance, refinement and added noise of the inversion.
+    """
     x_0, some = batch(model, cache, number, how.guidance_scale)
     grid, pairs = cache.grid_at(cache.sizes[number]), cache.of_shard[number]
     extent = replace(
@@ -106,7 +113,14 @@ def way_back(
 def batch(
     model: DiffusionModel, cache: TrajectoryCache, number: int, scale: float
 ) -> tuple[Tensor, Callable[[slice], tuple[Tensor, Predict]]]:
-    """Return a shard's latents (2P, *) on the model's device; those of some pairs, to predict."""
+    """Return a shard's latents (2P, *) on the model's device; those of some pairs, to predict.
+
+    Args:
+        model: the frozen reference.
+        cache: of its pairs.
+        number: of the shard.
+        scale: of classifier-free guidance.
+    """
     x_0 = cache.shard(number).get_tensor("clean").to(next(network_of(model).parameters()).device)
     condition, order = cache.condition(cache.of_shard[number]), in_turn(len(x_0))
     per_image = {k: v[order].to(x_0.device) for k, v in condition.items()}
@@ -128,6 +142,11 @@ def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float
     """Compute the mean relative error of inverting the first shard's latents and sampling back.
 
     Both ways are naive, under guidance ``scale``; compare it with scale 1 for the cost of guidance.
+
+    Args:
+        model: the frozen reference.
+        cache: of its pairs.
+        scale: of classifier-free guidance, on both ways.
     """
     x_0, some = batch(model, cache, 0, scale)
 

@@ -137,7 +137,14 @@ def packed(
 def form_of(
     extent: Extent, keep: Sequence[int] | None, guidance: float, reference_guidance: float
 ) -> Form:
-    """Choose the form from what a cache's key has; ``keep`` is k, lowest and highest index."""
+    """Choose the form from what a cache's key has.
+
+    Args:
+        extent: of the trajectories.
+        keep: k, lowest and highest index of the kept states; None keeps all.
+        guidance: that the path follows.
+        reference_guidance: of the predictions that training reads.
+    """
     apart = extent.iterations > 0 or guidance != reference_guidance
     return Form(extent, min(keep[0], keep[2] + 1 - keep[1]) if keep else 0, apart)
 

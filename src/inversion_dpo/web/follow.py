@@ -16,7 +16,7 @@ from inversion_dpo.data.formats import HUB
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.folder import read_rows
-from inversion_dpo.trajectories.key import chosen_method
+from inversion_dpo.trajectories.method import chosen_method
 from inversion_dpo.web.app import Tab
 from inversion_dpo.web.incoming import made
 from inversion_dpo.web.studio import Studio, spread

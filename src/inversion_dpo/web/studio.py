@@ -16,15 +16,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from inversion_dpo.data.buckets import buckets, place, square
-from inversion_dpo.data.images import decode_image, png, stack_pixels
-from inversion_dpo.data.transforms import Size, fit
+from inversion_dpo.data.buckets import square
+from inversion_dpo.data.images import png
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.labels.questions import questions
-from inversion_dpo.maths.inversion import invert, reconstruct, reconstruction_error, recovered_noise
-from inversion_dpo.maths.records import Extent
 from inversion_dpo.run.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
 
 LoadSampler = Callable[[Config, Path | None], "Sampler"]  # (configuration, adapter)
 MOST_IMAGES = 512  # kept in memory
-MOST_FRAMES = 11  # of a film strip
 MOST_PROMPTS = 200
 FEW_PROMPTS = 6  # of data without a run
 
@@ -75,12 +70,6 @@ class How:
     steps: int
     guidance: float
     side: int | None = None
-
-
-def shown(images: Tensor) -> list[bytes]:
-    """Encode images [B, 3, H, W] in [-1, 1] as PNG."""
-    pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [png(image) for image in pixels]
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -151,49 +140,9 @@ class Studio:
             sizes = [(how.side, how.side)] * len(prompts) if how.side else own
             return [png(image) for image in sampler.draw(prompts, seeds, sizes=sizes)]
 
-    @torch.no_grad()
     def inversion(self, data: bytes, caption: str) -> dict[str, Any]:
-        """Invert an encoded image under the reference as the run does, and sample back.
-
-        Without guidance, whatever ``inversion.guidance_scale`` says.
-
-        Returns:
-            Names of images: original, frames (each with its timestep, from clean to noise),
-            reconstruction. psnr: dB between the decoded latent and its reconstruction. error:
-            relative, of the latents. variance: of x_T; sampling starts from 1.
-
-        Raises:
-            DataError: the image cannot be read.
-        """
-        from inversion_dpo.evaluation.reconstruction import psnr
-        from inversion_dpo.trajectories.fill import pair_noise, predictions
+        """Invert an encoded image under the reference and sample back, see :func:`.film.film`."""
+        from inversion_dpo.web.film import film
 
         with self._lock:
-            sampler, config, keep = self.sampler(None), self.config, self.pictures.add
-            model, i, image = sampler.model, config.inversion, decode_image(data, "the image")
-            shape = (image.height, image.width)
-            found = place(buckets(config.model.resolution), [shape], config.data.fit)
-            grid = model.schedule_at(found.size).grid(i.steps, i.spacing)
-            fitted = fit(image, found.size, found.fit or "pad")
-            pixels = stack_pixels([fitted.image])
-            x_0 = model.encode(pixels)
-            condition = model.condition([caption], [sampler.graph_of(caption)])
-            predict, _ = predictions(model, condition | model.framing([fitted.framing]), 1.0, 1.0)
-            noise, kind = pair_noise([0], x_0.shape).to(x_0), model.schedule.kind
-            extent = Extent(start=i.start, iterations=i.fixed_point_iterations)
-            path = invert(x_0, grid, predict, kind, noise=noise, extent=extent)
-            again = reconstruct(path.states[-1], grid, predict, kind)
-            where = spread(grid.steps + 1, MOST_FRAMES)
-            before, after = model.decode(x_0), model.decode(again)
-            frames = shown(torch.cat([model.decode(path.states[k]) for k in where]))
-        return {
-            "original": keep(shown(pixels)[0]),
-            "frames": [
-                {"image": keep(frame), "timestep": round(float(grid.timesteps[k]), 1)}
-                for k, frame in zip(where, frames, strict=True)
-            ],
-            "reconstruction": keep(shown(after)[0]),
-            "psnr": float(psnr(before, after)[0]),
-            "error": float(reconstruction_error(x_0, again)),
-            "variance": float(recovered_noise(path).double().square().mean()),
-        }
+            return film(self.sampler(None), self.config, (data, caption), self.pictures.add)
