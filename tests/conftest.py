@@ -32,7 +32,7 @@ def tiny_pipeline(tmp_path_factory):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from tools.embedded.architecture import MAX_TOKENS, build_tokenizer
-    from tools.embedded.pretrain import publish
+    from tools.stages import publish
 
     root = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)

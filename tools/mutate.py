@@ -100,7 +100,7 @@ def warm_up(files: Sequence[str], scratch: Path) -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.chdir(ROOT)
     modules = {"inversion_dpo." + file[:-3].replace("/", ".") for file in TESTS}
-    for name in sorted(modules | {"tests.conftest", "tools.embedded.pretrain", *THIRD}):
+    for name in sorted(modules | {"tests.conftest", "tools.stages", *THIRD}):
         importlib.import_module(name)
     for test in sorted({t for file in files for t in TESTS[file]}):
         spec = importlib.util.spec_from_file_location("_warm", ROOT / "tests" / "unit" / test)

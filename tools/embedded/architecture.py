@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -26,26 +27,26 @@ SCHEDULER = {
 }
 
 
-def build_vae() -> AutoencoderKL:
-    """64x64x3 -> 8x8x8; thin at full resolution, which is where the time goes."""
+def build_vae(channels: int = LATENT_CHANNELS) -> AutoencoderKL:
+    """64x64x3 -> 8x8x``channels``; thin at full resolution, which is where the time goes."""
     return AutoencoderKL(
         block_out_channels=(16, 32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=channels,
         norm_num_groups=4,
         sample_size=64,
         mid_block_add_attention=False,
     )
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     """Build a small UNet on 8x8 latents with attention at its inner, 4x4 level."""
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(96, 144),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -74,15 +75,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level BPE, trained on the grammar so that each of its words is one token."""
+GRAMMAR = (*SIZES, *COLOURS, *SHAPES, "a", "left", "right", "of", "above", "below", "which", "is")
+
+
+def build_tokenizer(folder: Path, words: Sequence[str] = GRAMMAR) -> CLIPTokenizer:
+    """CLIP's byte-level BPE, trained so that each of these words is one token."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=4096, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    words = (*SIZES, *COLOURS, *SHAPES, "a", "left", "right", "of", "above", "below", "which", "is")
     bpe.train_from_iterator([" ".join(words)] * 4, trainer)
     learned = json.loads(bpe.to_str())["model"]
     finals = [f"{c}</w>" for c in alphabet]

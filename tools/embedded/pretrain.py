@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import os
 import platform
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from inversion_dpo.run.disk import atomic_folder, atomic_save
+from inversion_dpo.run.disk import atomic_save
 from inversion_dpo.world.captions import COLOURS, RELATIONS, SHAPES, SIZES
 from inversion_dpo.world.drawing import Scene
 from inversion_dpo.world.scene_prompts import scenes
@@ -41,8 +38,7 @@ from tools.embedded.architecture import (
     tokenize,
 )
 from tools.embedded.painting import render
-
-Log = Callable[[str], None]
+from tools.stages import Checkpointed, Log, loop, publish, v_error
 
 
 def to_pixels(images: list[np.ndarray]) -> Tensor:
@@ -55,99 +51,6 @@ def scene_batches(batch: int, seed: int, start: int) -> Iterator[Tensor]:
     for step in itertools.count(start):
         stream = scenes("train", seed + 7919 * (step + 1))
         yield to_pixels([render(s) for s in itertools.islice(stream, batch)])
-
-
-class Checkpointed:
-    """Modules, their averaged copy and AdamW moments in one safetensors file."""
-
-    def __init__(self, modules: dict[str, nn.Module], path: Path, lr: float, ema: float) -> None:
-        self.path, self.ema_decay, self.step, self.seconds = path, ema, 0, 0.0
-        self.params = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters()}
-        self.ema = {k: p.detach().clone() for k, p in self.params.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01
-        )
-        if path.exists():
-            self._load()
-
-    def save(self) -> None:
-        """Write beside the old file, then replace it."""
-        tensors = {f"param.{k}": p.detach() for k, p in self.params.items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.items()}
-        for k, p in self.params.items():
-            for name, value in self.optimizer.state[p].items():
-                tensors[f"{name}.{k}"] = value
-        about = {"step": str(self.step), "seconds": str(self.seconds)}
-        atomic_save(tensors, self.path, about)
-
-    def _load(self) -> None:
-        from safetensors import safe_open
-
-        tensors = load_file(self.path)
-        with safe_open(self.path, "pt") as f:
-            self.step = int(f.metadata()["step"])
-            self.seconds = float(f.metadata()["seconds"])
-        with torch.no_grad():
-            for k, p in self.params.items():
-                p.copy_(tensors[f"param.{k}"])
-                self.ema[k].copy_(tensors[f"ema.{k}"])
-                self.optimizer.state[p] = {
-                    n: tensors[f"{n}.{k}"] for n in ("step", "exp_avg", "exp_avg_sq")
-                }
-
-    def update(self, loss: Tensor, lr: float) -> float:
-        """One optimizer step and one step of the running average; returns the gradient norm."""
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(list(self.params.values()), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for k, p in self.params.items():
-                self.ema[k].lerp_(p, 1 - decay)
-        return float(norm)
-
-    def load_ema(self) -> None:
-        """Put the averaged weights into the modules."""
-        with torch.no_grad():
-            for k, p in self.params.items():
-                p.copy_(self.ema[k])
-
-
-def cosine(step: int, total: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine to a hundredth of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    x = (step - warmup) / max(1, total - warmup)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
-
-
-def loop(
-    state: Checkpointed,
-    total: int,
-    peak: float,
-    loss_at: Callable[[int], Tensor],
-    log: Log,
-    every: int = 500,
-) -> None:
-    """Run ``loss_at(step)`` to ``total`` steps, saving every ``every``."""
-    start, before, running = time.time(), state.seconds, 0.0
-    while state.step < total:
-        step = state.step
-        loss = loss_at(step)
-        norm = state.update(loss, cosine(step, total, peak, warmup=200))
-        running += 0.02 * (loss.item() - running) if running else loss.item()
-        state.seconds = before + time.time() - start
-        if state.step % 50 == 0:
-            left = (total - state.step) * state.seconds / state.step / 60
-            log(
-                f"{state.path.stem} {state.step}/{total} loss {running:.5f} |g| {norm:.3f} "
-                f"{state.seconds:.0f}s, {left:.0f} min left"
-            )
-        if state.step % every == 0 or state.step == total:
-            state.save()
 
 
 def train_vae(out: Path, steps: int, batch: int, seed: int, log: Log) -> AutoencoderKL:
@@ -282,45 +185,13 @@ def train_denoiser(
         x_0, tokens = z[pick], ids[pick]
         tokens = torch.where(torch.rand(batch, 1, generator=g) < 0.1, empty, tokens)
         t = timesteps_of_batch(batch, g)
-        eps = torch.randn(x_0.shape, generator=g)
-        a = alphas[t].view(-1, 1, 1, 1)
-        x_t, v = a.sqrt() * x_0 + (1 - a).sqrt() * eps, a.sqrt() * eps - (1 - a).sqrt() * x_0
         with torch.no_grad():
             c = text(tokens).last_hidden_state
-        return (unet(x_t, t, c).sample - v).square().mean()
+        return v_error(unet, x_0, c, t, alphas, g)
 
     loop(state, steps, 1e-3, loss_at, log)
     state.load_ema()
     return unet.eval(), state.seconds
-
-
-def publish(
-    folder: Path,
-    vae: AutoencoderKL,
-    unet: UNet2DConditionModel,
-    text: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-) -> StableDiffusionPipeline:
-    """Write the diffusers folder, whole or not at all."""
-    pipe = StableDiffusionPipeline(
-        vae=vae.to(memory_format=torch.contiguous_format),
-        unet=unet.to(memory_format=torch.contiguous_format),
-        text_encoder=text,
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-    def fill(partial: Path) -> None:
-        pipe.save_pretrained(partial, safe_serialization=True)
-        for name in ("vocab.json", "merges.txt"):
-            if not (partial / "tokenizer" / name).exists():
-                shutil.copy(Path(tokenizer.name_or_path) / name, partial / "tokenizer" / name)
-
-    atomic_folder(folder, fill)
-    return pipe
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""The workshop of the drawn pictures: emoji by two hands."""

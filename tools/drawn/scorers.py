@@ -1,0 +1,46 @@
+"""The judges and the labellers as scorers: ``evaluation.scorer=tools.drawn.scorers:judge``.
+
+Each function takes images and prompts and returns ``twemoji`` (probability of that hand), ``noto``,
+``named`` and ``recognised`` (1 if the name comes first, or among the first five), and ``legible``
+(probability of the name). ``DRAWN_MODEL`` names another folder than the one that ships.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tools.drawn.judges import Judges
+
+Scores = dict[str, NDArray[np.float64]]
+
+
+def folder() -> Path:
+    """Return the folder that holds ``pipeline``, ``judges``, ``labellers`` and the prompts."""
+    return Path(os.environ.get("DRAWN_MODEL", Path(__file__).parent / "model"))
+
+
+def judge(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Scores:
+    """Score images by the judges, which label nothing."""
+    return both_hands(loaded(folder() / "judges").scores(images, prompts))
+
+
+def labeller(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Scores:
+    """Score images by the labellers, which evaluate nothing."""
+    return both_hands(loaded(folder() / "labellers").scores(images, prompts))
+
+
+def both_hands(scores: Scores) -> Scores:
+    """Add the probability of the other hand."""
+    return scores | {"noto": 1 - scores["twemoji"]}
+
+
+@cache
+def loaded(place: Path) -> Judges:
+    """Load judges once."""
+    return Judges(place)
