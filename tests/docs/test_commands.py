@@ -70,6 +70,7 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo evaluate runs/graph": "the same",
     "inversion-dpo sample --run runs/on-graph": "the same",
     "inversion-dpo evaluate runs/mine --protocol": "test_protocols.py",
+    "inversion-dpo evaluate runs/mine evaluation.scorer=pickscore,lpips": "test_diversity.py",
     "inversion-dpo evaluate runs/mine evaluation.scorer=vqa": "tests/unit: test_asking.py",
     "inversion-dpo pairs export": "of labels that a person gave: test_labelling_commands.py",
 }

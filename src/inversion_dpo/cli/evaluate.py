@@ -38,6 +38,7 @@ def evaluate(
     """
     from inversion_dpo.api import evaluate as compare_models
     from inversion_dpo.evaluation import protocols
+    from inversion_dpo.evaluation.diversity import diversity_text
     from inversion_dpo.evaluation.judges import doubts
     from inversion_dpo.evaluation.pairwise import pairwise_text
     from inversion_dpo.evaluation.wording import lines
@@ -51,7 +52,8 @@ def evaluate(
         protocol=protocol,
         against=against or (),
     )
-    told = [pairwise_text(found), *(f"warning: {text}" for text in doubts(found))]
+    _, spread = diversity_text(found) or ("", "")
+    told = [pairwise_text(found), spread, *(f"warning: {text}" for text in doubts(found))]
     more = [f"  {text}" for text in told if text]
     say("\n".join(protocols.lines(found) if protocol else [*lines(found, str(run)), *more]))
 

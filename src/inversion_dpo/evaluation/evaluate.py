@@ -18,6 +18,7 @@ from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, settled
+from inversion_dpo.evaluation.diversity import diversity, measure_of
 from inversion_dpo.evaluation.judges import agreement, order_of_pairs
 from inversion_dpo.evaluation.metrics import AGREEMENT, OTHER_GUIDANCE, PAIRS_AGREE, compare
 from inversion_dpo.evaluation.pairwise import in_pairs, judge_of, scorer_names
@@ -112,6 +113,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     check_scores(config, prompts)
     if judge := judge_of(config):
         judge.asked.check()
+    measure_of(config)
     if not (folder / "samples").exists():
         reach_servers(config)
     for model in models:
@@ -151,7 +153,8 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
         if current_team().main:
             write_table(folder / "per_prompt.parquet", prompt_set, config, reference, policy)
     metrics |= structure(prompt_set, files, config) | scoring(memo, config) | changes(*files)
-    metrics |= in_pairs(files, config, memo) | training_facts(folder, config)
+    metrics |= in_pairs(files, config, memo) | diversity(files, config)
+    metrics |= training_facts(folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     write_metrics(folder, metrics)
     if current_team().main:

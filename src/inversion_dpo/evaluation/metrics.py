@@ -21,7 +21,7 @@ PAIRS_AGREE = "pairs_agree"  # the share of pairs whose winner has the higher pr
 AGREEMENT = "agreement"  # how often each score prefers the same side as the preference
 RESERVED = frozenset(
     "preference win_rate win_rate_low win_rate_high n_prompts sizes categories seeds models pairs "
-    "steps training seconds structure scoring one_colour traits distance pairwise "
+    "steps training seconds structure scoring one_colour traits distance pairwise diversity "
     f"{OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT}".split()
 )
 _CHUNK = 1 << 20  # resampled indices held at once

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.evaluation import figures
+from inversion_dpo.evaluation.diversity import diversity_text
 from inversion_dpo.evaluation.exports import write_tables
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.judges import doubts, independent, labellers
@@ -128,6 +129,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         statements=[
             *(("loss", text.replace("RUN", data.run)) for text in doubts(data.metrics)),
             *statements(data.metrics, data.preference),
+            *filter(None, [diversity_text(data.metrics)]),
         ],
         tiles=_tiles(data),
         closing="How to repeat this run",

@@ -23,9 +23,14 @@ from tqdm import tqdm
 from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import decode_image, one_colour, one_colour_text, png
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
-from inversion_dpo.evaluation.scorers.registry import Graphs, ScorerGroup, Scores, load_scorers
+from inversion_dpo.evaluation.scorers.registry import (
+    TOGETHER,
+    Graphs,
+    ScorerGroup,
+    Scores,
+    load_scorers,
+)
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
-from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.sides import graphs_for, sampler_of, sizes_for
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
@@ -164,10 +169,10 @@ def scorers_of(config: Config, store: Path | None = None) -> ScorerGroup | None:
     e = config.evaluation
     whole = partial(read_prompt_set, e.prompts, e.limit)
     spec = e.scorer.split(",") if isinstance(e.scorer, str) else e.scorer or []
-    alone = [name for name in spec if name.strip() != PAIR]  # which sees two images at once
+    alone = [name for name in spec if name.strip() not in TOGETHER]
     if not alone:
         return None
-    places = {name: place for name, place in e.checkpoints.items() if name != PAIR}
+    places = {name: place for name, place in e.checkpoints.items() if name not in TOGETHER}
     return load_scorers(alone, places, e.batch_size, store, e.parser, whole)
 
 

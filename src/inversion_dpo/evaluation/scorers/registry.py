@@ -53,7 +53,9 @@ CHECKPOINTS = {
 # make one.
 OWN_FOLDER = ("aesthetic25", "hpsv3")
 SERVED = (SCENE_GRAPH, VQA, UNIFIED)  # a vision-language model answers, and may cost money
-OFFERED = (*CHECKPOINTS, *OWN_FOLDER, SCENES, *SERVED, PAIR)
+LPIPS = "lpips"
+TOGETHER = (PAIR, LPIPS)  # which see several images at once, see ``pairwise``, ``diversity``
+OFFERED = (*CHECKPOINTS, *OWN_FOLDER, SCENES, *SERVED, *TOGETHER)
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ def load_scorers(
     if not names or not all(names):
         raise ScorerError(f"evaluation.scorer={spec!r} names no scorer; {_offer()}")
     places = dict(checkpoints or {})
-    if unknown := sorted(set(places) - {*CHECKPOINTS, *OWN_FOLDER, *SERVED, PAIR}):
+    if unknown := sorted(set(places) - {*CHECKPOINTS, *OWN_FOLDER, *SERVED, *TOGETHER}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
     if unused := sorted(set(places) - set(names)):
         logger.info(  # a configuration may name checkpoints of more scorers than a command asks
