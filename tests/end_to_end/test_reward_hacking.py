@@ -22,8 +22,8 @@ def saturation(images, prompts):
 
 
 def right(images, prompts):
-    """Whether the image shows what its prompt asks for, whatever its look."""
-    return judge(images, prompts)["exact"]
+    """How far the image shows what its prompt asks for, whatever its look."""
+    return judge(images, prompts)["sg_iou"]
 
 
 def coloured(encoded, factor):
