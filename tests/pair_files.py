@@ -89,3 +89,18 @@ def read_pairs(path: Path, limit: int | None = None) -> PairFile:
         identical=counts["identical"],
         fingerprint=opened.fingerprint,
     )
+
+
+def write_edits(path: Path, count: int, size: tuple[int, int] = (64, 64)) -> Path:
+    """Write pairs of noise that edit a source; every two edit the same one."""
+    rng, rows = np.random.default_rng(0), []
+    for k in range(count):
+        row = {"caption": f"edit {k}", "label_0": 1.0}
+        for name, level in (("jpg_0", 60), ("jpg_1", 20), ("source_image", 40)):
+            buffer = io.BytesIO()
+            pixels = rng.integers(level, level + 180, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(buffer, "PNG")
+            row[name] = rows[-1][name] if name[0] == "s" and k % 2 else buffer.getvalue()
+        rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path

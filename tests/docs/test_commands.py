@@ -72,6 +72,7 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo evaluate runs/mine --protocol": "test_protocols.py",
     "inversion-dpo evaluate runs/mine evaluation.scorer=pickscore,lpips": "test_diversity.py",
     "inversion-dpo evaluate runs/mine evaluation.scorer=vqa": "tests/unit: test_asking.py",
+    "inversion-dpo train --config flux --output runs/edits": "test_edits.py",
     "inversion-dpo pairs export": "of labels that a person gave: test_labelling_commands.py",
 }
 
@@ -134,6 +135,8 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
         (folder / "pictures" / f"l{k}.png").write_bytes(pair.loser)
     lines = [f"pictures/w{k}.png,pictures/l{k}.png,{p.caption}" for k, p in enumerate(pairs[:16])]
     (folder / "my_pairs.csv").write_text("\n".join(["winner,loser,caption", *lines]))
+    lines = [f"pictures/w{k}.png,pictures/l{k}.png,pictures/w0.png,edit {k}" for k in (1, 2)]
+    (folder / "my_edits.csv").write_text("\n".join(["winner,loser,input_image,prompt", *lines]))
     (folder / "real_images").mkdir()
     for k, pair in enumerate(pairs[:4]):
         (folder / f"{k}.png").write_bytes(pair.winner)

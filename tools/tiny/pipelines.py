@@ -21,6 +21,7 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     PNDMScheduler,
@@ -191,7 +192,7 @@ def build_sd3_without_t5() -> StableDiffusion3Pipeline:
     return build_sd3(with_t5=False)
 
 
-def build_flux(guidance: bool = True) -> FluxPipeline:
+def build_flux(guidance: bool = True, kind: Any = FluxPipeline) -> FluxPipeline:
     """FLUX.1 dev, guidance-distilled with a shift by image size; without guidance: schnell."""
     tokenizer, second = build_clip_tokenizer(), build_t5_tokenizer()
     transformer = FluxTransformer2DModel(
@@ -212,7 +213,7 @@ def build_flux(guidance: bool = True) -> FluxPipeline:
         use_dynamic_shifting=guidance,
         **FLUX_SHIFT,
     )
-    return FluxPipeline(
+    pipeline: FluxPipeline = kind(
         transformer=transformer,
         vae=build_vae(16, 0.3611, shift=0.1159),
         text_encoder=build_clip(tokenizer, act="quick_gelu"),
@@ -221,11 +222,17 @@ def build_flux(guidance: bool = True) -> FluxPipeline:
         tokenizer_2=second,
         scheduler=scheduler,
     )
+    return pipeline
 
 
 def build_flux_schnell() -> FluxPipeline:
     """FLUX.1 schnell: no guidance input and no shift."""
     return build_flux(guidance=False)
+
+
+def build_flux_kontext() -> FluxPipeline:
+    """FLUX.1 Kontext: dev's parts, whose pipeline edits an image."""
+    return build_flux(kind=FluxKontextPipeline)
 
 
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
@@ -237,6 +244,7 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3-no-t5": build_sd3_without_t5,
     "flux": build_flux,
     "flux-schnell": build_flux_schnell,
+    "flux-kontext": build_flux_kontext,
     **FLOW,
 }
 

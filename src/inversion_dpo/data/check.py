@@ -92,14 +92,12 @@ def check_pairs(
     DataError is for a whole file: missing, damaged, of no known format, a column missing.
     """
     measure = measure or Measure()
-    counts: Counter[str] = Counter()
+    counts, lengths, graphs = Counter[str](), list[int](), list[SceneGraph]()
     sizes, trained_at = Counter[tuple[int, int]](), Counter[Size]()
-    lengths: list[int] = []
     problems, total = list[str](), 0
-    graphs: list[SceneGraph] = []
     tally, files = Tally(), Files()
     seen: dict[bytes, int] = {}
-    example, thumbs = "", dict[str, set[object]]()
+    example, thumbs = "", dict[object, set[object]]()
     for row in islice(rows_of(open_rows(config).rows(), config.ranking, alone=True), config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason != "hidden")])
@@ -114,21 +112,23 @@ def check_pairs(
         if found:
             continue
         graphs += [graph] if isinstance(graph, SceneGraph) else []
+        shapes, images = [image.size[::-1] for image in images], images[: 2 - row.single]
         key, row_sizes = content(row), [image.size for image in images]
         won = row.encoded[:: 1 if row.label else -1][0]
-        counts.update(pairs=1, duplicates=int(key in seen))
+        counts.update(pairs=1, duplicates=int(key in seen), labelled=int(row.labelled))
         counts.update(turned=int(seen.setdefault(key, hash(won)) != hash(won)))
-        counts.update(mixed_sizes=int(len(set(row_sizes)) > 1), labelled=int(row.labelled))
-        counts.update(first=int(row.labelled and row.label == 1.0))
+        counts.update(mixed_sizes=int(len(set(row_sizes)) > 1))
+        first = row.labelled and row.label == 1.0
+        counts.update(first=int(first), edits=int(row.source is not None))
         example = example or in_words(row)
         sizes.update(row_sizes)
-        found_place = place(buckets(resolution), [s[::-1] for s in row_sizes], config.fit)
-        counts.update([found_place.odd] if found_place.odd else [])
-        trained_at.update([found_place.size] if found_place.fit else [])
+        at = place(buckets(resolution), shapes, config.fit)
+        counts.update([at.odd] if at.odd else [])
+        trained_at.update([at.size] if at.fit else [])
         lengths.append(measure.length(row.caption or ""))
         if row.preference is not None and row.single:
             counts.update(["down" if row.label == 0.0 else "up"])
-            thumbs.setdefault(row.caption or "", set()).add(row.label)
+            thumbs.setdefault((row.caption, row.source), set()).add(row.label)
         if not row.single:
             order = 1 if row.label else -1
             tally.add(*map(traits, images[::order]))
@@ -236,6 +236,7 @@ def format_report(report: PairReport) -> str:
         + f", {counts['mixed_sizes']} of two image sizes",
         *([f"  for example, {report.example}"] if report.example else []),
         *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),
+        *([f"  edits: {counts['edits']} pairs have a source image"] if counts["edits"] else []),
     ]
     if report.image_sizes:
         common = report.image_sizes.most_common(5)

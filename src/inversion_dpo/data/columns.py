@@ -36,7 +36,10 @@ WRITTEN = (
     ("label_0", pa.float64()),
     ("caption", pa.string()),
 )
-OPTIONAL = ("scene_graph", "group", "preference_0", "votes", "label_1", "has_label", "share_1")
+OPTIONAL = (
+    *("scene_graph", "group", "preference_0", "votes", "label_1", "has_label", "share_1"),
+    "source",  # the image that both edit
+)
 # Names that are understood without data.columns, in any case, with spaces, dots or dashes for _:
 # Pick-a-Pic's, Hugging Face's image folders', spreadsheets', and those of HPDv2
 # (https://huggingface.co/datasets/ymhao/HPDv2), ImageRewardDB
@@ -58,6 +61,7 @@ KNOWN = {
     "thumbs": ("thumbs", "thumb", "liked"),
     "preferences": ("human_preference",),
     "caption": ("caption", "prompt"),
+    "source": ("source_image", "input_image", "original_image", "file_name_source"),
     "scene_graph": ("scene_graph",),
     "preference_0": ("preference_0",),
     "votes": ("choice_dist",),  # for each of two images, in one list: HPDv3's
@@ -74,7 +78,7 @@ _IMAGE = (
 )
 # Arrow's types that a column may have, and what an error calls them; rankings are looked at by row.
 _TYPES = {
-    **dict.fromkeys(("jpg_0", "jpg_1", "winner", "loser"), _IMAGE),
+    **dict.fromkeys(("jpg_0", "jpg_1", "winner", "loser", "source"), _IMAGE),
     "label_0": (_NUMBERS | _TEXT, "numbers (0, 0.5 or 1)"),
     "preference_0": (_NUMBERS, "numbers from 0 to 1"),
     "caption": (_TEXT, "text"),

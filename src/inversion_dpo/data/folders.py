@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from inversion_dpo.data.columns import DOWNS, UPS, Table
+from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import IMAGES, Fault, Raw, is_hidden
 
 WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")
 LOSERS = ("l", "loser", "losers", "rejected", "bad", "worse", "lose")
+SOURCES = ("source", "sources")  # of edits, with the names of the edits
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -20,21 +22,33 @@ def subfolders(folder: Path) -> list[str]:
 KINDS = {"folders": (WINNERS, LOSERS), "thumbs": (UPS, DOWNS)}
 
 
-def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> tuple[str, str] | None:
-    """Find the names of the better and the worse images' folder: of data.columns, or known ones."""
+def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> tuple[str, ...]:
+    """Find the folders of the better and the worse images, and that of any sources, by name.
+
+    The names are those of data.columns, or known ones; there is none if one of the two is missing.
+    """
     there = {name.lower(): name for name in subfolders(folder)}
-    sides = zip((columns.get("winner"), columns.get("loser")), KINDS[kind], strict=True)
+    given = [columns.get(key, "").lower() for key in ("winner", "loser", "source")]
+    known = zip(given, (*KINDS[kind], SOURCES), strict=True)
     found = [
-        next((there[name] for name in ([given.lower()] if given else known) if name in there), None)
-        for given, known in sides
+        next((there[name] for name in ([own] if own else usual) if name in there), "")
+        for own, usual in known
     ]
-    return (found[0], found[1]) if found[0] and found[1] else None
+    if all(found[:2]) and given[2] and not found[2]:
+        raise DataError(f"data.columns.source={given[2]} is no folder in {folder}; put it there")
+    return tuple(filter(None, found)) if all(found[:2]) else ()
 
 
-def read_folders(folder: Path, names: tuple[str, str]) -> Iterator[Raw]:
-    """Read pairs of equal file names; the caption is NAME.txt beside an image or above both."""
-    table = Table("chosen", dict(zip(("winner", "loser"), names, strict=True)), folder)
-    sides: list[dict[str, list[Path]]] = [{}, {}]
+def read_folders(folder: Path, names: tuple[str, ...]) -> Iterator[Raw]:
+    """Read pairs of equal file names; the caption is NAME.txt beside an image or above both.
+
+    Args:
+        folder: that holds the others.
+        names: of the winners, the losers and any sources.
+    """
+    keys = ("winner", "loser", "source")[: len(names)]
+    table = Table("chosen", dict(zip(keys, names, strict=True)), folder)
+    sides: list[dict[str, list[Path]]] = [{} for _ in names]
     for name, side in zip(names, sides, strict=True):
         for path in sorted((folder / name).rglob("*")):
             if path.is_file() and is_hidden(path.name):
@@ -50,13 +64,23 @@ def read_folders(folder: Path, names: tuple[str, str]) -> Iterator[Raw]:
             yield Raw(where, table, {}, fault)
             continue
         images = [side[stem][0].relative_to(folder).as_posix() for side in sides]
-        yield Raw(where, table, {"winner": images[0], "loser": images[1], "caption": caption})
+        yield Raw(where, table, {**dict(zip(keys, images, strict=True)), "caption": caption})
 
 
-def read_thumbs(folder: Path, names: tuple[str, str]) -> Iterator[Raw]:
-    """Read images that are liked from one folder, disliked from another, as many as there are."""
-    table = Table("thumbs", {"images": "image", "thumbs": "folder"}, folder)
-    for name, thumb in zip(names, (1, 0), strict=True):
+def read_thumbs(folder: Path, names: tuple[str, ...]) -> Iterator[Raw]:
+    """Read images that are liked from one folder, disliked from another, as many as there are.
+
+    A third folder has the source of each, by its name.
+    """
+    edits = dict(zip(("source",), names[2:], strict=False))
+    table = Table("thumbs", {"images": "image", "thumbs": "folder"} | edits, folder)
+    sources = {
+        path.relative_to(folder / name).with_suffix("").as_posix(): path.relative_to(folder)
+        for name in edits.values()
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in IMAGES and not is_hidden(path.name)
+    }
+    for name, thumb in zip(names, (1, 0), strict=False):
         for path in sorted((folder / name).rglob("*")):
             where = path.relative_to(folder)
             if path.is_file() and is_hidden(path.name):
@@ -66,16 +90,17 @@ def read_thumbs(folder: Path, names: tuple[str, str]) -> Iterator[Raw]:
                 caption = _caption([folder / name, folder], stem)
                 fault = caption if isinstance(caption, Fault) else None
                 values = {"images": where.as_posix(), "thumbs": thumb, "caption": caption}
+                values |= {"source": sources[stem].as_posix()} if stem in sources else {}
                 yield Raw(f"{folder.name}, {where.as_posix()}", table, values, fault)
 
 
-def captions_of(folder: Path, names: tuple[str, str]) -> list[Path]:
+def captions_of(folder: Path, names: tuple[str, ...]) -> list[Path]:
     """List the caption files that may be read."""
     above = list(folder.glob("*.txt"))
     return sorted([*above, *(path for name in names for path in (folder / name).rglob("*.txt"))])
 
 
-def _unpaired(stem: str, names: tuple[str, str], found: list[list[Path]]) -> Fault | None:
+def _unpaired(stem: str, names: tuple[str, ...], found: list[list[Path]]) -> Fault | None:
     for name, paths in zip(names, found, strict=True):
         if len(paths) != 1:
             count = "no image" if not paths else f"{len(paths)} images"

@@ -16,6 +16,7 @@ from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotate
 from inversion_dpo.data.columns import KNOWN, RANKED, Table
 from inversion_dpo.data.folders import (
     KINDS,
+    SOURCES,
     captions_of,
     read_folders,
     read_thumbs,
@@ -180,11 +181,11 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
         held[asked if asked != "auto" else _kind_of(tables[0])] = tables
     for kind in KINDS:
         if asked == kind or not any(held.values()):
-            held[kind] = [folder / name for name in two_folders(folder, columns, kind) or ()]
+            held[kind] = [folder / name for name in two_folders(folder, columns, kind)]
     kinds = [kind for kind in held if held[kind]] if asked == "auto" else [asked]
     if len(kinds) > 1:
         raise DataError(f"{folder} holds several formats; choose data.format={' or '.join(kinds)}")
-    if not kinds and len(names := subfolders(folder)) == 2:
+    if not kinds and len(names := [n for n in subfolders(folder) if n not in SOURCES]) == 2:
         raise DataError(
             f"{folder} holds two folders, {names[0]} and {names[1]}; say which holds the better "
             f"images: data.columns.winner={names[0]} data.columns.loser={names[1]}, with "

@@ -142,6 +142,8 @@ def _pairs(
     """Give the pairs of a scheme; ``sure`` gives the probability that the first is better."""
     raw, images, values = ranked.raw, ranked.images, ranked.values
     loaded: dict[int, Encoded] = {}
+    edits = {"source": raw.table.names["source"]} if "source" in raw.table.names else {}
+    source = encoded_image(raw.values.get("source"), raw.table)
     for w, l in SCHEMES[scheme](sorted(values, key=lambda k: -values[k])):
         tie = values[w] == values[l]
         for k in () if tie else (w, l):
@@ -155,9 +157,10 @@ def _pairs(
             "loser": loaded.get(l),
             "tie": 0.5 if tie else 1.0,
             "preference_0": sure(w, l),
+            "source": source,
             "called": tuple(f"{name} ({text})" for name, text in zip(names, said, strict=True)),
         }
-        named = Table("chosen", {"winner": f"image {w}", "loser": f"image {l}"})
+        named = Table("chosen", {"winner": f"image {w}", "loser": f"image {l}"} | edits)
         yield Raw(f"{raw.where}, images {w} and {l}", named, pair)
 
 
@@ -169,13 +172,14 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
     the difference of the means over the root of both variances. An image with one rating has the
     variance within images over the whole data.
     """
-    groups: dict[str, tuple[list[Raw], dict[object, Rated]]] = {}
+    groups: dict[object, tuple[list[Raw], dict[object, Rated]]] = {}
     for raw in raws:
         found = _ratings(raw)
         if isinstance(found, Fault):
             yield replace(raw, fault=found)
             continue
-        key = shown(raw.values.get("group")) + str(raw.values.get("group") or raw.values["caption"])
+        group, source = raw.values.get("group"), _key(raw.values.get("source"))
+        key = (shown(group), str(group or raw.values["caption"]), source)
         rows, images = groups.setdefault(key, ([], {}))
         rows.append(replace(raw, values={**raw.values, "images": None}))
         for image, ratings in found:
@@ -219,7 +223,9 @@ def _single(raw: Raw) -> Iterator[Raw]:
         yield replace(raw, fault=found)
         return
     column = raw.table.names["images"]
-    table = replace(raw.table, kind="single", names={"winner": column, "loser": column})
+    names = {k: v for k, v in raw.table.names.items() if k == "source"}
+    names |= {"winner": column, "loser": column}
+    table = replace(raw.table, kind="single", names=names)
     for image, thumbs in found:
         likes = statistics.fmean(thumbs)
         label = 0.5 if likes == 0.5 else float(likes > 0.5)
@@ -268,7 +274,9 @@ def _key(image: Any) -> object:
     return value if isinstance(value, str | bytes) else id(image)
 
 
-_TWO_CAPTIONS = Fault("bad_rows", "rows of one prompt_id differ in caption; give each its own")
+_TWO_CAPTIONS = Fault(
+    "bad_rows", "rows of one prompt_id differ in caption or source; give each its own"
+)
 _UNRATED = Fault(
     "bad_labels",
     "no rank, score or thumb; name its column (data.columns.thumbs, scores or ranks), or label by "
@@ -294,7 +302,7 @@ def _contradiction(rows: list[Raw], images: Any, numbers: list[float | str | Non
 
 
 def _ranking_fault(rows: list[Raw], images: Any, ranks: Any) -> Fault | None:
-    captions = {shown(raw.values["caption"]) for raw in rows}
+    captions = {(shown(raw.values["caption"]), _key(raw.values.get("source"))) for raw in rows}
     if not isinstance(ranks, list) or len(ranks) != len(images):
         count = len(ranks) if isinstance(ranks, list) else "no"
         return Fault("bad_rows", f"{len(images)} images and {count} ranks; give one each")

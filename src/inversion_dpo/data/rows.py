@@ -50,7 +50,8 @@ class Row:
     preference: probability that the first is the better one, if the data say. names: what the
     images are called in errors. called: the same, in a sentence about the pair. labelled: whether
     the label was in the data, rather than in the order of the images. single: one image, given
-    twice; label 1 if it is liked, else 0. fault: why no part of the row is usable.
+    twice; label 1 if it is liked, else 0. source: the image that they edit, if the data are of
+    edits. fault: why no part of the row is usable.
     """
 
     where: str
@@ -63,6 +64,7 @@ class Row:
     called: tuple[str, str] = ("image 0", "image 1")
     labelled: bool = False
     single: bool = False
+    source: Encoded = None
     fault: Fault | None = None
 
     @property
@@ -79,6 +81,12 @@ class Row:
         return "identical" if sound and same and self.images[0] and not self.single else None
 
     @property
+    def pictures(self) -> list[tuple[str, Encoded]]:
+        """Each image that the row needs, and what an error calls it; any source last."""
+        both = list(zip(self.names, self.images, strict=True))[: 1 if self.single else 2]
+        return both if self.source is None else [*both, ("source", self.source)]
+
+    @property
     def encoded(self) -> tuple[bytes, bytes]:
         """The images of a row without faults."""
         first, second = (image if isinstance(image, bytes) else b"" for image in self.images)
@@ -86,7 +94,7 @@ class Row:
 
 
 def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Image]]:
-    """List what is wrong with a row, with its place, and give its sound images.
+    """List what is wrong with a row, with its place, and give its sound images, any source last.
 
     Without ``decode`` images are taken for sound, and there are none.
     """
@@ -111,7 +119,7 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         remedy = "write the prompt that both images were made for, or drop the row"
         text = f"{row.where}: caption is empty or no text; {remedy}"
         faults.append(Fault("empty_captions", text))
-    for name, data in list(zip(row.names, row.images, strict=True))[: 1 if row.single else 2]:
+    for name, data in row.pictures:
         place = f"{row.where}, {name}"
         if isinstance(data, Fault):
             faults.append(Fault(data.kind, f"{place}: {data.text}"))
@@ -165,7 +173,14 @@ def row_of(raw: Raw) -> Row:
         scene_graph=graph if isinstance(graph, str) and graph else None,
         labelled=labelled,
         single=single,
+        source=_source(values.get("source"), table) if "source" in table.names else None,
     )
+
+
+def _source(value: Any, table: Table) -> Encoded:
+    """Take the image to be edited; where it has a column, every row must have one."""
+    text = "no image to be edited; embed or name it, or drop the row"
+    return encoded_image(value, table) or Fault("broken_images", text)
 
 
 def _two(votes: Any) -> bool:
@@ -204,7 +219,7 @@ def _of_shares(
 
 def image_paths(raw: Raw) -> Iterator[Path]:
     """Find the files that a row names and that may be read."""
-    for ours in ("jpg_0", "jpg_1", "winner", "loser", "images"):
+    for ours in ("jpg_0", "jpg_1", "winner", "loser", "images", "source"):
         value = raw.values.get(ours)
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and raw.table.folder:

@@ -35,7 +35,7 @@ class Pair:
     for messages. preference: how probably the winner is the better one; 1 if the data do not say.
     decoded: winner and loser as pictures, if reading decoded them; use :attr:`images`. names: what
     the data call the two. single: one image, given twice; the preference is then the share of those
-    who like it.
+    who like it. source: the encoded image that both edit, if the data are of edits.
     """
 
     row: int
@@ -48,6 +48,7 @@ class Pair:
     decoded: tuple[Image.Image, ...] = field(default=(), compare=False, repr=False)
     names: tuple[str, ...] = ("winner", "loser")
     single: bool = False
+    source: bytes | None = None
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -56,10 +57,20 @@ class Pair:
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of winner and loser, from their headers if they are not decoded."""
+        """(height, width) of winner, loser and any source, from headers if they are not decoded."""
+        source = [picture_size(self.source, self._where_source)] if self.source else []
         if self.decoded:
-            return tuple((image.height, image.width) for image in self.decoded)
-        return tuple(picture_size(*side) for side in self._sides)
+            return (*((image.height, image.width) for image in self.decoded), *source)
+        return (*(picture_size(*side) for side in self._sides), *source)
+
+    @property
+    def source_image(self) -> Image.Image | None:
+        """The image to be edited, if there is one; DataError names the row of a broken one."""
+        return decode_image(self.source, self._where_source) if self.source else None
+
+    @property
+    def _where_source(self) -> str:
+        return f"{self.where}, source"
 
     @property
     def _sides(self) -> list[tuple[bytes, str]]:
@@ -69,8 +80,9 @@ class Pair:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the SHA-256 of caption, winner and loser: the pair, wherever it stands."""
-        parts = (self.caption.encode(), self.winner, self.loser)
+        """SHA-256 of those of caption, winner, loser and any source: the pair, wherever it is."""
+        parts = [self.caption.encode(), self.winner, self.loser]
+        parts += [self.source] if self.source else []
         return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()
 
 
@@ -95,7 +107,7 @@ class PairSource:
 
     counts, of the iteration begun last: rows, pairs; left out: ties, identical (one image twice),
     unpaired (a ranking of one image), unlabelled, hidden (files of the system, which are no rows);
-    duplicates, single (one image) and disliked (of these; all kept); and of rows skipped as
+    duplicates, edits, single (one image) and disliked (of these; all kept); and of rows skipped as
     unusable: skipped, and by reason bad_labels, empty_captions, broken_images, bad_paths, bad_rows.
 
     Iterating raises DataError for a file that cannot be read, for a bad row unless
@@ -128,6 +140,12 @@ class PairSource:
     def thumbs(self) -> bool:
         """Whether the first row has a thumb up or down."""
         return any(raw.table.kind == "thumbs" for raw in islice(self.opened.rows(), 1))
+
+    @cached_property
+    def edits(self) -> bool:
+        """Whether the first sound row has an image to be edited."""
+        sound = (raw for raw in self.opened.rows() if not raw.fault)
+        return any("source" in raw.table.names for raw in islice(sound, 1))
 
     def expected(self) -> int | None:
         """How many pairs there may be, without reading an image; None if that cannot be known."""
@@ -165,10 +183,12 @@ class PairSource:
             key = content(row)
             counts.update(pairs=1, duplicates=int(key in seen))
             counts.update(["single"] * row.single + ["disliked"] * (row.single and not row.label))
-            if counts["single"] not in (0, counts["pairs"]):
-                raise DataError(f"{row.where}: {_MIXED}")
+            counts.update(["edits"] * (row.source is not None))
+            for kind in ("single", "edits"):
+                if counts[kind] not in (0, counts["pairs"]):
+                    raise DataError(f"{row.where}: {_MIXED[kind]}")
             seen.add(key)
-            yield _pair(index, row, images if wanted else [])
+            yield _pair(index, row, images[: 2 - row.single] if wanted else [])
             if counts["pairs"] == self.limit:
                 break
         if counts["skipped"]:
@@ -189,7 +209,8 @@ def open_pairs(config: DataConfig, limit: int | None = None, *, alone: bool = Fa
 def content(row: Row) -> bytes:
     """Eight bytes that stand for caption and images, the same for either order of the images."""
     parts = sorted(hashlib.sha256(image).digest() for image in row.encoded)
-    return hashlib.sha256(b"".join([*parts, (row.caption or "").encode()])).digest()[:8]
+    source = row.source if isinstance(row.source, bytes) else b""
+    return hashlib.sha256(b"".join([*parts, (row.caption or "").encode(), source])).digest()[:8]
 
 
 def no_pairs(name: str | Path, counts: Counter[str], *, thumbs: bool = False) -> str:
@@ -220,7 +241,10 @@ def _skipped(name: str, counts: Counter[str], bad: list[str]) -> str:
     return "\n  ".join([*lines, f"... and {more} more"] if more else lines)
 
 
-_MIXED = "single images and pairs are mixed; give each kind as data of its own"
+_MIXED = {
+    "single": "single images and pairs are mixed; give each kind as data of its own",
+    "edits": "rows with and without a source image are mixed; give each kind as data of its own",
+}
 
 
 def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
@@ -238,4 +262,5 @@ def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
         decoded=tuple(decoded[::order]) * (2 if row.single else 1),
         names=row.names[::order],
         single=row.single,
+        source=row.source if isinstance(row.source, bytes) else None,
     )

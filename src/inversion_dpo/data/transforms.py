@@ -73,9 +73,9 @@ def fit(image: Image.Image, size: Size, mode: str) -> Fitted:
     return Fitted(resized, Framing(original, corner, size))
 
 
-def flip(winner: Image.Image, loser: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Mirror both images, left to right: never one alone."""
-    return ImageOps.mirror(winner), ImageOps.mirror(loser)
+def flip(*images: Image.Image) -> tuple[Image.Image, ...]:
+    """Mirror all images of a pair, left to right: never one alone."""
+    return tuple(map(ImageOps.mirror, images))
 
 
 def flips(caption: str, seed: int, digest: str, epoch: int) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Framing as Framing
@@ -58,6 +59,7 @@ class DiffusionModel(Protocol):
     unreached: str | None  # pattern of module names that the output does not depend on
     multiple: int  # the side of an image in pixels is a multiple of it
     chunked: bool  # takes model.prompt_chunks
+    edits: str  # never, may or must: whether a source, the image to be edited, is in the condition
     reads: Mapping[str, int]  # tokens that each tokenizer reads of a prompt, marks left out
     distilled: str | None  # why it seems distilled to few steps, which training would undo
 
@@ -82,6 +84,12 @@ class DiffusionModel(Protocol):
     def empty(self) -> Condition:
         """Encode no prompt, [1, ...] each: what guidance leads away from."""
 
+    def source_size(self, size: Size) -> Size:
+        """Return the size of a source for images of a size; only where the family edits."""
+
+    def edit(self, source: Image.Image) -> dict[str, Any]:
+        """Name the pipeline's arguments for a source of that size; only where the family edits."""
+
     def framing(self, framings: list[Framing]) -> Condition:
         """Encode what the network is told of the images, [B, ...] each; often nothing."""
 
@@ -94,7 +102,8 @@ class DiffusionModel(Protocol):
             network: the policy's or the reference's, of the component's class.
             x_t: noisy latents (B, *).
             timesteps: [B], as the schedule has them.
-            condition: of the prompts and the images' framing, [B, ...] each.
+            condition: of the prompts and the images' framing, [B, ...] each; and the latents
+                ``source`` (B, *) of the images to be edited, if there are any.
         """
 
     def combine(self, p_u: Tensor, p_c: Tensor, scale: float) -> Tensor:
@@ -108,6 +117,11 @@ class DiffusionModel(Protocol):
 
     def call(self, scale: float, prompts: int) -> dict[str, Any]:
         """Name the pipeline's arguments for so many prompts under guidance ``scale``."""
+
+
+def same_size(size: Size) -> Size:
+    """Take a source of the same size as the images."""
+    return size
 
 
 def same_schedule(model: DiffusionModel, size: Size) -> Schedule:

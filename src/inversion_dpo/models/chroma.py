@@ -25,7 +25,7 @@ class Chroma:
     is made by the pipeline's own function and will follow if that is mended.
     """
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     distilled: str | None = None

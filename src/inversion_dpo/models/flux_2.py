@@ -1,7 +1,11 @@
-"""FLUX.2: klein, guided by an empty prompt, and dev, whose network is told its guidance."""
+"""FLUX.2: klein, guided by an empty prompt, and dev, whose network is told its guidance.
+
+Both draw from text, or edit a source.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,8 +13,10 @@ from typing import Any
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
+from PIL import Image
 from torch import Tensor, nn
 
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import Autoencoder
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
@@ -31,7 +37,7 @@ def shift(tokens: int, steps: int) -> float:
 class Flux2:
     """Adapter for ``Flux2KleinPipeline`` and ``Flux2Pipeline``: latents [B, 128, h, w]."""
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "may"
     targets = (rf"^({DOUBLE}|{SINGLE})$",)
     unreached: str | None = None
     framing = staticmethod(no_framing)
@@ -89,13 +95,28 @@ class Flux2:
         guidance = None
         if pipe.transformer.config.guidance_embeds:
             guidance = torch.full([len(x_t)], self.guidance_embed, device=device)
+        tokens, ids = x_t.flatten(2), pipe._prepare_latent_ids(x_t[:1])[0]
+        if "source" in condition:
+            source = condition["source"].to(x_t)
+            tokens = torch.cat([tokens, source.flatten(2)], 2)
+            ids = torch.cat([ids, pipe._prepare_image_ids([source[:1]])[0]])
         output: Tensor = network(
-            hidden_states=x_t.flatten(2).transpose(1, 2).to(dtype),
+            hidden_states=tokens.transpose(1, 2).to(dtype),
             timestep=timesteps.float() / 1000,
             guidance=guidance,
             encoder_hidden_states=text,
             txt_ids=pipe._prepare_text_ids(text[:1])[0].to(device),
-            img_ids=pipe._prepare_latent_ids(x_t[:1])[0].to(device),
+            img_ids=ids.to(device),
             return_dict=False,
-        )[0]
+        )[0][:, : x_t[0, 0].numel()]
         return output.float().transpose(1, 2).reshape(x_t.shape)
+
+    def source_size(self, size: Size) -> Size:
+        """Shrink what is larger than a square of 1024 pixels, as the pipelines do."""
+        less = min(1.0, math.sqrt(1024 * 1024 / (size[0] * size[1])))
+        height, width = (int(side * less) // self.multiple * self.multiple for side in size)
+        return height, width
+
+    def edit(self, source: Image.Image) -> dict[str, Any]:
+        """Name the source."""
+        return {"image": source}

@@ -20,7 +20,7 @@ from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 class Krea2:
     """Adapter for ``Krea2Pipeline``, whose guidance_scale is ours less one."""
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "never"
     targets = (  # of the authors' own script, train_dreambooth_lora_krea2.py
         *("to_q", "to_k", "to_v", "to_out.0", "to_gate", "ff.up", "ff.down", "img_in"),
         *("final_layer.linear", "text_fusion.projector", "txt_in.linear_1", "txt_in.linear_2"),

@@ -45,6 +45,7 @@ FAMILIES = {  # of diffusers' pipelines: file in this folder, and class
     "StableDiffusionXLPipeline": ("stable_diffusion", "StableDiffusionXL"),
     "StableDiffusion3Pipeline": ("stable_diffusion_3", "StableDiffusion3"),
     "FluxPipeline": ("flux", "Flux"),
+    "FluxKontextPipeline": ("flux", "Flux"),
     "ZImagePipeline": ("z_image", "ZImage"),
     "Flux2KleinPipeline": ("flux_2", "Flux2"),
     "Flux2Pipeline": ("flux_2", "Flux2"),

@@ -26,7 +26,7 @@ from inversion_dpo.models.schedules import dynamic_shift, flow_schedule
 class Lumina2:
     """Adapter for ``Lumina2Pipeline``; its empty prompt comes without the system prompt."""
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     distilled: str | None = None

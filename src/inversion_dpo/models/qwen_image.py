@@ -22,7 +22,7 @@ class QwenImage:
     The last block drops the text's side of its output, which so is not trained.
     """
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     distilled: str | None = None
     framing = staticmethod(no_framing)

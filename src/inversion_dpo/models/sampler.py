@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
-from inversion_dpo.data.buckets import named, square
-from inversion_dpo.data.transforms import Size
+from inversion_dpo.data.buckets import buckets, named, nearest, square
+from inversion_dpo.data.transforms import Size, fit
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError
 from inversion_dpo.models.graph_model import SceneGraphModel
@@ -66,6 +67,7 @@ class Sampler:
         seeds: Sequence[int],
         *,
         sizes: Sequence[Size] | None = None,
+        sources: Sequence[Image.Image | None] = (),
         desc: str | None = None,
     ) -> list[NDArray[np.uint8]]:
         """Sample one image for each prompt; its noise depends on its seed alone.
@@ -73,7 +75,9 @@ class Sampler:
         Args:
             prompts: texts, or scene graphs with their captions.
             seeds: one for each prompt; the same seed gives the same noise under any weights.
-            sizes: (height, width) of each image in pixels; by default ``model.resolution``.
+            sizes: (height, width) of each image in pixels; by default ``model.resolution``, and
+                near the shape of its source.
+            sources: the image that each prompt edits, where the model edits.
             desc: name of a progress bar; without one there is no bar.
 
         Returns:
@@ -82,22 +86,27 @@ class Sampler:
         Raises:
             ConfigError: the schedule has not so many steps.
             ValueError: there are not as many seeds as prompts.
-            ModelError: an image has values that are not finite, or the model has no such size.
+            ModelError: an image has values that are not finite, or the model has no such size, or
+                edits an image that is not given, or edits none.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
         e, images = self.config.evaluation, dict[int, NDArray[np.uint8]]()
         grid_for(self.model.schedule, "evaluation.sample_steps", e.sample_steps)
-        sizes = sizes or [square(self.config.model.resolution)] * len(prompts)
+        sources = list(sources) or [None] * len(prompts)
+        self._check_sources(sources)
+        sizes = sizes or [self._size_for(source) for source in sources]
         asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
         with tqdm(total=len(asked), desc=desc, unit="image", disable=desc is None) as bar:
-            for size, part in self._batches(sizes):
-                here = [asked[k] for k in part]
+            for size, part in self._batches(sizes, alone=any(sources)):
+                here, source = [asked[k] for k in part], sources[part[0]]
+                edited = self._edited(source, size) if source else {}
                 output = self.pipeline(
                     **self._conditions(here),
                     generator=[torch.Generator().manual_seed(int(seeds[k])) for k in part],
                     num_inference_steps=e.sample_steps,
                     **self.model.call(e.guidance_scale, len(here)),
+                    **edited,
                     height=size[0],
                     width=size[1],
                     output_type="np",
@@ -112,9 +121,33 @@ class Sampler:
                 bar.update(len(drawn))
         return [images[k] for k in range(len(asked))]
 
-    def _batches(self, sizes: Sequence[Size]) -> Iterator[tuple[Size, list[int]]]:
-        """Divide images into batches of one size; ModelError for a size that the model has not."""
-        most, multiple = self.config.evaluation.batch_size, self.model.multiple
+    def _check_sources(self, sources: Sequence[Image.Image | None]) -> None:
+        edits, kind = self.model.edits, type(self.pipeline).__name__
+        if edits == "must" and not all(sources):
+            raise ModelError(f"{kind} edits images: give each prompt its source image")
+        if edits == "never" and any(sources):
+            raise ModelError(f"{kind} draws from text alone: leave the source images out")
+
+    def _size_for(self, source: Image.Image | None) -> Size:
+        """Choose the size of an image that edits a source, or of any other."""
+        resolution = self.config.model.resolution
+        if source is None:
+            return square(resolution)
+        return nearest(buckets(resolution), (source.height, source.width))
+
+    def _edited(self, source: Image.Image, size: Size) -> dict[str, Any]:
+        """Bring a source to its size, and give it to the pipeline."""
+        return self.model.edit(fit(source, self.model.source_size(size), "crop").image)
+
+    def _batches(
+        self, sizes: Sequence[Size], *, alone: bool = False
+    ) -> Iterator[tuple[Size, list[int]]]:
+        """Divide images into batches of one size; ModelError for a size that the model has not.
+
+        ``alone``: one image a batch, as a pipeline takes one source.
+        """
+        most = 1 if alone else self.config.evaluation.batch_size
+        multiple = self.model.multiple
         for size in dict.fromkeys(sizes):
             if any(side % multiple for side in size):
                 raise ModelError(

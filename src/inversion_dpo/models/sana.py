@@ -30,7 +30,8 @@ INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human
 class Sana:
     """Adapter for ``SanaPipeline``; its empty prompt comes without the instruction."""
 
-    component, chunked, targets = "transformer", False, ("to_q", "to_k", "to_v")
+    component, chunked, edits = "transformer", False, "never"
+    targets = ("to_q", "to_k", "to_v")
     unreached: str | None = None
     distilled: str | None = None
     framing, schedule_at = staticmethod(no_framing), same_schedule

@@ -29,7 +29,7 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 class StableDiffusion:
     """Adapter for ``StableDiffusionPipeline``: eps- or v-prediction, any discrete schedule."""
 
-    component, targets, chunked = "unet", TARGETS, True
+    component, targets, chunked, edits = "unet", TARGETS, True, "never"
     unreached: str | None = None
     framing, schedule_at = staticmethod(no_framing), same_schedule
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
@@ -71,7 +71,7 @@ class StableDiffusion:
 class StableDiffusionXL:
     """Adapter for ``StableDiffusionXLPipeline``: two text encoders, sizes told per image."""
 
-    component, targets, chunked = "unet", TARGETS, True
+    component, targets, chunked, edits = "unet", TARGETS, True, "never"
     unreached: str | None = None
     schedule_at = same_schedule
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)

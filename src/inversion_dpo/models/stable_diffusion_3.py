@@ -24,7 +24,7 @@ class StableDiffusion3:
     is never reached by a loss and is not trained.
     """
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     framing = staticmethod(no_framing)
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)

@@ -28,7 +28,7 @@ TOKENS = 512  # of a prompt; the network reads the zeros behind its end
 class Wan:
     """Adapter for ``WanPipeline`` with one transformer: latents [B, C, h, w] of one frame."""
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     distilled: str | None = None

@@ -21,7 +21,7 @@ from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 class ZImage:
     """Adapter for ``ZImagePipeline``, whose guidance_scale is ours less one."""
 
-    component, chunked = "transformer", False
+    component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     framing = staticmethod(no_framing)
     combine = staticmethod(plain_guidance)

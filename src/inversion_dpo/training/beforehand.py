@@ -12,7 +12,7 @@ import torch
 
 from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.source import open_pairs
+from inversion_dpo.data.source import PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.models.schedules import grid_for
@@ -46,6 +46,7 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     plan = make_plan(config, lambda _: (model.schedule, grid), square(config.model.resolution))
     check_batch(plan, current_team().size)
     pairs = open_pairs(config.data, alone=takes_images(config))
+    check_sources(model, pairs)
     check_count(config.data.pairs, len(list(islice(pairs, LEAST_PAIRS))))
     if pairs.counts["single"]:
         deque(pairs.read(lambda number: False), 0)  # counts all
@@ -108,6 +109,21 @@ def check_preferences(config: Config, counts: Mapping[str, int]) -> None:
         raise DataError(
             f"{config.data.pairs}: no preference among single annotated images: set "
             "objective.name=denoising, or give pairs"
+        )
+
+
+def check_sources(model: DiffusionModel, pairs: PairSource) -> None:
+    """Refuse images to be edited where the model edits none, and a model without its source."""
+    name, kind = pairs.config.pairs, type(model.pipeline).__name__
+    if pairs.edits and model.edits == "never":
+        raise DataError(
+            f"{name}: its pairs edit a source image, and {kind} draws from text alone: take a "
+            "model that edits images (docs/how-to/edits.md), or drop the column of the sources"
+        )
+    if not pairs.edits and model.edits == "must":
+        raise DataError(
+            f"{name}: {kind} edits a source image, and the pairs have none: name its column "
+            "(data.columns.source=COLUMN), or put the images into a folder source/"
         )
 
 

@@ -37,6 +37,7 @@ from inversion_dpo.training.beforehand import (
     check_count,
     check_preferences,
     check_soft_labels,
+    check_sources,
 )
 from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.checks import (
@@ -113,6 +114,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     accelerator, team = make_accelerator(config), current_team()
     model = load_model(config, accelerator.device)
     pairs = open_pairs(config.data, alone=takes_images(config))
+    check_sources(model, pairs)
     key = key_of(config, pairs, model)
     refuse_giveaways(pairs, cache_root / key.name() / "giveaways.json")
     with accelerator.autocast():
@@ -361,9 +363,12 @@ def guidances_text(config: Config) -> str:
     )
 
 
+_KEPT = ("rows", "pairs", "duplicates", "edits", "single", "skipped")
+
+
 def counts_text(cache: TrajectoryCache) -> str:
     """Say how many rows became pairs, and what was left out."""
-    rows, kept = cache.counts.get("rows", 0), ("rows", "pairs", "duplicates", "single", "skipped")
+    rows, kept = cache.counts.get("rows", 0), _KEPT
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
     text = f"{cache.pairs} pairs of {rows} rows"
     return f"{text}; left out: {', '.join(left)}" if left else text

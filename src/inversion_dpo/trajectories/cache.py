@@ -129,7 +129,8 @@ class TrajectoryCache:
     """Random access to the trajectories of numbered pairs.
 
     A shard holds, in the order winner, loser, winner, loser ...: ``clean`` [2P, *] (x_0),
-    ``preference`` [P] (probability that the winner is the better one), ``framing.*`` [2P, ...], and
+    ``preference`` [P] (probability that the winner is the better one), ``framing.*`` [2P, ...],
+    ``pair.source`` [P, *], the latents of what both images edit, if there are any; and
     ``condition.*`` [.., ...] of the prompts that no shard before has. All pairs of a shard have one
     size; so must those that are read at once. If there are trajectories, see :mod:`.storing`:
     ``predictions`` [P K, 2, *], ``moves``, ``noise`` [P, *] that was added; or, where only some
@@ -235,13 +236,13 @@ class TrajectoryCache:
         self._ahead[pairs] = positions, waiting
 
     def condition(self, pairs: Sequence[int]) -> Condition:
-        """Read conditions of winners then losers, [2P, ...]: prompts are shared, framing is not."""
+        """Read conditions of winners then losers, [2P, ...]: these share all but the framing."""
         block = self._held(pairs) or self._read(self._conditions(pairs))
         conditions: Condition = {}
         for name, rows in block.on(self.device).items():
             part, _, key = name.partition(".")
             if key:
-                conditions[key] = torch.cat([rows, rows]) if part == "condition" else rows
+                conditions[key] = rows if part == "framing" else torch.cat([rows, rows])
         return conditions
 
     def states(self, pairs: Sequence[int], positions: list[int], target: str) -> NoisyStates:
@@ -342,6 +343,8 @@ class TrajectoryCache:
                 rows += [Rows(name, *self.texts[pair], [k]) for k, pair in enumerate(pairs)]
             elif name.startswith("framing."):
                 rows += self._of_images(name, pairs)
+            elif name.startswith("pair."):
+                rows += self._of_pairs(name, pairs)
         return rows
 
     def _of_paths(self, pairs: Sequence[int], positions: Sequence[int]) -> list[Rows]:

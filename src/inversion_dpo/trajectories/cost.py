@@ -22,19 +22,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def announce(how: Inverter, count: int | None, folder: Path) -> None:
+def announce(how: Inverter, count: int | None, folder: Path, *, edits: bool = False) -> None:
     """Log, before the work begins, size and time of the cache; DiskError if it does not fit.
 
     Args:
         how: model, key, grid and device; one step is timed.
         count: of pairs, None for a stream that does not know.
         folder: where the cache will lie.
+        edits: the pairs have sources.
     """
     model, key, known = how.model, how.key, count
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     side = square(key.resolution)
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
     condition = model.condition(["a picture"])
+    if edits:
+        condition["source"] = model.encode(torch.zeros(1, 3, *model.source_size(side)))
     latent, text = x_0.numel(), sum(v.nbytes for v in condition.values())
     size = count * key.pair_size(latent, text)
     if known:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inversion_dpo.data.buckets import Place, buckets, left_out_text, place, square
+from inversion_dpo.data.buckets import left_out_text, square
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.source import graph_of
-from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
+from inversion_dpo.data.transforms import Fitted, Size, fit
 from inversion_dpo.maths.inversion import (
     Compare,
     Predict,
@@ -57,6 +57,7 @@ from inversion_dpo.trajectories.cache import (
     write_shard,
 )
 from inversion_dpo.trajectories.cost import announce, evaluations_again
+from inversion_dpo.trajectories.jobs import Job, grouped, sources, turned
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
@@ -134,7 +135,7 @@ def fill(
         count = pairs.expected() if team.main else None
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
-            announce(how, count, folder)
+            announce(how, count, folder, edits=pairs.edits)
             atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
         shards, left_out = _write_missing(folder, how, pairs, count, team)
@@ -180,39 +181,6 @@ def _write_missing(
     return number + 1, left_out
 
 
-@dataclass(frozen=True)
-class Job:
-    """A pair with its number in the cache and its bucket."""
-
-    number: int
-    pair: Pair
-    place: Place
-
-
-def grouped(pairs: Iterable[Pair], key: CacheKey, left_out: dict[int, str]) -> Iterator[list[Job]]:
-    """Collect pairs to shards of one size, in the order in which these become full.
-
-    Few images wait at a time, encoded: less than a shard of each size.
-
-    Args:
-        pairs: in their order.
-        key: resolution, fit, and pairs of a shard.
-        left_out: where the place of a pair that gets no bucket is written, with the reason.
-    """
-    sizes, waiting, number = buckets(key.resolution), dict[Size, list[Job]](), 0
-    for row, pair in enumerate(pairs):
-        found = place(sizes, pair.sizes, key.fit)
-        if not found.fit:
-            left_out[row] = found.odd
-            continue
-        jobs = waiting.setdefault(found.size, [])
-        jobs.append(Job(number, pair, found))
-        number += 1
-        if len(jobs) == key.pairs_per_shard:
-            yield waiting.pop(found.size)
-    yield from (jobs for _, jobs in sorted(waiting.items()))
-
-
 # ---------------------------------------------------------------- one shard
 
 
@@ -245,6 +213,8 @@ def text_places(
 
 def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
     """Refuse a shard with values that are not finite; ModelError names the image and the remedy."""
+    for k in (~shard.get("pair.source", torch.zeros(0, 1)).isfinite().flatten(1).all(1)).nonzero():
+        raise ModelError(f"{pairs[int(k)].where}, source: its latent has {OVERFLOW}")
     for name in ("clean", "anchors", *PREDICTIONS):
         if name not in shard:
             continue
@@ -269,19 +239,19 @@ def invert_pairs(
         new: the pairs whose conditions are stored here, all by default.
     """
     model, key, pairs = how.model, how.key, [job.pair for job in jobs]
-    fitted: list[Fitted] = []
-    for job in jobs:
-        pair, (winner, loser) = job.pair, job.pair.images
-        if key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0):
-            winner, loser = flip(winner, loser)
+    images, fitted = [turned(job, key) for job in jobs], list[Fitted]()
+    for job, (winner, loser, *_) in zip(jobs, images, strict=True):
         fitted += [fit(image, job.place.size, job.place.fit) for image in (winner, loser)]
     encode = lambda s: model.encode(stack_pixels([f.image for f in fitted[twice(s)]]))  # noqa: E731
     x_0 = torch.cat(how.encoded.of(len(jobs), encode))
-    condition = conditions(how, jobs)
+    condition, edited = conditions(how, jobs), [given[2:] for given in images]
+    parts = how.encoded.of(len(jobs), lambda s: sources(model, jobs[s], edited[s]))
+    shared = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
     if key.extent.last:
-        per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()} | framing
+        both = condition | shared
+        per_image = {k: v.repeat_interleave(2, 0) for k, v in both.items()} | framing
         per_image = {k: v.to(how.device) for k, v in per_image.items()}
         x_0, numbers = x_0.to(how.device), [job.number for job in jobs]
 
@@ -294,6 +264,7 @@ def invert_pairs(
     rows = list(range(len(jobs)) if new is None else new)
     if rows:
         shard |= {f"condition.{k}": v[rows].cpu() for k, v in condition.items()}
+    shard |= {f"pair.{k}": v.cpu() for k, v in shared.items()}
     return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
 
 

@@ -18,7 +18,7 @@ from inversion_dpo.trajectories.storing import Form, form_of
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource
 
-LAYOUT = 7  # of the cache's files
+LAYOUT = 8  # of the cache's files
 NOWHERE = Extent(last=0)  # of methods without trajectories, whose settings have no effect
 
 

@@ -21,6 +21,7 @@ CLASSES = {
     "flux-schnell": diffusers.FluxPipeline,
 }
 NEWER = {
+    "flux-kontext": diffusers.FluxKontextPipeline,
     "z-image": diffusers.ZImagePipeline,
     "flux2-klein": diffusers.Flux2KleinPipeline,
     "flux2-dev": diffusers.Flux2Pipeline,
@@ -31,7 +32,7 @@ NEWER = {
     "wan-5b": diffusers.WanPipeline,
     "sana": diffusers.SanaPipeline,
     "lumina2": diffusers.Lumina2Pipeline,
-}  # what they draw is tested by test_families.py
+}  # what they draw is tested by test_families.py and test_edits.py
 # Of what diffusers cannot leave out by itself: see build_sd3_without_t5.
 LEFT_OUT = {"sd3-no-t5": {"text_encoder_3": None, "tokenizer_3": None}}
 

@@ -26,6 +26,7 @@ from inversion_dpo.run.fields import ConfigError, InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import cost
 from inversion_dpo.trajectories import fill as module
+from inversion_dpo.trajectories import jobs as grouping
 from inversion_dpo.trajectories.cost import announce
 from inversion_dpo.trajectories.fill import (
     Inverter,
@@ -110,7 +111,7 @@ def pair(number):
 class Source:
     """Five pairs, counted as they are read."""
 
-    counts = Counter(rows=6, pairs=5, ties=1)
+    counts, edits = Counter(rows=6, pairs=5, ties=1), False
 
     def __init__(self, count=5):
         self.pairs, self.asked = [pair(k) for k in range(count)], []
@@ -244,7 +245,7 @@ def test_a_shard_is_of_one_size_and_numbers_follow_the_stream():
     wide[2] = replace(wide[2], decoded=(wide[0].decoded[0], wide[1].decoded[0]))
     left_out = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "buckets", lambda *_: sizes)
+        patch.setattr(grouping, "buckets", lambda *_: sizes)
         found = list(grouped(wide, replace(key, fit="drop"), left_out))
     assert [[(j.number, j.place.size) for j in chunk] for chunk in found] == [
         [(1, (2, 4)), (2, (2, 4))],
