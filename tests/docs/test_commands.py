@@ -64,6 +64,8 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo compare": "minutes, hours: tests/unit/compare",
     "python -m tools.mutate": "minutes, hours: test_mutants.py",
     "python -m tools.embedded.renders": "test_scene_graph_condition.py",
+    "python -m tools.drawn": "minutes, a network: test_drawn.py",
+    "DRAWN_MODEL=": "the same",
     "inversion-dpo train --config scene-graph": "on tiny stand-ins: test_scene_graph_condition.py",
     "inversion-dpo train --config composition --output runs/on-graph": "the same",
     "inversion-dpo evaluate runs/on-graph": "the same",

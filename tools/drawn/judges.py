@@ -49,7 +49,7 @@ def train_hand(folder: Path, seen: Pictures, steps: int, batch: int, seed: int, 
 
     loop(state, steps, 1e-3, loss_at, log, every=200)
     state.load_ema()
-    atomic_save(network.state_dict(), folder / HAND)
+    atomic_save({k: v.half() for k, v in network.state_dict().items()}, folder / HAND)
 
 
 def train_reader(folder: Path, seen: Pictures, steps: int, batch: int, seed: int, log: Log) -> None:
@@ -95,7 +95,11 @@ def write_reader(
     """Write a reader: its network, the embeddings that it knows [K, WIDTH] and their names."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors["known"] = F.normalize(known, dim=-1)
-    atomic_save(tensors, folder / READER, {"names": json.dumps(list(names))})
+    atomic_save(
+        {k: v.half() for k, v in tensors.items()},
+        folder / READER,
+        {"names": json.dumps(list(names))},
+    )
 
 
 class Judges:
@@ -105,7 +109,7 @@ class Judges:
         self.hand, self.reader = PictureEncoder(1), PictureEncoder(WIDTH)
         self.hand.load_state_dict(load_file(folder / HAND))
         tensors = load_file(folder / READER)
-        self.known = tensors.pop("known")
+        self.known = tensors.pop("known").float()
         self.reader.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items()})
         with safe_open(folder / READER, "pt") as file:
             names: list[str] = json.loads(file.metadata()["names"])

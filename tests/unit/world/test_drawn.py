@@ -10,12 +10,15 @@ import os
 import tarfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from inversion_dpo.data.images import decode_image
+from inversion_dpo.run.config import load_config
 from tools import stages
-from tools.drawn import fetch, judges, pretrain, scorers
+from tools.drawn import fetch, judges, pairs, pretrain, scorers
 from tools.drawn.groups import SHARES, base_hands, judge_hands, of_group
 from tools.drawn.pictures import seen_by_base, seen_by_judges
 
@@ -157,6 +160,27 @@ def test_a_killed_training_goes_on_to_the_bit(train, archives, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             run("killed")
     assert run("killed") == whole
+
+
+def test_pairs_of_originals_prefer_one_hand_and_no_name_is_evaluated(archives, tmp_path):
+    pictures, file = fetch.fetch(archives), tmp_path / "originals.parquet"
+    images, emoji = fetch.load(pictures)
+    count = pairs.write_originals(pictures, file, "twemoji")
+    rows, by_name = pq.read_table(file).to_pylist(), {e.name: e for e in emoji}
+    assert count == len(rows) == len(of_group(emoji, "pairs", "both")) > 0
+    assert {r["label_0"] for r in rows} == {0.0, 1.0}  # the place tells nothing
+    for row in rows:
+        e = by_name[row["caption"]]
+        better, worse = ("jpg_0", "jpg_1")[:: 1 if row["label_0"] else -1]
+        assert np.array_equal(decode_image(row[better], ""), images[e.row, 1])
+        assert np.array_equal(decode_image(row[worse], ""), images[e.row, 0])
+
+
+@pytest.mark.parametrize("name", pairs.PREFERENCE)
+def test_the_configuration_of_every_set_is_read(name, tmp_path):
+    config = load_config(str(pairs.write_config(tmp_path / "model", tmp_path, name)), [])
+    assert config.evaluation.preference == pairs.PREFERENCE[name]
+    assert config.evaluation.scorer == pairs.JUDGE != pairs.LABELLER
 
 
 def test_a_reader_places_names_by_the_nearest_picture(tmp_path):
