@@ -1,7 +1,8 @@
 """What does a cache cost, in bytes and in time? ``python benchmarks/cache_cost.py``.
 
 Sizes, for networks of published configurations: bytes of a pair as the cache was first stored
-(every state and every prediction in float32, one condition for each pair) and as it is now. One
+(every state and every prediction in float32, one condition for each pair) and as it is now; and
+for ``objective.path=line``, which keeps the image and its recovered noise alone. One
 pair of that shape is inverted under a stand-in for the network that answers in bfloat16, stored,
 weighed, and read again: its states must have the same bits.
 
@@ -36,7 +37,7 @@ from inversion_dpo.training import step as training
 from inversion_dpo.training.recipe import prepare, set_up
 from inversion_dpo.training.session import Session
 from inversion_dpo.training.states import stored_positions
-from inversion_dpo.trajectories.storing import form_of, kept_steps, packed
+from inversion_dpo.trajectories.storing import endpoint_size, form_of, kept_steps, packed
 
 FLUX = {"in_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768}  # packed 2x2
 HALF = (16, 16)  # bits of predictions
@@ -111,6 +112,12 @@ def sizes(side: int, steps: int) -> Iterator[str]:
                     f"{new / 1e6:.2f} | {new / old:.3f} | {there / 1e6:.2f} | {new / 1e6:.2f} | "
                     f"{(new - 0.9 * text) / 1e6:.2f} |"
                 )
+    yield "\nWith objective.path=line or known: x_0 and one noise of each image in 16 bits\n"
+    yield "| network | MB a pair | TB for a million | if 10 pairs share a prompt |"
+    yield "|---" * 4 + "|"
+    for name, (shape, text) in shapes(side).items():
+        whole = endpoint_size(shape[0] * shape[1] * shape[2], text) / 1e6
+        yield f"| {name} | {whole:.2f} | {whole:.2f} | {whole - 0.9 * text / 1e6:.2f} |"
     yield "\nMB a pair with all states, where predictions are not numbers of 16 bits alone:\n"
     yield "| network | refined once | stored under guidance | all under guidance or float32 |"
     yield "|---" * 4 + "|"

@@ -163,6 +163,7 @@ def make_plan(name="inversion_dpo", **changed):
         "settings": LossSettings(2.0),
         "path": method.path,
         "target": method.target,
+        "coupling": 0.0,
         "low": 1,
         "high": STEPS,
         "weights": lambda size: torch.ones(STEPS + 1),

@@ -39,6 +39,7 @@ WRITTEN = (
 OPTIONAL = (
     *("scene_graph", "group", "preference_0", "votes", "label_1", "has_label", "share_1"),
     "source",  # the image that both edit
+    *("seed_0", "seed_1"),
 )
 # Names that are understood without data.columns, in any case, with spaces, dots or dashes for _:
 # Pick-a-Pic's, Hugging Face's image folders', spreadsheets', and those of HPDv2
@@ -64,6 +65,8 @@ KNOWN = {
     "source": ("source_image", "input_image", "original_image", "file_name_source"),
     "scene_graph": ("scene_graph",),
     "preference_0": ("preference_0",),
+    "seed_0": ("seed_0",),
+    "seed_1": ("seed_1",),
     "votes": ("choice_dist",),  # for each of two images, in one list: HPDv3's
     "group": ("prompt_id",),
 }

@@ -51,7 +51,8 @@ class Row:
     images are called in errors. called: the same, in a sentence about the pair. labelled: whether
     the label was in the data, rather than in the order of the images. single: one image, given
     twice; label 1 if it is liked, else 0. source: the image that they edit, if the data are of
-    edits. fault: why no part of the row is usable.
+    edits. seeds: of the noise that the images were sampled from. fault: why no part of the row is
+    usable.
     """
 
     where: str
@@ -65,6 +66,7 @@ class Row:
     labelled: bool = False
     single: bool = False
     source: Encoded = None
+    seeds: tuple[float | str | None, ...] = ()
     fault: Fault | None = None
 
     @property
@@ -174,6 +176,7 @@ def row_of(raw: Raw) -> Row:
         labelled=labelled,
         single=single,
         source=_source(values.get("source"), table) if "source" in table.names else None,
+        seeds=(number(values.get("seed_0")), number(values.get("seed_1"))),
     )
 
 

@@ -35,7 +35,8 @@ class Pair:
     for messages. preference: how probably the winner is the better one; 1 if the data do not say.
     decoded: winner and loser as pictures, if reading decoded them; use :attr:`images`. names: what
     the data call the two. single: one image, given twice; the preference is then the share of those
-    who like it. source: the encoded image that both edit, if the data are of edits.
+    who like it. source: the encoded image that both edit, if the data are of edits. seeds: of the
+    noise that winner and loser were sampled from, if the data say.
     """
 
     row: int
@@ -49,6 +50,7 @@ class Pair:
     names: tuple[str, ...] = ("winner", "loser")
     single: bool = False
     source: bytes | None = None
+    seeds: tuple[int, ...] = ()
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -263,4 +265,7 @@ def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
         names=row.names[::order],
         single=row.single,
         source=row.source if isinstance(row.source, bytes) else None,
+        seeds=tuple(
+            int(s) for s in row.seeds[::order] if isinstance(s, float) and s.is_integer() and s >= 0
+        ),
     )

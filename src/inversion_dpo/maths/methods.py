@@ -42,10 +42,16 @@ BETAS = {
 PATHS = {
     "trajectory": "a state of the image's inversion under the reference, from the cache",
     "noise": "the image with fresh noise, which the two images of a pair share",
+    "line": "the image with the noise that its inversion recovered, at any level",
+    "known": "the image with the noise that it was sampled from, drawn again from its seed",
     "released": "every state of an inversion as the authors' script runs it, at once",
     "policy": "the image inverted under the policy as it is, at every step (DDIM-InPO)",
     "renoise": "the same along the mean of two predictions (SmPO)",
 }
+
+
+STORED = ("trajectory", "released")  # paths whose states and predictions are in the cache
+ENDPOINTS = {"line": "recovered", "known": "known"}  # paths whose noise is, one an image
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Method:
     @property
     def inverts(self) -> bool:
         """Whether the pairs are inverted before the training."""
-        return self.path in ("trajectory", "released")
+        return self.path in (*STORED, "line")
 
 
 METHODS: dict[str, Method] = {
@@ -109,7 +115,7 @@ def method_of(
             "objective.path=released has noise-free states, from which only "
             f"objective.target=reference can be reached, not {method.target}"
         )
-    if not method.inverts and method.target != "x0":
+    if method.path not in STORED and method.target != "x0":
         raise ValueError(
             f"objective.target={method.target} needs objective.path=trajectory: a state of path "
             f"{method.path} has no stored neighbour or prediction; set objective.target=x0"

@@ -138,7 +138,7 @@ class InversionConfig:
     """Fixed-point iterations of every inversion step; 0 is plain DDIM inversion."""
     t_start: Annotated[float, Strict(), Field(ge=0, le=0.5), _INVERTED] = 0.0
     """Share of the schedule below which noise is added instead of inverting."""
-    keep: Annotated[Count | None, _INVERTED] = None
+    keep: Annotated[Count | None, Effect("kept or inversion.reconstruct=true")] = None
     """States kept on disk for each pair; null keeps all. An even number takes less room."""
     reconstruct: Switch = False
     """Also sample back from the recovered noise, which shows what the reference cannot draw."""
@@ -189,8 +189,12 @@ class ObjectiveConfig:
         | None
     ) = None
     """Another loss than the method's own; null keeps it."""
-    path: Literal["trajectory", "noise", "released", "policy", "renoise"] | None = None
+    path: (
+        Literal["trajectory", "noise", "line", "known", "released", "policy", "renoise"] | None
+    ) = None
     """Where the noisy states come from, if not from the method's own path."""
+    coupling: Annotated[Share, Effect("coupled")] = 1.0
+    """Share rho of the image's own noise; the rest is fresh: rho own + sqrt(1 - rho^2) fresh."""
     target: Annotated[Literal["x0", "transition", "reference"] | None, Effect("target")] = None
     """What the policy should predict at a state, if not the method's own target."""
     beta: Annotated[Positive | Literal["auto"] | None, Effect("beta")] = None

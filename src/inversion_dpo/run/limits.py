@@ -56,6 +56,8 @@ TAGS = {  # what a method may use: tag -> what a setting with this effect needs
     "grid": "a method that inverts on a grid of your choice",
     "steps": "a method that inverts",
     "draws": "a method that draws its states",
+    "kept": "a method that stores states",
+    "coupled": "objective.path=line or known",
 }
 
 Count = Annotated[int, Strict(), Field(ge=1)]

@@ -12,11 +12,13 @@ from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.trajectories.method import chosen_method
 
 _PATHS: dict[str, frozenset[str]] = {
-    "trajectory": frozenset({"inversion", "inverts", "grid", "steps", "target", "draws"}),
+    "trajectory": frozenset({"inversion", "inverts", "grid", "steps", "target", "draws", "kept"}),
     "released": frozenset({"inverts", "steps"}),
     "policy": frozenset({"grid", "steps", "draws"}),
     "renoise": frozenset({"grid", "steps", "draws"}),
     "noise": frozenset({"draws"}),
+    "line": frozenset({"inversion", "inverts", "grid", "steps", "draws", "coupled"}),
+    "known": frozenset({"draws", "coupled"}),
 }
 
 GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in every_setting()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.maths.losses import LOSSES, Loss
-from inversion_dpo.maths.methods import ADAPTED, BETAS
+from inversion_dpo.maths.methods import ADAPTED, BETAS, ENDPOINTS, STORED
 from inversion_dpo.maths.records import Grid, LossSettings
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.maths.targets import level_weights
@@ -24,7 +24,8 @@ class Plan:
     """What a step does, in plain values.
 
     low, high: lowest and highest level that is trained on: index on the inversion's grid, or in the
-    schedule where the path is ``noise``. weights: size of the pictures -> k of each level, mean 1
+    schedule on the paths ``noise``, ``line`` and ``known``. coupling: share of an image's own
+    noise on the last two, 0 on others. weights: size of the pictures -> k of each level, mean 1
     over those; flow models shift their levels by the size. states: of each pair in a step.
     guidance_scale: of the prediction that is trained, policy and reference alike. The dropouts are
     shares of pairs that are shown without prompt, graph or caption.
@@ -34,6 +35,7 @@ class Plan:
     settings: LossSettings
     path: str
     target: str
+    coupling: float
     low: int
     high: int
     weights: Callable[[Size], Tensor]
@@ -53,7 +55,7 @@ class Plan:
     @property
     def inverts(self) -> bool:
         """Whether states and the reference's predictions come from the cache."""
-        return self.path in ("trajectory", "released")
+        return self.path in STORED
 
     @property
     def whole(self) -> bool:
@@ -83,7 +85,9 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
             f"objective.beta=auto works for the losses {', '.join(sorted(ADAPTED))}, not for "
             f"{method.loss}: give a number, or null for the usual value"
         )
-    if method.path == "noise":
+    coupled = method.path in ENDPOINTS
+    free = method.path == "noise" or coupled  # of the grid
+    if free:
         last = len(schedule.timesteps) - 1
         low, high = round(o.t_min * last), round(o.t_max * last)
     elif method.path != "released" and levels.sigma[low] <= levels.sigma[0]:
@@ -98,7 +102,7 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
         schedule, grid = at(size)
         if method.path == "released":
             return released_weights(schedule, grid)
-        levels = (schedule if method.path == "noise" else grid).levels
+        levels = (schedule if free else grid).levels
         return level_weights(levels, schedule.kind, o.weighting, low, high)
 
     return Plan(
@@ -106,6 +110,7 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
         settings=LossSettings(beta, o.link, o.label_smoothing, o.anchor, o.sft_weight),
         path=method.path,
         target=method.target,
+        coupling=o.coupling if coupled else 0.0,
         low=low,
         high=high,
         weights=weights,

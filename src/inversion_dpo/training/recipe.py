@@ -263,7 +263,7 @@ def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
             "objective.path=released: the authors' script inverts and predicts under guidance 2; "
             "set inversion.guidance_scale=2 objective.guidance_scale=2"
         )
-    if plan.path == "trajectory":
+    if plan.path in ("trajectory", "line"):
         variance, i = noise_variance(cache), config.inversion
         if not LEAST_NOISE < variance < MOST_NOISE:
             logger.warning(noise_text(variance, i.t_start, i.guidance_scale))

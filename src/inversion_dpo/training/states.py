@@ -6,6 +6,7 @@ inversion under the policy as it is now.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -76,12 +77,18 @@ def stored_states(
 def noise_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
-    """Draw fresh noise and timestep of each pair, for both images; no reference yet."""
+    """Draw noise and timestep of each pair, for both images; no reference yet.
+
+    Fresh noise eps is the same for both. Where each image has noise eps* of its own, the noise is
+    rho eps* + sqrt(1 - rho^2) eps, with rho = ``objective.coupling``.
+    """
     schedule, plan = session.model.schedule_at(session.cache.size(pairs[0])), session.plan
-    x_0 = session.cache.of_images("clean", pairs)
+    x_0 = session.cache.of_images("clean", pairs).float()
     level = integers(plan.low, plan.high, generators).repeat(2)
     eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
     eps = eps.to(x_0, non_blocking=True)
+    if rho := plan.coupling:
+        eps = rho * session.cache.of_images("endpoint", pairs) + math.sqrt(1 - rho**2) * eps
     x_t = add_noise(x_0, eps, schedule.levels[level])
     target = prediction_of(x_0, eps, schedule.levels[level], schedule.kind)
     scale = error_scale(schedule.levels[level], schedule.kind).float()
@@ -131,6 +138,8 @@ STATES: dict[str, StatesOf] = {
     "trajectory": stored_states,
     "released": stored_states,
     "noise": noise_states,
+    "line": noise_states,
+    "known": noise_states,
     "policy": policy_states,
     "renoise": policy_states,
 }

@@ -134,7 +134,8 @@ class TrajectoryCache:
     ``condition.*`` [.., ...] of the prompts that no shard before has. All pairs of a shard have one
     size; so must those that are read at once. If there are trajectories, see :mod:`.storing`:
     ``predictions`` [P K, 2, *], ``moves``, ``noise`` [P, *] that was added; or, where only some
-    states are kept, ``anchors`` [.., 2, *] and the grid indices ``steps`` [P, K].
+    states are kept, ``anchors`` [.., 2, *] and the grid indices ``steps`` [P, K]. On the paths line
+    and known there is ``endpoint`` [2P, *] alone: the noise at the end of each image's line.
 
     ``device``, where batches go, is the CPU unless it is set.
     """
@@ -152,6 +153,7 @@ class TrajectoryCache:
         self.extent = Extent(**key["extent"])  # of the trajectories
         guidances = key["guidance_scale"], key["reference_guidance"]
         self.form = form_of(self.extent, key["keep"], *guidances)
+        self.endpoint: str = key.get("endpoint", "")
         self.inverted: bool = self.extent.last > 0  # or only encoded
         self.left_out: list[int] = manifest["left_out"]  # usable pairs, by place, not in here
         self.places: list[tuple[int, int]] = [(s, r) for s, r in manifest["places"]]
@@ -324,6 +326,7 @@ class TrajectoryCache:
     def _of_batch(self, pairs: Sequence[int], positions: list[int] | None) -> list[Rows]:
         rows = [*self._conditions(pairs), *self._of_images("clean", pairs)]
         rows += self._of_pairs("preference", pairs)
+        rows += self._of_images("endpoint", pairs) if self.endpoint else []
         return rows if positions is None else [*rows, *self._of_paths(pairs, positions)]
 
     def _of_pairs(self, name: str, pairs: Sequence[int]) -> list[Rows]:

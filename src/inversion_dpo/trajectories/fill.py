@@ -59,6 +59,7 @@ from inversion_dpo.trajectories.cache import (
 from inversion_dpo.trajectories.cost import announce, evaluations_again
 from inversion_dpo.trajectories.jobs import Job, grouped, sources, turned
 from inversion_dpo.trajectories.key import CacheKey
+from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
 
@@ -215,10 +216,11 @@ def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
     """Refuse a shard with values that are not finite; ModelError names the image and the remedy."""
     for k in (~shard.get("pair.source", torch.zeros(0, 1)).isfinite().flatten(1).all(1)).nonzero():
         raise ModelError(f"{pairs[int(k)].where}, source: its latent has {OVERFLOW}")
-    for name in ("clean", "anchors", *PREDICTIONS):
+    of_images = ("clean", "endpoint")
+    for name in (*of_images, "anchors", *PREDICTIONS):
         if name not in shard:
             continue
-        rows = shard[name].unflatten(0, (-1, 2)) if name == "clean" else shard[name]
+        rows = shard[name].unflatten(0, (-1, 2)) if name in of_images else shard[name]
         bad = (~rows.isfinite().flatten(2).all(2)).nonzero().tolist()
         if bad:
             pair, side = bad[0][0] // (len(rows) // len(pairs)), bad[0][1]
@@ -249,18 +251,20 @@ def invert_pairs(
     shared = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
-    if key.extent.last:
+    if key.extent.last or key.endpoint:
         both = condition | shared
         per_image = {k: v.repeat_interleave(2, 0) for k, v in both.items()} | framing
         per_image = {k: v.to(how.device) for k, v in per_image.items()}
-        x_0, numbers = x_0.to(how.device), [job.number for job in jobs]
+        x_0, make = x_0.to(how.device), known_noise if key.endpoint == "known" else paths
 
         def made(s: slice) -> dict[str, Tensor]:
             some = {k: v[twice(s)] for k, v in per_image.items()}
-            return paths(how, x_0[twice(s)], some, numbers[s])
+            return make(how, x_0[twice(s)], some, jobs[s])
 
         parts = how.inverted.of(len(jobs), made)
         shard |= {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    if key.endpoint:  # states and targets are made of these: rounding makes no error of training
+        shard |= {name: shard[name].half() for name in ("clean", "endpoint")}
     rows = list(range(len(jobs)) if new is None else new)
     if rows:
         shard |= {f"condition.{k}": v[rows].cpu() for k, v in condition.items()}
@@ -288,24 +292,29 @@ def conditions(how: Inverter, jobs: Sequence[Job]) -> Condition:
 
 
 def paths(
-    how: Inverter, x_0: Tensor, condition: Condition, numbers: Sequence[int]
+    how: Inverter, x_0: Tensor, condition: Condition, jobs: Sequence[Job]
 ) -> dict[str, Tensor]:
-    """Compute a shard's trajectories from its latents x_0 [2P, *] and the pairs' numbers.
+    """Compute trajectories, or where they end, from latents x_0 [2P, *].
 
     Args:
         how: model, key and grid.
         x_0: latents [2P, *], winner and loser in turn.
         condition: of every image, [2P, ...] each.
-        numbers: of the P pairs; noise and kept states are drawn from them.
+        jobs: the P pairs; noise and kept states are drawn from their numbers.
     """
     model, key, extent = how.model, how.key, how.key.extent
+    numbers = [job.number for job in jobs]
     predict, reference = predictions(model, condition, key.guidance_scale, key.reference_guidance)
     noise = pair_noise(numbers, x_0.shape).to(x_0) if extent.start else None
     path = invert(x_0, how.grid, predict, model.schedule.kind, noise=noise, extent=extent)
     if reference is not None:
         path = compared(path, reference, extent.first)
-    stored = packed(path, key.form, noise, kept_steps(numbers, key.form) if key.keep else None)
-    variance = recovered_noise(path).flatten(1).double().square().mean(1)
+    found, form = recovered_noise(path), key.form
+    variance = found.flatten(1).double().square().mean(1)
+    if key.endpoint:
+        stored = {"endpoint": found}
+    else:
+        stored = packed(path, form, noise, kept_steps(numbers, form) if key.keep else None)
     return {k: v.cpu() for k, v in (stored | {"x_T_variance": variance}).items()}
 
 

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from inversion_dpo.data.buckets import Resolution
+from inversion_dpo.maths.methods import ENDPOINTS, STORED
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.trajectories.method import chosen_method as chosen_method
-from inversion_dpo.trajectories.storing import Form, form_of
+from inversion_dpo.trajectories.storing import Form, endpoint_size, form_of
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource
@@ -43,6 +44,7 @@ class CacheKey:
     prompt_chunks: int
     scene_graph: str | None  # identity of the encoder, if there is one
     reference_guidance: float  # of the reference's stored predictions
+    endpoint: str = ""  # the one noise of an image that is stored: recovered or known; or none
     layout: int = LAYOUT
 
     @property
@@ -55,6 +57,8 @@ class CacheKey:
 
         A network in 16 bits predicts numbers of 16 bits; guidance mixes two of them in float32.
         """
+        if self.endpoint:
+            return endpoint_size(latent, text)
         few = 16 if "16" in self.precision else 32
         known, moves = (
             few if s == 1 else 32 for s in (self.reference_guidance, self.guidance_scale)
@@ -63,6 +67,8 @@ class CacheKey:
 
     def smaller(self) -> dict[str, CacheKey]:
         """List settings that make the cache smaller, each with its key."""
+        if self.endpoint:
+            return {}
         first, last = self.extent.first, self.extent.last
         others = {}
         if self.keep is None and last - first >= 4:
@@ -75,12 +81,15 @@ class CacheKey:
 
     def name(self) -> str:
         """Return the cache's folder name: sixteen hex digits."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        parts = {k: v for k, v in asdict(self).items() if k != "endpoint" or v}
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def window(config: Config) -> tuple[int, int]:
     """Return the lowest and highest trained index on the inversion's grid."""
     o, n = config.objective, config.inversion.steps
+    if chosen_method(config).path == "line":  # trains at any level, by the noise at the top
+        return n, n
     if chosen_method(config).path == "released":
         if config.inversion.reconstruct:
             raise ConfigError(
@@ -107,8 +116,14 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         model: its frozen weights and schedule count.
     """
     i, method = config.inversion, chosen_method(config)
-    inverted = method.inverts
+    inverted, endpoint = method.inverts, ENDPOINTS.get(method.path, "")
     low, high = window(config)
+    if endpoint == "known" and config.data.flip:
+        raise ConfigError(
+            "objective.path=known has noise of images as they were sampled: set data.flip=false"
+        )
+    along = i.guidance_scale if inverted else 1.0
+    guidance = config.objective.guidance_scale if method.path in STORED else along
     graph, encoder = None, getattr(model.pipeline, "scene_graph", None)
     if encoder is not None:  # a new one only affects the number of tokens
         loaded = config.model.scene_graph
@@ -123,12 +138,13 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         guidance_embed=config.model.guidance_embed,
         steps=i.steps,
         spacing=spacing_of(config),
-        guidance_scale=i.guidance_scale if inverted else 1.0,
+        guidance_scale=along,
         extent=Extent(i.start, low, high, i.fixed_point_iterations) if inverted else NOWHERE,
         pairs_per_shard=max(1, i.batch_size // 2),
-        keep=(i.keep, low, high) if inverted and i.keep else None,
+        keep=(i.keep, low, high) if method.path in STORED and i.keep else None,
         precision=f"{config.model.dtype} {config.training.mixed_precision}",
         prompt_chunks=config.model.prompt_chunks,
         scene_graph=graph,
-        reference_guidance=config.objective.guidance_scale if inverted else 1.0,
+        reference_guidance=guidance,
+        endpoint=endpoint,
     )

@@ -98,7 +98,8 @@ def way_back(
 
     def back(part: slice) -> Tensor:
         (x, predict), of = some(part), pairs[part]
-        if cache.extent.last == grid.steps and not cache.form.kept:
+        top = cache.extent.last == grid.steps and not (cache.form.kept or cache.endpoint)
+        if top:  # whose state is stored
             highest = cache.states(of, [grid.steps - 1] * len(of), "reference").x_t
             x_T = highest[in_turn(len(x))].to(x)
         else:
@@ -121,7 +122,8 @@ def batch(
         number: of the shard.
         scale: of classifier-free guidance.
     """
-    x_0 = cache.shard(number).get_tensor("clean").to(next(network_of(model).parameters()).device)
+    device = next(network_of(model).parameters()).device
+    x_0 = cache.shard(number).get_tensor("clean").to(device, torch.float32)
     condition, order = cache.condition(cache.of_shard[number]), in_turn(len(x_0))
     per_image = {k: v[order].to(x_0.device) for k, v in condition.items()}
 

@@ -357,6 +357,15 @@ def test_a_ranking_that_does_not_fit_its_images_is_named(tmp_path: Path) -> None
         triples(tmp_path / "train.json")
 
 
+def test_seeds_of_samples_follow_their_images(tmp_path: Path) -> None:
+    rows = [
+        {"jpg_0": RED, "jpg_1": BLUE, "label_0": 0.0, "caption": "a", "seed_0": 3, "seed_1": 2**40},
+        {"jpg_0": RED, "jpg_1": GREEN, "label_0": 1.0, "caption": "b", "seed_0": None, "seed_1": 5},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    assert [pair.seeds for pair in open_pairs(tmp_path / "pairs.parquet")] == [(2**40, 3), (5,)]
+
+
 # ---- the check
 
 

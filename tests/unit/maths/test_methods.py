@@ -40,6 +40,8 @@ def test_a_method_is_its_row_with_what_is_given():
         ({"target": "ppo"}, "objective.target='ppo' is not one of x0, "),
         ({"path": "noise", "target": "transition"}, "needs objective.path=trajectory"),
         ({"path": "policy", "target": "reference"}, "needs objective.path=trajectory"),
+        ({"path": "line", "target": "transition"}, "needs objective.path=trajectory"),
+        ({"path": "known", "target": "reference"}, "needs objective.path=trajectory"),
         ({"path": "released"}, "only objective.target=reference can be reached, not x0"),
         ({"loss": "dpo_released"}, "for objective.target=reference only, not for x0"),
     ],

@@ -56,6 +56,9 @@ def test_the_same_setting_is_taken_where_it_has_an_effect(override):
         (["policy.kind=full", "policy.target_modules=[to_q]"], "policy.kind=lora"),
         (["policy.graph_tokens=8"], "policy.kind=scene_graph"),
         (["objective.gradient_factor=0.1"], "objective.beta=auto"),
+        (["objective.coupling=0.5"], "objective.path=line or known"),
+        (["objective.path=line", "inversion.keep=2"], "a method that stores states"),
+        (["objective.path=known", "inversion.steps=9"], "a method that inverts"),
         (["objective.safeguard_margin=0.5"], "objective.safeguard=true"),
         (["data.graph_dropout=0.5"], "policy.kind=scene_graph"),
         (["data.revision=main"], "data.pairs=hf:"),
@@ -75,6 +78,8 @@ def test_a_setting_that_another_one_switches_off_is_refused(overrides, needs):
         ["objective.name=sft", "inversion.reconstruct=true", "inversion.steps=10"],
         ["objective.name=sft", "objective.link=sigmoid"],  # the default
         ["objective.beta=auto", "objective.gradient_factor=0.1"],
+        ["objective.path=known", "objective.coupling=0.5"],
+        ["objective.path=line", "inversion.steps=9", "inversion.t_start=0.2"],
         ["objective.safeguard=true", "objective.safeguard_margin=0.5"],
         ["policy.kind=scene_graph", "policy.graph_tokens=8", "data.graph_dropout=0.5"],
         ["model.scene_graph=encoder", "data.caption_dropout=0.5"],

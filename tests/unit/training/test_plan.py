@@ -39,6 +39,15 @@ def test_fresh_noise_is_trained_on_the_schedules_levels():
     assert ratio == pytest.approx((0.55 / 0.1) ** 2, rel=1e-5)
 
 
+def test_a_straight_line_is_trained_on_the_schedules_levels_whatever_was_inverted():
+    given = ["objective.t_min=0.3", "objective.t_max=0.8", "objective.coupling=0.6"]
+    for path in ("line", "known"):
+        p = plan(f"objective.path={path}", *given)
+        assert (p.low, p.high, p.coupling, p.inverts) == (3, 8, 0.6, False)
+        assert len(p.weights((64, 64))) == 11 and plan(f"objective.path={path}").coupling == 1
+    assert plan().coupling == plan("objective.name=kto").coupling == 0
+
+
 def test_a_first_state_without_more_noise_than_the_image_is_refused():
     alpha = torch.tensor([0.99, 0.99, 0.5], dtype=torch.float64)
     flat = Grid(torch.tensor([0, 0, 5]), Levels(alpha, (1 - alpha**2).sqrt()))

@@ -1,5 +1,7 @@
 """Where a step looks, on a cache and a model whose numbers are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from inversion_dpo.maths.records import NoisyStates
 from inversion_dpo.maths.schedule import step
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.states import (
+    STATES,
     noise_states,
     policy_states,
     predict,
@@ -70,6 +73,27 @@ def test_noise_lies_between_low_and_high(cache):
         for k in noise_states(session, PAIRS, {}, generators(seed)).level.tolist()
     }
     assert drawn == {1, 2}
+
+
+@pytest.mark.parametrize("rho", [1.0, 0.6])
+def test_a_straight_line_leads_to_each_images_own_noise_as_far_as_it_is_coupled(
+    cache, monkeypatch, rho
+):
+    plan, fresh = make_plan("diffusion_dpo", low=1, high=3), generators(5)
+    before = noise_states(make_session(cache, plan), PAIRS, {}, fresh)
+    own = torch.tensor([[1.0, -2.0], [0.5, 3.0], [-1.5, 0.25], [2.0, 2.0]])
+    read = cache.of_images
+    monkeypatch.setattr(
+        cache, "of_images", lambda name, pairs: own if name == "endpoint" else read(name, pairs)
+    )
+    session = make_session(cache, replace(plan, path="line", coupling=rho))
+    states = STATES["line"](session, PAIRS, {}, generators(5))
+    assert torch.equal(states.level, before.level)
+    at, x_0 = GRID.levels[states.level], read("clean", PAIRS)
+    alpha, sigma = at.alpha[:, None].float(), at.sigma[:, None].float()
+    eps = rho * own + (1 - rho**2) ** 0.5 * (before.x_t - alpha * x_0) / sigma
+    torch.testing.assert_close(states.x_t, alpha * x_0 + sigma * eps)
+    torch.testing.assert_close(states.target, alpha * eps - sigma * x_0)
 
 
 # ---- under the policy

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from inversion_dpo.data.buckets import Place
+from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import Pair
 from inversion_dpo.data.transforms import flips
 from inversion_dpo.maths.inversion import compared, invert
 from inversion_dpo.maths.records import Extent, Grid, Levels
-from inversion_dpo.maths.schedule import KINDS, Schedule, add_noise, step
+from inversion_dpo.maths.schedule import KINDS, Schedule, add_noise, prediction_of, step
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import ModelError, plain_guidance
 from inversion_dpo.run import disk
@@ -41,6 +42,7 @@ from inversion_dpo.trajectories.fill import (
     predictions,
 )
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey
+from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
 from inversion_dpo.trajectories.storing import form_of, kept_steps
 from tests.by_hand import GRID, Model, Scaled
@@ -431,6 +433,62 @@ def test_kept_states_are_stratified():
     assert {tuple(r) for r in kept(2, 1, 5).tolist()} == {(1, 2), (2, 3), (3, 4), (4, 5)}
     rows = kept(2, 1, 4, start=2)  # states with noise do not follow from one another
     assert {i for i, _ in rows.tolist()} == {1, 2} and {i for _, i in rows.tolist()} == {3, 4}
+
+
+def test_a_straight_line_stores_one_noise_an_image_in_16_bits(tmp_path):
+    extent = Extent(last=3, first=3)
+    cache = filled(tmp_path, replace(KEY, extent=extent, endpoint="recovered"))
+    whole = filled(tmp_path)
+    stored = cache.shard(0)
+    kept = {"clean", "endpoint", "preference", "x_T_variance", "condition.prompt", "framing.size"}
+    assert set(stored.keys()) == kept
+    x_0, x_T = whole.of_images("clean", [3, 1]), whole.states([3, 1], [2, 2], "x0").x_t
+    top = GRID.levels[3]
+    noise = (x_T - float(top.alpha) * x_0) / float(top.sigma)
+    cache.read_ahead([3, 1], None)  # as a step does
+    assert torch.equal(cache.of_images("clean", [3, 1]), x_0.half())
+    torch.testing.assert_close(cache.of_images("endpoint", [3, 1]), noise.half())
+    assert stored.get_tensor("x_T_variance").shape == (4,)
+    per_pair = sum(stored.get_tensor(n).nbytes for n in ("clean", "endpoint")) / 2
+    assert replace(KEY, endpoint="recovered").pair_size(4, 7) == per_pair + 7
+
+
+def seeded(number, seeds, size=SIDE):
+    return Job(
+        number, replace(pair(number), seeds=seeds, decoded=(picture(9, 9, size),) * 2), PLACE
+    )
+
+
+PLACE = Place((SIDE, SIDE), "pad", "")
+
+
+def test_known_noise_is_drawn_again_from_the_seeds():
+    model = Pipeline()
+    model.pipeline.dtype = torch.float32
+    how = Inverter(model, replace(KEY, endpoint="known", extent=NOWHERE), GRID, CPU)
+    jobs, x_0 = [seeded(0, (7, 8)), seeded(1, (9, 2**40))], torch.randn(4, 1, SIDE, SIDE)
+    noise = torch.stack(
+        [torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(s))
+         for s in (7, 8, 9, 2**40)]
+    )  # fmt: skip
+
+    def knows(of):
+        """A model that predicts this noise of each image, wherever it is."""
+        level = GRID.levels[2]  # of four, at four fifths
+        found = prediction_of(x_0, of, level, KIND)
+        model.predict = lambda *_: found
+
+    knows(noise)
+    assert torch.equal(known_noise(how, x_0, {}, jobs)["endpoint"], noise)
+    knows(-noise)
+    with pytest.raises(DataError, match="only 0 of 4 images fit the noise of their seeds"):
+        known_noise(how, x_0, {}, jobs)
+    for job, what in (
+        (seeded(2, ()), "needs the columns seed_0 and seed_1.*set objective.path=line"),
+        (seeded(2, (1, 2), 2 * SIDE), "needs images at the size of training"),
+    ):
+        with pytest.raises(DataError, match=what):
+            known_noise(how, x_0, {}, [*jobs, job])
 
 
 def test_the_variance_is_that_of_the_recovered_noise(tmp_path):

@@ -133,6 +133,18 @@ def test_a_batch_is_whole_pairs(size, per_shard):
     assert key(f"inversion.batch_size={size}").pairs_per_shard == per_shard
 
 
+def test_a_straight_line_needs_the_top_alone_and_known_noise_no_path():
+    line = key("objective.path=line", "objective.t_max=0.5", "objective.guidance_scale=3")
+    assert (line.extent.first, line.extent.last, line.endpoint) == (10, 10, "recovered")
+    assert line.reference_guidance == line.guidance_scale == 1  # nothing is stored to be compared
+    known = key("objective.path=known", "inversion.guidance_scale=2")
+    assert (known.extent, known.endpoint, known.guidance_scale) == (NOWHERE, "known", 1)
+    assert known == replace(key("objective.name=diffusion_dpo"), endpoint="known")
+    assert known.smaller() == line.smaller() == {} and known.pair_size(10, 3) == 83
+    with pytest.raises(ConfigError, match="set data.flip=false"):
+        key("objective.path=known", "data.flip=true")
+
+
 def test_kept_states_are_drawn_from_the_window_and_flips_from_the_seed():
     within = ["objective.t_min=0.25", "objective.t_max=0.75", "objective.guidance_scale=2"]
     found = key("inversion.keep=2", "data.flip=true", "training.seed=5", *within)
