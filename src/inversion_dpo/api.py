@@ -14,11 +14,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.folder import check_output, claim, occupied, read_config, run_file
 from inversion_dpo.training.effects import load_checked
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +137,13 @@ def report(run: str | Path) -> Path:
     return write(Path(run))
 
 
-def sample(run: str | Path, prompts: list[str], seed: int = 0, policy: bool = True) -> list[Any]:
+def sample(
+    run: str | Path,
+    prompts: list[str],
+    seed: int = 0,
+    policy: bool = True,
+    sources: Sequence[Image.Image] = (),
+) -> list[Any]:
     """Sample one image for each prompt, from a run's policy or its reference.
 
     Args:
@@ -142,6 +151,7 @@ def sample(run: str | Path, prompts: list[str], seed: int = 0, policy: bool = Tr
         prompts: one image each.
         seed: of the first image; each next image adds 1. Both models get the same noise from it.
         policy: False samples the reference.
+        sources: the image that each prompt edits, for an editing model.
 
     Returns:
         Images [H, W, 3], uint8.
@@ -150,4 +160,5 @@ def sample(run: str | Path, prompts: list[str], seed: int = 0, policy: bool = Tr
 
     folder = Path(run)
     sampler = sampler_of(read_config(folder), folder / "adapter" if policy else None)
-    return sampler.draw(prompts, [seed + k for k in range(len(prompts))])
+    seeds = [seed + k for k in range(len(prompts))]
+    return sampler.draw(prompts, seeds, sources=sources)

@@ -75,6 +75,9 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo evaluate runs/mine evaluation.scorer=pickscore,lpips": "test_diversity.py",
     "inversion-dpo evaluate runs/mine evaluation.scorer=vqa": "tests/unit: test_asking.py",
     "inversion-dpo train --config flux --output runs/edits": "test_edits.py",
+    "inversion-dpo evaluate runs/edits": "the same",
+    "inversion-dpo report runs/edits": "the same",
+    'inversion-dpo sample "make it night" --source': "the same",
     "inversion-dpo pairs export": "of labels that a person gave: test_labelling_commands.py",
 }
 

@@ -1,20 +1,31 @@
 """Pairs of edits on tiny FLUX.1 Kontext and FLUX.2: inverted, trained, saved, drawn, evaluated."""
 
+import io
+import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.source import open_pairs
+from inversion_dpo.evaluation.evaluate import evaluate
+from inversion_dpo.evaluation.prompt_sets import read_prompt_set, sources_to_sample
+from inversion_dpo.evaluation.report import report
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import check_model
-from inversion_dpo.run.config import load_config
-from inversion_dpo.run.folder import read_rows
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.folder import claim, read_rows
 from inversion_dpo.training.beforehand import check_training
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.step import losses
+from inversion_dpo.web.studio import How, Studio
+from tests.pair_files import open_pairs as pairs_of
 from tests.pair_files import write_edits
 from tests.slow import slow_but
 
@@ -110,6 +121,62 @@ def test_the_reference_is_the_network_with_the_source(family, made):
         found.append(losses(session, batch, generators, compare=True)[1].winner.detach())
     del session.cache.condition
     assert (found[0] - found[1]).abs().max() > 1e-6
+
+
+@each_family
+def test_evaluation_edits_the_held_out_sources(family, made, tmp_path):
+    """At their shape; files beside the prompts, pictures and report show them; the page too."""
+    config, folder, _ = made(family)
+    shutil.copytree(folder, run := tmp_path / "run", ignore=shutil.ignore_patterns("cache"))
+    claim(run / "x", config)
+    shutil.move(run / "x" / "config.yaml", run)
+    metrics = evaluate(run, config)
+    rows = [json.loads(line) for line in (run / "heldout-prompts.jsonl").open()]
+    assert len(rows) == metrics["n_prompts"] == 2
+    pair_of = {p.caption: p for p in open_pairs(config.data)}
+    for k, row in enumerate(rows):
+        expected = pair_of[row["prompt"]].source_image
+        for file in (run / row["source"], run / "images" / f"{k:03d}-source.png"):
+            assert Image.open(file).tobytes() == expected.tobytes()
+    samples = sorted((run / "samples").glob("*.parquet"))
+    page = report(run).read_text()
+    assert "From left to right: the source, the reference and the policy" in page
+    assert sorted((run / "samples").glob("*.parquet")) == samples  # drawn once
+    studio = Studio(config, run)
+    name = studio.source(rows[0]["prompt"])
+    assert Image.open(io.BytesIO(studio.pictures.get(name))).size == (64, 64)
+    needs = pytest.raises(ModelError, match="edits images: give each prompt its")
+    with needs if family == "flux-kontext" else nullcontext():
+        studio.draw(None, ["another"], [1], How(1, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        (["a.png"] * 2, "3 prompts and 2 images to edit: give --source once"),
+        (["none.png"], "--source .*none.png cannot be read: No such file"),
+    ],
+)
+def test_sources_of_the_command_that_do_not_fit(sources, expected, tmp_path):
+    write_edits(tmp_path / "p.parquet", 1)
+    (tmp_path / "a.png").write_bytes(next(iter(pairs_of(tmp_path / "p.parquet"))).source)
+    with pytest.raises(ConfigError, match=expected):
+        sources_to_sample([tmp_path / name for name in sources], 3)
+    assert len(sources_to_sample([tmp_path / "a.png"], 3)) == 3
+
+
+def test_one_instruction_for_two_sources_is_refused(tmp_path):
+    """And a source that is not there names its line."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    lines = [json.dumps({"prompt": "x", "source": f"{name}.png"}) for name in "abc"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(lines[:2]))
+    with pytest.raises(ConfigError, match="'x' occurs with two sources; word the two"):
+        _ = read_prompt_set(str(file), None).source_of
+    file.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"line 3, \"source\": there is no file 'c.png'"):
+        read_prompt_set(str(file), None)
 
 
 @pytest.mark.parametrize(

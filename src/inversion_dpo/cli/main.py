@@ -145,6 +145,10 @@ def sample(
         Path | None,
         typer.Option(help="LAION-SG's JSON, a graph for each image; prompts: its captions."),
     ] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(help="Image to edit, for an editing model: one for all prompts, or one each."),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Use this run's policy; without it, the reference.")
     ] = None,
@@ -156,7 +160,7 @@ def sample(
     Example: inversion-dpo sample "a red star" --run runs/mine -o png evaluation.guidance_scale=5
     """
     from inversion_dpo.data.images import png
-    from inversion_dpo.evaluation.prompt_sets import prompts_to_sample
+    from inversion_dpo.evaluation.prompt_sets import prompts_to_sample, sources_to_sample
     from inversion_dpo.evaluation.readiness import check_sampling
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.run.disk import atomic_bytes
@@ -166,7 +170,8 @@ def sample(
     texts, overrides = split_settings(prompts or [])
     asked = prompts_to_sample(texts, scene_graph)
     settings = resolved("sample", run_file(run) if run else config, overrides)
-    check_sampling(settings, output, len(asked), "the number of prompts")
+    sources = sources_to_sample(source or [], len(asked))
+    check_sampling(settings, output, len(asked), "the number of prompts", sources or [None])
     sampler = sampler_of(settings, run / "adapter" if run else None)
     if scene_graph and not sampler.takes_graphs:
         raise ConfigError(
@@ -174,7 +179,7 @@ def sample(
             "policy.kind=scene_graph, or --config of a file that sets model.scene_graph"
         )
     seeds = [seed + k for k in range(len(asked))]
-    images = sampler.draw(asked, seeds, desc="sample")
+    images = sampler.draw(asked, seeds, sources=sources, desc="sample")
     output.mkdir(parents=True, exist_ok=True)
     for s, image in zip(seeds, images, strict=True):
         atomic_bytes(png(image), output / f"{s:06d}.png")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from inversion_dpo.data.buckets import buckets, named, place, square
-from inversion_dpo.data.source import open_pairs
+from inversion_dpo.data.source import Pair, open_pairs
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import scorers_of
 from inversion_dpo.evaluation.scorers.registry import SCENES
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
-from inversion_dpo.evaluation.sides import sizes_for
+from inversion_dpo.evaluation.sides import sizes_for, sources_for
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.processes import current_team
@@ -23,6 +26,7 @@ from inversion_dpo.trajectories.method import takes_images
 
 HELDOUT = "heldout"  # as evaluation.prompts: the captions of the held-out pairs
 HELDOUT_FILE, MEASURING_FILE = "heldout-prompts.jsonl", "measuring-prompts.jsonl"  # made here
+SOURCES = "heldout-sources"  # folder of the images that these edit
 AUTO = "auto"  # as evaluation.preference: the only score
 
 
@@ -37,16 +41,35 @@ def settled(config: Config, folder: Path) -> Config:
     e = config.evaluation
     if e.prompts == HELDOUT:
         if current_team().main:
-            usual = square(config.model.resolution)
-            lines = [
-                json.dumps({"prompt": p} | ({} if size == usual else {"size": named(size)}))
-                for p, size in heldout_prompts(config).items()
-            ]
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_text("\n".join(lines) + "\n", file)
+            write_heldout(config, file)
         current_team().wait()
         e = replace(e, prompts=str(file))
     return replace(config, evaluation=replace(e, preference=preferred(config)))
+
+
+def with_sources(config: Config, folder: Path) -> Config:
+    """Let held-out prompts that edit images be read from a file, which is made if need be."""
+    config, file = with_prompts_of(config, folder), folder / HELDOUT_FILE
+    if config.evaluation.prompts != HELDOUT or not open_pairs(config.data).edits:
+        return config
+    write_heldout(config, file)
+    return replace(config, evaluation=replace(config.evaluation, prompts=str(file)))
+
+
+def write_heldout(config: Config, file: Path) -> None:
+    """Write the held-out prompts with their sizes, and beside the file the sources of edits."""
+    usual, held = square(config.model.resolution), heldout_prompts(config)
+    rows = [
+        {"prompt": p} | ({} if size == usual else {"size": named(size)})
+        for p, (size, _) in held.items()
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for row, source in zip(rows, _heldout_sources(config, held), strict=True):
+        if source:
+            row["source"] = f"{SOURCES}/{hashlib.sha256(source.tobytes()).hexdigest()[:16]}.png"
+            (file.parent / SOURCES).mkdir(exist_ok=True)
+            source.save(file.parent / row["source"])
+    atomic_text("".join(f"{json.dumps(row)}\n" for row in rows), file)
 
 
 def with_prompts_of(config: Config, folder: Path) -> Config:
@@ -106,33 +129,61 @@ def evaluation_sizes(config: Config, prompts: Sequence[str]) -> list[Size]:
     """List the size of each prompt's images in the evaluation."""
     if config.evaluation.prompts != HELDOUT:
         return sizes_for(config, prompts)
-    held = heldout_prompts(config)
-    return [held.get(prompt, square(config.model.resolution)) for prompt in prompts]
+    held, usual = heldout_prompts(config), square(config.model.resolution)
+    return [held[prompt][0] if prompt in held else usual for prompt in prompts]
 
 
-def heldout_prompts(config: Config) -> dict[str, Size]:
-    """Map the captions that only held-out pairs have, in their order, to their pictures' size."""
+def has_sources(config: Config, prompts: Sequence[str]) -> list[object]:
+    """Tell of each prompt of the evaluation whether it edits an image; None if not."""
+    if config.evaluation.prompts != HELDOUT:
+        return [*sources_for(config, prompts)]
+    return [open_pairs(config.data).edits or None] * len(prompts)
+
+
+def _heldout_sources(
+    config: Config, held: Mapping[str, tuple[Size, int]]
+) -> list[Image.Image | None]:
+    """Read the sources of held-out prompts, which have the places of their pairs."""
+    if not open_pairs(config.data).edits:
+        return [None] * len(held)
+    places = {place for _, place in held.values()}
+    found = {k: p.source_image for k, (p, _) in enumerate(_fitting(config)) if k in places}
+    return [found[place] for _, place in held.values()]
+
+
+def _fitting(config: Config) -> Iterator[tuple[Pair, Size]]:
+    """Give the pairs that have a size, the others are not trained on, with it."""
+    sizes = buckets(config.model.resolution)
+    for pair in open_pairs(config.data, alone=takes_images(config)).read(lambda number: False):
+        found = place(sizes, pair.sizes, config.data.fit)
+        if found.fit:
+            yield pair, found.size
+
+
+def heldout_prompts(config: Config) -> dict[str, tuple[Size, int]]:
+    """Map captions that only held-out pairs have to their pictures' size, and the pair's place.
+
+    A caption with another source is another one; the first pair of each caption counts.
+    """
     if config.inversion.max_error is not None:
         raise ConfigError(
             "evaluation.prompts=heldout does not know which pairs inversion.max_error leaves out: "
             "give a file of prompts"
         )
-    sizes, pairs = buckets(config.model.resolution), list[tuple[str, Size]]()
-    for pair in open_pairs(config.data, alone=takes_images(config)).read(lambda number: False):
-        found = place(sizes, pair.sizes, config.data.fit)
-        if found.fit:  # the others are not trained on
-            pairs.append((pair.caption, found.size))
+    pairs, sizes = list[tuple[str, str]](), list[Size]()
+    for pair, size in _fitting(config):
+        pairs.append((pair.caption, hashlib.sha256(pair.source or b"").hexdigest()))
+        sizes.append(size)
     if not pairs:
         raise ConfigError("evaluation.prompts=heldout: no pair fits model.resolution and data.fit")
     trained, held = split_pairs(list(range(len(pairs))), config.data.holdout)
-    seen = {pairs[number][0] for number in trained}
-    sizes_of: dict[str, Size] = {}
-    for caption, size in (pairs[number] for number in held):
-        if caption not in seen:
-            sizes_of.setdefault(caption, size)
-    if not sizes_of:
+    seen, found = {pairs[number] for number in trained}, dict[str, tuple[Size, int]]()
+    for number in held:
+        if pairs[number] not in seen:
+            found.setdefault(pairs[number][0], (sizes[number], number))
+    if not found:
         raise ConfigError(
             f"evaluation.prompts=heldout: every caption of the {len(held)} held-out pairs is "
             "trained on too: give a file of other prompts"
         )
-    return sizes_of
+    return found

@@ -17,7 +17,12 @@ from inversion_dpo.data.buckets import named
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
-from inversion_dpo.evaluation.defaults import check_scores, evaluation_prompts, settled
+from inversion_dpo.evaluation.defaults import (
+    check_scores,
+    evaluation_prompts,
+    has_sources,
+    settled,
+)
 from inversion_dpo.evaluation.diversity import diversity, measure_of
 from inversion_dpo.evaluation.judges import agreement, order_of_pairs
 from inversion_dpo.evaluation.metrics import AGREEMENT, OTHER_GUIDANCE, PAIRS_AGREE, compare
@@ -110,6 +115,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     """
     e = config.evaluation
     prompts = evaluation_prompts(config)
+    sources = has_sources(config, prompts)
     check_scores(config, prompts)
     if judge := judge_of(config):
         judge.asked.check()
@@ -118,7 +124,8 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
         reach_servers(config)
     for model in models:
         drawn = side(config, model).config
-        check_sampling(drawn, folder / "samples", 2 * len(prompts) * e.seeds, "evaluation.limit")
+        images = 2 * len(prompts) * e.seeds
+        check_sampling(drawn, folder / "samples", images, "evaluation.limit", sources)
 
 
 def reach_servers(config: Config) -> None:
@@ -158,7 +165,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     write_metrics(folder, metrics)
     if current_team().main:
-        write_pictures(folder / "images", files)
+        write_pictures(folder / "images", files, config)
         atomic_text(to_yaml(config), folder / EVALUATED)
     return metrics
 

@@ -6,40 +6,55 @@ The embedded world is a prompt set too; only this module and the registry of sco
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+from PIL import Image
 
 from inversion_dpo.data.annotations import read_annotations
 from inversion_dpo.data.buckets import read_size
+from inversion_dpo.data.images import decode_image
+from inversion_dpo.data.rows import Fault, find_inside
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts, each with its category, the scene graph that it asks for and its images' size.
+    """Prompts, each with its category, scene graph, size of its images and source to be edited.
 
-    A prompt without a category has "", one without a graph or a size has None.
+    A prompt without a category has "", one without the others has None.
     """
 
     prompts: list[str]
     categories: list[str]
     graphs: list[SceneGraph | None]
     sizes: list[Size | None] = field(default_factory=list)
+    sources: list[Path | None] = field(default_factory=list)
 
     @property
     def size_of(self) -> dict[str, Size]:
         """Prompt -> size of its images, where the set gives one; ConfigError if it gives two."""
-        found: dict[str, Size] = {}
-        for prompt, size in zip(self.prompts, self.sizes, strict=False):
-            if size is not None and found.setdefault(prompt, size) != size:
+        return self._one("sizes", self.sizes)
+
+    @property
+    def source_of(self) -> dict[str, Path]:
+        """Prompt -> image that it edits, where the set gives one; ConfigError if it gives two."""
+        return self._one("sources", self.sources)
+
+    def _one(self, what: str, given: Sequence[T | None]) -> dict[str, T]:
+        found: dict[str, T] = {}
+        for prompt, value in zip(self.prompts, given, strict=False):
+            if value is not None and found.setdefault(prompt, value) != value:
                 raise ConfigError(
-                    f"evaluation.prompts: {prompt[:60]!r} occurs with two sizes; word the two "
+                    f"evaluation.prompts: {prompt[:60]!r} occurs with two {what}; word the two "
                     "prompts differently"
                 )
         return found
@@ -63,9 +78,10 @@ def read_prompt_set(
         source: a set's name, see :mod:`named_sets`; a number of training captions of the embedded
             world; a text file with one prompt a line; a .jsonl file with ``prompt`` and,
             optionally, ``category`` or ``tag`` (GenEval's evaluation_metadata.jsonl) and
-            ``scene_graph`` in LAION-SG's layout, and ``size``, WIDTHxHEIGHT of its images in
-            pixels; a .parquet file with the same columns; or a
-            dataset's column on the hub, ``hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]`` (split train).
+            ``scene_graph`` in LAION-SG's layout, ``size``, WIDTHxHEIGHT of its images in
+            pixels, and ``source``, an image file below the set's folder; a .parquet file with the
+            same columns; or a dataset's column on the hub,
+            ``hf:OWNER/NAME[@REVISION]:COLUMN[:SPLIT]`` (split train).
         limit: None for all.
         seed: of the embedded world's captions.
         option: the setting or option that named the source, for errors.
@@ -151,23 +167,25 @@ def prompts_with_graphs(prompt_set: PromptSet) -> list[str | SceneGraph]:
     return [replace(graph, caption=prompt) if graph else prompt for prompt, graph in both]
 
 
-# prompt, category, graph, size of the images
-_Row = tuple[str, str, SceneGraph | None, Size | None]
+class _Row(NamedTuple):
+    prompt: str
+    category: str = ""
+    graph: SceneGraph | None = None
+    size: Size | None = None
+    source: Path | None = None
 
 
 def _rows(source: str, seed: int) -> Iterator[_Row]:
     if source.isdecimal():
         from inversion_dpo.world.scene_prompts import prompts
 
-        yield from (
-            (graph.caption, "", None, None) for graph in prompts("train", int(source), seed)
-        )
+        yield from (_Row(graph.caption) for graph in prompts("train", int(source), seed))
         return
     if source.startswith("hf:"):
         yield from _hub_rows(source)
         return
     if source in named_sets():
-        yield from ((r["prompt"], r["category"], None, None) for r in named_sets()[source].rows())
+        yield from (_Row(r["prompt"], r["category"]) for r in named_sets()[source].rows())
         return
     file = Path(resolve(source))
     if not file.is_file():
@@ -185,24 +203,24 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             is_json, where = file.suffix == ".jsonl", f"{file}, line {number}"
-            yield _row(line, where) if is_json else (line.strip(), "", None, None)
+            yield _row(line, where, file.parent) if is_json else _Row(line.strip())
 
 
 def _parquet_rows(file: Path) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = ("prompt", "category", "tag", "scene_graph", "size")
+    columns = ("prompt", "category", "tag", "scene_graph", "size", "source")
     try:
         names = pq.read_schema(file).names
         rows = pq.read_table(file, columns=[n for n in columns if n in names]).to_pylist()
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{file} cannot be read ({reason})") from error
-    yield from (_row(row, f"{file}, row {number}") for number, row in enumerate(rows))
+    yield from (_row(row, f"{file}, row {k}", file.parent) for k, row in enumerate(rows))
 
 
-def _row(row: Any, where: str) -> _Row:
+def _row(row: Any, where: str, folder: Path) -> _Row:
     """Read a row, given as an object or as its JSON."""
     try:
         row = json.loads(row) if isinstance(row, str) else row
@@ -216,7 +234,10 @@ def _row(row: Any, where: str) -> _Row:
     category, size = str(row.get("category", row.get("tag")) or ""), row.get("size")
     if size is not None and (size := read_size(size)) is None:
         raise ConfigError(f'evaluation.prompts: {where}, "size": write it as "832x1216"')
-    return prompt.strip(), category, graph, size
+    source = row.get("source")
+    if source is not None and isinstance(source := find_inside(folder, str(source)), Fault):
+        raise ConfigError(f'evaluation.prompts: {where}, "source": {source.text}')
+    return _Row(prompt.strip(), category, graph, size, source)
 
 
 def _graph(value: Any, where: str) -> SceneGraph | None:
@@ -247,12 +268,30 @@ def _hub_rows(source: str) -> Iterator[_Row]:
             if column not in row:
                 raise KeyError(f"no column {column}; it has {', '.join(row)}")
             if str(row[column] or "").strip():
-                yield str(row[column]).strip(), "", _graph(row.get("scene_graph"), name), None
+                graph = _graph(row.get("scene_graph"), name)
+                yield _Row(str(row[column]).strip(), graph=graph)
     except Exception as error:  # unknown names and splits, and the network, each have their own
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"{source} cannot be read ({reason}); check name, column and split"
         ) from error
+
+
+def sources_to_sample(files: Sequence[Path], prompts: int) -> list[Image.Image]:
+    """Read the images that the prompts of `inversion-dpo sample` edit: one for all, or one each.
+
+    ConfigError names the file that cannot be used.
+    """
+    if len(files) not in (0, 1, prompts):
+        raise ConfigError(
+            f"{prompts} prompts and {len(files)} images to edit: give --source once for all, or "
+            "once for each prompt"
+        )
+    try:
+        found = [decode_image(file.read_bytes(), str(file)) for file in files]
+    except OSError as error:
+        raise ConfigError(f"--source {error.filename} cannot be read: {error.strerror}") from error
+    return found * prompts if len(found) == 1 else found
 
 
 def prompts_to_sample(prompts: list[str], file: Path | None) -> list[str | SceneGraph]:

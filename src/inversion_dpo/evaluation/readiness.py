@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from inversion_dpo.data.buckets import square
 from inversion_dpo.models.loading import check_model
+from inversion_dpo.models.sampler import check_sources
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import check_room, check_writable
@@ -14,7 +16,13 @@ from inversion_dpo.run.disk import check_room, check_writable
 BYTES = 2  # of a pixel in a PNG, roughly
 
 
-def check_sampling(config: Config, folder: Path, images: int, fewer: str) -> None:
+def check_sampling(
+    config: Config,
+    folder: Path,
+    images: int,
+    fewer: str,
+    sources: Sequence[object] = (),
+) -> None:
     """Refuse a folder, a disk, a model or a number of steps by which images cannot be drawn.
 
     Nothing is written, and no weight is read.
@@ -24,6 +32,7 @@ def check_sampling(config: Config, folder: Path, images: int, fewer: str) -> Non
         folder: where the images go; it need not be there yet.
         images: how many there will be.
         fewer: the setting that asks for fewer of them.
+        sources: the image that each prompt edits, None for none.
 
     Raises:
         ConfigError, ModelError, DiskError: the first fault and what to do.
@@ -32,4 +41,5 @@ def check_sampling(config: Config, folder: Path, images: int, fewer: str) -> Non
     pixels = math.prod(square(config.model.resolution))
     check_room(folder, images * BYTES * pixels, "samples", f"lower {fewer}")
     model = check_model(config.model)
+    check_sources(model, sources or [None])
     grid_for(model.schedule, "evaluation.sample_steps", config.evaluation.sample_steps)

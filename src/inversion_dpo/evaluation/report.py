@@ -22,6 +22,7 @@ from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.repairs import some_of
 from inversion_dpo.evaluation.report_page import ReportData, write_report
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
+from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text
@@ -81,6 +82,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     files = both_sides(folder, config, folder / "samples", models)
     r, p = map(read_scores, files)
     show = pick(prompts, shown)
+    captions = [prompts[k] for k in show]
     first = [k * e.seeds for k in show]  # the first image of each prompt
     scores = [
         {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
@@ -103,14 +105,18 @@ def report(folder: Path, shown: int = 16) -> Path:
         setting=f"held-out prompts{each}, with the same noise",
         metrics=metrics,
         preference=e.preference,
-        captions=[prompts[k] for k in show],
+        captions=captions,
         reference_images=reference,
         policy_images=policy,
         scores=scores,
+        sources=[np.array(opened(f)) if f else None for f in sources_for(config, captions)],
         repairs=some_of(every, files, (r, p)),
         people=people_text(judged) if judged else "",
         pairs=[
-            (x.caption, np.array(decode_image(x.winner, "")), np.array(decode_image(x.loser, "")))
+            (
+                x.caption,
+                *(np.array(decode_image(i, "")) for i in (x.winner, x.loser, x.source) if i),
+            )
             for x in examples
             if not x.single
         ],

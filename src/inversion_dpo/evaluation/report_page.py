@@ -47,9 +47,10 @@ class ReportData:
     metrics: from :func:`evaluate.evaluate`; without a scorer ``n_prompts`` alone. preference: the
     metric that decides wins. captions: of the prompts shown, with uint8 images
     [H, W, 3] of both models from the same noise, and their ``scores`` by the preference under
-    "reference" and "policy". pairs: caption, winner and loser of some training pairs. history:
-    training rows, see :func:`figures.training_curves`. config: as YAML. seconds: by stage. seeds:
-    by purpose. setting: how prompts were compared, a fragment for the first sentence.
+    "reference" and "policy". sources: of edits, in that order. pairs: caption, winner, loser and
+    any source of some training pairs. history: training rows, see
+    :func:`figures.training_curves`. config: as YAML. seconds: by stage. seeds: by purpose. setting:
+    how prompts were compared, a fragment for the first sentence.
     largest: caption and both images of the prompts that changed most. worst: of those that lost
     most. run: the folder's name.
     selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
@@ -64,7 +65,8 @@ class ReportData:
     reference_images: Sequence[Pixels] = ()
     policy_images: Sequence[Pixels] = ()
     scores: Sequence[Mapping[str, float]] = ()
-    pairs: Sequence[tuple[str, Pixels, Pixels]] = ()
+    sources: Sequence[Pixels | None] = ()
+    pairs: Sequence[tuple[Any, ...]] = ()
     history: Sequence[Mapping[str, Any]] = ()
     config: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -155,6 +157,8 @@ def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
             for name, image in zip(SIDES, images, strict=True)
         ]
         cards.append((caption, pictures))
+    for (_, pictures), source in zip(cards, data.sources, strict=False):
+        pictures[:0] = [] if source is None else [Picture("source", inlined(source))]
     return cards
 
 
@@ -185,6 +189,8 @@ def _repairs(data: ReportData) -> list[Section]:
 def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Section | None:
     numbers = f"Numbers are `{data.preference}`; the higher one is bold. " if data.scores else ""
     sides = "The reference is on the left, the policy on the right, from the same noise."
+    if any(source is not None for source in data.sources):
+        sides = "From left to right: the source, the reference and the policy, from the same noise."
     note = f"{sides} {numbers}{data.selection}"
     return Section("Samples", note, cards=cards) if cards else None
 
@@ -272,9 +278,13 @@ def _pairs(data: ReportData) -> Section | None:
     cards = [
         (
             caption,
-            [Picture("preferred", inlined(w), strong=True), Picture("not preferred", inlined(l))],
+            [
+                Picture("preferred", inlined(w), strong=True),
+                Picture("not preferred", inlined(l)),
+                *(Picture("source", inlined(image)) for image in source),
+            ],
         )
-        for caption, w, l in data.pairs
+        for caption, w, l, *source in data.pairs
     ]
     note = f"The preferred image is on the left, as in the training data. {data.preference_note}"
     return Section("What the pairs prefer", note, cards=cards) if cards else None

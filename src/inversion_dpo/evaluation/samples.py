@@ -31,7 +31,7 @@ from inversion_dpo.evaluation.scorers.registry import (
     load_scorers,
 )
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
-from inversion_dpo.evaluation.sides import graphs_for, sampler_of, sizes_for
+from inversion_dpo.evaluation.sides import graphs_for, opened, sampler_of, sizes_for, sources_for
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_table, atomic_tables, read_table, sha256_of
@@ -149,6 +149,7 @@ def sampled_file(
     sizes = sizes_for(config, prompts)
     if set(sizes) - {square(config.model.resolution)}:
         key += f"{sizes}"
+    key += "".join(content_of(file) for file in sources_for(config, prompts) if file)
     path = memo / f"{desc}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
     if not _on_disk(path):
         pictured = [graphs.get(p, p) for p in prompts for _ in range(repeats)]
@@ -199,7 +200,9 @@ def sample_parts(
         texts = [p if isinstance(p, str) else p.caption for p in prompts[batch]]
         if read_table(part) is None:
             sampler, noise = sampler or sampler_of(config, adapter), seeds[batch]
-            images = sampler.draw(prompts[batch], noise, sizes=sizes_for(config, texts))
+            sizes = sizes_for(config, texts)
+            sources = [opened(file) for file in sources_for(config, texts)]
+            images = sampler.draw(prompts[batch], noise, sizes=sizes, sources=sources)
             blank += [
                 f"{text[:60]!r}, seed {seed}"
                 for text, seed, image in zip(texts, noise, images, strict=True)
@@ -232,10 +235,10 @@ def write_samples(
     atomic_table(pa.table(columns | {f"score.{k}": v for k, v in scores.items()}), path)
 
 
-def write_pictures(folder: Path, files: Sequence[Path]) -> None:
+def write_pictures(folder: Path, files: Sequence[Path], config: Config) -> None:
     """Write the first images of reference and policy side by side: 000-reference.png and so on.
 
-    ``prompts.txt`` has the prompts in the same order.
+    ``prompts.txt`` has the prompts in the same order. An edit has its source beside it.
     """
 
     def fill(made: Path) -> None:
@@ -244,7 +247,11 @@ def write_pictures(folder: Path, files: Sequence[Path]) -> None:
             rows = next(pq.ParquetFile(file).iter_batches(PICTURES, columns=["prompt", "image"]))
             for number, image in enumerate(rows["image"]):
                 (made / f"{number:03d}-{word}.png").write_bytes(image.as_py())
-        lines = [f"{k:03d} {' '.join(p.as_py().split())}\n" for k, p in enumerate(rows["prompt"])]
+        texts = [prompt.as_py() for prompt in rows["prompt"]]
+        for number, edited in enumerate(sources_for(config, texts)):
+            if source := opened(edited):
+                source.save(made / f"{number:03d}-source.png")
+        lines = [f"{k:03d} {' '.join(text.split())}\n" for k, text in enumerate(texts)]
         (made / "prompts.txt").write_text("".join(lines), encoding="utf-8")
 
     atomic_folder(folder, fill)

@@ -8,9 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.data.buckets import square
+from PIL import Image
+
+from inversion_dpo.data.buckets import buckets, nearest, square
+from inversion_dpo.data.images import decode_image, picture_size
 from inversion_dpo.data.transforms import Size
-from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, intended_graphs, read_prompt_set
+from inversion_dpo.evaluation.prompt_sets import (
+    PromptSet,
+    graph_of_prompt,
+    intended_graphs,
+    read_prompt_set,
+)
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import load_pipeline
@@ -88,11 +96,34 @@ def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict
 
 
 def sizes_for(config: Config, prompts: Sequence[str]) -> list[Size]:
-    """List the size of each prompt's images: the prompt set's own, or that of the model."""
-    source, own = Path(resolve(config.evaluation.prompts)), dict[str, Size]()
+    """List the size of each prompt's images: the set's own, near its source's, or the model's."""
+    own, resolution = _details(config).size_of, config.model.resolution
+    usual = [
+        nearest(buckets(resolution), picture_size(file.read_bytes(), str(file)))
+        if file
+        else square(resolution)
+        for file in sources_for(config, prompts)
+    ]
+    return [own.get(prompt, size) for prompt, size in zip(prompts, usual, strict=True)]
+
+
+def sources_for(config: Config, prompts: Sequence[str]) -> list[Path | None]:
+    """List the file of the image that each prompt edits, where the prompt set gives one."""
+    own = _details(config).source_of
+    return [own.get(prompt) for prompt in prompts]
+
+
+def opened(file: Path | None) -> Image.Image | None:
+    """Decode an image to be edited, if there is one; DataError if it cannot be read."""
+    return decode_image(file.read_bytes(), str(file)) if file else None
+
+
+def _details(config: Config) -> PromptSet:
+    """Read the prompt set if it is a file that says more than prompts; else it is empty."""
+    source = Path(resolve(config.evaluation.prompts))
     if source.suffix in (".jsonl", ".parquet") and source.is_file():
-        own = read_prompt_set(config.evaluation.prompts, None).size_of
-    return [own.get(prompt, square(config.model.resolution)) for prompt in prompts]
+        return read_prompt_set(config.evaluation.prompts, None)
+    return PromptSet([], [], [])
 
 
 def sampler_of(config: Config, adapter: Path | None) -> Sampler:

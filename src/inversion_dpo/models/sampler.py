@@ -33,6 +33,15 @@ def no_graph(prompt: str) -> SceneGraph | None:
     return None
 
 
+def check_sources(model: DiffusionModel, sources: Sequence[object]) -> None:
+    """Refuse prompts without the image that the model edits, and images where it edits none."""
+    kind = type(model.pipeline).__name__
+    if model.edits == "must" and not all(sources):
+        raise ModelError(f"{kind} edits images: give each prompt its source image")
+    if model.edits == "never" and any(sources):
+        raise ModelError(f"{kind} draws from text alone: leave the source images out")
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A pipeline with its settings: the page, the evaluation and the commands draw alike.
@@ -94,7 +103,7 @@ class Sampler:
         e, images = self.config.evaluation, dict[int, NDArray[np.uint8]]()
         grid_for(self.model.schedule, "evaluation.sample_steps", e.sample_steps)
         sources = list(sources) or [None] * len(prompts)
-        self._check_sources(sources)
+        check_sources(self.model, sources)
         sizes = sizes or [self._size_for(source) for source in sources]
         asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
         with tqdm(total=len(asked), desc=desc, unit="image", disable=desc is None) as bar:
@@ -120,13 +129,6 @@ class Sampler:
                     images[k] = np.round(image * 255).astype(np.uint8)
                 bar.update(len(drawn))
         return [images[k] for k in range(len(asked))]
-
-    def _check_sources(self, sources: Sequence[Image.Image | None]) -> None:
-        edits, kind = self.model.edits, type(self.pipeline).__name__
-        if edits == "must" and not all(sources):
-            raise ModelError(f"{kind} edits images: give each prompt its source image")
-        if edits == "never" and any(sources):
-            raise ModelError(f"{kind} draws from text alone: leave the source images out")
 
     def _size_for(self, source: Image.Image | None) -> Size:
         """Choose the size of an image that edits a source, or of any other."""

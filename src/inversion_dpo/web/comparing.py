@@ -59,7 +59,8 @@ def compare_tab(studio: Studio) -> Tab:
         seeds = [sent.seed + k for k in range(len(sent.prompts))]
         how = How(sent.steps, sent.guidance, sent.side)
         drawn = await made(partial(studio.draw, models[sent.model], sent.prompts, seeds, how))
-        return JSONResponse({"images": [studio.pictures.add(d) for d in drawn], "seeds": seeds})
+        images, sources = map(studio.pictures.add, drawn), map(studio.source, sent.prompts)
+        return JSONResponse({"images": [*images], "seeds": seeds, "sources": [*sources]})
 
     async def strip(request: Request) -> JSONResponse:
         sent = await body(request, Inversion)

@@ -113,6 +113,21 @@ class Studio:
             return {}
         return dict(zip(self.prompts, sizes, strict=True))
 
+    @cached_property
+    def sources(self) -> dict[str, Path]:
+        """The file of the image that each of these prompts edits; held-out ones go to the run."""
+        from inversion_dpo.evaluation.defaults import with_sources
+        from inversion_dpo.evaluation.sides import sources_for
+
+        found = sources_for(with_sources(self.config, self.run), self.prompts) if self.run else []
+        return {p: source for p, source in zip(self.prompts, found, strict=False) if source}
+
+    def source(self, prompt: str) -> str | None:
+        """Name the image that a prompt edits; None if it edits none."""
+        return (
+            self.pictures.add(self.sources[prompt].read_bytes()) if prompt in self.sources else None
+        )
+
     def pair(self, number: int) -> tuple[str, list[str]] | None:
         """Read a pair of the data by its place: its caption and the names of its images."""
         found = next(islice(questions(self.config.data, None, Counter()), number, None), None)
@@ -138,7 +153,11 @@ class Studio:
             usual = square(self.config.model.resolution)
             own = [self.sizes.get(prompt, usual) for prompt in prompts]
             sizes = [(how.side, how.side)] * len(prompts) if how.side else own
-            return [png(image) for image in sampler.draw(prompts, seeds, sizes=sizes)]
+            from inversion_dpo.evaluation.sides import opened
+
+            sources = [opened(self.sources.get(prompt)) for prompt in prompts]
+            drawn = sampler.draw(prompts, seeds, sizes=sizes, sources=sources)
+            return [png(image) for image in drawn]
 
     def inversion(self, data: bytes, caption: str) -> dict[str, Any]:
         """Invert an encoded image under the reference and sample back, see :func:`.film.film`."""

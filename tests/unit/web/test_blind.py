@@ -19,7 +19,7 @@ from inversion_dpo.web.studio import Studio
 class Painter(Sampler):
     """A sampler whose policy paints 200 and whose reference paints 50, plus the seed."""
 
-    def draw(self, prompts, seeds, sizes=None):
+    def draw(self, prompts, seeds, sizes=None, sources=()):
         return [np.full((4, 4, 3), self.pipeline + seed, np.uint8) for seed in seeds]
 
 

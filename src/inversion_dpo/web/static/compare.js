@@ -18,7 +18,7 @@ async function busy(button, work) {
 }
 
 // one prompt and seed: the images in the order in which they are shown, each with its model's name
-function cell(prompt, seed, sides) {
+function cell(prompt, seed, sides, source) {
   const turned = Math.random() < 0.5;
   const images = sides.map(({ name, sha256 }, k) => {
     const img = image(sha256, `image of seed ${seed}`);
@@ -37,7 +37,8 @@ function cell(prompt, seed, sides) {
   const wipe = made("div", { className: `wipe${turned ? " turned" : ""}` }, ...images);
   const order = turned ? [...sides].reverse() : sides;
   names.textContent = order.map(({ name }, k) => `${"AB"[k]} = ${name}`).join(", ");
-  return made("figure", {}, wipe, made("figcaption", {}, `${prompt} · seed ${seed} `, names, inverts));
+  const edited = source ? [image(source, "source")] : [];
+  return made("figure", {}, ...edited, wipe, made("figcaption", {}, `${prompt} · seed ${seed} `, names, inverts));
 }
 
 const hidden = () => element("blind").checked && element("grid").classList.contains("hidden");
@@ -72,7 +73,7 @@ async function sample() {
         step(part.length);
       }
       element("grid").append(...part.map((prompt, k) => cell(
-        prompt, sides[0].seeds[k], sides.map(({ name, images }) => ({ name, sha256: images[k] })),
+        prompt, sides[0].seeds[k], sides.map(({ name, images }) => ({ name, sha256: images[k] })), sides[0].sources[k],
       )));
     }
   } finally {
