@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import Fault, Row, inspect
 from inversion_dpo.data.source import content, no_pairs
-from inversion_dpo.data.traits import Share, Tally, alike, format_shares, traits
+from inversion_dpo.data.traits import Share, Tally, format_shares, oddities, oddities_text, traits
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
@@ -50,14 +51,14 @@ class PairReport:
     """What :func:`check_pairs` found.
 
     counts: of rows and images, as :class:`source.PairSource` counts them; also mixed_sizes (pairs
-    of two image sizes), alike (pairs whose images look the same), mixed_shapes and odd_shapes
-    (:class:`buckets.Place`), up and down (thumbs), both (prompts that have the two) and bad_graphs
-    (a scene graph that is none; its row can be trained on, without it). What follows speaks of the
-    usable pairs: image_sizes {(width, height): images}, trained_at {(height, width): pairs} under
-    ``resolution`` and ``fit``, captions (least, median, most in ``measure``'s unit), long_captions
-    (longer than its longest), first_preferred (share of labelled rows with label_0 = 1), traits
-    (what else winners have more of), giveaways (what their files have), example (one pair in
-    words), graphs.
+    of two image sizes), kinds of :data:`traits.ODDITIES`, enlarged (images), mixed_shapes and
+    odd_shapes (:class:`buckets.Place`), up and down (thumbs), both (prompts that have the two) and
+    bad_graphs (a scene graph that is none; its row can be trained on, without it). What follows
+    speaks of the usable pairs: image_sizes {(width, height): images}, trained_at {(height, width):
+    pairs} under ``resolution`` and ``fit``, captions (least, median, most in ``measure``'s unit),
+    long_captions (longer than its longest), first_preferred (share of labelled rows with label_0 =
+    1), traits (what else winners have more of), giveaways (what their files have), example (one
+    pair in words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``.
     """
 
@@ -117,13 +118,13 @@ def check_pairs(
         won = row.encoded[:: 1 if row.label else -1][0]
         counts.update(pairs=1, duplicates=int(key in seen), labelled=int(row.labelled))
         counts.update(turned=int(seen.setdefault(key, hash(won)) != hash(won)))
-        counts.update(mixed_sizes=int(len(set(row_sizes)) > 1))
-        first = row.labelled and row.label == 1.0
-        counts.update(first=int(first), edits=int(row.source is not None))
+        counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
+        counts["first"] += int(row.labelled and row.label == 1.0)
         example = example or in_words(row)
         sizes.update(row_sizes)
         at = place(buckets(resolution), shapes, config.fit)
         counts.update([at.odd] if at.odd else [])
+        counts["enlarged"] += sum(4 * w * h < math.prod(at.size) for w, h in row_sizes)
         trained_at.update([at.size] if at.fit else [])
         lengths.append(measure.length(row.caption or ""))
         if row.preference is not None and row.single:
@@ -132,7 +133,7 @@ def check_pairs(
         if not row.single:
             order = 1 if row.label else -1
             tally.add(*map(traits, images[::order]))
-            counts.update(alike=int(alike(*images)))
+            counts.update(oddities(images))
             files.add(row.encoded[::order], images[::order][: 2 * (tally.pairs <= MEASURED_PAIRS)])
     counts["both"] = sum(len(labels) == 2 for labels in thumbs.values())
     if not counts["pairs"] and not total:
@@ -166,16 +167,19 @@ def _sizes_table(report: PairReport) -> list[str]:
     rows = [f"    {named(size):>9} {n:>8}" for size, n in report.trained_at.most_common()]
     odd = [f"{report.counts[kind]} {text}" for kind, text in _ODD.items() if report.counts[kind]]
     lines = [f"  training sizes for model.resolution={report.resolution}, and their pairs:", *rows]
+    if small := report.counts["enlarged"]:
+        lines.append(f"    {small} images are enlarged more than twice, and so blurred")
     what = {"drop": "left out", "pad": "padded", "crop": "cropped"}[report.fit]
     return [*lines, f"    {what} by data.fit={report.fit}: {' and '.join(odd)}"] if odd else lines
 
 
 def in_words(row: Row) -> str:
     """Say which image of a row is over which, so that reversed labels are seen."""
+    prompt = " ".join((row.caption or "").split())[:80]
     if row.single:
-        return f'prompt "{(row.caption or "")[:80]}": {row.called[0]}'
+        return f'prompt "{prompt}": {row.called[0]}'
     first, second = row.called[:: 1 if row.label else -1]
-    return f'prompt "{(row.caption or "")[:80]}": {first} over {second}'
+    return f'prompt "{prompt}": {first} over {second}'
 
 
 def thumbs_text(counts: Counter[str]) -> str:
@@ -254,11 +258,7 @@ def format_report(report: PairReport) -> str:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
     lines += format_shares(report.traits)
     lines += [f"  ! by their files, winners are {g}" for g in report.giveaways]
-    if counts["alike"]:
-        lines.append(
-            f"  ! {counts['alike']} pairs have two images that look the same: they hold no "
-            "preference, and still change the model; leave them out"
-        )
+    lines += [f"  ! {text}" for text in oddities_text(counts)]
     lines += format_statistics(report.graphs)
     head = (
         f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
@@ -266,7 +266,7 @@ def format_report(report: PairReport) -> str:
         f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['giveaways']} giveaways, "
         f"{counts['bad_graphs']} scene graphs); rows count from 0"
     )
-    marked = counts["alike"] or report.giveaways
+    marked = oddities_text(counts) or report.giveaways
     if report.ok and (marked or not all(s.chance for s in report.traits.values())):
         return "\n".join([*lines, "  no broken rows; look at what is marked with !"])
     return "\n".join([*lines, *listed(head, report.problems, report.problems_total)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pyarrow.types import is_struct
 
 from inversion_dpo.data.images import DataError
 
@@ -54,8 +55,14 @@ KNOWN = {
     "has_label": ("has_label",),
     "share_0": ("share_0", "votes_0", "votes_image1", "weighted_results_image1_preference"),
     "share_1": ("share_1", "votes_1", "votes_image2", "weighted_results_image2_preference"),
-    "winner": ("winner", "file_name_winner", "winner_image", "chosen", "chosen_image", "good"),
-    "loser": ("loser", "file_name_loser", "loser_image", "rejected", "rejected_image", "bad"),
+    "winner": (
+        *("winner", "file_name_winner", "winner_image", "images_winner"),
+        *("chosen", "chosen_image", "images_chosen", "good"),
+    ),
+    "loser": (
+        *("loser", "file_name_loser", "loser_image", "images_loser"),
+        *("rejected", "rejected_image", "images_rejected", "bad"),
+    ),
     "images": ("images", "image_path", "file_path", "image"),
     "ranks": ("ranks", "rank"),
     "scores": ("scores",),
@@ -73,6 +80,8 @@ KNOWN = {
 _NUMBERS = {"null", "bool", "halffloat", "float", "double"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
+_ONE = ("caption", "jpg_0", "jpg_1", "winner", "loser")  # also as a list of one
+_STORED = (".bytes", ".path")  # what a column of images holds inside
 _RATING = re.compile("rating|score|stars?$|mos$|grade|likert", re.IGNORECASE)
 _TEXT = {"null", "string", "large_string", "string_view"}
 _IMAGE = (
@@ -168,6 +177,16 @@ def find_name(where: str, options: Iterable[str], there: list[str]) -> str:
     return ""
 
 
+def inner_names(row: Mapping[str, Any] | pa.Schema) -> list[str]:
+    """List a table's columns, those in a column as well: ``images.chosen``."""
+    if isinstance(row, pa.Schema):
+        row = {
+            f.name: dict.fromkeys(c.name for c in f.type) if is_struct(f.type) else f for f in row
+        }
+    inner = [f"{k}.{c}" for k, v in row.items() if isinstance(v, Mapping) for c in v]
+    return [*row, *(name for name in inner if name not in row and not name.endswith(_STORED))]
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s._-]+", "_", name.strip("\ufeff \t")).lower()
 
@@ -178,7 +197,7 @@ def top(name: str, there: Sequence[str]) -> str:
 
 
 def cells(row: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    """Name a row's cells as we do: the image of ``{"image": ...}``, the text of a list of one."""
+    """Name a row's cells as we do: the image of ``{"image": ...}``, the entry of a list of one."""
     found: dict[str, Any] = {}
     for ours, theirs in table.names.items():
         value: Any = row
@@ -186,9 +205,17 @@ def cells(row: Mapping[str, Any], table: Table) -> dict[str, Any]:
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping) and "image" in value and ours != "scene_graph":
             value = value["image"]
-        single = ours == "caption" and isinstance(value, list) and len(value) == 1
-        found[ours] = value[0] if single else value
+        single = ours in _ONE and isinstance(value, list) and len(value) == 1
+        value = value[0] if single else value
+        several = isinstance(value, list) and ours == "images"
+        found[ours] = [_named(v, table) for v in value] if several else _named(value, table)
     return found
+
+
+def _named(value: Any, table: Table) -> Any:
+    """Take the path of ``{"path": ...}`` without bytes, where a table names files."""
+    named = table.folder is not None and isinstance(value, Mapping) and not value.get("bytes")
+    return value["path"] if named and "path" in value else value
 
 
 def check_types(where: str, schema: Any, table: Table) -> None:
@@ -201,7 +228,7 @@ def check_types(where: str, schema: Any, table: Table) -> None:
             continue
         kind, (allowed, wanted) = schema.field(theirs).type, _TYPES[ours]
         for part in ("image", "bytes") if allowed is _IMAGE[0] else ():
-            if pa.types.is_struct(kind) and kind.get_field_index(part) >= 0:
+            if is_struct(kind) and kind.get_field_index(part) >= 0:
                 kind = kind.field(part).type
         if ours == "caption" and pa.types.is_list(kind):
             kind = kind.value_type

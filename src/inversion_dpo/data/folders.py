@@ -104,8 +104,11 @@ def _unpaired(stem: str, names: tuple[str, ...], found: list[list[Path]]) -> Fau
     for name, paths in zip(names, found, strict=True):
         if len(paths) != 1:
             count = "no image" if not paths else f"{len(paths)} images"
-            remedy = "keep one in each folder, or set data.format=thumbs if they are no pairs"
-            return Fault("bad_rows", f"{name} has {count} {stem}; {remedy}")
+            text = (
+                f"{name} has {count} {stem}; keep one in each folder ({', '.join(IMAGES)}), or set "
+                "data.format=thumbs if they are no pairs"
+            )
+            return Fault("bad_rows", text)
     return None
 
 

@@ -37,7 +37,7 @@ _SAVED = ("state.json", "dataset_dict.json")
 _SUFFIXES = {
     ".parquet": "parquet",
     **dict.fromkeys(TEXTS, "table"),
-    **dict.fromkeys((".tar", ".tar.gz", ".tgz"), "webdataset"),
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), "webdataset"),
 }
 _SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _READERS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[Raw]]] = {

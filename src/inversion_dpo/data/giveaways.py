@@ -24,6 +24,7 @@ from scipy.special import betaincinv
 
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource
+from inversion_dpo.data.traits import oddities, oddities_text
 from inversion_dpo.run.disk import writing
 
 PAIRS, DECODED = 500, 128  # pairs looked at before a training: file headers, and pixels
@@ -159,19 +160,23 @@ def refuse_giveaways(pairs: PairSource, memo: Path) -> None:
     Raises:
         DataError: a trait finds the winner too often, and ``data.allow_giveaways`` is not set.
     """
-    files = Files()
+    files, odd, name = Files(), Counter[str](), pairs.config.pairs
     if not memo.exists():
         for k, pair in enumerate(islice(pairs.read(lambda number: number < DECODED), PAIRS)):
             if pair.winner != pair.loser:
-                files.add((pair.winner, pair.loser), pair.images if k < DECODED else ())
+                images = pair.images if k < DECODED else ()
+                files.add((pair.winner, pair.loser), images)
+                odd.update(oddities(images) if images else [])
         memo.parent.mkdir(parents=True, exist_ok=True)
         with writing(memo, shared=True) as partial:  # by every process of a launch
             partial.write_text(json.dumps([asdict(giveaway) for giveaway in files.found()]))
+    for text in oddities_text(odd):
+        _log.warning("%s: of the first pairs, %s", name, text)
     found = [Giveaway(**giveaway) for giveaway in json.loads(memo.read_text())]
     if any(g.refused for g in found) and not pairs.config.allow_giveaways:
-        raise DataError(refusal(pairs.config.pairs, found))
+        raise DataError(refusal(name, found))
     if found:
-        _log.warning(giveaways_text(pairs.config.pairs, found))
+        _log.warning(giveaways_text(name, found))
 
 
 def refusal(name: str, found: Sequence[Giveaway]) -> str:

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
 _FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []))
+_OTHERS = {  # what a file is instead, by its first bytes
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"\0\0\0\x0cJXL": "a JPEG XL",
+    b"\xff\x0a": "a JPEG XL",
+    b"<": "HTML, SVG or XML, maybe the error page of a download",
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` brings the image",
+}
 _PNG_TURNED = (b"eXIf", b"type exif", b"adobe.xmp")  # say how a PNG lies, even behind its pixels
 
 
@@ -42,10 +52,18 @@ def decode_image(data: bytes, where: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         unknown = isinstance(error, UnidentifiedImageError)
         raise DataError(
-            f"{where}: the image cannot be read ({'no such image file' if unknown else error}); it "
+            f"{where}: the image cannot be read ({_kind(data) if unknown else error}); it "
             f"must be one complete AVIF, JPEG, PNG or WebP of at most {MAX_IMAGE_PIXELS} pixels: "
             "write it again or drop the row"
         ) from error
+
+
+def _kind(data: bytes) -> str:
+    """Say what data is that is no image we read."""
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return "it is a HEIC, as phones write; export it as JPEG"
+    found = next((kind for start, kind in _OTHERS.items() if data.startswith(start)), "")
+    return f"it is {found}" if found else "it is of no known kind"
 
 
 def picture_size(data: bytes, where: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from inversion_dpo.data.images import DataError, decode_image
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
+EMPTY = ("", "nan", "none", "null", "<na>", "#n/a")  # what tables write for no text
 UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
 LEFT_OUT = ("unpaired", "hidden", UNLABELLED)  # kinds of faults that are no faults of the data
 
@@ -107,6 +109,7 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
     if row.label not in (0.0, 1.0):
         remedy = "write 1 (image 0 preferred), 0 (image 1) or 0.5 (tie), or drop the row"
         if row.label is None:
+            remedy += "; if another column says it: data.columns.label_0=ITS_NAME"
             remedy += "; to label pairs by hand: inversion-dpo web DATA"
         elif isinstance(row.label, float) and 0 < row.label < 1:
             remedy += "; if it is a share of the votes: data.columns.share_0=label_0"
@@ -117,9 +120,14 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         remedy = "write the probability that image 0 is better, 0 to 1, or leave it empty"
         text = f"{row.where}: preference_0 is {shown(p)}; {remedy}"
         faults.append(Fault("bad_labels", text))
-    if not (row.caption or "").strip():
+    if (row.caption or "").strip().lower() in EMPTY:
         remedy = "write the prompt that both images were made for, or drop the row"
-        text = f"{row.where}: caption is empty or no text; {remedy}"
+        what = (
+            f"is {row.caption!r}, an empty cell"
+            if (row.caption or "").strip()
+            else "is empty or no text"
+        )
+        text = f"{row.where}: caption {what}; {remedy}"
         faults.append(Fault("empty_captions", text))
     for name, data in row.pictures:
         place = f"{row.where}, {name}"
@@ -262,7 +270,12 @@ def find_inside(folder: Path, name: str, stem: str = "", root: Path | None = Non
     except OSError:  # such as a name that is too long
         found = None
     if found is None:
-        return Fault("broken_images", f"there is no file {shown(name)} in {inside}; put it there")
+        remedy = "put it there"
+        if re.match("https?://", name):
+            remedy = "download it and name the file"
+        elif re.match("data:|/9j/|iVBORw0|UklGR", name):  # JPEG, PNG and WebP as base64
+            remedy = "this is an image as text; write it to a file, or as bytes to Parquet"
+        return Fault("broken_images", f"there is no file {shown(name)} in {inside}; {remedy}")
     if not found.resolve().is_relative_to(inside.resolve()):
         return Fault("bad_paths", f"{shown(name)} is a link out of {inside}; copy the image there")
     return found
@@ -282,7 +295,7 @@ def encoded_image(value: Any, table: Table) -> Encoded:
     try:
         if path.stat().st_size > MAX_IMAGE_BYTES:
             return Fault("broken_images", f"{path} is over {MAX_IMAGE_BYTES} bytes; shrink it")
-        return path.read_bytes()
+        return path.read_bytes() or Fault("broken_images", f"{path} is empty; write it again")
     except OSError as error:
         return Fault("broken_images", f"{path} cannot be read ({error.strerror}); see who may")
 

@@ -1,22 +1,31 @@
 """WebDataset tar shards: consecutive members KEY.FIELD are one sample.
 
-Read by the standard library's ``tarfile`` in streaming mode: a shard is a tar or .tar.gz, members
-are read one after another into memory, and none is ever extracted. The builder of ``datasets``
-takes the first samples' members for the columns of all and cannot say which member is at fault.
+Read by the standard library's ``tarfile`` in streaming mode: a shard is a tar, plain or packed,
+members are read one after another into memory, and none is ever extracted. The builder of
+``datasets`` takes the first samples' members for the columns of all and cannot say which member is
+at fault.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import IMAGES, MAX_IMAGE_BYTES, Fault, Raw, is_hidden
 from inversion_dpo.data.tables import Placed, parse_object, records
+
+_PACKED: dict[bytes, Callable[[Any], Any]] = {  # by a file's first bytes
+    b"\x1f\x8b": gzip.open,
+    b"BZ": bz2.open,
+    b"\xfd7": lzma.open,
+}
 
 
 def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
@@ -33,10 +42,11 @@ def _samples(file: Path) -> Iterator[Placed]:
     key: tuple[str, str] | None = None
     sample: list[tuple[str, bytes | Fault]] = []
     try:
-        with file.open("rb") as raw, gzip.open(raw) as unpacked:
-            packed = raw.read(2) == b"\x1f\x8b"
+        with file.open("rb") as raw:
+            start = raw.read(2)
             raw.seek(0)
-            stream: IO[bytes] = unpacked if packed else raw  # type: ignore[assignment]
+            unpack = _PACKED.get(start, lambda stream: stream)
+            stream: IO[bytes] = unpack(raw)
             for member, content in _members(stream):
                 folder, _, name = member.rpartition("/")
                 stem, _, field = name.partition(".")
@@ -48,10 +58,10 @@ def _samples(file: Path) -> Iterator[Placed]:
                     done, sample = done + 1, []
                 key = (folder, stem)
                 sample.append((field.lower(), content))
-        if not packed:
+        if start not in _PACKED:
             _check_end(file)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        what = f"is damaged in row {done}" if key else "cannot be read as a tar or .tar.gz"
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        what = f"is damaged in row {done}" if key else "cannot be read as a tar, plain or packed"
         raise DataError(f"{file} {what} ({error}); copy or download it again") from error
     if key:
         yield "", _fields(sample)

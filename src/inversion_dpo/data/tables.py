@@ -16,7 +16,15 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inversion_dpo.data.columns import RANKED, Table, cells, check_types, find_table, top
+from inversion_dpo.data.columns import (
+    RANKED,
+    Table,
+    cells,
+    check_types,
+    find_table,
+    inner_names,
+    top,
+)
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw
 
@@ -42,7 +50,7 @@ def read_parquet(
     read = 0
     try:
         with pq.ParquetFile(file) as parquet:
-            table = find_table(str(file), parquet.schema_arrow.names, columns, file)
+            table = find_table(str(file), inner_names(parquet.schema_arrow), columns, file)
             check_types(str(file), parquet.schema_arrow, table)
             if table.kind not in RANKED:  # only rankings name files
                 table = replace(table, folder=None)
@@ -73,10 +81,12 @@ def read_objects(file: Path) -> Iterator[Placed]:
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        with file.open("rb") as raw:
+            wide = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")  # a spreadsheet's "Unicode text"
+        with file.open(encoding="utf-16" if wide else "utf-8-sig", newline="") as stream:
             if suffix in (".csv", ".tsv"):
                 yield from _csv(file, stream)
-            elif suffix == ".jsonl":
+            elif _is_lines(stream, suffix):
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
                         yield f"line {number} of ", parse_object(line)
@@ -113,7 +123,7 @@ def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
         if batch is None:
             return
         if table is None:
-            table = find_table(name, batch.schema.names, columns)
+            table = find_table(name, inner_names(batch.schema), columns)
             check_types(name, batch.schema, table)
         wanted = {top(theirs, batch.schema.names): None for theirs in table.names.values()}
         for values in batch.select(list(wanted)).to_pylist():
@@ -142,7 +152,7 @@ def records(
             unknown = Table("labelled", {}, beside.parent if beside else None)
             yield Raw(where, table or unknown, {}, row)
             continue
-        table = table or find_table(str(file), row, columns, beside)
+        table = table or find_table(str(file), inner_names(row), columns, beside)
         yield Raw(where, table, cells(row, table))
 
 
@@ -152,6 +162,16 @@ def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
         return _object(json.loads(text))
     except (ValueError, RecursionError) as error:
         return Fault("bad_rows", f"not JSON ({error}); write one object {{...}} a line")
+
+
+def _is_lines(stream: TextIO, suffix: str) -> bool:
+    """Tell JSON Lines from a list by how the file begins; the stream stays where it was."""
+    lines = (line for line in iter(stream.readline, "") if line.strip())
+    first, second = next(lines, ""), next(lines, "")
+    stream.seek(0)
+    if suffix == ".jsonl":
+        return not first.lstrip().startswith("[")
+    return bool(second) and not isinstance(parse_object(first), Fault)
 
 
 def _listed(file: Path, data: Any) -> list[Any]:
@@ -170,7 +190,7 @@ def _object(value: Any) -> dict[str, Any] | Fault:
 
 
 def _csv(file: Path, stream: TextIO) -> Iterator[Placed]:
-    """Give the rows of a table whose cells commas, semicolons or tabs part, as the header shows."""
+    """Give the rows of a table, whose cells are parted by what parts its header."""
     header: list[str] = []
     comma = _separator(stream)
     rows = csv.reader(stream, strict=True, skipinitialspace=True, delimiter=comma)
@@ -199,7 +219,7 @@ def _separator(stream: TextIO) -> str:
     start = stream.tell()
     header = next((line for line in iter(stream.readline, "") if line.strip()), "")
     stream.seek(start)
-    return max(",;\t", key=lambda c: len(next(csv.reader([header], delimiter=c), [])))
+    return max(",;\t|", key=lambda c: len(next(csv.reader([header], delimiter=c), [])))
 
 
 def _header(file: Path, cells: list[str]) -> list[str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from inversion_dpo.data.images import one_colour
 
 GRID, LEVELS = 32, 4  # parts a side, and levels of 255 that no part of two like pictures differs by
 SIDE = 256  # pixels; larger images are looked at in this size, so that sharpness can be compared
@@ -52,6 +54,25 @@ def traits(image: Image.Image) -> Traits:
         sum(edges),
     )
     return dict(zip(TRAITS, map(float, found), strict=True))
+
+
+ODDITIES = {  # kinds of pairs that hold no preference
+    "alike": "pairs have two images that look the same: they hold no preference, and still change "
+    "the model; leave them out",
+    "one_colour": "pairs have an image of one colour, which a safety checker or a failed sampling "
+    "leaves; leave them out",
+}
+
+
+def oddities(images: Sequence[Image.Image]) -> list[str]:
+    """List the kinds of ``ODDITIES`` that two RGB pictures are."""
+    found = ["alike"] * alike(*images)
+    return found + ["one_colour"] * any(map(one_colour, images))
+
+
+def oddities_text(counts: Mapping[str, int]) -> list[str]:
+    """Write a line for each kind of odd pairs that there are."""
+    return [f"{counts[kind]} {words}" for kind, words in ODDITIES.items() if counts[kind]]
 
 
 def alike(first: Image.Image, second: Image.Image) -> bool:

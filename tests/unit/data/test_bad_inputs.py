@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 import unicodedata
@@ -28,6 +30,7 @@ def encoded(colour: Any, form: str = "PNG", mode: str = "RGB", **settings: Any) 
 
 
 RED, BLUE = encoded("red"), encoded("blue")
+NOISE = random.Random(0).randbytes(10**4)
 HEAD = "file_name_winner,file_name_loser,prompt\n"
 LABELLED = "file_name_0,file_name_1,label_0,prompt\n"
 Make = Callable[[Path], Path]
@@ -39,7 +42,8 @@ def text(content: str | bytes, name: str = "metadata.csv", images: tuple[str, ..
     def make(folder: Path) -> Path:
         for image in ("red.png", "blue.png", *images):
             (folder / image).parent.mkdir(exist_ok=True)
-            (folder / image).write_bytes(BLUE if "blue" in image else RED)
+            content_of = b"" if "empty" in image else BLUE if "blue" in image else RED
+            (folder / image).write_bytes(content_of)
         path = folder / name
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return folder if name.startswith("metadata") else path
@@ -163,6 +167,18 @@ GOOD: dict[str, Make] = {
     "a list in an object": text(json.dumps({"info": 1, "data": [chosen()]}), "p.json"),
     "a compressed tar": shard(*SAMPLE, ("1.txt", b"a"), name="a.tar.gz", mode="w:gz"),
     "the same, not called so": shard(*SAMPLE, ("1.txt", b"a"), mode="w:gz"),
+    "the same, with bzip2": shard(*SAMPLE, ("1.txt", b"a"), name="a.tar.bz2", mode="w:bz2"),
+    "the same, with xz": shard(*SAMPLE, ("1.txt", b"a"), name="a.tar.xz", mode="w:xz"),
+    "UTF-16, as Excel's text": text((HEAD + "red.png,blue.png,a\n").encode("utf-16")),
+    "bars": text((HEAD + "red.png,blue.png,a\n").replace(",", "|")),
+    "a list called JSON Lines": text(json.dumps([chosen()], indent=1), "p.jsonl"),
+    "JSON Lines called JSON": text(
+        f"{json.dumps(chosen())}\n{json.dumps(chosen(file_name_loser='red.png'))}", "p.json"
+    ),
+    "both images in one object": rows(
+        {"prompt": "a", "images": {"chosen": "red.png", "rejected": {"path": "blue.png"}}}
+    ),
+    "images as lists of one": rows({"prompt": "a", "chosen": ["red.png"], "rejected": "blue.png"}),
     "what Windows puts into a tar": shard(("Thumbs.db", b"x"), *SAMPLE, ("1.txt", b"a")),
 }
 BAD: dict[str, tuple[Make, str]] = {
@@ -197,7 +213,10 @@ BAD: dict[str, tuple[Make, str]] = {
         "metadata.csv, row 1 cannot be r",
     ),
     "a comma too many": (text(HEAD + "red.png,blue.png,a, b\n"), "row 0: 4 cells under 3 columns"),
-    "UTF-16": (text((HEAD + "red.png,blue.png,a\n").encode("utf-16")), "export it again as UTF-8"),
+    "Latin-1": (
+        text((HEAD + "red.png,blue.png,é\n").encode("latin-1")),
+        "export it again as UTF-8",
+    ),
     "an empty CSV": (text(""), "has no rows"),
     "a header alone": (text(HEAD), "has no rows"),
     "a label in words": (text(LABELLED + "red.png,blue.png,left,a\n"), "row 0: label_0 is 'left'"),
@@ -208,7 +227,19 @@ BAD: dict[str, tuple[Make, str]] = {
     "a label that is NaN": (text(LABELLED + "red.png,blue.png,nan,a\n"), "row 0: label_0 is nan"),
     "no name": (text(HEAD + ",blue.png,a\n"), "row 0, file_name_winner: no image; .*name the file"),
     "a long name": (text(HEAD + "x" * 9999 + ",blue.png,a\n"), "row 0.*no file 'x{59} in .*put it"),
-    "an address": (text(HEAD + "https://a.b/c.png,blue.png,a\n"), "row 0.*no file 'https"),
+    "an address": (
+        text(HEAD + "https://a.b/c.png,blue.png,a\n"),
+        "row 0.*no file 'https.*download",
+    ),
+    "an image as text": (rows(chosen(file_name_winner="iVBORw0K")), "row 0.*image as text; write"),
+    "an empty image": (
+        text(HEAD + "empty.png,blue.png,a\n", images=("empty.png",)),
+        "row 0.*is empty; write",
+    ),
+    "an empty cell of pandas": (
+        text(HEAD + "red.png,blue.png,nan\n"),
+        "caption is 'nan', an empty",
+    ),
     "a folder": (text(HEAD + "i,blue.png,a\n", images=("i/red.png",)), "row 0.*no file 'i' in"),
     "an endless JSON": (text("[" * 99999, "p.json"), "p.json cannot be read.*export it again"),
     "JSON cut short": (text("[{", "p.json"), "p.json cannot be read.*export it again as UTF-8"),
@@ -240,11 +271,18 @@ BAD: dict[str, tuple[Make, str]] = {
         "a.tar.gz cannot be read",
     ),
     "a compressed tar, cut later": (cut_gz, "a.tar.gz (is damaged in row|cannot be read)"),
-    "a tar with bzip2": (shard(*SAMPLE, name="a.tar", mode="w:bz2"), "cannot be read as a tar or"),
+    "a tar with xz, cut": (raw("a.tar.xz", lzma.compress(NOISE)[:99]), "a.tar.xz cannot be read"),
+    "a tar with bzip2, cut": (raw("a.tar.bz2", bz2.compress(NOISE)[:99]), "a.tar.bz2 cannot be r"),
     "an empty tar": (raw("a.tar", b""), "a.tar cannot be read"),
     "an empty Parquet": (raw("a.parquet", b""), "a.parquet cannot be read as Parquet"),
     "no table at all": (raw("notes.txt", b"hello"), "notes.txt is none of .parquet, .csv"),
-    "images in GIF": (parquet(jpg_0=[encoded("red", "GIF")]), "row 0, jpg_0.*JPEG, PNG or WebP"),
+    "images in GIF": (
+        parquet(jpg_0=[encoded("red", "GIF")]),
+        "row 0, jpg_0.*it is a GIF.*PNG or We",
+    ),
+    "an error page": (parquet(jpg_0=[b"<!DOCTYPE html>"]), "row 0, jpg_0.*HTML.* of a download"),
+    "a pointer": (parquet(jpg_0=[b"version https://git-lfs.github.com/spec/v1"]), "git lfs pull"),
+    "a phone's format": (parquet(jpg_0=[b"\0\0\0\x18ftypheic"]), "it is a HEIC.*as JPEG"),
     "images by their path": (parquet(jpg_0=["red.png"]), "column jpg_0 holds string; store it as"),
 }
 

@@ -146,6 +146,24 @@ def test_chance_is_not_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert check_pairs(one).giveaways == ()
 
 
+@pytest.mark.parametrize(
+    ("loser", "words"),
+    [
+        (lambda p: stored(p, compress_level=0), "2 pairs have two images that look the same"),
+        (lambda p: stored(Image.new("RGB", p.size)), "2 pairs have an image of one colour"),
+    ],
+)
+def test_pairs_that_show_no_preference_are_marked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loser: Callable[..., bytes], words: str
+) -> None:
+    one = picture()
+    data = pairs_of(tmp_path, lambda: stored(one), lambda: loser(one), 2, 2)
+    refuse_giveaways(open_pairs(data), tmp_path / "memo.json")
+    assert f"of the first pairs, {words}" in caplog.text
+    text = format_report(check_pairs(data))
+    assert f"! {words}" in text and text.endswith("look at what is marked with !")
+
+
 def test_the_bound_by_hand() -> None:
     """All of n pairs: the least share is (alpha / 2) to the power of 1 / n."""
     files = Files()
