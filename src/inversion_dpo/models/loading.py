@@ -18,6 +18,7 @@ from inversion_dpo.data.buckets import named as named_size
 from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
+from inversion_dpo.models.intact import check_names, check_values, check_whole, networks_of
 from inversion_dpo.models.lora import add_lora, merge_lora
 from inversion_dpo.models.parts import (
     LARGEST,
@@ -26,6 +27,7 @@ from inversion_dpo.models.parts import (
     check_place,
     configuration_of,
     folder_fault,
+    folder_of,
     index_of,
     kind_of,
     left_out,
@@ -98,6 +100,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             pipeline = DiffusionPipeline.from_pretrained(
                 path, revision=m.revision, variant=m.variant, **how, **parts
             )
+            for text in check_names(pipeline, folder_of(path, m.revision), parts):
+                logger.warning(text)
     # diffusers passes over a given part that its pipeline could do without: Wan's transformer
     pipeline.register_modules(**{k: v for k, v in parts.items() if isinstance(v, torch.nn.Module)})
     if m.lora:
@@ -107,7 +111,11 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     if m.quantize:
         quantize(getattr(pipeline, network), m.quantize)
-    pipeline.to(device)
+    with named("model.path", m.path):
+        for loaded in networks_of(pipeline).values():
+            check_whole(loaded)
+        pipeline.to(device)
+        check_values(pipeline)
     if device is not None and device.type == "cuda":
         channels_last(pipeline)
     if m.scene_graph:
@@ -145,7 +153,11 @@ def check_model(m: ModelConfig) -> DiffusionModel:
                 check_place(os.path.expanduser(name))
     if m.lora:
         check_lora(m, m.lora, "model.lora")
-    return adapted(skeleton(m), m)
+    pipeline = skeleton(m)
+    if Path(path).is_dir():
+        with named("model.path", m.path):
+            check_names(pipeline, Path(path), given)
+    return adapted(pipeline, m)
 
 
 def adapted(pipeline: Any, m: ModelConfig) -> DiffusionModel:

@@ -123,6 +123,10 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
     for (part, layer), matrices in find_layers(pipeline, tensors).items():
         weight = getattr(pipeline, part).get_submodule(layer).weight
         scale = _scale(matrices, settings, part, layer)
+        if not all(matrix.isfinite().all() for matrix in matrices.values()):
+            raise ModelError(
+                f"its matrices for {part}.{layer} are not finite: train or fetch it anew"
+            )
         try:
             if "A" not in matrices:
                 changes[part, layer] = _change(matrices, scale, weight.shape)

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.intact import check_whole
 from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import ModelConfig
@@ -102,8 +103,14 @@ def index_of(source: str, revision: str | None = None) -> dict[str, Any]:
     """Read a pipeline's model_index.json from its folder or hub id."""
     if Path(source).is_dir():
         return dict(DiffusionPipeline.load_config(source))
-    file = hf_hub_download(source, "model_index.json", revision=revision)
-    return dict(json.loads(Path(file).read_text()))
+    return dict(json.loads((folder_of(source, revision) / "model_index.json").read_text()))
+
+
+def folder_of(source: str, revision: str | None = None) -> Path:
+    """Find a pipeline's folder, in the hub's cache if it is a hub id."""
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(hf_hub_download(source, "model_index.json", revision=revision)).parent
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
@@ -149,9 +156,9 @@ def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
         if kind.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
             raise ModelError(f"{kind.__name__} is not read from one file: give its folder")
         if part == "transformer":
-            return _whole(_load_transformer(path, kind, source, precision))
+            return check_whole(_load_transformer(path, kind, source, precision))
         network = kind.from_single_file(path, config=source, subfolder=part, torch_dtype=precision)
-        return _whole(network)
+        return check_whole(network)
     first: Exception | None = None
     for how in _places(Path(path), part, m.variant):
         try:
@@ -222,14 +229,6 @@ def _fitting(network: nn.Module, expected: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _whole(network: nn.Module) -> nn.Module:
-    """Refuse a network whose weights the file held in part only."""
-    missing = [n for n, p in network.named_parameters() if p.is_meta]
-    if missing:
-        raise ModelError(f"{len(missing)} weights are missing, for example {missing[0]!r}")
-    return network
-
-
 def load_single_file(
     file: str, source: str, index: Mapping[str, Any], how: Mapping[str, Any]
 ) -> Any:
@@ -259,9 +258,6 @@ def load_single_file(
             "model.network to the file"
         )
     pipeline = kind.from_single_file(file, config=source, **given)
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            _whole(part)
     return pipeline
 
 
@@ -369,6 +365,10 @@ def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
     for part in parts:
         names = [f.name for f in (folder / part).iterdir()]
         weights = [n for n in names if n.endswith(".safetensors")]
+        for table in (n for n in names if n.endswith(".safetensors.index.json")):
+            shards = set(json.loads((folder / part / table).read_text())["weight_map"].values())
+            if lost := sorted(shards.difference(names)):
+                return f"{folder / part} lacks {', '.join(lost)}, a part of {part}: fetch it again"
         for name in weights:
             if not keys_of(folder / part / name):
                 return f"{folder / part / name} is damaged or not complete: fetch it again"

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from inversion_dpo.evaluation.samples import model_digest
 from inversion_dpo.evaluation.sides import side
@@ -234,14 +234,31 @@ def pickled(folder, part):
     file.rename(file.with_suffix(".bin"))
 
 
+def halved(folder, part):
+    """Half of the weights in the one file that there is."""
+    file = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    save_file(dict(list(tensors.items())[::2]), file, {"format": "pt"})
+
+
+def sharded(folder, part):
+    """The second file of two was never fetched."""
+    file = next((folder / part).glob("*.safetensors"))
+    names = [f"{file.stem}-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    table = {"weight_map": {key: names[k % 2] for k, key in enumerate(load_file(file))}}
+    file.with_suffix(".safetensors.index.json").write_text(json.dumps(table))
+    file.rename(file.with_name(names[0]))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda folder, part: shutil.rmtree(folder / part), "lacks {}, which model_index.json"),
         (truncated, "{}/.*safetensors is damaged or not complete: fetch it again"),
         (pickled, "Weights of {} are pickles.*convert them"),
+        (sharded, "{0} lacks .*-00002-of-00002.safetensors, a part of {0}: fetch"),
     ],
-    ids=["deleted", "truncated", "pickles"],
+    ids=["deleted", "truncated", "pickles", "a shard less"],
 )
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
 def test_a_damaged_folder_names_the_part_and_the_remedy(spoil, message, part, tiny, tmp_path):
@@ -254,6 +271,35 @@ def test_a_damaged_folder_names_the_part_and_the_remedy(spoil, message, part, ti
         check_model(ModelConfig(str(folder)))
     with pytest.raises(ConfigError, match=message.format(part)):  # as --policy
         side(load_config(None, []), str(folder))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_half_of_the_weights_is_refused(part, tiny, tmp_path):
+    """The libraries draw the rest at random, or leave it without values."""
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    halved(folder, part)
+    for load in (check_model, load_pipeline):
+        with pytest.raises(ModelError, match=f"{part} holds .* of at least .* weights.*fetch it"):
+            load(ModelConfig(str(folder)))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_weights_that_are_no_numbers_are_refused(part, tiny, tmp_path):
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    file = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"{part} has weights that are not finite .*: fetch the f"):
+        load_pipeline(ModelConfig(str(folder)))
+
+
+def test_weights_of_another_variant_are_warned_of(tiny, tmp_path, caplog):
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    file = next((folder / "unet").glob("*.safetensors"))
+    save_file(load_file(file) | {"more.weight": torch.zeros(1)}, file, {"format": "pt"})
+    load_pipeline(ModelConfig(str(folder)))
+    assert "unet: 1 tensors have no place in the network" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["vae", "network", "lora"])

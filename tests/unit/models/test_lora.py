@@ -169,6 +169,10 @@ REFUSED = {
         lambda lora: {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in lora.items()},
         r"matrices for unet\..* do not fit a weight of \[",
     ),
+    "values that are none": (
+        lambda lora: {k: v / 0 for k, v in lora.items()},
+        r"its matrices for unet\..* are not finite: train or fetch it anew",
+    ),
     "no LoRA": (lambda lora: {"x": torch.zeros(1)}, "1 of 1 tensors fit no layer.*'x'"),
     "nothing": (lambda lora: {}, "0 of 0 tensors.*an empty file"),
     "a layer twice": (

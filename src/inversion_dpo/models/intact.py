@@ -1,0 +1,82 @@
+"""Whether a model's weights are all there, and are numbers: libraries pass over what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from inversion_dpo.models.base import ModelError
+
+UNUSED = {"norm_final.weight"}  # Z-Image's, which its network has no place for
+
+
+def check_whole(network: nn.Module) -> nn.Module:
+    """Refuse a network whose weights the file held in part only."""
+    missing = [n for n, p in network.named_parameters() if p.is_meta]
+    if missing:
+        raise ModelError(f"{len(missing)} weights are missing, for example {missing[0]!r}")
+    return network
+
+
+def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str]:
+    """Compare a folder's files, by their headers, with a pipeline's networks.
+
+    Args:
+        pipeline: from the folder's configurations, with or without weights.
+        folder: of the pipeline.
+        given: parts that come from elsewhere.
+
+    Returns:
+        What to warn of: weights that have no place.
+
+    Raises:
+        ModelError: the files have fewer weights than a network; the library would draw the rest.
+    """
+    warnings = []
+    for part, network in networks_of(pipeline).items():
+        files = list((folder / part).glob("*.safetensors"))
+        if part in given or not files:
+            continue
+        held: set[str] = set()
+        for file in files:
+            with safe_open(file, "pt") as opened:
+                held |= set(opened.keys())
+        names = network.state_dict().keys()
+        tied = getattr(network, "_tied_weights_keys", None) or ()
+        count = len(list(network.parameters())) - len(tied)
+        if len(held) < count:
+            example = next(name for name in names if name not in held)
+            raise ModelError(
+                f"{folder / part} holds {len(held)} of at least {count} weights that its "
+                f"config.json asks for, not {example!r} for example: fetch it again"
+            )
+        strange = sorted(held - names - UNUSED)
+        if part in ("unet", "transformer") and strange:
+            warnings.append(
+                f"{folder / part}: {len(strange)} tensors have no place in the network that "
+                f"config.json describes, for example {strange[0]!r}: one of the two may be of "
+                "another variant"
+            )
+    return warnings
+
+
+def check_values(pipeline: Any) -> None:
+    """Refuse networks with weights that are not finite; ModelError names one of them."""
+    for part, network in networks_of(pipeline).items():
+        for name, weight in network.named_parameters():
+            if weight.itemsize > 1 and not weight.isfinite().all():
+                wider = "" if weight.dtype == torch.float32 else "set model.dtype=float32, or "
+                raise ModelError(
+                    f"{part} has weights that are not finite in {weight.dtype}, for example "
+                    f"{name!r}: {wider}fetch the file again"
+                )
+
+
+def networks_of(pipeline: Any) -> dict[str, nn.Module]:
+    """Name the networks of a pipeline."""
+    return {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}
