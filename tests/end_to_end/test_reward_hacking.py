@@ -22,8 +22,8 @@ def saturation(images, prompts):
 
 
 def right(images, prompts):
-    """How far the image shows what its prompt asks for, whatever its look."""
-    return judge(images, prompts)["sg_iou"]
+    """Whether the image shows what its prompt asks for, whatever its look."""
+    return judge(images, prompts)["exact"]
 
 
 def coloured(encoded, factor):
@@ -67,6 +67,6 @@ def test_a_reward_that_is_easy_to_hack_is_found_out(tmp_path, monkeypatch):
     assert both["traits"]["more colourful"]["low"] > 0.5
     assert labellers(both) == ["saturation"] and "right" in both["agreement"]
     page = report(run).read_text()
-    assert "Worst regressions" in page and "labelled the pairs" in page
+    assert "labelled the pairs" in page and "more colourful" in page
     assert "Only the labeller sees a gain" in page and "labeller&#x27;s weakness" in page
     assert "Its images: " in page and "more colourful" in doubts(both)[0]

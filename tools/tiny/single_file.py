@@ -119,6 +119,92 @@ KREA_2 = {
     ".norm2.weight": ".postnorm.scale",
     ".scale_shift_table": ".mod.lin",
 }
+FLUX_2 = {
+    "time_guidance_embed.timestep_embedder.linear_1.": "time_in.in_layer.",
+    "time_guidance_embed.timestep_embedder.linear_2.": "time_in.out_layer.",
+    "time_guidance_embed.guidance_embedder.linear_1.": "guidance_in.in_layer.",
+    "time_guidance_embed.guidance_embedder.linear_2.": "guidance_in.out_layer.",
+    "x_embedder.": "img_in.",
+    "context_embedder.": "txt_in.",
+    "modulation_img.linear.": "modulation_img.lin.",
+    "modulation_txt.linear.": "modulation_txt.lin.",
+    "stream_modulation.linear.": "stream_modulation.lin.",
+    "norm_out.linear.": "final_layer.adaLN_modulation.1.",
+    "proj_out.": "final_layer.linear.",
+    "single_transformer_blocks.": "single_blocks.",
+    "transformer_blocks.": "double_blocks.",
+    "attn.to_qkv_mlp_proj.": "linear1.",
+    "attn.to_out.weight": "linear2.weight",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
+    **{f"attn.to_{n}.": "img_attn.qkv." for n in "qkv"},
+    **{f"attn.add_{n}_proj.": "txt_attn.qkv." for n in "qkv"},
+    "attn.to_out.0.": "img_attn.proj.",
+    "attn.to_add_out.": "txt_attn.proj.",
+    "ff_context.linear_in.": "txt_mlp.0.",
+    "ff_context.linear_out.": "txt_mlp.2.",
+    "ff.linear_in.": "img_mlp.0.",
+    "ff.linear_out.": "img_mlp.2.",
+}
+WAN = {
+    "condition_embedder.time_embedder.linear_1.": "time_embedding.0.",
+    "condition_embedder.time_embedder.linear_2.": "time_embedding.2.",
+    "condition_embedder.text_embedder.linear_1.": "text_embedding.0.",
+    "condition_embedder.text_embedder.linear_2.": "text_embedding.2.",
+    "condition_embedder.time_proj.": "time_projection.1.",
+    "attn1.": "self_attn.",
+    "attn2.": "cross_attn.",
+    ".to_out.0.": ".o.",
+    **{f".to_{n}.": f".{n}." for n in "qkv"},
+    "ffn.net.0.proj.": "ffn.0.",
+    "ffn.net.2.": "ffn.2.",
+    ".norm2.": ".norm.",  # and the third for the second
+    ".norm3.": ".norm2.",
+    ".norm.": ".norm3.",
+    "proj_out.": "head.head.",
+    ".scale_shift_table": ".modulation",
+    "scale_shift_table": "head.modulation",
+}
+SANA = {
+    "patch_embed.": "x_embedder.",
+    "time_embed.emb.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+    "time_embed.emb.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+    "time_embed.linear.": "t_block.1.",
+    "caption_projection.linear_": "y_embedder.y_proj.fc",
+    "caption_norm.": "attention_y_norm.",
+    "transformer_blocks.": "blocks.",
+    **{f"attn1.to_{n}.": "attn.qkv." for n in "qkv"},
+    "attn1.to_out.0.": "attn.proj.",
+    "attn2.to_q.": "cross_attn.q_linear.",
+    "attn2.to_k.": "cross_attn.kv_linear.",
+    "attn2.to_v.": "cross_attn.kv_linear.",
+    "attn2.to_out.0.": "cross_attn.proj.",
+    "ff.conv_inverted.": "mlp.inverted_conv.conv.",
+    "ff.conv_depth.": "mlp.depth_conv.conv.",
+    "ff.conv_point.": "mlp.point_conv.conv.",
+    "proj_out.": "final_layer.linear.",
+    ".scale_shift_table": ".table",
+    "scale_shift_table": "final_layer.scale_shift_table",
+    ".table": ".scale_shift_table",
+}
+LUMINA_2 = {
+    "time_caption_embed.caption_embedder.": "cap_embedder.",
+    "time_caption_embed.timestep_embedder.linear_1.": "t_embedder.mlp.0.",
+    "time_caption_embed.timestep_embedder.linear_2.": "t_embedder.mlp.2.",
+    "norm_out.linear_1.": "final_layer.adaLN_modulation.1.",
+    "norm_out.linear_2.": "final_layer.linear.",
+    **{f"attn.to_{n}.": "attention.qkv." for n in "qkv"},
+    "attn.to_out.0.": "attention.out.",
+    "attn.norm_q.": "attention.q_norm.",
+    "attn.norm_k.": "attention.k_norm.",
+    "feed_forward.linear_": "feed_forward.w",
+    "norm1.linear.": "adaLN_modulation.1.",
+    ".norm1.norm.": ".attention_norm1.",
+    ".norm1.": ".attention_norm1.",
+    ".norm2.": ".attention_norm2.",
+}
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:
@@ -195,24 +281,38 @@ TRANSFORMERS = {
     "SD3Transformer2DModel": SD3,
     "ZImageTransformer2DModel": Z_IMAGE,
     "Krea2Transformer2DModel": KREA_2,
+    "Flux2Transformer2DModel": FLUX_2,
+    "WanTransformer3DModel": WAN,
+    "SanaTransformer2DModel": SANA,
+    "Lumina2Transformer2DModel": LUMINA_2,
+}
+UNREAD = {  # tensors of the original files that have no place in diffusers' networks
+    "SanaTransformer2DModel": ("pos_embed", "y_embedder.y_embedding"),
+    "Lumina2Transformer2DModel": ("norm_final.weight",),
 }
 
 
 def transformer_to_original(network: Any) -> dict[str, Tensor]:
     """Rename a transformer's weights; some had one matrix for query, key and value.
 
-    Of SD3 the scale stood before the shift in the last norms, and Krea 2's tables were flat.
+    Of SD3 and FLUX.2 the shift stood before the scale in the last norm, and Krea 2's tables were
+    flat.
     """
-    names, made = TRANSFORMERS[type(network).__name__], dict[str, list[Tensor]]()
-    weights = network.state_dict()
+    kind = type(network).__name__
+    names, weights = TRANSFORMERS[kind], network.state_dict()
+    made = {name: [torch.zeros(1)] for name in UNREAD.get(kind, ())}
     last = f".{len(getattr(network, 'transformer_blocks', ())) - 1}.norm1_context"
     for name in sorted(weights, key=lambda n: (".to_v" in n or "add_v" in n) - ("_q" in n)):
         tensor = weights[name]
-        if names is SD3 and (name.startswith("norm_out.") or last in name):
+        swapped = name.startswith("norm_out.") and names in (SD3, FLUX_2)
+        if swapped or (names is SD3 and last in name):
             tensor = torch.cat(tensor.chunk(2)[::-1])
         if names is KREA_2 and name.startswith("transformer_blocks.") and "table" in name:
             tensor = tensor.flatten()
-        made.setdefault(_renamed(name, names), []).append(tensor)
+        new = _renamed(name, names)
+        if new.startswith("single_blocks."):
+            new = new.replace("img_attn.norm", "norm")
+        made.setdefault(new, []).append(tensor)
     return {k: torch.cat(parts) for k, parts in made.items()}
 
 

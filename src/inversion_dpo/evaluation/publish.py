@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,12 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
         shutil.copytree(adapter, folder)
         if form != "diffusers":
             from inversion_dpo.models.kohya import write_lora
+            from inversion_dpo.models.parts import index_of
 
-            write_lora(adapter, folder / f"{run.resolve().name}-{form}.safetensors", form)
+            m, kind = config.model, ""
+            with suppress(OSError, ValueError):  # a base that is not within reach
+                kind = index_of(resolve(m.config or m.path), m.revision)["_class_name"]
+            write_lora(adapter, folder / f"{run.resolve().name}-{form}.safetensors", form, kind)
         if (run / "grid.png").is_file():
             shutil.copy(run / "grid.png", folder / "grid.png")
         atomic_text(card(run, config), folder / "README.md")

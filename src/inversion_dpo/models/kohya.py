@@ -1,8 +1,8 @@
 """A trained LoRA under the key names that ComfyUI and AUTOMATIC1111 read.
 
 Kohya's names of a transformer are the original network's, which fuses query, key and value in
-FLUX.1, Chroma and Lumina 2. Their source: https://github.com/kohya-ss/sd-scripts,
-networks/convert_flux_lora.py; https://github.com/kohya-ss/musubi-tuner for Wan. ComfyUI
+FLUX.1, FLUX.2, Chroma and Lumina 2. Their source: https://github.com/kohya-ss/sd-scripts,
+networks/convert_flux_lora.py; https://github.com/kohya-ss/musubi-tuner for the newer ones. ComfyUI
 (https://github.com/Comfy-Org/ComfyUI, comfy/lora.py) reads them for every network that it has, and
 diffusers' own names of most.
 """
@@ -43,6 +43,14 @@ SINGLE: Names = {
     "linear2": ("proj_out",),
     "modulation_lin": ("norm.linear",),
 }
+DOUBLE_2: Names = {  # of FLUX.2
+    **{name: modules for name, modules in DOUBLE.items() if "attn" in name},
+    "img_mlp_0": ("ff.linear_in",),
+    "img_mlp_2": ("ff.linear_out",),
+    "txt_mlp_0": ("ff_context.linear_in",),
+    "txt_mlp_2": ("ff_context.linear_out",),
+}
+SINGLE_2: Names = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
 WAN: Names = {
     **{f"self_attn_{n}": (f"attn1.to_{n}",) for n in "qkv"},
     "self_attn_o": ("attn1.to_out.0",),
@@ -66,6 +74,16 @@ BLOCKS: dict[str, tuple[str, Names]] = {
         for name in ("layers", "noise_refiner", "context_refiner")
     },
 }
+BLOCKS_2 = {  # of FLUX.2
+    "transformer.transformer_blocks": ("lora_unet_double_blocks", DOUBLE_2),
+    "transformer.single_transformer_blocks": ("lora_unet_single_blocks", SINGLE_2),
+}
+FLUX_2 = (
+    r"transformer\.(single_transformer_blocks\.\d+\.attn\.to_(qkv_mlp_proj|out\.lora)"
+    r"|transformer_blocks\.\d+\.ff(_context)?\.linear_)"
+)
+FLAT = r"transformer\.(layers|noise_refiner|context_refiner)\.\d+\.attention\."  # Z-Image
+QWEN = "QwenImage"  # in the pipeline's class: its modules are called as those of others
 FUSED = r"transformer\.single_transformer_blocks\.\d+\.(attn\.to_[qkv]\.|proj|norm)"  # FLUX.1
 RENAMED = (  # of Wan and of Lumina 2: ComfyUI has no table of diffusers' names
     r"transformer\.(blocks\.\d+\.(attn[12]|ffn)"
@@ -74,13 +92,17 @@ RENAMED = (  # of Wan and of Lumina 2: ComfyUI has no table of diffusers' names
 MLP = 4  # the width of proj_mlp over that of the others
 
 
-def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Rename an adapter's tensors as kohya's programs do; with them the file's metadata.
 
-    Stable Diffusion 1, 2 and XL: diffusers' own names with ``.`` as ``_``
-    (``lora_unet_down_blocks_0_...``), which ComfyUI and AUTOMATIC1111 know. FLUX.1, Chroma, Wan and
-    Lumina 2: see :func:`blocks_to_kohya`. Every pair of matrices has its ``alpha`` beside it;
-    diffusers' converter writes the rank there, which is put right here.
+    Stable Diffusion 1, 2 and XL, Z-Image and Qwen-Image: diffusers' own names with ``.`` as ``_``
+    (``lora_unet_down_blocks_0_...``). FLUX.1, FLUX.2, Chroma, Wan and Lumina 2: see
+    :func:`blocks_to_kohya`. Every pair of matrices has its ``alpha`` beside it; diffusers'
+    converter writes the rank there, which is put right here.
+
+    Args:
+        adapter: its folder.
+        kind: the class of the pipeline, if it is known; only Qwen-Image needs it.
 
     Raises:
         ModelError: no LoRA, one of another family, or a DoRA.
@@ -92,12 +114,14 @@ def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         renamed = convert_state_dict_to_kohya(weights)
         for key in [k for k in renamed if k.endswith(".alpha")]:
             renamed[key] = torch.tensor(float(alpha))
-    elif any(re.match(f"{FUSED}|{RENAMED}", key) for key in weights):
+    elif kind.startswith(QWEN) or any(re.match(FLAT, key) for key in weights):
+        renamed = _flat(weights, float(alpha))
+    elif any(re.match(f"{FUSED}|{FLUX_2}|{RENAMED}", key) for key in weights):
         renamed = blocks_to_kohya(weights, float(alpha))
     else:
         raise ModelError(
-            f"{adapter}: kohya's names are written for Stable Diffusion 1, 2, XL, FLUX.1, Chroma, "
-            "Wan and Lumina 2. For ComfyUI use --format comfyui"
+            f"{adapter}: kohya's names are written for Stable Diffusion 1, 2, XL, FLUX.1, FLUX.2, "
+            "Chroma, Z-Image, Qwen-Image, Wan and Lumina 2. For ComfyUI use --format comfyui"
         )
     about = {
         "ss_network_module": "networks.lora",
@@ -107,7 +131,18 @@ def to_kohya(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {k: v.contiguous() for k, v in renamed.items()}, about
 
 
-def to_comfyui(adapter: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _flat(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Write ``_`` for every ``.`` of a module's name, and alpha beside its matrices."""
+    made = dict[str, Tensor]()
+    for key, tensor in weights.items():
+        module, _, half = key.removesuffix(".weight").rpartition(".lora_")
+        name = f"lora_unet_{module.partition('.')[2].replace('.', '_')}"
+        made[f"{name}.lora_{'down' if half == 'A' else 'up'}.weight"] = tensor
+        made[f"{name}.alpha"] = torch.tensor(alpha)
+    return made
+
+
+def to_comfyui(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Name an adapter's tensors so that ComfyUI finds its layers; with them the file's metadata.
 
     Of UNets, Wan and Lumina 2 as :func:`to_kohya` does. Of the others it has a table of diffusers'
@@ -150,15 +185,16 @@ def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, settings
 
 
-def write_lora(adapter: Path, file: Path, form: str) -> Path:
+def write_lora(adapter: Path, file: Path, form: str, kind: str = "") -> Path:
     """Write an adapter under other names, whole or not at all.
 
     Args:
         adapter: its folder.
         file: where the weights go.
         form: whose names, kohya or comfyui.
+        kind: as :func:`to_kohya` takes it.
     """
-    weights, about = NAMERS[form](adapter)
+    weights, about = NAMERS[form](adapter, kind)
     atomic_save(weights, file, about)
     return file
 
@@ -174,9 +210,10 @@ def blocks_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Te
             the others, whose widths differ.
     """
     left, made = dict(weights), dict[str, Tensor]()
+    tables = BLOCKS | (BLOCKS_2 if any(re.match(FLUX_2, key) for key in weights) else {})
     places = {m.group(1, 2) for key in weights if (m := re.match(r"(\D+)\.(\d+)\.", key))}
     for blocks, number in sorted(places):
-        prefix, fused = BLOCKS.get(blocks, ("", Names()))
+        prefix, fused = tables.get(blocks, ("", Names()))
         for name, modules in fused.items():
             parts = {}
             for module in modules:

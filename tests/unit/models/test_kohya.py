@@ -7,14 +7,22 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_conversion_utils import (
+    _convert_kohya_flux2_lora_to_diffusers,
     _convert_musubi_wan_lora_to_diffusers,
     _convert_non_diffusers_lumina2_lora_to_diffusers,
+)
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_non_diffusers_qwen_lora_to_diffusers as read_qwen,
+)
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_non_diffusers_z_image_lora_to_diffusers as read_z_image,
 )
 from safetensors.torch import load_file, save_file
 
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import blocks_to_kohya, read_lora, to_comfyui, to_kohya, write_lora
 from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.parts import index_of
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 from tests.slow import slow_but
@@ -301,13 +309,47 @@ def read_lumina(kohya):
     return _convert_non_diffusers_lumina2_lora_to_diffusers(dotted)
 
 
+TEXT = {"attn.to_add_out": (8, 8), **{f"attn.add_{n}_proj": (8, 8) for n in "qkv"}}
+IMAGE = {f"attn.to_{n}": (8, 8) for n in ("q", "k", "v", "out.0")}
+FEED = {f"{ff}.linear_{n}": (9, 8) for ff in ("ff", "ff_context") for n in ("in", "out")}
+BLOCKS_OF_FLUX_2 = {f"transformer_blocks.1.{m}": s for m, s in (TEXT | IMAGE | FEED).items()} | {
+    f"single_transformer_blocks.0.attn.{m}": (9, 8) for m in ("to_qkv_mlp_proj", "to_out")
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "read", "targets"),
+    [
+        ("z-image", read_z_image, None),
+        ("qwen-image", read_qwen, None),
+        (
+            "qwen-image",
+            read_qwen,
+            ["add_q_proj", "img_mlp.net.2"],
+        ),
+    ],
+)
+def test_flat_names_there_and_back_by_diffusers_own_reader(family, read, targets, tiny, tmp_path):
+    adapter = trained(tiny(family), tmp_path / "adapter", targets)
+    kind = index_of(str(tiny(family)))["_class_name"]
+    file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya", kind)
+    ours, back = read_lora(adapter)[0], read(load_file(file))
+    assert back.keys() == ours.keys()
+    for key, tensor in ours.items():
+        torch.testing.assert_close(back[key], tensor * (2.0 if ".lora_A." in key else 1.0))
+    if family == "qwen-image":
+        with pytest.raises(ModelError, match="use --format comfyui"):
+            to_kohya(adapter)  # its names alone may be Stable Diffusion 3's
+
+
 @pytest.mark.parametrize(
     ("read", "shapes"),
     [
         (_convert_musubi_wan_lora_to_diffusers, block_of_wan(0) | block_of_wan(1)),
         (read_lumina, block_of_lumina("layers.0") | block_of_lumina("context_refiner.0")),
+        (_convert_kohya_flux2_lora_to_diffusers, BLOCKS_OF_FLUX_2),
     ],
-    ids=["wan", "lumina2"],
+    ids=["wan", "lumina2", "flux2"],
 )
 def test_original_names_there_and_back_by_diffusers_own_reader(read, shapes):
     ours = lora_of(shapes)
