@@ -68,5 +68,6 @@ def test_a_reward_that_is_easy_to_hack_is_found_out(tmp_path, monkeypatch):
     assert labellers(both) == ["saturation"] and "right" in both["agreement"]
     page = report(run).read_text()
     assert "labelled the pairs" in page and "more colourful" in page
-    assert "Only the labeller sees a gain" in page and "labeller&#x27;s weakness" in page
+    assert "Only the labeller sees a gain" in page
+    assert "may have learned the labeller" in page
     assert "Its images: " in page and "more colourful" in doubts(both)[0]
