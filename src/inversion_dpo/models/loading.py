@@ -21,6 +21,7 @@ from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.intact import check_names, check_values, check_whole, networks_of
 from inversion_dpo.models.lora import add_lora, merge_lora
 from inversion_dpo.models.parts import (
+    ENCODERS,
     LARGEST,
     NETWORKS,
     check_lora,
@@ -111,6 +112,9 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     if m.quantize:
         quantize(getattr(pipeline, network), m.quantize)
+    for encoder in (getattr(pipeline, name, None) for name in ENCODERS if m.quantize_text):
+        if encoder is not None:
+            quantize(encoder, cast(str, m.quantize_text), "quantize_text")
     with named("model.path", m.path):
         for loaded in networks_of(pipeline).values():
             check_whole(loaded)

@@ -100,8 +100,13 @@ class _Product(torch.autograd.Function):
         return gradients[0] @ ctx.layer.whole(gradients[0].dtype), None
 
 
-def quantize(network: nn.Module, kind: str) -> None:
+def quantize(network: nn.Module, kind: str, setting: str = "quantize") -> None:
     """Replace the linear layers in a network's blocks, but those kept in another precision.
+
+    Args:
+        network: whose layers are replaced.
+        kind: ``int8``, ``fp8`` or ``nf4``.
+        setting: of ``model`` that asks for it, for messages.
 
     Raises:
         ModelError: there is none.
@@ -114,6 +119,6 @@ def quantize(network: nn.Module, kind: str) -> None:
             replaced += 1
     if not replaced:
         raise ModelError(
-            f"model.quantize={kind}: {type(network).__name__} has no linear layer in its blocks; "
+            f"model.{setting}={kind}: {type(network).__name__} has no linear layer in its blocks; "
             "set it to null"
         )

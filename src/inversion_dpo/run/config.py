@@ -158,11 +158,13 @@ def check_combinations(config: Config) -> None:
     build = config.build
     if config.policy.kind == "scene_graph" and config.policy.merge:
         raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
-    if quantize := config.model.quantize:
-        how = f"model.quantize={quantize} keeps the weights in few bits"
+    for key, verb in (("quantize", "trained"), ("quantize_text", "saved in a pipeline")):
+        if (bits := getattr(config.model, key)) is None:
+            continue
+        how = f"model.{key}={bits} keeps the weights in few bits"
         if config.policy.kind == "full":
             raise ConfigError(
-                f"{how}, which cannot be trained: set policy.kind=lora, or model.quantize=null"
+                f"{how}, which cannot be {verb}: set policy.kind=lora, or model.{key}=null"
             )
         if config.policy.merge:
             raise ConfigError(

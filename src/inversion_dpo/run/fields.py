@@ -54,6 +54,8 @@ class ModelConfig:
     """Precision of the frozen weights; bfloat16 halves their memory."""
     quantize: Literal["int8", "fp8", "nf4"] | None = None
     """Hold the frozen network in 8 bits (int8, fp8) or 4 (nf4), for a LoRA; null: model.dtype."""
+    quantize_text: Literal["int8", "fp8", "nf4"] | None = None
+    """The same of the text encoders, which are on the card while pairs and prompts are encoded."""
     resolution: Count | Shape = 64
     """Side in pixels of the square whose area all images get, or WIDTHxHEIGHT for one size."""
     vae: str | None = None

@@ -57,6 +57,26 @@ def test_a_row_of_zeros_stays_zero(kind, dtype):
     assert QuantizedLinear(layer, kind).weight.tolist() == [[0.0] * 64] * 2
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux2-klein", "qwen-image"])
+def test_text_encoders_in_few_bits_say_nearly_the_same(family, tiny):
+    """CLIP, T5 and language models: int8 is near, nf4 is farther; the network stays whole."""
+    conditions = {}
+    for kind in (None, "int8", "nf4"):
+        pipeline = load_pipeline(ModelConfig(str(tiny(family)), quantize_text=kind))
+        made = adapt(pipeline, 64)
+        held = [m for m in pipeline.text_encoder.modules() if isinstance(m, QuantizedLinear)]
+        assert bool(held) == (kind is not None)
+        assert not any(
+            isinstance(m, QuantizedLinear) for m in pipeline.components[made.component].modules()
+        )
+        with torch.no_grad():
+            told = made.condition(["a small red star"])
+        conditions[kind] = torch.cat([t.float().flatten() for t in told.values()])
+    whole = conditions[None]
+    away = {k: float((v - whole).norm() / whole.norm()) for k, v in conditions.items() if k}
+    assert 0 < away["int8"] < 0.1 and away["int8"] < away["nf4"] < 1.5, away
+
+
 def test_trajectories_in_few_bits_have_caches_of_their_own():
     """A cache's key holds the identity of the frozen weights."""
     torch.manual_seed(0)
@@ -162,6 +182,8 @@ def test_layers_outside_the_blocks_and_in_another_precision_stay(tiny):
 def test_what_few_bits_cannot_do_is_refused(more, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, ["model.quantize=nf4", *more])
+    with pytest.raises(ConfigError, match="model.quantize_text=nf4 keeps.*(null|false)"):
+        load_config(None, ["model.quantize_text=nf4", *more])
 
 
 def test_a_lokr_over_few_bits_is_refused(tiny, tmp_path):
