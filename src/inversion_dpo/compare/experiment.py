@@ -34,7 +34,7 @@ from inversion_dpo.evaluation.evaluate import check as check_evaluation
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.report import versions
 from inversion_dpo.run.config import Config, ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text, check_room
+from inversion_dpo.run.disk import atomic_text, check_room, read_json
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.training.recipe import prepare
 from inversion_dpo.trajectories.key import chosen_method
@@ -76,7 +76,7 @@ def claim_folder(root: Path, plan: Plan) -> None:
         if r.people:
             mine["rounds"] = f"{r.people} prompts of {r.prompts}, labelled by people"
     if owner.exists():
-        theirs = {"rounds": None} | json.loads(owner.read_text())
+        theirs = {"rounds": None} | read_json(owner)
         mine = {"rounds": theirs["rounds"]} | mine
         for key in mine:
             if theirs[key] not in (mine[key], None):
@@ -116,7 +116,7 @@ def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     prepared = prepare(config, root / "cache")
     name = prepared.cache.folder.name
     taken, file = round(time.time() - begun, 2), root / "inversions.json"
-    timed: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    timed: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
     if name not in timed:
         timed[name] = {"seconds": taken}
         atomic_text(json.dumps(timed, indent=1), file)

@@ -24,7 +24,7 @@ from inversion_dpo.evaluation.report import pick
 from inversion_dpo.evaluation.samples import read_images, sampled, sampled_file
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, split_pairs, train
 from inversion_dpo.trajectories.cost import evaluations_again
@@ -75,7 +75,7 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
     every = max(1, t.steps // SNAPSHOTS) if curve else t.snapshot_every
     config = replace(config, training=replace(t, snapshot_every=every))
     if (folder / "result.json").exists():
-        result: Result = json.loads((folder / "result.json").read_text())
+        result: Result = read_json(folder / "result.json")
         prompts = [read_config(folder).evaluation.prompts, config.evaluation.prompts]
         names = {Path(name).name for name in prompts}
         moved = len(names) == 1 and names <= {HELDOUT_FILE, MEASURING_FILE}  # with the comparison

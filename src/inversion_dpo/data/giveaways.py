@@ -25,7 +25,7 @@ from scipy.special import betaincinv
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource
 from inversion_dpo.data.traits import oddities, oddities_text
-from inversion_dpo.run.disk import writing
+from inversion_dpo.run.disk import read_json, writing
 
 PAIRS, DECODED = 500, 128  # pairs looked at before a training: file headers, and pixels
 ALPHA = 0.001  # of the two-sided interval; small, as a dozen traits are looked at
@@ -172,7 +172,7 @@ def refuse_giveaways(pairs: PairSource, memo: Path) -> None:
             partial.write_text(json.dumps([asdict(giveaway) for giveaway in files.found()]))
     for text in oddities_text(odd):
         _log.warning("%s: of the first pairs, %s", name, text)
-    found = [Giveaway(**giveaway) for giveaway in json.loads(memo.read_text())]
+    found = [Giveaway(**giveaway) for giveaway in read_json(memo)]
     if any(g.refused for g in found) and not pairs.config.allow_giveaways:
         raise DataError(refusal(name, found))
     if found:

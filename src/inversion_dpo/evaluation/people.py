@@ -10,7 +10,7 @@ from typing import Any
 
 from inversion_dpo.evaluation.metrics import win_rate
 from inversion_dpo.run.config import Config
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_text, read_json
 
 PEOPLE = "people.json"
 PEOPLE_JUDGE = "people"  # the same in metrics.json
@@ -52,7 +52,7 @@ def write_people(
 def read_people(run: Path, policy: str | None = None) -> dict[str, Any] | None:
     """Read ``people.json``; None if nobody has judged, or if they judged another ``policy``."""
     path = run / PEOPLE
-    found = json.loads(path.read_text()) if path.is_file() else None
+    found = read_json(path) if path.is_file() else None
     return found if found and found["pairs"] and policy in (None, found["policy"]) else None
 
 

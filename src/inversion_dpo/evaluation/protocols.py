@@ -17,7 +17,7 @@ from inversion_dpo.evaluation.metrics import PAIRS_AGREE, interval_text, metric_
 from inversion_dpo.evaluation.page import Section, Table
 from inversion_dpo.evaluation.wording import share_text
 from inversion_dpo.run.config import Config, ConfigError, resolve
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import written
 
@@ -148,7 +148,7 @@ def plain(*names: str) -> Path:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Read what :func:`judge_by` left in a run's folder, by the protocols' names."""
     files = sorted((folder / FOLDER).glob("*.json"))
-    return [json.loads(file.read_text()) for file in files]
+    return [read_json(file) for file in files]
 
 
 def table_of(found: Mapping[str, Any], prompts: str) -> list[dict[str, str]]:

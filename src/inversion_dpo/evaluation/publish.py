@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from contextlib import suppress
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template
+from safetensors import SafetensorError, safe_open
 
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, metric_rows
 from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.run.config import Config, resolve
-from inversion_dpo.run.disk import atomic_folder, atomic_text, sha256_of
+from inversion_dpo.run.disk import atomic_folder, atomic_text, read_json, sha256_of
 from inversion_dpo.run.folder import flat, read_config
 
 FORMATS = ("diffusers", "kohya", "comfyui")
@@ -58,6 +58,11 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     config, adapter = read_config(run), run / "adapter"
     if not adapter.is_dir():
         raise PublishError(f"{run} has no adapter: finish its training first")
+    for file in adapter.rglob("*.safetensors"):
+        try:
+            safe_open(file, "np")  # reads the header, and the file's length
+        except SafetensorError as error:
+            raise PublishError(f"{file} is damaged ({error}): run its training again") from error
 
     def fill(folder: Path) -> None:
         shutil.copytree(adapter, folder)
@@ -83,7 +88,7 @@ def card(run: Path, config: Config) -> str:
     from huggingface_hub import ModelCardData
 
     file = run / "metrics.json"
-    metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    metrics: dict[str, Any] = read_json(file) if file.is_file() else {}
     base, lora = hub_id(config.model.path), config.policy.kind == "lora"
     data = hub_id(config.data.pairs.removeprefix("hf:")) if "hf:" in config.data.pairs else None
     about = ModelCardData(

@@ -25,7 +25,7 @@ from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds
 from inversion_dpo.trajectories.method import takes_images
 
@@ -73,7 +73,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     if not (folder / "metrics.json").exists():
         raise ConfigError(f"{folder} has no metrics.json: run `inversion-dpo evaluate {folder}`")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_json(folder / "metrics.json")
     made_with = folder / EVALUATED
     config = load_config(str(made_with), []) if made_with.exists() else read_config(folder)
     config = with_prompts_of(config, folder)

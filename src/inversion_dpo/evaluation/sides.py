@@ -59,7 +59,7 @@ def side(config: Config, model: str | None) -> Side:
     if (path / "config.yaml").is_file():
         if not (path / "adapter").is_dir():
             raise ConfigError(f"{path} is a run without a policy: train it first")
-        return Side(replace(config, model=read_config(path).model), path / "adapter")
+        return side(replace(config, model=read_config(path).model), str(path / "adapter"))
     if is_encoder(path):
         return Side(config, path)
     m, kind = config.model, None

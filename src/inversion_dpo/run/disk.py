@@ -160,6 +160,16 @@ def atomic_tables(
         writer.add_key_value_metadata({_CONTENT: _content(rows, schema)})
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a command wrote; DiskError if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DiskError(
+            f"{path} is damaged ({error}): delete it and run the command again that wrote it"
+        ) from error
+
+
 def read_table(path: Path) -> pa.Table | None:
     """Read a table of :func:`atomic_table`; None if it is missing, cut short or altered.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
-from inversion_dpo.run.disk import atomic_text, check_writable
+from inversion_dpo.run.disk import DiskError, atomic_text, check_writable, read_json
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting
 
@@ -30,6 +31,7 @@ _FREE = (
 )
 
 
+logger = logging.getLogger(__name__)
 LOCK = ".lock"
 UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock
 
@@ -165,20 +167,24 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the metrics rows of a run, a torn last line left out."""
+    """Read the metrics rows of a run, torn lines left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError:  # as a kill leaves it
+            continue
     return rows
 
 
 def read_seconds(folder: Path) -> dict[str, float]:
     """Read the wall-clock seconds of each stage, summed over interruptions."""
     path = folder / "seconds.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    try:
+        return dict(read_json(path)) if path.exists() else {}
+    except DiskError as error:  # no reason to stop a run
+        logger.warning("%s. Earlier times are lost", error)
+        return {}
 
 
 @contextmanager

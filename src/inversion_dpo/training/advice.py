@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.disk import read_json
 from inversion_dpo.run.folder import read_config, read_rows
 from inversion_dpo.training.health import (
     FEW_PAIRS,
@@ -46,7 +46,7 @@ def advise(folder: Path) -> list[Advice]:
     loss, result = chosen_method(config).loss, folder / "metrics.json"
     warnings = warned(steps)
     causes = [*broken(steps), *warnings.values()]
-    metrics = json.loads(result.read_text()) if result.exists() else {}
+    metrics = read_json(result) if result.exists() else {}
     found = judged(metrics, held) if metrics else []
     if metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
         seen = f"The images are of step {metrics['steps']:.0f}, the training is further"

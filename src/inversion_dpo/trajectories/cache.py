@@ -26,7 +26,13 @@ from inversion_dpo.maths.records import Extent, Grid, NoisyStates
 from inversion_dpo.maths.schedule import add_noise, error_scale
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import Condition
-from inversion_dpo.run.disk import atomic_save, atomic_text, sha256_of
+from inversion_dpo.run.disk import (
+    DiskError,
+    atomic_save,
+    atomic_text,
+    read_json,
+    sha256_of,
+)
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.reading import SHARD, Block, Rows, Shards
 from inversion_dpo.trajectories.storing import form_of
@@ -45,7 +51,7 @@ def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
     With a team each process reads its share of the files, and all get the whole list.
     """
     team = team or Team()
-    listed = sorted(json.loads((folder / MANIFEST).read_text())["shards"].items())
+    listed = sorted(read_json(folder / MANIFEST)["shards"].items())
     mine = [(folder / name, digest) for name, digest in listed[team.rank :: team.size]]
     damaged = [str(p) for p, digest in mine if not p.exists() or sha256_of(p) != digest]
     return [Path(p) for p in sorted(team.collect(damaged))]
@@ -54,7 +60,11 @@ def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
 def is_whole(folder: Path, team: Team) -> bool:
     """Tell whether a cache is finished and every file intact; name and delete damaged ones."""
     finished = (folder / MANIFEST).exists()
-    damaged = damaged_files(folder, team) if finished else []
+    try:
+        damaged = damaged_files(folder, team) if finished else []
+    except DiskError as error:
+        logger.warning("%s. It is made again", error)
+        return False
     if damaged and team.main:
         for path in damaged:
             logger.warning("%s is missing or damaged (checksum differs): making it again", path)
@@ -100,7 +110,7 @@ def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) ->
         about: key, counts and what was left out.
         names: file names of all shards, in order.
     """
-    entries = [json.loads((folder / name).with_suffix(".json").read_text()) for name in names]
+    entries = [read_json((folder / name).with_suffix(".json")) for name in names]
     cut: Counter[str] = Counter()
     for entry in entries:
         cut.update(entry["overlong"])
@@ -142,7 +152,7 @@ class TrajectoryCache:
 
     def __init__(self, folder: Path, grid_at: Callable[[Size], Grid], kind: str) -> None:
         self.folder, self.kind = folder, kind
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_json(folder / MANIFEST)
         key = manifest["key"]
         self.pairs: int = manifest["pairs"]
         self.counts: dict[str, int] = manifest["counts"]  # rows read, and rows left out by reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from inversion_dpo.maths.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import DiffusionModel, network_of
+from inversion_dpo.run.disk import read_json
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
@@ -70,7 +70,7 @@ def sampled_back(
             )
         team.wait()
         if team.main:
-            write_manifest(folder, json.loads((cache.folder / MANIFEST).read_text()), names)
+            write_manifest(folder, read_json(cache.folder / MANIFEST), names)
         team.wait()
     return TrajectoryCache(folder, cache.grid_at, cache.kind)
 

@@ -5,9 +5,11 @@ import json
 import logging
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+from safetensors.numpy import save
 
 from inversion_dpo.evaluation import publish as publishing
 from inversion_dpo.evaluation.page import Table
@@ -30,6 +32,7 @@ METRICS = {
     "steps": 80,
     "seeds": 1,
 }
+WEIGHTS = save({"weights": np.zeros(9, np.float32)})
 TOKEN = "hf_" + "secret" * 6
 
 
@@ -38,7 +41,7 @@ def run(tmp_path):
     folder = tmp_path / "my-run"
     claim(folder, load_config("sd15", ["data.pairs=hf:yuvalkirstain/pickapic_v2"]))
     (folder / "adapter").mkdir()
-    (folder / "adapter" / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    (folder / "adapter" / "pytorch_lora_weights.safetensors").write_bytes(WEIGHTS)
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     return folder
 
@@ -212,3 +215,12 @@ def test_without_a_token_the_login_is_named(run, monkeypatch):
     with pytest.raises(PublishError, match="OWNER/NAME"):
         push(run, "mine")
     assert {"diffusers", *NAMERS} == set(publishing.FORMATS)
+
+
+def test_a_damaged_policy_is_not_given_away(run):
+    """It was copied, with exit code 0."""
+    file = run / "adapter" / "pytorch_lora_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(PublishError, match="safetensors is damaged .*: run its training again"):
+        export(run)
+    assert not (run / "export").exists()

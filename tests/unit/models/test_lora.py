@@ -14,7 +14,7 @@ from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.lora import add_lora, read_lora
-from inversion_dpo.run.config import load_config
+from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 from tools.tiny.single_file import unet_to_original
@@ -198,9 +198,14 @@ def test_a_lora_that_does_not_fit_whole_is_refused(spoil, message, pipe, tiny, t
     assert not held
     if "lora_A" in str(spoil(lora)):
         config = load_config(None, [f"model.path={tiny('sd15')}"])
-        with pytest.raises(ModelError, match=message) as caught:
-            side(config, str(file))
-        assert "\n" not in str(caught.value)
+        run = tmp_path / "run"  # whose own policy is damaged
+        (run / "adapter").mkdir(parents=True)
+        (run / "config.yaml").write_text(to_yaml(config))
+        save_file(spoil(lora), run / "adapter" / file.name)
+        for policy in (file, run):
+            with pytest.raises(ModelError, match=message) as caught:
+                side(config, str(policy))
+            assert "\n" not in str(caught.value)
 
 
 def test_files_of_a_folder(pipe, tmp_path):

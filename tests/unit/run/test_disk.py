@@ -6,11 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inversion_dpo.run import disk
+from inversion_dpo.run import disk, folder
 from inversion_dpo.run.disk import (
+    DiskError,
     atomic_folder,
     atomic_table,
     atomic_tables,
+    read_json,
     read_table,
     refusal,
     writing,
@@ -104,3 +106,13 @@ def test_a_shared_file_is_written_under_a_name_of_the_process(tmp_path, monkeypa
             first.write_text("first")
         assert path.read_text() == "second"
     assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_ours_that_is_damaged_is_named(tmp_path, caplog):
+    """Times are no reason to stop a run, and a row that a kill tore is left out alone."""
+    (tmp_path / "seconds.json").write_text('{"train": 1')
+    with pytest.raises(DiskError, match="seconds.json is damaged .*: delete it and run"):
+        read_json(tmp_path / "seconds.json")
+    assert folder.read_seconds(tmp_path) == {} and "Earlier times are lost" in caplog.text
+    (tmp_path / "rows").write_text('{"step": 0}\n{"st\n{"step": 1}\n')
+    assert folder.read_rows(tmp_path / "rows") == [{"step": 0}, {"step": 1}]

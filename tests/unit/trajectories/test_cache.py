@@ -9,7 +9,7 @@ from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import cache as cache_module
 from inversion_dpo.trajectories import reading
-from inversion_dpo.trajectories.cache import damaged_files
+from inversion_dpo.trajectories.cache import damaged_files, is_whole
 from tests.by_hand import GRID, clean, reference, state, write_cache
 
 
@@ -217,3 +217,10 @@ def test_damage_is_named_each_file_by_one_process(cache):
 
     shares = [damaged_files(cache.folder, One(rank, 2)) for rank in (0, 1)]
     assert shares == [[missing], [cut]]  # empty, 0, 1, 2: every second file
+
+
+def test_a_damaged_manifest_is_named_and_the_cache_made_again(cache, caplog):
+    file = cache.folder / "manifest.json"
+    file.write_text(file.read_text()[:-9])
+    assert not is_whole(cache.folder, Team())
+    assert "manifest.json is damaged" in caplog.text
