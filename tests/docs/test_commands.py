@@ -14,9 +14,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
 
-from inversion_dpo.cli.main import main
+from inversion_dpo.cli.main import app, main
 from inversion_dpo.run.config import load_config, resolve, to_yaml
+from inversion_dpo.run.settings import every_setting
+from inversion_dpo.training.effects import GROUPS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -219,13 +222,21 @@ def run(words, capsys):
     return int(stop.value.code or 0), capsys.readouterr()
 
 
-def cases(kind):
-    """Each command once, under the first page that has it."""
-    first = {command: page for page, command in reversed(EVERY) if treatment(command) == kind}
-    return [
-        pytest.param(c, id=f"{page}: {c[:60]}", marks=[pytest.mark.slow] * (LONG in c))
-        for c, page in reversed(first.items())
-    ]
+def name_of(command):
+    """Which of our commands it is, as ``pairs build``."""
+    words = command.split()[1:]
+    return " ".join(words[: 1 + (words[0] == "pairs")])
+
+
+def cases():
+    """Each command once, under the first page that has it; fast is the first of each name."""
+    first = {command: page for page, command in reversed(EVERY) if treatment(command) == "run"}
+    names = set()
+    for command, page in reversed(first.items()):
+        slow, name = LONG in command, name_of(command)
+        marks = [pytest.mark.slow] if slow or name in names else []
+        names |= set() if slow else {name}
+        yield pytest.param(command, id=f"{page}: {command[:60]}", marks=marks)
 
 
 @pytest.fixture
@@ -261,7 +272,25 @@ def needed_first(words, capsys, tiny, reader):
         shutil.copytree(tiny("sdxl"), reader / "tiny-sdxl")
 
 
-@pytest.mark.parametrize("command", cases("run"))
+def test_every_command_has_its_options_and_settings():
+    known = every_setting()
+    tables = tuple(f"{key}." for key, s in known.items() if isinstance(s.default, dict))
+    every = typer.main.get_command(app).commands
+    every = every | {f"pairs {n}": c for n, c in every["pairs"].commands.items()}
+    for page, command in EVERY:
+        words = shlex.split(command)
+        if words[0] != "inversion-dpo" or words[1] == "--version":
+            continue
+        words = words[: words.index(">")] if ">" in words else words
+        name = name_of(command)
+        every[name].make_context(name, words[1 + len(name.split()) :])
+        for word in words:
+            key, equals, _ = word.partition("=")
+            if equals and key.partition(".")[0] in GROUPS:
+                assert key in known or key.startswith(tables), f"{page}: {command}"
+
+
+@pytest.mark.parametrize("command", cases())
 def test_a_command_does_what_it_says(command, reader, capsys, tiny, served):
     words = [w.replace(SERVED, served) for w in prepared(command, tiny)]
     needed_first(words, capsys, tiny, reader)

@@ -17,6 +17,7 @@ from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import split_of
 from tests.pair_files import check_pairs
 from tests.scenes import score_image
+from tests.slow import slow_but
 
 PIPELINE = resolve("asset:pipeline")
 
@@ -58,7 +59,7 @@ def test_pairs_are_labelled_by_their_own_scores(name):
         assert graph == parse_caption(row["caption"]) and split_of(row["caption"]) == "train"
 
 
-@pytest.mark.parametrize("name", sorted(LABELLINGS))
+@pytest.mark.parametrize("name", slow_but(["composition"], sorted(LABELLINGS)))
 def test_stored_images_have_the_scores_that_they_were_labelled_by(name):
     key = "warmth" if name == "taste" else "composition"
     for row in pq.read_table(resolve(f"asset:{name}.parquet")).slice(0, 200).to_pylist():

@@ -16,6 +16,7 @@ from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.recipe import train
 from inversion_dpo.trajectories import cache, fill, key
 from tests.sessions import set_up
+from tests.slow import slow_but
 
 
 @pytest.fixture
@@ -71,7 +72,10 @@ def test_the_total_of_the_bar_reads_no_image(tiny_config, tmp_path, monkeypatch)
     assert pairs.expected() == 16 and wanted == ["label_0"]
 
 
-@pytest.mark.parametrize("name", ["inversion_dpo", "diffusion_dpo", "dspo", "sft", "kto"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(["kto", "sft"], ["inversion_dpo", "diffusion_dpo", "dspo", "sft", "kto"]),
+)
 def test_only_kto_needs_the_mean_over_all_processes(name, tiny_config, tmp_path, monkeypatch):
     session = set_up(tiny_config(f"objective.name={name}"), tmp_path)
     asked = []
@@ -81,7 +85,7 @@ def test_only_kto_needs_the_mean_over_all_processes(name, tiny_config, tmp_path,
     assert bool(asked) is (name == "kto")
 
 
-@pytest.mark.parametrize("loss", ["kto", "dspo"])
+@pytest.mark.parametrize("loss", slow_but(["kto"], ["kto", "dspo"]))
 def test_another_loss_on_the_trajectory_is_a_setting(loss, tiny_config, tmp_path):
     config = tiny_config(f"objective.loss={loss}", "objective.beta=100", "training.steps=2")
     session = train(config, tmp_path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
+from PIL import Image
 
 from inversion_dpo.data.annotations import MAX_LISTED, listed
 from inversion_dpo.data.buckets import Resolution, buckets, named, place
@@ -85,20 +87,65 @@ class PairReport:
         return self.problems_total == 0
 
 
+class _Usable:
+    """What is counted of the rows that can be trained on, one after another."""
+
+    def __init__(self, config: DataConfig, measure: Measure, resolution: Resolution) -> None:
+        self.fit, self.measure, self.resolution = config.fit, measure, resolution
+        self.counts, self.lengths, self.example = Counter[str](), list[int](), ""
+        self.sizes, self.trained_at = Counter[tuple[int, int]](), Counter[Size]()
+        self.tally, self.files = Tally(), Files()
+        self._seen, self._thumbs = dict[bytes, int](), dict[object, set[object]]()
+
+    def add(self, row: Row, images: Sequence[Image.Image]) -> None:
+        """Count a row and its images, those of a source among them."""
+        counts, shapes = self.counts, [image.size[::-1] for image in images]
+        images = images[: 2 - row.single]
+        key, row_sizes = content(row), [image.size for image in images]
+        won = row.encoded[:: 1 if row.label else -1][0]
+        counts.update(pairs=1, duplicates=int(key in self._seen), labelled=int(row.labelled))
+        counts.update(turned=int(self._seen.setdefault(key, hash(won)) != hash(won)))
+        counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
+        counts["first"] += int(row.labelled and row.label == 1.0)
+        self.example = self.example or in_words(row)
+        self.sizes.update(row_sizes)
+        at = place(buckets(self.resolution), shapes, self.fit)
+        counts.update([at.odd] if at.odd else [])
+        counts["enlarged"] += sum(4 * w * h < math.prod(at.size) for w, h in row_sizes)
+        self.trained_at.update([at.size] if at.fit else [])
+        self.lengths.append(self.measure.length(row.caption or ""))
+        if row.preference is not None and row.single:
+            counts.update(["down" if row.label == 0.0 else "up"])
+            self._thumbs.setdefault((row.caption, row.source), set()).add(row.label)
+        if not row.single:
+            order = 1 if row.label else -1
+            self.tally.add(*map(traits, images[::order]))
+            counts.update(oddities(images))
+            measured = images[::order][: 2 * (self.tally.pairs <= MEASURED_PAIRS)]
+            self.files.add(row.encoded[::order], measured)
+
+    @property
+    def both(self) -> int:
+        """Prompts that have a thumb up and a thumb down."""
+        return sum(len(labels) == 2 for labels in self._thumbs.values())
+
+
 def check_pairs(
     config: DataConfig, measure: Measure | None = None, resolution: Resolution = 1024
 ) -> PairReport:
     """Look at every row, or those up to the limit, and list what is wrong with each.
 
-    DataError is for a whole file: missing, damaged, of no known format, a column missing.
+    Args:
+        config: where the data is, and how it is read.
+        measure: how captions are measured, words by default.
+        resolution: of the training whose sizes are counted.
+
+    Raises:
+        DataError: for a whole file: missing, damaged, of no known format, a column missing.
     """
     measure = measure or Measure()
-    counts, lengths, graphs = Counter[str](), list[int](), list[SceneGraph]()
-    sizes, trained_at = Counter[tuple[int, int]](), Counter[Size]()
-    problems, total = list[str](), 0
-    tally, files = Tally(), Files()
-    seen: dict[bytes, int] = {}
-    example, thumbs = "", dict[object, set[object]]()
+    usable, counts = _Usable(config, measure, resolution), Counter[str]()
+    graphs, problems, total = list[SceneGraph](), list[str](), 0
     for row in islice(rows_of(open_rows(config).rows(), config.ranking, alone=True), config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason != "hidden")])
@@ -110,52 +157,31 @@ def check_pairs(
         counts.update(fault.kind for fault in faults)
         problems += [fault.text for fault in faults][: MAX_LISTED - len(problems)]
         total += len(faults)
-        if found:
-            continue
-        graphs += [graph] if isinstance(graph, SceneGraph) else []
-        shapes, images = [image.size[::-1] for image in images], images[: 2 - row.single]
-        key, row_sizes = content(row), [image.size for image in images]
-        won = row.encoded[:: 1 if row.label else -1][0]
-        counts.update(pairs=1, duplicates=int(key in seen), labelled=int(row.labelled))
-        counts.update(turned=int(seen.setdefault(key, hash(won)) != hash(won)))
-        counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
-        counts["first"] += int(row.labelled and row.label == 1.0)
-        example = example or in_words(row)
-        sizes.update(row_sizes)
-        at = place(buckets(resolution), shapes, config.fit)
-        counts.update([at.odd] if at.odd else [])
-        counts["enlarged"] += sum(4 * w * h < math.prod(at.size) for w, h in row_sizes)
-        trained_at.update([at.size] if at.fit else [])
-        lengths.append(measure.length(row.caption or ""))
-        if row.preference is not None and row.single:
-            counts.update(["down" if row.label == 0.0 else "up"])
-            thumbs.setdefault((row.caption, row.source), set()).add(row.label)
-        if not row.single:
-            order = 1 if row.label else -1
-            tally.add(*map(traits, images[::order]))
-            counts.update(oddities(images))
-            files.add(row.encoded[::order], images[::order][: 2 * (tally.pairs <= MEASURED_PAIRS)])
-    counts["both"] = sum(len(labels) == 2 for labels in thumbs.values())
+        if not found:
+            graphs += [graph] if isinstance(graph, SceneGraph) else []
+            usable.add(row, images)
+    counts.update(usable.counts)
+    counts["both"] = usable.both
     if not counts["pairs"] and not total:
         problems, total = [no_pairs(config.pairs, counts)], 1
-    giveaways = tuple(files.found())
+    giveaways, lengths = tuple(usable.files.found()), usable.lengths
     if any(g.refused for g in giveaways) and not config.allow_giveaways:
         counts["giveaways"] = 1
         problems, total = [*problems, refusal(config.pairs, giveaways)], total + 1
     return PairReport(
         path=config.pairs,
         counts=counts,
-        image_sizes=sizes,
+        image_sizes=usable.sizes,
         resolution=resolution,
         fit=config.fit,
-        trained_at=trained_at,
+        trained_at=usable.trained_at,
         captions=(min(lengths), statistics.median(lengths), max(lengths)) if lengths else None,
         measure=measure,
         long_captions=sum(n > measure.longest for n in lengths),
         first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
-        traits=tally.shares(),
+        traits=usable.tally.shares(),
         giveaways=giveaways,
-        example=example,
+        example=usable.example,
         graphs=statistics_of(graphs),
         problems=tuple(problems),
         problems_total=total,

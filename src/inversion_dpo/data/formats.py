@@ -103,22 +103,30 @@ def open_rows(config: DataConfig) -> Opened:
     root = Path(config.root) if config.root else None
     if root and not root.is_dir():
         raise DataError(f"data.root={root} is no folder; give the one that holds the images")
+    opened = _open_files(files, kind, columns, root)
+    return replace(opened, rows=lambda: chain(opened.rows(), _hidden(path)))
 
-    def read(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
+
+def _open_files(
+    files: list[Path], kind: str, columns: Mapping[str, str], root: Path | None
+) -> Opened:
+    """Tables or shards below one another; ``root`` holds the images that tables name."""
+
+    def read(file: Path) -> Iterator[Raw]:
         for raw in _READERS[kind](file, columns):
             yield replace(raw, table=replace(raw.table, root=root)) if root else raw
 
     def identity() -> str:
         named: list[Path] = []
         for file in files if kind != "webdataset" else ():
-            for raw in read(file, columns):
+            for raw in read(file):
                 if raw.table.folder is None:  # images are embedded
                     break
                 named += image_paths(raw)
         return _digest([*files, *named])
 
     return Opened(
-        lambda: chain(chain.from_iterable(read(file, columns) for file in files), _hidden(path)),
+        lambda: chain.from_iterable(map(read, files)),
         identity,
         partial(_count, files, kind, columns),
     )

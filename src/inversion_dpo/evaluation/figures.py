@@ -227,7 +227,12 @@ def _font(weight: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def recorded(history: History) -> list[Panel]:
-    """List the panels for which the history holds at least one value."""
+    """List the panels for which the history holds at least one value.
+
+    history: one row per step: ``step`` and any of ``loss``, ``grad_norm``, ``accuracy``,
+    ``margin``, ``drift``, ``winner_error``, ``loser_error``, the last two also with ``_ref``; all
+    but the first two also with the prefix ``heldout_``.
+    """
     return [p for p in PANELS if any(len(points(history, s)[0]) for s in p.series)]
 
 
@@ -247,28 +252,24 @@ def points(history: History, series: Series) -> tuple[Floats, Floats]:
     return steps, values
 
 
-def training_curves(history: History, path: Path) -> None:
-    """Write every recorded panel, at least one, as small multiples.
-
-    history: one row per step: ``step`` and any of ``loss``, ``grad_norm``, ``accuracy``,
-    ``margin``, ``drift``, ``winner_error``, ``loser_error``, the last two also with ``_ref``; all
-    but the first two also with the prefix ``heldout_``.
-    """
-    panels = recorded(history)
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = canvas(3.9 * columns, 2.9 * rows)
-    for k, panel in enumerate(panels):
-        draw_panel(figure.add_subplot(rows, columns, k + 1), panel, history)
-    atomic_figure(figure, path)
-
-
 def panel_png(panel: Panel, history: History) -> bytes:
-    """Draw one panel alone as PNG bytes, without its title (the page writes that as text)."""
+    """Draw one panel as PNG bytes, without its title (the page writes that as text)."""
     figure = canvas(3.7, 2.5)
     draw_panel(figure.add_subplot(), replace(panel, title=""), history)
     figure.savefig(buffer := BytesIO(), format="png")
     return buffer.getvalue()
+
+
+def small_multiples(drawn: Sequence[tuple[Panel, bytes]]) -> bytes:
+    """Put panels of :func:`panel_png` side by side under their titles, as bytes of a PNG file."""
+    images = [Image.open(BytesIO(data)).convert("RGB") for _, data in drawn]
+    columns, head, (width, height) = min(3, len(images)), 40, images[0].size
+    page = Image.new("RGB", (columns * width, -(-len(images) // columns) * (height + head)), PAPER)
+    for k, ((panel, _), image) in enumerate(zip(drawn, images, strict=True)):
+        left, top = k % columns * width, k // columns * (height + head)
+        ImageDraw.Draw(page).text((left + 16, top + 10), panel.title, INK, _font("bold", 22))
+        page.paste(image, (left, top + head))
+    return png(np.asarray(page))
 
 
 def draw_panel(axes: Axes, panel: Panel, history: History) -> None:

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,16 @@ def title(models: list[str | None] | None) -> str:
     return f"{models[1]} against {models[0] or 'the base model'}"
 
 
+def training_pairs(folder: Path) -> list[tuple[Any, ...]]:
+    """Read caption, winner, loser and any source of the first pairs that a run trains on."""
+    config = read_config(folder)
+    return [
+        (x.caption, *(np.array(decode_image(i, "")) for i in (x.winner, x.loser, x.source) if i))
+        for x in open_pairs(config.data, 6, alone=takes_images(config))
+        if not x.single
+    ]
+
+
 def report(folder: Path, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     if not (folder / "metrics.json").exists():
@@ -94,8 +105,6 @@ def report(folder: Path, shown: int = 16) -> Path:
     each = f", {e.seeds} images each" if e.seeds > 1 else ""
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     worst = sorted(most_worsened(r, p, independent(metrics), LARGEST)) if r else []
-    own = read_config(folder)
-    examples = [] if models else list(open_pairs(own.data, 6, alone=takes_images(own)))
     judged = None if models else judged_by(folder, config)
     if judged:
         metrics[PEOPLE_JUDGE] = judged
@@ -112,14 +121,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         sources=[np.array(opened(f)) if f else None for f in sources_for(config, captions)],
         repairs=some_of(every, files, (r, p)),
         people=people_text(judged) if judged else "",
-        pairs=[
-            (
-                x.caption,
-                *(np.array(decode_image(i, "")) for i in (x.winner, x.loser, x.source) if i),
-            )
-            for x in examples
-            if not x.single
-        ],
+        pairs=[] if models else training_pairs(folder),
         history=read_rows(folder / "metrics.jsonl"),
         config=(folder / "config.yaml").read_text(),
         versions=versions(),

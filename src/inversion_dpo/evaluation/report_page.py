@@ -49,7 +49,7 @@ class ReportData:
     [H, W, 3] of both models from the same noise, and their ``scores`` by the preference under
     "reference" and "policy". sources: of edits, in that order. pairs: caption, winner, loser and
     any source of some training pairs. history: training rows, see
-    :func:`figures.training_curves`. config: as YAML. seconds: by stage. seeds: by purpose. setting:
+    :func:`figures.recorded`. config: as YAML. seconds: by stage. seeds: by purpose. setting:
     how prompts were compared, a fragment for the first sentence.
     largest: caption and both images of the prompts that changed most. worst: of those that lost
     most. run: the folder's name.
@@ -100,8 +100,9 @@ def write_report(folder: Path, data: ReportData) -> Path:
         atomic_text(json.dumps(grid, indent=1, ensure_ascii=False), folder / "grid.json")
     if data.repairs:
         atomic_bytes(draw_repairs(data.repairs), folder / "repairs.png")
-    if figures.recorded(data.history):
-        figures.training_curves(data.history, folder / "curves.png")
+    panels = [(p, figures.panel_png(p, data.history)) for p in figures.recorded(data.history)]
+    if panels:
+        atomic_bytes(figures.small_multiples(panels), folder / "curves.png")
     plates = []
     if metric_rows(data.metrics):
         figures.gains(data.metrics, folder / "gains.png")
@@ -120,7 +121,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         _categories(data),
         structure(data.metrics),
         traits(data.metrics),
-        _training(data.history),
+        _training(data.history, panels),
         _pairs(data),
     ]
     page = Page(
@@ -259,11 +260,10 @@ def _categories(data: ReportData) -> Section | None:
     return Section("By category of prompt", note, table) if rows else None
 
 
-def _training(history: figures.History) -> Section | None:
-    panels = [
-        (panel.title, panel.note, figures.panel_png(panel, history))
-        for panel in figures.recorded(history)
-    ]
+def _training(
+    history: figures.History, drawn: Sequence[tuple[figures.Panel, bytes]]
+) -> Section | None:
+    panels = [(panel.title, panel.note, data) for panel, data in drawn]
     note = (
         "Faint lines are single batches, strong lines their running mean. Marked points are "
         "held-out pairs."

@@ -156,21 +156,7 @@ def check_combinations(config: Config) -> None:
     """Refuse settings that exclude or need each other; ConfigError names key and remedy."""
     objective, inversion, training = config.objective, config.inversion, config.training
     build = config.build
-    if config.policy.kind == "scene_graph" and config.policy.merge:
-        raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
-    for key, verb in (("quantize", "trained"), ("quantize_text", "saved in a pipeline")):
-        if (bits := getattr(config.model, key)) is None:
-            continue
-        how = f"model.{key}={bits} keeps the weights in few bits"
-        if config.policy.kind == "full":
-            raise ConfigError(
-                f"{how}, which cannot be {verb}: set policy.kind=lora, or model.{key}=null"
-            )
-        if config.policy.merge:
-            raise ConfigError(
-                f"{how}, to which no LoRA can be added: set policy.merge=false, and fuse "
-                "OUTPUT/adapter with diffusers afterwards (docs/how-to/several-gpus.md)"
-            )
+    _check_policy(config)
     if objective.target == "transition" and inversion.fixed_point_iterations:
         raise ConfigError(
             "objective.target=transition vanishes under exact inversion: its signal is the "
@@ -214,3 +200,22 @@ def check_combinations(config: Config) -> None:
         )
     if build.prompts == "scenes" and not (build.mix and build.splits):
         raise ConfigError("build.prompts=scenes needs build.mix and build.splits")
+
+
+def _check_policy(config: Config) -> None:
+    """Refuse what cannot be trained or merged."""
+    if config.policy.kind == "scene_graph" and config.policy.merge:
+        raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
+    for key, verb in (("quantize", "trained"), ("quantize_text", "saved in a pipeline")):
+        if (bits := getattr(config.model, key)) is None:
+            continue
+        how = f"model.{key}={bits} keeps the weights in few bits"
+        if config.policy.kind == "full":
+            raise ConfigError(
+                f"{how}, which cannot be {verb}: set policy.kind=lora, or model.{key}=null"
+            )
+        if config.policy.merge:
+            raise ConfigError(
+                f"{how}, to which no LoRA can be added: set policy.merge=false, and fuse "
+                "OUTPUT/adapter with diffusers afterwards (docs/how-to/several-gpus.md)"
+            )

@@ -130,6 +130,7 @@ def test_training_starts_at_the_reference_and_moves(
         policy.network.unload_lora()
 
 
+@pytest.mark.slow  # trains and samples
 def test_held_out_scores_are_those_of_the_program(
     world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def drawn(pipeline, side, **how):
     ).images
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", slow_but(["sdxl"], ["sd15", "sdxl"]))
 def test_a_single_file_samples_what_its_folder_samples(family, pipe, tiny, tmp_path):
     """To the bit: the same latents, so the same text encoders, network and schedule."""
     file = write_single_file(tiny(family), tmp_path / "model.safetensors")
@@ -160,7 +160,10 @@ def test_an_autoencoder_in_one_file(names, pipe, tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("sdxl", k) for k in ("repository", "folder", "file", "hub id")] + [("flux", "folder")],
+    slow_but(
+        [("sdxl", "hub id"), ("flux", "folder")],
+        [("sdxl", k) for k in ("repository", "folder", "file", "hub id")] + [("flux", "folder")],
+    ),
 )
 def test_a_network_alone_as_model_and_as_policy(kind, family, pipe, tiny, tmp_path, hub_cache):
     """A published DPO checkpoint holds a UNet only: the images are those of the whole pipeline."""

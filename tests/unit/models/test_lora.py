@@ -17,6 +17,7 @@ from inversion_dpo.models.lora import add_lora, read_lora
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
+from tests.slow import slow_but
 from tools.tiny.single_file import unet_to_original
 
 ALPHA, RANK = 4.0, 2
@@ -222,7 +223,7 @@ def test_files_of_a_folder(pipe, tmp_path):
         add_lora(pipe("sd15"), str(tmp_path / "a.safetensors"))
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+@pytest.mark.parametrize("dora", slow_but([False], [False, True]), ids=["LoRA", "DoRA"])
 def test_a_trained_adapter_acts_as_in_plain_diffusers(dora, tiny, tmp_path):
     p = PolicyConfig(rank=4, alpha=6.0, target_modules=["to_q", "conv1"], dora=dora)
     policy = LoraPolicy(adapt(load_pipeline(ModelConfig(str(tiny("sd15")))), 64), p, 0)

@@ -1,5 +1,7 @@
 """Prompts in chunks: one chunk is what the pipelines do, several are windows laid end to end."""
 
+from itertools import product
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +24,7 @@ from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.training.recipe import train
 from tests.sessions import conditional, set_up
+from tests.slow import slow_but
 
 LONG = "a large blue cross " * 25  # 100 tokens: 75 and 25
 PROMPTS = ["a small red star", "", "a " * 75, "a " * 76, LONG]
@@ -88,8 +91,10 @@ def test_all_prompts_come_out_equally_long(family, tiny):
     assert not torch.equal(*whole["encoder_hidden_states"])
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("family", "guidance"),
+    slow_but([("sd15", 1.0), ("sdxl", 3.0)], product(["sd15", "sdxl"], [1.0, 3.0])),
+)
 def test_what_is_trained_is_what_is_sampled(family, guidance, tiny):
     """The pipeline given the chunks goes where our own sampler goes with the trained condition."""
     pipe = load_pipeline(ModelConfig(str(tiny(family))))

@@ -36,6 +36,7 @@ from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
+from tests.slow import slow_but
 
 FAMILIES = ("embedded", "sd15", "sdxl")
 RED, BLUE, STAR = ("large", "red"), ("small", "blue"), ("small", "black")
@@ -90,7 +91,7 @@ def sampler(pipeline, steps, guidance):
     return Sampler(pipeline, load_config(None, given), graph_of_prompt)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(["sdxl"], FAMILIES))
 def test_a_new_encoder_changes_no_bit_of_a_sampling_run(pipeline_of, family):
     before = drawn(pipeline_of(family))
     pipeline = pipeline_of(family)
@@ -115,7 +116,7 @@ def test_a_new_encoder_changes_no_bit_of_a_sampling_run(pipeline_of, family):
     assert torch.equal(called.images, plain.images)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(["sdxl"], FAMILIES))
 def test_of_a_live_encoder_only_a_graph_changes_anything(pipeline_of, family):
     plain = adapt(pipeline_of(family), 64)
     model = with_encoder(pipeline_of(family), live=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from tests.slow import slow_but
 from tools.tiny.pipelines import FAMILIES, write_tiny
 
 CLASSES = {
@@ -124,7 +125,7 @@ def test_encoded_latents_are_scaled_as_the_networks_expect(pipeline, family):
     assert posterior.std.max() < 0.1
 
 
-@every_family
+@pytest.mark.parametrize("family", slow_but(["sdxl", "sd3", "z-image"], FAMILIES))
 def test_the_seed_decides_the_weights(tiny, tmp_path, family):
     first = parameters(tiny(family))
     again = parameters(write_tiny(family, tmp_path / "again"))

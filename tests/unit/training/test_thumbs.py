@@ -12,6 +12,7 @@ from inversion_dpo.run.config import ConfigError
 from inversion_dpo.training.step import losses, of_sides, step
 from tests.pair_files import read_pairs
 from tests.sessions import loss_of, set_up
+from tests.slow import slow_but
 
 P = 3
 
@@ -54,7 +55,7 @@ def thumbs_of(pair_file, path, downs=None):
 ONE_LEVEL = ("objective.path=trajectory", "objective.t_min=0.7", "objective.t_max=0.8")
 
 
-@pytest.mark.parametrize("name", ["kto", "nft"])
+@pytest.mark.parametrize("name", slow_but(["kto"], ["kto", "nft"]))
 def test_unpaired_equals_paired_where_the_data_are_the_same(name, pair_file, tmp_path, tiny_config):
     """Loss and gradient of all images at one level, away from the reference."""
     chosen = (f"objective.name={name}", *ONE_LEVEL)

@@ -15,13 +15,13 @@ from tools.embedded.painting import render
 @pytest.mark.parametrize("kind", ["1/0", "2/1", "3/2", "3/3", "4/3"])
 def test_a_kind_is_kept_and_the_caption_stays_the_chain(kind):
     objects, least = parse_kind(kind)
-    for graph in islice(graphs_of("validation", kind, 0), 5):
+    for graph in islice(graphs_of("validation", kind, 0), 3):
         assert len(graph.items) == objects and len(graph.relations) >= least
         assert split_of(graph.caption) == "validation"
         assert with_entailed(parse_caption(graph.caption)) == graph
-    again = list(islice(graphs_of("train", kind, 0), 5))
-    assert list(islice(graphs_of("train", kind, 0), 5)) == again
-    assert list(islice(graphs_of("train", kind, 1), 5)) != again
+    again = list(islice(graphs_of("train", kind, 0), 3))
+    assert list(islice(graphs_of("train", kind, 0), 3)) == again
+    assert list(islice(graphs_of("train", kind, 1), 3)) != again
 
 
 @pytest.mark.parametrize("kind", ["", "5/1", "0/0", "1/1", "2/2", "4/7", "3", "3/-1", "3/x", "x/1"])
@@ -48,11 +48,11 @@ def test_what_follows_from_a_chain():
 def test_what_is_entailed_is_there_whenever_the_caption_is_met():
     """Of every scene: the checker finds the entailed relations where it finds the stated ones."""
     rng, straight = np.random.default_rng(0), 0
-    for _ in range(400):
+    for _ in range(150):
         scene = sample_scene(rng, 4)
         full = with_entailed(scene.graph)
         straight += len(full.relations) > len(scene.graph.relations)
         detected = detect(render(scene))
         assert detected.graph().relations
         assert score(scene.graph, detected).exact == score(full, detected).exact == 1.0
-    assert straight > 5
+    assert straight > 3
