@@ -2,22 +2,23 @@
 
 Trains every method on pairs of drawn pictures: ``originals`` (people drew both pictures),
 ``samples`` (the same preference among the model's own) or ``legible``. Each method is tuned by the
-same number of trials on every second prompt, and measured on the others by judges that did not
-label. ``--vary`` runs the ablations of inversion instead: where the states begin, which pairs are
-left out, and how exact the inversion is. Prints the table of OUTPUT/NAME-guidance-G/results.md.
-Resumable: a finished run is not repeated.
+same number of trials on every second prompt, without guidance if that comparison was run first, and
+measured on the others by judges that did not label. ``--vary`` runs the ablations of inversion
+instead: where the states begin, which pairs are left out, and how exact the inversion is. Prints
+OUTPUT/NAME-guidance-G/results.md. Resumable: a finished run is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from workshop import drawn_pairs, drawn_scorers
 
-from inversion_dpo.compare.experiment import Plan, compare
+from inversion_dpo.compare.experiment import Plan, claim_folder, compare
 
 METHODS = ("x0", "transition", "reference", "diffusion_dpo", "kto", "sft")
 ABLATIONS = (
@@ -49,7 +50,11 @@ def main() -> None:
         plan = replace(plan, methods=("x0",), extra=extra, vary=ABLATIONS)
     else:
         plan = replace(plan, tune=not args.untuned)
-    page = compare(args.output / name, plan)
+    root, tuned = args.output / name, args.output / f"{args.set}-guidance-1" / "tuned.json"
+    if plan.tune and tuned.exists() and not (root / "tuned.json").exists():
+        claim_folder(root, plan)
+        shutil.copy(tuned, root)  # the trials were those without guidance
+    page = compare(root, plan)
     print((page.parent / "results.md").read_text())
 
 

@@ -23,7 +23,7 @@ from inversion_dpo.run.disk import atomic_table, atomic_text
 from tools.drawn.fetch import HANDS, fetch, load
 from tools.drawn.groups import number_of, of_group
 from tools.drawn.pretrain import PROMPTS
-from tools.drawn.scorers import folder
+from tools.drawn.scorers import folder, use
 
 LABELLER, JUDGE = "tools.drawn.scorers:labeller", "tools.drawn.scorers:judge"
 BUILT = {"samples": ("twemoji", 0.5), "legible": ("legible", 0.2)}  # score, least difference
@@ -102,6 +102,7 @@ def write_built(model: Path, output: Path, name: str, samples: int) -> int:
 
 def ready(model: Path, output: Path, name: str, samples: int = 6) -> Path:
     """Make a set of pairs unless it is there; returns its configuration."""
+    use(model)
     config, file = write_config(model, output, name), output / f"{name}.parquet"
     if not file.exists():
         if name in BUILT:

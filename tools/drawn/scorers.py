@@ -25,6 +25,11 @@ def folder() -> Path:
     return Path(os.environ.get("DRAWN_MODEL", Path(__file__).parent / "model"))
 
 
+def use(model: Path) -> None:
+    """Take judges and labellers from this folder, in processes that this one starts as well."""
+    os.environ["DRAWN_MODEL"] = str(model)
+
+
 def judge(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Scores:
     """Score images by the judges, which label nothing."""
     return both_hands(loaded(folder() / "judges").scores(images, prompts))
@@ -43,4 +48,9 @@ def both_hands(scores: Scores) -> Scores:
 @cache
 def loaded(place: Path) -> Judges:
     """Load judges once."""
+    if not place.is_dir():
+        raise FileNotFoundError(
+            f"{place}: no judges; run python -m tools.drawn.pretrain and set DRAWN_MODEL to its "
+            "model/"
+        )
     return Judges(place)
