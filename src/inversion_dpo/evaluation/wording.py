@@ -63,9 +63,10 @@ def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
     elif shares:
         texts.append("No trait of its images changed measurably.")
     if away := metrics.get("distance"):
+        digits = ".1f" if away["mean"] >= 0.1 else ".1g"  # 0.0 would contradict what follows
         texts.append(
-            f"Its images are {away['mean']:.1f} of 255 grey levels away from the reference's on "
-            f"average; {away['identical']} are identical."
+            f"Its images are {away['mean']:{digits}} of 255 grey levels away from the reference's "
+            f"on average; {away['identical']} are identical."
         )
     return [*texts, f"To compare the two blind, by eye: `inversion-dpo web {run}`."]
 

@@ -192,6 +192,12 @@ def test_report_without_scores_claims_nothing(data: ReportData, tmp_path: Path) 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.json", "grid.png", "report.html"]
 
 
+@pytest.mark.parametrize(("mean", "said"), [(12.34, "12.3 of"), (0.034, "0.03 of"), (0.0, "0 of")])
+def test_a_small_distance_is_not_told_as_none(mean: float, said: str) -> None:
+    metrics = {"n_prompts": 4, "distance": {"mean": mean, "identical": 0}}
+    assert f"Its images are {said} 255 grey levels" in " ".join(lines(metrics, "runs/mine"))
+
+
 def test_the_largest_changes_are_the_first_images_that_differ_most(tmp_path: Path) -> None:
     shades = ([0, 0, 0, 0, 0, 0], [9, 255, 0, 0, 90, 255])  # three prompts of two images
     files = [tmp_path / "r.parquet", tmp_path / "p.parquet"]
