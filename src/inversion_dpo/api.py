@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inversion_dpo.run.fields import Config, ConfigError
+from inversion_dpo.run.fields import Config, ConfigError, EvaluationConfig
 from inversion_dpo.run.folder import check_output, claim, occupied, read_config, run_file
 from inversion_dpo.training.effects import load_checked
 
@@ -71,7 +71,13 @@ def check_run(config: Config, folder: Path) -> None:
 
     check_output(folder, config)
     tracker_of(config.training.tracker)
-    check_scores(config)
+    try:
+        check_scores(config)
+    except ConfigError as error:
+        e, usual = config.evaluation, EvaluationConfig()
+        if (e.scorer, e.preference) != (usual.scorer, usual.preference):
+            raise
+        logger.warning("%s. Name them before `inversion-dpo evaluate`", error)
     check_training(config, check_model(config.model), folder)
     try:
         if config.evaluation.prompts != "heldout":

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.base import ModelError, frozen_parts
 
 UNUSED = {"norm_final.weight"}  # Z-Image's, which its network has no place for
 
@@ -38,7 +38,7 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
         ModelError: the files have fewer weights than a network; the library would draw the rest.
     """
     warnings = []
-    for part, network in networks_of(pipeline).items():
+    for part, network in frozen_parts(pipeline).items():
         files = list((folder / part).glob("*.safetensors"))
         if part in given or not files:
             continue
@@ -67,7 +67,7 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
 
 def check_values(pipeline: Any) -> None:
     """Refuse networks with weights that are not finite; ModelError names one of them."""
-    for part, network in networks_of(pipeline).items():
+    for part, network in frozen_parts(pipeline).items():
         for name, weight in network.named_parameters():
             if weight.itemsize > 1 and not weight.isfinite().all():
                 wider = "" if weight.dtype == torch.float32 else "set model.dtype=float32, or "
@@ -75,8 +75,3 @@ def check_values(pipeline: Any) -> None:
                     f"{part} has weights that are not finite in {weight.dtype}, for example "
                     f"{name!r}: {wider}fetch the file again"
                 )
-
-
-def networks_of(pipeline: Any) -> dict[str, nn.Module]:
-    """Name the networks of a pipeline."""
-    return {k: v for k, v in pipeline.components.items() if isinstance(v, nn.Module)}

@@ -18,7 +18,7 @@ from inversion_dpo.data.buckets import named as named_size
 from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
-from inversion_dpo.models.intact import check_names, check_values, check_whole, networks_of
+from inversion_dpo.models.intact import check_names, check_values, check_whole
 from inversion_dpo.models.lora import add_lora, merge_lora
 from inversion_dpo.models.parts import (
     ENCODERS,
@@ -116,7 +116,7 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         if encoder is not None:
             quantize(encoder, cast(str, m.quantize_text), "quantize_text")
     with named("model.path", m.path):
-        for loaded in networks_of(pipeline).values():
+        for loaded in frozen_parts(pipeline).values():
             check_whole(loaded)
         pipeline.to(device)
         check_values(pipeline)

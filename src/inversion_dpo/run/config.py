@@ -115,6 +115,9 @@ def _keys_of(tree: Tree, before: str = "") -> set[str]:
     groups = {key.rpartition(".")[0] for key in known}
     for name, value in tree.items():
         key = f"{before}{name}"
+        if "." in str(name):
+            group, _, rest = str(name).rpartition(".")
+            raise ConfigError(f"{name} is one word: write it as {group}: {{{rest}: {value}}}")
         if key in known:
             found.add(key)
         elif key not in groups:

@@ -14,7 +14,7 @@ from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE
-from inversion_dpo.models.base import DiffusionModel
+from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import check_room
 from inversion_dpo.run.fields import Config, ConfigError
@@ -63,6 +63,15 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     size = 4 * weights * (1 + MOMENTS[t.optimizer]) * kept
     fewer = "lower training.keep_checkpoints, or set policy.kind=lora"
     check_room(folder / "checkpoints", size, "checkpoints", fewer)
+    parts = frozen_parts(model.pipeline).values()
+    numbers = sum(weight.numel() for part in parts for weight in part.parameters())
+    whole = numbers * getattr(torch, config.model.dtype).itemsize
+    if t.snapshot_every:
+        size = whole if config.policy.kind == "full" else 4 * weights
+        size *= t.steps // t.snapshot_every
+        check_room(folder / "snapshots", size, "snapshots", "raise training.snapshot_every")
+    if config.policy.merge:
+        check_room(folder / "merged", whole, "merged weights", "set policy.merge=false")
 
 
 def rate_text(kind: str, rate: float) -> str | None:

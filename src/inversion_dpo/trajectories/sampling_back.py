@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from inversion_dpo.maths.inversion import Predict, invert, reconstruct, reconstruction_error
 from inversion_dpo.models.base import DiffusionModel, network_of
-from inversion_dpo.run.disk import read_json
+from inversion_dpo.run.disk import check_room, read_json
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
@@ -50,6 +50,10 @@ def sampled_back(
     folder = cache.folder / name
     names, parts = [SHARD.format(k) for k in range(len(cache.sizes))], Parts()
     if not is_whole(folder, team):
+        if team.main:
+            numbers = cache.shard(0).get_tensor("clean")[0].numel()
+            what, size = "reconstructions", 2.0 * cache.pairs * 4 * numbers
+            check_room(folder, size, what, "set inversion.reconstruct=false or data.limit")
         folder.mkdir(exist_ok=True)
         mine = range(team.rank, len(names), team.size)
         for number in tqdm(mine, "sample back", unit="batch", disable=not team.main):

@@ -311,3 +311,26 @@ def test_of_several_scores_the_preference_is_named(tiny_config, tmp_path):
     config = tiny_config("evaluation.preference=auto", "evaluation.scorer=[clip, pickscore]")
     with pytest.raises(ConfigError, match="evaluation.preference=clip"):
         settled(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("policy.merge=true", "merged weights need about .*set policy.merge=false"),
+        ("training.snapshot_every=2", "snapshots need about .*raise training.snapshot_every"),
+    ],
+)
+def test_a_disk_for_the_checkpoints_alone_is_refused(setting, message, tiny_config, monkeypatch):
+    """With room for them and for nothing more."""
+
+    free = iter([10**12])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=next(free, 10)))
+    with pytest.raises(DiskError, match=message):
+        check_run(tiny_config(setting), Path("new"))
+
+
+def test_a_short_file_of_settings_trains(tiny_config, tmp_path, caplog):
+    """It says nothing of scores: that stops the evaluation, not the training."""
+    config = tiny_config("evaluation.preference=auto")
+    check_run(config, tmp_path / "new")
+    assert "'auto' is not a score of scenes" in caplog.text and "Name them before" in caplog.text

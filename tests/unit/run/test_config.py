@@ -146,6 +146,7 @@ def test_a_group_may_be_empty_and_may_not_be_a_value(tmp_path):
     ("text", "message"),
     [
         ("training: {step: 3}", "unknown key 'training.step'; did you mean 'training.steps'"),
+        ("training.steps: 3", "training.steps is one word: write it as training: {steps: 3}"),
         ("training: {steps: 0}", "training.steps=0: give a whole number of at least 1"),
         ("training: {steps: 1.5}", "training.steps=1.5: give"),
         ("- 1", "a configuration is keys and values"),
