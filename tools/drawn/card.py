@@ -25,13 +25,11 @@ from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from tools.drawn.fetch import fetch, load
 from tools.drawn.groups import of_group
 from tools.drawn.judges import Judges
-from tools.drawn.scorers import both_hands
 from tools.embedded.card import table
 
 SHOWN = 14  # names of the sheet
 EDGE = 4  # pixels of white around a picture of the sheet
 STAGES = ("vae", "names", "denoiser")
-NAMES = ("twemoji", "noto", "named", "recognised", "legible")
 CARD = """---
 license: cc-by-4.0
 library_name: diffusers
@@ -112,8 +110,8 @@ def main() -> None:
     judges, found = Judges(model / "judges"), {}
     for guidance in args.guidance:
         images = draw(model, prompts, numbers, args.steps, guidance)
-        scores = both_hands(judges.scores(images, prompts))
-        found[guidance] = {"scores": {name: scores[name] for name in NAMES}}
+        scores = judges.scores(images, prompts)
+        found[guidance] = {"scores": scores}
     rows = table(found)
     print(rows)
     originals, emoji = load(fetch(args.run))

@@ -140,12 +140,11 @@ class Judges:
     def scores(
         self, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
     ) -> dict[str, NDArray[np.float64]]:
-        """Score images [64, 64, 3]: hand, first place, one of the first places, probability."""
+        """Score images [64, 64, 3]: hand, one of the first places, probability."""
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         place, probability = self.read(pixels, [p.rpartition(": ")[2] for p in prompts])
         found = {
             "twemoji": self.twemoji(pixels),
-            "named": (place == 0).double(),
             "recognised": (place < FIRST).double(),
             "legible": probability,
         }

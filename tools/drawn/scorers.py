@@ -1,8 +1,9 @@
 """The judges and the labellers as scorers: ``evaluation.scorer=tools.drawn.scorers:judge``.
 
-Each function takes images and prompts and returns ``twemoji`` (probability of that hand), ``noto``,
-``named`` and ``recognised`` (1 if the name comes first, or among the first five), and ``legible``
-(probability of the name). ``DRAWN_MODEL`` names another folder than the one that ships.
+Each function takes images and prompts. It returns ``twemoji`` (probability of that hand; the rest
+is Noto's), ``recognised`` (1 if the name is among the first five) and ``legible`` (the name's
+probability).
+``DRAWN_MODEL`` names another folder than the one that ships.
 """
 
 from __future__ import annotations
@@ -32,17 +33,12 @@ def use(model: Path) -> None:
 
 def judge(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Scores:
     """Score images by the judges, which label nothing."""
-    return both_hands(loaded(folder() / "judges").scores(images, prompts))
+    return loaded(folder() / "judges").scores(images, prompts)
 
 
 def labeller(images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Scores:
     """Score images by the labellers, which evaluate nothing."""
-    return both_hands(loaded(folder() / "labellers").scores(images, prompts))
-
-
-def both_hands(scores: Scores) -> Scores:
-    """Add the probability of the other hand."""
-    return scores | {"noto": 1 - scores["twemoji"]}
+    return loaded(folder() / "labellers").scores(images, prompts)
 
 
 @cache

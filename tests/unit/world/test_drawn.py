@@ -233,7 +233,7 @@ def test_the_whole_command_makes_a_pipeline_that_diffusers_loads(archives, monke
     monkeypatch.setenv("DRAWN_MODEL", str(model))
     for scorer in (scorers.judge, scorers.labeller):
         scores = scorer([(image * 255).astype(np.uint8)], [f"food and drink: {prompts[0]}"])
-        assert scores["twemoji"] + scores["noto"] == pytest.approx(1)
+        assert set(scores) == {"twemoji", "recognised", "legible"}  # tuning counts what falls
     before = {p: os.stat(p).st_mtime_ns for p in archives.glob("*.safetensors")}
     pretrain.main()
     assert before == {p: os.stat(p).st_mtime_ns for p in archives.glob("*.safetensors")}
