@@ -39,6 +39,7 @@ DIFFUSION = ["sd15", "sd2", "sd2-zsnr", "sdxl"]
 FLOW = ["sd3", "sd3-no-t5", "flux", "flux-schnell"]
 FAMILIES = DIFFUSION + FLOW
 NEWER = list(tiny_flow.FLOW)  # their oracles: tests/unit/models/test_families.py
+BLOCKS = ("BasicTransformerBlock",)
 DRAWS = {"wan": {"num_frames": 1}, "sana": {"use_resolution_binning": False}}  # to the pipeline
 PROMPTS = ["a small red star", "a large blue cross"]
 ATTENTION = {"sd3": "to_q,to_k,to_v,to_out.0,add_q_proj", "flux": "to_q,to_k,to_v,to_out.0"}
@@ -378,9 +379,20 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
 
 
 @pytest.mark.slow  # tracing costs a minute
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatch):
-    """Traced as torch.compile does it, run without a compiler; the adapter has its plain names."""
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["policy.kind=lora", "training.gradient_checkpointing=true"],
+        ["policy.kind=full", "objective.name=diffusion_dpo"],
+        ["model.quantize=int8", "policy.dora=true"],
+        ["model.quantize=nf4"],
+        ["model.quantize=fp8"],
+        ["model.dtype=bfloat16", "policy.adapter_dtype=model"],
+    ],
+    ids=" ".join,
+)
+def test_compiling_changes_no_number(more, tiny, pair_file, tmp_path, monkeypatch):
+    """Traced as torch.compile does it, run without a compiler; names stay, a kill is resumed."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     ran, names = {}, {}
     for compiled in ("false", "true"):
@@ -390,14 +402,18 @@ def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatc
                 "sd15",
                 tiny,
                 pair_file,
-                f"policy.kind={kind}",
+                *more,
                 "model.resolution=128",
                 f"training.compile={compiled}",
             ),
             folder,
-            tmp_path / "cache",
+            tmp_path / compiled / "cache",
         )
-        assert hasattr(session.network, "_orig_mod") == (compiled == "true")
+        blocks = [m for m in session.network.modules() if type(m).__name__ in BLOCKS]
+        assert {m._compiled_call_impl is not None for m in blocks} == {compiled == "true"}
+        assert ("compile_seconds" in read_rows(folder / "metrics.jsonl")[-1]) == bool(
+            compiled == "true"
+        )
         ran[compiled] = [json.loads(r) for r in (folder / "metrics.jsonl").open()]
         saved = sorted((folder / "adapter").rglob("*.safetensors"))
         names[compiled] = [sorted(load_file(file)) for file in saved]
@@ -405,6 +421,10 @@ def test_compiling_changes_no_number(kind, tiny, pair_file, tmp_path, monkeypatc
         for name in {"loss", "heldout_margin", "drift", "grad_norm"} & set(plain_row):
             assert row[name] == pytest.approx(plain_row[name], rel=1e-3, abs=1e-6)
     assert names["true"] == names["false"] != []
+    checkpoint = sorted((tmp_path / "true" / "checkpoints").iterdir())[-1]
+    plain = sorted((tmp_path / "false" / "checkpoints").iterdir())[-1]
+    for file in ("policy.safetensors", "optimizer.safetensors"):
+        assert load_file(checkpoint / file).keys() == load_file(plain / file).keys()
 
 
 # In `make test`: one UNet and one transformer.

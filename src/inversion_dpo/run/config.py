@@ -209,6 +209,12 @@ def _check_policy(config: Config) -> None:
     """Refuse what cannot be trained or merged."""
     if config.policy.kind == "scene_graph" and config.policy.merge:
         raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
+    compiled, graphs = config.training.compile, config.model.scene_graph
+    if compiled != "no" and (graphs or config.policy.kind == "scene_graph"):
+        raise ConfigError(
+            f"training.compile={compiled} is not made for a scene-graph encoder, which the blocks "
+            "ask for its graph at each use: set training.compile=no"
+        )
     for key, verb in (("quantize", "trained"), ("quantize_text", "saved in a pipeline")):
         if (bits := getattr(config.model, key)) is None:
             continue

@@ -32,6 +32,10 @@ _INVERTED = Effect("inversion or inversion.reconstruct=true")
 _DRAWN = Effect("draws")
 _ON_GRID = Effect("grid or inversion.reconstruct=true")
 _LORA = Effect("policy.kind=lora")
+_NARROW = Effect(
+    "policy.kind=lora and policy.dora=false and model.dtype!=float32 "
+    "and training.mixed_precision=no"
+)
 _NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
 _WITH_GRAPHS = Effect("policy.kind=scene_graph or model.scene_graph!=null")
 _GRAPH = Effect(r"evaluation.scorer=.*scene-graph.*")
@@ -249,6 +253,8 @@ class PolicyConfig:
     """Layers that get a LoRA: name endings, or one pattern after ^; null takes the family's own."""
     dora: Annotated[Switch, _LORA] = False
     """Also train the magnitudes of the weights (DoRA)."""
+    adapter_dtype: Annotated[Literal["float32", "model"], _NARROW] = "float32"
+    """Precision a LoRA computes in: model is that of the frozen weights; it stays float32."""
     merge: Switch = False
     """Also write the pipeline with the policy's weights merged, to OUTPUT/merged."""
     graph_tokens: Annotated[Count, _NEW_ENCODER] = 32
@@ -287,8 +293,11 @@ class TrainingConfig:
     """Precision of the network's computations; bf16 is faster on GPUs that have it."""
     gradient_checkpointing: Switch = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    compile: Switch = False
-    """Compile the network with torch.compile: faster steps after a slow start."""
+    compile: Annotated[
+        Literal["no", "default", "reduce-overhead"],
+        BeforeValidator(lambda v: ("default" if v else "no") if isinstance(v, bool) else v),
+    ] = "no"
+    """Compile the blocks that repeat, once each; reduce-overhead also records CUDA graphs."""
     seed: Seed = 0
     """Seed of the training: batches, noise levels, held-out pairs and new weights."""
     eval_every: Count = 20

@@ -36,9 +36,8 @@ def is_cut(tensors: Mapping[str, Tensor]) -> bool:
 
 def settle(network: nn.Module) -> None:
     """Have FSDP put its outermost parameters away, which it keeps whole after a forward alone."""
-    inner = getattr(network, "_orig_mod", network)
-    if isinstance(inner, FSDPModule):
-        inner.reshard()
+    if isinstance(network, FSDPModule):
+        network.reshard()
 
 
 def total(

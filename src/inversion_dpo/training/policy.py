@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
@@ -26,6 +27,28 @@ from inversion_dpo.models.lora import merge_lora
 from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.run.disk import steady_header
 from inversion_dpo.run.fields import Config, PolicyConfig, TrainingConfig
+
+
+class NarrowLinear(nn.Linear):
+    """A LoRA's matrix: float32 for the optimizer, rounded to its input's precision at each use."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply by the rounded weight."""
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+class NarrowConv2d(nn.Conv2d):
+    """The same of a convolution."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve with the rounded weight."""
+        return self._conv_forward(input, self.weight.to(input.dtype), None)
+
+
+NARROW: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: NarrowLinear,
+    nn.Conv2d: NarrowConv2d,
+}
 
 
 class LoraPolicy:
@@ -70,9 +93,12 @@ class LoraPolicy:
         self.layers = {n: m for n, m in self.network.named_modules() if "lora_" in n}
         for parameter in self.trainable().values():
             parameter.data = parameter.data.float()
+        narrow = p.adapter_dtype == "model"
+        for module in self.layers.values() if narrow else ():
+            module.__class__ = NARROW.get(type(module), type(module))
         for module in self.network.modules():
             if isinstance(module, BaseTunerLayer):  # DoRA multiplies outside autocast's operations
-                module.cast_input_dtype_enabled = p.dora or not autocast
+                module.cast_input_dtype_enabled = p.dora or not (autocast or narrow)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """List trainable parameters by name."""
@@ -115,7 +141,7 @@ class FullPolicy:
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model, self.network = model, network_of(model)
-        self._frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
         unreached = re.compile(model.unreached or "$.")
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not unreached.match(name))
@@ -127,13 +153,13 @@ class FullPolicy:
     @contextmanager
     def reference(self, network: Any) -> Iterator[nn.Module]:
         """Give the frozen copy, whatever the network."""
-        yield self._frozen
+        yield self.frozen
 
     def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
         """Write a whole pipeline folder for ``DiffusionPipeline.from_pretrained(folder)``."""
         pipeline, network = self.model.pipeline, self.network
         if whole is not None:
-            network = copy.deepcopy(self._frozen)
+            network = copy.deepcopy(self.frozen)
             network.load_state_dict(whole, strict=False)
         try:
             pipeline.register_modules(**{self.model.component: network})

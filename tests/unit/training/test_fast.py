@@ -1,5 +1,7 @@
 """Every fast path beside the plain one: the same numbers, or the stated error."""
 
+import copy
+import shutil
 import sys
 from collections import defaultdict
 from types import SimpleNamespace
@@ -9,8 +11,17 @@ import torch
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-from inversion_dpo.models.base import Framing, identity, network_of
+from inversion_dpo.models import blocks
+from inversion_dpo.models.base import Framing, ModelError, identity, network_of
+from inversion_dpo.models.blocks import (
+    LONG,
+    check_compile,
+    compile_blocks,
+    one_length,
+    seconds_compiling,
+)
 from inversion_dpo.models.loading import adapt, channels_last, load_pipeline
+from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig, TrainingConfig
 from inversion_dpo.training import checkpoint
@@ -135,6 +146,81 @@ def test_a_step_waits_for_the_device_once(method, tmp_path):
     with Watch():
         step(session, 0, 0.1)
     assert waited == ["cpu"]
+
+
+def test_adapters_in_the_models_precision_have_float32_weights(tiny):
+    """To the bit what adapters of bfloat16 compute; their gradients arrive in float32."""
+    found = []
+    for dtype in ("model", "float32"):
+        model, predict = of_family(tiny, "sdxl", "bfloat16")
+        p = PolicyConfig(rank=4, alpha=4, adapter_dtype=dtype)
+        policy = moved(LoraPolicy(model, p, 0))
+        assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+        if dtype == "float32":
+            for parameter in policy.trainable().values():
+                parameter.data = parameter.data.bfloat16()
+        prediction = predict(policy.network)
+        prediction.square().mean().backward()
+        gradients = {n: p.grad.float() for n, p in policy.trainable().items()}
+        assert dtype == "float32" or policy.trainable()[next(iter(gradients))].grad.dtype == (
+            torch.float32
+        )
+        found.append(gradients | {"": prediction.detach()})
+    assert all(torch.equal(found[1][name], value) for name, value in found[0].items())
+
+
+# ---- compiled blocks
+
+
+@pytest.mark.parametrize(
+    ("family", "dynamic"), [("sdxl", False), ("sd3", False), ("z-image", None)]
+)
+def test_blocks_are_compiled_in_their_place(family, dynamic, tiny, monkeypatch):
+    """Where texts have many lengths, torch makes one form for all; else each size has its own."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda call, **how: asked.append(how) or call)
+    model, _ = of_family(tiny, family)
+    network = network_of(model)
+    names, fixed = list(network.state_dict()), one_length(model.empty(), model.condition([LONG]))
+    compile_blocks(network, "default", fixed)
+    assert asked and all(how == {"mode": "default", "dynamic": dynamic} for how in asked)
+    assert list(network.state_dict()) == names
+    assert all(b._compiled_call_impl is None for b in copy.deepcopy(network).modules())
+
+
+def test_compilation_that_cannot_be_is_refused(monkeypatch):
+    cpu = torch.device("cpu")
+    check_compile("no", cpu)
+    check_compile("default", torch.device("meta"))
+    with pytest.raises(ConfigError, match="reduce-overhead .* no effect on this device, cpu"):
+        check_compile("reduce-overhead", cpu)
+    with pytest.raises(ConfigError, match="not tried with several processes"):
+        check_compile("default", cpu, 2)
+    monkeypatch.setattr(blocks.shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
+        check_compile("default", cpu)
+    with pytest.raises(ConfigError, match="not made for a scene-graph encoder"):
+        load_config(None, ["training.compile=default", "policy.kind=scene_graph"])
+    with pytest.raises(ModelError, match="Linear repeats no block"):
+        compile_blocks(torch.nn.Linear(1, 1), "default", True)
+
+
+@pytest.mark.slow  # a C++ compiler takes minutes
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile with")
+def test_inductor_computes_the_same(tiny):
+    """Away from the plain network by rounding: 1e-5 of the largest prediction or gradient."""
+    found = []
+    for compiled in (False, True):
+        model, predict = of_family(tiny, "flux")
+        if compiled:
+            compile_blocks(network_of(model), "default", True)
+        policy = moved(LoraPolicy(model, PolicyConfig(rank=4, alpha=4), 0))
+        prediction = predict(policy.network)
+        prediction.square().mean().backward()
+        found.append({n: p.grad for n, p in policy.trainable().items()} | {"": prediction.detach()})
+    for name, value in found[0].items():
+        assert (found[1][name] - value).abs().max() <= 1e-5 * value.abs().max().clamp(min=1e-6)
+    assert seconds_compiling() > 0
 
 
 # ---- as many as memory takes
