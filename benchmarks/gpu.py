@@ -2,15 +2,18 @@
 
 Times, on SDXL's UNet and on a transformer of FLUX.1's width with fewer layers, at 1024 pixels and
 with random weights: the bare forward and backward, our step on cached trajectories, Diffusion-DPO's
-step, inversion and sampling; for a LoRA and for all weights, at several batches, with each setting
-that trades memory for time. All of it is the product's own code, from the pipeline's folder to the
-optimizer. Every row has pairs (or images) per second, the share of the measured matmul rate, the
-peak memory, and the time that a step waits for its data.
+step (these three in turn, in one process), inversion beside bare forwards, and sampling; for a LoRA
+and for all weights, at several batches. Each setting that trades is tried alone, and each default
+that is meant to be faster is taken back alone. All of it is the product's own code, from the
+pipeline's folder to the optimizer. Every row has pairs (or images) per second, the share of the
+measured matmul rate, the peak memory, the seconds of the first call (compiling, choosing kernels),
+the time that a step waits for its data, and how often it waits for the device.
 
-Rows go to OUTPUT/gpu.jsonl as they are measured, and OUTPUT/gpu.md is the table. When the seconds
-are over, it stops; the next call measures the rows that are missing. With --miniature, and where
-there is no GPU, the tiny pipelines of the same classes take their place: that says nothing of the
-models, but shows that every row can be measured.
+Rows go to OUTPUT/gpu.jsonl as they are measured, the most telling first; OUTPUT/gpu.md is the table
+with what to do next, OUTPUT/gpu.json what `benchmarks/job_cost.py` reads. When the seconds are
+over, it stops; the next call measures the rows that are missing. With --miniature, and where there
+is no GPU, the tiny pipelines of the same classes take their place: that says nothing of the models,
+but shows that every row can be measured.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,6 +44,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from model_cost import SDXL, matmul_rate, timed
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from workshop import CLIP_WIDTH, write_tiny
@@ -48,19 +53,47 @@ from inversion_dpo.maths.records import NoisyStates
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, load_config
 from inversion_dpo.training import step as training
+from inversion_dpo.training.plan import make_plan
 from inversion_dpo.training.recipe import prepare, set_up
 from inversion_dpo.training.run_files import peak_memory
 from inversion_dpo.training.session import Session
+from inversion_dpo.training.step import part_of_step
 
 # FLUX.1-dev has 19 and 38 layers; https://huggingface.co/black-forest-labs/FLUX.1-dev
 FLUX = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128}
 FLUX |= {"num_attention_heads": 24, "axes_dims_rope": (16, 56, 56)}
 PAIRS, STEPS = 16, 4  # of the cache that every row reads
-VARIANTS = {
+BATCHES = (4, 1, 8, 16)  # pairs of a step
+STEP_WORKS = ("bare", "step", "diffusion_dpo")
+VARIANTS = {  # the settings that trade, one by one
     "plain": [],
+    "compile": ["training.compile=default"],
+    "adapter": ["training.mixed_precision=no", "policy.adapter_dtype=model"],  # LoRA only
     "checkpointing": ["training.gradient_checkpointing=true"],
-    "compile": ["training.compile=true"],
+    "graphs": ["training.compile=reduce-overhead"],  # GPU only
 }
+AIMS = {"step": 0.5, "invert": 0.55}  # shares of the matmul rate
+
+
+def contiguous(session: Session) -> None:
+    """Take channels-last back."""
+    session.policy.network.to(memory_format=torch.contiguous_format)
+
+
+def widened(session: Session) -> None:
+    """Have peft widen the inputs of a LoRA to float32 again."""
+    for module in session.policy.network.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = True
+
+
+def unfused(session: Session) -> None:
+    """Take AdamW's steps tensor by tensor, or in lists of them."""
+    for group in session.optimizer.param_groups:
+        group["fused"] = False
+
+
+TAKEN_BACK = {"contiguous": contiguous, "widened": widened, "unfused": unfused}  # the defaults
 
 
 @dataclass(frozen=True)
@@ -74,21 +107,37 @@ class Row:
     variant: str = "plain"
 
 
-def rows() -> Iterator[Row]:
-    """Every row, the most telling first: time may end before the last."""
-    for model in ("sdxl", "flux"):
-        yield Row(model, "invert", batch=8)
-        for kind in ("lora", "full"):
-            for work in ("bare", "step", "diffusion_dpo"):
-                yield Row(model, work, kind)
-    for model in ("sdxl", "flux"):
-        for variant in VARIANTS:
-            for batch in (1, 4, 8, 16):
-                yield Row(model, "step", "lora", batch, variant)
-                yield Row(model, "step", "full", batch, variant)
-        for batch in (2, 16, 32):
-            yield Row(model, "invert", batch=batch)
-        yield Row(model, "sample", batch=8)
+ROW = tuple(Row.__dataclass_fields__)
+
+
+def rows(gpu: bool = True) -> Iterator[Row]:
+    """Every row, the most telling first: time may end before the last.
+
+    Those of one model, kind and variant follow each other: a model is loaded once for them.
+    """
+
+    def steps(model: str, kind: str, variant: str, batches: Sequence[int] = (4,)) -> Iterator[Row]:
+        works = STEP_WORKS if variant == "plain" else ("step",)
+        yield from (Row(model, work, kind, b, variant) for b in batches for work in works)
+
+    yield from steps("sdxl", "lora", "plain", BATCHES)
+    yield Row("sdxl", "invert", batch=8)
+    yield from steps("sdxl", "full", "plain")
+    yield from steps("sdxl", "lora", "compile", (4, 8))
+    yield Row("sdxl", "invert", batch=32)
+    yield from steps("flux", "lora", "plain")
+    yield Row("flux", "invert", batch=8)
+    yield from steps("sdxl", "lora", "adapter")
+    yield Row("sdxl", "invert", batch=8, variant="compile")
+    for variant in ("checkpointing", *TAKEN_BACK, *["graphs"] * gpu):
+        yield from steps("sdxl", "lora", variant)
+    yield from steps("sdxl", "full", "compile")
+    yield Row("sdxl", "sample", batch=8)
+    yield from steps("flux", "full", "plain")
+    for variant in ("compile", "adapter", "checkpointing", "widened"):
+        yield from steps("flux", "lora", variant, (4, 1))
+    yield Row("flux", "invert", batch=2)
+    yield Row("flux", "sample", batch=8)
 
 
 def write_pipeline(model: str, folder: Path, miniature: bool, device: torch.device) -> Path:
@@ -150,12 +199,14 @@ class Bench:
         half = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.rate = matmul_rate(self.device, half)
         self.flops: dict[str, float] = {}
+        self.alive: tuple[Row, Session] | None = None  # what the row before was measured with
 
     def config(self, row: Row, *more: str) -> Config:
         """Give a user's own settings for such a model."""
         path = write_pipeline(row.model, self.folder / row.model, self.miniature, self.device)
         gpu = self.device.type == "cuda"
-        frozen = "bfloat16" if gpu and row.kind == "lora" else "float32"
+        half = (gpu and row.kind == "lora") or row.variant == "adapter"
+        frozen = "bfloat16" if half else "float32"
         settings = [
             f"model.path={path}",
             f"model.dtype={frozen}",
@@ -164,65 +215,116 @@ class Bench:
             "data.holdout=0.1",
             f"inversion.steps={STEPS}",
             f"policy.kind={row.kind}",
-            f"training.batch_size={row.batch}",
+            f"training.batch_size={max(BATCHES)}",
             f"training.mixed_precision={'bf16' if gpu else 'no'}",
             "evaluation.scorer=null",
-            *VARIANTS[row.variant],
+            *VARIANTS.get(row.variant, []),
             *(["policy.rank=64", "policy.alpha=64"] if row.kind == "lora" else []),
             *more,
         ]
         return load_config(None, settings)
 
     def session(self, row: Row) -> Session:
-        """Set up a training of the row, ready for its first step."""
-        name = row.work if row.work == "diffusion_dpo" else "inversion_dpo"
-        config = self.config(row, f"objective.name={name}")
-        return set_up(config, prepare(config, self.folder / "caches"))
+        """Set up a training of the row, or go on with that of the row before."""
+        same = replace(row, work="step", batch=0)
+        if self.alive is None or self.alive[0] != same:
+            self.alive = None  # before the next takes its memory
+            self.free()
+            config = self.config(row)
+            session = set_up(config, prepare(config, self.folder / "caches"))
+            TAKEN_BACK.get(row.variant, lambda _: None)(session)
+            self.alive = same, session
+        return self.alive[1]
 
-    def measure(self, row: Row) -> dict[str, Any]:
-        """Time the row; what does not fit into memory says so."""
+    def plan_of(self, row: Row, session: Session) -> Session:
+        """Take the row's batch, and for Diffusion-DPO its loss and its path of fresh noise."""
+        plan, model, cache = session.plan, session.model, session.cache
+        if row.work == "diffusion_dpo":
+            config = self.config(row, "objective.name=diffusion_dpo")
+            at = lambda size: (model.schedule_at(size), cache.grid_at(size))  # noqa: E731
+            plan = make_plan(config, at, cache.sizes[0])
+        return replace(session, plan=replace(plan, batch_size=row.batch))
+
+    def free(self) -> None:
+        """Give back memory that nothing holds."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        how = {"invert": self.invert, "sample": self.sample}.get(row.work, self.train)
+
+    def measure(self, row: Row) -> list[dict[str, Any]]:
+        """Time the row, and those that are timed in turn with it; what does not fit says so."""
+        if row.work not in STEP_WORKS:
+            self.alive = None
+        self.free()
+        turns = STEP_WORKS if row.variant == "plain" and row.work in STEP_WORKS else (row.work,)
+        how = {"invert": self.invert, "sample": self.sample}.get(row.work)
         try:
-            found = how(row)
+            found = [how(row)] if how else self.train([replace(row, work=w) for w in turns])
         except torch.cuda.OutOfMemoryError:
-            return asdict(row) | {"fits": False}
-        peak = round(peak_memory(self.device))
-        return asdict(row) | {"fits": True, **found, "peak_mb": peak}
+            self.alive = None
+            found = [{"fits": False} for _ in turns]
+        peak = {"peak_mb": round(peak_memory(self.device))}
+        rows = [asdict(replace(row, work=w)) for w in turns]
+        return [r | {"fits": True} | peak | f for r, f in zip(rows, found, strict=True)]
 
-    def train(self, row: Row) -> dict[str, Any]:
-        """Take a step of training, or its bare forward and backward."""
-        flops = row.batch * self.bare(row)
-        if row.work == "diffusion_dpo":  # it evaluates the reference, too
-            flops += 2 * row.batch * self.forward(row)
-        session, numbers = self.session(row), iter(range(10**9))
+    def train(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Take steps of training, or bare forwards and backwards, in turn."""
+        first = rows[0]
+        bare_flops, forward = first.batch * self.bare(first), self.forward(first)
+        sessions = [self.plan_of(row, self.session(row)) for row in rows]
+        numbers = iter(range(10**9))
 
-        def step() -> None:
-            training.step(session, next(numbers), 1e-6)
+        def work_of(row: Row, session: Session) -> Callable[[], object]:
+            if row.work == "bare":
+                return bare_step(session, row.batch)
+            return lambda: training.step(session, next(numbers), 1e-6)
 
-        work = bare_step(session, row.batch) if row.work == "bare" else step
-        first = timed(work, self.device)
-        seconds = [*repeated(work, self.device)]
-        found = self.result(row.batch, seconds, flops) | {"first_s": round(first, 2)}
-        if row.work == "step":
-            batch = [pair for pair, _ in session.batch_of(0)]
-            waiting = [timed(lambda: tensors(session, batch), self.device) for _ in range(3)]
-            found["data_ms"] = round(1e3 * statistics.median(waiting), 2)
+        works = [work_of(row, session) for row, session in zip(rows, sessions, strict=True)]
+        begun = [timed(work, self.device) for work in works]
+        seconds = [*repeated(works, self.device)]
+        found = []
+        for k, (row, session) in enumerate(zip(rows, sessions, strict=True)):
+            reference = 2 * row.batch * forward if row.work == "diffusion_dpo" else 0.0
+            own = self.result(row.batch, [s[k] for s in seconds], bare_flops + reference)
+            own["first_s"] = round(begun[k], 2)
+            if row.work == "step":
+                own["waits"] = waits(works[k], self.device)
+                batch = [pair for pair, _ in part_of_step(session, 0, 0)[0]]
+                reading = [
+                    timed(lambda b=batch, s=session: tensors(s, b), self.device) for _ in "123"
+                ]
+                own["data_ms"] = round(1e3 * statistics.median(reading), 2)
+            found.append(own)
         return found
 
     def invert(self, row: Row) -> dict[str, Any]:
-        """Run the whole of ``invert`` on fresh pairs, autoencoder and writing included."""
+        """Run the whole of ``invert`` on fresh pairs, autoencoder and writing included.
+
+        ``of_bare`` is its time over that of as many bare forwards of the same batch.
+        """
+        flops = self.forward(row)
+        session = self.session(row)
+        states, condition = tensors(session, (session.train_pairs * row.batch)[: row.batch // 2])
+
+        @torch.no_grad()
+        def forward() -> None:
+            with session.accelerator.autocast():
+                session.model.predict(session.network, states.x_t, states.timesteps, condition)
+
+        first = timed(forward, self.device)
+        bare = statistics.median(timed(forward, self.device) for _ in range(3))
+        self.alive = session = states = condition = None  # type: ignore[assignment]
+        self.free()
         config = self.config(row, f"inversion.batch_size={row.batch}")
         cache = self.folder / "fresh"
         shutil.rmtree(cache, ignore_errors=True)
         seconds = timed(lambda: prepare(config, cache), self.device)
         cached = timed(lambda: prepare(config, cache), self.device)  # loads and finds all done
-        forward = self.forward(row)
         shutil.rmtree(cache)
-        return self.result(2 * PAIRS, [seconds - cached], forward * 2 * PAIRS * (STEPS + 1))
+        took, forwards = seconds - cached, (STEPS + 1) * 2 * PAIRS / row.batch
+        found = self.result(2 * PAIRS, [took], flops * 2 * PAIRS * (STEPS + 1))
+        return found | {"first_s": round(first, 2), "of_bare": round(took / bare / forwards, 3)}
 
     def sample(self, row: Row) -> dict[str, Any]:
         """Images through the pipeline itself."""
@@ -235,19 +337,21 @@ class Bench:
         with torch.autocast("cpu", torch.bfloat16) if self.device.type == "cpu" else nullcontext():
             work = lambda: sampler.draw(names, range(row.batch))  # noqa: E731
             work()
-            seconds = [*repeated(work, self.device)]
+            seconds = [s for (s,) in repeated([work], self.device)]
         return self.result(row.batch, seconds, self.forward(row) * row.batch * STEPS)
 
     def bare(self, row: Row) -> float:
         """Operations of one pair's bare forward and backward."""
-        session = partial(self.session, replace(row, work="step", batch=1, variant="plain"))
-        return self.counted(f"{row.model} {row.kind}", lambda: bare_step(session(), 1))
+        plain = replace(row, work="step", variant="plain")
+        return self.counted(
+            f"{row.model} {row.kind}", lambda: bare_step(self.session(plain), 1, moves=False)
+        )
 
     def forward(self, row: Row) -> float:
         """Operations of one image's forward pass."""
 
         def work() -> Callable[[], object]:
-            session = self.session(replace(row, work="step", batch=1, variant="plain"))
+            session = self.session(replace(row, work="step", variant="plain"))
             states, condition = tensors(session, session.train_pairs[:1])
             predict = partial(session.model.predict, session.network)
             return torch.no_grad()(lambda: predict(states.x_t, states.timesteps, condition))
@@ -275,13 +379,27 @@ class Bench:
         }
 
 
-def repeated(work: Callable[[], object], device: torch.device) -> Iterator[float]:
-    """Seconds of at least three calls, up to five seconds in all."""
+def repeated(
+    works: Sequence[Callable[[], object]], device: torch.device
+) -> Iterator[tuple[float, ...]]:
+    """Seconds of at least three calls of each, in turn, up to five seconds for each."""
     start = time.perf_counter()
     for number in range(30):
-        yield timed(work, device)
-        if number >= 2 and time.perf_counter() - start > 5:
+        yield tuple(timed(work, device) for work in works)
+        if number >= 2 and time.perf_counter() - start > 5 * len(works):
             return
+
+
+def waits(work: Callable[[], object], device: torch.device) -> int | None:
+    """Count how often a call waits for the GPU, as torch warns of it; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        work()
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(w.message) for w in found)
 
 
 def tensors(session: Session, batch: list[int]) -> tuple[NoisyStates, dict[str, torch.Tensor]]:
@@ -291,9 +409,10 @@ def tensors(session: Session, batch: list[int]) -> tuple[NoisyStates, dict[str, 
     return states, {k: v.to(device) for k, v in session.cache.condition(batch).items()}
 
 
-def bare_step(session: Session, pairs: int) -> Callable[[], None]:
-    """Policy forward and backward on tensors in memory, and the optimizer's step."""
+def bare_step(session: Session, pairs: int, *, moves: bool = True) -> Callable[[], None]:
+    """Policy forward and backward on tensors in memory, and the optimizer's step if it moves."""
     states, condition = tensors(session, (session.train_pairs * pairs)[:pairs])
+    parameters = list(session.policy.trainable().values())
 
     def step() -> None:
         session.optimizer.zero_grad()
@@ -302,8 +421,9 @@ def bare_step(session: Session, pairs: int) -> Callable[[], None]:
                 session.network, states.x_t, states.timesteps, condition
             )
         (prediction.float() - states.target).square().mean().backward()
-        torch.nn.utils.clip_grad_norm_(session.policy.trainable().values(), 1.0)
-        session.optimizer.step()
+        if moves:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            session.optimizer.step()
 
     return step
 
@@ -311,17 +431,57 @@ def bare_step(session: Session, pairs: int) -> Callable[[], None]:
 def table(found: list[dict[str, Any]], device: str) -> str:
     """Format the rows as Markdown."""
     head = "| model | work | trained | batch | setting | s | per second | of the matmul rate |"
-    lines = [f"{device}\n", head + " peak, MB | first, s | data, ms |", "|---" * 11 + "|"]
+    head += " peak, MB | first, s | data, ms | waits | of bare forwards |"
+    lines = [f"{device}\n", head, "|---" * 13 + "|"]
     for r in found:
         cells = [r[k] for k in ("model", "work", "kind", "batch", "variant")]
         if r["fits"]:
             share = "" if r["share"] is None else f"{r['share']:.0%}"
             cells += [r["seconds"], r["per_second"], share, r["peak_mb"]]
-            cells += [r.get("first_s", ""), r.get("data_ms", "")]
+            more = (r.get(k) for k in ("first_s", "data_ms", "waits", "of_bare"))
+            cells += ["" if value is None else value for value in more]
         else:
-            cells += ["does not fit", *[""] * 5]
+            cells += ["does not fit", *[""] * 7]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def advice(found: list[dict[str, Any]]) -> list[str]:
+    """Say what the rows show beside the aims, and what to try next."""
+    told, at = [], {Row(*(r[k] for k in ROW)): r for r in found if r["fits"]}
+    for row, r in at.items():
+        if row.work == "step" and row.variant == "plain":
+            for other, aim in (("bare", 1.03), ("diffusion_dpo", 0.78)):
+                if beside := at.get(replace(row, work=other)):
+                    ratio = r["seconds"] / beside["seconds"]
+                    verdict = "met" if ratio <= aim else f"missed; {r['data_ms']} ms are data"
+                    told.append(f"{name_of(row)} / {other}: {ratio:.3f}, aim {aim} {verdict}")
+        plain = at.get(replace(row, variant="plain"))
+        if row.variant != "plain" and plain:
+            gain = plain["per_second"] and r["per_second"] / plain["per_second"]
+            told.append(f"{name_of(row)}: x {gain:.2f} of plain, {r['peak_mb']} MB at most")
+    for work, aim in AIMS.items():
+        for model in dict.fromkeys(row.model for row in at):
+            shares = {k: r["share"] for k, r in at.items() if (k.work, k.model) == (work, model)}
+            if shares:
+                best = max(shares, key=lambda k: shares[k])
+                next_step = "" if shares[best] >= aim else "; profile this row next"
+                told.append(f"best {name_of(best)}: {shares[best]:.0%}, aim {aim:.0%}{next_step}")
+    return told
+
+
+def name_of(row: Row) -> str:
+    """Name a row in a line."""
+    return f"{row.model} {row.work} {row.kind} x{row.batch} {row.variant}"
+
+
+def write(folder: Path, found: list[dict[str, Any]], device: str, rate: float) -> str:
+    """Write the table, and the figures that ``job_cost.py`` reads; returns the table."""
+    text = table(found, device) + "\n" + "".join(f"- {line}\n" for line in advice(found))
+    (folder / "gpu.md").write_text(text)
+    about = {"device": device, "date": time.strftime("%Y-%m-%d"), "matmul_flops": rate}
+    (folder / "gpu.json").write_text(json.dumps(about | {"rows": found}, indent=1))
+    return text
 
 
 def main() -> None:
@@ -337,17 +497,19 @@ def main() -> None:
     name += f", {bench.rate / 1e12:.1f} TFLOP/s measured" + (", miniature" if miniature else "")
     journal = args.output / "gpu.jsonl"
     found = [json.loads(x) for x in journal.read_text().splitlines()] if journal.exists() else []
-    known = [Row(*(r[k] for k in Row.__dataclass_fields__)) for r in found]
-    for row in [r for r in dict.fromkeys(rows()) if r not in known]:
+    for row in dict.fromkeys(rows(gpu=bench.device.type == "cuda")):
+        if row in [Row(*(r[k] for k in ROW)) for r in found]:
+            continue
         if time.monotonic() - began > args.seconds:
             print("the time is over: the same command measures the rest")
             break
-        found.append(bench.measure(row))
-        with journal.open("a") as file:
-            file.write(json.dumps(found[-1]) + "\n")
-        print(json.dumps(found[-1]), flush=True)
-    (args.output / "gpu.md").write_text(table(found, name))
-    print(table(found, name))
+        for one in bench.measure(row):
+            found.append(one)
+            with journal.open("a") as file:
+                file.write(json.dumps(one) + "\n")
+            print(json.dumps(one), flush=True)
+        write(args.output, found, name, bench.rate)  # a run that is killed leaves it
+    print(write(args.output, found, name, bench.rate))
 
 
 if __name__ == "__main__":

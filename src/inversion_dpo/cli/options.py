@@ -92,10 +92,14 @@ def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def checked(config: Config, output: Path, dry_run: bool) -> Config:
     """Check what a run needs before any work; on a dry run print its settings and stop."""
     from inversion_dpo.api import check_run
+    from inversion_dpo.models.loading import check_model
     from inversion_dpo.run.config import to_yaml
+    from inversion_dpo.training.cost import estimate
 
     check_run(config, output)
     if dry_run:
         typer.echo(to_yaml(config), nl=False)
+        for line in estimate(config, check_model(config.model)):
+            typer.echo(f"# {line}")
         raise typer.Exit
     return config

@@ -101,6 +101,14 @@ def window(config: Config) -> tuple[int, int]:
     return low, max(low, math.floor(o.t_max * n))
 
 
+def extent_of(config: Config) -> Extent:
+    """Say which states of an inversion are made; none where the method inverts nothing."""
+    if not chosen_method(config).inverts:
+        return NOWHERE
+    low, high = window(config)
+    return Extent(config.inversion.start, low, high, config.inversion.fixed_point_iterations)
+
+
 def spacing_of(config: Config) -> str:
     """Name the grid of the inversion: the configured one, or that of the released script."""
     released = chosen_method(config).path == "released"
@@ -139,7 +147,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         steps=i.steps,
         spacing=spacing_of(config),
         guidance_scale=along,
-        extent=Extent(i.start, low, high, i.fixed_point_iterations) if inverted else NOWHERE,
+        extent=extent_of(config),
         pairs_per_shard=max(1, i.batch_size // 2),
         keep=(i.keep, low, high) if method.path in STORED and i.keep else None,
         precision=f"{config.model.dtype} {config.training.mixed_precision}",
