@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from inversion_dpo.models.base import Condition, ModelError
+from inversion_dpo.models.base import Condition, DiffusionModel, ModelError, network_of
 from inversion_dpo.run.fields import ConfigError
 
 FORMS = 64  # of one block's code: widths, adapters on and off, with and without gradient, sizes
@@ -22,7 +22,16 @@ LONG = "a red square to the left of a blue circle"  # a text that is longer than
 
 
 def check_compile(how: str, device: torch.device, processes: int = 1) -> None:
-    """Refuse compilation that would change nothing, is not tried, or has no compiler."""
+    """Refuse compilation that would change nothing, is not tried, or has no compiler.
+
+    Args:
+        how: one of ``training.compile``.
+        device: where the network computes.
+        processes: of the launch.
+
+    Raises:
+        ConfigError: names the remedy.
+    """
     if how == "no":
         return
     if processes > 1:
@@ -42,6 +51,21 @@ def check_compile(how: str, device: torch.device, processes: int = 1) -> None:
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise ConfigError(f"training.compile={how} needs `pip install triton`, or set it to no")
+
+
+def compile_model(model: DiffusionModel, how: str, device: torch.device, processes: int) -> None:
+    """Check that compilation can be, and have the model's network compiled.
+
+    Args:
+        model: with its text encoders.
+        how: ``no`` does nothing.
+        device: of the network.
+        processes: of the launch.
+    """
+    check_compile(how, device, processes)
+    if how != "no":
+        fixed = one_length(model.empty(), model.condition([LONG]))
+        compile_blocks(network_of(model), how, fixed)
 
 
 def compile_blocks(network: nn.Module, how: str, fixed: bool) -> None:
@@ -78,6 +102,11 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
         return
     for part in network.children():
         yield from part if isinstance(part, nn.ModuleList) else ()
+
+
+def compile_row(how: str) -> dict[str, float]:
+    """Say, for the metrics, how long this process compiled; nothing if it was not asked to."""
+    return {} if how == "no" else {"compile_seconds": round(seconds_compiling(), 1)}
 
 
 def seconds_compiling() -> float:

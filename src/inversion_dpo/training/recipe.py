@@ -24,14 +24,8 @@ from inversion_dpo.data.giveaways import refuse_giveaways
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.maths.methods import BETAS
-from inversion_dpo.models.base import DiffusionModel, frozen_parts, network_of
-from inversion_dpo.models.blocks import (
-    LONG,
-    check_compile,
-    compile_blocks,
-    one_length,
-    seconds_compiling,
-)
+from inversion_dpo.models.base import DiffusionModel, frozen_parts
+from inversion_dpo.models.blocks import compile_blocks, compile_model, compile_row, one_length
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.run.disk import atomic_folder
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
@@ -119,10 +113,8 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
 def prepare(config: Config, cache_root: Path) -> Prepared:
     """Load the model, read the pairs, invert what is not inverted yet."""
     accelerator, team = make_accelerator(config), current_team()
-    check_compile(config.training.compile, accelerator.device, team.size)
     model = load_model(config, accelerator.device)
-    if (how := config.training.compile) != "no":
-        compile_blocks(network_of(model), how, one_length(model.empty(), model.condition([LONG])))
+    compile_model(model, config.training.compile, accelerator.device, team.size)
     pairs = open_pairs(config.data, alone=takes_images(config))
     check_sources(model, pairs)
     key = key_of(config, pairs, model)
@@ -207,8 +199,6 @@ def run_steps(
         measured, looked = (looked or heldout(session)) if due else Row(), Row()
         row = step(session, number, rate_at(number, t))
         check_step(session, number, row)
-        if t.compile != "no" and number == start.step:
-            logger.info("torch compiled for %.0f s so far", seconds_compiling())
         if number == 0:
             row.pop("accuracy", None)  # rounding noise
         seconds = start.seconds + time.time() - begun
@@ -232,10 +222,8 @@ def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
     """Write the last measurements and the policy, merged if asked for."""
     if session.team.main:
         peak = round(peak_memory(session.accelerator.device))
-        counts = {"peak_memory_mb": peak, "pairs": session.cache.pairs}
-        if config.training.compile != "no":
-            counts["compile_seconds"] = round(seconds_compiling())
-        append_row(folder, last | counts)
+        row = last | {"peak_memory_mb": peak, "pairs": session.cache.pairs}
+        append_row(folder, row | compile_row(config.training.compile))
     save_policy(session, folder / "adapter")
     if config.policy.merge and session.team.main:
         atomic_folder(folder / "merged", session.policy.merge)
