@@ -153,7 +153,7 @@ def test_what_the_pairs_prefer_is_claimed_only_where_it_was_measured(run, monkey
 def test_black_samples_are_named_where_they_are_sampled(run, monkeypatch, caplog):
     config, prompts = load_config(str(run / "config.yaml"), []), [p for _, p in CAPTIONS]
     black = [np.zeros((64, 64, 3), np.uint8)]
-    monkeypatch.setattr(Sampler, "draw", lambda self, asked, seeds, sizes: black * len(asked))
+    monkeypatch.setattr(Sampler, "draw", lambda self, asked, seeds, **more: black * len(asked))
     sampled(config, None, run / "black", prompts, "reference", 1)
     told = "reference: 4 of 4 samples are of one colour ('a small red star above a small blue star"
     assert told in caplog.text and "and 1 more" in caplog.text and "safety checker" in caplog.text

@@ -219,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     main_process = os.environ.get("RANK", "0") == "0"  # of a launch: the others say errors only
     logging.getLogger("inversion_dpo").setLevel(logging.INFO if main_process else logging.ERROR)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints what it says by itself
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         app(list(arguments) if arguments is not None else None)

@@ -1,5 +1,6 @@
 """What people type: settings stay settings, each is read, and mistakes are one line."""
 
+import logging
 import os
 import re
 import shlex
@@ -103,6 +104,14 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, tmp_path):
     for number in (13, 20, 27, 28, 36):
         monkeypatch.setattr("inversion_dpo.cli.settings.resolved", refuse(number))
         assert f"{tmp_path / 'file'}: {os.strerror(number)}" in refused(capsys, "config")
+
+
+def test_what_the_hub_says_is_printed_once(monkeypatch, capsys):
+    hub = logging.getLogger("huggingface_hub")  # has a handler of its own
+    monkeypatch.setattr(hub, "propagate", True)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert not hub.propagate
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
