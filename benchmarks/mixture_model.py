@@ -11,7 +11,7 @@ monotone map, so quantiles, KL divergence and distance to the optimum carry no s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 from torch import Tensor, nn
 
-from inversion_dpo.maths.inversion import invert
+from inversion_dpo.maths.inversion import invert, recovered_noise
 from inversion_dpo.maths.losses import (
+    BETA_DECAY,
     LOSSES,
+    adapted_beta,
     as_pair_errors,
     method_of,
     residual_overlap,
     safeguarded,
     squared_error,
 )
-from inversion_dpo.maths.records import Grid, Levels, LossSettings
+from inversion_dpo.maths.records import Grid, Levels, LossOutput, LossSettings
 from inversion_dpo.maths.schedule import Schedule, add_noise, posterior_std, step
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.schedules import discrete_schedule
@@ -193,7 +195,11 @@ def outcome(predict: Eps, strength: float = 1.0) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is made of: an objective, its target and modifiers."""
+    """What a method is made of: an objective, with another loss or path, target and modifiers.
+
+    coupling: share of an image's own noise on the paths line and known. auto: beta adapts, and the
+    number that is tuned in its place is the gradient factor.
+    """
 
     objective: str = "inversion_dpo"
     target: str = "x0"
@@ -201,6 +207,10 @@ class Setting:
     label_smoothing: float = 0.0
     soft_labels: bool = False
     safeguard: bool = False
+    loss: str | None = None
+    path: str | None = None
+    coupling: float = 1.0
+    auto: bool = False
 
 
 METHODS: dict[str, Setting] = {
@@ -222,16 +232,26 @@ METHODS: dict[str, Setting] = {
     "x0_smoothed": Setting(label_smoothing=0.1),
     "x0_soft": Setting(soft_labels=True),
     "x0_safeguard": Setting(safeguard=True),
+    "x0_bounded": Setting(loss="dpo_bounded"),
+    "x0_auto": Setting(auto=True),
+    "kto_inverted": Setting("kto", path="trajectory"),
+    "line": Setting("diffusion_dpo", path="line"),
+    "line_half": Setting("diffusion_dpo", path="line", coupling=0.7),
+    "known": Setting("diffusion_dpo", path="known"),
 }
 
 Points = tuple[Tensor, Tensor, Tensor]  # x_t [2B, 1], index in the schedule [2B], target
 
 
-def noise_points(x_0: Tensor, schedule: Schedule, generator: torch.Generator) -> Points:
-    """Fresh noise and level, shared by the pair."""
+def noise_points(
+    x_0: Tensor, schedule: Schedule, generator: torch.Generator, own: Tensor | None, rho: float
+) -> Points:
+    """Fresh noise and level, shared by the pair; where images have noise of their own, mixed."""
     half = len(x_0) // 2
     i = torch.randint(1, len(schedule.timesteps), (half,), generator=generator).repeat(2)
     eps = torch.randn(half, 1, generator=generator, dtype=x_0.dtype).repeat(2, 1)
+    if own is not None:
+        eps = rho * own + (1 - rho**2) ** 0.5 * eps
     return add_noise(x_0, eps, schedule.levels[i]), i, eps
 
 
@@ -272,17 +292,20 @@ class Problem:
 
     def __init__(self, setting: Setting, seed: int, budget: Budget) -> None:
         self.setting, self.budget = setting, budget
-        self.method = method_of(setting.objective)
-        self.grid = SCHEDULE.grid(budget.grid)
+        self.method = method_of(setting.objective, loss=setting.loss, path=setting.path)
+        known = self.method.path == "known"  # where the sampler's own way leads
+        self.grid = SCHEDULE.grid(SAMPLE_STEPS if known else budget.grid)
         self.x, self.p = preference_pairs(budget.pairs, seed)
         self.path = invert(self.x, self.grid, lambda x, t: reference_eps(x, t.long()), "epsilon")
+        self.noise = recovered_noise(self.path)
         self.generator = torch.Generator().manual_seed(seed)
 
     def points(self, both: Tensor, policy: MixturePolicy) -> Points:
         """Draw a state of each of these images, and its target."""
         x_0, source = self.x[both], self.method.path
-        if source == "noise":
-            return noise_points(x_0, SCHEDULE, self.generator)
+        if source in ("noise", "line", "known"):
+            own = None if source == "noise" else self.noise[both]
+            return noise_points(x_0, SCHEDULE, self.generator, own, self.setting.coupling)
         if not self.method.inverts:
             return policy_points(x_0, self.grid, policy, source == "renoise", self.generator)
         steps = self.grid.steps
@@ -293,8 +316,8 @@ class Problem:
         star = target_prediction(self.setting.target, i, states, reference, levels, "epsilon")
         return x_t, index_grid(self.grid)[i], star
 
-    def loss(self, policy: MixturePolicy, settings: LossSettings) -> Tensor:
-        """Mean loss of a fresh batch."""
+    def loss(self, policy: MixturePolicy, settings: LossSettings) -> LossOutput:
+        """Losses of a fresh batch."""
         count = self.budget.pairs
         chosen = torch.randint(count, (self.budget.batch,), generator=self.generator)
         x_t, index, star = self.points(torch.cat([chosen, chosen + count]), policy)
@@ -309,7 +332,10 @@ class Problem:
             **({"preference": self.p[chosen].float()} if self.setting.soft_labels else {}),
         )
         errors = safeguarded(errors) if self.setting.safeguard else errors
-        return LOSSES[self.method.loss].function(errors, settings).loss.mean()
+        return LOSSES[self.method.loss].function(errors, settings)
+
+
+FIRST_BETA = 10.0  # of one that adapts
 
 
 def train_mixture(
@@ -323,13 +349,19 @@ def train_mixture(
     """Train one policy with Adam and return it; ``watch`` is called before every step."""
     budget = budget or Budget()
     policy, problem = MixturePolicy(seed, budget.jitter), Problem(setting, seed, budget)
-    settings = LossSettings(beta, setting.link, setting.label_smoothing)
+    first = FIRST_BETA if setting.auto else beta
+    settings, size = LossSettings(first, setting.link, setting.label_smoothing), 0.0
     optimizer = torch.optim.Adam(policy.parameters(), rate)
     for number in range(budget.steps):
         watch(number, policy)
         optimizer.zero_grad()
-        problem.loss(policy, settings).backward()
+        output = problem.loss(policy, settings)
+        output.loss.mean().backward()
         optimizer.step()
+        if setting.auto:
+            now = 2 * output.margin.abs().mean().item() / settings.beta
+            size = BETA_DECAY * size + (1 - BETA_DECAY) * now if number else now
+            settings = replace(settings, beta=adapted_beta(size, beta, FIRST_BETA))
     return policy
 
 

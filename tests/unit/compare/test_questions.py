@@ -1,0 +1,84 @@
+"""benchmarks/questions.py: its arms, what they cost, and how the best trial is chosen."""
+
+import sys
+
+import pytest
+import questions as script
+from questions import Arm, arms, config_of, evaluations
+
+from inversion_dpo.training.effects import check_effects
+from tests.slow import slow_but
+
+
+def trained(config):
+    """Evaluations of inversion and training."""
+    return evaluations(config)["inversion"] + evaluations(config)["training"]
+
+
+def first(one):
+    return next(one.trials())
+
+
+@pytest.mark.parametrize("question", slow_but(["c"], "abcd"))
+def test_every_setting_of_an_arm_has_an_effect(question):
+    for name, one in arms(question).items():
+        config = config_of(one, first(one), ["training.seed=3"])
+        given = {text.partition("=")[0] for text in (*one.settings, *first(one))}
+        check_effects([config], given)
+        assert config.training.seed == 3 and name.startswith(config.objective.loss)
+
+
+def test_a_quarter_is_a_quarter_with_everything_in():
+    found = arms("c")
+    sizes = {  # of each length that tuning may choose
+        name: [trained(config_of(one, trial, [])) for trial in list(one.trials())[:2]]
+        for name, one in found.items()
+    }
+    full = sizes.pop("dpo, fresh noise, full budget")
+    assert full == [720 * 16 * 2 * 4] * 2
+    for name, each in sizes.items():
+        assert all(0.9 * full[0] / 4 < spent <= full[0] / 4 for spent in each), (name, each)
+
+
+def test_evaluations_by_hand():
+    one = arms("b")["dpo, inverted, one iteration"]
+    given = ["training.batch_size=16", "training.steps=5", "evaluation.limit=7"]
+    # 80 pairs visited; levels 1 to 9 and one more from 2 on; 3 of a step; 10 sampling steps
+    assert evaluations(config_of(one, (), given)) == {
+        "inversion": 2 * 80 * (9 + 8),
+        "training": 2 * 80 * 3,
+        "sampling": 7 * 10,
+    }
+    guided = config_of(one, (), [*given, "objective.path=noise", "objective.guidance_scale=2"])
+    assert evaluations(guided)["training"] == 2 * 80 * 2 * 4
+
+
+@pytest.mark.parametrize("question", slow_but(["e"], "abcde"))
+def test_a_dry_run_says_what_a_question_costs(question, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["questions.py", question, "--dry-run", "--seeds", "0"])
+    script.main()
+    assert f"question {question}: " in (said := capsys.readouterr().out) and "hours" in said
+
+
+def test_the_best_trial_is_trained_with_every_seed(tmp_path, monkeypatch):
+    """Results are made up: the second beta is best on validation prompts."""
+    ran = []
+
+    def run(root, name, config, curve):
+        ran.append((config.evaluation.prompts, config.objective.beta, config.training.seed))
+        gain = config.objective.beta / 1000 - abs(config.objective.beta - 300) / 100
+        metrics = {n: {"gain": gain + config.training.seed} for n in ("composition", "exact")}
+        history = [{"loss": 1.0, "evaluations": 64.0, "heldout_drift": 0.5}]
+        return {
+            "metrics": metrics | {"warmth": {"gain": 0.0}},
+            "history": history,
+            "step_seconds": 0.25,
+        }
+
+    monkeypatch.setattr(script, "run", run)
+    one = Arm(("objective.loss=dpo", "objective.path=noise"), (100, 300), ((4, 10),))
+    given = type("Given", (), {"more": [], "seeds": [0, 2]})
+    found = script.answer(tmp_path, {"mine": one}, given)
+    assert len(ran) == 2 * 2 + 2 and all("validation" in p for p, _, s in ran if s == 100)
+    assert [r[1:] for r in ran if r[2] != 100] == [(300.0, 0), (300.0, 2)]
+    assert "| mine | +1.300 [" in found and "| 640 | 2 | learning_rate=0.0001, beta=300" in found
