@@ -172,7 +172,7 @@ class Prepares:
         self.filled, self.asked, self.looked = [], [], []
         self.model = Model()
         self.key = SimpleNamespace(guidance_scale=guidance, prompt_chunks=2, name=lambda: "key")
-        self.model.reads = {"tokenizer": 150}
+        self.model.reads, self.model.edits = {"tokenizer": 150}, "never"
 
         def fill(root, model, pairs, key, *, device, team):
             self.filled.append((root, model, pairs, key, device, team))
@@ -184,7 +184,7 @@ class Prepares:
 
         team, pairs = (
             Team(0 if main else 1, 1),
-            SimpleNamespace(config=SimpleNamespace(pairs="made up")),
+            SimpleNamespace(config=SimpleNamespace(pairs="made up"), edits=False),
         )
         for name, value in {
             "make_accelerator": lambda config: Accelerator(),
