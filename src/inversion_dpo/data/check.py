@@ -98,14 +98,16 @@ class _Usable:
         self._seen, self._thumbs = dict[bytes, int](), dict[object, set[object]]()
 
     def add(self, row: Row, images: Sequence[Image.Image]) -> None:
-        """Count a row and its images, those of a source among them."""
-        counts, shapes = self.counts, [image.size[::-1] for image in images]
+        """Count a row and its images, those of a source and a mask among them."""
+        counts, masked = self.counts, row.mask is not None
+        shapes = [image.size[::-1] for image in images[: len(images) - masked]]
         images = images[: 2 - row.single]
         key, row_sizes = content(row), [image.size for image in images]
         won = row.encoded[:: 1 if row.label else -1][0]
         counts.update(pairs=1, duplicates=int(key in self._seen), labelled=int(row.labelled))
         counts.update(turned=int(self._seen.setdefault(key, hash(won)) != hash(won)))
         counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
+        counts["masked"] += masked
         counts["first"] += int(row.labelled and row.label == 1.0)
         self.example = self.example or in_words(row)
         self.sizes.update(row_sizes)
@@ -267,6 +269,11 @@ def format_report(report: PairReport) -> str:
         *([f"  for example, {report.example}"] if report.example else []),
         *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),
         *([f"  edits: {counts['edits']} pairs have a source image"] if counts["edits"] else []),
+        *(
+            [f"  masks: {counts['masked']} pairs say where errors count"]
+            if counts["masked"]
+            else []
+        ),
     ]
     if report.image_sizes:
         common = report.image_sizes.most_common(5)

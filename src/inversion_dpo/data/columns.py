@@ -39,7 +39,7 @@ WRITTEN = (
 )
 OPTIONAL = (
     *("scene_graph", "group", "preference_0", "votes", "label_1", "has_label", "share_1"),
-    "source",  # the image that both edit
+    *("source", "mask"),  # the image that both edit, and the region that counts
     *("seed_0", "seed_1"),
 )
 # Names that are understood without data.columns, in any case, with spaces, dots or dashes for _:
@@ -70,6 +70,7 @@ KNOWN = {
     "preferences": ("human_preference",),
     "caption": ("caption", "prompt"),
     "source": ("source_image", "input_image", "original_image", "file_name_source"),
+    "mask": ("mask", "mask_image", "file_name_mask"),
     "scene_graph": ("scene_graph",),
     "preference_0": ("preference_0",),
     "seed_0": ("seed_0",),
@@ -90,7 +91,7 @@ _IMAGE = (
 )
 # Arrow's types that a column may have, and what an error calls them; rankings are looked at by row.
 _TYPES = {
-    **dict.fromkeys(("jpg_0", "jpg_1", "winner", "loser", "source"), _IMAGE),
+    **dict.fromkeys(("jpg_0", "jpg_1", "winner", "loser", "source", "mask"), _IMAGE),
     "label_0": (_NUMBERS | _TEXT, "numbers (0, 0.5 or 1)"),
     "preference_0": (_NUMBERS, "numbers from 0 to 1"),
     "caption": (_TEXT, "text"),

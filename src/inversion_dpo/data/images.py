@@ -81,6 +81,17 @@ def picture_size(data: bytes, where: str) -> tuple[int, int]:
     return height, width
 
 
+def check_mask(mask: Image.Image, image: Image.Image, where: str) -> None:
+    """Raise DataError, which calls it ``where``, for a mask of another size, or of nothing."""
+    if mask.size != image.size:
+        sizes = " and ".join(f"{i.width}x{i.height}" for i in (mask, image))
+        raise DataError(
+            f"{where}: mask and image are {sizes} pixels; save the mask at the image's size"
+        )
+    if np.asarray(mask.convert("L")).max() < 128:
+        raise DataError(f"{where}: the mask is black; paint white what counts, or drop the row")
+
+
 def one_colour(image: Image.Image | NDArray[np.uint8]) -> bool:
     """Tell whether no channel varies by more than 2 of 255 levels: there is no picture in it."""
     return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() <= 2)

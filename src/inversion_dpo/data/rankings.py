@@ -142,8 +142,8 @@ def _pairs(
     """Give the pairs of a scheme; ``sure`` gives the probability that the first is better."""
     raw, images, values = ranked.raw, ranked.images, ranked.values
     loaded: dict[int, Encoded] = {}
-    edits = {"source": raw.table.names["source"]} if "source" in raw.table.names else {}
-    source = encoded_image(raw.values.get("source"), raw.table)
+    more = {k: v for k, v in raw.table.names.items() if k in ("source", "mask")}
+    shared = {k: encoded_image(raw.values.get(k), raw.table) for k in more}
     for w, l in SCHEMES[scheme](sorted(values, key=lambda k: -values[k])):
         tie = values[w] == values[l]
         for k in () if tie else (w, l):
@@ -157,10 +157,10 @@ def _pairs(
             "loser": loaded.get(l),
             "tie": 0.5 if tie else 1.0,
             "preference_0": sure(w, l),
-            "source": source,
+            **shared,
             "called": tuple(f"{name} ({text})" for name, text in zip(names, said, strict=True)),
         }
-        named = Table("chosen", {"winner": f"image {w}", "loser": f"image {l}"} | edits)
+        named = Table("chosen", {"winner": f"image {w}", "loser": f"image {l}"} | more)
         yield Raw(f"{raw.where}, images {w} and {l}", named, pair)
 
 
@@ -223,7 +223,7 @@ def _single(raw: Raw) -> Iterator[Raw]:
         yield replace(raw, fault=found)
         return
     column = raw.table.names["images"]
-    names = {k: v for k, v in raw.table.names.items() if k == "source"}
+    names = {k: v for k, v in raw.table.names.items() if k in ("source", "mask")}
     names |= {"winner": column, "loser": column}
     table = replace(raw.table, kind="single", names=names)
     for image, thumbs in found:

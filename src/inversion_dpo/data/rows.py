@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from inversion_dpo.data.columns import Table
-from inversion_dpo.data.images import DataError, decode_image
+from inversion_dpo.data.images import DataError, check_mask, decode_image
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
@@ -53,8 +53,8 @@ class Row:
     images are called in errors. called: the same, in a sentence about the pair. labelled: whether
     the label was in the data, rather than in the order of the images. single: one image, given
     twice; label 1 if it is liked, else 0. source: the image that they edit, if the data are of
-    edits. seeds: of the noise that the images were sampled from. fault: why no part of the row is
-    usable.
+    edits. mask: where errors count, if the data say. seeds: of the noise that the images were
+    sampled from. fault: why no part of the row is usable.
     """
 
     where: str
@@ -68,6 +68,7 @@ class Row:
     labelled: bool = False
     single: bool = False
     source: Encoded = None
+    mask: Encoded = None
     seeds: tuple[float | str | None, ...] = ()
     fault: Fault | None = None
 
@@ -86,9 +87,10 @@ class Row:
 
     @property
     def pictures(self) -> list[tuple[str, Encoded]]:
-        """Each image that the row needs, and what an error calls it; any source last."""
+        """Each image that the row needs, and what an error calls it; any source and mask last."""
         both = list(zip(self.names, self.images, strict=True))[: 1 if self.single else 2]
-        return both if self.source is None else [*both, ("source", self.source)]
+        more = [("source", self.source), ("mask", self.mask)]
+        return both + [(name, image) for name, image in more if image is not None]
 
     @property
     def encoded(self) -> tuple[bytes, bytes]:
@@ -138,7 +140,9 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
             faults.append(Fault("broken_images", text))
         elif decode:
             try:
-                images.append(decode_image(data, place))
+                images.append(image := decode_image(data, place))
+                if name == "mask" and not faults:
+                    check_mask(image, images[0], place)
             except DataError as error:
                 faults.append(Fault("broken_images", str(error)))
     return faults, images
@@ -183,15 +187,18 @@ def row_of(raw: Raw) -> Row:
         scene_graph=graph if isinstance(graph, str) and graph else None,
         labelled=labelled,
         single=single,
-        source=_source(values.get("source"), table) if "source" in table.names else None,
+        source=_needed("source", "no image to be edited; embed or name it", values, table),
+        mask=_needed("mask", "no mask; give a white one if the whole image counts", values, table),
         seeds=(number(values.get("seed_0")), number(values.get("seed_1"))),
     )
 
 
-def _source(value: Any, table: Table) -> Encoded:
-    """Take the image to be edited; where it has a column, every row must have one."""
-    text = "no image to be edited; embed or name it, or drop the row"
-    return encoded_image(value, table) or Fault("broken_images", text)
+def _needed(name: str, missing: str, values: Mapping[str, Any], table: Table) -> Encoded:
+    """Take an image that every row must have, if it has a column; None if it has none."""
+    if name not in table.names:
+        return None
+    text = f"{missing}, or drop the row"
+    return encoded_image(values.get(name), table) or Fault("broken_images", text)
 
 
 def _two(votes: Any) -> bool:
@@ -230,7 +237,7 @@ def _of_shares(
 
 def image_paths(raw: Raw) -> Iterator[Path]:
     """Find the files that a row names and that may be read."""
-    for ours in ("jpg_0", "jpg_1", "winner", "loser", "images", "source"):
+    for ours in ("jpg_0", "jpg_1", "winner", "loser", "images", "source", "mask"):
         value = raw.values.get(ours)
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and raw.table.folder:

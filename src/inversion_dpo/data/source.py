@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from inversion_dpo.data.formats import Opened, open_rows
-from inversion_dpo.data.images import DataError, decode_image, picture_size
+from inversion_dpo.data.images import DataError, check_mask, decode_image, picture_size
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import Row, inspect
 from inversion_dpo.graphs.graph import SceneGraph
@@ -35,8 +35,9 @@ class Pair:
     for messages. preference: how probably the winner is the better one; 1 if the data do not say.
     decoded: winner and loser as pictures, if reading decoded them; use :attr:`images`. names: what
     the data call the two. single: one image, given twice; the preference is then the share of those
-    who like it. source: the encoded image that both edit, if the data are of edits. seeds: of the
-    noise that winner and loser were sampled from, if the data say.
+    who like it. source: the encoded image that both edit, if the data are of edits. mask: an
+    encoded image, white where errors count. seeds: of the noise that winner and loser were sampled
+    from, if the data say.
     """
 
     row: int
@@ -50,6 +51,7 @@ class Pair:
     names: tuple[str, ...] = ("winner", "loser")
     single: bool = False
     source: bytes | None = None
+    mask: bytes | None = None
     seeds: tuple[int, ...] = ()
 
     @property
@@ -71,6 +73,15 @@ class Pair:
         return decode_image(self.source, self._where_source) if self.source else None
 
     @property
+    def mask_image(self) -> Image.Image | None:
+        """The mask, if there is one; DataError names the row of one that cannot be used."""
+        if self.mask is None:
+            return None
+        mask = decode_image(self.mask, where := f"{self.where}, mask")
+        check_mask(mask, self.images[0], where)
+        return mask
+
+    @property
     def _where_source(self) -> str:
         return f"{self.where}, source"
 
@@ -84,7 +95,7 @@ class Pair:
     def digest(self) -> str:
         """SHA-256 of those of caption, winner, loser and any source: the pair, wherever it is."""
         parts = [self.caption.encode(), self.winner, self.loser]
-        parts += [self.source] if self.source else []
+        parts += [part for part in (self.source, self.mask) if part]
         return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()
 
 
@@ -109,8 +120,9 @@ class PairSource:
 
     counts, of the iteration begun last: rows, pairs; left out: ties, identical (one image twice),
     unpaired (a ranking of one image), unlabelled, hidden (files of the system, which are no rows);
-    duplicates, edits, single (one image) and disliked (of these; all kept); and of rows skipped as
-    unusable: skipped, and by reason bad_labels, empty_captions, broken_images, bad_paths, bad_rows.
+    duplicates, edits, masked, single (one image) and disliked (of these; all kept); and of rows
+    skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
+    bad_paths, bad_rows.
 
     Iterating raises DataError for a file that cannot be read, for a bad row unless
     ``data.on_bad_row`` is skip, and when there is no usable pair at all.
@@ -185,8 +197,10 @@ class PairSource:
             key = content(row)
             counts.update(pairs=1, duplicates=int(key in seen))
             counts.update(["single"] * row.single + ["disliked"] * (row.single and not row.label))
-            counts.update(["edits"] * (row.source is not None))
-            for kind in ("single", "edits"):
+            counts.update(
+                ["edits"] * (row.source is not None) + ["masked"] * (row.mask is not None)
+            )
+            for kind in ("single", "edits", "masked"):
                 if counts[kind] not in (0, counts["pairs"]):
                     raise DataError(f"{row.where}: {_MIXED[kind]}")
             seen.add(key)
@@ -245,6 +259,7 @@ def _skipped(name: str, counts: Counter[str], bad: list[str]) -> str:
 
 _MIXED = {
     "single": "single images and pairs are mixed; give each kind as data of its own",
+    "masked": "rows with and without a mask are mixed; give each kind as data of its own",
     "edits": "rows with and without a source image are mixed; give each kind as data of its own",
 }
 
@@ -265,6 +280,7 @@ def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
         names=row.names[::order],
         single=row.single,
         source=row.source if isinstance(row.source, bytes) else None,
+        mask=row.mask if isinstance(row.mask, bytes) else None,
         seeds=tuple(
             int(s) for s in row.seeds[::order] if isinstance(s, float) and s.is_integer() and s >= 0
         ),

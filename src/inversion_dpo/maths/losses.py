@@ -26,15 +26,29 @@ from inversion_dpo.maths.records import LossOutput, LossSettings, PairErrors
 LINKS = ("sigmoid", "hinge", "ipo")
 
 
-def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
-    """Compute ||target - prediction||^2, mean over elements, in float32: (B, *) -> [B]."""
-    return (target.float() - prediction.float()).square().flatten(1).mean(1)
+def squared_error(target: Tensor, prediction: Tensor, region: Tensor | None = None) -> Tensor:
+    """Compute ||target - prediction||^2, mean over elements, in float32: (B, *) -> [B].
+
+    Args:
+        target: (B, *).
+        prediction: (B, *).
+        region: weights of the elements, to broadcast, of mean 1; None for equal ones.
+    """
+    squares = (target.float() - prediction.float()).square()
+    return (squares if region is None else squares * region).flatten(1).mean(1)
 
 
-def residual_overlap(target: Tensor, prediction: Tensor) -> Tensor:
-    """Compute the inner product of winners' and losers' residuals, as a mean: (2P, *) -> [P]."""
+def residual_overlap(target: Tensor, prediction: Tensor, region: Tensor | None = None) -> Tensor:
+    """Compute the inner product of winners' and losers' residuals, as a mean: (2P, *) -> [P].
+
+    Args:
+        target: (2P, *), winners before losers.
+        prediction: (2P, *).
+        region: weights of a pair's elements, to broadcast, of mean 1; None for equal ones.
+    """
     winner, loser = torch.chunk(target.float() - prediction.float(), 2)
-    return (winner * loser).flatten(1).mean(1)
+    both = winner * loser
+    return (both if region is None else both * region).flatten(1).mean(1)
 
 
 def dpo_logit(errors: PairErrors, beta: float) -> Tensor:

@@ -116,6 +116,8 @@ class DataConfig:
     """Use only so many pairs from the start; null uses all."""
     fit: Literal["drop", "pad", "crop"] = "drop"
     """How images fill their size: crop cuts, pad adds grey, drop leaves out what loses 1/8."""
+    mask: Literal["given", "differ", "none"] = "given"
+    """Where errors count: in the data's mask, if any; where the two images differ; everywhere."""
     flip: Switch = False
     """Mirror half of the pairs, both images alike, unless the caption says left or right."""
     holdout: Annotated[float, Strict(), Field(gt=0, lt=1)] = 0.1

@@ -105,6 +105,8 @@ def check_preferences(config: Config, counts: Mapping[str, int]) -> None:
     """Refuse single images where the method compares two, or needs a kind that is not there."""
     loss = chosen_method(config).loss
     single, disliked = counts.get("single", 0), counts.get("disliked", 0)
+    if single and config.data.mask == "differ":
+        raise ConfigError("data.mask=differ compares the images of pairs: leave it out")
     if single and config.objective.safeguard:
         raise ConfigError("objective.safeguard=true needs pairs, and these are single images")
     if single and single == disliked and loss == "sft":

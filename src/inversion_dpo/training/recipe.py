@@ -366,7 +366,7 @@ def guidances_text(config: Config) -> str:
     )
 
 
-_KEPT = ("rows", "pairs", "duplicates", "edits", "single", "skipped")
+_KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "skipped")
 
 
 def counts_text(cache: TrajectoryCache) -> str:

@@ -198,9 +198,15 @@ def pair_errors(
     """
     plan, count, device = session.plan, len(pairs), prediction.device
     weights = plan.weights(session.cache.size(pairs[0])).to(device, non_blocking=True)
-    policy = states.scale * squared_error(states.target, prediction)
-    reference = states.scale * squared_error(states.target, states.reference)
-    moved = states.scale * squared_error(states.reference, prediction)
+    region = session.cache.region(pairs)
+    if region is not None:
+        region = region.to(device, non_blocking=True)
+    every = region  # of all images
+    if region is not None and len(prediction) > count:
+        every = torch.cat([region, region])
+    policy = states.scale * squared_error(states.target, prediction, every)
+    reference = states.scale * squared_error(states.target, states.reference, every)
+    moved = states.scale * squared_error(states.reference, prediction, every)
     more = {"weight": weights[states.level[:count]]}
     if plan.soft_labels:
         p = session.cache.preference(pairs).to(device, policy.dtype, non_blocking=True)
@@ -208,7 +214,7 @@ def pair_errors(
     if plan.loss.baseline:
         more["baseline"] = mean_gain(session, (reference - policy).detach())
     if plan.safeguard:
-        overlap = residual_overlap(states.target, prediction.detach())
+        overlap = residual_overlap(states.target, prediction.detach(), region)
         more["overlap"] = states.scale[:count] * overlap
     liked = None
     if session.cache.single:

@@ -234,6 +234,10 @@ class TrajectoryCache:
         """Read the probability that the winner is the better one, [P]."""
         return self.of_pairs("preference", pairs)
 
+    def region(self, pairs: Sequence[int]) -> Tensor | None:
+        """Read the weights of latent pixels [P, 1, h, w], of mean 1; None if all count alike."""
+        return self.of_pairs("region", pairs) if "region" in self._shards.places(0) else None
+
     # ---- a batch
 
     def read_ahead(self, pairs: Sequence[int], positions: list[int] | None) -> None:
@@ -336,6 +340,7 @@ class TrajectoryCache:
     def _of_batch(self, pairs: Sequence[int], positions: list[int] | None) -> list[Rows]:
         rows = [*self._conditions(pairs), *self._of_images("clean", pairs)]
         rows += self._of_pairs("preference", pairs)
+        rows += self._of_pairs("region", pairs) if "region" in self._shards.places(0) else []
         rows += self._of_images("endpoint", pairs) if self.endpoint else []
         return rows if positions is None else [*rows, *self._of_paths(pairs, positions)]
 

@@ -57,7 +57,7 @@ from inversion_dpo.trajectories.cache import (
     write_shard,
 )
 from inversion_dpo.trajectories.cost import announce, evaluations_again
-from inversion_dpo.trajectories.jobs import Job, grouped, sources, turned
+from inversion_dpo.trajectories.jobs import Job, grouped, regions, sources, turned
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.reading import SHARD
@@ -251,6 +251,7 @@ def invert_pairs(
     shared = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
+    shard |= regions(jobs, fitted, key, x_0.shape[2:])
     if key.extent.last or key.endpoint:
         both = condition | shared
         per_image = {k: v.repeat_interleave(2, 0) for k, v in both.items()} | framing

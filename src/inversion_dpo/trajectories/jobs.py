@@ -6,16 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from inversion_dpo.data.buckets import Place, buckets, place
-from inversion_dpo.data.images import stack_pixels
-from inversion_dpo.data.transforms import Size, fit, flip, flips
+from inversion_dpo.data.images import DataError, stack_pixels
+from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
 from inversion_dpo.models.base import Condition, DiffusionModel
 from inversion_dpo.trajectories.key import CacheKey
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair
+
+DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,12 @@ def turned(job: Job, key: CacheKey) -> tuple[Image.Image, ...]:
     """Give winner, loser and any source, all mirrored if the pair is to be."""
     pair, source = job.pair, job.pair.source_image
     images = pair.images if source is None else (*pair.images, source)
-    mirrored = key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0)
-    return flip(*images) if mirrored else images
+    return flip(*images) if mirrored(pair, key) else images
+
+
+def mirrored(pair: Pair, key: CacheKey) -> bool:
+    """Tell whether the images of a pair are to be mirrored."""
+    return key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0)
 
 
 def sources(
@@ -75,3 +84,37 @@ def sources(
         for source in given
     ]
     return {"source": model.encode(stack_pixels(fitted))} if fitted else {}
+
+
+def regions(
+    jobs: Sequence[Job], fitted: Sequence[Fitted], key: CacheKey, size: Sequence[int]
+) -> dict[str, Tensor]:
+    """Weigh latent pixels by what of them counts, [P, 1, h, w] of mean 1; empty if all does.
+
+    Args:
+        jobs: P pairs of one size.
+        fitted: their images, winner and loser in turn.
+        key: says which region counts.
+        size: (h, w) of the latents.
+
+    Raises:
+        DataError: nothing counts, or a mask does not fit its image; it names the row.
+    """
+    masks = []
+    for k, job in enumerate(jobs):
+        if key.mask == "differ":
+            winner, loser = (stack_pixels([f.image]) for f in fitted[2 * k : 2 * k + 2])
+            masks.append(((winner - loser).abs() * 127.5).amax(1) > DIFFER + 0.5)
+        elif key.mask == "given" and (mask := job.pair.mask_image):
+            mask = ImageOps.mirror(mask) if mirrored(job.pair, key) else mask
+            masks.append(stack_pixels([fit(mask, job.place.size, job.place.fit).image])[:, 0] > 0)
+    if not masks:
+        return {}
+    area = adaptive_avg_pool2d(torch.stack(masks).float(), (size[0], size[1]))
+    mean = area.mean((1, 2, 3), keepdim=True)
+    for job, nothing in zip(jobs, (mean.flatten() == 0).tolist(), strict=True):
+        if nothing:
+            why = f"its images nowhere differ by more than {DIFFER} of 255 levels"
+            why = why if key.mask == "differ" else "its mask is cut off with the edge of the image"
+            raise DataError(f"{job.pair.where}: {why}; drop the row, or set data.mask=none")
+    return {"region": area / mean}

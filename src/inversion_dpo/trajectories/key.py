@@ -45,6 +45,7 @@ class CacheKey:
     scene_graph: str | None  # identity of the encoder, if there is one
     reference_guidance: float  # of the reference's stored predictions
     endpoint: str = ""  # the one noise of an image that is stored: recovered or known; or none
+    mask: str = "given"  # which region counts
     layout: int = LAYOUT
 
     @property
@@ -139,6 +140,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
     return CacheKey(
         pairs=pairs.fingerprint,
         fit=config.data.fit,
+        mask=config.data.mask,
         flip_seed=config.training.seed if config.data.flip else None,
         model=identity(frozen_parts(model.pipeline).values()),
         schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),

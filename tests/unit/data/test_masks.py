@@ -1,0 +1,59 @@
+"""A mask of the region that counts: read beside a pair, or refused with its row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from inversion_dpo.data.check import format_report
+from inversion_dpo.data.images import DataError
+from tests.pair_files import check_pairs, open_pairs
+from tests.unit.data.test_formats import BLUE, RED, WHITE, encoded, put_images
+
+TABLE = "winner,loser,mask,prompt\nred.png,blue.png,white.png,a\nblue.png,red.png,white.png,b\n"
+
+
+def table(folder: Path, text: str = TABLE) -> Path:
+    (put_images(folder) / "masked.csv").write_text(text)
+    (folder / "black.png").write_bytes(encoded("black"))
+    (folder / "wide.png").write_bytes(encoded("white", (9, 6)))
+    (folder / "broken.png").write_bytes(RED[:40])
+    return folder / "masked.csv"
+
+
+def test_a_table_names_a_mask_for_each_pair(tmp_path: Path) -> None:
+    source = open_pairs(file := table(tmp_path))
+    found = list(source)
+    assert [p.mask for p in found] == [WHITE, WHITE] and source.counts["masked"] == 2
+    assert found[0].mask_image.getpixel((0, 0)) == (255, 255, 255)  # type: ignore[union-attr]
+    assert "masks: 2 pairs say where errors count" in format_report(check_pairs(file))
+    plain = next(iter(open_pairs(table(tmp_path, TABLE.replace("mask", "x")))))
+    assert plain.mask is plain.mask_image is None and plain.digest != found[0].digest
+
+
+def test_a_ranking_has_one_mask(tmp_path: Path) -> None:
+    row = {"images": [RED, BLUE], "ranks": [2, 1], "caption": "a", "mask": WHITE}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    assert [p.mask for p in open_pairs(tmp_path / "a.parquet")] == [WHITE]
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("", "row 1, mask: no mask; give a white one if the whole image counts, or drop the row"),
+        ("wide.png", "row 1, mask: mask and image are 9x6 and 8x6 pixels; save the mask at the"),
+        ("black.png", "row 1, mask: the mask is black; paint white what counts, or drop the row"),
+        ("broken.png", "row 1, mask: the image cannot be read"),
+        ("none.png", "row 1, mask: there is no file 'none.png'"),
+    ],
+)
+def test_a_mask_that_cannot_be_used(tmp_path: Path, cell: str, expected: str) -> None:
+    file = table(tmp_path, TABLE.replace("white.png,b", f"{cell},b"))
+    with pytest.raises(DataError, match=expected):
+        list(open_pairs(file))
+    with pytest.raises(DataError, match=expected):  # also where images wait undecoded
+        _ = [pair.mask_image for pair in open_pairs(file).read(lambda number: False)]
+    assert expected in check_pairs(file).problems[0]
