@@ -208,14 +208,30 @@ def mapo(errors: PairErrors, s: LossSettings) -> LossOutput:
 def kto(errors: PairErrors, s: LossSettings) -> LossOutput:
     """Compute 1 - sigmoid(+-beta (g - baseline)), g = reference error - error; + on winners.
 
-    The loss is the mean over the images of a row, 1/2 at the reference. The baseline is clamped to
-    be >= 0. Source: Li et al., Diffusion-KTO, 2024, https://arxiv.org/abs/2404.04465.
+    The loss is the weighted mean over the images of a row, 1/2 at the reference. The baseline is
+    clamped to be >= 0. Source: Li et al., Diffusion-KTO, 2024, https://arxiv.org/abs/2404.04465.
     """
     g_w, g_l = errors.winner_ref - errors.winner, errors.loser_ref - errors.loser
     beta, g_bar = s.beta * errors.weight, errors.baseline.clamp(min=0)
     liked, disliked = torch.sigmoid(-beta * (g_w - g_bar)), torch.sigmoid(beta * (g_l - g_bar))
-    loss = errors.winner_share * liked + errors.loser_share * disliked
+    loss = s.liked * errors.winner_share * liked + s.disliked * errors.loser_share * disliked
     return LossOutput(loss, (beta * (g_w - g_l)).detach())
+
+
+def balance(share: float, liked: int, disliked: int) -> tuple[float, float]:
+    """Compute the weights with which liked images have this share of a mean over all images.
+
+    They are lambda_D and lambda_U of KTO (Ethayarajh et al., 2024,
+    https://arxiv.org/abs/2402.01306), which takes lambda_D n_D / lambda_U n_U from 1 to 4/3: a
+    share of 0.5 to 0.57. In expectation they are Diffusion-KTO's ``positive_ratio``.
+
+    Args:
+        share: of the liked images, in (0, 1).
+        liked: their number, at least 1.
+        disliked: that of the others, at least 1.
+    """
+    total = liked + disliked
+    return share * total / liked, (1 - share) * total / disliked
 
 
 def sft(errors: PairErrors, s: LossSettings) -> LossOutput:

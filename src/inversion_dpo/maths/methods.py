@@ -17,7 +17,7 @@ USES: dict[str, frozenset[str]] = {
     "mapo": frozenset({"labels", "beta"}),
     "dmpo": LINKED - {"link"},
     "nft": frozenset({"labels", "beta", "soft_labels"}),
-    "kto": COMMON,
+    "kto": COMMON | {"liked_share"},
     "sft": frozenset({"labels"}),
     "denoising": frozenset(),
 }

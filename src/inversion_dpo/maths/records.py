@@ -120,6 +120,7 @@ class LossSettings:
     link: function of the logit: sigmoid, hinge or ipo.
     label_smoothing: assumed share of wrong labels, in [0, 0.5).
     anchor, sft_weight: weights of the terms beside the loss, see ``losses.with_terms``.
+    liked, disliked: weights of the two kinds of images, see ``losses.balance``.
     """
 
     beta: float
@@ -127,6 +128,8 @@ class LossSettings:
     label_smoothing: float = 0.0
     anchor: float = 0.0
     sft_weight: float = 0.0
+    liked: float = 1.0
+    disliked: float = 1.0
 
 
 @dataclass(frozen=True)

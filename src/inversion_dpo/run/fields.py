@@ -16,6 +16,7 @@ from inversion_dpo.run.limits import ConfigError as ConfigError
 from inversion_dpo.run.limits import (
     Count,
     Effect,
+    Fraction,
     Group,
     Minority,
     Natural,
@@ -215,6 +216,8 @@ class ObjectiveConfig:
     """Function from a pair's logit to its loss."""
     label_smoothing: Annotated[Minority, Effect("label_smoothing")] = 0.0
     """Share of the labels taken to be wrong (conservative DPO); raise it for noisy labels."""
+    liked_share: Annotated[Fraction | None, Effect("liked_share")] = 0.5
+    """What liked images weigh in KTO's loss, in any number; null weighs each image alike."""
     soft_labels: Annotated[Switch, Effect("soft_labels")] = False
     """Weigh each pair by the probability, given in the data, that its winner is better."""
     safeguard: Annotated[Switch, Effect("safeguard")] = False

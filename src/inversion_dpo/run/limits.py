@@ -47,6 +47,7 @@ TAGS = {  # what a method may use: tag -> what a setting with this effect needs
     "beta": "a method with a beta",
     "link": "a method with a link",
     "label_smoothing": "a method that smooths labels",
+    "liked_share": "KTO's loss",
     "soft_labels": "a method that takes soft labels",
     "safeguard": "a method with a safeguard",
     "terms": "a method that takes further terms",
@@ -65,6 +66,7 @@ Natural = Annotated[int, Strict(), Field(ge=0)]
 Positive = Annotated[float, Strict(), Field(gt=0)]
 NotNegative = Annotated[float, Strict(), Field(ge=0)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
+Fraction = Annotated[float, Strict(), Field(gt=0, lt=1)]
 Minority = Annotated[float, Strict(), Field(ge=0, lt=0.5)]
 Switch = Annotated[bool, Strict()]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]

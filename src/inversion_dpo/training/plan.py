@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from inversion_dpo.data.transforms import Size
-from inversion_dpo.maths.losses import LOSSES, Loss
+from inversion_dpo.maths.losses import LOSSES, Loss, balance
 from inversion_dpo.maths.methods import ADAPTED, BETAS, ENDPOINTS, STORED
 from inversion_dpo.maths.records import Grid, LossSettings
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.maths.targets import level_weights
 from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.key import chosen_method, window
 
 
@@ -127,6 +128,25 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
         graph_dropout=d.graph_dropout,
         caption_dropout=d.caption_dropout,
     )
+
+
+def balanced(plan: Plan, share: float | None, cache: TrajectoryCache, pairs: list[int]) -> Plan:
+    """Weigh the two kinds of images in KTO's loss; in pairs there are as many of both.
+
+    Args:
+        plan: of the training.
+        share: what liked images weigh; None takes all alike.
+        cache: of the pairs.
+        pairs: that are trained on.
+    """
+    if share is None or plan.loss is not LOSSES["kto"]:
+        return plan
+    liked = int(cache.liked(pairs).sum()) if cache.single else len(pairs)
+    others = len(pairs) - liked if cache.single else liked
+    if not liked or not others:
+        return plan
+    w, l = balance(share, liked, others)
+    return replace(plan, settings=replace(plan.settings, liked=w, disliked=l))
 
 
 def released_weights(schedule: Schedule, grid: Grid) -> Tensor:

@@ -49,7 +49,7 @@ from inversion_dpo.training.checks import (
     noise_text,
 )
 from inversion_dpo.training.health import Watch
-from inversion_dpo.training.plan import Plan, make_plan
+from inversion_dpo.training.plan import Plan, balanced, make_plan
 from inversion_dpo.training.policy import FullPolicy, attach, make_optimizer
 from inversion_dpo.training.run_files import (
     append_row,
@@ -163,6 +163,7 @@ def set_up(config: Config, prepared: Prepared) -> Session:
         usable = [pair for pair in usable if bool(cache.liked([pair]))]
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
     cache.swap(train_pairs, config.data.label_noise, t.seed)
+    plan = balanced(plan, config.objective.liked_share, cache, train_pairs)
     buckets = split_by(train_pairs, cache.size)
     if rare := rare_text(list(map(len, buckets)), t):
         logger.warning(rare)

@@ -12,6 +12,7 @@ from inversion_dpo.maths.losses import (
     METHODS,
     adapted_beta,
     as_pair_errors,
+    balance,
     dpo,
     dpo_bounded,
     dspo,
@@ -161,6 +162,16 @@ def test_kto_by_hand():
     assert below.loss.item() == pytest.approx(((1 - sigmoid(2.0)) + (1 - sigmoid(5.0))) / 2)
     same = kto(errors([0.1], [0.2], [0.1], [0.2]), beta(100.0))
     assert same.loss.item() == pytest.approx(0.5)
+    weighed = kto(errors(*BY_HAND, baseline=[0.01]), LossSettings(100.0, liked=2.0, disliked=0.5))
+    assert weighed.loss.item() == pytest.approx((1 - sigmoid(1.0)) + (1 - sigmoid(6.0)) / 4)
+
+
+def test_unequal_thumbs_are_balanced_by_hand():
+    """Of 2 liked and 6 others: half of the mean over 8 is 2 a liked image and 2/3 another."""
+    assert balance(0.5, 2, 6) == (2.0, pytest.approx(2 / 3))
+    assert balance(0.5, 9, 9) == (1.0, 1.0)  # as in pairs: nothing changes
+    w, l = balance(0.8, 5, 15)  # Diffusion-KTO's positive_ratio
+    assert 5 * w / 20 == pytest.approx(0.8) and 15 * l / 20 == pytest.approx(0.2)
 
 
 def test_mapo_by_hand():

@@ -9,6 +9,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.maths.losses import as_pair_errors
 from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.run.config import ConfigError
+from inversion_dpo.training.session import batch_of_step
 from inversion_dpo.training.step import losses, of_sides, step
 from tests.pair_files import read_pairs
 from tests.sessions import loss_of, set_up
@@ -58,7 +59,7 @@ ONE_LEVEL = ("objective.path=trajectory", "objective.t_min=0.7", "objective.t_ma
 @pytest.mark.parametrize("name", slow_but(["kto"], ["kto", "nft"]))
 def test_unpaired_equals_paired_where_the_data_are_the_same(name, pair_file, tmp_path, tiny_config):
     """Loss and gradient of all images at one level, away from the reference."""
-    chosen = (f"objective.name={name}", *ONE_LEVEL)
+    chosen = (f"objective.name={name}", "objective.liked_share=null", *ONE_LEVEL)
     thumbs = thumbs_of(pair_file, tmp_path / "thumbs.parquet")
     found = []
     for folder, given in (("pairs", f"data.pairs={pair_file}"), ("thumbs", thumbs)):
@@ -85,8 +86,17 @@ def test_unequal_numbers_train_and_sft_takes_those_that_are_liked(pair_file, tmp
     thumbs = thumbs_of(pair_file, tmp_path / "thumbs.parquet", downs=5)
     session = set_up(tiny_config(thumbs, "objective.name=kto"), tmp_path / "cache")
     assert (session.cache.pairs, session.cache.counts["disliked"]) == (21, 5)
+    plan, cache, weights = session.plan, session.cache, session.plan.settings
+    liked = int(cache.liked(session.train_pairs).sum())  # both kinds weigh half of all
+    half = pytest.approx(len(session.train_pairs) / 2)
+    assert weights.liked * liked == half
+    assert weights.disliked * (len(session.train_pairs) - liked) == half
+    batch = batch_of_step(session.buckets, plan.batch_size, plan.seed, 0)
+    kinds = cache.liked([pair for pair, _ in batch])
     row = step(session, 0, 1e-3)
-    assert row["loss"] == pytest.approx(0.5) and row["evaluations"] == 4 * session.plan.batch_size
+    mean = torch.where(kinds, weights.liked, weights.disliked).mean().item()
+    assert row["loss"] == pytest.approx(mean / 2) and weights.liked < 1 < weights.disliked
+    assert row["evaluations"] == 4 * plan.batch_size
     session = set_up(tiny_config(thumbs, "objective.name=sft"), tmp_path / "cache")
     assert len(session.train_pairs) + len(session.heldout_pairs) == 16
     assert bool(session.cache.liked(session.train_pairs).all())
