@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from inversion_dpo.run.disk import (
     sha256_of,
 )
 from inversion_dpo.run.processes import Team
-from inversion_dpo.trajectories.reading import SHARD, Block, Rows, Shards
+from inversion_dpo.trajectories.reading import SHARD, Block, Rows, Shards, climb
 from inversion_dpo.trajectories.storing import form_of
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class TrajectoryCache:
         t, host, count = block.on(self.device), block.on(CPU), len(pairs)
         grid = self.grid_at(self.size(pairs[0]))
         levels = grid.levels
-        order, begins = _climb([self.form.transitions(k) for k in positions])
+        order, begins = climb([self.form.transitions(k) for k in positions])
         transitions = torch.tensor([self.form.transitions(k) for k in positions])
         level = torch.tensor(positions) + 1
         if self.form.kept:
@@ -371,7 +371,7 @@ class TrajectoryCache:
         Of a transition, the predictions of all pairs that take it lie together.
         """
         form, rows = self.form, list[Rows]()
-        order, begins = _climb([form.transitions(k) for k in positions])
+        order, begins = climb([form.transitions(k) for k in positions])
         for rank, k in enumerate(order):
             (shard, row), position = self.places[pairs[k]], positions[k]
             column, count = form.column(position), form.transitions(position)
@@ -391,13 +391,6 @@ class TrajectoryCache:
             elif form.extent.start:
                 rows.append(Rows("noise", shard, row, [rank]))
         return rows
-
-
-def _climb(transitions: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Order pairs by their transitions, most first; and count those before each transition."""
-    order = sorted(range(len(transitions)), key=lambda k: -transitions[k])
-    active = [sum(t > j for t in transitions) for j in range(max(transitions, default=0))]
-    return order, [0, *accumulate(active)]
 
 
 def _wide(rows: Tensor, x: Tensor) -> Tensor:

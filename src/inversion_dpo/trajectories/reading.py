@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -159,3 +160,10 @@ class Shards:
                 done -= len(buffers.pop(0))
             if done:
                 buffers[0] = buffers[0][done:]
+
+
+def climb(transitions: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Order pairs by their transitions, most first; and count those before each transition."""
+    order = sorted(range(len(transitions)), key=lambda k: -transitions[k])
+    active = [sum(t > j for t in transitions) for j in range(max(transitions, default=0))]
+    return order, [0, *accumulate(active)]
