@@ -161,7 +161,10 @@ class Studio:
 
     def inversion(self, data: bytes, caption: str) -> dict[str, Any]:
         """Invert an encoded image under the reference and sample back, see :func:`.film.film`."""
+        from inversion_dpo.models.base import ModelError
         from inversion_dpo.web.film import film
 
         with self._lock:
+            if self.sources or self.sampler(None).model.edits == "must":
+                raise ModelError("no film strip of an edit: it would lack the source image")
             return film(self.sampler(None), self.config, (data, caption), self.pictures.add)

@@ -100,6 +100,13 @@ def test_the_film_strip_is_the_runs_own_inversion(page, studio, config):
     assert studio.inversion(studio.pictures.get(image), caption) == film and film["error"] > 0
 
 
+def test_no_film_strip_is_shown_without_the_source_that_an_edit_has(page, studio, monkeypatch):
+    caption, (image, *_) = studio.pair(0)
+    monkeypatch.setattr(studio.sampler(None).model, "edits", "must", raising=False)
+    code, told = page.post("/api/strip", {"image": image, "caption": caption})
+    assert code == 409 and "source image" in str(told)
+
+
 def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, tmp_path):
     """Both images of a pair, inverted one at a time here and together by the trainer's code."""
     from inversion_dpo.trajectories.fill import fill
