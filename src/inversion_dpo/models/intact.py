@@ -69,7 +69,9 @@ def check_values(pipeline: Any) -> None:
     """Refuse networks with weights that are not finite; ModelError names one of them."""
     for part, network in frozen_parts(pipeline).items():
         for name, weight in network.named_parameters():
-            if weight.itemsize > 1 and not weight.isfinite().all():
+            if weight.is_meta or weight.itemsize == 1:
+                continue
+            if not weight.isfinite().all():
                 wider = "" if weight.dtype == torch.float32 else "set model.dtype=float32, or "
                 raise ModelError(
                     f"{part} has weights that are not finite in {weight.dtype}, for example "

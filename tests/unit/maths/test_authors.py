@@ -106,7 +106,10 @@ def check(name, authors, theta, ref, star, beta, p=None):
         ),
         accelerator=SimpleNamespace(num_processes=1),
         cache=SimpleNamespace(
-            preference=lambda pairs: torch.tensor(p), single=False, size=lambda pair: (8, 8)
+            preference=lambda pairs: torch.tensor(p),
+            region=lambda pairs: None,
+            single=False,
+            size=lambda pair: (8, 8),
         ),
     )
     i = torch.zeros(len(theta), dtype=torch.int64)

@@ -61,7 +61,7 @@ def by_pairs_sample(config, folder, prompts):
 
 
 def by_the_page(config, folder, prompts):
-    studio, e = Studio(config, sampler_of), config.evaluation
+    studio, e = Studio(config, load=sampler_of), config.evaluation
     how = How(e.sample_steps, e.guidance_scale)
     return [np.asarray(decode_image(studio.draw(None, [p], [5], how)[0], "")) for p in prompts]
 
