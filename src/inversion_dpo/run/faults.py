@@ -9,10 +9,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+PIXELS = 2**21  # of images at once outside a GPU: two of 1024 by 1024
 
 _SETTINGS = {
     "inversion": "already a single pair at once: lower model.resolution, or set model.quantize or "
@@ -81,13 +85,24 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error)  # the CPU's allocator says so
+    said = str(error)  # by the CPU's allocator, and by Apple's
+    return known or "can't allocate memory" in said or "MPS backend out of memory" in said
 
 
 class Parts:
     """How many items are computed at once: all, and half as many each time memory runs out."""
 
     most = sys.maxsize
+
+    def limit(self, size: tuple[int, int], device: torch.device) -> None:
+        """Take few images outside a GPU: there the system ends a process that takes too much.
+
+        Args:
+            size: (height, width) of an image in pixels.
+            device: where the network computes.
+        """
+        if device.type != "cuda":
+            self.most = min(self.most, max(1, PIXELS // (2 * size[0] * size[1])))
 
     def of(self, count: int, work: Callable[[slice], T]) -> list[T]:
         """Do the work on items 0 to ``count``, in order and part by part.

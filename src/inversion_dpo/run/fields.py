@@ -154,7 +154,7 @@ class InversionConfig:
     max_error: NotNegative | None = None
     """Leave out pairs whose relative reconstruction error is larger; needs reconstruct=true."""
     batch_size: Count = 64
-    """Images of a shard, inverted at once, or by halves and quarters where memory runs out."""
+    """Images of a shard: inverted at once as a GPU's memory allows, a few at once elsewhere."""
 
     @property
     def start(self) -> int:

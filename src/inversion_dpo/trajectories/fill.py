@@ -84,7 +84,9 @@ class Inverter:
     inverted: Parts = field(default_factory=Parts)
 
     def at(self, size: Size) -> Inverter:
-        """Take the grid that the model's own sampler has at a size."""
+        """Take the grid that the model's own sampler has at a size, and as many pairs as fit."""
+        for parts in (self.encoded, self.inverted):
+            parts.limit(size, self.device)
         return replace(self, grid=grid_at(self.model, self.key, size))
 
 
@@ -136,7 +138,7 @@ def fill(
         count = pairs.expected() if team.main else None
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
-            announce(how, count, folder, edits=pairs.edits)
+            announce(how.at(square(key.resolution)), count, folder, edits=pairs.edits)
             atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
         shards, left_out = _write_missing(folder, how, pairs, count, team)

@@ -62,6 +62,7 @@ def sampled_back(
             if is_intact(folder / names[number], digests):
                 continue
             x_0, back = way_back(model, cache, number, how)
+            parts.limit(cache.sizes[number], x_0.device)
             again = torch.cat(parts.of(len(pairs), back))
             error = reconstruction_error(x_0, again)
             worse = [round(e, 6) for e in error.reshape(-1, 2).amax(1).tolist()]
@@ -161,5 +162,7 @@ def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float
         x_T = invert(x, cache.grid, predict, cache.kind).states[-1]
         return reconstruct(x_T, cache.grid, predict, cache.kind)
 
-    again = torch.cat(Parts().of(len(x_0) // 2, back))
+    parts = Parts()
+    parts.limit(cache.sizes[0], x_0.device)
+    again = torch.cat(parts.of(len(x_0) // 2, back))
     return float(reconstruction_error(x_0, again).mean())

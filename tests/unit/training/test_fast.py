@@ -226,6 +226,17 @@ def test_inductor_computes_the_same(tiny):
 # ---- as many as memory takes
 
 
+@pytest.mark.parametrize(
+    ("side", "kind", "most"),
+    [(1024, "cpu", 1), (512, "mps", 4), (64, "cpu", 256), (2048, "cpu", 1), (1024, "cuda", 900)],
+)
+def test_few_pairs_at_once_where_the_system_ends_what_takes_too_much(side, kind, most):
+    parts, asked = Parts(), []
+    parts.limit((side, side), torch.device(kind))
+    parts.of(900, lambda part: asked.append(part.stop - part.start))
+    assert asked[0] == most and sum(asked) == 900
+
+
 def test_half_as_many_where_memory_runs_out():
     asked = []
 
@@ -242,5 +253,9 @@ def test_half_as_many_where_memory_runs_out():
     asked.clear()
     with pytest.raises(torch.OutOfMemoryError):
         Parts().of(2, lambda part: work(slice(0, 9)))
+    with pytest.raises(RuntimeError, match="MPS"):
+        apple = Parts()
+        apple.of(2, lambda part: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory")))
+    assert apple.most == 1
     with pytest.raises(RuntimeError, match="another"):
         Parts().of(2, lambda part: (_ for _ in ()).throw(RuntimeError("another")))
