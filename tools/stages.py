@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +23,24 @@ from inversion_dpo.run.disk import atomic_folder, atomic_save
 from tools.embedded.architecture import SCHEDULER
 
 Log = Callable[[str], None]
+
+
+def workshop_parser(about: str, steps: Mapping[str, int], batch: int) -> ArgumentParser:
+    """Begin a workshop's command line: the folder, steps of each stage, batch and seed.
+
+    Args:
+        about: the module's docstring, whose first line explains the command.
+        steps: of each stage by its option, ``--vae-steps`` for example.
+        batch: of the denoiser.
+    """
+    parser = ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="checkpoints and the model")
+    for option, count in steps.items():
+        parser.add_argument(option, type=int, default=count)
+    text = "of the denoiser; the autoencoder takes half"
+    parser.add_argument("--batch", type=int, default=batch, help=text)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 class Checkpointed:

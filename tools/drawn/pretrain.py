@@ -11,7 +11,6 @@ The base sees what :mod:`tools.drawn.groups` lets it see, and no caption names a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -58,7 +57,7 @@ from tools.embedded.architecture import (
     build_vae,
     tokenize,
 )
-from tools.stages import Checkpointed, Log, loop, publish, v_error
+from tools.stages import Checkpointed, Log, loop, publish, v_error, workshop_parser
 
 PROMPTS = {  # file -> groups whose names it holds
     "prompts-evaluation.txt": ("noto", "twemoji"),
@@ -230,15 +229,8 @@ def write_more(out: Path, emoji: list[Emoji], seen: Pictures, unseen: Pictures) 
 
 def main() -> None:
     """Run every stage that is not finished yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="checkpoints and model/")
-    parser.add_argument("--vae-steps", type=int, default=1200)
-    parser.add_argument("--names-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=5000, help="denoiser steps")
-    parser.add_argument("--judge-steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=32, help="denoiser batch; the VAE takes half")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    steps = {"--vae-steps": 1200, "--names-steps": 400, "--steps": 9000, "--judge-steps": 300}
+    args = workshop_parser(__doc__, steps, 32).parse_args()
     out, seed = args.output, args.seed
     for folder in (out, out / "judges", out / "labellers"):
         folder.mkdir(parents=True, exist_ok=True)

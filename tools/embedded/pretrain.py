@@ -10,7 +10,6 @@ Every step draws its randomness from (seed, stage, step), so a resumed run repea
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import platform
@@ -38,7 +37,7 @@ from tools.embedded.architecture import (
     tokenize,
 )
 from tools.embedded.painting import render
-from tools.stages import Checkpointed, Log, loop, publish, v_error
+from tools.stages import Checkpointed, Log, loop, publish, v_error, workshop_parser
 
 
 def to_pixels(images: list[np.ndarray]) -> Tensor:
@@ -196,14 +195,9 @@ def train_denoiser(
 
 def main() -> None:
     """Run every stage that is not finished yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="checkpoints and pipeline/")
-    parser.add_argument("--vae-steps", type=int, default=1600)
-    parser.add_argument("--text-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=7500, help="denoiser steps")
+    steps = {"--vae-steps": 1600, "--text-steps": 1200, "--steps": 7500}
+    parser = workshop_parser(__doc__, steps, 64)
     parser.add_argument("--scenes", type=int, default=80_000)
-    parser.add_argument("--batch", type=int, default=64, help="denoiser batch; the VAE takes half")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(os.cpu_count() or 1)
