@@ -70,4 +70,4 @@ def test_a_reward_that_is_easy_to_hack_is_found_out(tmp_path, monkeypatch):
     assert "labelled the pairs" in page and "more colourful" in page
     assert "Only the labeller sees a gain" in page
     assert "may have learned the labeller" in page
-    assert "Its images: " in page and "more colourful" in doubts(both)[0]
+    assert "Share of prompts where the policy" in page and "more colourful" in doubts(both)[0]

@@ -110,5 +110,6 @@ def doubts(metrics: Mapping[str, Any]) -> list[str]:
         text = f"Only the labeller sees a gain ({gained})"
         text += f", and {', '.join(lost)} a loss" if lost else ", no other scorer does"
         text += ". The policy may have learned the labeller's weakness."
-    looks = f" Its images: {shares_text(changed).replace(' !', '')}." if changed else ""
+    shares = shares_text(changed).replace(" !", "")
+    looks = f" Share of prompts where the policy's image is: {shares}." if changed else ""
     return [text + looks]

@@ -58,7 +58,8 @@ def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
     changed = {name: s for name, s in shares.items() if not s.chance}
     if changed:
         texts.append(
-            f"Its images beside the reference's: {shares_text(changed).replace(' !', '')}."
+            "Share of prompts where the policy's image is: "
+            f"{shares_text(changed).replace(' !', '')}."
         )
     elif shares:
         texts.append("No trait of its images changed measurably.")

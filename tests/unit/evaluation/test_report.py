@@ -181,7 +181,7 @@ def test_report_without_scores_claims_nothing(data: ReportData, tmp_path: Path) 
     for words in (
         "were sampled but not scored. The policy puts the winner first in 75% ",
         "[66, 82]</span> of 100 held-out pairs, more often than chance.",
-        "beside the reference&#39;s: warmer 90% <span",
+        "policy&#39;s image is: warmer 90% <span",
         "<code>inversion-dpo web runs/mine</code>",
         "<h2>Largest changes",
         "a moved star",
