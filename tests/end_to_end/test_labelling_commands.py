@@ -2,14 +2,22 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from inversion_dpo.cli.label import subject_of
 from inversion_dpo.cli.main import main
-from inversion_dpo.run.config import to_yaml
+from inversion_dpo.data.source import open_pairs
+from inversion_dpo.labels.questions import questions
+from inversion_dpo.labels.store import LabelStore
+from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.fields import DataConfig
+from inversion_dpo.training.recipe import train
 
 
 def run(capsys, *arguments):
@@ -39,6 +47,30 @@ def test_sampled_pairs_wait_for_labels(capsys, tiny_config, tmp_path):
     assert code == 2 and "needs prompts: --prompts FILE" in err
     assert run(capsys, *arguments, "--prompts", "scenes")[0] == 0
     assert pq.read_table(out)["caption"].to_pylist() != ["a small red star", "a large blue circle"]
+
+
+@pytest.mark.slow  # seeds on their way have fast tests in tests/unit/labels
+def test_labelled_samples_train_with_their_known_noise(capsys, tmp_path):
+    """From `pairs sample` over choices to `objective.path=known`, on the embedded model."""
+    samples, labels, pairs = (tmp_path / f for f in ("s.parquet", "l.sqlite", "p.parquet"))
+    drawn = ["--count", "6", "--seed", "40", "evaluation.sample_steps=4"]
+    assert run(capsys, "pairs", "sample", "-o", samples, *drawn)[0] == 0
+    store = LabelStore(labels)
+    store.add(questions(DataConfig(pairs=str(samples)), None, Counter()))
+    for pair in store.shown(0, 6):
+        store.label(pair.pair, "me", pair.pair, "left")
+    store.close()
+    assert run(capsys, "pairs", "export", labels, "-o", pairs)[0] == 0
+    short = ["training.steps=2", "training.batch_size=2", "training.tracker=none"]
+    known = ["objective.name=diffusion_dpo", "objective.path=known", f"data.pairs={pairs}"]
+    train(load_config("taste", [*known, *short, "inversion.fixed_point_iterations=0"]), tmp_path)
+    (cache,) = (tmp_path / "cache").iterdir()
+    first = next(iter(open_pairs(DataConfig(pairs=str(pairs)))))
+    seeded = torch.Generator().manual_seed(first.seeds[0])
+    shard = load_file(cache / "shard-00000.safetensors")
+    own = shard["endpoint"][0].float()
+    torch.testing.assert_close(own, torch.randn(own.shape, generator=seeded), rtol=0, atol=2e-3)
+    assert sorted(first.seeds) == [40, 41]
 
 
 @pytest.mark.parametrize("content", [None, "", "\n \n", b"\xff\xfe"])

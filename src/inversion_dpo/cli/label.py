@@ -154,7 +154,7 @@ def pairs_sample(
         str | None, typer.Option(help="A prompt set; scenes, the default of the embedded model.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
-    seed: Annotated[int, typer.Option(help="Of the first image; the next adds 1.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next adds 1.")] = 0,
 ) -> None:
     """Sample two images of each prompt for people to label; sampling is evaluation.*.
 

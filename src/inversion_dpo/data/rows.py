@@ -69,7 +69,7 @@ class Row:
     single: bool = False
     source: Encoded = None
     mask: Encoded = None
-    seeds: tuple[float | str | None, ...] = ()
+    seeds: tuple[int | None, ...] = ()
     fault: Fault | None = None
 
     @property
@@ -189,7 +189,7 @@ def row_of(raw: Raw) -> Row:
         single=single,
         source=_needed("source", "no image to be edited; embed or name it", values, table),
         mask=_needed("mask", "no mask; give a white one if the whole image counts", values, table),
-        seeds=(number(values.get("seed_0")), number(values.get("seed_1"))),
+        seeds=(seed_of(values.get("seed_0")), seed_of(values.get("seed_1"))),
     )
 
 
@@ -322,6 +322,12 @@ def number(value: Any) -> float | str | None:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except (TypeError, ValueError, OverflowError):
         return str(value)
+
+
+def seed_of(value: Any) -> int | None:
+    """Read a seed, every digit of it; None if it is no whole number from 0 to 2^63 - 1."""
+    text = str(value).strip().removesuffix(".0")
+    return int(text) if text.isascii() and text.isdigit() and int(text) < 2**63 else None
 
 
 def shown(value: Any) -> str:

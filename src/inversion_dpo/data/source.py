@@ -281,7 +281,5 @@ def _pair(index: int, row: Row, decoded: list[Image.Image]) -> Pair:
         single=row.single,
         source=row.source if isinstance(row.source, bytes) else None,
         mask=row.mask if isinstance(row.mask, bytes) else None,
-        seeds=tuple(
-            int(s) for s in row.seeds[::order] if isinstance(s, float) and s.is_integer() and s >= 0
-        ),
+        seeds=tuple(seed for seed in row.seeds[::order] if seed is not None),
     )

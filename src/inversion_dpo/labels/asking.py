@@ -41,6 +41,8 @@ def sample_pairs(output: Path, sampler: Sampler, prompts: Sequence[Prompt], seed
         "jpg_1": [png(images[2 * k + 1]) for k in kept],
         "label_0": pa.nulls(len(kept), pa.float64()),
         "caption": [captions[k] for k in kept],
+        "seed_0": [seed + 2 * k for k in kept],
+        "seed_1": [seed + 2 * k + 1 for k in kept],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_table(pa.table(rows), output, compression="zstd")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from inversion_dpo.data.columns import WRITTEN, Table, find_name
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Fault, Row, encoded_image, inspect
+from inversion_dpo.data.rows import Fault, Row, encoded_image, inspect, seed_of
 from inversion_dpo.data.source import content
 from inversion_dpo.data.tables import read_objects
 from inversion_dpo.making_pairs.candidates import write_rows
@@ -23,13 +23,22 @@ KNOWN = {
     "image_1": ("image_1", "jpg_1", "file_name_1", "right", "image_b", "right_image"),
     "caption": ("caption", "prompt", "text"),
     "choice": ("choice", "chosen", "preference", "preferred", "pairwise", "winner", "answer"),
+    "seed_0": ("seed_0",),
+    "seed_1": ("seed_1",),
     "labeller": ("labeller", "annotator", "rater", "user", "worker", "annotator_id"),
 }
 FIRST = {"left", "a", "first", "image_0", "image_a", "0 (left)"}
 SECOND = {"right", "b", "second", "image_1", "image_b", "1 (right)"}
 TIE = {"tie", "equal", "same", "both", "both good", "draw"}
 NEITHER = {"neither", "none", "both bad", "both_bad", "bad", "skip", "skipped"}
-SCHEMA = pa.schema([*WRITTEN, ("preference_0", pa.float64()), ("labellers", pa.int64())])
+OPTIONAL = ("labeller", "seed_0", "seed_1")
+SCHEMA = pa.schema(
+    [
+        *WRITTEN,
+        ("preference_0", pa.float64()),
+        *((name, pa.int64()) for name in ("labellers", "seed_0", "seed_1")),
+    ]
+)
 
 
 @dataclass
@@ -38,6 +47,7 @@ class Votes:
 
     caption: str
     images: tuple[bytes, bytes]
+    seeds: tuple[int | None, ...] = (None, None)
     first: float = 0.0
     count: int = 0
     voices: set[str] = field(default_factory=set)
@@ -52,6 +62,8 @@ class Votes:
             "caption": self.caption,
             "preference_0": share,
             "labellers": len(self.voices),
+            "seed_0": self.seeds[0],
+            "seed_1": self.seeds[1],
         }
 
 
@@ -67,7 +79,7 @@ def import_choices(
     Args:
         file: .csv, .json or .jsonl; image files lie in its folder.
         output: the Parquet file to write.
-        columns: ours (image_0, image_1, caption, choice, labeller) to theirs.
+        columns: ours (image_0, image_1, caption, choice, labeller, seed_0, seed_1) to theirs.
 
     Raises:
         DataError: names the file, the row and the remedy.
@@ -84,7 +96,7 @@ def import_choices(
         if choice is None:
             counts["neither"] += 1
             continue
-        votes = found.setdefault(content(row), Votes(row.caption or "", row.encoded))
+        votes = found.setdefault(content(row), Votes(row.caption or "", row.encoded, row.seeds))
         votes.first += choice if votes.images == row.encoded else 1 - choice
         votes.count += 1
         votes.voices.add(voice if voice is not None else f"row {votes.count}")
@@ -109,7 +121,9 @@ def _rows(
         values = {ours: raw.get(theirs) for ours, theirs in names.items()}
         images = tuple(encoded_image(values[f"image_{k}"], table) for k in (0, 1))
         text = values["caption"] if isinstance(values["caption"], str) else None
-        row = Row(where, text, (images[0], images[1]), (names["image_0"], names["image_1"]))
+        seeds = seed_of(values.get("seed_0")), seed_of(values.get("seed_1"))
+        called = names["image_0"], names["image_1"]
+        row = Row(where, text, (images[0], images[1]), called, seeds=seeds)
         voice = values.get("labeller")
         yield where, row, _choice(where, values, names), None if voice is None else str(voice)
 
@@ -125,7 +139,7 @@ def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[
     if absent := [f"{k}={v}" for k, v in columns.items() if not names[k]]:
         raise DataError(f"{file}: {absent[0]} names no column; it has {', '.join(raw)}")
     names = {ours: theirs for ours, theirs in names.items() if theirs}
-    if missing := [k for k in KNOWN if k not in names and k != "labeller"]:
+    if missing := [k for k in KNOWN if k not in names and k not in OPTIONAL]:
         raise DataError(
             f"{file} has no column for {', '.join(missing)}; it has {', '.join(raw)}; say which it "
             f"is: {missing[0]}=THEIR_NAME"

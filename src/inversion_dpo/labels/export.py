@@ -25,6 +25,8 @@ _PAIRS = pa.schema(
     [
         *WRITTEN,
         ("scene_graph", pa.string()),
+        ("seed_0", pa.int64()),
+        ("seed_1", pa.int64()),
         *((f"votes_{choice}", pa.int64()) for choice in CHOICES),
     ]
 )
@@ -90,6 +92,7 @@ def _rows(
                 "label_0": LABELS[found],
                 "caption": question.caption,
                 "scene_graph": question.scene_graph,
+                **{f"seed_{k}": seed for k, seed in enumerate(question.seeds)},
                 **{f"votes_{choice}": chosen.count(choice) for choice in CHOICES},
             }
 

@@ -24,12 +24,14 @@ class Question:
     """Two encoded images (JPEG, PNG or WebP) of one caption; a single one is there twice.
 
     pair: 16 hex digits, a hash of caption and images, the same for either order of the images.
+    seeds: of the noise that each was sampled from, if the data say.
     """
 
     pair: str
     caption: str
     images: tuple[bytes, bytes]
     scene_graph: str | None
+    seeds: tuple[int | None, ...] = ()
 
 
 def questions(
@@ -57,7 +59,8 @@ def questions(
         for images in [] if faults else _asked(row.encoded, alone):
             counts["pairs"] += 1
             named = content(replace(row, images=images)).hex()
-            yield Question(named, row.caption or "", images, row.scene_graph)
+            seeds = () if alone else row.seeds
+            yield Question(named, row.caption or "", images, row.scene_graph, seeds)
 
 
 def _asked(images: tuple[bytes, bytes], alone: bool) -> list[tuple[bytes, bytes]]:

@@ -40,6 +40,7 @@ CREATE VIEW standing AS
   WHERE choice != '{UNDO}';
 PRAGMA application_id = {APPLICATION};
 """
+_SEEDS = "CREATE TABLE IF NOT EXISTS seeds (image TEXT PRIMARY KEY REFERENCES images, seed INTEGER)"
 
 
 class Conflict(WebError):
@@ -91,6 +92,7 @@ class LabelStore:
                     for statement in _SCHEMA.split(";\n"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {list(KINDS).index(kind or 'pairs')}")
+                self._db.execute(_SEEDS)  # files of older versions have none
             self.kind = list(KINDS)[self._number("PRAGMA user_version")]
         except sqlite3.Error as error:
             raise WebError(
@@ -134,6 +136,10 @@ class LabelStore:
                     " VALUES (?, ?, ?, ?, ?)",
                     (q.pair, q.caption, *names, q.scene_graph),
                 )
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO seeds VALUES (?, ?)",
+                    [pair for pair in zip(names, q.seeds, strict=False) if pair[1] is not None],
+                )
         return self.total()
 
     def total(self) -> int:
@@ -148,13 +154,14 @@ class LabelStore:
     def pairs(self) -> Iterator[Question]:
         """Read all pairs in order, one in memory at a time."""
         query = (
-            "SELECT pair, caption, a.bytes, b.bytes, scene_graph FROM pairs"
+            "SELECT pair, caption, a.bytes, b.bytes, scene_graph, c.seed, d.seed FROM pairs"
             " JOIN images a ON a.sha256 = image_0 JOIN images b ON b.sha256 = image_1"
+            " LEFT JOIN seeds c ON c.image = image_0 LEFT JOIN seeds d ON d.image = image_1"
             " WHERE position = ?"
         )
         for (position,) in self._rows("SELECT position FROM pairs ORDER BY position"):
-            pair, caption, first, second, graph = self._rows(query, position)[0]
-            yield Question(pair, caption, (first, second), graph)
+            pair, caption, first, second, graph, *seeds = self._rows(query, position)[0]
+            yield Question(pair, caption, (first, second), graph, tuple(seeds))
 
     def shown(self, first: int, count: int) -> list[Asked]:
         """Pairs by their place in the data, from 0, the first image on the left."""

@@ -42,7 +42,7 @@ def known_noise(
         if len(pair.seeds) != 2:
             raise DataError(
                 f"{pair.where}: objective.path=known needs the columns seed_0 and seed_1, which "
-                f"`pairs build` writes; {line}"
+                f"`pairs build` and `pairs sample` write; {line}"
             )
         if set(pair.sizes) != {jobs[0].place.size}:
             raise DataError(

@@ -92,6 +92,13 @@ def test_train_reads_what_was_written(folder):
     assert check_pairs(folder / "pairs.parquet").ok
 
 
+def test_seeds_stay_with_the_first_order_of_the_images(folder):
+    rows = [row("left", seed_0=2**60 + 1, seed_1=7), row("left", "b.png", "c.png")]
+    _, found = imported(folder, [*rows, row("right", "b.png", "a.png", seed_0=7, seed_1=2**60 + 1)])
+    seeds = [(r["label_0"], r["seed_0"], r["seed_1"]) for r in found]
+    assert seeds == [(1.0, 2**60 + 1, 7), (1.0, None, None)]
+
+
 def test_other_column_names(folder):
     rows = [{"q": "a star", "x": "a.png", "y": "b.png", "vote": "y"}]
     columns = {"caption": "q", "image_0": "x", "image_1": "y", "choice": "vote"}

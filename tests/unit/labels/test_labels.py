@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -261,6 +262,29 @@ def test_export_takes_the_majority_or_one_labeller(store, tmp_path):
     assert not (tmp_path / "nobody.parquet").exists() and not list(tmp_path.glob("*.partial"))
 
 
+def test_seeds_come_back_with_their_images(pair_file, tmp_path):
+    """Of 63 bits, in a file of before there were any, and in the other order of the images."""
+    seeds = [(2**53 + 1, 2**63 - 1), (None, 3), (4.0, "5"), (-1, 2**63)]
+    rows = [
+        row | {"seed_0": str(a), "seed_1": str(b)}
+        for row, (a, b) in zip(pq.read_table(pair_file).to_pylist(), seeds, strict=False)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "seeded.parquet")
+    store = LabelStore(tmp_path / "labels.sqlite")
+    store._db.execute("DROP TABLE seeds")
+    store.close()
+    store = LabelStore(tmp_path / "labels.sqlite")
+    found, _ = asked(tmp_path / "seeded.parquet")
+    turned = replace(found[0], images=found[0].images[::-1], seeds=())
+    store.add([turned, *asked(pair_file, 4)[0]])  # labelled before seeds were recorded
+    store.add(found)
+    for k, pair in enumerate(store.shown(0, 4)):
+        store.label(f"r{k}", "me", pair.pair, "left" if not swapped("me", pair.pair) else "right")
+    export(store, tmp_path / "labelled.parquet")
+    read = [pair.seeds for pair in open_pairs(tmp_path / "labelled.parquet")]
+    assert read == [(2**63 - 1, 2**53 + 1), (3,), (4, 5), ()]
+
+
 @pytest.mark.parametrize(
     ("choices", "expected"),
     [
@@ -308,7 +332,8 @@ class Painter:
 
 def test_samples_of_one_colour_are_left_out_and_named(tmp_path, caplog):
     assert sample_pairs(tmp_path / "p.parquet", Painter(1), ["a", "b"], 0) == 1
-    assert pq.read_table(tmp_path / "p.parquet")["caption"].to_pylist() == ["b"]
+    (row,) = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert (row["caption"], row["seed_0"], row["seed_1"]) == ("b", 2, 3)
     assert "1 of 4 samples are of one colour ('a', seed 1)" in caplog.text
     with pytest.raises(WebError, match="every pair has an image of one colour"):
         sample_pairs(tmp_path / "none.parquet", Painter(0, 3), ["a", "b"], 0)
