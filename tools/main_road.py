@@ -2,8 +2,9 @@
 
 Runs ``inversion-dpo train`` for one step of one pair on the embedded model and notes every function
 of the package that is entered. A function is a ``def`` of the package, nested ones included;
-comprehensions and lambdas are counted apart. ``--list`` names them. The recipe alone is counted
-too: from ``recipe.train`` on, without the command line and the checks before it.
+comprehensions and lambdas are left out, and so is what a thread reads ahead. ``--list`` names
+them. Counted apart: the recipe alone, from ``recipe.train`` on, without the command line and the
+checks before it; and the step alone, when everything is prepared.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Road:
         self.entered: set[Place] = set()
         self.until_step: set[Place] = set()
         self.recipe: set[Place] = set()  # of these, those since recipe.train was entered
+        self.step: set[Place] = set()  # of these, those since step.step was entered
 
     def note(self, frame: FrameType, event: str, argument: Any) -> None:
         """Take an event of ``sys.setprofile``."""
@@ -55,6 +57,9 @@ class Road:
             of_recipe = code.co_qualname == "train" and place[0].endswith("training/recipe.py")
             if (of_recipe or self.recipe) and not self.until_step:
                 self.recipe.add(place)
+            of_step = code.co_qualname == "step" and place[0].endswith("training/step.py")
+            if (of_step or self.step) and not self.until_step:
+                self.step.add(place)
         if event == "return" and code.co_qualname == "step" and not self.until_step:
             if code.co_filename.endswith("training/step.py"):
                 self.until_step = set(self.entered)
@@ -81,6 +86,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="name the functions, file by file")
     given, known, road = parser.parse_args(), definitions(), walk()
     for words, entered in (
+        ("in the step alone, after preparation", road.step),
         ("in the recipe, until the first step is taken", road.recipe),
         ("until the first step is taken", road.until_step),
         ("in the whole command", road.entered),

@@ -113,6 +113,24 @@ def upward(found: set[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted((a, b) for a, b in found if LAYERS.index(a) > LAYERS.index(b))
 
 
+def circles(wanted: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or through others, by name -> names it imports.
+
+    ``from a import b`` counts for ``a`` where ``a.b`` is no module.
+    """
+
+    def module(name: str) -> str:
+        return name if name in wanted or not name else module(name.rpartition(".")[0])
+
+    known = {m: {module(n) for n in names} - {m, ""} for m, names in wanted.items()}
+    while True:
+        imported = set().union(*known.values())
+        left = {m: n & known.keys() for m, n in known.items() if n & known.keys() and m in imported}
+        if left == known:
+            return sorted([m, *sorted(names)] for m, names in known.items())
+        known = left
+
+
 def outsiders(names: set[str], path: str) -> set[str]:
     """Modules of ``world`` that a file outside of it imports without being a registry."""
     if path.startswith("world/") or path in WORLD_REGISTRIES:
@@ -263,6 +281,11 @@ def test_arrows_point_down() -> None:
     assert upward(found) == []
 
 
+def test_no_modules_import_each_other() -> None:
+    paths = {module_of(path): path for path in SOURCES if path.name != "__init__.py"}
+    assert circles({name: imports(parsed(path), name) for name, path in paths.items()}) == []
+
+
 def test_the_embedded_world_stands_behind_two_registries() -> None:
     found = {
         name
@@ -383,6 +406,13 @@ def test_impurities_bites(line: str, expected: list[str]) -> None:
 )
 def test_upward_bites(line: str, module: str, is_package: bool, rises: bool) -> None:
     assert bool(upward(arrows(ast.parse(line), module, is_package))) is rises
+
+
+def test_circles_bites() -> None:
+    wanted = {"p.a": {"p.b.f", "torch"}, "p.b": {"p.c"}, "p.c": {"p.a.g", "p.d"}, "p.d": set()}
+    wanted |= {"p.e": {"p.a"}}
+    assert circles(wanted) == [["p.a", "p.b"], ["p.b", "p.c"], ["p.c", "p.a"]]
+    assert circles(wanted | {"p.c": {"p.d"}}) == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from inversion_dpo.data.transforms import Framing
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.models.base import Condition, DiffusionModel, network_of, plain_guidance
 from inversion_dpo.run.disk import check_room
-
-if TYPE_CHECKING:
-    from inversion_dpo.trajectories.fill import Inverter
+from inversion_dpo.trajectories.jobs import Inverter
 
 logger = logging.getLogger(__name__)
 

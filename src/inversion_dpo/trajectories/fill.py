@@ -11,7 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from inversion_dpo.data.buckets import left_out_text, square
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.source import graph_of
-from inversion_dpo.data.transforms import Fitted, Size, fit
+from inversion_dpo.data.transforms import Fitted, fit
 from inversion_dpo.maths.inversion import (
     Compare,
     Predict,
@@ -31,7 +31,6 @@ from inversion_dpo.maths.inversion import (
     invert,
     recovered_noise,
 )
-from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import (
     OVERFLOW,
     Condition,
@@ -46,7 +45,6 @@ from inversion_dpo.models.base import (
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import atomic_save
-from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import (
     EMPTY,
@@ -57,7 +55,15 @@ from inversion_dpo.trajectories.cache import (
     write_shard,
 )
 from inversion_dpo.trajectories.cost import announce, evaluations_again
-from inversion_dpo.trajectories.jobs import Job, grouped, regions, sources, turned
+from inversion_dpo.trajectories.jobs import (
+    Inverter,
+    Job,
+    grid_at,
+    grouped,
+    regions,
+    sources,
+    turned,
+)
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.reading import SHARD
@@ -67,38 +73,6 @@ if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair, PairSource
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Inverter:
-    """How pairs become trajectories: the frozen model, the key, the grid and the device.
-
-    encoded, inverted: how many pairs are encoded and inverted at once; a shard, or what fits.
-    """
-
-    model: DiffusionModel
-    key: CacheKey
-    grid: Grid
-    device: torch.device
-    encoded: Parts = field(default_factory=Parts)
-    inverted: Parts = field(default_factory=Parts)
-
-    def at(self, size: Size) -> Inverter:
-        """Take the grid that the model's own sampler has at a size, and as many pairs as fit."""
-        for parts in (self.encoded, self.inverted):
-            parts.limit(size, self.device)
-        return replace(self, grid=grid_at(self.model, self.key, size))
-
-
-def grid_at(model: DiffusionModel, key: CacheKey, size: Size) -> Grid:
-    """Return the grid of the inversion at a size (height, width) in pixels.
-
-    Args:
-        model: its schedule may depend on the size.
-        key: has number and spacing of the steps.
-        size: (height, width) in pixels.
-    """
-    return model.schedule_at(size).grid(key.steps, key.spacing)
 
 
 def fill(

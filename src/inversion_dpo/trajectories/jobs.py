@@ -1,9 +1,9 @@
-"""Pairs on their way into a shard: numbered, each with its bucket and any source."""
+"""Pairs on their way into a shard, each numbered and with its bucket; and who inverts them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,13 +14,47 @@ from torch.nn.functional import adaptive_avg_pool2d
 from inversion_dpo.data.buckets import Place, buckets, place
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
+from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import Condition, DiffusionModel
+from inversion_dpo.run.faults import Parts
 from inversion_dpo.trajectories.key import CacheKey
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair
 
 DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
+
+
+@dataclass(frozen=True)
+class Inverter:
+    """How pairs become trajectories: the frozen model, the key, the grid and the device.
+
+    encoded, inverted: how many pairs are encoded and inverted at once; a shard, or what fits.
+    """
+
+    model: DiffusionModel
+    key: CacheKey
+    grid: Grid
+    device: torch.device
+    encoded: Parts = field(default_factory=Parts)
+    inverted: Parts = field(default_factory=Parts)
+
+    def at(self, size: Size) -> Inverter:
+        """Take the grid that the model's own sampler has at a size, and as many pairs as fit."""
+        for parts in (self.encoded, self.inverted):
+            parts.limit(size, self.device)
+        return replace(self, grid=grid_at(self.model, self.key, size))
+
+
+def grid_at(model: DiffusionModel, key: CacheKey, size: Size) -> Grid:
+    """Return the grid of the inversion at a size (height, width) in pixels.
+
+    Args:
+        model: its schedule may depend on the size.
+        key: has number and spacing of the steps.
+        size: (height, width) in pixels.
+    """
+    return model.schedule_at(size).grid(key.steps, key.spacing)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.maths.losses import squared_error
 from inversion_dpo.maths.schedule import add_noise, prediction_of
 from inversion_dpo.models.base import Condition, network_of
-
-if TYPE_CHECKING:
-    from inversion_dpo.trajectories.fill import Inverter
-    from inversion_dpo.trajectories.jobs import Job
+from inversion_dpo.trajectories.jobs import Inverter, Job
 
 KNOWN_LEVEL, KNOWN_SHARE = 0.8, 0.75  # where known noise is checked, and in how many images
 

@@ -17,7 +17,7 @@ from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.fields import Config
 from inversion_dpo.trajectories.fill import pair_noise, predictions
-from inversion_dpo.web.studio import spread
+from inversion_dpo.web.pictures import spread
 
 MOST_FRAMES = 11
 

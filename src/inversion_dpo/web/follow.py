@@ -19,7 +19,8 @@ from inversion_dpo.run.folder import read_rows
 from inversion_dpo.trajectories.method import chosen_method
 from inversion_dpo.web.app import Tab
 from inversion_dpo.web.incoming import made
-from inversion_dpo.web.studio import Studio, spread
+from inversion_dpo.web.pictures import spread
+from inversion_dpo.web.studio import Studio
 
 MOST_POINTS = 400  # of a curve: more are not seen
 RECENT = 50  # steps by which the time left is reckoned

@@ -5,8 +5,7 @@ Everything here runs in one thread at a time, under a lock: the machine has one 
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,19 +14,17 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import png
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.labels.questions import questions
 from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.web.pictures import Pictures
 
 if TYPE_CHECKING:
     from inversion_dpo.models.sampler import Sampler
 
 LoadSampler = Callable[[Config, Path | None], "Sampler"]  # (configuration, adapter)
-MOST_IMAGES = 512  # kept in memory
 MOST_PROMPTS = 200
 FEW_PROMPTS = 6  # of data without a run
 
@@ -41,28 +38,6 @@ def load_sampler(config: Config, adapter: Path | None) -> Sampler:
     return sampler_of(config, adapter)
 
 
-class Pictures:
-    """The latest images by SHA-256, PNG; the oldest are forgotten."""
-
-    def __init__(self, most: int = MOST_IMAGES) -> None:
-        self._most, self._kept, self._lock = most, OrderedDict[str, bytes](), RLock()
-
-    def add(self, data: bytes) -> str:
-        """Keep an image; return its name."""
-        name = hashlib.sha256(data).hexdigest()
-        with self._lock:
-            self._kept[name] = data
-            self._kept.move_to_end(name)
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        return name
-
-    def get(self, name: str) -> bytes | None:
-        """Find an image by its name; None if it is not kept (any more)."""
-        with self._lock:
-            return self._kept.get(name)
-
-
 @dataclass(frozen=True)
 class How:
     """How to sample. side: of the images, in pixels; None for each prompt's own size."""
@@ -70,11 +45,6 @@ class How:
     steps: int
     guidance: float
     side: int | None = None
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Choose at most ``most`` of the indices 0..count-1, evenly, both ends among them."""
-    return sorted({round(float(k)) for k in np.linspace(0, count - 1, min(count, most))})
 
 
 class Studio:

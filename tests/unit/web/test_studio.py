@@ -17,7 +17,8 @@ from inversion_dpo.web.app import make_app
 from inversion_dpo.web.comparing import compare_tab
 from inversion_dpo.web.follow import curves, follow_tab, phase, policies, thinned
 from inversion_dpo.web.guard import hosts_for
-from inversion_dpo.web.studio import Pictures, Studio, spread
+from inversion_dpo.web.pictures import Pictures, spread
+from inversion_dpo.web.studio import Studio
 
 
 @pytest.fixture
