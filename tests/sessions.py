@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+
 from inversion_dpo.maths.losses import LOSSES, METHODS
 from inversion_dpo.training import recipe
 from inversion_dpo.trajectories.fill import predictions
@@ -25,3 +28,12 @@ def conditional(model, condition):
 def loss_of(name):
     """The loss function of a method."""
     return LOSSES[METHODS[name].loss].function
+
+
+def small_sources():
+    """Have Qwen-Image-Edit bring its sources to 128, not 1024, pixels; to be undone."""
+    patch, whole = pytest.MonkeyPatch(), pipeline_qwenimage_edit.calculate_dimensions
+    for module, parts in ((pipeline_qwenimage_edit, 3), (pipeline_qwenimage_edit_plus, 2)):
+        small = lambda area, ratio, parts=parts: whole(area // 64, ratio)[:parts]  # noqa: E731
+        patch.setattr(module, "calculate_dimensions", small)
+    return patch

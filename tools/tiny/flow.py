@@ -23,6 +23,8 @@ from diffusers import (
     Krea2Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
@@ -34,8 +36,9 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from torch import nn
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen2VLImageProcessorPil, Qwen3ForCausalLM
 
+from inversion_dpo.models.prompts import ImagesAndText
 from tools.tiny.parts import (
     T5_WIDTH,
     build_gemma2,
@@ -171,14 +174,18 @@ VIDEO: dict[str, Any] = {
 }
 
 
-def build_qwen_image() -> QwenImagePipeline:
+def build_qwen_image(
+    kind: type[DiffusionPipeline] = QwenImagePipeline, **parts: Any
+) -> DiffusionPipeline:
     """Qwen-Image: packed latents of a video autoencoder, a schedule that ends at 0.02."""
     tokenizer = build_qwen_tokenizer()
     transformer = QwenImageTransformer2DModel(
         in_channels=64, out_channels=16, num_layers=2, joint_attention_dim=16, **HEADS, **AXES
     )
     enliven(transformer.proj_out)
-    return QwenImagePipeline(
+    if kind is not QwenImagePipeline:
+        parts["processor"] = ImagesAndText(Qwen2VLImageProcessorPil(), tokenizer)
+    return kind(
         scheduler=FlowMatchEulerDiscreteScheduler(
             max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02, **SHIFT
         ),
@@ -186,7 +193,18 @@ def build_qwen_image() -> QwenImagePipeline:
         text_encoder=build_qwen25_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer,
+        **parts,
     )
+
+
+def build_qwen_image_edit() -> DiffusionPipeline:
+    """Qwen-Image-Edit, whose text encoder reads the image."""
+    return build_qwen_image(QwenImageEditPipeline)
+
+
+def build_qwen_image_edit_plus() -> DiffusionPipeline:
+    """Qwen-Image-Edit-2509."""
+    return build_qwen_image(QwenImageEditPlusPipeline)
 
 
 def build_krea2() -> Krea2Pipeline:

@@ -33,7 +33,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from tools.tiny.flow import FLOW
+from tools.tiny.flow import FLOW, build_qwen_image_edit, build_qwen_image_edit_plus
 from tools.tiny.parts import (
     CLIP_WIDTH,
     LATENT_SIZE,
@@ -245,6 +245,8 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux": build_flux,
     "flux-schnell": build_flux_schnell,
     "flux-kontext": build_flux_kontext,
+    "qwen-image-edit": build_qwen_image_edit,
+    "qwen-image-edit-plus": build_qwen_image_edit_plus,
     **FLOW,
 }
 

@@ -19,6 +19,7 @@ from inversion_dpo.maths.schedule import Schedule
 
 Condition = dict[str, Tensor]  # every tensor has the batch as its first axis
 GRAPH_KEYS = ("graph_rows", "graph_links")  # of a condition: the scene graph's
+ALONE = "alone_"  # before a name in a condition: what takes its place without the prompt
 
 OVERFLOW = (
     "values that are not finite. Set model.dtype=float32 or bfloat16, or another model.vae: SDXL's "
@@ -59,7 +60,9 @@ class DiffusionModel(Protocol):
     unreached: str | None  # pattern of module names that the output does not depend on
     multiple: int  # the side of an image in pixels is a multiple of it
     chunked: bool  # takes model.prompt_chunks
-    edits: str  # never, may or must: whether a source, the image to be edited, is in the condition
+    # never, may or must: whether a source, the image to be edited, is in the condition; or reads:
+    # it must, and the text encoder reads it too, so that the condition is of prompt and source
+    edits: str
     reads: Mapping[str, int]  # tokens that each tokenizer reads of a prompt, marks left out
     distilled: str | None  # why it seems distilled to few steps, which training would undo
 
@@ -73,12 +76,16 @@ class DiffusionModel(Protocol):
         """Decode latents to images, with the inverse of :meth:`encode`'s scaling."""
 
     def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
+        self,
+        prompts: list[str],
+        graphs: Sequence[SceneGraph | None] | None = None,
+        sources: Sequence[Image.Image] = (),
     ) -> Condition:
         """Encode prompts to what the network is conditioned on, [B, ...] each.
 
         Scene graphs, None for the empty one, count where an encoder of them is installed. Where a
-        family's text has no fixed length, the second axis ends with the longest prompt.
+        family's text has no fixed length, the second axis ends with the longest prompt. Only
+        where the encoder reads a source, ``sources`` has one for each prompt, at its size.
         """
 
     def empty(self) -> Condition:
@@ -193,12 +200,14 @@ def guided(
 
 
 def without_prompt(condition: Condition, empty: Condition) -> Condition:
-    """Replace the condition [B, ...] by the empty prompt's, [1, ...].
+    """Replace the condition [B, ...] by the empty prompt's, [1, ...], or by its own ``alone_*``.
 
-    What ``empty`` does not have, the images' framing, stays.
+    What neither has, the images' framing and their source, stays.
     """
     return {
-        k: empty[k].to(v).expand(len(v), *empty[k].shape[1:]) if k in empty else v
+        k: empty[k].to(v).expand(len(v), *empty[k].shape[1:])
+        if k in empty
+        else condition.get(ALONE + k, v)
         for k, v in condition.items()
     }
 

@@ -64,7 +64,7 @@ def compile_model(model: DiffusionModel, how: str, device: torch.device, process
     """
     check_compile(how, device, processes)
     if how != "no":
-        fixed = one_length(model.empty(), model.condition([LONG]))
+        fixed = model.edits != "reads" and one_length(model.empty(), model.condition([LONG]))
         compile_blocks(network_of(model), how, fixed)
 
 
@@ -92,7 +92,7 @@ def compile_blocks(network: nn.Module, how: str, fixed: bool) -> None:
 
 def one_length(empty: Condition, other: Condition) -> bool:
     """Tell from the condition of no text and of another whether all have one length."""
-    return all(empty[k].shape[1:] == other[k].shape[1:] for k in empty)
+    return bool(empty) and all(empty[k].shape[1:] == other[k].shape[1:] for k in empty)
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:

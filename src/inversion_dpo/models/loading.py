@@ -29,9 +29,9 @@ from inversion_dpo.models.parts import (
     configuration_of,
     folder_fault,
     folder_of,
+    given_parts,
     index_of,
     kind_of,
-    left_out,
     load_part,
     load_single_file,
     named,
@@ -53,6 +53,8 @@ FAMILIES = {  # of diffusers' pipelines: file in this folder, and class
     "Flux2KleinPipeline": ("flux_2", "Flux2"),
     "Flux2Pipeline": ("flux_2", "Flux2"),
     "QwenImagePipeline": ("qwen_image", "QwenImage"),
+    "QwenImageEditPipeline": ("qwen_image", "QwenImage"),
+    "QwenImageEditPlusPipeline": ("qwen_image", "QwenImage"),
     "ChromaPipeline": ("chroma", "Chroma"),
     "Krea2Pipeline": ("krea_2", "Krea2"),
     "WanPipeline": ("wan", "Wan"),
@@ -86,9 +88,9 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         check_place(path)
         source = configuration_of(path, m.config) if single else path
         index = index_of(source, None if single else m.revision)
+        parts = given_parts(source, index, m)
     if single and not m.network and kind_of(path) == "network":
         return load_pipeline(replace(m, path=source, network=m.path, config=None), device)
-    parts = left_out(index, m)
     network = next((n for n in NETWORKS if n in index), "")
     for key, part, name in (("vae", "vae", m.vae), ("network", network, m.network)):
         if name:

@@ -31,6 +31,7 @@ from torch import nn
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.intact import check_whole
 from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
+from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import ModelConfig
 
@@ -261,9 +262,18 @@ def load_single_file(
     return pipeline
 
 
-def left_out(index: Mapping[str, Any], m: ModelConfig) -> dict[str, Any]:
-    """List the parts of model_index.json that are not loaded, for ``from_pretrained``."""
+def given_parts(source: str, index: Mapping[str, Any], m: ModelConfig) -> dict[str, Any]:
+    """List what ``from_pretrained`` is not to load: parts that are left out, or made otherwise.
+
+    Args:
+        source: the folder or hub id of the pipeline.
+        index: model_index.json of it.
+        m: says which parts are left out.
+    """
     parts: dict[str, Any] = {n: None for n in (*UNUSED, *LARGEST[2 * m.t5 :]) if n in index}
+    if index.get("processor", ["", ""])[1] == ImagesAndText.__name__:
+        how = {"subfolder": "processor", "revision": m.revision}
+        parts["processor"] = ImagesAndText.from_pretrained(source, **how)
     return parts | ({"requires_safety_checker": False} if "safety_checker" in index else {})
 
 
@@ -277,7 +287,7 @@ def skeleton(m: ModelConfig) -> Any:
     with named("model.path", m.path):
         source = configuration_of(path, m.config) if Path(path).is_file() else path
         index = index_of(source, m.revision)
-        parts = left_out(index, m)
+        parts = given_parts(source, index, m)
         with init_empty_weights():
             for part in (*NETWORKS, *ENCODERS, "vae"):
                 library, class_name = index.get(part) or ("", "")

@@ -14,8 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Qwen2VLProcessor
 
 from inversion_dpo.models.base import Condition, DiffusionModel, joined
+
+
+class ImagesAndText(Qwen2VLProcessor):  # type: ignore[misc]
+    """Qwen-VL's processor without the one of videos, which needs torchvision and is not used."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Name the two parts that are loaded and saved."""
+        return ["image_processor", "tokenizer"]
+
+
+# a pipeline that is saved names its parts by these
+ImagesAndText.__name__ = Qwen2VLProcessor.__name__
+ImagesAndText.__module__ = Qwen2VLProcessor.__module__
 
 
 def chunk_ids(tokenizer: Any, prompts: Sequence[str], chunks: int) -> Tensor:

@@ -36,7 +36,7 @@ def no_graph(prompt: str) -> SceneGraph | None:
 def check_sources(model: DiffusionModel, sources: Sequence[object]) -> None:
     """Refuse prompts without the image that the model edits, and images where it edits none."""
     kind = type(model.pipeline).__name__
-    if model.edits == "must" and not all(sources):
+    if model.edits in ("must", "reads") and not all(sources):
         raise ModelError(f"{kind} edits images: give each prompt its source image")
     if model.edits == "never" and any(sources):
         raise ModelError(f"{kind} draws from text alone: leave the source images out")

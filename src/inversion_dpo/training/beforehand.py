@@ -131,7 +131,7 @@ def check_sources(model: DiffusionModel, pairs: PairSource) -> None:
             f"{name}: its pairs edit a source image, and {kind} draws from text alone: take a "
             "model that edits images (docs/how-to/edits.md), or drop the column of the sources"
         )
-    if not pairs.edits and model.edits == "must":
+    if not pairs.edits and model.edits in ("must", "reads"):
         raise DataError(
             f"{name}: {kind} edits a source image, and the pairs have none: name its column "
             "(data.columns.source=COLUMN), or put the images into a folder source/"

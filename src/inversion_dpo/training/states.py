@@ -24,7 +24,14 @@ from inversion_dpo.maths.schedule import (
     step,
 )
 from inversion_dpo.maths.targets import target_prediction
-from inversion_dpo.models.base import GRAPH_KEYS, Condition, Guidance, guided, joined
+from inversion_dpo.models.base import (
+    GRAPH_KEYS,
+    Condition,
+    Guidance,
+    guided,
+    joined,
+    without_prompt,
+)
 from inversion_dpo.training.generators import Generators, integers, normal
 from inversion_dpo.training.session import Session
 
@@ -37,19 +44,19 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
     Without its prompt a pair has no scene graph either; without its graph it keeps the prompt, and
     without its caption the graph.
     """
-    plan, empty = session.plan, session.cache.empty
+    plan, alone = session.plan, without_prompt(condition, session.cache.empty)
     keys = [(plan.seed, session.cache.digests[p], epoch) for p, epoch in batch]
     prompts = [chance("prompt", *key) < plan.prompt_dropout for key in keys]
     graphs = [chance("graph", *key) < plan.graph_dropout for key in keys]
     captions = [chance("caption", *key) < plan.caption_dropout for key in keys]
-    every, graph = set(empty), set(empty) & set(GRAPH_KEYS)
+    every = {name for name in condition if alone[name] is not condition[name]}
+    graph = every & set(GRAPH_KEYS)
     for dropped, names in ((prompts, every), (graphs, graph), (captions, every - graph)):
         rows = torch.tensor([*dropped, *dropped])
         for name in names:
-            both = joined([condition[name], empty[name].to(condition[name])])
-            device, shape = both.device, (-1, *[1] * (both.ndim - 1))
-            there = rows.to(device, non_blocking=True).reshape(shape)
-            condition[name] = torch.where(there, both[-1], both[:-1])
+            given, none = joined([condition[name], alone[name]]).chunk(2)
+            there = rows.to(given.device, non_blocking=True)
+            condition[name] = torch.where(there.reshape(-1, *[1] * (given.ndim - 1)), none, given)
 
 
 def stored_positions(session: Session, generators: Generators) -> list[int] | None:

@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from inversion_dpo.data.buckets import square
-from inversion_dpo.data.transforms import Framing
+from inversion_dpo.data.transforms import Framing, Size
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.models.base import Condition, DiffusionModel, network_of, plain_guidance
 from inversion_dpo.run.disk import check_room
-from inversion_dpo.trajectories.jobs import Inverter
+from inversion_dpo.trajectories.jobs import Inverter, sources
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,7 @@ def announce(how: Inverter, count: int | None, folder: Path, *, edits: bool = Fa
     per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
     side = square(key.resolution)
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
-    condition = model.condition(["a picture"])
-    if edits:
-        condition["source"] = model.encode(torch.zeros(1, 3, *model.source_size(side)))
+    condition = example(model, side, edited=edits)
     latent, text = x_0.numel(), sum(v.nbytes for v in condition.values())
     size = count * key.pair_size(latent, text)
     if known:
@@ -59,6 +58,20 @@ def announce(how: Inverter, count: int | None, folder: Path, *, edits: bool = Fa
     for setting, other in key.smaller().items():
         less = count * other.pair_size(latent, text) / 1e6
         logger.info("%s would need %sabout %.0f MB on disk", setting, per, less)
+
+
+def example(model: DiffusionModel, size: Size, *, edited: bool) -> Condition:
+    """Make the condition of a picture, and of a source if it is edited, [1, ...] each.
+
+    Args:
+        model: encodes them.
+        size: (height, width) of the picture.
+        edited: whether it has a source.
+    """
+    black = Image.new("RGB", model.source_size(size)[::-1]) if edited else None
+    given = [black] if black else []
+    more = [given] if model.edits == "reads" else []
+    return model.condition(["a picture"], None, *more) | sources(model, [given])
 
 
 def seconds_of_batch(how: Inverter, x_0: Tensor, condition: Condition, pairs: int) -> float:

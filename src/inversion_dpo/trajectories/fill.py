@@ -56,10 +56,13 @@ from inversion_dpo.trajectories.cache import (
 )
 from inversion_dpo.trajectories.cost import announce, evaluations_again
 from inversion_dpo.trajectories.jobs import (
+    Images,
     Inverter,
     Job,
+    edits,
     grid_at,
     grouped,
+    mirrored,
     regions,
     sources,
     turned,
@@ -141,7 +144,7 @@ def _write_missing(
         stream = grouped(pairs.read(lambda pair: False), how.key, left_out)
         for number, chunk in enumerate(stream):
             path, digests = folder / SHARD.format(number), [job.pair.digest for job in chunk]
-            places, new = text_places(texts, [text_of(job, how.key) for job in chunk], number)
+            places, new = text_places(texts, [text_of(job, how) for job in chunk], number)
             if number % team.size == team.rank and not is_intact(path, digests):
                 shard = invert_pairs(how.at(chunk[0].place.size), chunk, new)
                 check_finite(shard, [job.pair for job in chunk])
@@ -161,10 +164,14 @@ def _write_missing(
 # ---------------------------------------------------------------- one shard
 
 
-def text_of(job: Job, key: CacheKey) -> bytes:
-    """Identify what a pair's condition is made of: caption and, where it counts, scene graph."""
-    graph = job.pair.scene_graph if key.scene_graph else None
-    return hashlib.sha256(json.dumps([job.pair.caption, graph]).encode()).digest()[:16]
+def text_of(job: Job, how: Inverter) -> bytes:
+    """Identify what a pair's condition is made of: caption; and graph and source, if they count."""
+    pair, read = job.pair, None
+    graph = pair.scene_graph if how.key.scene_graph else None
+    if how.model.edits == "reads":
+        source = hashlib.sha256(pair.source or b"").hexdigest()
+        read = source, job.place.size, job.place.fit, mirrored(pair, how.key)
+    return hashlib.sha256(json.dumps([pair.caption, graph, read]).encode()).digest()[:16]
 
 
 def text_places(
@@ -222,8 +229,9 @@ def invert_pairs(
         fitted += [fit(image, job.place.size, job.place.fit) for image in (winner, loser)]
     encode = lambda s: model.encode(stack_pixels([f.image for f in fitted[twice(s)]]))  # noqa: E731
     x_0 = torch.cat(how.encoded.of(len(jobs), encode))
-    condition, edited = conditions(how, jobs), [given[2:] for given in images]
-    parts = how.encoded.of(len(jobs), lambda s: sources(model, jobs[s], edited[s]))
+    edited = [edits(model, job, given[2:]) for job, given in zip(jobs, images, strict=True)]
+    condition = conditions(how, jobs, edited)
+    parts = how.encoded.of(len(jobs), lambda s: sources(model, edited[s]))
     shared = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
@@ -254,17 +262,23 @@ def twice(pairs: slice) -> slice:
     return slice(2 * pairs.start, 2 * pairs.stop)
 
 
-def conditions(how: Inverter, jobs: Sequence[Job]) -> Condition:
-    """Encode the prompts of pairs, [P, ...] each.
+def conditions(how: Inverter, jobs: Sequence[Job], edited: Sequence[Images]) -> Condition:
+    """Encode the prompts of pairs, [P, ...] each, and the sources where the encoder reads them.
 
     Each is encoded alone, and so has the same bits wherever it recurs.
+
+    Args:
+        how: model and key.
+        jobs: P pairs.
+        edited: the image that each pair edits, at its size, or nothing.
     """
     made: dict[bytes, Condition] = {}
-    keys = [text_of(job, how.key) for job in jobs]
-    for key, job in zip(keys, jobs, strict=True):
+    keys = [text_of(job, how) for job in jobs]
+    for key, job, source in zip(keys, jobs, edited, strict=True):
         if key not in made:
             graphs = [graph_of(job.pair)] if how.key.scene_graph else None
-            made[key] = how.model.condition([job.pair.caption], graphs)
+            more = [source] if how.model.edits == "reads" else []
+            made[key] = how.model.condition([job.pair.caption], graphs, *more)
     return {name: joined([made[key][name] for key in keys]) for name in made[keys[0]]}
 
 

@@ -22,6 +22,7 @@ from inversion_dpo.trajectories.key import CacheKey
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair
 
+Images = Sequence[Image.Image]
 DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
 
 
@@ -102,21 +103,21 @@ def mirrored(pair: Pair, key: CacheKey) -> bool:
     return key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0)
 
 
-def sources(
-    model: DiffusionModel, jobs: Sequence[Job], images: Sequence[Sequence[Image.Image]]
-) -> Condition:
-    """Encode the images that pairs edit, [P, ...]; empty if there are none.
+def edits(model: DiffusionModel, job: Job, given: Images) -> Images:
+    """Bring the image that a pair edits to its size.
 
     Args:
         model: of a family that edits.
-        jobs: P pairs of one size.
-        images: the source of each, or nothing.
+        job: the pair.
+        given: that image, or nothing.
     """
-    fitted = [
-        fit(source, model.source_size(job.place.size), job.place.fit).image
-        for job, given in zip(jobs, images, strict=True)
-        for source in given
-    ]
+    size = model.source_size(job.place.size) if given else job.place.size
+    return [fit(source, size, job.place.fit).image for source in given]
+
+
+def sources(model: DiffusionModel, edited: Sequence[Images]) -> Condition:
+    """Encode the images that P pairs edit, [P, ...]; empty if there are none."""
+    fitted = [source for given in edited for source in given]
     return {"source": model.encode(stack_pixels(fitted))} if fitted else {}
 
 

@@ -135,6 +135,6 @@ class Studio:
         from inversion_dpo.web.film import film
 
         with self._lock:
-            if self.sources or self.sampler(None).model.edits == "must":
+            if self.sources or self.sampler(None).model.edits in ("must", "reads"):
                 raise ModelError("no film strip of an edit: it would lack the source image")
             return film(self.sampler(None), self.config, (data, caption), self.pictures.add)

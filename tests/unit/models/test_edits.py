@@ -8,20 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from torch import Tensor
 
 from inversion_dpo.data.images import stack_pixels
+from inversion_dpo.data.transforms import fit
 from inversion_dpo.maths.inversion import reconstruct
-from inversion_dpo.models.base import ModelError, network_of
+from inversion_dpo.models.base import ModelError, network_of, without_prompt
 from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.qwen_image import QwenImage
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import ModelConfig
-from tests.sessions import under_guidance
+from tests.sessions import small_sources, under_guidance
+from tests.slow import slow_but
 
 PROMPT = "make the star blue"
 KONTEXT = {"_auto_resize": False, "max_area": 64 * 96}
+TRUE = {"true_cfg_scale": 1.0}
+GUIDED = {"true_cfg_scale": 3.0, "negative_prompt": [""]}
 # family -> arguments without guidance, with it (3), and for the size
 CALLS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]] = {
     "flux-kontext": (
@@ -31,8 +37,14 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]] =
     ),
     "flux2-klein": ({"guidance_scale": 1.0}, {"guidance_scale": 3.0}, {}),
     "flux2-dev": ({"guidance_scale": 2.5}, None, {}),
+    "qwen-image-edit": (TRUE, GUIDED, {}),
+    "qwen-image-edit-plus": (TRUE, GUIDED, {}),
 }
-each_family = pytest.mark.parametrize("family", CALLS)
+PACKED = ("flux-kontext", "qwen-image-edit", "qwen-image-edit-plus")
+WHOLE = pipeline_qwenimage_edit.calculate_dimensions
+each_family = pytest.mark.parametrize(
+    "family", slow_but(["flux-kontext", "flux2-klein", "qwen-image-edit"], CALLS)
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,9 @@ def model_of(tiny):
             loaded[family] = adapt(load_pipeline(ModelConfig(str(tiny(family)))), 64, 2.5)
         return loaded[family]
 
-    return load
+    patch = small_sources()
+    yield load
+    patch.undo()
 
 
 def picture(height: int = 96, width: int = 64) -> Image.Image:
@@ -53,8 +67,15 @@ def picture(height: int = 96, width: int = 64) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def states(pipe: Any, **settings: Any) -> tuple[list[Tensor], Tensor]:
+def conditions(model: Any, images: list[Image.Image], prompts: list[str]) -> dict[str, Tensor]:
+    """What training has of images at the size of a source, and of instructions."""
+    more = [None, images] if model.edits == "reads" else []
+    return model.condition(prompts, *more) | {"source": model.encode(stack_pixels(images))}
+
+
+def states(model: Any, **settings: Any) -> tuple[list[Tensor], Tensor]:
     """The pipeline's packed latents after each step, and what its network saw of the source."""
+    pipe = model.pipeline
     seen, tokens = list[Tensor](), list[Tensor]()
 
     def note(pipe: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +87,7 @@ def states(pipe: Any, **settings: Any) -> tuple[list[Tensor], Tensor]:
     )
     pipe(
         prompt=[PROMPT],
-        image=picture(),
+        image=fit(picture(), model.source_size((96, 64)), "crop").image,
         height=96,
         width=64,
         num_inference_steps=3,
@@ -94,15 +115,15 @@ def test_every_step_equals_the_pipelines(family, guided, model_of):
     if settings is None:
         return
     model = model_of(family)
-    channels, cell = (16, 8) if family == "flux-kontext" else (128, 16)
+    channels, cell = (16, 8) if family in PACKED else (128, 16)
     x_T = torch.randn(
         1, channels, 96 // cell, 64 // cell, generator=torch.Generator().manual_seed(1)
     )
-    given = packed(model, x_T) if family == "flux-kontext" else x_T
-    seen, source = states(model.pipeline, latents=given, **settings, **size)
-    latents = model.encode(stack_pixels([picture()]))
-    torch.testing.assert_close(packed(model, latents), source, rtol=1e-5, atol=1e-5)
-    condition = model.condition([PROMPT]) | {"source": latents}
+    given = packed(model, x_T) if family in PACKED else x_T
+    seen, source = states(model, latents=given, **settings, **size)
+    fitted = fit(picture(), model.source_size((96, 64)), "crop").image
+    condition = conditions(model, [fitted], [PROMPT])
+    torch.testing.assert_close(packed(model, condition["source"]), source, rtol=1e-5, atol=1e-5)
     grid, ours = model.schedule_at((96, 64)).grid(3, "sampler"), []
     predict = under_guidance(model, condition, 3.0 if guided else 1.0)
     for k in (2, 1, 0):
@@ -111,7 +132,7 @@ def test_every_step_equals_the_pipelines(family, guided, model_of):
         ours.append(reconstruct(x, part, lambda x, t: predict(x, t), model.schedule.kind))
     for mine, theirs in zip(ours, seen, strict=True):
         torch.testing.assert_close(packed(model, mine), theirs, rtol=1e-4, atol=1e-4)
-    alone = under_guidance(model, model.condition([PROMPT]), 1.0)
+    alone = under_guidance(model, {k: v for k, v in condition.items() if k != "source"}, 1.0)
     t = grid.timesteps[3:]
     assert (alone(x_T, t) - under_guidance(model, condition, 1.0)(x_T, t)).abs().max() > 1e-3
 
@@ -120,20 +141,20 @@ def test_every_step_equals_the_pipelines(family, guided, model_of):
 @torch.no_grad()
 def test_two_edits_at_once_are_each_alone(family, model_of):
     model = model_of(family)
-    sources = model.encode(stack_pixels([picture(), picture().rotate(180)]))
-    condition = model.condition([PROMPT, "a large blue cross"]) | {"source": sources}
-    x = torch.randn(sources.shape, generator=torch.Generator().manual_seed(1))
+    pictures, prompts = [picture(), picture().rotate(180)], [PROMPT, "a large blue cross and more"]
+    condition = conditions(model, pictures, prompts)
+    x = torch.randn(condition["source"].shape, generator=torch.Generator().manual_seed(1))
     t, network = torch.tensor([300.0, 800.0]), network_of(model)
     both = model.predict(network, x, t, condition)
     for k in range(2):
-        row = {n: v[k : k + 1] for n, v in condition.items()}
+        row = conditions(model, pictures[k : k + 1], prompts[k : k + 1])
         alone = model.predict(network, x[k : k + 1], t[k : k + 1], row)
         torch.testing.assert_close(both[k : k + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def sampler(model: Any, family: str, folder: Any) -> Sampler:
     given = ["model.resolution=64", "model.guidance_embed=2.5", "evaluation.sample_steps=2"]
-    if family == "flux2-klein":
+    if not family.startswith("flux-") and family != "flux2-dev":
         given.remove("model.guidance_embed=2.5")
     given += ["evaluation.guidance_scale=2.5", f"model.path={folder}"]
     return Sampler(model.pipeline, load_config(None, given))
@@ -149,10 +170,10 @@ def test_the_sampler_gives_each_prompt_its_source(family, model_of, tiny):
     again = draw([PROMPT], [5], sources=sources[1:])
     assert [image.shape for image in images] == [(64, 64, 3)] * 2
     assert (images[1] == again[0]).all() and (images[0] != images[1]).any()
-    if family != "flux-kontext":  # FLUX.2 refuses a source below 64 pixels
+    if family.startswith("flux2"):  # which refuses a source below 64 pixels
         return
     assert draw([PROMPT], [5], sources=[picture(150, 90)])[0].shape == (80, 48, 3)
-    with pytest.raises(ModelError, match="FluxKontextPipeline edits images: give each prompt its"):
+    with pytest.raises(ModelError, match="Pipeline edits images: give each prompt its"):
         draw([PROMPT, PROMPT], [5, 5], sources=[picture(), None])
 
 
@@ -172,3 +193,26 @@ def test_a_large_source_is_shrunk_as_flux_2_does(model_of):
             image = model.pipeline.image_processor._resize_to_target_area(image, 1024 * 1024)
         expected = (image.height // 16 * 16, image.width // 16 * 16)
         assert model.source_size((height, width)) == expected
+
+
+def test_a_source_keeps_its_size_in_qwens_pipeline(monkeypatch):
+    """It brings each source to about a square of 1024 pixels, also one that comes from there."""
+    monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", WHOLE)
+    for size in itertools.product((256, 512, 800, 1024, 1536), (640, 848, 1024, 2048)):
+        height, width = QwenImage.source_size(size)
+        assert WHOLE(1024 * 1024, width / height)[:2] == (width, height)
+        assert abs(width * height / 1024**2 - 1) < 0.06
+
+
+@torch.no_grad()
+def test_without_an_instruction_qwen_reads_the_source_alone(model_of):
+    """What a pair has in place of its prompt is that of the empty prompt and its own source."""
+    model, image = model_of("qwen-image-edit"), picture()
+    condition, empty = (conditions(model, [image], [p]) for p in (PROMPT, ""))
+    x, t = torch.randn(condition["source"].shape), torch.tensor([500.0])
+    alone = without_prompt(condition, model.empty())
+    found, expected, other = (
+        model.predict(network_of(model), x, t, c) for c in (alone, empty, condition)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (other - expected).abs().max() > 1e-3

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from inversion_dpo.models.prompts import ImagesAndText
 from tests.slow import slow_but
 from tools.tiny.pipelines import FAMILIES, write_tiny
 
@@ -23,6 +24,8 @@ CLASSES = {
 }
 NEWER = {
     "flux-kontext": diffusers.FluxKontextPipeline,
+    "qwen-image-edit": diffusers.QwenImageEditPipeline,
+    "qwen-image-edit-plus": diffusers.QwenImageEditPlusPipeline,
     "z-image": diffusers.ZImagePipeline,
     "flux2-klein": diffusers.Flux2KleinPipeline,
     "flux2-dev": diffusers.Flux2Pipeline,
@@ -46,6 +49,8 @@ def pipeline(tiny):
     def load(family):
         if family not in loaded:
             left_out = LEFT_OUT.get(family, {})
+            if (processor := tiny(family) / "processor").is_dir():  # of videos, by torchvision
+                left_out = {"processor": ImagesAndText.from_pretrained(processor)}
             loaded[family] = DiffusionPipeline.from_pretrained(
                 tiny(family), use_safetensors=True, **left_out
             )

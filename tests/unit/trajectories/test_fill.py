@@ -75,7 +75,7 @@ class Pipeline(Model):
     def __init__(self):
         super().__init__(Scaled(0.1))
         self.pipeline.tokenizer, self.reads = Tokenizer(), {"tokenizer": 4}
-        self.graphs = []
+        self.graphs, self.edits = [], "never"
 
     def encode(self, images):
         return 2 * images[:, :1]
@@ -364,7 +364,7 @@ def test_states_from_the_disk_are_those_of_the_inversion_to_the_bit(tmp_path, ki
     cache = filled(tmp_path, key, model)
     how = Inverter(model, key, grid, CPU)
     for chunk in (jobs(5)[:2], jobs(5)[2:4], jobs(5)[4:]):  # what was inverted at once
-        condition = conditions(how, chunk)
+        condition = conditions(how, chunk, [()] * len(chunk))
         per_image = {k: v.repeat_interleave(2, 0) for k, v in condition.items()}
         numbers = [job.number for job in chunk]
         order = torch.arange(2 * len(chunk)).reshape(-1, 2).T.flatten()  # winners first
