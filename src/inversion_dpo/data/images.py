@@ -42,6 +42,8 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is over {MAX_IMAGE_PIXELS} pixels")
+        if (frames := _frames(image)) > 1:
+            raise ValueError(f"it is an animation of {frames} frames")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
@@ -66,12 +68,17 @@ def _kind(data: bytes) -> str:
     return f"it is {found}" if found else "it is of no known kind"
 
 
+def _frames(image: Image.Image) -> int:
+    """Count the pictures of an animation; those in a phone's JPEG (MPO) are views of one."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
 def picture_size(data: bytes, where: str) -> tuple[int, int]:
     """Read (height, width) of an upright picture, from its header; DataError as for decoding."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             plain = image.format == "PNG" and not any(mark in data for mark in _PNG_TURNED)
-            if plain or image.format != "PNG":  # of which getexif() would decode the pixels
+            if _frames(image) == 1 and (plain or image.format != "PNG"):  # or getexif() decodes it
                 turned = not plain and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 width, height = image.size[:: -1 if turned else 1]
                 return height, width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.recipe import split_pairs
 from inversion_dpo.trajectories.method import takes_images
 
+logger = logging.getLogger(__name__)
 HELDOUT = "heldout"  # as evaluation.prompts: the captions of the held-out pairs
 HELDOUT_FILE, MEASURING_FILE = "heldout-prompts.jsonl", "measuring-prompts.jsonl"  # made here
 SOURCES = "heldout-sources"  # folder of the images that these edit
@@ -178,9 +180,16 @@ def heldout_prompts(config: Config) -> dict[str, tuple[Size, int]]:
         raise ConfigError("evaluation.prompts=heldout: no pair fits model.resolution and data.fit")
     trained, held = split_pairs(list(range(len(pairs))), config.data.holdout)
     seen, found = {pairs[number] for number in trained}, dict[str, tuple[Size, int]]()
+    own = dict.fromkeys(pairs[number] for number in held if pairs[number] not in seen)
     for number in held:
-        if pairs[number] not in seen:
+        if pairs[number] in own:
             found.setdefault(pairs[number][0], (sizes[number], number))
+    if more := len(own) - len(found):
+        logger.warning(
+            "evaluation.prompts=heldout leaves out %d held-out edits, whose prompt occurs with "
+            "another source: word the prompts differently to sample all",
+            more,
+        )
     if not found:
         raise ConfigError(
             f"evaluation.prompts=heldout: every caption of the {len(held)} held-out pairs is "

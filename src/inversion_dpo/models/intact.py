@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,41 @@ from torch import nn
 from inversion_dpo.models.base import ModelError, frozen_parts
 
 UNUSED = {"norm_final.weight"}  # Z-Image's, which its network has no place for
+TELLING = (  # settings that weights do not show: of each row one, where the class takes it
+    ("num_train_timesteps",),
+    ("beta_schedule", "trained_betas"),
+    ("beta_start", "trained_betas"),
+    ("beta_end", "trained_betas"),
+    ("shift",),
+    ("attention_head_dim", "num_attention_heads"),
+    ("n_heads",),
+    ("num_heads",),
+    ("norm_num_groups",),
+    ("flip_sin_to_cos",),
+    ("freq_shift",),
+)
+
+
+def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
+    """Refuse a configuration without what the library would fill in by another model's value.
+
+    Args:
+        part: its name in the pipeline.
+        kind: its class, or the class of its configuration.
+        about: what the file says.
+
+    Raises:
+        ModelError: names what is missing.
+    """
+    takes, said = inspect.signature(kind).parameters, {k for k, v in about.items() if v is not None}
+    rows = [row for row in TELLING if not takes.keys().isdisjoint(row)]
+    if {"latent_channels", "scaling_factor"} <= takes.keys() and about.get("latent_channels") != 4:
+        rows.append(("scaling_factor",))  # which SD1's does not say
+    if lost := [row[0] for row in rows if said.isdisjoint(row)]:
+        raise ModelError(
+            f"the configuration of {part} does not say {', '.join(lost)}, and the library would "
+            "fill in another model's: fetch it again"
+        )
 
 
 def check_whole(network: nn.Module) -> nn.Module:

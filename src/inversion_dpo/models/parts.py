@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.intact import check_whole
+from inversion_dpo.models.intact import check_settings, check_whole
 from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
 from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
@@ -289,17 +289,20 @@ def skeleton(m: ModelConfig) -> Any:
         index = index_of(source, m.revision)
         parts = given_parts(source, index, m)
         with init_empty_weights():
-            for part in (*NETWORKS, *ENCODERS, "vae"):
+            for part in (*NETWORKS, *ENCODERS, "vae", "scheduler"):
                 library, class_name = index.get(part) or ("", "")
                 if part in parts or not library:
                     continue
                 made: Any = getattr(import_module(library), class_name)
+                place = {"subfolder": part, "revision": m.revision}
                 if library == "diffusers":
-                    about = made.load_config(source, subfolder=part, revision=m.revision)
+                    about = made.load_config(source, **place)
+                    check_settings(part, made, about)
                     parts[part] = made.from_config(about)
                 else:
-                    read = made.config_class.from_pretrained
-                    parts[part] = made(read(source, subfolder=part, revision=m.revision))
+                    about, _ = made.config_class.get_config_dict(source, **place)
+                    check_settings(part, made.config_class, about)
+                    parts[part] = made(made.config_class.from_pretrained(source, **place))
         return DiffusionPipeline.from_pretrained(source, revision=m.revision, **parts)
 
 

@@ -24,7 +24,7 @@ class BuildConfig:
     """Share of each kind of scene, OBJECTS/RELATIONS: `build.mix={2/1: 0.5, 3/2: 0.5}`."""
     splits: dict[str, Count] = field(default_factory=dict)
     """Pairs of each split: `build.splits={train: 900, test: 100}`; {} writes one file."""
-    samples: Annotated[int, Strict(), Field(ge=2)] = 4
+    samples: Annotated[int, Strict(), Field(ge=2, le=10_000)] = 4
     """Samples of each prompt, from which pairs are chosen."""
     guidance_scales: list[NotNegative] = field(default_factory=list)
     """Guidance of the samples, in turn; [] takes evaluation.guidance_scale."""

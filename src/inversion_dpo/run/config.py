@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from inversion_dpo.run.fields import Config as Config
 from inversion_dpo.run.fields import ConfigError as ConfigError
+from inversion_dpo.run.limits import MOST
 from inversion_dpo.run.settings import every_setting, written
 
 PACKAGE = Path(__file__).parents[1]
@@ -147,6 +148,10 @@ def _explain(error: ValidationError) -> str:
         key, allowed = ".".join(path[:3]), allowed.removeprefix("names, each with ")
     if isinstance(value, str) and setting.choices:
         hint = _near(value, setting.choices)
+    if isinstance(value, float) and value.is_integer() and "whole number" in allowed:
+        hint = f", written {value:.0f}" if abs(value) <= MOST else f", at most {MOST:,}"
+    elif first["type"] == "less_than_equal":
+        hint = f", at most {first['ctx']['le']:,}"
     return f"{key}={written(value)[:100]}: give {allowed}{hint}"
 
 

@@ -16,6 +16,7 @@ from inversion_dpo.run.limits import ConfigError as ConfigError
 from inversion_dpo.run.limits import (
     Count,
     Effect,
+    Few,
     Fraction,
     Group,
     Minority,
@@ -25,6 +26,7 @@ from inversion_dpo.run.limits import (
     Seed,
     Shape,
     Share,
+    Side,
     Switch,
     settings,
 )
@@ -61,7 +63,7 @@ class ModelConfig:
     """Hold the frozen network in 8 bits (int8, fp8) or 4 (nf4), for a LoRA; null: model.dtype."""
     quantize_text: Literal["int8", "fp8", "nf4"] | None = None
     """The same of the text encoders, which are on the card while pairs and prompts are encoded."""
-    resolution: Count | Shape = 64
+    resolution: Side | Shape = 64
     """Side in pixels of the square whose area all images get, or WIDTHxHEIGHT for one size."""
     vae: str | None = None
     """Another autoencoder: file, folder or hub id; SDXL needs one that is safe in float16."""
@@ -77,7 +79,7 @@ class ModelConfig:
     """Guidance that the network of FLUX.1 or FLUX.2 dev is told, in inversion and in training."""
     scene_graph: str | None = None
     """Folder of a trained scene-graph encoder; scene graphs then condition the model."""
-    prompt_chunks: Count = 1
+    prompt_chunks: Few = 1
     """Chunks of 75 tokens that SD1, SD2 and SDXL read of a prompt; raise it for long prompts."""
 
 
@@ -137,13 +139,13 @@ class DataConfig:
 class InversionConfig:
     """How trajectories are recovered, once, under the frozen reference."""
 
-    steps: Annotated[Count, Effect("steps or inversion.reconstruct=true")] = 20
+    steps: Annotated[Few, Effect("steps or inversion.reconstruct=true")] = 20
     """Inversion steps N; more are more exact, and take more time and disk space."""
     spacing: Annotated[Literal["sampler", "even"], _ON_GRID] = "sampler"
     """Timesteps of the inversion: those the sampler visits, or evenly spaced over all."""
     guidance_scale: Annotated[Positive, Effect("inverts or inversion.reconstruct=true")] = 1.0
     """Classifier-free guidance of the inversion; 1 is none, and the only value that is exact."""
-    fixed_point_iterations: Annotated[Natural, _INVERTED] = 0
+    fixed_point_iterations: Annotated[int, Strict(), Field(ge=0, le=1000), _INVERTED] = 0
     """Fixed-point iterations of every inversion step; 0 is plain DDIM inversion."""
     t_start: Annotated[float, Strict(), Field(ge=0, le=0.5), _INVERTED] = 0.0
     """Share of the schedule below which noise is added instead of inverting."""
@@ -234,7 +236,7 @@ class ObjectiveConfig:
         "uniform"
     )
     """How much each noise level counts."""
-    states: Annotated[Count, _DRAWN] = 1
+    states: Annotated[Few, _DRAWN] = 1
     """States of each pair in a training step; more give less noisy gradients and take longer."""
     guidance_scale: Positive = 1.0
     """Guidance under which the prediction is trained; 1 trains the conditional prediction."""
@@ -250,7 +252,7 @@ class PolicyConfig:
 
     kind: Literal["lora", "full", "scene_graph"] = "lora"
     """What is trained: a LoRA, all weights of the network, or a scene-graph encoder."""
-    rank: Annotated[Count, _LORA] = 16
+    rank: Annotated[Few, _LORA] = 16
     """Rank of the LoRA; a larger rank can learn more and takes more memory."""
     alpha: Annotated[Positive, _LORA] = 16.0
     """Scale of the LoRA: its update is multiplied by alpha / rank."""
@@ -262,11 +264,11 @@ class PolicyConfig:
     """Precision a LoRA computes in: model is that of the frozen weights; it stays float32."""
     merge: Switch = False
     """Also write the pipeline with the policy's weights merged, to OUTPUT/merged."""
-    graph_tokens: Annotated[Count, _NEW_ENCODER] = 32
+    graph_tokens: Annotated[Few, _NEW_ENCODER] = 32
     """Most objects and relations of a graph that a new scene-graph encoder takes."""
-    graph_width: Annotated[Count, _NEW_ENCODER] = 128
+    graph_width: Annotated[Few, _NEW_ENCODER] = 128
     """Width of a new scene-graph encoder's layers."""
-    graph_layers: Annotated[Count, _NEW_ENCODER] = 3
+    graph_layers: Annotated[Few, _NEW_ENCODER] = 3
     """Message-passing layers of a new scene-graph encoder."""
 
 
@@ -362,7 +364,7 @@ class EvaluationConfig:
     parser: Group[ParserConfig] = field(default_factory=ParserConfig)
     preference: Annotated[str, Effect("evaluation.scorer!=null")] = "auto"
     """The score that decides the win rate and comes first in reports; auto is the only one."""
-    sample_steps: Count = 20
+    sample_steps: Few = 20
     """Sampling steps of an image."""
     guidance_scale: NotNegative = 4.0
     """Classifier-free guidance of sampling; set what you will sample with."""

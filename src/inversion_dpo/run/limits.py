@@ -9,10 +9,12 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
 
 __all__ = [
+    "MOST",
     "TAGS",
     "ConfigError",
     "Count",
     "Effect",
+    "Few",
     "Group",
     "Minority",
     "Natural",
@@ -21,6 +23,7 @@ __all__ = [
     "Seed",
     "Shape",
     "Share",
+    "Side",
     "Switch",
     "settings",
 ]
@@ -61,8 +64,11 @@ TAGS = {  # what a method may use: tag -> what a setting with this effect needs
     "coupled": "objective.path=line or known",
 }
 
-Count = Annotated[int, Strict(), Field(ge=1)]
-Natural = Annotated[int, Strict(), Field(ge=0)]
+MOST = 10**9  # of whatever is counted: more is a slip of the finger
+Count = Annotated[int, Strict(), Field(ge=1, le=MOST)]
+Few = Annotated[int, Strict(), Field(ge=1, le=10_000)]  # of what each takes memory or time
+Side = Annotated[int, Strict(), Field(ge=1, le=9999)]  # in pixels, as in a shape
+Natural = Annotated[int, Strict(), Field(ge=0, le=MOST)]
 Positive = Annotated[float, Strict(), Field(gt=0)]
 NotNegative = Annotated[float, Strict(), Field(ge=0)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
@@ -71,7 +77,7 @@ Minority = Annotated[float, Strict(), Field(ge=0, lt=0.5)]
 Switch = Annotated[bool, Strict()]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 
-Shape = Annotated[str, Field(pattern="^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$", examples=["832x1216"])]
+Shape = Annotated[str, Field(pattern="^[1-9][0-9]{0,3}x[1-9][0-9]{0,3}$", examples=["832x1216"])]
 
 T = TypeVar("T")
 Group = Annotated[T, BeforeValidator(lambda v: {} if v is None else v)]  # may be left empty

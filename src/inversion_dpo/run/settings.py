@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from inversion_dpo.run.fields import Config
-from inversion_dpo.run.limits import TAGS, Effect
+from inversion_dpo.run.limits import MOST, TAGS, Effect
 
 _LIMITS = {
     "minimum": "of at least",
@@ -105,6 +105,8 @@ def range_of(schema: dict[str, Any]) -> str:
     kind = _TYPES[schema["type"]]
     if "examples" in schema:
         return f"{kind} such as {schema['examples'][0]}"
+    if schema.get("maximum") == MOST:  # which stands for no limit
+        schema = {k: v for k, v in schema.items() if k != "maximum"}
     if "minimum" in schema and "maximum" in schema:
         return f"{kind} from {schema['minimum']} to {schema['maximum']}"
     limits = [f"{words} {schema[word]}" for word, words in _LIMITS.items() if word in schema]

@@ -17,7 +17,7 @@ from inversion_dpo.maths.methods import ALONE
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import check_room
-from inversion_dpo.run.fields import Config, ConfigError
+from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
@@ -57,6 +57,8 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
         return
     if text := rate_text(config.policy.kind, t.learning_rate):
         logger.warning(text)
+    for text in late_texts(t):
+        logger.warning(text)
     make_optimizer(t, [torch.nn.Parameter(torch.zeros(1))])
     weights = sum(weight.numel() for weight in attach(model, config).trainable().values())
     kept = t.keep_checkpoints + 2  # the best, and the one that is being written
@@ -83,6 +85,19 @@ def rate_text(kind: str, rate: float) -> str | None:
         f"training.learning_rate={rate:g} is far from what policy.kind={kind} is trained at: set "
         f"about {usual:g}, or expect {'nothing to change' if rate < low else 'broken pictures'}"
     )
+
+
+def late_texts(t: TrainingConfig) -> list[str]:
+    """Say which settings a training ends before."""
+    ends = {
+        "warmup": "training.learning_rate is never reached",
+        "snapshot_every": "no copy of the policy is made",
+    }
+    return [
+        f"training.{key}={value} exceeds training.steps={t.steps}: {what}"
+        for key, what in ends.items()
+        if (value := getattr(t, key) or 0) > t.steps
+    ]
 
 
 def check_batch(plan: Plan, processes: int) -> None:

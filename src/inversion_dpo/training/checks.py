@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import torch
 
+from inversion_dpo.run.fields import TrainingConfig
 from inversion_dpo.run.sharded import total
 from inversion_dpo.training.health import Row
-from inversion_dpo.training.session import Session, batch_of_step
+from inversion_dpo.training.session import Session, batch_of_step, epoch_of_step
 
 logger = logging.getLogger(__name__)
 CHECKED_STEPS = 3  # LoRA's A only moves once B has: look after the third step
@@ -125,6 +126,23 @@ def round_trip_text(error: float, guidance_scale: float) -> str:
         f"relative error of inverting and sampling back, guidance {guidance_scale:g}: {error:.4f}: "
         + ("good" if error <= 0.1 else f"{'large' if error > 0.3 else 'fair'}; {remedy}")
     )
+
+
+def rare_text(counts: list[int], t: TrainingConfig) -> str:
+    """Say that a batch repeats pairs, or how many have sizes too rare for one; empty if neither."""
+    if sum(counts) < t.batch_size:
+        return (
+            f"training.batch_size={t.batch_size} is more than the {sum(counts)} pairs that are "
+            "trained on: each step sees some of them several times. Lower it"
+        )
+    epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
+    rare = [n for n in counts if n * epochs < t.batch_size]
+    text = (
+        f"{sum(rare)} pairs of {len(rare)} sizes are not trained on: a batch is of one size, and "
+        f"in {t.steps} steps they do not fill one. Lower training.batch_size, raise "
+        "training.steps, or name one size, such as model.resolution=1024x1024"
+    )
+    return text if rare else ""
 
 
 # ---------------------------------------------------------------- during the run

@@ -47,6 +47,7 @@ from inversion_dpo.training.checks import (
     asked_to_stop,
     check_step,
     noise_text,
+    rare_text,
 )
 from inversion_dpo.training.health import Watch
 from inversion_dpo.training.plan import Plan, balanced, make_plan
@@ -60,7 +61,7 @@ from inversion_dpo.training.run_files import (
     save_session,
     tracker_of,
 )
-from inversion_dpo.training.session import Session, epoch_of_step, split_by
+from inversion_dpo.training.session import Session, split_by
 from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import fill, noise_variance
@@ -376,18 +377,6 @@ def counts_text(cache: TrajectoryCache) -> str:
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
     text = f"{cache.pairs} pairs of {rows} rows"
     return f"{text}; left out: {', '.join(left)}" if left else text
-
-
-def rare_text(counts: list[int], t: TrainingConfig) -> str:
-    """Say how many pairs have sizes that are too rare for a batch of their own; empty if none."""
-    epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
-    rare = [n for n in counts if n * epochs < t.batch_size]
-    text = (
-        f"{sum(rare)} pairs of {len(rare)} sizes are not trained on: a batch is of one size, and "
-        f"in {t.steps} steps they do not fill one. Lower training.batch_size, raise "
-        "training.steps, or name one size, such as model.resolution=1024x1024"
-    )
-    return text if rare else ""
 
 
 def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:

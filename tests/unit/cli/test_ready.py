@@ -12,11 +12,12 @@ import yaml
 
 from inversion_dpo.api import check_run
 from inversion_dpo.cli.main import main
+from inversion_dpo.evaluation import defaults
 from inversion_dpo.evaluation.defaults import heldout_prompts, settled, with_prompts_of
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import claim
-from inversion_dpo.training.beforehand import rate_text
+from inversion_dpo.training.beforehand import late_texts, rate_text
 from tests.slow import slow_but
 
 REAL = [n for n in preset_names() if not load_config(n, []).model.path.startswith("asset:")]
@@ -159,6 +160,15 @@ SAMPLING = {
 }
 
 
+def test_what_a_training_ends_before_is_said():
+    late = load_config(None, ["training.steps=5", "training.snapshot_every=6"]).training
+    assert late_texts(late) == [
+        "training.warmup=10 exceeds training.steps=5: training.learning_rate is never reached",
+        "training.snapshot_every=6 exceeds training.steps=5: no copy of the policy is made",
+    ]
+    assert not late_texts(load_config(None, ["training.steps=10"]).training)
+
+
 @pytest.mark.parametrize("command", SAMPLING)
 @pytest.mark.parametrize(
     ("output", "more", "message"),
@@ -286,6 +296,13 @@ def test_held_out_prompts_are_those_of_no_trained_pair(pair_file, tmp_path, tiny
     pq.write_table(pa.Table.from_pylist(rows), file)
     with pytest.raises(ConfigError, match="every caption of the 4 held-out pairs is trained on"):
         heldout_prompts(tiny_config(f"data.pairs={file}"))
+
+
+def test_a_second_source_of_a_held_out_instruction_is_counted(monkeypatch, caplog):
+    pairs = [SimpleNamespace(caption="warmer", source=bytes([k])) for k in range(8)]
+    monkeypatch.setattr(defaults, "_fitting", lambda config: ((p, (64, 64)) for p in pairs))
+    assert len(heldout_prompts(load_config(None, ["data.holdout=0.5"]))) == 1
+    assert "leaves out 3 held-out edits, whose prompt occurs with another source" in caplog.text
 
 
 @pytest.mark.parametrize("inside", ["", "runs/x0-0"], ids=["run", "of a comparison"])

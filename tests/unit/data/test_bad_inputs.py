@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.data.images import DataError, decode_image
+from inversion_dpo.data.images import DataError, decode_image, picture_size
 from tests.pair_files import check_pairs, open_pairs
 
 
@@ -308,11 +308,14 @@ def test_what_is_bad_is_one_line_with_a_remedy(make: Make, expected: str, tmp_pa
     assert str(caught.value) in problems
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP"])
-def test_of_an_animation_the_first_picture_is_taken(form: str) -> None:
-    later = Image.new("RGB", (8, 6), "blue")
-    data = encoded("red", form, save_all=True, append_images=[later], lossless=True)
-    assert decode_image(data, "here").getpixel((0, 0)) == (255, 0, 0)
+@pytest.mark.parametrize("form", ["WEBP", "PNG"])
+def test_an_animation_is_refused_by_its_header_and_a_phones_views_are_not(form: str) -> None:
+    frames: Any = {"save_all": True, "append_images": [Image.new("RGB", (8, 6), "blue")]}
+    moving, phone = (encoded("red", kind, **frames) for kind in (form, "MPO"))
+    for read in (decode_image, picture_size):
+        with pytest.raises(DataError, match=r"here: .*an animation of 2 frames"):
+            read(moving, "here")
+    assert picture_size(phone, "here") == (6, 8) and decode_image(phone, "here").size == (8, 6)
 
 
 def test_ink_becomes_light() -> None:

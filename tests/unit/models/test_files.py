@@ -301,6 +301,28 @@ def test_half_of_the_weights_is_refused(part, tiny, tmp_path):
             load(ModelConfig(str(folder)))
 
 
+@pytest.mark.parametrize(
+    ("family", "file", "lost"),
+    [
+        ("sd15", "scheduler/scheduler_config.json", None),
+        ("sd15", "scheduler/scheduler_config.json", "beta_start"),
+        ("sd15", "unet/config.json", "attention_head_dim"),
+        ("sd15", "text_encoder/config.json", None),
+        ("sd3", "scheduler/scheduler_config.json", "shift"),
+        ("sd3", "vae/config.json", "scaling_factor"),
+    ],
+)
+def test_a_configuration_that_says_too_little_is_refused(family, file, lost, tiny, tmp_path):
+    """The library would fill in another model's value, which no weight contradicts."""
+    folder = shutil.copytree(tiny(family), tmp_path / "model")
+    about = json.loads((folder / file).read_text())
+    short = {k: v for k, v in about.items() if k != lost} if lost else {}
+    (folder / file).write_text(json.dumps(short))
+    part = file.partition("/")[0]
+    with pytest.raises(ModelError, match=f"configuration of {part} does not say .*{lost or ''}"):
+        check_model(ModelConfig(str(folder)))
+
+
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
 def test_weights_that_are_no_numbers_are_refused(part, tiny, tmp_path):
     folder = shutil.copytree(tiny("sd15"), tmp_path / "model")

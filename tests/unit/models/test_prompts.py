@@ -141,7 +141,7 @@ def test_families_with_t5_refuse_chunks(family, tiny):
 
 
 def test_no_chunks_are_refused():
-    with pytest.raises(ConfigError, match="prompt_chunks=0: give a whole number of at least 1"):
+    with pytest.raises(ConfigError, match="prompt_chunks=0: give a whole number from 1 to 10000"):
         load_config(None, ["model.prompt_chunks=0"])
 
 

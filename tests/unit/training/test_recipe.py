@@ -14,6 +14,7 @@ from inversion_dpo.run.faults import Terminated
 from inversion_dpo.run.processes import Team
 from inversion_dpo.training import recipe
 from inversion_dpo.training.checkpoint import Progress
+from inversion_dpo.training.checks import rare_text
 from inversion_dpo.training.recipe import (
     Prepared,
     check_usable,
@@ -466,3 +467,9 @@ def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
     assert given["finish"] == (session, settings, folder, {"step": 8})
     train(settings, folder, tmp_path / "caches")
     assert called[8] == ("prepare", (settings, tmp_path / "caches"))
+
+
+def test_a_batch_of_more_pairs_than_there_are_is_said():
+    few, enough = (config(f"training.batch_size={n}").training for n in (9, 4))
+    assert "training.batch_size=9 is more than the 8 pairs" in rare_text([5, 3], few)
+    assert rare_text([8], enough) == ""
