@@ -90,7 +90,7 @@ def compare(
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     methods: Annotated[
-        str, typer.Option(help="Comma-separated; see docs/results/index.md.")
+        str, typer.Option(help="Methods with commas between them (docs/how-to/compare.md).")
     ] = "x0,diffusion_dpo,sft",
     seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each method.")] = 5,
     vary: Annotated[
@@ -107,10 +107,16 @@ def compare(
     ] = 200,
     rounds: Rounding = 1,
     round_prompts: Annotated[
-        str, typer.Option(help="Of later rounds: how many of the scenes, or a prompt set.")
+        str,
+        typer.Option(
+            help="Prompts of later rounds: a number of the embedded model's, or a prompt set."
+        ),
     ] = "1000",
     round_samples: Annotated[
-        int, typer.Option(min=2, help="Samples per prompt, paired from both ends of their ranking.")
+        int,
+        typer.Option(
+            min=2, help="Samples of each prompt in later rounds: the best is paired with the worst."
+        ),
     ] = 4,
     people: People = 0,
 ) -> None:

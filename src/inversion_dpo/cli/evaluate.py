@@ -8,18 +8,22 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, say
+from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, resolved, say
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run, or a folder for two --models.")],
+    run: Annotated[
+        Path, typer.Argument(help="A finished run, or a new folder for --policy and --reference.")
+    ],
     overrides: Overrides = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Instead of RUN's policy: a run, LoRA, pipeline folder or hub id."),
+        typer.Option(
+            help="Model in place of RUN's policy: a run, LoRA, pipeline folder or hub id."
+        ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Instead of the configuration's model: the same kinds.")
+        str | None, typer.Option(help="Model in place of the configuration's: the same kinds.")
     ] = None,
     config: Preset = DEFAULT,
     protocol: Annotated[
@@ -115,7 +119,9 @@ def export_run(
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload it; private unless --public.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the repository public.")] = False,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be written and uploaded, then stop.")
+    ] = False,
 ) -> None:
     """Write RUN/export to give away: the policy, a model card, and other formats.
 

@@ -69,26 +69,36 @@ def web(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How data is read, which model: data.*"),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="How data is read, and which model: data.*, model.*"
+        ),
     ] = None,
     config: Annotated[
         str, typer.Option("--config", "-c", help="Preset or YAML file: the model, for data.")
     ] = DEFAULT,
     labels: Annotated[
-        Path | None, typer.Option(help="SQLite file. [default: RUN/labels.sqlite or here]")
+        Path | None,
+        typer.Option(
+            help="SQLite file of the labels; without it, RUN/labels.sqlite or one in this folder."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most pairs; copied into LABELS.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most pairs that people see; the page copies them.")
+    ] = 1000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Allow a --host that others can reach.")
     ] = False,
     question: Annotated[
-        str | None, typer.Option(help="What people are asked. [default: of the kind]")
+        str | None,
+        typer.Option(help="What people are asked; without it, the question of the --kind."),
     ] = None,
     kind: Annotated[
         Literal["pairs", "thumbs", "ratings"],
-        typer.Option(help="What people label: two images, or one by a thumb or by 1 to 5."),
+        typer.Option(help="What people label: pairs, or one image by a thumb or by 1 to 5."),
     ] = "pairs",
 ) -> None:
     """Follow a run, compare policy and reference (also blind), label pairs: in the browser.
@@ -129,7 +139,7 @@ def pairs_export(
     labels: Annotated[Path, typer.Argument(help="The SQLite file that `web` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
     labeller: Annotated[
-        str | None, typer.Option(help="Only this one's labels; without it, the majority.")
+        str | None, typer.Option(help="Take one person's labels; without it, the majority.")
     ] = None,
 ) -> None:
     """Write hand-made labels as pairs that `train` reads (Pick-a-Pic's columns).
@@ -151,12 +161,17 @@ def pairs_sample(
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     prompts: Annotated[
-        str | None, typer.Option(help="A prompt set; scenes, the default of the embedded model.")
+        str | None,
+        typer.Option(
+            help="Text file, a prompt a line, or a prompt set; the embedded model has its own."
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pairs, one a prompt.")] = 36,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the next adds 1.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many pairs; each prompt gives one.")] = 36,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next adds 1.")] = 0,
 ) -> None:
-    """Sample two images of each prompt for people to label; sampling is evaluation.*.
+    """Sample two images of each prompt for people to label.
+
+    The settings evaluation.* say how: steps, guidance, batch.
 
     Example: inversion-dpo pairs sample -c sd15 --prompts my_prompts.txt -o pairs.parquet
     """

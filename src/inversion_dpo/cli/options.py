@@ -55,14 +55,16 @@ DryRun = Annotated[
 ]
 Rounding = Annotated[
     int,
-    typer.Option("--rounds", min=1, help="Later ones: sample the policy, label, train on from it."),
+    typer.Option(
+        "--rounds", min=1, help="Rounds; each later one samples the policy, labels, and trains on."
+    ),
 ]
 People = Annotated[
     int,
     typer.Option(
         min=0,
         metavar="PROMPTS",
-        help="Later rounds wait for people, who label two samples of each of so many prompts.",
+        help="Prompts that people label between rounds, two samples each; 0: a scorer labels.",
     ),
 ]
 DEFAULT = "taste"

@@ -15,7 +15,7 @@ pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_arg
 @pairs_app.command("check")
 def pairs_check(
     data: Annotated[
-        str, typer.Argument(help="A file, folder or hf:OWNER/NAME; docs/reference/formats.md")
+        str, typer.Argument(help="A file, folder or hf:OWNER/NAME (docs/reference/formats.md).")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -64,10 +64,10 @@ def pairs_build(
 ) -> None:
     """Sample prompts, let scorers judge, and make pairs of the better and the worse.
 
-    Settings are the configuration's build.*, which the options below stand for, and sampling is
-    evaluation.*. A number of prompts: captions of the embedded world, labelled by the exact
-    checker, to OUTPUT/taste.parquet and OUTPUT/composition.parquet. A prompt set or scene graphs:
-    OUTPUT/pairs.parquet. With build.splits: a dataset with its card, in OUTPUT/dataset.
+    The settings build.* say how, and evaluation.* how images are sampled. The options below stand
+    for some of them. A prompt set or scene graphs give OUTPUT/pairs.parquet. A number of prompts
+    takes captions of the embedded model, and gives taste.parquet and composition.parquet.
+    With build.splits it writes a dataset with its card, in OUTPUT/dataset.
 
     Example: inversion-dpo pairs build -c sd15 -o built --prompts my_prompts.txt --scorer pickscore
     """
@@ -102,10 +102,13 @@ def pairs_import(
     output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
     columns: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[OURS=THEIRS]...", help="e.g. choice=vote image_0=path_a"),
+        typer.Argument(
+            metavar="[OURS=THEIRS]...",
+            help="Column names, ours to yours, e.g. choice=vote image_0=path_a.",
+        ),
     ] = None,
 ) -> None:
-    """Turn choices from another tool into pairs for `train` (docs/reference/formats.md).
+    """Turn choices from another tool into pairs for `train` (docs/how-to/own-pairs.md).
 
     Example: inversion-dpo pairs import votes.csv choice=vote -o labelled.parquet
     """

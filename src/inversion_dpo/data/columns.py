@@ -156,12 +156,40 @@ def find_table(
         key=lambda kind: (len(set(LAYOUTS[kind]) & set(names)), bool(rated) and kind == "scored"),
     )
     missing = [ours for ours in LAYOUTS[nearest] if ours not in names]
+    if not names and not rated:
+        raise DataError(
+            f"{where} has columns of other names than we know: {', '.join(there)}. Say which "
+            "is which: data.columns.winner=NAME data.columns.loser=NAME data.columns.caption=NAME; "
+            "for ratings images, scores, caption; for thumbs images, thumbs, caption"
+        )
     raise DataError(
         f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(there)}; rename or add "
         f"columns until it has {', '.join(LAYOUTS[nearest])}, or say which they are, e.g. "
-        f"data.columns.{missing[0]}={rated if missing[0] == 'scores' else 'THEIR_NAME'}"
-        + (" (higher is better)" if missing[0] == "scores" else "")
+        + " ".join(
+            f"data.columns.{m}={(rated if m == 'scores' else '') or 'THEIR_NAME'}" for m in missing
+        )
+        + (" (higher is better)" if "scores" in missing else "")
     )
+
+
+def our_names(mapping: Mapping[str, str]) -> dict[str, str]:
+    """Write a mapping of columns with our names, which may also be known ones: prompt, image.
+
+    Raises:
+        DataError: a name is no known one, or two of them mean the same.
+    """
+    found: dict[str, str] = {}
+    for given, theirs in mapping.items():
+        ours = [given] if given in KNOWN else [k for k, v in KNOWN.items() if _plain(given) in v]
+        ours = ours or ["scores"] * bool(_RATING.match(given))
+        if not ours:
+            raise DataError(f"data.columns: {given!r} is not one of {', '.join(KNOWN)}")
+        if ours[0] in found:
+            raise DataError(
+                f"data.columns: {given} names {ours[0]} a second time; give one of them"
+            )
+        found[ours[0]] = theirs
+    return found
 
 
 def find_name(where: str, options: Iterable[str], there: list[str]) -> str:

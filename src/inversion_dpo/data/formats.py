@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotated
-from inversion_dpo.data.columns import KNOWN, RANKED, Table
+from inversion_dpo.data.columns import RANKED, Table, our_names
 from inversion_dpo.data.folders import (
     KINDS,
     SOURCES,
@@ -66,9 +66,7 @@ def open_rows(config: DataConfig) -> Opened:
     Local data is identified by the SHA-256 of its files, those that a table names included; a
     stream from the hub by dataset, commit, configuration and split.
     """
-    columns, given = dict(config.columns), resolve(config.pairs)
-    if unknown := sorted(set(columns) - set(KNOWN)):
-        raise DataError(f"data.columns: {unknown[0]!r} is not one of {', '.join(KNOWN)}")
+    columns, given = our_names(config.columns), resolve(config.pairs)
     path = Path(given)
     if given.startswith(HUB) and config.format not in ("auto", "dataset"):
         raise DataError(

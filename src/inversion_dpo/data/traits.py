@@ -105,8 +105,12 @@ class Tally:
             more, less = self.more[name] / self.pairs, self.less[name] / self.pairs
             if more or less:
                 share = 0.5 + (more - less) / 2
-                half = Z * math.sqrt((more + less - (more - less) ** 2) / self.pairs) / 2
-                found[name] = Share(share, max(0.0, share - half), min(1.0, share + half))
+                z2 = Z**2 / self.pairs  # Wilson's interval, which has a width at 0 and 1 as well
+                half = Z * math.sqrt(share * (1 - share) / self.pairs + z2 / self.pairs / 4)
+                found[name] = Share(
+                    share,
+                    *(min(max((share + z2 / 2 + h) / (1 + z2), 0.0), 1.0) for h in (-half, half)),
+                )
         return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from inversion_dpo.data.buckets import square
+from inversion_dpo.data.buckets import buckets, left_out_text, place, square
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE
@@ -25,7 +25,7 @@ from inversion_dpo.trajectories.key import chosen_method, spacing_of
 from inversion_dpo.trajectories.method import takes_images
 
 logger = logging.getLogger(__name__)
-LEAST_PAIRS = 4
+LEAST_PAIRS, FIRST_PAIRS = 4, 128  # needed, and looked at beforehand
 RATES = {"lora": (1e-4, 1e-6, 5e-3), "full": (1e-5, 1e-9, 5e-5)}  # usual, and far from it
 MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0}  # numbers beside each weight
 
@@ -47,7 +47,7 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     check_batch(plan, current_team().size)
     pairs = open_pairs(config.data, alone=takes_images(config))
     check_sources(model, pairs)
-    check_count(config.data.pairs, len(list(islice(pairs, LEAST_PAIRS))))
+    check_first(config, pairs)
     if pairs.counts["single"]:
         deque(pairs.read(lambda number: False), 0)  # counts all
     check_preferences(config, pairs.counts)
@@ -108,6 +108,17 @@ def check_batch(plan: Plan, processes: int) -> None:
             f"processes; {processes} processes in training.gradient_accumulation="
             f"{plan.accumulation} parts need at least {processes * plan.accumulation}"
         )
+
+
+def check_first(config: Config, pairs: PairSource) -> None:
+    """Refuse too few pairs, and warn of shapes that are left out, by the first of them."""
+    sizes, seen, left = buckets(config.model.resolution), 0, 0
+    for pair in islice(pairs.read(lambda number: number < LEAST_PAIRS), FIRST_PAIRS):
+        seen += 1
+        left += not place(sizes, pair.sizes, config.data.fit).fit
+    if left:
+        logger.warning("of the first pairs, %s", left_out_text(left, seen))
+    check_count(config.data.pairs, seen if seen == FIRST_PAIRS else seen - left)
 
 
 def check_count(source: str, count: int) -> None:

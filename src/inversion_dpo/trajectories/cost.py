@@ -57,7 +57,8 @@ def announce(how: Inverter, count: int | None, folder: Path, *, edits: bool = Fa
     )
     for setting, other in key.smaller().items():
         less = count * other.pair_size(latent, text) / 1e6
-        logger.info("%s would need %sabout %.0f MB on disk", setting, per, less)
+        if less < 0.95 * size / 1e6:
+            logger.info("%s would need %sabout %.0f MB on disk", setting, per, less)
 
 
 def example(model: DiffusionModel, size: Size, *, edited: bool) -> Condition:

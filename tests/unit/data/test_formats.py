@@ -19,6 +19,7 @@ from PIL import Image
 
 from inversion_dpo.data import formats
 from inversion_dpo.data.check import format_report, tokens_of
+from inversion_dpo.data.columns import our_names
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rankings import SCHEMES
 from inversion_dpo.run.fields import DataConfig
@@ -138,6 +139,24 @@ def test_a_mapping_to_no_column_is_refused(tmp_path: Path) -> None:
         triples(folder, columns={"caption": "texts"})
     with pytest.raises(DataError, match="'captoin' is not one of"):
         triples(folder, columns={"captoin": "prompt"})
+
+
+def test_columns_of_another_language(tmp_path: Path) -> None:
+    """No name is known: the message shows the ones of a table, and takes the documents' words."""
+    folder = put_csv(tmp_path, ["Gut;Schlecht;Text"], ["red.png;blue.png;ein Kreis"])
+    with pytest.raises(DataError, match=r"Gut, Schlecht, Text.*data.columns.winner=NAME"):
+        triples(folder)
+    german = {"chosen": "Gut", "rejected": "Schlecht"}
+    with pytest.raises(DataError, match="data.columns.caption=THEIR_NAME$"):
+        triples(folder, columns=german)
+    assert triples(folder, columns=german | {"prompt": "Text"}) == [("ein Kreis", RED, BLUE)]
+    with pytest.raises(DataError, match="caption names caption a second time"):
+        triples(folder, columns={"prompt": "Text", "caption": "Gut"})
+
+
+def test_the_documents_words_name_columns() -> None:
+    given = {"image": "Bild", "rating": "Note", "thumb": "Daumen", "Winner Image": "Gut"}
+    assert list(our_names(given)) == ["images", "scores", "thumbs", "winner"]
 
 
 # ---- Hugging Face datasets

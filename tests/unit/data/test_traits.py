@@ -66,18 +66,21 @@ def tally(*pairs: tuple[float, float]) -> Tally:
 
 def test_shares_and_their_interval_by_hand() -> None:
     won, lost, equal = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
-    assert tally(*[won] * 40).shares() == {"warmer": Share(1.0, 1.0, 1.0)}  # sharper: never differs
+    found = tally(*[won] * 40).shares()
+    assert list(found) == ["warmer"]  # sharper: never differs
+    every, never = found["warmer"], tally(*[lost] * 40).shares()["warmer"]
+    assert (every.share, every.high) == (1.0, pytest.approx(1.0))
+    assert every.low == pytest.approx(40 / (40 + 2.576**2))  # Wilson's: .858, and not 1
+    assert (never.low, never.high) == pytest.approx((0.0, 1 - every.low))
     half = tally(*[won, lost] * 20).shares()["warmer"]
     assert half.share == 0.5
     assert half.chance
-    assert half.high == pytest.approx(0.5 + 2.576 * 0.5 / 40**0.5)
+    assert half.high == pytest.approx(0.5 + 2.576 * 0.5 / (40 + 2.576**2) ** 0.5)
     ties = tally(*[won] * 30, *[equal] * 10).shares()["warmer"]
     assert ties.share == pytest.approx(0.875)  # 30 won, 10 equal: .5 + .75 / 2
-    signs = np.array([1] * 30 + [0] * 10)
-    assert ties.high - ties.share == pytest.approx(2.576 * signs.std() / 2 / 40**0.5)
     assert not ties.chance
     assert tally(*[won] * 29).shares() == {}
-    assert tally(*[won] * 29, lost).shares()["warmer"].high == 1.0  # a share goes no further
+    assert tally(*[won] * 29, lost).shares()["warmer"].high < 1.0  # a share goes no further
 
 
 def test_chance_has_no_mark_and_no_warning() -> None:
@@ -109,6 +112,6 @@ def test_the_report_knows_winners_by_the_label(tmp_path: Path) -> None:
     file = tmp_path / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist(rows), file)
     report = check_pairs(file)
-    assert report.traits["warmer"] == Share(1.0, 1.0, 1.0)
+    assert report.traits["warmer"].share == 1.0
     assert "more contrasty" not in report.traits
-    assert "warmer 100% [100%, 100%] !" in format_report(report)
+    assert "warmer 100% [82%, 100%] !" in format_report(report)
