@@ -50,7 +50,7 @@ def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
         share, low, high = wilson(training["heldout_accuracy"], n)
         chance = {"gain": "more often than", "loss": "less often than", "none": "no different from"}
         texts.append(
-            f"The policy puts the winner first in {share:.0%} [{low:.0%}, {high:.0%}] "
+            f"The policy puts the winner first in {share:.0%} [{100 * low:.0f}, {100 * high:.0f}] "
             f"of {n} held-out pairs, {chance[verdict(low, high, null=0.5)]} chance."
         )
     if n and n < FEW_PAIRS:
