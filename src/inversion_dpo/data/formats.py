@@ -200,8 +200,8 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
     if not kinds:
         raise DataError(
             f"{folder} holds no *.parquet files, no *.tar shards, no metadata.csv or "
-            "metadata.jsonl (another table: give the file itself), no annotations.json and no "
-            "saved dataset; give the folder that does"
+            "metadata.jsonl (another table: give the file itself), no annotations.json, no saved "
+            "dataset and no two folders such as w and l; give the folder that does"
         )
     kind, files = kinds[0], held.get(kinds[0], [])
     if not files:

@@ -322,10 +322,10 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
         "aesthetic25": Aesthetic25Scorer,
         "hpsv3": HPSv3Scorer,
         "mps": MPSScorer,
+        **{clip: partial(ClipScorer, clip) for clip in ("clip", "pickscore", "hpsv2")},
+        "hpsv21": partial(ClipScorer, "hpsv2"),
     }
-    if name in kinds:
-        return kinds[name](checkpoint, device)
-    return ClipScorer("hpsv2" if name == "hpsv21" else name, checkpoint, device)
+    return kinds[name](checkpoint, device)
 
 
 def source_of(name: str) -> Path | None:
