@@ -320,13 +320,13 @@ def test_shares_are_even_and_leave_nothing_out(count, parts):
 
 def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tmp_path, monkeypatch):
     from inversion_dpo.run.processes import Team
-    from inversion_dpo.training import recipe
+    from inversion_dpo.training import beforehand
 
     config = tiny_config()
     session = set_up(config, tmp_path)
-    monkeypatch.setattr(recipe, "current_team", lambda: Team(0, 8))
+    monkeypatch.setattr(beforehand, "current_team", lambda: Team(0, 8))
     with pytest.raises(ConfigError, match="batch_size=4 counts the pairs of a step over all"):
-        recipe.check_usable(config, session.cache, session.plan)
+        beforehand.check_usable(config, session.cache, session.plan)
 
 
 def test_merging_under_fsdp_is_refused_before_anything_is_inverted(tiny_config, monkeypatch):

@@ -26,8 +26,9 @@ from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.training import recipe as session_parts
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint
-from inversion_dpo.training.checks import StartupError, noise_text, round_trip_text
-from inversion_dpo.training.recipe import prepare, train, trained_guidance
+from inversion_dpo.training.checks import StartupError
+from inversion_dpo.training.notices import noise_text, round_trip_text, trained_guidance
+from inversion_dpo.training.recipe import prepare, train
 from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories import fill as trajectories
 from inversion_dpo.trajectories.cache import damaged_files

@@ -87,7 +87,7 @@ def invert(
     from inversion_dpo.run.faults import memory_advice
     from inversion_dpo.run.folder import claim, occupied, stage
     from inversion_dpo.run.processes import current_team
-    from inversion_dpo.training.checks import noise_text, round_trip_text
+    from inversion_dpo.training.notices import noise_text, round_trip_text
     from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance
     from inversion_dpo.trajectories.sampling_back import round_trip_error

@@ -39,12 +39,20 @@ def rows_of(raws: Iterable[Raw], scheme: str, *, alone: bool = False) -> Iterato
     """Give the rows to be checked: for rankings and ratings one for each pair of a scheme.
 
     Ratings of an image may stand anywhere in the data, so that those are read to the end first.
-    Thumbs up and down are ratings too, but with ``alone`` each image is a row of its own.
+    Thumbs up and down are ratings too, but with ``alone`` each image is a row of its own. Labels
+    of 1 and -1 become 1 and 0.
 
     Raises:
         DataError: labels are -1 and 0, so that nobody knows which of them prefers image 1.
     """
-    yield from _signed(_rows(raws, scheme, alone))
+    first: dict[float | str | None, str] = {}
+    for row in _rows(raws, scheme, alone):
+        if row.label in (-1.0, 0.0) and first.setdefault(row.label, row.where) and len(first) > 1:
+            raise DataError(
+                f"label_0 is -1 in {first[-1.0]} and 0 in {first[0.0]}: write 0 where image 1 is "
+                "preferred and 0.5 for a tie"
+            )
+        yield replace(row, label=0.0) if row.label == -1.0 else row
 
 
 def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
@@ -60,18 +68,6 @@ def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
         else:
             yield from map(row_of, _unranked(part, scheme, seen) if kind in RANKED else part)  # noqa: B031
     yield from map(row_of, _unrated(rated, scheme))
-
-
-def _signed(rows: Iterable[Row]) -> Iterator[Row]:
-    """Labels of 1 and -1 as 1 and 0."""
-    first: dict[float | str | None, str] = {}
-    for row in rows:
-        if row.label in (-1.0, 0.0) and first.setdefault(row.label, row.where) and len(first) > 1:
-            raise DataError(
-                f"label_0 is -1 in {first[-1.0]} and 0 in {first[0.0]}: write 0 where image 1 is "
-                "preferred and 0.5 for a tie"
-            )
-        yield replace(row, label=0.0) if row.label == -1.0 else row
 
 
 def _unranked(raws: Iterable[Raw], scheme: str, seen: set[object]) -> Iterator[Raw]:

@@ -169,9 +169,6 @@ class PairSource:
     def __iter__(self) -> Iterator[Pair]:
         return self.read(lambda number: True)
 
-    def _rows(self) -> Iterator[Row]:
-        return rows_of(self.opened.rows(), self.config.ranking, alone=self.alone)
-
     def read(self, ours: Callable[[int], bool]) -> Iterator[Pair]:
         """Read all pairs, and decode the images of those whose number is ``ours``.
 
@@ -181,7 +178,8 @@ class PairSource:
         skip = self.config.on_bad_row == "skip"
         bad: list[str] = []
         seen: set[bytes] = set()
-        for index, row in enumerate(self._rows()):
+        rows = rows_of(self.opened.rows(), self.config.ranking, alone=self.alone)
+        for index, row in enumerate(rows):
             if reason := row.left_out:
                 counts.update([reason, *["rows"] * (reason != "hidden")])
                 continue

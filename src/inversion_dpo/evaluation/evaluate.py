@@ -47,7 +47,7 @@ from inversion_dpo.run.config import Config, to_yaml
 from inversion_dpo.run.disk import atomic_table, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds, stage
 from inversion_dpo.run.processes import current_team
-from inversion_dpo.training.recipe import trained_guidance
+from inversion_dpo.training.notices import trained_guidance
 
 logger = logging.getLogger(__name__)
 Models = tuple[str | None, str | None]  # reference and policy, as sides.side takes them

@@ -25,15 +25,13 @@ def check_compile(how: str, device: torch.device, processes: int = 1) -> None:
     """Refuse compilation that would change nothing, is not tried, or has no compiler.
 
     Args:
-        how: one of ``training.compile``.
+        how: one of ``training.compile`` but ``no``.
         device: where the network computes.
         processes: of the launch.
 
     Raises:
         ConfigError: names the remedy.
     """
-    if how == "no":
-        return
     if processes > 1:
         raise ConfigError(
             f"training.compile={how} is not tried with several processes: set training.compile=no"
@@ -58,14 +56,13 @@ def compile_model(model: DiffusionModel, how: str, device: torch.device, process
 
     Args:
         model: with its text encoders.
-        how: ``no`` does nothing.
+        how: one of ``training.compile`` but ``no``.
         device: of the network.
         processes: of the launch.
     """
     check_compile(how, device, processes)
-    if how != "no":
-        fixed = model.edits != "reads" and one_length(model.empty(), model.condition([LONG]))
-        compile_blocks(network_of(model), how, fixed)
+    fixed = model.edits != "reads" and one_length(model.empty(), model.condition([LONG]))
+    compile_blocks(network_of(model), how, fixed)
 
 
 def compile_blocks(network: nn.Module, how: str, fixed: bool) -> None:

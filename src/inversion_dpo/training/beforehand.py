@@ -1,4 +1,4 @@
-"""Refuse, before weights are read and pairs inverted, what would stop a training later."""
+"""Refuse what would stop a training later or teach nothing, before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,29 @@ import torch
 from inversion_dpo.data.buckets import buckets, left_out_text, place, square
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource, open_pairs
-from inversion_dpo.maths.methods import ALONE
+from inversion_dpo.maths.methods import ALONE, BETAS
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import check_room
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.training.notices import (
+    LEAST_NOISE,
+    MOST_NOISE,
+    guidances_text,
+    noise_text,
+    trained_guidance,
+)
 from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
+from inversion_dpo.trajectories.cache import TrajectoryCache
+from inversion_dpo.trajectories.fill import noise_variance
 from inversion_dpo.trajectories.key import chosen_method, spacing_of
 from inversion_dpo.trajectories.method import takes_images
 
 logger = logging.getLogger(__name__)
 LEAST_PAIRS, FIRST_PAIRS = 4, 128  # needed, and looked at beforehand
+RELEASED_GUIDANCE = 2.0
 RATES = {"lora": (1e-4, 1e-6, 5e-3), "full": (1e-5, 1e-9, 5e-5)}  # usual, and far from it
 MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0}  # numbers beside each weight
 
@@ -74,6 +84,37 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
         check_room(folder / "snapshots", size, "snapshots", "raise training.snapshot_every")
     if config.policy.merge:
         check_room(folder / "merged", whole, "merged weights", "set policy.merge=false")
+
+
+def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
+    """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
+    loss = chosen_method(config).loss
+    beta, usual = config.objective.beta, BETAS.get(loss)
+    if isinstance(beta, float) and usual and not 1e-3 <= beta / usual <= 1e3:
+        logger.warning(
+            "objective.beta=%g is far from what the loss %s is used with, %g: set "
+            "objective.beta=%g, or null for the usual value",
+            beta,
+            loss,
+            usual,
+            usual,
+        )
+    scales = {config.inversion.guidance_scale, config.objective.guidance_scale}
+    if plan.whole and scales != {RELEASED_GUIDANCE}:
+        logger.warning(
+            "objective.path=released: the authors' script inverts and predicts under guidance 2; "
+            "set inversion.guidance_scale=2 objective.guidance_scale=2"
+        )
+    if plan.path in ("trajectory", "line"):
+        variance, i = noise_variance(cache), config.inversion
+        if not LEAST_NOISE < variance < MOST_NOISE:
+            logger.warning(noise_text(variance, i.t_start, i.guidance_scale))
+    check_preferences(config, cache.counts)
+    if plan.soft_labels:
+        check_soft_labels(cache.preference(range(cache.pairs)).tolist())
+    if trained_guidance(config) != config.evaluation.guidance_scale:
+        logger.info(guidances_text(config))
+    check_batch(plan, current_team().size)
 
 
 def rate_text(kind: str, rate: float) -> str | None:

@@ -8,14 +8,12 @@ from collections.abc import Callable
 
 import torch
 
-from inversion_dpo.run.fields import TrainingConfig
 from inversion_dpo.run.sharded import total
 from inversion_dpo.training.health import Row
-from inversion_dpo.training.session import Session, batch_of_step, epoch_of_step
+from inversion_dpo.training.session import Session, batch_of_step
 
 logger = logging.getLogger(__name__)
 CHECKED_STEPS = 3  # LoRA's A only moves once B has: look after the third step
-LEAST_NOISE, MOST_NOISE = 0.5, 2.0  # variance of x_T that is good enough
 
 
 class StartupError(RuntimeError):
@@ -86,63 +84,6 @@ def check_is_reference(row: Row, tolerance: float) -> None:
                 f"{math.log(2):.4f}. The cache or the adapter does not belong to this model: "
                 "delete the cache folder and run again"
             )
-
-
-def noise_text(variance: float, t_start: float, guidance_scale: float = 1.0) -> str:
-    """Judge the recovered x_T beside the noise that sampling starts from.
-
-    Args:
-        variance: of the recovered x_T; sampling starts from 1.
-        t_start: ``inversion.t_start``, the share of the path that is added noise.
-        guidance_scale: of the inversion.
-
-    Returns:
-        A sentence; a remedy that is set already is not given again.
-    """
-    told = f"the noise recovered by inversion has variance {variance:.2f}, where sampling starts "
-    if variance <= LEAST_NOISE:
-        more = min(0.5, 2 * t_start or 0.1)
-        remedy = f"inversion.t_start={more:g} adds the missing noise (it is {t_start:g})"
-        if t_start >= more:
-            remedy = "Look whether the autoencoder and the images fit the model"
-        return f"{told}from 1: encoded images are smoother than sampled latents. {remedy}"
-    if variance < MOST_NOISE:
-        return f"{told}from 1: good"
-    less = f"lower inversion.t_start (it is {t_start:g}), " if t_start else ""
-    plain = "inversion.guidance_scale=1, " if guidance_scale != 1 else ""
-    return (
-        f"{told}from 1: the inversion leaves the paths that the model samples. "
-        f"Try {less}{plain}more inversion.steps, and look whether the autoencoder and the images "
-        "fit the model"
-    )
-
-
-def round_trip_text(error: float, guidance_scale: float) -> str:
-    """Judge the relative error of inverting and sampling back; independent images have over 1."""
-    remedy = "more inversion.steps or inversion.fixed_point_iterations=1 lower it"
-    if error > 0.3:
-        remedy += "; if they do not, the images are unlike what this model draws"
-    return (
-        f"relative error of inverting and sampling back, guidance {guidance_scale:g}: {error:.4f}: "
-        + ("good" if error <= 0.1 else f"{'large' if error > 0.3 else 'fair'}; {remedy}")
-    )
-
-
-def rare_text(counts: list[int], t: TrainingConfig) -> str:
-    """Say that a batch repeats pairs, or how many have sizes too rare for one; empty if neither."""
-    if sum(counts) < t.batch_size:
-        return (
-            f"training.batch_size={t.batch_size} is more than the {sum(counts)} pairs that are "
-            "trained on: each step sees some of them several times. Lower it"
-        )
-    epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
-    rare = [n for n in counts if n * epochs < t.batch_size]
-    text = (
-        f"{sum(rare)} pairs of {len(rare)} sizes are not trained on: a batch is of one size, and "
-        f"in {t.steps} steps they do not fill one. Lower training.batch_size, raise "
-        "training.steps, or name one size, such as model.resolution=1024x1024"
-    )
-    return text if rare else ""
 
 
 # ---------------------------------------------------------------- during the run

@@ -139,7 +139,7 @@ def balanced(plan: Plan, share: float | None, cache: TrajectoryCache, pairs: lis
         cache: of the pairs.
         pairs: that are trained on.
     """
-    if share is None or plan.loss is not LOSSES["kto"]:
+    if share is None:
         return plan
     liked = int(cache.liked(pairs).sum()) if cache.single else len(pairs)
     others = len(pairs) - liked if cache.single else liked

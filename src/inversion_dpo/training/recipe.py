@@ -23,7 +23,6 @@ from inversion_dpo.data.buckets import left_out_text, sizes_text
 from inversion_dpo.data.giveaways import refuse_giveaways
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
-from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.blocks import compile_blocks, compile_model, compile_row, one_length
 from inversion_dpo.models.loading import load_model
@@ -34,23 +33,15 @@ from inversion_dpo.run.folder import stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.beforehand import (
     LEAST_PAIRS,
-    check_batch,
     check_count,
-    check_preferences,
-    check_soft_labels,
     check_sources,
+    check_usable,
 )
 from inversion_dpo.training.checkpoint import Progress
-from inversion_dpo.training.checks import (
-    LEAST_NOISE,
-    MOST_NOISE,
-    asked_to_stop,
-    check_step,
-    noise_text,
-    rare_text,
-)
+from inversion_dpo.training.checks import asked_to_stop, check_step
 from inversion_dpo.training.health import Watch
-from inversion_dpo.training.plan import Plan, balanced, make_plan
+from inversion_dpo.training.notices import counts_text, guidance_text, overlong_text, rare_text
+from inversion_dpo.training.plan import balanced, make_plan
 from inversion_dpo.training.policy import FullPolicy, attach, make_optimizer
 from inversion_dpo.training.run_files import (
     append_row,
@@ -64,7 +55,7 @@ from inversion_dpo.training.run_files import (
 from inversion_dpo.training.session import Session, split_by
 from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
-from inversion_dpo.trajectories.fill import fill, noise_variance
+from inversion_dpo.trajectories.fill import fill
 from inversion_dpo.trajectories.key import chosen_method, key_of
 from inversion_dpo.trajectories.method import takes_images
 from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
@@ -115,7 +106,8 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     """Load the model, read the pairs, invert what is not inverted yet."""
     accelerator, team = make_accelerator(config), current_team()
     model = load_model(config, accelerator.device)
-    compile_model(model, config.training.compile, accelerator.device, team.size)
+    if config.training.compile != "no":
+        compile_model(model, config.training.compile, accelerator.device, team.size)
     pairs = open_pairs(config.data, alone=takes_images(config))
     check_sources(model, pairs)
     key = key_of(config, pairs, model)
@@ -159,12 +151,14 @@ def set_up(config: Config, prepared: Prepared) -> Session:
         policy.network.train()
     optimizer = make_optimizer(t, list(policy.trainable().values()))
     network, optimizer = accelerator.prepare(policy.network, optimizer)
-    usable = reproducible(prepared, config.inversion.max_error)
-    if cache.single and chosen_method(config).loss == "sft":  # there is nothing to avoid
+    usable, loss = reproducible(prepared, config.inversion.max_error), chosen_method(config).loss
+    if cache.single and loss == "sft":  # there is nothing to avoid
         usable = [pair for pair in usable if bool(cache.liked([pair]))]
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
-    cache.swap(train_pairs, config.data.label_noise, t.seed)
-    plan = balanced(plan, config.objective.liked_share, cache, train_pairs)
+    if config.data.label_noise:
+        cache.swap(train_pairs, config.data.label_noise, t.seed)
+    if loss == "kto":
+        plan = balanced(plan, config.objective.liked_share, cache, train_pairs)
     buckets = split_by(train_pairs, cache.size)
     if rare := rare_text(list(map(len, buckets)), t):
         logger.warning(rare)
@@ -258,28 +252,6 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
-    """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
-    if text := beta_text(config, chosen_method(config).loss):
-        logger.warning(text)
-    scales = {config.inversion.guidance_scale, config.objective.guidance_scale}
-    if plan.whole and scales != {RELEASED_GUIDANCE}:
-        logger.warning(
-            "objective.path=released: the authors' script inverts and predicts under guidance 2; "
-            "set inversion.guidance_scale=2 objective.guidance_scale=2"
-        )
-    if plan.path in ("trajectory", "line"):
-        variance, i = noise_variance(cache), config.inversion
-        if not LEAST_NOISE < variance < MOST_NOISE:
-            logger.warning(noise_text(variance, i.t_start, i.guidance_scale))
-    check_preferences(config, cache.counts)
-    if plan.soft_labels:
-        check_soft_labels(cache.preference(range(cache.pairs)).tolist())
-    if trained_guidance(config) != config.evaluation.guidance_scale:
-        logger.info(guidances_text(config))
-    check_batch(plan, current_team().size)
-
-
 def only_network_stays(model: DiffusionModel) -> None:
     """Move autoencoder and text encoders off the device: their outputs are cached."""
     for name, module in frozen_parts(model.pipeline).items():
@@ -322,68 +294,3 @@ def rate_at(number: int, t: TrainingConfig) -> float:
     done = max(0, number - t.warmup) / max(1, t.steps - t.warmup)
     left = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
     return t.learning_rate * warm * left[t.lr_scheduler]
-
-
-# ---------------------------------------------------------------- what is said on the way
-
-
-def beta_text(config: Config, loss: str) -> str | None:
-    """Say that beta is another loss's: 1000 times its loss's usual value, or a thousandth."""
-    beta, usual = config.objective.beta, BETAS.get(loss)
-    if not isinstance(beta, float) or usual is None or 1e-3 <= beta / usual <= 1e3:
-        return None
-    return (
-        f"objective.beta={beta:g} is far from what the loss {loss} is used with, {usual:g}: set "
-        f"objective.beta={usual:g}, or null for the usual value"
-    )
-
-
-RELEASED_GUIDANCE = 2.0
-
-
-def guidance_text(scale: float, plain: float, guided: float) -> str:
-    """Say what inverting under guidance costs, beside no guidance."""
-    return (
-        f"inversion.guidance_scale={scale:g}: inverting and sampling back misses the first pairs "
-        f"by {guided:.4f} of their norm, and by {plain:.4f} at guidance 1, where it is exact in the"
-        " limit of many steps; prefer 1 unless you have measured that this is better"
-    )
-
-
-def trained_guidance(config: Config) -> float:
-    """Find the guidance that the policy is trained at.
-
-    A distilled network, FLUX's, is told its guidance: objective.guidance_scale is 1 there.
-    """
-    scale = config.objective.guidance_scale
-    return config.model.guidance_embed if scale == 1 else scale
-
-
-def guidances_text(config: Config) -> str:
-    """Say what is trained and what will be sampled, where the two are not the same."""
-    trained, sampled = trained_guidance(config), config.evaluation.guidance_scale
-    return (
-        f"training at guidance {trained:g}, sampling at evaluation.guidance_scale={sampled:g}: "
-        "`inversion-dpo evaluate` compares the models at both"
-    )
-
-
-_KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "skipped")
-
-
-def counts_text(cache: TrajectoryCache) -> str:
-    """Say how many rows became pairs, and what was left out."""
-    rows, kept = cache.counts.get("rows", 0), _KEPT
-    left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
-    text = f"{cache.pairs} pairs of {rows} rows"
-    return f"{text}; left out: {', '.join(left)}" if left else text
-
-
-def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:
-    """Say how many captions lose their end, and what to do about it."""
-    read = model.reads
-    cut = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cache.overlong.items() if n]
-    text = f"of {cache.pairs} captions the end is cut: {', '.join(cut)}"
-    if not model.chunked:
-        return text
-    return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"

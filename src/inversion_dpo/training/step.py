@@ -62,13 +62,15 @@ def step(session: Session, number: int, learning_rate: float) -> Row:
     rows, own = backward(session, number)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = whole(accelerator.clip_grad_norm_(trained, session.clip))
-    row = of_sides(total(rows, accelerator.device, session.team, same={"grad_norm": norm}))
+    row = total(rows, accelerator.device, session.team, same={"grad_norm": norm})
+    row = of_sides(row) if session.cache.single else row
     if is_finite(row) or accelerator.scaler is not None:
         optimizer.step()  # a scaler of fp16 leaves the step out itself, and learns from it
     if not is_finite(row) and (accelerator.scaler is None or not math.isfinite(row["loss"])):
         losses_of = [(p, x) for part, loss in own for p, x in zip(part, loss.tolist(), strict=True)]
         leave_out(session, number, row, [p for p, x in losses_of if not math.isfinite(x)])
-    adapt(session, row)
+    if session.plan.gradient_factor is not None:
+        adapt(session, row, session.plan.gradient_factor)
     return row
 
 
@@ -80,11 +82,9 @@ def settings_now(session: Session) -> LossSettings:
     return replace(settings, beta=session.coefficients.get("beta", settings.beta))
 
 
-def adapt(session: Session, row: Row) -> None:
-    """Let beta follow the size of the margins, where ``objective.beta`` is auto; log it."""
-    factor, coefficients = session.plan.gradient_factor, session.coefficients
-    if factor is None:
-        return
+def adapt(session: Session, row: Row, factor: float) -> None:
+    """Let beta follow the size of the margins, to the gradient ``factor``; log it."""
+    coefficients = session.coefficients
     row["beta"] = settings_now(session).beta
     size = 2 * row.pop("logit_size") / row["beta"]
     if is_finite(row):
@@ -186,7 +186,9 @@ def losses(
     evaluations = passes(plan.guidance_scale) * (states.evaluations + 3)
     settings = settings_now(session)
     output = plan.loss.function(errors, settings)
-    return with_terms(output, errors, settings), errors, evaluations
+    if settings.anchor or settings.sft_weight:
+        output = with_terms(output, errors, settings)
+    return output, errors, evaluations
 
 
 def pair_errors(
@@ -287,6 +289,7 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         row = measurements(output, errors, compared=True, single=session.cache.single)
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
     settle(session.network)
-    mean = of_sides(total(rows, session.accelerator.device, team))
+    mean = total(rows, session.accelerator.device, team)
+    mean = of_sides(mean) if session.cache.single else mean
     mean["pairs"] = float(len(pairs))
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}

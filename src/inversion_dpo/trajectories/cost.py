@@ -69,10 +69,11 @@ def example(model: DiffusionModel, size: Size, *, edited: bool) -> Condition:
         size: (height, width) of the picture.
         edited: whether it has a source.
     """
-    black = Image.new("RGB", model.source_size(size)[::-1]) if edited else None
-    given = [black] if black else []
+    if not edited:
+        return model.condition(["a picture"])
+    given = [Image.new("RGB", model.source_size(size)[::-1])]
     more = [given] if model.edits == "reads" else []
-    return model.condition(["a picture"], None, *more) | sources(model, [given])
+    return model.condition(["a picture"], None, *more) | {"source": sources(model, [given])}
 
 
 def seconds_of_batch(how: Inverter, x_0: Tensor, condition: Condition, pairs: int) -> float:

@@ -230,12 +230,14 @@ def invert_pairs(
     encode = lambda s: model.encode(stack_pixels([f.image for f in fitted[twice(s)]]))  # noqa: E731
     x_0 = torch.cat(how.encoded.of(len(jobs), encode))
     edited = [edits(model, job, given[2:]) for job, given in zip(jobs, images, strict=True)]
-    condition = conditions(how, jobs, edited)
-    parts = how.encoded.of(len(jobs), lambda s: sources(model, edited[s]))
-    shared = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    condition, shared = conditions(how, jobs, edited), Condition()
+    if pairs[0].source:  # as all of them have, or none
+        parts = how.encoded.of(len(jobs), lambda s: sources(model, edited[s]))
+        shared = {"source": torch.cat(parts)}
     framing = model.framing([f.framing for f in fitted])
     shard = {"clean": x_0.cpu(), "preference": torch.tensor([p.preference for p in pairs])}
-    shard |= regions(jobs, fitted, key, x_0.shape[2:])
+    if key.mask == "differ" or pairs[0].mask:
+        shard |= regions(jobs, fitted, key, x_0.shape[2:])
     if key.extent.last or key.endpoint:
         both = condition | shared
         per_image = {k: v.repeat_interleave(2, 0) for k, v in both.items()} | framing
@@ -246,8 +248,8 @@ def invert_pairs(
             some = {k: v[twice(s)] for k, v in per_image.items()}
             return make(how, x_0[twice(s)], some, jobs[s])
 
-        parts = how.inverted.of(len(jobs), made)
-        shard |= {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        made_parts = how.inverted.of(len(jobs), made)
+        shard |= {k: torch.cat([part[k] for part in made_parts]) for k in made_parts[0]}
     if key.endpoint:  # states and targets are made of these: rounding makes no error of training
         shard |= {name: shard[name].half() for name in ("clean", "endpoint")}
     rows = list(range(len(jobs)) if new is None else new)

@@ -15,7 +15,7 @@ from inversion_dpo.data.buckets import Place, buckets, place
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
 from inversion_dpo.maths.records import Grid
-from inversion_dpo.models.base import Condition, DiffusionModel
+from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.trajectories.key import CacheKey
 
@@ -93,7 +93,8 @@ def grouped(pairs: Iterable[Pair], key: CacheKey, left_out: dict[int, str]) -> I
 
 def turned(job: Job, key: CacheKey) -> tuple[Image.Image, ...]:
     """Give winner, loser and any source, all mirrored if the pair is to be."""
-    pair, source = job.pair, job.pair.source_image
+    pair = job.pair
+    source = pair.source_image if pair.source else None
     images = pair.images if source is None else (*pair.images, source)
     return flip(*images) if mirrored(pair, key) else images
 
@@ -115,10 +116,9 @@ def edits(model: DiffusionModel, job: Job, given: Images) -> Images:
     return [fit(source, size, job.place.fit).image for source in given]
 
 
-def sources(model: DiffusionModel, edited: Sequence[Images]) -> Condition:
-    """Encode the images that P pairs edit, [P, ...]; empty if there are none."""
-    fitted = [source for given in edited for source in given]
-    return {"source": model.encode(stack_pixels(fitted))} if fitted else {}
+def sources(model: DiffusionModel, edited: Sequence[Images]) -> Tensor:
+    """Encode the images that P pairs edit, [P, ...]."""
+    return model.encode(stack_pixels([source for given in edited for source in given]))
 
 
 def regions(

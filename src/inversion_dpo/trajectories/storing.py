@@ -23,51 +23,25 @@ PREDICTIONS = ("predictions", "moves")
 
 @dataclass(frozen=True)
 class Form:
-    """Which numbers of a pair are stored, and where.
+    """Which numbers of a pair are stored, and where; :func:`form_of` makes it.
 
     extent: of the trajectories. kept: states of each pair, 0 for all from ``extent.first`` on.
     apart: the predictions that the path followed are others than those that training reads: the
-    path is refined, or has another guidance.
+    path is refined, or has another guidance. low: the lowest level whose prediction is stored, if
+    all states are. run: kept states that follow one another, of which the first is stored; states
+    with noise added do not follow from one another. latents: of a pair in float32: x_0, added noise
+    and kept states, of both images. predictions: of an image, those that training reads. moves:
+    those that only its path follows.
     """
 
     extent: Extent
     kept: int
     apart: bool
-
-    @property
-    def low(self) -> int:
-        """The lowest level whose prediction is stored, if all states are."""
-        start, first = self.extent.start, self.extent.first
-        return first if self.apart else min(start, first)
-
-    @property
-    def run(self) -> int:
-        """The number of kept states that follow one another, of which the first is stored.
-
-        States with noise added do not follow from one another.
-        """
-        return 1 if self.kept % 2 or self.extent.start > self.extent.first else 2
-
-    @property
-    def latents(self) -> int:
-        """Latents of a pair in float32: x_0, added noise and kept states, of both images."""
-        if self.kept:
-            return 2 + 2 * self.kept // self.run
-        return 2 + bool(self.extent.start)
-
-    @property
-    def predictions(self) -> int:
-        """Predictions of an image that training reads."""
-        return self.kept or self.extent.last + 1 - self.low
-
-    @property
-    def moves(self) -> int:
-        """Predictions of an image that only its path follows."""
-        if not self.apart:
-            return 0
-        if self.kept:
-            return self.kept // 2 if self.run == 2 else 0
-        return max(0, self.extent.last - self.extent.start)
+    low: int
+    run: int
+    latents: int
+    predictions: int
+    moves: int
 
     def column(self, position: int) -> int:
         """Find the prediction at a state among those of its image; ValueError if none is stored."""
@@ -151,7 +125,15 @@ def form_of(
         reference_guidance: of the predictions that training reads.
     """
     apart = extent.iterations > 0 or guidance != reference_guidance
-    return Form(extent, min(keep[0], keep[2] + 1 - keep[1]) if keep else 0, apart)
+    kept = min(keep[0], keep[2] + 1 - keep[1]) if keep else 0
+    start, first, last = extent.start, extent.first, extent.last
+    low = first if apart else min(start, first)
+    run = 1 if kept % 2 or start > first else 2
+    if kept:
+        latents, predictions, moves = 2 + 2 * kept // run, kept, kept // 2 * (run == 2)
+    else:
+        latents, predictions, moves = 2 + bool(start), last + 1 - low, max(0, last - start)
+    return Form(extent, kept, apart, low, run, latents, predictions, moves * apart)
 
 
 def kept_steps(numbers: Sequence[int], form: Form) -> Tensor:

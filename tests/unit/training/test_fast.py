@@ -190,7 +190,6 @@ def test_blocks_are_compiled_in_their_place(family, dynamic, tiny, monkeypatch):
 
 def test_compilation_that_cannot_be_is_refused(monkeypatch):
     cpu = torch.device("cpu")
-    check_compile("no", cpu)
     check_compile("default", torch.device("meta"))
     with pytest.raises(ConfigError, match="reduce-overhead .* no effect on this device, cpu"):
         check_compile("reduce-overhead", cpu)

@@ -12,17 +12,19 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.faults import Terminated
 from inversion_dpo.run.processes import Team
-from inversion_dpo.training import recipe
+from inversion_dpo.training import beforehand, recipe
+from inversion_dpo.training.beforehand import check_usable
 from inversion_dpo.training.checkpoint import Progress
-from inversion_dpo.training.checks import rare_text
+from inversion_dpo.training.notices import (
+    counts_text,
+    guidance_text,
+    overlong_text,
+    rare_text,
+)
 from inversion_dpo.training.recipe import (
     Prepared,
-    check_usable,
-    counts_text,
     finish,
-    guidance_text,
     only_network_stays,
-    overlong_text,
     prepare,
     rate_at,
     reproducible,
@@ -79,7 +81,7 @@ def test_pairs_that_do_not_come_back_are_left_out(cache, caplog, monkeypatch):
 
 
 def refused(cache, *overrides, team=None, monkeypatch, **plan):
-    monkeypatch.setattr(recipe, "current_team", lambda: team or Team())
+    monkeypatch.setattr(beforehand, "current_team", lambda: team or Team())
     check_usable(config(*overrides), cache, make_plan(**plan))
 
 
@@ -108,7 +110,7 @@ def test_a_batch_holds_a_pair_for_each_part_of_each_process(cache, monkeypatch):
 
 
 def test_noise_is_looked_at_where_there_are_trajectories(cache, monkeypatch, caplog):
-    monkeypatch.setattr(recipe, "noise_variance", lambda cache: 0.1)
+    monkeypatch.setattr(beforehand, "noise_variance", lambda cache: 0.1)
     refused(cache, monkeypatch=monkeypatch, name="diffusion_dpo")
     assert "variance" not in caplog.text
     refused(cache, monkeypatch=monkeypatch)

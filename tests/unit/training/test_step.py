@@ -279,7 +279,8 @@ def test_an_adapting_beta_goes_on_to_the_bit_and_passes_over_broken_steps(cache,
     again, second = adapting(cache, range(2, 4), json.loads(json.dumps(first.coefficients)))
     assert again == whole[2:] and second.coefficients == session.coefficients
     kept = dict(session.coefficients)
-    adapt(session, {"loss": math.nan, "grad_norm": 1.0, "logit_size": math.nan})
+    broken = {"loss": math.nan, "grad_norm": 1.0, "logit_size": math.nan}
+    adapt(session, broken, session.plan.gradient_factor)
     assert session.coefficients == kept
 
 

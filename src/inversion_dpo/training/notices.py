@@ -1,0 +1,113 @@
+"""What a run says about its pairs and its inversion: sentences with the remedy."""
+
+from __future__ import annotations
+
+from inversion_dpo.models.base import DiffusionModel
+from inversion_dpo.run.fields import Config, TrainingConfig
+from inversion_dpo.training.session import epoch_of_step
+from inversion_dpo.trajectories.cache import TrajectoryCache
+
+LEAST_NOISE, MOST_NOISE = 0.5, 2.0  # variance of x_T that is good enough
+_KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "skipped")
+
+
+def counts_text(cache: TrajectoryCache) -> str:
+    """Say how many rows became pairs, and what was left out."""
+    rows, kept = cache.counts.get("rows", 0), _KEPT
+    left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
+    text = f"{cache.pairs} pairs of {rows} rows"
+    return f"{text}; left out: {', '.join(left)}" if left else text
+
+
+def rare_text(counts: list[int], t: TrainingConfig) -> str:
+    """Say that a batch repeats pairs, or how many have sizes too rare for one; empty if neither."""
+    if sum(counts) < t.batch_size:
+        return (
+            f"training.batch_size={t.batch_size} is more than the {sum(counts)} pairs that are "
+            "trained on: each step sees some of them several times. Lower it"
+        )
+    epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
+    rare = [n for n in counts if n * epochs < t.batch_size]
+    text = (
+        f"{sum(rare)} pairs of {len(rare)} sizes are not trained on: a batch is of one size, and "
+        f"in {t.steps} steps they do not fill one. Lower training.batch_size, raise "
+        "training.steps, or name one size, such as model.resolution=1024x1024"
+    )
+    return text if rare else ""
+
+
+def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:
+    """Say how many captions lose their end, and what to do about it."""
+    read = model.reads
+    cut = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cache.overlong.items() if n]
+    text = f"of {cache.pairs} captions the end is cut: {', '.join(cut)}"
+    if not model.chunked:
+        return text
+    return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"
+
+
+def guidance_text(scale: float, plain: float, guided: float) -> str:
+    """Say what inverting under guidance costs, beside no guidance."""
+    return (
+        f"inversion.guidance_scale={scale:g}: inverting and sampling back misses the first pairs "
+        f"by {guided:.4f} of their norm, and by {plain:.4f} at guidance 1, where it is exact in the"
+        " limit of many steps; prefer 1 unless you have measured that this is better"
+    )
+
+
+def trained_guidance(config: Config) -> float:
+    """Find the guidance that the policy is trained at.
+
+    A distilled network, FLUX's, is told its guidance: objective.guidance_scale is 1 there.
+    """
+    scale = config.objective.guidance_scale
+    return config.model.guidance_embed if scale == 1 else scale
+
+
+def guidances_text(config: Config) -> str:
+    """Say what is trained and what will be sampled, where the two are not the same."""
+    trained, sampled = trained_guidance(config), config.evaluation.guidance_scale
+    return (
+        f"training at guidance {trained:g}, sampling at evaluation.guidance_scale={sampled:g}: "
+        "`inversion-dpo evaluate` compares the models at both"
+    )
+
+
+def noise_text(variance: float, t_start: float, guidance_scale: float = 1.0) -> str:
+    """Judge the recovered x_T beside the noise that sampling starts from.
+
+    Args:
+        variance: of the recovered x_T; sampling starts from 1.
+        t_start: ``inversion.t_start``, the share of the path that is added noise.
+        guidance_scale: of the inversion.
+
+    Returns:
+        A sentence; a remedy that is set already is not given again.
+    """
+    told = f"the noise recovered by inversion has variance {variance:.2f}, where sampling starts "
+    if variance <= LEAST_NOISE:
+        more = min(0.5, 2 * t_start or 0.1)
+        remedy = f"inversion.t_start={more:g} adds the missing noise (it is {t_start:g})"
+        if t_start >= more:
+            remedy = "Look whether the autoencoder and the images fit the model"
+        return f"{told}from 1: encoded images are smoother than sampled latents. {remedy}"
+    if variance < MOST_NOISE:
+        return f"{told}from 1: good"
+    less = f"lower inversion.t_start (it is {t_start:g}), " if t_start else ""
+    plain = "inversion.guidance_scale=1, " if guidance_scale != 1 else ""
+    return (
+        f"{told}from 1: the inversion leaves the paths that the model samples. "
+        f"Try {less}{plain}more inversion.steps, and look whether the autoencoder and the images "
+        "fit the model"
+    )
+
+
+def round_trip_text(error: float, guidance_scale: float) -> str:
+    """Judge the relative error of inverting and sampling back; independent images have over 1."""
+    remedy = "more inversion.steps or inversion.fixed_point_iterations=1 lower it"
+    if error > 0.3:
+        remedy += "; if they do not, the images are unlike what this model draws"
+    return (
+        f"relative error of inverting and sampling back, guidance {guidance_scale:g}: {error:.4f}: "
+        + ("good" if error <= 0.1 else f"{'large' if error > 0.3 else 'fair'}; {remedy}")
+    )
