@@ -132,7 +132,14 @@ def tuned_settings(config: str, file: Path) -> Mapping[str, Sequence[str]]:
 def overrides_of(
     variant: Variant, tuned: Mapping[str, Sequence[str]], extra: Sequence[str], seed: int
 ) -> list[str]:
-    """List the overrides of a run: tuned values, the user's own, the variant's; later ones win."""
+    """List the overrides of a run: tuned values, the user's own, the variant's; later ones win.
+
+    Args:
+        variant: a method with further settings.
+        tuned: the best settings of each method.
+        extra: the user's own.
+        seed: of the run.
+    """
     return [*tuned.get(variant.method, ()), *extra, *variant.settings, f"training.seed={seed}"]
 
 

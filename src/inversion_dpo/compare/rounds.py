@@ -86,6 +86,13 @@ def chain(
 
     Gains are over the first round's reference. ``spent`` holds the evaluations and seconds of a
     later round's samples and inversion.
+
+    Args:
+        root: the folder of all runs.
+        variant: its name.
+        config: of the first round.
+        curve: number of prompts scored at every snapshot; 0 for no curve.
+        rounds: how many, and how labels come.
     """
     before = config
     first = last = f"{variant}-{config.training.seed}"
@@ -104,6 +111,11 @@ def later_rounds(config: Config, output: Path, rounds: Rounds) -> Iterator[tuple
     """Yield settings and folder of each round after the run in ``output``, with its pairs made.
 
     The caller trains a round before it asks for the next.
+
+    Args:
+        config: of the first round.
+        output: its folder.
+        rounds: how many, and how labels come.
     """
     before, last = config, output
     for number in range(2, rounds.count + 1):

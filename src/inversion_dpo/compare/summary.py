@@ -159,7 +159,13 @@ def summarise(
     inversions: Mapping[str, Mapping[str, float]],
     preference: str,
 ) -> Result:
-    """Compute the part of ``results.json`` that depends on the runs, variant -> result per seed."""
+    """Compute the part of ``results.json`` that depends on the runs, variant -> result per seed.
+
+    Args:
+        runs: variant -> a result of each seed.
+        inversions: variant -> what its inversion took.
+        preference: the score that decides.
+    """
     variants = {name: variant_summary(r, inversions[name]) for name, r in runs.items()}
     scores = {name: [r["scores"] for r in results] for name, results in runs.items()}
     summary: Result = {"variants": variants, "wins": wins(scores)}

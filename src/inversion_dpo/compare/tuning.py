@@ -63,7 +63,12 @@ def tune(
 ) -> dict[str, list[str]]:
     """Return the best of each method's trials; ``tuning.json`` keeps every trial.
 
-    extra: settings of every trial, with its prompts (:func:`split_prompts`).
+    Args:
+        root: the folder of all runs.
+        preset: or a YAML file.
+        methods: that are tuned.
+        extra: settings of every trial, with its prompts (:func:`split_prompts`).
+        preference: the score that decides.
     """
     best: dict[str, list[str]] = {}
     rows = []

@@ -166,7 +166,13 @@ def check_annotations(data: str | Path) -> tuple[list[str], bool]:
 
 
 def listed(head: str, problems: Sequence[str], total: int) -> list[str]:
-    """List the first of all problems under a headline, for a report."""
+    """List the first of all problems under a headline, for a report.
+
+    Args:
+        head: the headline.
+        problems: the first ones, one line each.
+        total: of all problems.
+    """
     if not total:
         return ["  no problems"]
     shown = [f"    {text}" for text in problems[:MAX_LISTED]]

@@ -87,6 +87,11 @@ def place(sizes: Sequence[Size], pictures: Sequence[Size], fit: str) -> Place:
 
     ``crop`` cuts what does not fit, and ``pad`` cuts nothing. ``drop`` cuts at most ``MOST_CUT`` of
     a picture, and leaves a pair out that would lose more.
+
+    Args:
+        sizes: the buckets, (height, width) each.
+        pictures: sizes of the images of one pair.
+        fit: ``data.fit``, one of ``FITS``.
     """
     size, odd = nearest(sizes, *pictures), ""
     if max(share_cut(picture, size) for picture in pictures) > MOST_CUT:

@@ -26,6 +26,11 @@ def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> tuple[st
     """Find the folders of the better and the worse images, and that of any sources, by name.
 
     The names are those of data.columns, or known ones; there is none if one of the two is missing.
+
+    Args:
+        folder: that holds them.
+        columns: ``data.columns``, ours to theirs.
+        kind: one of ``KINDS``: pairs of equal names, or thumbs.
     """
     there = {name.lower(): name for name in subfolders(folder)}
     given = [columns.get(key, "").lower() for key in ("winner", "loser", "source")]

@@ -42,6 +42,11 @@ def rows_of(raws: Iterable[Raw], scheme: str, *, alone: bool = False) -> Iterato
     Thumbs up and down are ratings too, but with ``alone`` each image is a row of its own. Labels
     of 1 and -1 become 1 and 0.
 
+    Args:
+        raws: rows of tables, in their order.
+        scheme: ``data.ranking``, one of ``SCHEMES``.
+        alone: give images with a thumb one by one.
+
     Raises:
         DataError: labels are -1 and 0, so that nobody knows which of them prefers image 1.
     """

@@ -258,6 +258,12 @@ def find_inside(folder: Path, name: str, stem: str = "", root: Path | None = Non
     With the ``stem`` of a table of rankings it is also looked for under FOLDER/STEM (where the
     images of HPDv2's train.json are unpacked), then by its last part beside the table
     (ImageRewardDB). root: the folder itself by default; paths may start from it, too.
+
+    Args:
+        folder: of the table.
+        name: as the row has it.
+        stem: of a table of rankings, else empty.
+        root: the folder that paths may lead to.
     """
     inside = root or folder
     bases = dict.fromkeys([folder, inside])

@@ -215,7 +215,10 @@ class PairSource:
 def open_pairs(config: DataConfig, limit: int | None = None, *, alone: bool = False) -> PairSource:
     """Open the configured pairs, or the first ``limit`` of them; see docs/reference/formats.md.
 
-    ``alone`` takes images with a thumb one by one, for losses that need no pair.
+    Args:
+        config: ``data`` of the run.
+        limit: read the first pairs only, instead of ``data.limit``.
+        alone: take images with a thumb one by one, for losses that need no pair.
     """
     return PairSource(config, open_rows(config), limit or config.limit, alone)
 

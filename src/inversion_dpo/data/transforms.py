@@ -47,6 +47,11 @@ def fit(image: Image.Image, size: Size, mode: str) -> Fitted:
     ``pad`` shows all of it: resized until it fits, the rest mid-grey. ``crop`` fills the canvas:
     the largest rectangle of the target's shape at the centre, resized. Both use Lanczos.
 
+    Args:
+        image: of any size and mode.
+        size: (height, width) in pixels.
+        mode: ``pad`` or ``crop``.
+
     Raises:
         ValueError: an unknown mode.
     """
@@ -82,6 +87,12 @@ def flips(caption: str, seed: int, digest: str, epoch: int) -> bool:
     """Whether a pair is mirrored in this epoch: half of them, by chance.
 
     Never if a word of the caption begins with left or right.
+
+    Args:
+        caption: of the pair.
+        seed: of the run.
+        digest: of the pair.
+        epoch: counted from 0.
     """
     return not _SIDES.search(caption) and chance("flip", seed, digest, epoch) < 0.5
 

@@ -140,6 +140,11 @@ def structure(prompt_set: PromptSet, files: list[Path], config: Config) -> dict[
     """Return {"structure": breakdown of reference and policy}; empty if no graph is known.
 
     Words are normalised as the scorer normalises them.
+
+    Args:
+        prompt_set: prompts with their graphs.
+        files: samples of reference and policy.
+        config: the run's settings.
     """
     e = config.evaluation
     reference, policy = map(read_graphs, files)

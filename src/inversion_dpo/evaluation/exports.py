@@ -16,7 +16,13 @@ WINS = ("win_rate", "win_rate_low", "win_rate_high", "n_prompts")
 
 
 def write_tables(folder: Path, metrics: Mapping[str, Any], history: History) -> None:
-    """Write the CSV files that have rows: training by step, gains, gains by category."""
+    """Write the CSV files that have rows: training by step, gains, gains by category.
+
+    Args:
+        folder: where they go.
+        metrics: of ``metrics.json``.
+        history: rows of ``metrics.jsonl``.
+    """
     numbers = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in history]
     columns = dict.fromkeys(name for row in numbers for name in row)
     gains = [{"metric": name, **row} for name, row in metric_rows(metrics).items()]

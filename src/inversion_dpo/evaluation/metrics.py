@@ -175,6 +175,11 @@ def gain_row(name: str, reference: NDArray[Any], policy: NDArray[Any]) -> dict[s
     """Compute both means, the gain and its interval of one metric, as :func:`compare` returns them.
 
     ValueError names the metric; its causes are those of :func:`paired_bootstrap`.
+
+    Args:
+        name: of the metric.
+        reference: its values [n], one a prompt.
+        policy: its values [n], of the same prompts.
     """
     try:
         gain = paired_bootstrap(reference, policy)

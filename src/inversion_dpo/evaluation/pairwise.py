@@ -42,6 +42,11 @@ def in_pairs(files: Sequence[Path], config: Config, memo: Path) -> dict[str, Any
     An image wins if its share of the mean over the axes is above one half. Both orders are asked;
     pairs that could not be read are left out and counted as ``unread``. Processes ask for batches
     in turn; the first one, whose result counts, then finds every answer kept.
+
+    Args:
+        files: samples of reference and policy.
+        config: the run's settings, which name the judge.
+        memo: the folder that keeps answers.
     """
     e, team, place = config.evaluation, current_team(), memo / "scores.sqlite"
     judge = judge_of(config, place)

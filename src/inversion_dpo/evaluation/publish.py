@@ -52,6 +52,11 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
 
     PublishError if the run has no policy or the format is unknown; ModelError if its LoRA does not
     fit the format's names.
+
+    Args:
+        run: its folder.
+        form: one of ``FORMATS``.
+        to: another folder than RUN/export.
     """
     if form not in FORMATS:
         raise PublishError(f"--format {form} is unknown: give one of {', '.join(FORMATS)}")
@@ -152,6 +157,11 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     """Upload an exported folder to the hub and return its address.
 
     PublishError if that fails, for example offline; no message contains the token.
+
+    Args:
+        folder: an exported one.
+        repository: OWNER/NAME.
+        private: whether only its owner sees it.
     """
     from huggingface_hub import HfApi, get_token
 

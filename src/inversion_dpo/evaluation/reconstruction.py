@@ -52,6 +52,12 @@ def write_reconstruction(
 
     Both the stored latents and those sampled back are decoded, so that the autoencoder's own loss
     does not count.
+
+    Args:
+        folder: of the run.
+        model: decodes the latents.
+        cache: of the pairs as encoded.
+        back: of the same pairs, sampled back.
     """
     decibels: list[float] = []
     worst: list[tuple[float, int, str, Tensor]] = []

@@ -239,6 +239,11 @@ def write_pictures(folder: Path, files: Sequence[Path], config: Config) -> None:
     """Write the first images of reference and policy side by side: 000-reference.png and so on.
 
     ``prompts.txt`` has the prompts in the same order. An edit has its source beside it.
+
+    Args:
+        folder: where they go; it is replaced.
+        files: samples of reference and policy.
+        config: the run's settings.
     """
 
     def fill(made: Path) -> None:

@@ -88,7 +88,13 @@ def side(config: Config, model: str | None) -> Side:
 
 
 def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict[str, SceneGraph]:
-    """Map prompts to the scene graphs of the prompt set, if the model takes scene graphs."""
+    """Map prompts to the scene graphs of the prompt set, if the model takes scene graphs.
+
+    Args:
+        config: the model's settings.
+        adapter: of the policy, if there is one.
+        prompts: that are sampled.
+    """
     if not config.model.scene_graph and not (adapter is not None and is_encoder(adapter)):
         return {}
     graphs = intended_graphs(read_prompt_set(config.evaluation.prompts, None), no_graph)

@@ -26,6 +26,12 @@ def headline(metrics: Mapping[str, Any], preference: str, setting: str, run: str
 
     It calls the result a win or a loss only if the win rate's interval excludes one half. Without
     scores it says what is known, and how to compare the models of the folder ``run`` by eye.
+
+    Args:
+        metrics: of ``metrics.json``.
+        preference: the score that decides.
+        setting: words for the prompts.
+        run: the folder, for the advice.
     """
     if "preference" not in metrics:
         sampled = f"{metrics['n_prompts']:,} {setting}, were sampled but not scored."

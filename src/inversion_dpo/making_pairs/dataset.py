@@ -28,6 +28,11 @@ def write_dataset(
 ) -> dict[str, int]:
     """Write OUTPUT/dataset, whole or not at all; returns the number of pairs by file.
 
+    Args:
+        config: the run's settings.
+        output: the folder of the command.
+        splits: labelled pairs, by the name of the split.
+
     Raises:
         DataError: a scene stands in two splits, or an image in two pairs.
     """

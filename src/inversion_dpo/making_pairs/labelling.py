@@ -94,6 +94,13 @@ def fill(
 
     Images of one colour are left out and named. Of several processes all must call it. DataError if
     a labelling goes by a score that is absent.
+
+    Args:
+        cell: prompts and their quota.
+        folder: that keeps candidates.
+        sampling: how images are made.
+        labellings: by name.
+        duplicates: of all images so far.
     """
     found: dict[str, list[Labelled]] = {name: [] for name in labellings}
     blank, total = list[str](), 0

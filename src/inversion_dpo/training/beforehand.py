@@ -87,7 +87,13 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
 
 
 def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
-    """Refuse pairs that the method can learn nothing from, and batches that cannot be shared."""
+    """Refuse pairs that the method can learn nothing from, and batches that cannot be shared.
+
+    Args:
+        config: the run's settings.
+        cache: of all pairs.
+        plan: of the training.
+    """
     loss = chosen_method(config).loss
     beta, usual = config.objective.beta, BETAS.get(loss)
     if isinstance(beta, float) and usual and not 1e-3 <= beta / usual <= 1e3:

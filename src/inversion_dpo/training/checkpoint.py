@@ -61,6 +61,14 @@ def save_checkpoint(
     """Write ``folder/step-NNNNNN`` whole or not at all; keep the newest ``keep`` and the best.
 
     Every process must call it; the first one writes. DiskError if the disk refuses.
+
+    Args:
+        folder: that holds all checkpoints.
+        parameters: the trainable ones, by name.
+        optimizer: theirs, whose moments are saved.
+        progress: step, score and whatever adapts.
+        keep: how many of the newest stay.
+        team: the processes; each calls this.
     """
     target = folder / f"step-{progress.step:06d}"
     weights = whole_tensors(parameters)

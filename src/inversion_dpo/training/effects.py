@@ -61,6 +61,11 @@ def without_effect(config: Config) -> set[str]:
 def load_checked(preset: str | None, overrides: Sequence[str], command: str = "config") -> Config:
     """Load a configuration for a command.
 
+    Args:
+        preset: a packaged preset or a YAML file.
+        overrides: ``key=value`` settings.
+        command: a key of ``READS``, or any other command of a run.
+
     Raises:
         ConfigError: also for a setting that is given twice, or that changes nothing in the run or
             is not read by the command.

@@ -23,7 +23,13 @@ def generator_for(*key: int) -> torch.Generator:
 
 
 def integers(low: int, high: int, generators: Generators) -> Tensor:
-    """Draw one of low..high, both included, from each generator; int64 [B]."""
+    """Draw one of low..high, both included, from each generator; int64 [B].
+
+    Args:
+        low: the smallest number.
+        high: the largest number.
+        generators: B of them, on the CPU.
+    """
     drawn = [torch.randint(low, high + 1, (1,), generator=g) for g in generators]
     return torch.cat(drawn)
 

@@ -275,7 +275,13 @@ def reproducible(prepared: Prepared, max_error: float | None) -> list[int]:
 
 
 def split_pairs(numbers: list[int], holdout: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Shuffle pair numbers and set a share aside (at least one): training, held-out."""
+    """Shuffle pair numbers and set a share aside (at least one): training, held-out.
+
+    Args:
+        numbers: of the pairs.
+        holdout: ``data.holdout``, the share that is set aside.
+        seed: of the shuffle.
+    """
     count = len(numbers)
     generator = torch.Generator().manual_seed(seed)
     order: Tensor = torch.randperm(count, generator=generator)

@@ -100,6 +100,13 @@ def save_session(
 
     The score, by which the best checkpoint is kept, is the held-out accuracy, or the winners'
     held-out error, negated, where the loss has no margin.
+
+    Args:
+        session: everything that is alive.
+        folder: of the run.
+        step: how many steps are done.
+        seconds: that they took.
+        looked: measurements of the held-out pairs.
     """
     compared, scaler = session.plan.loss.reference, session.accelerator.scaler
     score = looked["heldout_accuracy"] if compared else -looked["heldout_winner_error"]
@@ -135,6 +142,12 @@ def begin_tracker(accelerator: Accelerator, name: str, folder: Path, step: int) 
     """Start the tracker, if any, for a run that stands at ``step``.
 
     TensorBoard's files go into ``folder/tensorboard``; what was logged of later steps is dropped.
+
+    Args:
+        accelerator: that logs.
+        name: ``training.tracker``.
+        folder: of the run.
+        step: at which the run goes on.
     """
     tracker = tracker_of(name)
     if tracker is None:

@@ -67,6 +67,12 @@ def batch_of_step(
     seen equally often. The batches of an epoch are shuffled over the buckets; each takes the
     bucket's next pairs. All follows from seed and step, and a single bucket is
     :func:`pairs_of_step`.
+
+    Args:
+        buckets: numbers of pairs, by the size of their pictures.
+        batch: pairs of a step, B.
+        seed: of the run.
+        number: of the step, from 0.
     """
     counts = tuple(map(len, buckets))
     epoch = epoch_of_step(counts, batch, number)
@@ -76,7 +82,13 @@ def batch_of_step(
 
 
 def epoch_of_step(counts: Sequence[int], batch: int, number: int) -> int:
-    """Find the epoch, from 1, in which buckets of so many pairs give the batch of a step."""
+    """Find the epoch, from 1, in which buckets of so many pairs give the batch of a step.
+
+    Args:
+        counts: pairs of each bucket.
+        batch: pairs of a step.
+        number: of the step, from 0.
+    """
     most = (number + 1 + len(counts)) * batch // sum(counts) + 1
     return bisect_right(
         range(most + 1), number, key=lambda epoch: sum(n * epoch // batch for n in counts)

@@ -43,6 +43,11 @@ def with_dropout(session: Session, batch: list[tuple[int, int]], condition: Cond
 
     Without its prompt a pair has no scene graph either; without its graph it keeps the prompt, and
     without its caption the graph.
+
+    Args:
+        session: everything that is alive.
+        batch: P pairs, each with its epoch.
+        condition: of winners, then losers, [2P, ...] each; changed in place.
     """
     plan, alone = session.plan, without_prompt(condition, session.cache.empty)
     keys = [(plan.seed, session.cache.digests[p], epoch) for p, epoch in batch]
@@ -154,7 +159,13 @@ STATES: dict[str, StatesOf] = {
 
 @torch.no_grad()
 def with_reference(session: Session, states: NoisyStates, condition: Condition) -> NoisyStates:
-    """Compute the reference's prediction at the states now."""
+    """Compute the reference's prediction at the states now.
+
+    Args:
+        session: everything that is alive.
+        states: (B, *), without a reference.
+        condition: of every image, [B, ...] each.
+    """
     states = states.to(session.accelerator.device)
     with session.policy.reference(session.network) as network:
         reference = predict(session, network, states.x_t, states.timesteps, condition)
@@ -168,6 +179,16 @@ def predict(
 
     Under ``objective.guidance_scale`` it is the guided one: what a sampler with that guidance
     follows is what is trained, and compared.
+
+    Args:
+        session: everything that is alive.
+        network: the policy's or the reference's.
+        x_t: noisy latents (B, *).
+        t: timesteps [B].
+        condition: of every image, [B, ...] each.
+
+    Returns:
+        The prediction (B, *), float32.
     """
     model, scale = session.model, session.plan.guidance_scale
     with session.accelerator.autocast():

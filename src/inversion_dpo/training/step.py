@@ -266,7 +266,13 @@ def of_sides(row: Row) -> Row:
 
 @torch.no_grad()
 def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
-    """Measure pairs never trained on, at the same states every time, over all processes."""
+    """Measure pairs never trained on, at the same states every time, over all processes.
+
+    Args:
+        session: everything that is alive.
+        limit: pairs that are measured, at most.
+        draws: states of each pair.
+    """
     plan, team, pairs = session.plan, session.team, session.heldout_pairs[:limit]
     items = [(draw, place) for draw in range(draws) for place in range(len(pairs))]
     size = -(-plan.batch_size // (team.size * plan.accumulation))

@@ -190,6 +190,11 @@ def offered(graph: SceneGraph, every: Mapping[str, Sequence[str]], distractors: 
 
     A relation's converse is always offered with it. A prompt is offered the same words whatever
     its place in the set and its images.
+
+    Args:
+        graph: of the prompt.
+        every: all words of the prompt set, by kind.
+        distractors: words of each kind that are not the prompt's.
     """
     own, text = words_of([graph]), graph.to_json()
     own["relations"] += [CONVERSE[r] for r in own["relations"] if r in CONVERSE]

@@ -41,7 +41,13 @@ class Backend(Protocol):
 
 
 def backend_for(name: str, place: str | None, parser: ParserConfig) -> Any:
-    """Return the model of a scorer: a server or a checkpoint; ScorerError if none is given."""
+    """Return the model of a scorer: a server or a checkpoint; ScorerError if none is given.
+
+    Args:
+        name: of the scorer.
+        place: its checkpoint, or a server as URL@MODEL.
+        parser: settings of the server.
+    """
     if place and place.startswith(("http://", "https://")):
         url, _, model = place.partition("@")
         parser, place = replace(parser, url=url, model=model or None), None
@@ -113,7 +119,15 @@ class Asked:
 def asked(
     name: str, version: int, place: str | None, parser: ParserConfig, store: Path | None
 ) -> Asked:
-    """Make the questions of a scorer; a server is asked several at once."""
+    """Make the questions of a scorer; a server is asked several at once.
+
+    Args:
+        name: of the scorer.
+        version: of its question; another one asks anew.
+        place: its checkpoint, or a server as URL@MODEL.
+        parser: settings of the server.
+        store: the file that keeps answers.
+    """
     backend = backend_for(name, place, parser)
     served = not isinstance(getattr(backend, "checkpoint", None), Checkpoint)
     return Asked(name, version, backend, parser.parallel if served else 1, store)
