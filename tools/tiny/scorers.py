@@ -16,13 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     BertTokenizerFast,
+    BlipConfig,
+    BlipForQuestionAnswering,
     CLIPConfig,
     CLIPModel,
     CLIPVisionModelWithProjection,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
     Qwen2VLConfig,
     Qwen2VLModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SwinConfig,
 )
 
 from inversion_dpo.evaluation.scorers.open_clip import to_transformers
@@ -201,6 +206,63 @@ def write_mps(folder: Path) -> None:
     save_file(weights | turns, folder / "model.safetensors")
 
 
+def write_mask2former(folder: Path) -> None:
+    """Mask2Former of COCO's 80 classes; random classes that are sure of themselves."""
+    swin = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=swin,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        num_queries=8,
+        num_labels=80,
+    )
+    network = Mask2FormerForUniversalSegmentation(config)
+    nn.init.normal_(network.class_predictor.weight, std=2.0)
+    for name, weight in network.named_parameters():
+        if "mask_embedder" in name and name.endswith("weight"):
+            nn.init.normal_(weight, std=1.0)  # so that a mask is somewhere and not everywhere
+    network.save_pretrained(folder)
+    size = {"shortest_edge": 64, "longest_edge": 96}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+
+
+def write_blip(folder: Path) -> None:
+    """BLIP for questions about images, with a tokenizer of words that knows yes and no."""
+    words = [*SIZES, *COLOURS, *SHAPES, "a", "left", "right", "of", "above", "below", "yes", "no"]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", *words]
+    vocabulary = {piece: k for k, piece in enumerate(pieces)}
+    BertTokenizerFast(vocab=vocabulary, do_lower_case=True).save_pretrained(folder)
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 2,
+    }
+    text = tower | {
+        "encoder_hidden_size": WIDTH,
+        "vocab_size": len(pieces) + 2,
+        "bos_token_id": len(pieces),
+        "max_position_embeddings": 40,
+    }
+    vision = tower | {"image_size": IMAGE, "patch_size": PATCH}
+    config = BlipConfig(text_config=text, vision_config=vision, initializer_range=0.2)
+    config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
+    BlipForQuestionAnswering(config).save_pretrained(folder)
+
+
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
@@ -237,6 +299,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "aesthetic25": write_aesthetic25,
     "hpsv3": write_hpsv3,
     "mps": write_mps,
+    "geneval": write_mask2former,
+    "compbench": write_blip,
 }
 
 

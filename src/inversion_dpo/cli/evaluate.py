@@ -27,7 +27,8 @@ def evaluate(
     ] = None,
     config: Preset = DEFAULT,
     protocol: Annotated[
-        str | None, typer.Option(help="Judge as a paper does: sd15-dpo, sdxl-dpo, sd35-grpo.")
+        str | None,
+        typer.Option(help="Judge as a paper: sd15-dpo, sdxl-dpo, sd35-grpo, sd15-geneval …"),
     ] = None,
     against: Annotated[
         list[str] | None,

@@ -25,7 +25,14 @@ from inversion_dpo.evaluation.defaults import (
 )
 from inversion_dpo.evaluation.diversity import diversity, measure_of
 from inversion_dpo.evaluation.judges import agreement, order_of_pairs
-from inversion_dpo.evaluation.metrics import AGREEMENT, OTHER_GUIDANCE, PAIRS_AGREE, compare
+from inversion_dpo.evaluation.metrics import (
+    AGREEMENT,
+    OTHER_GUIDANCE,
+    PAIRS_AGREE,
+    compare,
+    mean_of_groups,
+    wins,
+)
 from inversion_dpo.evaluation.pairwise import in_pairs, judge_of, scorer_names
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
@@ -38,8 +45,10 @@ from inversion_dpo.evaluation.samples import (
     scorers_of,
     write_pictures,
 )
+from inversion_dpo.evaluation.scorers.asked import GENEVAL
 from inversion_dpo.evaluation.scorers.asking import backend_for
-from inversion_dpo.evaluation.scorers.registry import SERVED, Scores
+from inversion_dpo.evaluation.scorers.own import Scores
+from inversion_dpo.evaluation.scorers.registry import PER_PROMPT, SERVED
 from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.scorers.vqa import VQA
 from inversion_dpo.evaluation.sides import side, sizes_for
@@ -206,6 +215,9 @@ def judged(
 
     by_category = {name: over(rows) for name, rows in prompt_set.by_category.items()}
     whole = compare(r, p, e.preference) | {AGREEMENT: agreement(r, p, e.preference)}
+    if GENEVAL in r and by_category:  # the paper's score: tasks count alike
+        g, tasks = (r[GENEVAL], p[GENEVAL]), list(prompt_set.by_category.values())
+        whole[f"{GENEVAL}_overall"] = mean_of_groups(*g, tasks) | wins(*g)
     return whole | ({"categories": by_category} if by_category else {})
 
 
@@ -230,12 +242,15 @@ def write_table(
 def pairs_agree(config: Config, memo: Path) -> dict[str, Any]:
     """Measure the share of some pairs whose winner has the higher score, see ``order_of_pairs``.
 
-    It is empty where a model that is paid for would score them, or where pairs or captions cannot
-    be read.
+    It is empty where a model that is paid for would score them, where the preference needs more
+    than a caption, or where pairs or captions cannot be read.
     """
     e = config.evaluation
     score = scorers_of(config, memo / "scores.sqlite")
     if score is None or any(n in str(e.scorer) for n in SERVED) or not current_team().main:
+        return {}
+    score.members = tuple(m for m in score.members if m.spec not in PER_PROMPT)
+    if e.preference in PER_PROMPT:  # which a caption is not enough for
         return {}
     try:
         pairs = list(open_pairs(config.data, AGREEING))

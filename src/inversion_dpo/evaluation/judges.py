@@ -73,7 +73,7 @@ def most_worsened(reference: Scores, policy: Scores, names: Sequence[str], count
         names: of the scores that count; one without any spread does not.
         count: at most so many; an image that did not lose is not listed.
     """
-    gains = [policy[name] - reference[name] for name in names]
+    gains = [policy[name] - reference[name] for name in names if name in reference]
     scaled = [gain / gain.std() for gain in gains if gain.std() > 0]
     if not scaled:
         return []

@@ -6,7 +6,7 @@ prompts: position k of both arrays must be the same prompt. Higher is better thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, isfinite, log10
 from typing import Any
@@ -59,10 +59,23 @@ def paired_bootstrap(
         ValueError: the arrays differ in shape, are empty or hold a score that is not finite.
     """
     difference = np.subtract(*_paired(policy, reference)).mean(axis=1)
-    draws = _draws(len(difference), samples, seed)
-    means = np.concatenate([difference[k].mean(axis=1) for k in draws])
-    low, high = np.quantile(means, [TAIL, 1 - TAIL])
+    low, high = np.quantile(_means(difference, samples, seed), [TAIL, 1 - TAIL])
     return Interval(float(difference.mean()), float(low), float(high))
+
+
+def mean_of_groups(
+    reference: ArrayLike, policy: ArrayLike, groups: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Compute :func:`gain_row` for the mean over groups of prompts, each of the same weight.
+
+    Prompts are drawn within their group. groups: places of each group's prompts.
+    """
+    ours, theirs = (side.mean(axis=1) for side in _paired(policy, reference))
+    p, r = (float(np.mean([side[list(k)].mean() for k in groups])) for side in (ours, theirs))
+    drawn = [_means((ours - theirs)[list(k)], 10_000, seed) for seed, k in enumerate(groups)]
+    low, high = np.quantile(np.mean(drawn, axis=0), [TAIL, 1 - TAIL])
+    row = {"reference": r, "policy": p, "gain": p - r}
+    return row | {"gain_low": float(low), "gain_high": float(high)}
 
 
 def win_rate(reference: ArrayLike, policy: ArrayLike) -> Interval:
@@ -201,6 +214,11 @@ def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
     if bad := int((~np.isfinite(x) | ~np.isfinite(y)).sum()):
         raise ValueError(f"{bad} of {x.size} prompts have a score that is not finite")
     return x.reshape(len(x), -1), y.reshape(len(y), -1)
+
+
+def _means(values: NDArray[Any], samples: int, seed: int) -> NDArray[np.float64]:
+    """Compute the mean [samples] of each bootstrap sample of values [n]."""
+    return np.concatenate([values[k].mean(axis=1) for k in _draws(len(values), samples, seed)])
 
 
 def _draws(n: int, samples: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -27,7 +27,8 @@ class NamedSet:
 
     prompts: how many there are. repository: a dataset of the hub, or github:OWNER/NAME.
     files: path -> category of its prompts. sha256: of GitHub's files, by path. column, category:
-    names in the rows. once: whether a prompt that occurs again is left out.
+    names in the rows. once: whether a prompt that occurs again is left out. phrases: a JSON file of
+    the noun phrases' places in each prompt, by category.
     """
 
     name: str
@@ -41,6 +42,7 @@ class NamedSet:
     column: str = "prompt"
     category: str = "category"
     once: bool = False
+    phrases: str | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield prompt and category of each row, and the row's own columns beside them.
@@ -49,12 +51,14 @@ class NamedSet:
         had or read.
         """
         count, seen = 0, set[str]()
+        places = json.loads(Path(resolve(self.phrases)).read_text()) if self.phrases else {}
         for path, category in self.files.items():
             file = self.file(path)
             try:
                 rows = list(table(file, self.column))
             except (OSError, ValueError, csv.Error) as error:
                 raise ConfigError(self.complaint(f"{file} cannot be read ({error})")) from error
+            spans = iter(places.get(category, ()))
             for row in rows:
                 prompt = str(row.get(self.column) or "").strip()
                 if not prompt or (self.once and prompt in seen):
@@ -62,7 +66,8 @@ class NamedSet:
                 seen.add(prompt)
                 count += 1
                 given = category or str(row.get(self.category) or "")
-                yield row | {"prompt": prompt, "category": given}
+                more = {"phrases": cut(prompt, next(spans, ""))} if places else {}
+                yield row | {"prompt": prompt, "category": given} | more
         if count != self.prompts:
             logger.warning(
                 "evaluation.prompts=%s: %s@%s has %d prompts, not %d as published: results do not "
@@ -107,6 +112,11 @@ class NamedSet:
             f"prompts {self.name}` where there is one and copy HF_HOME; a gated set needs its "
             "terms accepted on its page and HF_TOKEN; a file of your own does as well"
         )
+
+
+def cut(text: str, places: str) -> list[str]:
+    """Cut the parts FIRST-END out of a text, as in "0-9 14-25"."""
+    return [text[slice(*map(int, place.split("-")))] for place in places.split()]
 
 
 @cache

@@ -30,7 +30,8 @@ T = TypeVar("T")
 class PromptSet:
     """Prompts, each with its category, scene graph, size of its images and source to be edited.
 
-    A prompt without a category has "", one without the others has None.
+    A prompt without a category has "", one without the others has None. rows: the rows of a
+    .jsonl file or a named set as they are, for scorers that read more.
     """
 
     prompts: list[str]
@@ -38,6 +39,12 @@ class PromptSet:
     graphs: list[SceneGraph | None]
     sizes: list[Size | None] = field(default_factory=list)
     sources: list[Path | None] = field(default_factory=list)
+    rows: list[dict[str, Any] | None] = field(default_factory=list)
+
+    @property
+    def row_of(self) -> dict[str, dict[str, Any]]:
+        """Prompt -> its whole row; ConfigError if there are two."""
+        return self._one("rows", self.rows)
 
     @property
     def size_of(self) -> dict[str, Size]:
@@ -173,6 +180,7 @@ class _Row(NamedTuple):
     graph: SceneGraph | None = None
     size: Size | None = None
     source: Path | None = None
+    row: dict[str, Any] | None = None
 
 
 def _rows(source: str, seed: int) -> Iterator[_Row]:
@@ -185,7 +193,8 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
         yield from _hub_rows(source)
         return
     if source in named_sets():
-        yield from (_Row(r["prompt"], r["category"]) for r in named_sets()[source].rows())
+        for row in named_sets()[source].rows():
+            yield _Row(row["prompt"], row["category"], row=row)
         return
     file = Path(resolve(source))
     if not file.is_file():
@@ -210,7 +219,7 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = ("prompt", "category", "tag", "scene_graph", "size", "source")
+    columns = ("prompt", "category", "tag", "scene_graph", "size", "source", "phrases")
     try:
         names = pq.read_schema(file).names
         rows = pq.read_table(file, columns=[n for n in columns if n in names]).to_pylist()
@@ -237,7 +246,7 @@ def _row(row: Any, where: str, folder: Path) -> _Row:
     source = row.get("source")
     if source is not None and isinstance(source := find_inside(folder, str(source)), Fault):
         raise ConfigError(f'evaluation.prompts: {where}, "source": {source.text}')
-    return _Row(prompt.strip(), category, graph, size, source)
+    return _Row(prompt.strip(), category, graph, size, source, row)
 
 
 def _graph(value: Any, where: str) -> SceneGraph | None:

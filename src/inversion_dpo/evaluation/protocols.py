@@ -15,6 +15,7 @@ import yaml
 from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write_metrics
 from inversion_dpo.evaluation.metrics import PAIRS_AGREE, interval_text, metric_rows
 from inversion_dpo.evaluation.page import Section, Table
+from inversion_dpo.evaluation.scorers.asked import GENEVAL
 from inversion_dpo.evaluation.wording import share_text
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.disk import atomic_text, read_json
@@ -132,12 +133,19 @@ def judge_by(
                 metrics[PAIRS_AGREE] = pairs_agree(one, folder / "samples")
                 write_metrics(folder, metrics)
             part = sets.setdefault(name, {"n_prompts": metrics["n_prompts"], "models": {}})
-            part["models"][OURS if own else model] = metric_rows(metrics)
+            part["models"][OURS if own else model] = rows_of(metrics)
             if current_team().main:
                 (folder / FOLDER).mkdir(exist_ok=True)
                 path = folder / FOLDER / f"{protocol.name}.json"
                 atomic_text(json.dumps(found, indent=1), path)
     return found
+
+
+def rows_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Select the scores, and of GenEval each task's beside the others."""
+    tasks = metrics.get("categories", {}).items()
+    by_task = {f"{GENEVAL}_{task}": rows[GENEVAL] for task, rows in tasks if GENEVAL in rows}
+    return metric_rows(metrics) | by_task
 
 
 def plain(*names: str) -> Path:

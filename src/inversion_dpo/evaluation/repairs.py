@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.figures import Pixels, plate, sheet
 from inversion_dpo.evaluation.samples import read_images
-from inversion_dpo.evaluation.scorers.registry import Scores
+from inversion_dpo.evaluation.scorers.own import Scores
 
 SHOWN = {"repaired": 8, "broken": 4}  # prompts of each kind, at most
 _NEVER = np.zeros(0, bool)

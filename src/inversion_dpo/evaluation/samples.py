@@ -23,11 +23,11 @@ from tqdm import tqdm
 from inversion_dpo.data.buckets import square
 from inversion_dpo.data.images import decode_image, one_colour, one_colour_text, png
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
+from inversion_dpo.evaluation.scorers.own import Graphs, Scores
 from inversion_dpo.evaluation.scorers.registry import (
+    PER_PROMPT,
     TOGETHER,
-    Graphs,
     ScorerGroup,
-    Scores,
     load_scorers,
 )
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
@@ -74,7 +74,7 @@ def scoring_digest(config: Config) -> str:
     e, score = config.evaluation, scorers_of(config)
     places = [place for member in (score.members if score else ()) for place in member.places()]
     text = f"{e.scorer} {e.checkpoints}"
-    if SCENE_GRAPH in str(e.scorer):
+    if any(name in str(e.scorer) for name in (SCENE_GRAPH, *PER_PROMPT)):
         text += f" {e.parser} {e.prompts}"
         places += [Path(resolve(e.prompts)), Path(e.parser.vocabulary or "").expanduser()]
     return text + digest_of(p for p in places if p != Path())

@@ -480,7 +480,7 @@ def test_a_scorer_without_a_published_folder_says_what_to_give(name):
         load_scorers(name)
 
 
-@pytest.mark.parametrize("name", sorted({*WRITERS} - {"hpsv3"}))  # which takes one at a time
+@pytest.mark.parametrize("name", sorted({*WRITERS} - {"hpsv3", *registry.PER_PROMPT}))
 def test_batches_do_not_change_a_score(folders, name):
     images, prompts = [picture(k) for k in range(5)], [PROMPTS[k % 2] for k in range(5)]
     one = load_scorers(name, {name: str(folders[name])}, batch_size=1)(images, prompts)[name]

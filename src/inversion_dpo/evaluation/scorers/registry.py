@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
+import json
 import logging
-import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.prompt_sets import PromptSet, graph_of_prompt
 from inversion_dpo.evaluation.scorers import unified_reward, vqa
+from inversion_dpo.evaluation.scorers.asked import (
+    COMPBENCH,
+    GENEVAL,
+    geneval_row,
+    per_prompt,
+    phrases_of,
+)
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
+from inversion_dpo.evaluation.scorers.own import Graphs, Scores, checked, imported, source_of
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SCORES, SceneGraphScorer
 from inversion_dpo.evaluation.scorers.score_store import Store, score_key
@@ -30,12 +34,9 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.fields import ParserConfig
 
 logger = logging.getLogger(__name__)
-Scores = dict[str, NDArray[np.float64]]
-Graphs = list[SceneGraph | None]  # read from images; None for an unreadable one
 Scorer = Callable[..., Any]  # (images, prompts) -> scores [B], or scores [B] by name
 _Row = tuple[Pixels, str, SceneGraph | None]
 SCENES = "scenes"  # the exact checker of the embedded world
-GRAPH = "graph"  # not a score: the graphs that a scorer read
 VERSION = 1  # of the scorers' code; part of every kept score's key
 
 # name -> hub repository and revision, taken from the hub's pages; none of them was downloaded here
@@ -47,12 +48,15 @@ CHECKPOINTS = {
     "hpsv21": "RE-N-Y/hpsv21",
     "imagereward": "RE-N-Y/ImageReward",
     "mps": "RE-N-Y/mpsv1",
+    "geneval": "facebook/mask2former-swin-small-coco-instance",
+    "compbench": "Salesforce/blip-vqa-capfilt-large@refs/pr/7",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
 # Their authors publish no folder that transformers reads; docs/reference/scorers.md says how to
 # make one.
 OWN_FOLDER = ("aesthetic25", "hpsv3")
 SERVED = (SCENE_GRAPH, VQA, UNIFIED)  # a vision-language model answers, and may cost money
+PER_PROMPT = {GENEVAL: geneval_row, COMPBENCH: phrases_of}  # what they read beside the prompt
 LPIPS = "lpips"
 TOGETHER = (PAIR, LPIPS)  # which see several images at once, see ``pairwise``, ``diversity``
 OFFERED = (*CHECKPOINTS, *OWN_FOLDER, SCENES, *SERVED, *TOGETHER)
@@ -63,12 +67,15 @@ class Named:
     """A scorer of the registry or a user's own, loaded at its first call.
 
     spec: its name or ``module:function``. make: loads it, or raises ScorerError. checkpoint: its
-    weights; None without any.
+    weights; None without any. reads: prompt -> text that its scores depend on, or a ScorerError.
+    beside: further weights.
     """
 
     spec: str
     make: Callable[[], Scorer]
     checkpoint: Checkpoint | None = None
+    reads: Callable[[str], str] = str
+    beside: tuple[Checkpoint, ...] = ()
 
     @cached_property
     def call(self) -> Scorer:
@@ -80,13 +87,14 @@ class Named:
         """Everything that its scores depend on besides image and prompt; None: not kept."""
         if self.checkpoint is None:
             return None
-        return f"{VERSION} {self.spec} {self.checkpoint.identity()}"
+        weights = " ".join(part.identity() for part in (self.checkpoint, *self.beside))
+        return f"{VERSION} {self.spec} {weights}"
 
     def places(self) -> list[Path]:
         """List the local folder or file that its scores depend on, if there is one."""
         if self.checkpoint is None:
             return list(filter(None, [source_of(self.spec)])) if ":" in self.spec else []
-        return [self.checkpoint.folder] if self.checkpoint.folder else []
+        return [part.folder for part in (self.checkpoint, *self.beside) if part.folder]
 
 
 class ScorerGroup:
@@ -159,8 +167,10 @@ class ScorerGroup:
                     f"evaluation.scorer={SCENES} reads captions of the embedded world alone, not "
                     f"{odd[0][:60]!r}: give another scorer (docs/reference/scorers.md), or null"
                 )
-            if member.checkpoint:
-                member.checkpoint.check()
+            for prompt in prompts:
+                member.reads(prompt)
+            for part in filter(None, (member.checkpoint, *member.beside)):
+                part.check()
             if member.spec in SERVED:
                 served: Any = member.call
                 served.check(prompts)
@@ -185,7 +195,7 @@ class ScorerGroup:
     def _batch(self, member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
         if self.store is None or member.identity is None:
             return _called(member, rows)
-        keys = [score_key(member.identity, image, prompt) for image, prompt, _ in rows]
+        keys = [score_key(member.identity, i, member.reads(p)) for i, p, _ in rows]
         stored = self.store.get(keys)
         if new := [k for k, key in enumerate(keys) if key not in stored]:
             (fresh,) = _called(member, [rows[k] for k in new])[0].values()
@@ -281,10 +291,33 @@ def load_scorers(
             from inversion_dpo.world.checker import judge  # exact, and takes intended graphs
 
             return Named(name, lambda: judge)
+        if name in PER_PROMPT:
+            return _with_rows(name, places, prompt_set)
         return _by_itself(name, places.get(name))
 
     members = [named(name) for name in dict.fromkeys(names)]
     return ScorerGroup(members, batch_size, Store(store) if store else None)
+
+
+def _with_rows(
+    name: str, places: Mapping[str, str], prompt_set: Callable[[], PromptSet] | None
+) -> Named:
+    """Find a scorer that reads more of a prompt set than the prompts."""
+    if prompt_set is None:
+        raise ScorerError(f"{name} needs the rows of the prompt set: give `prompt_set`")
+    weights, clip = (Checkpoint.at(k, places.get(k, CHECKPOINTS[k])) for k in (name, "clip"))
+    asked = per_prompt(prompt_set, PER_PROMPT[name])
+
+    def make() -> Scorer:
+        from inversion_dpo.evaluation.scorers.compbench import CompBenchScorer
+        from inversion_dpo.evaluation.scorers.geneval import GenEvalScorer
+
+        if name == GENEVAL:
+            return GenEvalScorer(weights, clip, asked, device())
+        return CompBenchScorer(weights, asked, device())
+
+    beside = (clip,) if name == GENEVAL else ()
+    return Named(name, make, weights, lambda p: f"{p} {json.dumps(asked(p))}", beside)
 
 
 def _by_itself(name: str, place: str | None) -> Named:
@@ -306,8 +339,6 @@ def _by_itself(name: str, place: str | None) -> Named:
 
 def built(name: str, checkpoint: Checkpoint) -> Scorer:
     """Build a scorer of the registry, on the accelerator if there is one."""
-    import torch
-
     from inversion_dpo.evaluation.scorers.aesthetic import AestheticScorer
     from inversion_dpo.evaluation.scorers.aesthetic25 import Aesthetic25Scorer
     from inversion_dpo.evaluation.scorers.clip import ClipScorer
@@ -315,7 +346,6 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
     from inversion_dpo.evaluation.scorers.image_reward import ImageRewardScorer
     from inversion_dpo.evaluation.scorers.mps import MPSScorer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds: dict[str, Callable[..., Scorer]] = {
         "imagereward": ImageRewardScorer,
         "aesthetic": AestheticScorer,
@@ -325,62 +355,14 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
         **{clip: partial(ClipScorer, clip) for clip in ("clip", "pickscore", "hpsv2")},
         "hpsv21": partial(ClipScorer, "hpsv2"),
     }
-    return kinds[name](checkpoint, device)
+    return kinds[name](checkpoint, device())
 
 
-def source_of(name: str) -> Path | None:
-    """Find the file of ``module:function``, also in the working folder; None if there is none."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # which the installed command does not search by itself
-    try:
-        spec = importlib.util.find_spec(name.partition(":")[0])
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+def device() -> str:
+    """Name the accelerator if there is one."""
+    import torch
 
-
-def imported(name: str) -> Scorer:
-    """Import ``module:function``; ScorerError if that fails."""
-    module, _, function = name.partition(":")
-    source_of(name)  # searches the working folder from now on
-    try:
-        scorer: Scorer = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ScorerError(f"evaluation.scorer={name!r}: {error}; write module:function") from error
-    return scorer
-
-
-def checked(spec: str, result: Any, count: int) -> tuple[Scores, Graphs]:
-    """Check a scorer's result and return float64 [count] by name, and its graphs.
-
-    Under ``graph`` stand no scores: SceneGraphs, or None for an unreadable image. ScorerError for
-    any other result.
-    """
-    own = spec.rpartition(":")[2]
-    scores = dict(result) if isinstance(result, Mapping) else {own: result}
-    graphs = list(scores.pop(GRAPH, ())) if isinstance(result, Mapping) else []
-    if graphs and not (
-        len(graphs) == count and all(isinstance(g, SceneGraph | None) for g in graphs)
-    ):
-        raise ScorerError(f"scorer {spec}: {GRAPH} must be a SceneGraph or None for each image")
-    out = {name: _numbers(spec, name, values, count) for name, values in scores.items()}
-    if not out:
-        raise ScorerError(f"scorer {spec} returned no score; return one number for each image")
-    return out, graphs
-
-
-def _numbers(spec: str, name: str, values: Any, count: int) -> NDArray[np.float64]:
-    try:
-        plain = values.detach().cpu() if hasattr(values, "detach") else values
-        array = np.asarray(plain, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
-    if array.shape != (count,):
-        raise ScorerError(
-            f"scorer {spec}: {name} has shape {list(array.shape)} for {count} images; return "
-            "one number for each image"
-        )
-    return array
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _offer() -> str:
