@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inversion_dpo.run.disk import atomic_save
-from tools.drawn.pictures import PictureEncoder, Pictures, worn
+from tools.drawn.pictures import HandNetwork, PictureEncoder, Pictures, worn
 from tools.stages import Checkpointed, Log, loop
 
 WIDTH = 128  # of an embedding
@@ -37,14 +37,14 @@ HAND, READER = "hand.safetensors", "reader.safetensors"
 def train_hand(folder: Path, seen: Pictures, steps: int, batch: int, seed: int, log: Log) -> None:
     """Tell Twemoji's hand from Noto's; writes ``folder/hand.safetensors``."""
     torch.manual_seed(seed)
-    network = PictureEncoder(1)
+    network = HandNetwork()
     state = Checkpointed({"hand": network}, folder / "hand-training.safetensors", 1e-3, ema=0.98)
     hands = torch.tensor(seen.hands).float()
 
     def loss_at(step: int) -> Tensor:
         g = torch.Generator().manual_seed(seed * 1_000_003 + step)
         pick = torch.randint(len(hands), (batch,), generator=g)
-        logits = network(worn(seen.pixels[pick], g))[:, 0]
+        logits = network(worn(seen.pixels[pick], g))
         return F.binary_cross_entropy_with_logits(logits, hands[pick])
 
     loop(state, steps, 1e-3, loss_at, log, every=200)
@@ -106,7 +106,7 @@ class Judges:
     """The classifier of the hand and the reader of one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.hand, self.reader = PictureEncoder(1), PictureEncoder(WIDTH)
+        self.hand, self.reader = HandNetwork().eval(), PictureEncoder(WIDTH)
         self.hand.load_state_dict(load_file(folder / HAND))
         tensors = load_file(folder / READER)
         self.known = tensors.pop("known").float()
@@ -119,7 +119,7 @@ class Judges:
     @torch.no_grad()
     def twemoji(self, pixels: Tensor) -> Tensor:
         """Probability [B] that Twemoji's hand drew the pictures, and not Noto's."""
-        return torch.sigmoid(self.hand(pixels)[:, 0])
+        return torch.sigmoid(self.hand(pixels))
 
     @torch.no_grad()
     def read(self, pixels: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -81,17 +82,37 @@ class PictureEncoder(nn.Module):
 
     def __init__(self, out: int) -> None:
         super().__init__()
-        widths, layers = (3, 32, 64, 96, 128), []
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [
-                nn.Conv2d(before, after, 3, stride=2, padding=1),
-                nn.GroupNorm(8, after),
-                nn.SiLU(),
-            ]
-        layers += [nn.Conv2d(128, 128, 3, padding=1), nn.GroupNorm(8, 128), nn.SiLU()]
-        self.layers, self.head = nn.Sequential(*layers), nn.Linear(128 * 16, out)
+        self.layers, self.head = halving((3, 32, 64, 96, 128, 128), 4), nn.Linear(128 * 16, out)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode the pictures."""
         encoded: Tensor = self.head(self.layers(pixels).flatten(1))
         return encoded
+
+
+class HandNetwork(nn.Module):
+    """Pictures [B, 3, 64, 64] -> logits [B] of one hand.
+
+    Mean and maximum over the picture leave out where something is. With places it learned the
+    emoji by heart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = halving((3, 32, 64, 96), 3), nn.Linear(2 * 96, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Compute the logits."""
+        places = self.layers(pixels)
+        pooled = torch.cat([places.mean((2, 3)), places.amax((2, 3))], 1)
+        logits: Tensor = self.head(pooled)[:, 0]
+        return logits
+
+
+def halving(widths: tuple[int, ...], halvings: int) -> nn.Sequential:
+    """Convolutions from width to width; the first ``halvings`` of them halve the size."""
+    layers: list[nn.Module] = []
+    for k, (before, after) in enumerate(itertools.pairwise(widths)):
+        stride = 2 if k < halvings else 1
+        layers += [nn.Conv2d(before, after, 3, stride, 1), nn.GroupNorm(8, after), nn.SiLU()]
+    return nn.Sequential(*layers)

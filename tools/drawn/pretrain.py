@@ -204,10 +204,10 @@ def log_line(line: str) -> None:
 
 
 def train_judges(out: Path, seen: Pictures, unseen: Pictures, steps: int, seed: int) -> None:
-    """Train the labellers' classifier, then the judges."""
+    """Train the labellers' classifier, then the judges; a reader learns all it can in a third."""
     train_hand(out / "labellers", seen, steps, 32, seed + 10, log_line)
     train_hand(out / "judges", unseen, steps, 32, seed + 20, log_line)
-    train_reader(out / "judges", unseen, steps, 64, seed + 30, log_line)
+    train_reader(out / "judges", unseen, max(1, steps // 3), 64, seed + 30, log_line)
 
 
 def write_more(out: Path, emoji: list[Emoji], seen: Pictures, unseen: Pictures) -> None:
@@ -229,7 +229,7 @@ def write_more(out: Path, emoji: list[Emoji], seen: Pictures, unseen: Pictures) 
 
 def main() -> None:
     """Run every stage that is not finished yet."""
-    steps = {"--vae-steps": 1200, "--names-steps": 400, "--steps": 9000, "--judge-steps": 300}
+    steps = {"--vae-steps": 1200, "--names-steps": 400, "--steps": 9000, "--judge-steps": 900}
     args = workshop_parser(__doc__, steps, 32).parse_args()
     out, seed = args.output, args.seed
     for folder in (out, out / "judges", out / "labellers"):

@@ -188,7 +188,7 @@ def test_a_reader_places_names_by_the_nearest_picture(tmp_path):
     pixels = torch.rand(3, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         judges.write_reader(tmp_path, network, network(pixels)[[0, 1, 2, 0]], ["a", "b", "c", "a"])
-    judges.atomic_save(judges.PictureEncoder(1).state_dict(), tmp_path / judges.HAND)
+    judges.atomic_save(judges.HandNetwork().state_dict(), tmp_path / judges.HAND)
     found = judges.Judges(tmp_path)
     assert found.names == ["a", "b", "c"]
     place, probability = found.read(pixels, ["a", "b", "c"])
