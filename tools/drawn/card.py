@@ -49,7 +49,9 @@ imperfect, so that preference alignment has something to do.
   learned from both, changed them to 64x64 pixels on white, and is under CC BY 4.0 for that.
 - **Left out**: people, hands, skin tones, flags, symbols, objects, places, and joined emoji.
 - **Command**: `python -m tools.drawn.pretrain --output FOLDER`
-- **Training**: {stages}. Autoencoder and denoiser start from the embedded pipeline's.
+- **Training**: {stages}.
+  Autoencoder and denoiser start from the embedded pipeline's. The denoiser is stored in half
+  precision.
 - **Machine**: {machine}, shared with other work.
 - **Judges**: on {pictures} originals that they had not learned from, {hand:.1%} of the hands. Of
   {names} names the right one came first for {named:.1%}, among the first five for {recognised:.1%},

@@ -245,7 +245,7 @@ def main() -> None:
     z, hidden, empty = encoded(seen, vae, text, tokenizer)
     unet = train_denoiser(out, z, hidden, empty, args.steps, args.batch, seed, log_line)
     train_judges(out, seen, unseen, args.judge_steps, seed)
-    publish(out / "model" / "pipeline", vae, unet, text, tokenizer)
+    publish(out / "model" / "pipeline", vae, unet.half(), text, tokenizer)  # else over 30 MB
     write_more(out, emoji, seen, unseen)
     log_line(f"wrote {out / 'model'} on {platform.machine()}, {os.cpu_count()} cores")
 
