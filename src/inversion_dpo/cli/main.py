@@ -39,6 +39,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            end_bars()
             print("interrupted; run the same command again to resume", file=sys.stderr)
             raise SystemExit(130) from None
 
@@ -224,11 +225,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(list(arguments) if arguments is not None else None)
     except Exception as error:
+        end_bars()
         print(f"error: {in_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except Terminated as stop:
+        end_bars()
         print(f"{stop}; run the same command again to resume", file=sys.stderr)
         raise SystemExit(0) from None
+
+
+def end_bars() -> None:
+    """Close progress bars, so that what is said next has a line of its own."""
+    for bar in list(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())):
+        bar.close()
 
 
 def in_one_line(error: Exception) -> str:

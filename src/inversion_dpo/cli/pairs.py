@@ -73,7 +73,6 @@ def pairs_build(
     """
     from inversion_dpo.making_pairs.build import build, check_build
     from inversion_dpo.run.config import to_yaml
-    from inversion_dpo.run.folder import occupied
 
     given = {
         "build.prompts": prompts,
@@ -86,13 +85,11 @@ def pairs_build(
     }
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     run = resolved("pairs build", config, [*(overrides or []), *options])
-    check_build(run, output)
     if dry_run:
+        check_build(run, output)
         typer.echo(to_yaml(run), nl=False)
         raise typer.Exit
-    with occupied(output, run=False):
-        made = build(run, output)
-    for name, count in made.items():
+    for name, count in build(run, output).items():
         typer.echo(f"{count} pairs in {output / name}.parquet")
 
 

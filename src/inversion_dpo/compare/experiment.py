@@ -28,15 +28,17 @@ from inversion_dpo.compare.runs import (
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import split_prompts, tune
 from inversion_dpo.data.buckets import square
-from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.defaults import evaluation_prompts, settled
 from inversion_dpo.evaluation.evaluate import check as check_evaluation
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.report import versions
+from inversion_dpo.models.loading import check_model
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text, check_room, read_json
 from inversion_dpo.run.folder import occupied
+from inversion_dpo.training.beforehand import check_training
 from inversion_dpo.training.recipe import prepare
+from inversion_dpo.training.run_files import tracker_of
 from inversion_dpo.trajectories.key import chosen_method
 
 logger = logging.getLogger(__name__)
@@ -149,6 +151,10 @@ def compare(root: Path, plan: Plan) -> Path:
     plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
     check(plan.config, plans, plan.extra, plan.vary)
     check_evaluation(base, root)
+    tracker_of(base.training.tracker)
+    for overrides in plans[:: plan.seeds]:
+        config = load_config(plan.config, overrides)
+        check_training(config, check_model(config.model), root)
     runs, count = len(plans), len(evaluation_prompts(base))
     images = (
         runs * DIVERSITY_PROMPTS * DIVERSITY_SEEDS
@@ -157,7 +163,6 @@ def compare(root: Path, plan: Plan) -> Path:
     )
     pixels = math.prod(square(base.model.resolution))
     check_room(root / "samples", images * 2 * pixels, f"samples of {runs} runs")
-    next(iter(open_pairs(base.data, 1)), None)
     claim_folder(root, plan)
     with occupied(root, run=False):
         e, given = settled(base, root).evaluation, base.evaluation

@@ -36,6 +36,7 @@ from inversion_dpo.making_pairs.labelling import (
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.fields import BuildConfig
+from inversion_dpo.run.folder import occupied
 from inversion_dpo.run.processes import current_team
 
 SEEDS = 1_000_000  # room for the samples of one cell
@@ -52,9 +53,14 @@ def build(config: Config, output: Path) -> dict[str, int]:
     Without ``build.splits`` OUTPUT/NAME.parquet for each labelling, with them the folder
     OUTPUT/dataset. Of several processes all must call it; the first one writes and has the numbers.
     """
+    check_build(config, output)
+    with occupied(output, run=False):
+        return _built(config, output)
+
+
+def _built(config: Config, output: Path) -> dict[str, int]:
     from inversion_dpo.making_pairs.dataset import write_dataset
 
-    check_build(config, output)
     b = config.build
     if current_team().main:
         claim(output, _sampled_by(config))

@@ -169,13 +169,20 @@ def test_what_a_training_ends_before_is_said():
     assert not late_texts(load_config(None, ["training.steps=10"]).training)
 
 
+def test_a_comparison_checks_each_of_its_runs_before_the_first(ended):
+    words = ("--methods", "x0", "--seeds", "2", "--vary", "inversion.steps=3,2000")
+    code, _, error = ended("compare", "-c", "tiny.yaml", "-o", "new", "--curve-prompts=0", *words)
+    assert code == 2 and "error: inversion.steps=2000: the model's schedule takes" in error
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize("command", SAMPLING)
 @pytest.mark.parametrize(
     ("output", "more", "message"),
     [
         ("new", "evaluation.sample_steps=1000", "evaluation.sample_steps=1000: the model's"),
         ("new", "model.resolution=60", "model.resolution=60 must be a multiple"),
-        ("new", "model.resolution=1600000", "samples need about"),
+        ("new", "model.resolution=1600", "samples need about"),
         ("new", "model.lora=/none.safetensors", "model.lora=/none.safetensors: nothing is there"),
         ("tiny.yaml/new", "model.t5=true", "nothing can be written to"),
     ],
@@ -186,6 +193,8 @@ def test_what_would_stop_the_sampling_is_said_before_it(
     Path("prompts.txt").write_text("a star")
     Path("mine.py").write_text("def taste(images, prompts):\n    return [1.0] * len(images)\n")
     monkeypatch.setattr("inversion_dpo.evaluation.sides.load_pipeline", None)
+    if "need" in message:
+        full(monkeypatch)
     words = (*command.split(), "-c", "tiny.yaml", *SAMPLING[command])
     code, printed, error = ended(*words, output, more)
     assert (code, printed, error.count("\n")) == (2, "", 1) and message in error

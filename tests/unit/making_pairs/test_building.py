@@ -139,7 +139,7 @@ def test_models_take_turns_with_the_reference(tmp_path, monkeypatch):
     ("override", "message"),
     [
         ("build.mining=best", "build.mining=best: give one of"),
-        ("build.samples=1", "at least 2"),
+        ("build.samples=1", "from 2 to"),
         ("build.mix={3/2: 0}", "build.mix.3/2=0: give a number above 0"),
         ("build.quality=0", "build.quality"),
         ("build.colour=1", "unknown key 'build.colour'"),
