@@ -6,7 +6,6 @@ a policy may become so too, whatever the labels were meant to say.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ import numpy as np
 from PIL import Image
 
 from inversion_dpo.data.images import one_colour
+from inversion_dpo.maths.intervals import wilson
 
 GRID, LEVELS = 32, 4  # parts a side, and levels of 255 that no part of two like pictures differs by
 SIDE = 256  # pixels; larger images are looked at in this size, so that sharpness can be compared
 LEAST_PAIRS = 30  # of fewer nothing is said: the interval would be no good
 LUMA = (0.299, 0.587, 0.114)
-Z = 2.576  # of the normal distribution's central 99%: five traits are looked at together
+TAIL = 0.005  # beyond each end of a 99% interval: five traits are looked at together
 TRAITS = ("brighter", "more contrasty", "more colourful", "warmer", "sharper")
 Traits = dict[str, float]
 
@@ -105,12 +105,7 @@ class Tally:
             more, less = self.more[name] / self.pairs, self.less[name] / self.pairs
             if more or less:
                 share = 0.5 + (more - less) / 2
-                z2 = Z**2 / self.pairs  # Wilson's interval, which has a width at 0 and 1 as well
-                half = Z * math.sqrt(share * (1 - share) / self.pairs + z2 / self.pairs / 4)
-                found[name] = Share(
-                    share,
-                    *(min(max((share + z2 / 2 + h) / (1 + z2), 0.0), 1.0) for h in (-half, half)),
-                )
+                found[name] = Share(*wilson(share, self.pairs, TAIL))
         return found
 
 
