@@ -37,7 +37,6 @@ from inversion_dpo.maths.losses import METHODS as OBJECTIVES
 
 RATES = (3e-4, 1e-3, 3e-3)
 BETAS = {"dspo": (0.01, 0.1, 0.3, 1.0, 3.0), "mapo": (0.1, 0.3, 1.0, 10.0, 100.0)}
-BETAS["x0_auto"] = (0.02, 0.05, 0.1, 0.2, 0.4)  # gradient factors
 USUAL = (3.0, 10.0, 30.0, 100.0, 300.0)
 NO_BETA = tuple(np.geomspace(1e-5, 1e-2, 15).tolist())  # sft: as many trials, all on the rate
 COLUMNS = ("distance", "reward", "kl", "excess_kl")

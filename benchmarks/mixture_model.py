@@ -10,6 +10,8 @@ monotone map, so quantiles, KL divergence and distance to the optimum carry no s
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,11 +23,10 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 from torch import Tensor, nn
 
+from inversion_dpo.maths.beta import BETA_DECAY, adapted_beta, gap_weighted
 from inversion_dpo.maths.inversion import invert, recovered_noise
 from inversion_dpo.maths.losses import (
-    BETA_DECAY,
     LOSSES,
-    adapted_beta,
     as_pair_errors,
     method_of,
     residual_overlap,
@@ -197,8 +198,9 @@ def outcome(predict: Eps, strength: float = 1.0) -> dict[str, float]:
 class Setting:
     """What a method is made of: an objective, with another loss or path, target and modifiers.
 
-    coupling: share of an image's own noise on the paths line and known. auto: beta adapts, and the
-    number that is tuned in its place is the gradient factor.
+    coupling: share of an image's own noise on the paths line and known. auto: the gradient factor
+    of a beta that adapts from the one that is tuned. gap: beta follows each pair's own p.
+    reference_every: steps after which the policy becomes the reference.
     """
 
     objective: str = "inversion_dpo"
@@ -210,7 +212,9 @@ class Setting:
     loss: str | None = None
     path: str | None = None
     coupling: float = 1.0
-    auto: bool = False
+    auto: float | None = None
+    gap: bool = False
+    reference_every: int | None = None
 
 
 METHODS: dict[str, Setting] = {
@@ -233,7 +237,9 @@ METHODS: dict[str, Setting] = {
     "x0_soft": Setting(soft_labels=True),
     "x0_safeguard": Setting(safeguard=True),
     "x0_bounded": Setting(loss="dpo_bounded"),
-    "x0_auto": Setting(auto=True),
+    "x0_auto": Setting(auto=0.2),
+    "x0_gap": Setting(gap=True),
+    "dpo_moving": Setting("diffusion_dpo", reference_every=100),
     "kto_inverted": Setting("kto", path="trajectory"),
     "line": Setting("diffusion_dpo", path="line"),
     "line_half": Setting("diffusion_dpo", path="line", coupling=0.7),
@@ -296,6 +302,7 @@ class Problem:
         known = self.method.path == "known"  # where the sampler's own way leads
         self.grid = SCHEDULE.grid(SAMPLE_STEPS if known else budget.grid)
         self.x, self.p = preference_pairs(budget.pairs, seed)
+        self.reference: Eps = reference_eps
         self.path = invert(self.x, self.grid, lambda x, t: reference_eps(x, t.long()), "epsilon")
         self.noise = recovered_noise(self.path)
         self.generator = torch.Generator().manual_seed(seed)
@@ -321,7 +328,9 @@ class Problem:
         count = self.budget.pairs
         chosen = torch.randint(count, (self.budget.batch,), generator=self.generator)
         x_t, index, star = self.points(torch.cat([chosen, chosen + count]), policy)
-        found, ref = policy(x_t, index), reference_eps(x_t, index)
+        found = policy(x_t, index)
+        with torch.no_grad():
+            ref = self.reference(x_t, index)
         ours, theirs = squared_error(star, found), squared_error(star, ref)
         errors = as_pair_errors(
             ours,
@@ -331,11 +340,11 @@ class Problem:
             baseline=(theirs - ours).detach().mean(),
             **({"preference": self.p[chosen].float()} if self.setting.soft_labels else {}),
         )
+        if self.setting.gap:
+            told = replace(errors, preference=self.p[chosen].float())
+            errors = gap_weighted(told, float((2 * self.p - 1).abs().mean()))
         errors = safeguarded(errors) if self.setting.safeguard else errors
         return LOSSES[self.method.loss].function(errors, settings)
-
-
-FIRST_BETA = 10.0  # of one that adapts
 
 
 def train_mixture(
@@ -349,8 +358,7 @@ def train_mixture(
     """Train one policy with Adam and return it; ``watch`` is called before every step."""
     budget = budget or Budget()
     policy, problem = MixturePolicy(seed, budget.jitter), Problem(setting, seed, budget)
-    first = FIRST_BETA if setting.auto else beta
-    settings, size = LossSettings(first, setting.link, setting.label_smoothing), 0.0
+    settings, logit = LossSettings(beta, setting.link, setting.label_smoothing), 0.0
     optimizer = torch.optim.Adam(policy.parameters(), rate)
     for number in range(budget.steps):
         watch(number, policy)
@@ -359,9 +367,12 @@ def train_mixture(
         output.loss.mean().backward()
         optimizer.step()
         if setting.auto:
-            now = 2 * output.margin.abs().mean().item() / settings.beta
-            size = BETA_DECAY * size + (1 - BETA_DECAY) * now if number else now
-            settings = replace(settings, beta=adapted_beta(size, beta, FIRST_BETA))
+            g = torch.sigmoid(-output.margin).mean().item()
+            now = beta / settings.beta * math.log((1 - g) / g)
+            logit = BETA_DECAY * logit + (1 - BETA_DECAY) * now
+            settings = replace(settings, beta=adapted_beta(logit, setting.auto, beta))
+        if setting.reference_every and (number + 1) % setting.reference_every == 0:
+            problem.reference = copy.deepcopy(policy)
     return policy
 
 

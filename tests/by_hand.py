@@ -172,6 +172,8 @@ def make_plan(name="inversion_dpo", **changed):
         "safeguard_margin": 0.0,
         "gradient_factor": None,
         "soft_labels": False,
+        "gap": None,
+        "reference_every": None,
         "guidance_scale": 1.0,
         "batch_size": 4,
         "accumulation": 1,
@@ -209,6 +211,7 @@ def make_session(cache, plan=None, weight=0.5, **more):
         "max_skipped": 1,
         "skipped": 0,
         "coefficients": {},
+        "moved": {},
         "team": Team(),
     }
     values |= more

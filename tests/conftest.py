@@ -164,9 +164,12 @@ def pair_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def soft_pair_file(tmp_path_factory):
-    """The pairs of ``pair_file`` with soft labels: the winner is better with probability 0.9."""
+    """The pairs of ``pair_file`` with seeds, and soft labels: mostly 0.9 for the winner."""
     path = tmp_path_factory.mktemp("soft") / "pairs.parquet"
-    rows = [{**row, "preference_0": 0.1 + 0.8 * row["label_0"]} for row in pair_rows(16)]
+    rows = pair_rows(16)
+    for k, row in enumerate(rows):
+        gap = 0.8 if k % 4 else 0.2
+        row |= {"preference_0": 0.5 + gap * (row["label_0"] - 0.5), "seed_0": k, "seed_1": 99 - k}
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path
 

@@ -44,6 +44,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 MATHS = ["maths/test_schedule.py", "maths/test_inversion.py", "maths/test_objectives.py"]
 TESTS = {  # file of the package -> files in tests/unit that should notice a fault in it
     "maths/inversion.py": MATHS,
+    "maths/beta.py": ["maths/test_objectives.py"],
     "maths/losses.py": [f"maths/test_{name}.py" for name in ("methods", "objectives", "authors")],
     "maths/methods.py": ["maths/test_methods.py"],
     "maths/records.py": ["maths/test_records.py", *MATHS],

@@ -59,6 +59,10 @@ CASES = {
     "ddp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
     "ddp-kto": ["objective.name=kto"],  # its baseline is a mean over both processes' images
     "ddp-shapes": ["data.pairs=SHAPES"],  # pictures of three shapes
+    "ddp-line": ["objective.name=diffusion_dpo", "objective.path=line", "objective.beta=auto"],
+    "ddp-known": ["objective.name=kto", "objective.path=known", "objective.coupling=0.6"],
+    "ddp-moving": ["objective.name=diffusion_dpo", "objective.reference_every=2"],
+    "fsdp-moving": ["objective.name=diffusion_dpo", "objective.reference_every=2"],
     "ddp-full": ["policy.kind=full", "training.learning_rate=1e-4"],
     "fsdp-lora": ["data.prompt_dropout=0.5"],
     "fsdp-noise": ["objective.name=diffusion_dpo", "training.batch_size=6"],
@@ -115,7 +119,7 @@ def start_two(folder, timeout=240):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_pipeline, pair_file, worker_id):
+def results(tmp_path_factory, tiny_pipeline, soft_pair_file, worker_id):
     """Call with a case: folders of the fast or the slow cases, by the number of processes.
 
     Each set is made once, by whichever of the tests' workers asks first.
@@ -129,7 +133,9 @@ def results(tmp_path_factory, tiny_pipeline, pair_file, worker_id):
         with FileLock(f"{root}.lock"):
             if not (root / "done").exists():
                 root.mkdir(exist_ok=True)
-                run_cases(root, [c for c in CASES if (c in FAST) == fast], tiny_pipeline, pair_file)
+                run_cases(
+                    root, [c for c in CASES if (c in FAST) == fast], tiny_pipeline, soft_pair_file
+                )
                 (root / "done").touch()
         return {count: root / f"{count}" for count in (1, 2)}
 

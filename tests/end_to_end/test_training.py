@@ -31,6 +31,7 @@ from inversion_dpo.training.notices import noise_text, round_trip_text, trained_
 from inversion_dpo.training.recipe import prepare, train
 from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories import fill as trajectories
+from inversion_dpo.trajectories import known
 from inversion_dpo.trajectories.cache import damaged_files
 from inversion_dpo.trajectories.sampling_back import round_trip_error
 from tests.sessions import set_up
@@ -159,22 +160,32 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeyp
     assert drop(rows_of(tmp_path / "whole")) == drop(rows_of(tmp_path / "parts"))
 
 
-OTHERS = [*METHODS.keys() - {"inversion_dpo", "diffusion_dpo"}, "adafactor"]  # than above
+FORMS = {  # beside the methods' names
+    "adafactor": ["training.optimizer=adafactor"],
+    "auto": ["objective.beta=auto", "training.learning_rate=0.1"],
+    "gap": ["objective.gap_weighted=true"],
+    "known": ["objective.name=diffusion_dpo", "objective.path=known"],
+    "line": ["objective.name=kto", "objective.path=line", "objective.coupling=0.6"],
+    "moving": ["objective.name=kto", "objective.reference_every=3"],
+    "smpo": ["objective.name=smpo", "objective.soft_labels=true"],
+}
+OTHERS = METHODS.keys() - {"inversion_dpo", "diffusion_dpo"} | FORMS.keys()  # than above
 
 
-# In `make test`: the paths that the test above has not, KTO's baseline, another optimizer.
-@pytest.mark.parametrize("name", slow_but(["kto", "adafactor"], sorted(OTHERS)))
-def test_every_objective_resumes_in_the_same_bits(tiny_config, soft_pair_file, tmp_path, name):
-    """None keeps a state of its own; what moves is the policy and the optimizer's moments."""
-    words = [f"training.optimizer={name}" if name == "adafactor" else f"objective.name={name}"]
-    if name == "smpo":
-        words += ["objective.soft_labels=true", f"data.pairs={soft_pair_file}"]
+# In `make test`: a reference that moves and KTO's baseline, and another optimizer.
+@pytest.mark.parametrize("name", slow_but(["moving", "adafactor"], sorted(OTHERS)))
+def test_every_objective_resumes_in_the_same_bits(
+    tiny_config, soft_pair_file, tmp_path, name, monkeypatch
+):
+    """What moves: the policy, the optimizer's moments, a beta, a reference between two of them."""
+    monkeypatch.setattr(known, "KNOWN_SHARE", 0.0)  # a random model knows no noise
+    words = [*FORMS.get(name, [f"objective.name={name}"]), f"data.pairs={soft_pair_file}"]
     words += ["training.checkpoint_every=2", "inversion.steps=3", "data.limit=8"]
     train(tiny_config(*words, "training.steps=4"), tmp_path / "whole", tmp_path / "cache")
     for steps in (2, 4):
         config = tiny_config(*words, f"training.steps={steps}")
         session = train(config, tmp_path / "parts", tmp_path / "cache")
-    assert session.coefficients == {}
+    assert (session.coefficients == {}) == (name != "auto")
     whole, parts = (tmp_path / run / "checkpoints/step-000004" for run in ("whole", "parts"))
     for file in ("policy.safetensors", "optimizer.safetensors"):
         assert (whole / file).read_bytes() == (parts / file).read_bytes()

@@ -8,7 +8,6 @@ and sources: docs/explanation/objectives.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -297,38 +296,23 @@ def with_terms(output: LossOutput, errors: PairErrors, s: LossSettings) -> LossO
     return replace(output, loss=output.loss + terms)
 
 
-BETA_DECAY = 0.95  # of the running mean of margins, a step
-BETA_RANGE = 10.0  # an adapted beta is at most so many times the first one, and at least its share
-
-
-def adapted_beta(size: float, factor: float, first: float) -> float:
-    """Compute the beta at which a margin of this size has sigmoid(-logit) = factor.
-
-    beta = 2 log((1 - factor) / factor) / size, clamped to first / 10 ... 10 first. As in the
-    Flow-DPO of https://github.com/bghira/SimpleTuner, commit bc8e6ab.
-
-    Args:
-        size: running mean of |s_w - s_l|; 0 at the reference.
-        factor: the gradient factor to aim at, below 1/2.
-        first: the loss's usual beta.
-    """
-    wanted = 2 * math.log((1 - factor) / factor) / max(size, 1e-30)
-    return min(max(wanted, first / BETA_RANGE), first * BETA_RANGE)
-
-
 @dataclass(frozen=True)
 class Loss:
     """A loss function and its requirements.
 
     function: pure, from errors [P] to losses [P]. uses: the labels and the settings of
-    ``objective`` that affect it. reference: whether it compares with the reference. baseline:
-    whether it needs the mean over the whole batch, summed over processes.
+    ``objective`` that affect it. baseline: whether it needs the mean over the whole batch, summed
+    over processes.
     """
 
     function: Callable[[PairErrors, LossSettings], LossOutput]
     uses: frozenset[str]
-    reference: bool = True
     baseline: bool = False
+
+    @property
+    def reference(self) -> bool:
+        """Whether it compares with the reference."""
+        return "reference" in self.uses
 
 
 LOSSES: dict[str, Loss] = {
@@ -337,12 +321,12 @@ LOSSES: dict[str, Loss] = {
     "dpo_released": Loss(released_sign, USES["dpo_released"]),
     "smpo": Loss(smpo, USES["smpo"]),
     "dspo": Loss(dspo, USES["dspo"]),
-    "mapo": Loss(mapo, USES["mapo"], reference=False),
+    "mapo": Loss(mapo, USES["mapo"]),
     "dmpo": Loss(dmpo, USES["dmpo"]),
     "nft": Loss(nft, USES["nft"]),
     "kto": Loss(kto, USES["kto"], baseline=True),
-    "sft": Loss(sft, USES["sft"], reference=False),
-    "denoising": Loss(denoising, USES["denoising"], reference=False),
+    "sft": Loss(sft, USES["sft"]),
+    "denoising": Loss(denoising, USES["denoising"]),
 }
 
 

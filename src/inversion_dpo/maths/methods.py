@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-COMMON = frozenset({"labels", "beta", "safeguard", "terms"})
-LINKED = COMMON | {"link", "label_smoothing", "soft_labels"}
+COMMON = frozenset({"labels", "reference", "beta", "safeguard", "terms"})
+LINKED = COMMON | {"link", "label_smoothing", "soft_labels", "gap"}
 # Which settings each loss looks at.
 USES: dict[str, frozenset[str]] = {
     "dpo": LINKED,
@@ -16,8 +16,8 @@ USES: dict[str, frozenset[str]] = {
     "dspo": COMMON - {"terms"},
     "mapo": frozenset({"labels", "beta"}),
     "dmpo": LINKED - {"link"},
-    "nft": frozenset({"labels", "beta", "soft_labels"}),
-    "kto": COMMON | {"liked_share"},
+    "nft": frozenset({"labels", "reference", "beta", "soft_labels"}),
+    "kto": COMMON | {"liked_share", "gap"},
     "sft": frozenset({"labels"}),
     "denoising": frozenset(),
 }

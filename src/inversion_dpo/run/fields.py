@@ -213,7 +213,7 @@ class ObjectiveConfig:
     gradient_factor: Annotated[
         float, Strict(), Field(gt=0, lt=0.5), Effect("beta and objective.beta=auto")
     ] = 0.2
-    """Share of their gradient that pairs keep, as beta=auto aims at; lower ties less."""
+    """Mean gradient factor below which beta=auto lowers beta from its usual value."""
     link: Annotated[Literal["sigmoid", "hinge", "ipo"], Effect("link")] = "sigmoid"
     """Function from a pair's logit to its loss."""
     label_smoothing: Annotated[Minority, Effect("label_smoothing")] = 0.0
@@ -222,6 +222,12 @@ class ObjectiveConfig:
     """What liked images weigh in KTO's loss, in any number; null weighs each image alike."""
     soft_labels: Annotated[Switch, Effect("soft_labels")] = False
     """Weigh each pair by the probability, given in the data, that its winner is better."""
+    gap_weighted: Annotated[Switch, Effect("gap and objective.soft_labels=false")] = False
+    """Scale each pair's beta by 2p - 1, mean 1; p as of soft_labels, so that clear pairs count."""
+    reference_every: Annotated[
+        Count | None, Effect("reference and anew and policy.kind!=scene_graph")
+    ] = None
+    """Steps after which the policy so far becomes the reference, again and again; null: never."""
     safeguard: Annotated[Switch, Effect("safeguard")] = False
     """Hold the loser's gradient back where it would raise the winner's error."""
     safeguard_margin: Annotated[

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from inversion_dpo.run.disk import atomic_folder, sha256_of
 from inversion_dpo.run.processes import Team
@@ -52,7 +52,7 @@ class Progress:
 
 def save_checkpoint(
     folder: Path,
-    parameters: dict[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
@@ -134,7 +134,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def load_checkpoint(
     folder: Path,
-    parameters: dict[str, nn.Parameter],
+    parameters: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     identity: str,
     reference: str = "",
@@ -169,8 +169,8 @@ def load_checkpoint(
     weights = load_file(folder / "policy.safetensors")
     if set(weights) != set(parameters):
         raise CheckpointError(
-            f"{folder} holds other tensors than this policy: choose another "
-            "--output, or the policy.* settings it was trained with"
+            f"{folder} holds other tensors than this policy: choose another --output, or the "
+            "policy.* settings and objective.reference_every that it was trained with"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -14,11 +14,11 @@ from inversion_dpo.trajectories.method import chosen_method
 _PATHS: dict[str, frozenset[str]] = {
     "trajectory": frozenset({"inversion", "inverts", "grid", "steps", "target", "draws", "kept"}),
     "released": frozenset({"inverts", "steps"}),
-    "policy": frozenset({"grid", "steps", "draws"}),
-    "renoise": frozenset({"grid", "steps", "draws"}),
-    "noise": frozenset({"draws"}),
-    "line": frozenset({"inversion", "inverts", "grid", "steps", "draws", "coupled"}),
-    "known": frozenset({"draws", "coupled"}),
+    "policy": frozenset({"grid", "steps", "draws", "anew"}),
+    "renoise": frozenset({"grid", "steps", "draws", "anew"}),
+    "noise": frozenset({"draws", "anew"}),
+    "line": frozenset({"inversion", "inverts", "grid", "steps", "draws", "coupled", "anew"}),
+    "known": frozenset({"draws", "coupled", "anew"}),
 }
 
 GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in every_setting()))

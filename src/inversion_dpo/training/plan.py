@@ -28,8 +28,10 @@ class Plan:
     schedule on the paths ``noise``, ``line`` and ``known``. coupling: share of an image's own
     noise on the last two, 0 on others. weights: size of the pictures -> k of each level, mean 1
     over those; flow models shift their levels by the size. states: of each pair in a step.
-    guidance_scale: of the prediction that is trained, policy and reference alike. The dropouts are
-    shares of pairs that are shown without prompt, graph or caption.
+    soft_labels: whether the pairs' own p is read. gap: the mean of abs(2p - 1), where beta follows
+    it. reference_every: steps after which the reference becomes the policy. guidance_scale: of the
+    prediction that is trained, policy and reference alike. The dropouts are shares of pairs that
+    are shown without prompt, graph or caption.
     """
 
     loss: Loss
@@ -45,6 +47,8 @@ class Plan:
     safeguard_margin: float
     gradient_factor: float | None  # that beta follows, if it does
     soft_labels: bool
+    gap: float | None
+    reference_every: int | None
     guidance_scale: float
     batch_size: int
     accumulation: int
@@ -89,8 +93,7 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
     coupled = method.path in ENDPOINTS
     free = method.path == "noise" or coupled  # of the grid
     if free:
-        last = len(schedule.timesteps) - 1
-        low, high = round(o.t_min * last), round(o.t_max * last)
+        low, high = (round(t * (len(schedule.timesteps) - 1)) for t in (o.t_min, o.t_max))
     elif method.path != "released" and levels.sigma[low] <= levels.sigma[0]:
         raise ConfigError(
             "this scheduler's first noisy state is as noisy as its clean end (timestep 0, "
@@ -119,7 +122,9 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
         safeguard=o.safeguard,
         safeguard_margin=o.safeguard_margin,
         gradient_factor=o.gradient_factor if o.beta == "auto" else None,
-        soft_labels=o.soft_labels,
+        soft_labels=o.soft_labels or o.gap_weighted,
+        gap=1.0 if o.gap_weighted else None,
+        reference_every=o.reference_every,
         guidance_scale=o.guidance_scale,
         batch_size=t.batch_size,
         accumulation=t.gradient_accumulation,
@@ -147,6 +152,17 @@ def balanced(plan: Plan, share: float | None, cache: TrajectoryCache, pairs: lis
         return plan
     w, l = balance(share, liked, others)
     return replace(plan, settings=replace(plan.settings, liked=w, disliked=l))
+
+
+def with_gap(plan: Plan, cache: TrajectoryCache, pairs: list[int]) -> Plan:
+    """Measure the mean gap of the pairs that are trained on, abs(2p - 1).
+
+    Args:
+        plan: of the training.
+        cache: of the pairs.
+        pairs: that are trained on.
+    """
+    return replace(plan, gap=float((2 * cache.preference(pairs) - 1).abs().mean()))
 
 
 def released_weights(schedule: Schedule, grid: Grid) -> Tensor:

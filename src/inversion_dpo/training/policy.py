@@ -27,6 +27,7 @@ from inversion_dpo.models.lora import merge_lora
 from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.run.disk import steady_header
 from inversion_dpo.run.fields import Config, PolicyConfig, TrainingConfig
+from inversion_dpo.run.sharded import settle
 
 
 class NarrowLinear(nn.Linear):
@@ -49,6 +50,27 @@ NARROW: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: NarrowLinear,
     nn.Conv2d: NarrowConv2d,
 }
+
+
+@contextmanager
+def having(
+    network: nn.Module, parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
+) -> Iterator[nn.Module]:
+    """Give a network's parameters these values as long as the context lasts; of FSDP its parts."""
+    own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    assign(parameters, values)
+    try:
+        yield network
+        settle(network)
+    finally:
+        assign(parameters, own)
+
+
+@torch.no_grad()
+def assign(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values into tensors of the same names."""
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
 
 
 class LoraPolicy:

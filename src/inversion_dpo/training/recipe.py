@@ -41,7 +41,7 @@ from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.checks import asked_to_stop, check_step
 from inversion_dpo.training.health import Watch
 from inversion_dpo.training.notices import counts_text, guidance_text, overlong_text, rare_text
-from inversion_dpo.training.plan import balanced, make_plan
+from inversion_dpo.training.plan import balanced, make_plan, with_gap
 from inversion_dpo.training.policy import FullPolicy, attach, make_optimizer
 from inversion_dpo.training.run_files import (
     append_row,
@@ -157,6 +157,8 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
     if config.data.label_noise:
         cache.swap(train_pairs, config.data.label_noise, t.seed)
+    if plan.gap:
+        plan = with_gap(plan, cache, train_pairs)
     if loss == "kto":
         plan = balanced(plan, config.objective.liked_share, cache, train_pairs)
     buckets = split_by(train_pairs, cache.size)

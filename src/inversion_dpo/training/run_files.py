@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from torch import Tensor
 
 from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import atomic_folder, atomic_text
@@ -42,9 +43,12 @@ def resume(session: Session, folder: Path) -> Progress:
     progress = Progress(0, 0.0, identity, reference)
     parameters = session.policy.trainable()
     session.initial = {name: p.detach().clone() for name, p in parameters.items()}
+    if session.plan.reference_every:
+        session.moved = {name: p.clone() for name, p in session.initial.items()}
     if checkpoint is not None:
         inner = getattr(session.optimizer, "optimizer", session.optimizer)
-        progress = load_checkpoint(checkpoint, parameters, inner, identity, reference)
+        held = held_tensors(session)
+        progress = load_checkpoint(checkpoint, held, inner, identity, reference)
     session.skipped, session.coefficients = progress.skipped, dict(progress.coefficients)
     if session.accelerator.scaler is None:  # which leaves out steps that are not counted
         session.updates = progress.step - progress.skipped
@@ -121,8 +125,14 @@ def save_session(
         coefficients=session.coefficients | scales,
     )
     inner = getattr(session.optimizer, "optimizer", session.optimizer)
-    parameters, keep = session.policy.trainable(), session.keep_checkpoints
-    save_checkpoint(folder / "checkpoints", parameters, inner, progress, keep, session.team)
+    held, keep = held_tensors(session), session.keep_checkpoints
+    save_checkpoint(folder / "checkpoints", held, inner, progress, keep, session.team)
+
+
+def held_tensors(session: Session) -> dict[str, Tensor]:
+    """Name what a checkpoint holds: what is trained, and a reference that moved."""
+    moved = {f"reference.{name}": tensor for name, tensor in session.moved.items()}
+    return {**session.policy.trainable(), **moved}
 
 
 def tracker_of(name: str) -> str | None:

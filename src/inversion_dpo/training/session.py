@@ -30,7 +30,8 @@ class Session:
 
     network: the prepared policy network, which every forward goes through. coefficients: whatever
     adapts, kept in checkpoints. skipped: steps whose loss or gradient was not finite; updates: the
-    others. initial: the trainable tensors before step 0, until they are seen to move.
+    others. initial: the trainable tensors before step 0, until they are seen to move. moved: those
+    of a reference that moves; empty if it does not.
     """
 
     accelerator: Accelerator
@@ -51,6 +52,7 @@ class Session:
     skipped: int = 0
     updates: int = 0
     initial: dict[str, Tensor] = field(default_factory=dict)
+    moved: dict[str, Tensor] = field(default_factory=dict)
 
 
 def split_by(items: Iterable[T], size_of: Callable[[T], Size]) -> list[list[T]]:

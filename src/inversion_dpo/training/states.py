@@ -33,6 +33,7 @@ from inversion_dpo.models.base import (
     without_prompt,
 )
 from inversion_dpo.training.generators import Generators, integers, normal
+from inversion_dpo.training.policy import having
 from inversion_dpo.training.session import Session
 
 INPO_ETA = 0.1  # DDIM-InPO's noise beside the inversion, in standard deviations of the posterior
@@ -158,17 +159,24 @@ STATES: dict[str, StatesOf] = {
 
 
 @torch.no_grad()
-def with_reference(session: Session, states: NoisyStates, condition: Condition) -> NoisyStates:
+def with_reference(
+    session: Session, states: NoisyStates, condition: Condition, *, first: bool = False
+) -> NoisyStates:
     """Compute the reference's prediction at the states now.
 
     Args:
         session: everything that is alive.
         states: (B, *), without a reference.
         condition: of every image, [B, ...] each.
+        first: take the reference from before the training, even if it has moved since.
     """
     states = states.to(session.accelerator.device)
-    with session.policy.reference(session.network) as network:
-        reference = predict(session, network, states.x_t, states.timesteps, condition)
+    policy, network, moved = session.policy, session.network, session.moved
+    there = policy.reference(network)
+    if moved and not first:
+        there = having(network, policy.trainable(), moved)
+    with there as reference_network:
+        reference = predict(session, reference_network, states.x_t, states.timesteps, condition)
     return replace(states, reference=reference, evaluations=states.evaluations + 1)
 
 

@@ -14,10 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from inversion_dpo.maths.beta import BETA_DECAY, adapted_beta, gap_weighted
 from inversion_dpo.maths.inversion import passes
 from inversion_dpo.maths.losses import (
-    BETA_DECAY,
-    adapted_beta,
     as_pair_errors,
     pooled,
     residual_overlap,
@@ -30,6 +29,7 @@ from inversion_dpo.run.processes import share
 from inversion_dpo.run.sharded import settle, total, whole
 from inversion_dpo.training.checks import is_finite, leave_out
 from inversion_dpo.training.generators import Generators, generator_for
+from inversion_dpo.training.policy import assign
 from inversion_dpo.training.session import Session, batch_of_step, split_by
 from inversion_dpo.training.states import (
     STATES,
@@ -71,6 +71,8 @@ def step(session: Session, number: int, learning_rate: float) -> Row:
         leave_out(session, number, row, [p for p, x in losses_of if not math.isfinite(x)])
     if session.plan.gradient_factor is not None:
         adapt(session, row, session.plan.gradient_factor)
+    if session.moved and (number + 1) % (session.plan.reference_every or 1) == 0:
+        assign(session.moved, session.policy.trainable())
     return row
 
 
@@ -83,15 +85,14 @@ def settings_now(session: Session) -> LossSettings:
 
 
 def adapt(session: Session, row: Row, factor: float) -> None:
-    """Let beta follow the size of the margins, to the gradient ``factor``; log it."""
-    coefficients = session.coefficients
+    """Let beta follow the mean gradient factor, which is to be at least ``factor``; log it."""
+    coefficients, first = session.coefficients, session.plan.settings.beta
     row["beta"] = settings_now(session).beta
-    size = 2 * row.pop("logit_size") / row["beta"]
+    g = min(max(row["gradient_factor"], 1e-6), 1 - 1e-6)
     if is_finite(row):
-        before = coefficients.get("margin", size)
-        coefficients["margin"] = BETA_DECAY * before + (1 - BETA_DECAY) * size
-        first = session.plan.settings.beta
-        coefficients["beta"] = adapted_beta(coefficients["margin"], factor, first)
+        logit, before = first / row["beta"] * math.log((1 - g) / g), coefficients.get("logit", 0.0)
+        coefficients["logit"] = BETA_DECAY * before + (1 - BETA_DECAY) * logit
+        coefficients["beta"] = adapted_beta(coefficients["logit"], factor, first)
 
 
 def backward(
@@ -121,8 +122,6 @@ def backward(
         images = 1.0 if cache.single else 2.0
         spent = images * evaluations * items  # parts and processes add up
         row["evaluations"] = row["loss"].new_full((), spent)
-        if plan.gradient_factor is not None:
-            row["logit_size"] = output.margin.abs().mean()
         rows.append((len(here) / items, row))
         own.append(([pair for pair, _ in here], output.loss.detach()))
     return rows, own
@@ -163,7 +162,7 @@ def losses(
         generators: one for each pair.
         drop: drop some prompts or scene graphs; the cached predictions of the reference, which knew
             them, are then replaced.
-        compare: evaluate the reference whatever the loss.
+        compare: evaluate the first reference, whatever the loss.
     """
     plan, device, pairs = session.plan, session.accelerator.device, [pair for pair, _ in batch]
     condition = session.cache.condition(pairs)
@@ -175,7 +174,7 @@ def losses(
         states = states.first(len(pairs))
         condition = {k: v[: len(pairs)] for k, v in condition.items()}
     if (plan.loss.reference or compare) and (drop or not plan.inverts):
-        states = with_reference(session, states, condition)
+        states = with_reference(session, states, condition, first=compare)
     states = states.to(device)
     prediction = predict(session, session.network, states.x_t, states.timesteps, condition)
     errors = pair_errors(session, states, prediction, pairs)
@@ -185,7 +184,8 @@ def losses(
         errors = safeguarded(errors, plan.safeguard_margin)
     evaluations = passes(plan.guidance_scale) * (states.evaluations + 3)
     settings = settings_now(session)
-    output = plan.loss.function(errors, settings)
+    weighed = gap_weighted(errors, plan.gap) if plan.gap else errors
+    output = plan.loss.function(weighed, settings)
     if settings.anchor or settings.sft_weight:
         output = with_terms(output, errors, settings)
     return output, errors, evaluations

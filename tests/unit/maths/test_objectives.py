@@ -2,15 +2,16 @@
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from inversion_dpo.maths.beta import adapted_beta, gap_weighted
 from inversion_dpo.maths.inversion import invert
 from inversion_dpo.maths.losses import (
     METHODS,
-    adapted_beta,
     as_pair_errors,
     balance,
     dpo,
@@ -90,19 +91,66 @@ def test_terms_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"),
+    ("logit", "wanted"),
     [
-        (0.01, 2 * math.log(4) / 0.01),  # 277.26
-        (1e-9, 2000.0),  # ten times the first, however small the margins are
-        (0.0, 2000.0),
-        (1.0, 20.0),  # a tenth of it
+        (0.0, 200.0),  # at the reference
+        (-3.0, 200.0),  # pairs are ranked wrongly
+        (math.log(4), 200.0),
+        (2 * math.log(4), 100.0),
+        (99.0, 20.0),  # a tenth of the first at least
     ],
 )
-def test_adapted_beta_by_hand(size, wanted):
-    found = adapted_beta(size, 0.2, 200.0)
+def test_adapted_beta_by_hand(logit, wanted):
+    found = adapted_beta(logit, 0.2, 200.0)
     assert found == pytest.approx(wanted)
-    if wanted not in (20.0, 2000.0):  # a margin of just that size keeps a fifth of its gradient
-        assert sigmoid(-found / 2 * size) == pytest.approx(0.2)
+    if wanted == 100.0:  # a fifth of the gradient is left
+        assert sigmoid(-logit * found / 200.0) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("b", [1.0, 10.0, 100.0])
+def test_at_its_optimum_the_mean_gradient_factor_is_the_same_under_every_beta(b):
+    """2p (1 - p), so that no gradient factor tells which beta is right; p = sigmoid(1.5)."""
+    p, gap = sigmoid(1.5), torch.tensor([2 * 1.5 / b], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1).double()
+    right = dpo(replace(errors(*BY_HAND), winner=-gap, winner_ref=zero, loser=zero, loser_ref=zero),
+                beta(b))  # fmt: skip
+    wrong = dpo(replace(errors(*BY_HAND), winner=zero, winner_ref=zero, loser=-gap, loser_ref=zero),
+                beta(b))  # fmt: skip
+    (p * right.loss + (1 - p) * wrong.loss).sum().backward()
+    assert gap.grad.item() == pytest.approx(0)
+    factor = p * torch.sigmoid(-right.margin) + (1 - p) * torch.sigmoid(-wrong.margin)
+    assert factor.item() == pytest.approx(2 * p * (1 - p))
+
+
+def test_gap_weighted_beta_by_hand():
+    """Gaps .8 and -.5 of a mean of .4: twice the logit of 3.5, and -1.25 times."""
+    e = errors(*(2 * side for side in BY_HAND), preference=[0.9, 0.25])
+    weighed = gap_weighted(e, 0.4)
+    out = dpo(weighed, beta(100.0))
+    assert out.margin.tolist() == pytest.approx([7.0, -4.375])
+    wanted = [math.log(1 + math.exp(-7.0)), math.log(1 + math.exp(4.375))]
+    assert out.loss.tolist() == pytest.approx(wanted)
+    as_smpo = dpo(gap_weighted(e, 0.1), beta(100.0)).loss  # SmPO has 10 for 1 / mean
+    torch.testing.assert_close(as_smpo, smpo(e, beta(100.0)).loss)
+    # turned round: the loss of the pair whose winner and loser have changed places
+    w, l, w_ref, l_ref = BY_HAND
+    other = errors(l, w, l_ref, w_ref, preference=[0.75])
+    for loss in (dpo, dpo_bounded, kto):
+        both = loss(weighed, beta(100.0)).loss[1:], loss(gap_weighted(other, 0.4), beta(100.0)).loss
+        torch.testing.assert_close(*both)
+
+
+def test_any_two_images_of_a_plackett_luce_list_follow_bradley_terry():
+    """So pairs of a list estimate the same rewards; here of three images, over all six orders."""
+    r = [0.3, -1.1, 0.8]
+
+    def chance(order):
+        return math.prod(
+            math.exp(r[i]) / sum(math.exp(r[j]) for j in order[k:]) for k, i in enumerate(order)
+        )
+
+    found = sum(chance(o) for o in permutations(range(3)) if o.index(0) < o.index(1))
+    assert found == pytest.approx(sigmoid(r[0] - r[1]))
 
 
 def test_released_sign_by_hand():

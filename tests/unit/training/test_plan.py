@@ -1,12 +1,14 @@
 """What a step takes out of a configuration."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from inversion_dpo.maths.records import Grid, Levels
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.training.plan import make_plan
+from inversion_dpo.training.plan import make_plan, with_gap
 
 ALPHA = torch.linspace(1.0, 0.1, 11, dtype=torch.float64)
 LEVELS = Levels(ALPHA, (1 - ALPHA**2).sqrt())
@@ -81,6 +83,8 @@ def test_values_arrive_where_they_belong():
         "objective.safeguard_margin=0.25",
     )
     assert (p2.settings.anchor, p2.settings.sft_weight, p2.safeguard_margin) == (2, 0.5, 0.25)
+    p3 = plan("objective.gap_weighted=true", "objective.path=noise", "objective.reference_every=4")
+    assert (p3.soft_labels, p3.gap, p3.reference_every) == (True, 1.0, 4) and p2.gap is None
     assert (p.states, p.accumulation, p.seed, p.batch_size) == (3, 2, 5, 6)
     assert (p.prompt_dropout, p.graph_dropout, p.caption_dropout) == (0.25, 0, 0)
 
@@ -92,3 +96,11 @@ def test_beta_may_adapt_where_the_logit_is_in_proportion_to_it():
     for loss in ("kto", "nft", "dpo_bounded", "mapo"):
         with pytest.raises(ConfigError, match=f"dmpo, dpo, smpo, not for {loss}"):
             plan("objective.beta=auto", f"objective.loss={loss}", "objective.path=noise")
+
+
+def test_the_mean_gap_is_that_of_the_training_pairs():
+    """Probabilities 1, .8 and .3: gaps of 1, .6 and .4, whichever way round."""
+    p = torch.tensor([1.0, 0.8, 0.3])
+    cache = SimpleNamespace(preference=lambda pairs: p[pairs])
+    assert with_gap(plan(), cache, [0, 1, 2]).gap == pytest.approx(2 / 3)
+    assert with_gap(plan(), cache, [0, 1]).gap == pytest.approx(0.8)

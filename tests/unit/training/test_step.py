@@ -141,6 +141,42 @@ def test_fresh_noise_costs_the_reference_too_where_the_loss_compares(cache):
     assert losses(alone, batch, drawn(2), compare=True)[2] == 4
 
 
+def test_a_moving_reference_is_the_policy_of_some_steps_ago(cache):
+    """Of weight 0.75, beside a policy of 0.5 and a first reference of 0.25."""
+    plan = make_plan("diffusion_dpo", reference_every=2)
+    session = make_session(cache, plan, moved={"weight": torch.tensor(0.75)})
+
+    def errors(session, **more):
+        return losses(session, *part_of_step(session, 0, 0), **more)[1]
+
+    alone = {w: errors(make_session(cache, make_plan("diffusion_dpo"), w)) for w in (0.25, 0.75)}
+    for compare, weight in ((False, 0.75), (True, 0.25)):  # held-out pairs take the first one
+        found = errors(session, compare=compare)
+        assert torch.equal(found.winner_ref, alone[weight].winner)
+        assert torch.equal(found.loser_ref, alone[weight].loser)
+    weights = [session.network.weight.item()]
+    for number in range(2):
+        assert session.moved["weight"].item() == 0.75
+        step(session, number, 0.01)
+        weights.append(session.network.weight.item())
+    assert weights[0] == 0.5 and len(set(weights)) == 3
+    assert session.moved["weight"].item() == weights[-1]
+    assert not session.moved["weight"].requires_grad
+
+
+def test_gaps_scale_beta_and_leave_the_terms(cache):
+    """Pair 3 has p = .7: a gap of .4 of a mean of .8 halves its margin."""
+    terms = LossSettings(2.0, anchor=3.0)
+    plans = [make_plan(settings=terms, soft_labels=on, gap=0.8 * on or None) for on in (0, 1)]
+    (plain, errors, _), (weighed, _, _) = (
+        losses(make_session(cache, plan), [(3, 0)], drawn(1)) for plan in plans
+    )
+    torch.testing.assert_close(weighed.margin, plain.margin / 2)
+    anchor = 1.5 * (errors.winner_moved + errors.loser_moved)
+    wanted = anchor - torch.nn.functional.logsigmoid(plain.margin / 2)
+    torch.testing.assert_close(weighed.loss, wanted)
+
+
 def test_the_reference_of_a_dropped_prompt_is_computed_anew(cache):
     """Both then predict under the empty prompt: they differ by 0.25 x alone."""
     session = make_session(cache, make_plan(prompt_dropout=1.0))
@@ -259,18 +295,30 @@ def adapting(cache, steps, coefficients):
 
 
 def test_an_adapting_beta_follows_the_margins_by_hand(cache):
-    plain, sizes = make_session(cache, weight=1.5), []
-    for number in range(2):  # beta is 2 there, so a margin is the size of s_w - s_l
-        output, _, _ = losses(plain, *part_of_step(plain, number, 0))
-        sizes.append(output.margin.abs().mean().item())
-    rows, session = adapting(cache, range(2), {})
-    mean = 0.95 * sizes[0] + 0.05 * sizes[1]
-    betas = [min(20.0, max(0.2, 2 * math.log(4) / size)) for size in (sizes[0], mean)]
-    assert [row["beta"] for row in rows] == pytest.approx([2.0, betas[0]])
-    assert session.coefficients == pytest.approx({"margin": mean, "beta": betas[1]}, rel=1e-5)
-    assert 0.2 < betas[1] < 20.0 and "logit_size" not in rows[0]
+    """Running mean of a logit: 40, then 38 + .05 (2 / 1.39) log 9, at a beta of 2 at first."""
+    _, session = adapting(cache, (), {"logit": 40.0 / 0.95})
+    told = {"loss": 0.1, "grad_norm": 1.0}
+    adapt(session, row := told | {"gradient_factor": 0.5}, 0.2)
+    assert row["beta"] == 2.0 and session.coefficients["logit"] == pytest.approx(40.0)
+    assert session.coefficients["beta"] == pytest.approx(0.2)  # 2 log(4) / 40 is less
+    session.coefficients |= {"logit": 2.0, "beta": 1.0}
+    adapt(session, row := told | {"gradient_factor": 0.1}, 0.2)
+    mean = 0.95 * 2.0 + 0.05 * 2 * math.log(9)
+    assert row["beta"] == 1.0
+    wanted = {"logit": mean, "beta": 2 * math.log(4) / mean}
+    assert session.coefficients == pytest.approx(wanted) and 0.2 < wanted["beta"] < 2
     assert settings_now(session).beta == session.coefficients["beta"]
+    adapt(session, told | {"gradient_factor": 0.0}, 0.2)  # decided beyond what a float holds
+    plain = make_session(cache, weight=1.5)
     assert "beta" not in step(plain, 0, 0.0) and plain.coefficients == {}
+
+
+def test_an_adapting_beta_starts_at_its_loss_s_own(cache):
+    rows, session = adapting(cache, range(2), {})
+    assert rows[0]["beta"] == rows[1]["beta"] == 2.0 and set(session.coefficients) == {
+        "logit",
+        "beta",
+    }
 
 
 def test_an_adapting_beta_goes_on_to_the_bit_and_passes_over_broken_steps(cache, monkeypatch):
@@ -279,7 +327,7 @@ def test_an_adapting_beta_goes_on_to_the_bit_and_passes_over_broken_steps(cache,
     again, second = adapting(cache, range(2, 4), json.loads(json.dumps(first.coefficients)))
     assert again == whole[2:] and second.coefficients == session.coefficients
     kept = dict(session.coefficients)
-    broken = {"loss": math.nan, "grad_norm": 1.0, "logit_size": math.nan}
+    broken = {"loss": math.nan, "grad_norm": 1.0, "gradient_factor": math.nan}
     adapt(session, broken, session.plan.gradient_factor)
     assert session.coefficients == kept
 
