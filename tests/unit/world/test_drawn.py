@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -215,6 +216,27 @@ def test_new_channels_leave_the_embedded_weights_in_place():
     assert torch.equal(
         new["encoder.conv_out.weight"][mean_and_variance], old["encoder.conv_out.weight"]
     )
+
+
+def test_the_model_that_ships_is_small_and_judged_as_its_page_says(monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    monkeypatch.delenv("DRAWN_MODEL", raising=False)
+    model = scorers.folder()
+    assert sum(p.stat().st_size for p in model.rglob("*") if p.is_file()) < 30e6
+    accuracy = json.loads((model / "accuracy.json").read_text())
+    page = (Path(__file__).parents[3] / "docs/results/drawn.md").read_text()
+    for role, found in accuracy.items():
+        shares = [f"{found[name]:.0%}" for name in ("hand", "named", "recognised")]
+        hand, named, among = shares
+        row = f"| {role} | {found['pictures']} | {hand} | {found['names']} | {named} | {among} |"
+        assert row in page
+    pipe = DiffusionPipeline.from_pretrained(model / "pipeline", torch_dtype=torch.float32)
+    names = (model / "prompts-pairs.txt").read_text().splitlines()[:2]
+    for name in names:  # known to the labellers only
+        image = pipe(name, num_inference_steps=2, output_type="np").images[0]
+        scores = scorers.labeller([(image * 255).astype(np.uint8)], [name])
+        assert all(0 <= values[0] <= 1 for values in scores.values())
 
 
 @pytest.mark.slow
