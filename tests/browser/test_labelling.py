@@ -189,7 +189,10 @@ def test_a_narrow_window_shows_everything(browser, labelling, dark):
     assert browser.complaints() == []
 
 
-@pytest.mark.parametrize(("kind", "keys"), [("thumbs", "12t"), ("ratings", "52t")])
+KINDS = [("thumbs", "12t"), ("ratings", "52t")]
+
+
+@pytest.mark.parametrize(("kind", "keys"), slow_but(KINDS[:1], KINDS))
 def test_single_images_by_keys_and_back_through_the_reader(
     browser, server, write_pairs, tmp_path, capsys, kind, keys
 ):

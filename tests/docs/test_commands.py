@@ -229,9 +229,12 @@ def name_of(command):
 
 
 def cases():
-    """Each command once, under the first page that has it; fast is the first of each name."""
+    """Each command once, under the first page that has it; fast is the first of each name.
+
+    The report needs an evaluation before it, and test_cli.py makes one after its own.
+    """
     first = {command: page for page, command in reversed(EVERY) if treatment(command) == "run"}
-    names = set()
+    names = {"report"}
     for command, page in reversed(first.items()):
         slow, name = LONG in command, name_of(command)
         marks = [pytest.mark.slow] if slow or name in names else []

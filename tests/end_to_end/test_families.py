@@ -26,6 +26,7 @@ from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.training import step as training
 from inversion_dpo.training.generators import generator_for
+from inversion_dpo.training.plan import make_plan
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.training.states import STATES
@@ -268,16 +269,20 @@ def test_a_folder_of_another_scheduler(name, tiny, tmp_path):
             torch.testing.assert_close(ours, their, rtol=1e-4, atol=1e-4)
 
 
-def test_a_first_state_without_noise_is_refused(tiny, pair_file, tmp_path):
+def test_a_first_state_without_noise_is_refused(tiny, pair_file):
     """Timestep 0 is as noisy as the clean end of a scheduler whose alpha is not set to one."""
     pipe = DiffusionPipeline.from_pretrained(tiny("sd2"))
     linspace = {"timestep_spacing": "linspace"}  # begins at timestep 0
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **linspace)
-    pipe.save_pretrained(tmp_path / "model")
-    folder = f"model.path={tmp_path / 'model'}"
+    schedule = adapt(pipe, 64).schedule
+    plan = lambda *overrides: make_plan(  # noqa: E731
+        config_for("sd2", tiny, pair_file, *overrides),
+        lambda size: (schedule, schedule.grid(5, "sampler")),
+        (64, 64),
+    )
     with pytest.raises(ConfigError, match="as noisy as its clean end.*objective.t_min=0.3, or"):
-        set_up(config_for("sd2", tiny, pair_file, folder), tmp_path)
-    set_up(config_for("sd2", tiny, pair_file, folder, "objective.t_min=0.3"), tmp_path)
+        plan()
+    assert plan("objective.t_min=0.3").low == 2
 
 
 def test_sdxl_with_its_own_euler_sampler(tiny):
