@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, metric_rows
 from inversion_dpo.evaluation.wording import gain_text, win_text
+from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, read_json, sha256_of
 from inversion_dpo.run.folder import flat, read_config
+from inversion_dpo.trajectories.method import chosen_method
 
 FORMATS = ("diffusers", "kohya", "comfyui")
 KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
@@ -103,7 +105,9 @@ def card(run: Path, config: Config) -> str:
         tags=["text-to-image", "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
         datasets=[data] if data else None,
     )
-    values, rows = flat(config), metric_rows(metrics)
+    values, rows, method = flat(config), metric_rows(metrics), chosen_method(config)
+    values["objective.target"] = method.target
+    values["objective.beta"] = values["objective.beta"] or BETAS.get(method.loss)
     template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
     written = template.render(
         card_data=about.to_yaml(),
@@ -117,7 +121,7 @@ def card(run: Path, config: Config) -> str:
         grid=(run / "grid.png").is_file(),
         data=data or plain(Path(resolve(config.data.pairs)).name),
         config=config,
-        settings=[(key, values[key]) for key in CARD_SETTINGS],
+        settings=[(key, values[key]) for key in CARD_SETTINGS if values[key] is not None],
         metrics=metrics,
         rows={plain(name): row for name, row in rows.items()},
         gains={plain(name): gain_text(row, digits=4) for name, row in rows.items()},

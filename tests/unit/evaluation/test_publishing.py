@@ -65,6 +65,17 @@ def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
     assert "`objective.beta` | `2000.0`" in body and 'load_lora_weights("' in body
 
 
+def test_the_card_of_a_run_that_was_not_judged_claims_nothing(run):
+    """The method's own target and beta are named; no sample and no score is spoken of."""
+    kto = load_config("sd15", ["objective.name=kto", "objective.beta=null"])
+    (run / "metrics.json").write_text(json.dumps({"n_prompts": 2, "seeds": 1, "pairs": 9}))
+    body = card(run, kto)
+    assert "`objective.target` | `x0`" in body and "`objective.beta` | `1000.0`" in body
+    assert "None" not in body and "not scored" in body and "few" not in body
+    (run / "metrics.json").unlink()
+    assert "It was sampled" not in card(run, kto)
+
+
 def tables(text):
     """The cells of every table that a Markdown parser sees, row by row."""
     tokens = MarkdownIt().enable("table").parse(text)
