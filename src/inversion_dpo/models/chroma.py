@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
 from inversion_dpo.models.prompts import t5_reads
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
+from inversion_dpo.models.schedules import flux_schedules
 
 
 class Chroma:
@@ -38,8 +37,7 @@ class Chroma:
         self.reads = t5_reads(pipeline, "tokenizer", 512)
         autoencoder = shifted(pipeline.vae)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
-        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule_at = flux_schedules(pipeline.scheduler, self.multiple)
         self.schedule = self.schedule_at(use.size)
         self._masks = _refill_masks(pipeline.transformer)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from inversion_dpo.models.base import (
     same_size,
 )
 from inversion_dpo.models.prompts import clip_reads, t5_reads
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
+from inversion_dpo.models.schedules import flux_schedules
 
 
 class Flux:
@@ -47,8 +46,7 @@ class Flux:
         self.multiple = 2 * pipeline.vae_scale_factor
         autoencoder = shifted(pipeline.vae)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
-        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule_at = flux_schedules(pipeline.scheduler, self.multiple)
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()

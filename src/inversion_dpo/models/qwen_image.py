@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from inversion_dpo.data.transforms import Size
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised
 from inversion_dpo.models.base import ALONE, Condition, Use, joined, no_framing, plain_guidance
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
+from inversion_dpo.models.schedules import flux_schedules
 
 MASK = "encoder_hidden_states_mask"
 
@@ -48,8 +47,7 @@ class QwenImage:
         self.reads = {"tokenizer": 512} if self.edits == "never" else {}  # an instruction is whole
         autoencoder = normalised(pipeline.vae, video=True)
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
-        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
-        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule_at = flux_schedules(pipeline.scheduler, self.multiple)
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()

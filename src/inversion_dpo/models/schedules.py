@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,12 @@ def flow_schedules(
         return flow_schedule(scheduler, mu(count), flux_sigmas)
 
     return lambda size: of_tokens(size[0] // patch * (size[1] // patch))
+
+
+def flux_schedules(scheduler: Any, patch: int) -> Callable[[Size], Schedule]:
+    """Make the schedule of each size by the recipe of FLUX, which other pipelines took over."""
+    mu = partial(dynamic_shift, scheduler, default=1.15)
+    return flow_schedules(scheduler, patch, mu, flux_sigmas=True)
 
 
 FEW_STEPS = {"LCMScheduler", "TCDScheduler", "SCMScheduler", "FlowMatchLCMScheduler"}

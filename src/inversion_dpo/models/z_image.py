@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
 from inversion_dpo.models.prompts import chat_reads, real_tokens
-from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
+from inversion_dpo.models.schedules import flux_schedules
 
 
 class ZImage:
@@ -37,8 +36,7 @@ class ZImage:
         self.unreached: str | None = "x_pad_token" if tokens % 32 == 0 else None
         turbo = pipeline.scheduler.config.get("shift") == 3  # the base's is 6
         self.distilled = "its schedule has the shift of Z-Image-Turbo, 3" if turbo else None
-        mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
-        self.schedule_at = flow_schedules(pipeline.scheduler, self.multiple, mu, flux_sigmas=True)
+        self.schedule_at = flux_schedules(pipeline.scheduler, self.multiple)
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
