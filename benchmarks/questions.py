@@ -3,12 +3,14 @@
 a  Is it the loss? Losses that saturate per image and DPO, on fresh noise and on inverted paths.
 b  What does the path give that fresh noise does not? DPO and KTO on paths, lines and parts of them.
 c  A quarter: Diffusion-DPO's full budget against others with a quarter of its evaluations.
-d  Under guidance: prompt dropout and guided predictions, sampled under ``--guidance``.
+d  Under guidance: prompt dropout and guided predictions, on the shipped pairs and on pairs of the
+   model's own samples under ``--guidance``; all are judged under it.
 e  Rounds with KTO: ``benchmarks/scale.py`` with the settings of docs/results/kto-rounds.md.
 
-An arm is a loss on a path. In a to d each arm trains on the shipped ``composition`` pairs. Every
+An arm is a loss on a path, and trains on the shipped ``composition`` pairs but for d's own. Every
 arm gets as many trials (rate x beta x batch and steps, seed 100, validation prompts). Its best
-trial is trained again with each seed and judged on the test prompts, once. Prints gains over the
+trial is trained again with each seed and judged on the test prompts, once. a to d share OUTPUT: a
+run that several of them need, as fresh noise in a and b, is trained once. Prints gains over the
 reference with 95% t intervals over seeds, evaluations with the inversion, and seconds. A forward
 pass of one image is one evaluation, its backward pass two. A finished run is not repeated, so a
 stopped command goes on. ``--dry-run`` says what all that costs; ``--only`` takes some arms.
@@ -32,12 +34,14 @@ from inversion_dpo.compare.experiment import inversion_cost
 from inversion_dpo.compare.page import cell
 from inversion_dpo.compare.runs import run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
+from inversion_dpo.making_pairs.build import build
 from inversion_dpo.maths.inversion import evaluations_per_image, passes
 from inversion_dpo.maths.methods import STORED
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.run.config import Config, load_config
 from inversion_dpo.trajectories.key import chosen_method, window
 
+ROOT = Path("runs/questions")
 PAIRS = 2000  # of the shipped file at most
 TUNING = ("training.seed=100", f"evaluation.prompts={scale.VALIDATION}", "evaluation.limit=200")
 COMMON = ("objective.name=diffusion_dpo", "training.lr_scheduler=linear")
@@ -85,8 +89,36 @@ def arm(loss: str, path: str, *more: str, lengths: tuple[tuple[int, int], ...] =
     return Arm((f"objective.loss={loss}", *PATHS[path], *more), BETAS[loss], lengths)
 
 
-def arms(question: str, guidance: float = 2.0) -> dict[str, Arm]:
-    """Name the arms of a question."""
+OWN = ("build.prompts=1500", "build.samples=4", "build.seed=7", "evaluation.scorer=scenes")
+
+
+def own_config(guidance: float) -> Config:
+    """Say how the model samples pairs of its own."""
+    return load_config("composition", [*OWN, f"evaluation.guidance_scale={guidance:g}"])
+
+
+def own_pairs(root: Path, guidance: float, *, make: bool) -> Path:
+    """Find the pairs of the model's own samples under a guidance; make them if they are not there.
+
+    Args:
+        root: folder of the questions.
+        guidance: of the samples.
+        make: or only say where they will be.
+    """
+    file = root / f"own-pairs-{guidance:g}" / "composition.parquet"
+    if make and not file.exists():
+        build(own_config(guidance), file.parent)
+    return file
+
+
+def own_cost(guidance: float) -> float:
+    """Count the evaluations that sampling them takes."""
+    b, e = own_config(guidance).build, own_config(guidance).evaluation
+    return int(b.prompts) * b.samples * e.sample_steps * passes(e.guidance_scale)
+
+
+def arms(question: str, guidance: float = 2.0, root: Path = ROOT) -> dict[str, Arm]:
+    """Name the arms of a question; those of d are sampled under a guidance."""
     if question == "a":
         both = itertools.product(BETAS, ("fresh noise", "inverted, one iteration"))
         return {f"{loss}, {path}": arm(loss, path) for loss, path in both}
@@ -108,11 +140,14 @@ def arms(question: str, guidance: float = 2.0) -> dict[str, Arm]:
             "dpo, line, rho .5": arm("dpo", line, lines, lengths=shorter),
         }
     sampled = f"evaluation.guidance_scale={guidance:g}"
+    own = f"data.pairs={own_pairs(root, guidance, make=False)}"
     found = {}
     for loss, trained, dropout in itertools.product(("dpo", "kto"), (1, 2), (0, 0.1)):
-        more = f"objective.guidance_scale={trained}", f"data.prompt_dropout={dropout}"
-        name = f"{loss}, trained under {trained}, dropout {dropout}"
-        found[name] = arm(loss, "fresh noise", *more, sampled)
+        more = f"objective.guidance_scale={trained}", f"data.prompt_dropout={dropout}", sampled
+        name = f"{loss}, trained under {trained}, dropout {dropout}, sampled under {guidance:g}"
+        found[name] = arm(loss, "fresh noise", *more)
+        if dropout:
+            found[f"{name}, own pairs"] = arm(loss, "fresh noise", *more, own)
     return found
 
 
@@ -162,6 +197,10 @@ def plan(question: str, found: dict[str, Arm], given: argparse.Namespace) -> str
         rows.append(
             f"| {name} | {tries * len(sized)} | {tuned:,.0f} | {seeds:,.0f} | {taken:.1f} |"
         )
+    if question == "d":
+        spent = own_cost(given.guidance)
+        hours += spent / given.rate / 3600
+        rows += ["", f"sampling own pairs: {spent:,.0f} evaluations"]
     return "\n".join([*rows, "", f"question {question}: about {hours:.1f} hours in all"])
 
 
@@ -180,7 +219,8 @@ def answer(root: Path, found: dict[str, Arm], given: argparse.Namespace) -> str:
             scores[trial] = run(root, label, tuning, 0)["metrics"]["composition"]["gain"]
         best = max(scores, key=lambda trial: scores[trial])
         configs = [config_of(one, best, [*given.more, f"training.seed={s}"]) for s in given.seeds]
-        labels = [f"{name}, seed {seed}" for seed in given.seeds]
+        chosen = ", ".join(t.partition("=")[2] for t in best)
+        labels = [f"{name}, {chosen}, seed {seed}" for seed in given.seeds]
         results = [run(root, *pair, 0) for pair in zip(labels, configs, strict=True)]
         rows.append(row(name, best, results, inversion_cost(root, configs[0]), configs[0]))
         print(rows[-1], flush=True)
@@ -235,7 +275,7 @@ def main() -> None:
     )
     parser.add_argument("question", choices="abcde", help="see above")
     parser.add_argument("more", nargs="*", metavar="KEY=VALUE", help="settings of every run")
-    parser.add_argument("--output", type=Path, help="runs/question-QUESTION if not given")
+    parser.add_argument("--output", type=Path, help=f"{ROOT}, or for e {ROOT}-e")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="of those that --dry-run lists")
     parser.add_argument("--guidance", type=float, default=2.0, help="of the samples in d")
@@ -244,19 +284,21 @@ def main() -> None:
         "--rate", type=float, default=300.0, help="images a second in a forward pass; one core: 300"
     )
     given = parser.parse_intermixed_args()
-    given.output = given.output or Path(f"runs/question-{given.question}")
+    given.output = given.output or (Path(f"{ROOT}-e") if given.question == "e" else ROOT)
     if given.question == "e":
         if given.more or given.only:
             parser.error("question e takes no settings and no --only: see benchmarks/scale.py")
         text = rounds(given)
         return print(text) if text else None
-    found = arms(given.question, given.guidance)
+    found = arms(given.question, given.guidance, given.output)
     if unknown := set(given.only or ()) - set(found):
         parser.error(f"no arm {sorted(unknown)[0]!r}; one of {'; '.join(found)}")
     found = {name: one for name, one in found.items() if name in (given.only or found)}
     if given.dry_run:
         return print(plan(given.question, found, given))
     given.output.mkdir(parents=True, exist_ok=True)
+    if any(name.endswith("own pairs") for name in found):
+        own_pairs(given.output, given.guidance, make=True)
     print(answer(given.output, found, given))
 
 

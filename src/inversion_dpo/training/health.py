@@ -19,9 +19,12 @@ EARLY = 10  # steps within which nothing should be perfect
 # ruined ones (benchmarks/health.py).
 TOO_FAR = 2.0
 FEW_PAIRS = 30  # held out: an accuracy of fewer is hardly one
-# Mean relative gap of the reference's errors on winners and losers: .003 where both are one picture
-# with faint noise, .17 and more in other pairs (benchmarks/health.py).
-SAME = 0.01
+# Mean relative gap of the reference's errors on the two images of a pair: .013 at most where both
+# are one picture with faint noise, .26 and more in other pairs (the pairs of benchmarks/health.py).
+SAME = 0.04
+# Losses of a policy that is the reference: of sigmoid, KTO, IPO, hinge and DMPO.
+STARTS = (math.log(2), 0.5, 0.25, 1.0, 1.6145)
+UNDECIDED = 0.45  # mean gradient factor above which a tie of beta has not been felt
 SAME_IMAGES = "same images"
 
 
@@ -52,8 +55,7 @@ def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
         return found
     keys = ("margin", "winner_error", "winner_error_ref", "drift")
     margin, winner, winner_ref, drift = (fmean(r[k] for r in rows) for k in keys)
-    both = [(r["winner_error_ref"], r["loser_error_ref"]) for r in rows if "loser_error_ref" in r]
-    gaps = [abs(w - l) / max(w, l) for w, l in both if max(w, l)]
+    gaps = [r["pair_gap"] for r in rows if "pair_gap" in r]
     if gaps and fmean(gaps) < SAME:
         found[SAME_IMAGES] = Advice(
             "the two images of a pair are nearly the same: the reference's errors on winners and "
@@ -62,10 +64,12 @@ def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
             "Leave out pairs that look alike (`inversion-dpo pairs check` counts them), unless "
             "they are meant to differ in a small part",
         )
-    if all(abs(r["loss"] - math.log(2)) <= 2e-3 for r in rows):
+    for start in STARTS:
+        if not all(abs(r["loss"] - start) <= 2e-3 for r in rows):
+            continue
         found["flat loss"] = Advice(
-            f"the loss has stayed at log 2 = 0.693 for {len(rows)} steps: the policy does not "
-            "leave the reference",
+            f"the loss has stayed at {start:.3f}, its value at the reference, for {len(rows)} "
+            "steps: the policy does not leave the reference",
             "Raise training.learning_rate or objective.beta, or see whether winners and losers "
             "differ at all",
         )
@@ -79,7 +83,10 @@ def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
         found["drift"] = Advice(
             f"the policy has drifted: its distance to the reference, {drift:.4g}, exceeds the "
             f"reference's own error on winners, {winner_ref:.4g}",
-            "Lower training.learning_rate or training.steps, or raise objective.beta",
+            "Lower training.learning_rate or training.steps, or raise objective.beta"
+            if fmean(r.get("gradient_factor", 0.0) for r in rows) < UNDECIDED
+            else "Raise objective.beta: at this one margins stay small, and nothing holds the "
+            "policy. If that is not enough, lower training.learning_rate",
         )
     return found
 

@@ -240,7 +240,7 @@ def measurements(
     """Measure what is always logged: winner and loser errors, accuracy, margin, drift.
 
     The gradient factor is what sigmoid's gradient leaves of a pair: 1/2 at the reference, near 0
-    where the winner is far ahead.
+    where the winner is far ahead. The gap is that of the reference's errors on a pair.
     """
     row = {"loss": output.loss, "winner_error": errors.winner, "loser_error": errors.loser}
     if compared:
@@ -253,15 +253,26 @@ def measurements(
             "drift": errors.winner_share * errors.winner_moved
             + errors.loser_share * errors.loser_moved,
         }
-    row |= {"winners": errors.winner_share, "losers": errors.loser_share} if single else {}
+    if single:
+        shares = {"winners": errors.winner_share, "losers": errors.loser_share}
+        right = {f"{k[:-1]}_right": v * row["accuracy"] for k, v in shares.items() if compared}
+        row |= shares | right
+    elif compared:
+        furthest = torch.maximum(errors.winner_ref, errors.loser_ref).clamp(min=1e-12)
+        row["pair_gap"] = (errors.winner_ref - errors.loser_ref).abs() / furthest
     return {k: v.detach().float().mean() for k, v in row.items()}
 
 
 def of_sides(row: Row) -> Row:
-    """Average errors of single images over those that are liked, and over those that are not."""
-    shares = {"winner_error": row.pop("winners", 1.0), "loser_error": row.pop("losers", 1.0)}
+    """Average errors of single images over those that are liked, and over those that are not.
+
+    The accuracy is then the mean of both kinds', so that chance is 1/2 however many of each.
+    """
+    shares = {"winner_": row.pop("winners", 1.0), "loser_": row.pop("losers", 1.0)}
     parts = {k: share for k in row for side, share in shares.items() if k.startswith(side)}
-    return {k: v / parts.get(k, 1.0) for k, v in row.items() if parts.get(k, 1.0)}
+    row = {k: v / parts.get(k, 1.0) for k, v in row.items() if parts.get(k, 1.0)}
+    right = [row.pop(f"{side}right") for side in shares if f"{side}right" in row]
+    return row | ({"accuracy": sum(right) / len(right)} if right else {})
 
 
 @torch.no_grad()

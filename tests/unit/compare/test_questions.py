@@ -40,6 +40,32 @@ def test_a_quarter_is_a_quarter_with_everything_in():
         assert all(0.9 * full[0] / 4 < spent <= full[0] / 4 for spent in each), (name, each)
 
 
+def test_pairs_of_the_models_own_samples_are_made_once_under_the_guidance(tmp_path, monkeypatch):
+    made = []
+
+    def build(config, folder):
+        made.append((config.evaluation.guidance_scale, config.build.prompts, config.build.samples))
+        folder.mkdir()
+        (folder / "composition.parquet").touch()
+
+    monkeypatch.setattr(script, "build", build)
+    found = arms("d", 3.0, tmp_path)
+    own = {name: one for name, one in found.items() if name.endswith("own pairs")}
+    assert len(own) == 4 and len(found) == 12 and not made
+    for _ in range(2):
+        file = script.own_pairs(tmp_path, 3.0, make=True)
+    assert made == [(3.0, "1500", 4)] and script.own_cost(3.0) == 1500 * 4 * 10 * 2
+    for one in own.values():
+        config = config_of(one, first(one), [])
+        assert (config.data.pairs, config.evaluation.guidance_scale) == (str(file), 3.0)
+
+
+def test_questions_share_the_trials_of_equal_arms():
+    a, b = arms("a"), arms("b")
+    assert a["kto, fresh noise"] == b["kto, fresh noise"]
+    assert len(a.keys() & b.keys()) == 4
+
+
 def test_evaluations_by_hand():
     one = arms("b")["dpo, inverted, one iteration"]
     given = ["training.batch_size=16", "training.steps=5", "evaluation.limit=7"]

@@ -17,6 +17,7 @@ def rows(count=WINDOW, first=20, **changes):
         "loser_error": 0.10,
         "loser_error_ref": 0.12,
         "margin": 0.4,
+        "pair_gap": 0.3,
         "drift": 0.01,
         "accuracy": 0.7,
         "grad_norm": 1.0,
@@ -28,7 +29,7 @@ CASES = {
     "flat loss": {"loss": math.log(2) + 1e-3, "margin": 0.0},
     "loser only": {"winner_error": 0.21, "loser_error": 0.3},
     "drift": {"drift": 0.11},
-    "same images": {"loser_error_ref": 0.1004},  # .1 and .1004 of winners: .4% apart
+    "same images": {"pair_gap": 0.012},
 }
 
 
@@ -41,6 +42,24 @@ def test_a_sound_run_is_left_alone():
 def test_each_failure_is_said_once_it_lasts(name):
     assert list(complaints(rows(**CASES[name]))) == [name]
     assert complaints(rows(WINDOW - 1, **CASES[name])) == {}
+
+
+@pytest.mark.parametrize("start", [0.5, 0.25, 1.0, 1.6145])
+def test_a_flat_loss_of_another_kind_is_one_too(start):
+    """KTO's, IPO's, hinge's and DMPO's at the reference."""
+    assert list(complaints(rows(loss=start - 1e-3))) == ["flat loss"]
+    assert complaints(rows(loss=start + 3e-3)) == {}
+
+
+def test_winners_and_losers_of_a_large_batch_may_have_the_same_mean_error():
+    assert complaints(rows(loser_error_ref=0.1)) == {}
+
+
+def test_a_drift_without_margins_is_a_beta_that_is_too_low():
+    weak, strong = (
+        complaints(rows(drift=0.2, gradient_factor=g))["drift"].change for g in (0.49, 0.2)
+    )
+    assert weak.startswith("Raise objective.beta") and strong.startswith("Lower training.learning")
 
 
 def test_one_good_step_clears_the_flat_loss():

@@ -108,6 +108,7 @@ def test_measurements_by_hand():
         "margin": 0.125,
         "gradient_factor": pytest.approx((0.377541 + 0.562177) / 2),  # of logits -0.5 and 0.25
         "drift": 3.0,
+        "pair_gap": pytest.approx((3 / 5 + 4 / 8) / 2),
     }
     tied = replace(output, margin=torch.tensor([0.0, 0.25]))
     assert measurements(tied, e, compared=True)["accuracy"] == 0.75  # a tie counts half

@@ -38,6 +38,9 @@ def test_single_images_have_the_loss_of_their_pairs(name):
 def test_errors_are_means_over_the_side_that_has_them():
     row = {"loss": 1.0, "winner_error": 0.25, "loser_error": 0.0, "winners": 0.5, "losers": 0.0}
     assert of_sides(row) == {"loss": 1.0, "winner_error": 0.5}
+    # nine of ten are disliked, all of them right, and the liked one is wrong: no better than chance
+    row = {"accuracy": 0.9, "winner_right": 0.0, "loser_right": 0.9, "winners": 0.1, "losers": 0.9}
+    assert of_sides(row) == {"accuracy": 0.5}
     assert of_sides({"winner_error": 0.25, "loser_error": 0.0}) == {
         "winner_error": 0.25,
         "loser_error": 0.0,
