@@ -182,6 +182,26 @@ def test_a_protocol_with_every_scorer_is_killed_and_goes_on(run, judges, hub_cac
 
 
 @pytest.mark.slow
+def test_genevals_table_has_each_task_and_their_mean(capsys, run, tmp_path):
+    asked = {"single_object": "dog", "counting": "person"}
+    rows = [
+        {"tag": task, "include": [{"class": name, "count": 1}], "prompt": prompt}
+        for (task, name), prompt in zip(asked.items(), PROMPTS, strict=True)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["evaluate", run, "--protocol", "sd15-geneval", "evaluation.sample_steps=1"]
+    words += [f"evaluation.prompts={tmp_path / 'rows.jsonl'}", "evaluation.seeds=2"]
+    for name in ("geneval", "clip"):
+        place = write_tiny_scorer(name, tmp_path / name)
+        words.append(f"evaluation.checkpoints.{name}={place}")
+    code, out, err = command(capsys, *words)
+    columns = ["geneval", "geneval_overall", "geneval_single_object", "geneval_counting"]
+    assert code == 0 and out.splitlines()[1].split() == ["model", *columns], err
+    assert command(capsys, "report", run)[0] == 0
+    assert "geneval_overall" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_a_judge_that_fails_in_the_middle_loses_nothing_on_two_processes(run, tmp_path):
     """Each process asks for its images; one line is told, and only the rest is asked again."""
     seen, broken = [], [True]

@@ -80,11 +80,13 @@ def load_checked(preset: str | None, overrides: Sequence[str], command: str = "c
 
 def check_checkpoints(overrides: Sequence[str], scorer: str | list[str] | None) -> None:
     """Refuse weights that are typed for a scorer that is not used; a file may name many."""
-    names = scorer.split(",") if isinstance(scorer, str) else scorer or []
+    asked = scorer.split(",") if isinstance(scorer, str) else scorer or []
+    names = {name.strip() for name in asked}
+    names |= {"clip"} if "geneval" in names else set()  # by which it names colours
     for text in overrides:
         key = text.partition("=")[0]
         name = key.removeprefix("evaluation.checkpoints.")
-        if name != key and name not in map(str.strip, names):
+        if name != key and name not in names:
             raise ConfigError(
                 f"{key} has no effect: evaluation.scorer is {written(scorer)}. Leave it out"
             )

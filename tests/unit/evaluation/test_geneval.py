@@ -26,7 +26,8 @@ from inversion_dpo.evaluation.scorers.geneval_rule import (
     verdict,
 )
 from inversion_dpo.evaluation.scorers.registry import load_scorers
-from inversion_dpo.run.config import load_config
+from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.training.effects import check_checkpoints
 from tools.tiny.scorers import write_tiny_scorer
 
 DOG, CAT = {"class": "dog", "count": 1}, {"class": "cat", "count": 1}
@@ -313,6 +314,15 @@ def test_the_scorer_reads_the_sets_rows_and_keeps_by_them(scorer, places, tmp_pa
         (tmp_path / "empty").mkdir()
         at["clip"] = str(tmp_path / "empty")
         group(*asked).names(["prompt 0"])
+
+
+def test_clips_weights_may_be_given_for_geneval(caplog):
+    check_checkpoints(["evaluation.checkpoints.clip=my_clip"], "geneval, pickscore")
+    with pytest.raises(ConfigError, match=r"checkpoints.clip has no effect"):
+        check_checkpoints(["evaluation.checkpoints.clip=my_clip"], ["pickscore"])
+    with caplog.at_level("INFO"):
+        load_scorers("geneval", {"clip": "my_clip"}, prompt_set=lambda: rows({}))
+    assert "not used" not in caplog.text
 
 
 def test_a_jsonl_file_keeps_its_rows(tmp_path):

@@ -620,6 +620,19 @@ def test_a_missing_weight_is_an_error_and_never_random(folders, tmp_path):
             load_scorers(name, {name: str(folder)})(IMAGES, PROMPTS)
 
 
+@pytest.mark.parametrize("name", ["clip", "mps", "hpsv3", "aesthetic25", "imagereward"])
+def test_damaged_weights_are_named_before_anything_is_sampled(tmp_path, name):
+    (tmp_path / "model.safetensors").write_text("<html>404</html>")
+    with pytest.raises(ScorerError, match=f"checkpoints.{name}=.*model.safetensors is no safeten"):
+        load_scorers(name, {name: str(tmp_path)}).names(PROMPTS)
+
+
+def test_another_model_is_not_built_to_be_hpsv3(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ScorerError, match="checkpoints.hpsv3=.* is of 'bert', not of qwen2_vl"):
+        load_scorers("hpsv3", {"hpsv3": str(tmp_path)})(IMAGES, PROMPTS)
+
+
 def test_no_pickle_is_opened(tmp_path):
     write_tiny_scorer("clip", tmp_path / "clip")
     weights = tmp_path / "clip" / "model.safetensors"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import GatedRepoError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -100,11 +100,17 @@ class Checkpoint:
             raise ScorerError(self.complaint(f"{name} is no safetensors file ({error})")) from error
 
     def check(self) -> None:
-        """Look for weights, and download the hub's; ScorerError if there are none."""
-        if not self.folder:
-            self.weights()
-        elif not any(self.folder.glob("*.safetensors")):
+        """Look for weights, and download the hub's; ScorerError if there are none, or damaged."""
+        files = [*self.folder.glob("*.safetensors")] if self.folder else self.weights()
+        if not files:
             raise ScorerError(self.complaint("the folder has no .safetensors file"))
+        for file in files:
+            try:
+                with safe_open(file, "pt") as opened:
+                    opened.keys()
+            except (OSError, SafetensorError) as error:
+                reason = f"{file.name} is no safetensors file ({error})"
+                raise ScorerError(self.complaint(reason)) from error
 
     def identity(self) -> str:
         """Hash the folder's weights and settings, or return the commit on the hub."""

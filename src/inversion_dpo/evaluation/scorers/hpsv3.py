@@ -7,6 +7,7 @@ and deviation of a normal distribution; the score is the mean.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -131,6 +132,10 @@ class HPSv3Scorer:
     @cached_property
     def model(self) -> Any:
         """Qwen2-VL without its language head; in bfloat16 on an accelerator."""
+        about = json.loads(self.checkpoint.file("config.json").read_text(encoding="utf-8"))
+        if about.get("model_type") not in ("qwen2_vl", "qwen2_vl_text"):  # before 7B are built
+            reason = f"its config.json is of {about.get('model_type')!r}, not of qwen2_vl"
+            raise ScorerError(self.checkpoint.complaint(reason))
         kind = torch.float32 if str(self.device) == "cpu" else torch.bfloat16
         return loaded(Qwen2VLModel, self.checkpoint, dtype=kind).to(self.device)
 

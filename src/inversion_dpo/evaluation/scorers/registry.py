@@ -271,7 +271,7 @@ def load_scorers(
     places = dict(checkpoints or {})
     if unknown := sorted(set(places) - {*CHECKPOINTS, *OWN_FOLDER, *SERVED, *TOGETHER}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
-    if unused := sorted(set(places) - set(names)):
+    if unused := sorted({*places} - {*names, *(["clip"] if GENEVAL in names else [])}):
         logger.info(  # a configuration may name checkpoints of more scorers than a command asks
             "evaluation.checkpoints.%s is not used: evaluation.scorer is %s",
             ", evaluation.checkpoints.".join(unused),
