@@ -124,7 +124,7 @@ def estimate(config: Config, model: DiffusionModel) -> list[str]:
     count = open_pairs(config.data, alone=takes_images(config)).expected()
     scales = config.inversion.guidance_scale, config.objective.guidance_scale
     job = job_of(config, count or 1000, evaluations_again(model, *scales))
-    of = f"{count:,} pairs" if count else "every 1,000 pairs of a stream"
+    of = f"{count:,} pairs" if count else "every 1,000 pairs"
     lines = [
         f"forward passes, by image: {job.inversion:,.0f} for the inversion of {of}, "
         f"{job.training:,.0f} in training"

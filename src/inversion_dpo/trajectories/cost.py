@@ -30,7 +30,7 @@ def announce(how: Inverter, count: int | None, folder: Path, *, edits: bool = Fa
         edits: the pairs have sources.
     """
     model, key, known = how.model, how.key, count
-    per, count = ("", count) if count else ("for every 1,000 pairs of a stream, ", 1000)
+    per, count = ("", count) if count else ("for every 1,000 pairs, ", 1000)
     side = square(key.resolution)
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
     condition = example(model, side, edited=edits)

@@ -675,7 +675,7 @@ def test_fewer_states_need_less_room(caplog, monkeypatch):
 
 def test_a_stream_is_said_by_the_thousand_and_a_few_pairs_by_a_small_batch(caplog, monkeypatch):
     text, _ = said(caplog, monkeypatch, None, seconds=3.0)
-    assert "for every 1,000 pairs of a stream, about 0 MB on disk and 100.0 min" in text
+    assert "for every 1,000 pairs, about 0 MB on disk and 100.0 min" in text
     text, calls = said(caplog, monkeypatch, 1)
     assert calls == 2 and "and 0.2 min" in text  # one batch of two images, four times 3 s
     text, _ = said(caplog, monkeypatch, 3)
