@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inversion_dpo.run.fields import Config, ConfigError, EvaluationConfig
-from inversion_dpo.run.folder import check_output, claim, occupied, read_config, run_file
+from inversion_dpo.run.folder import check_output, claim, claimed, occupied, read_config, run_file
 from inversion_dpo.training.effects import load_checked
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def evaluate(
     settings = how.overrides(overrides) if how else overrides
     config = load_checked(run_file(folder) if known else preset, settings, "evaluate")
     named = (reference, policy or str(folder)) if policy or reference else None
-    with occupied(folder):
-        claim(folder, config)
+    with occupied(folder), claimed(folder, config):
         if how:
             how = how.chosen(overrides, config)
             return judge_by(how, folder, config, policy or str(folder), against, reference)

@@ -105,6 +105,20 @@ def claim(folder: Path, config: Config) -> None:
     current_team().wait()
 
 
+@contextmanager
+def claimed(folder: Path, config: Config) -> Iterator[None]:
+    """Do :func:`claim`; after an error inside, the folder has the settings that it had before."""
+    owner = folder / "config.yaml"
+    before = owner.read_text() if owner.exists() else None
+    claim(folder, config)
+    try:
+        yield
+    except Exception:
+        if before is not None and current_team().main:
+            atomic_text(before, owner)
+        raise
+
+
 def check_output(folder: Path, config: Config) -> None:
     """Refuse, without making it, a folder that :func:`claim` would refuse or cannot make."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from inversion_dpo.api import check_run
+from inversion_dpo.api import check_run, evaluate
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import defaults
 from inversion_dpo.evaluation.defaults import heldout_prompts, settled, with_prompts_of
+from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
 from inversion_dpo.run.disk import DiskError
-from inversion_dpo.run.folder import claim
+from inversion_dpo.run.folder import claim, read_config
 from inversion_dpo.training.beforehand import late_texts, rate_text
 from tests.slow import slow_but
 
@@ -167,6 +168,13 @@ def test_what_a_training_ends_before_is_said():
         "training.snapshot_every=6 exceeds training.steps=5: no copy of the policy is made",
     ]
     assert not late_texts(load_config(None, ["training.steps=10"]).training)
+
+
+def test_a_wrong_setting_of_an_evaluation_is_not_kept(tiny_config, tmp_path):
+    claim(tmp_path, tiny_config())
+    with pytest.raises(ScorerError, match="did you mean 'scenes'"):
+        evaluate(tmp_path, "evaluation.scorer=scens")
+    assert read_config(tmp_path).evaluation.scorer == "scenes"
 
 
 def test_a_comparison_checks_each_of_its_runs_before_the_first(ended):

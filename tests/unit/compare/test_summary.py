@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,13 +177,15 @@ def test_what_the_user_gives_wins_over_what_was_tuned():
         ("evaluation.scorer=null", "compare needs evaluation.scorer"),
         ("evaluation.prompts=hf:x", "hf:OWNER/NAME:COLUMN"),
         ("data.pairs=/no/pairs.parquet", "/no/pairs.parquet"),
-        ("model.resolution=8000000", "MB are free"),
+        ("model.resolution=1600", "MB are free"),
         ("training.steps=0", "training.steps"),
     ],
 )
 def test_a_comparison_is_checked_before_it_begins(tmp_path, monkeypatch, given, told):
     for name in ("prepare", "chain", "tune"):
         monkeypatch.setattr(experiment, name, lambda *_: pytest.fail("work has begun"))
+    if "free" in told:
+        monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=10))
     extra = (given, *(["evaluation.checkpoints.clip=/no/where"] if "=clip" in given else []))
     with pytest.raises((ValueError, DiskError), match=re.escape(told)):
         experiment.compare(tmp_path / "new", experiment.Plan("taste", ("x0",), 1, extra))
