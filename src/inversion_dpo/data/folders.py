@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from inversion_dpo.data.columns import DOWNS, UPS, Table
@@ -11,7 +11,10 @@ from inversion_dpo.data.rows import IMAGES, Fault, Raw, is_hidden
 
 WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")
 LOSERS = ("l", "loser", "losers", "rejected", "bad", "worse", "lose")
-SOURCES = ("source", "sources")  # of edits, with the names of the edits
+BESIDE = {  # folders of images with the names of the others: what is edited, and what counts
+    "source": ("source", "sources"),
+    "mask": ("mask", "masks"),
+}
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -22,10 +25,11 @@ def subfolders(folder: Path) -> list[str]:
 KINDS = {"folders": (WINNERS, LOSERS), "thumbs": (UPS, DOWNS)}
 
 
-def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> tuple[str, ...]:
-    """Find the folders of the better and the worse images, and that of any sources, by name.
+def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> dict[str, str]:
+    """Find the folders of the better and the worse images, and any of sources and masks.
 
-    The names are those of data.columns, or known ones; there is none if one of the two is missing.
+    The names are those of data.columns, or known ones; ours -> theirs, or nothing if one of the two
+    is missing.
 
     Args:
         folder: that holds them.
@@ -33,80 +37,87 @@ def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> tuple[st
         kind: one of ``KINDS``: pairs of equal names, or thumbs.
     """
     there = {name.lower(): name for name in subfolders(folder)}
-    given = [columns.get(key, "").lower() for key in ("winner", "loser", "source")]
-    known = zip(given, (*KINDS[kind], SOURCES), strict=True)
-    found = [
-        next((there[name] for name in ([own] if own else usual) if name in there), "")
-        for own, usual in known
-    ]
-    if all(found[:2]) and given[2] and not found[2]:
-        raise DataError(f"data.columns.source={given[2]} is no folder in {folder}; put it there")
-    return tuple(filter(None, found)) if all(found[:2]) else ()
+    known = dict(zip(("winner", "loser"), KINDS[kind], strict=True)) | BESIDE
+    found = dict[str, str]()
+    for ours, usual in known.items():
+        own = columns.get(ours, "").lower()
+        if name := next((there[n] for n in ([own] if own else usual) if n in there), ""):
+            found[ours] = name
+        elif ours not in BESIDE:
+            return {}
+        elif own:
+            raise DataError(f"data.columns.{ours}={own} is no folder in {folder}; put it there")
+    return found
 
 
-def read_folders(folder: Path, names: tuple[str, ...]) -> Iterator[Raw]:
+def read_folders(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     """Read pairs of equal file names; the caption is NAME.txt beside an image or above both.
 
     Args:
         folder: that holds the others.
-        names: of the winners, the losers and any sources.
+        names: those of the winners, the losers and any sources and masks.
     """
-    keys = ("winner", "loser", "source")[: len(names)]
-    table = Table("chosen", dict(zip(keys, names, strict=True)), folder)
-    sides: list[dict[str, list[Path]]] = [{} for _ in names]
-    for name, side in zip(names, sides, strict=True):
+    table = Table("chosen", names, folder)
+    sides: dict[str, dict[str, list[Path]]] = {ours: {} for ours in names}
+    for ours, name in names.items():
         for path in sorted((folder / name).rglob("*")):
             if path.is_file() and is_hidden(path.name):
                 yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
             elif path.suffix.lower() in IMAGES:
-                stem = path.relative_to(folder / name).with_suffix("").as_posix()
-                side.setdefault(stem, []).append(path)
-    for stem in sorted(sides[0].keys() | sides[1].keys()):
+                sides[ours].setdefault(_stem(path, folder / name), []).append(path)
+    for stem in sorted(sides["winner"].keys() | sides["loser"].keys()):
         where = f"{folder.name}, images {stem}"
-        fault = _unpaired(stem, names, [side.get(stem, []) for side in sides])
-        caption = None if fault else _caption([folder / n for n in (*names, ".")], stem)
+        fault = _unpaired(stem, {names[ours]: sides[ours].get(stem, []) for ours in names})
+        caption = None if fault else _caption([folder / n for n in (*names.values(), ".")], stem)
         if fault := fault or (caption if isinstance(caption, Fault) else None):
             yield Raw(where, table, {}, fault)
             continue
-        images = [side[stem][0].relative_to(folder).as_posix() for side in sides]
-        yield Raw(where, table, {**dict(zip(keys, images, strict=True)), "caption": caption})
+        images = {k: side[stem][0].relative_to(folder).as_posix() for k, side in sides.items()}
+        yield Raw(where, table, {**images, "caption": caption})
 
 
-def read_thumbs(folder: Path, names: tuple[str, ...]) -> Iterator[Raw]:
+def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     """Read images that are liked from one folder, disliked from another, as many as there are.
 
-    A third folder has the source of each, by its name.
+    Further folders have the source or the mask of each, by its name.
     """
-    edits = dict(zip(("source",), names[2:], strict=False))
-    table = Table("thumbs", {"images": "image", "thumbs": "folder"} | edits, folder)
-    sources = {
-        path.relative_to(folder / name).with_suffix("").as_posix(): path.relative_to(folder)
-        for name in edits.values()
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMAGES and not is_hidden(path.name)
+    beside = {ours: name for ours, name in names.items() if ours in BESIDE}
+    table = Table("thumbs", {"images": "image", "thumbs": "folder"} | beside, folder)
+    found = {
+        ours: {
+            _stem(path, folder / name): path.relative_to(folder).as_posix()
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in IMAGES and not is_hidden(path.name)
+        }
+        for ours, name in beside.items()
     }
-    for name, thumb in zip(names, (1, 0), strict=False):
+    for name, thumb in ((names["winner"], 1), (names["loser"], 0)):
         for path in sorted((folder / name).rglob("*")):
             where = path.relative_to(folder)
             if path.is_file() and is_hidden(path.name):
                 yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
             elif path.suffix.lower() in IMAGES:
-                stem = path.relative_to(folder / name).with_suffix("").as_posix()
+                stem = _stem(path, folder / name)
                 caption = _caption([folder / name, folder], stem)
                 fault = caption if isinstance(caption, Fault) else None
                 values = {"images": where.as_posix(), "thumbs": thumb, "caption": caption}
-                values |= {"source": sources[stem].as_posix()} if stem in sources else {}
+                values |= {ours: side[stem] for ours, side in found.items() if stem in side}
                 yield Raw(f"{folder.name}, {where.as_posix()}", table, values, fault)
 
 
-def captions_of(folder: Path, names: tuple[str, ...]) -> list[Path]:
+def _stem(path: Path, folder: Path) -> str:
+    """Name an image by its place in its folder, without its suffix."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def captions_of(folder: Path, names: Iterable[str]) -> list[Path]:
     """List the caption files that may be read."""
     above = list(folder.glob("*.txt"))
     return sorted([*above, *(path for name in names for path in (folder / name).rglob("*.txt"))])
 
 
-def _unpaired(stem: str, names: tuple[str, ...], found: list[list[Path]]) -> Fault | None:
-    for name, paths in zip(names, found, strict=True):
+def _unpaired(stem: str, found: Mapping[str, list[Path]]) -> Fault | None:
+    for name, paths in found.items():
         if len(paths) != 1:
             count = "no image" if not paths else f"{len(paths)} images"
             text = (

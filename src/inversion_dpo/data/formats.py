@@ -15,8 +15,8 @@ from typing import Any
 from inversion_dpo.data.annotations import NAMES, annotation_file, read_annotated
 from inversion_dpo.data.columns import RANKED, Table, our_names
 from inversion_dpo.data.folders import (
+    BESIDE,
     KINDS,
-    SOURCES,
     captions_of,
     read_folders,
     read_thumbs,
@@ -187,11 +187,12 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
         held[asked if asked != "auto" else _kind_of(tables[0])] = tables
     for kind in KINDS:
         if asked == kind or not any(held.values()):
-            held[kind] = [folder / name for name in two_folders(folder, columns, kind)]
+            held[kind] = [folder / n for n in two_folders(folder, columns, kind).values()]
     kinds = [kind for kind in held if held[kind]] if asked == "auto" else [asked]
     if len(kinds) > 1:
         raise DataError(f"{folder} holds several formats; choose data.format={' or '.join(kinds)}")
-    if not kinds and len(names := [n for n in subfolders(folder) if n not in SOURCES]) == 2:
+    beside = [*chain(*BESIDE.values())]
+    if not kinds and len(names := [n for n in subfolders(folder) if n.lower() not in beside]) == 2:
         raise DataError(
             f"{folder} holds two folders, {names[0]} and {names[1]}; say which holds the better "
             f"images: data.columns.winner={names[0]} data.columns.loser={names[1]}, with "
@@ -227,12 +228,12 @@ def _digest(files: Iterable[Path]) -> str:
 
 def _open_folders(path: Path, columns: Mapping[str, str], kind: str) -> Opened:
     """Images in two folders, with caption files: pairs of equal names, or liked and disliked."""
-    names = two_folders(path, columns, kind) or ("", "")
+    names = two_folders(path, columns, kind)
     rows = partial(read_thumbs if kind == "thumbs" else read_folders, path, names)
 
     def identity() -> str:
         images = chain.from_iterable(map(image_paths, rows()))
-        return _digest([*captions_of(path, names), *images])
+        return _digest([*captions_of(path, names.values()), *images])
 
     return Opened(rows, identity)
 

@@ -68,6 +68,28 @@ def test_a_third_folder_holds_the_sources(tmp_path: Path, names: tuple[str, str,
         open_pairs(folder, columns={"source": "after"})
 
 
+@pytest.mark.parametrize("columns", [{}, {"mask": "region"}])
+def test_another_folder_holds_the_masks(tmp_path: Path, columns: dict[str, str]) -> None:
+    """With or without sources; of thumbs too. One that is missing is named."""
+    folder, name = three(tmp_path, "w", "l", "source"), columns.get("mask", "mask")
+    (folder / name).mkdir()
+    (folder / name / "1.png").write_bytes(WHITE)
+    for sources in (GREEN, None):
+        source = open_pairs(folder, columns=columns)
+        assert [(p.winner, p.source, p.mask) for p in source] == [(RED, sources, WHITE)]
+        if sources:
+            (folder / "source" / "1.png").unlink()
+            (folder / "source").rmdir()
+    named = columns | {"winner": "w", "loser": "l"}
+    alone = opened(DataConfig(pairs=str(folder), format="thumbs", columns=named), alone=True)
+    assert [(p.winner, p.mask) for p in alone] == [(RED, WHITE), (BLUE, WHITE)]
+    (folder / name / "1.png").rename(folder / name / "2.png")
+    with pytest.raises(DataError, match=f"images 1: {name} has no image 1; keep one in each"):
+        list(open_pairs(folder, columns=columns))
+    with pytest.raises(DataError, match=r"w/1.png, mask: no mask; give a white one"):
+        list(opened(DataConfig(pairs=str(folder), format="thumbs", columns=named), alone=True))
+
+
 def test_thumbs_on_edits(tmp_path: Path) -> None:
     """Each image with a thumb has the source of its name; one without is named."""
     three(tmp_path, "liked", "disliked", "source")
