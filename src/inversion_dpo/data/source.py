@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -153,7 +154,16 @@ class PairSource:
     @cached_property
     def thumbs(self) -> bool:
         """Whether the first row has a thumb up or down."""
-        return any(raw.table.kind == "thumbs" for raw in islice(self.opened.rows(), 1))
+        return "thumbs" in self._kinds
+
+    @property
+    def single(self) -> bool:
+        """Whether a row is one image, given twice."""
+        return "single" in self._kinds or (self.alone and self.thumbs)
+
+    @cached_property
+    def _kinds(self) -> list[str]:
+        return [raw.table.kind for raw in islice(self.opened.rows(), 1)]
 
     @cached_property
     def edits(self) -> bool:
@@ -165,6 +175,15 @@ class PairSource:
         """How many pairs there may be, without reading an image; None if that cannot be known."""
         count = self.opened.count()
         return self.limit if count is None else min(count, self.limit or count)
+
+    def shapes(self, most: int) -> Iterator[tuple[tuple[int, int], ...]]:
+        """Read the sizes of the images of the first rows, from headers; without unusable rows."""
+        rows = rows_of(self.opened.rows(), self.config.ranking, alone=self.alone)
+        for row in islice(rows, most):
+            images = [image for name, image in row.pictures if name != "mask"]
+            with suppress(DataError):
+                if not (row.fault or row.left_out):
+                    yield tuple(picture_size(i, "") for i in images if isinstance(i, bytes))
 
     def __iter__(self) -> Iterator[Pair]:
         return self.read(lambda number: True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from inversion_dpo.data.buckets import square
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.data.transforms import Framing, Size
 from inversion_dpo.maths.inversion import evaluations_per_image, passes
@@ -18,7 +17,8 @@ from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.maths.methods import STORED
 from inversion_dpo.models.base import DiffusionModel, network_of
 from inversion_dpo.run.fields import Config
-from inversion_dpo.trajectories.cost import evaluations_again
+from inversion_dpo.trajectories.cost import evaluations_again, example
+from inversion_dpo.trajectories.jobs import sizes_ahead
 from inversion_dpo.trajectories.key import chosen_method, extent_of, window
 from inversion_dpo.trajectories.method import takes_images
 
@@ -96,15 +96,22 @@ def job_of(config: Config, pairs: int, again: int = 1) -> Job:
     return Job(2.0 * pairs * inverted, trained, config.policy.kind)
 
 
-def forward_flops(model: DiffusionModel, size: Size) -> float | None:
+def forward_flops(model: DiffusionModel, size: Size, *, edited: bool = False) -> float | None:
     """Count the operations of one image's forward pass, on a model without weights.
 
-    None where shapes depend on the text itself, as in families that leave out its padding.
+    Args:
+        model: from ``check_model``.
+        size: (height, width) of the image.
+        edited: whether it edits a source.
+
+    Returns:
+        None where shapes depend on the text itself, as in families that leave out its padding.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
             x = model.encode(torch.zeros(1, 3, *size))
-            every = model.condition(["a picture"]) | model.framing([Framing(size, (0, 0), size)])
+            every = example(model, size, edited=edited)
+            every |= model.framing([Framing(size, (0, 0), size)])
             condition = {k: v.to("meta") for k, v in every.items()}
             t = model.schedule.timesteps[1].to("meta").expand(1)
             before = counter.get_total_flops()
@@ -121,7 +128,8 @@ def estimate(config: Config, model: DiffusionModel) -> list[str]:
         config: the run's settings.
         model: without weights, from ``check_model``.
     """
-    count = open_pairs(config.data, alone=takes_images(config)).expected()
+    pairs = open_pairs(config.data, alone=takes_images(config))
+    count = pairs.expected()
     scales = config.inversion.guidance_scale, config.objective.guidance_scale
     job = job_of(config, count or 1000, evaluations_again(model, *scales))
     of = f"{count:,} pairs" if count else "every 1,000 pairs"
@@ -129,7 +137,9 @@ def estimate(config: Config, model: DiffusionModel) -> list[str]:
         f"forward passes, by image: {job.inversion:,.0f} for the inversion of {of}, "
         f"{job.training:,.0f} in training"
     ]
-    forward = forward_flops(model, square(config.model.resolution))
+    sizes, _ = sizes_ahead(pairs, config.model.resolution, config.data.fit)
+    ((size, _),) = sizes.most_common(1)
+    forward = forward_flops(model, size, edited=pairs.edits)
     if forward is None:
         return [*lines, "one of them is not counted beforehand for this family: `invert` times it"]
     hours = job.hours(forward, H200)

@@ -35,7 +35,7 @@ from inversion_dpo.run.disk import (
 )
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.reading import SHARD, Block, Rows, Shards, climb
-from inversion_dpo.trajectories.storing import form_of
+from inversion_dpo.trajectories.storing import form_of, twice
 
 if TYPE_CHECKING:
     from inversion_dpo.data.transforms import Size
@@ -145,7 +145,7 @@ class TrajectoryCache:
     size; so must those that are read at once. If there are trajectories, see :mod:`.storing`:
     ``predictions`` [P K, 2, *], ``moves``, ``noise`` [P, *] that was added; or, where only some
     states are kept, ``anchors`` [.., 2, *] and the grid indices ``steps`` [P, K]. On the paths line
-    and known there is ``endpoint`` [2P, *] alone: the noise at the end of each image's line.
+    and known there is ``endpoint`` [2P, *] alone, each image's noise. A single image stands once.
 
     ``device``, where batches go, is the CPU unless it is set.
     """
@@ -164,6 +164,7 @@ class TrajectoryCache:
         guidances = key["guidance_scale"], key["reference_guidance"]
         self.form = form_of(self.extent, key["keep"], *guidances)
         self.endpoint: str = key.get("endpoint", "")
+        self.once: bool = key.get("single", False)  # a row's one image is stored once
         self.inverted: bool = self.extent.last > 0  # or only encoded
         self.left_out: list[int] = manifest["left_out"]  # usable pairs, by place, not in here
         self.places: list[tuple[int, int]] = [(s, r) for s, r in manifest["places"]]
@@ -276,6 +277,7 @@ class TrajectoryCache:
             wanted = [*self._of_images("clean", pairs), *self._of_paths(pairs, positions)]
             block = self._read(wanted)
         t, host, count = block.on(self.device), block.on(CPU), len(pairs)
+        t = twice(t) if self.once else t
         grid = self.grid_at(self.size(pairs[0]))
         levels = grid.levels
         order, begins = climb([self.form.transitions(k) for k in positions])
@@ -325,8 +327,7 @@ class TrajectoryCache:
     def _held(self, pairs: Sequence[int], positions: list[int] | None = None) -> Block | None:
         """Wait for a batch that was read ahead, if it is this one."""
         there, waiting = self._ahead.get(tuple(pairs), (None, None))
-        usable = waiting is not None and positions in (None, there)
-        return waiting.result() if waiting is not None and usable else None
+        return waiting.result() if waiting and positions in (None, there) else None
 
     def _one(
         self, name: str, pairs: Sequence[int], rows: Callable[[str, Sequence[int]], list[Rows]]
@@ -350,8 +351,9 @@ class TrajectoryCache:
     def _of_images(self, name: str, pairs: Sequence[int]) -> list[Rows]:
         places, rows = [self.places[pair] for pair in pairs], []
         for k, (pair, (shard, row)) in enumerate(zip(pairs, places, strict=True)):
-            to = [k, k + len(pairs)]
-            rows.append(Rows(name, shard, 2 * row, to[::-1] if pair in self._swapped else to))
+            to = [k, k + len(pairs)][:: -1 if pair in self._swapped else 1]
+            one = [Rows(name, shard, row, [place]) for place in to]
+            rows += one if self.once else [Rows(name, shard, 2 * row, to)]
         return rows
 
     def _conditions(self, pairs: Sequence[int]) -> list[Rows]:

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from inversion_dpo.data.buckets import square
 from inversion_dpo.data.transforms import Framing, Size
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.models.base import Condition, DiffusionModel, network_of, plain_guidance
 from inversion_dpo.run.disk import check_room
-from inversion_dpo.trajectories.jobs import Inverter, sources
+from inversion_dpo.trajectories.jobs import Inverter, sizes_ahead, sources
+
+if TYPE_CHECKING:
+    from inversion_dpo.data.source import PairSource
 
 logger = logging.getLogger(__name__)
 
 
-def announce(how: Inverter, count: int | None, folder: Path, *, edits: bool = False) -> None:
+def announce(how: Inverter, pairs: PairSource, folder: Path) -> None:
     """Log, before the work begins, size and time of the cache; DiskError if it does not fit.
 
+    Both are foretold from the sizes of the first pairs, and grow with the number of pixels.
+
     Args:
-        how: model, key, grid and device; one step is timed.
-        count: of pairs, None for a stream that does not know.
+        how: model, key and device; one step is timed, of pictures of the most frequent size.
+        pairs: their number counts, which a stream may not know.
         folder: where the cache will lie.
-        edits: the pairs have sources.
     """
-    model, key, known = how.model, how.key, count
-    per, count = ("", count) if count else ("for every 1,000 pairs, ", 1000)
-    side = square(key.resolution)
+    known, key = pairs.expected(), how.key
+    sizes, share = sizes_ahead(pairs, key.resolution, key.fit)
+    ((side, _),) = sizes.most_common(1)
+    pixels = sum(h * w * n for (h, w), n in sizes.items()) / sizes.total() / math.prod(side)
+    model, how = how.model, how.at(side)
+    per, count = ("", known) if known else ("for every 1,000 pairs, ", 1000)
+    count = max(1, round(count * share))
     x_0 = model.encode(torch.zeros(1, 3, *side)).to(how.device)
-    condition = example(model, side, edited=edits)
-    latent, text = x_0.numel(), sum(v.nbytes for v in condition.values())
+    condition = example(model, side, edited=pairs.edits)
+    latent, text = round(x_0.numel() * pixels), sum(v.nbytes for v in condition.values())
     size = count * key.pair_size(latent, text)
     if known:
         fewer = "set inversion.keep, or lower inversion.steps or data.limit"
@@ -43,11 +52,11 @@ def announce(how: Inverter, count: int | None, folder: Path, *, edits: bool = Fa
     if not key.extent.last:
         logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size / 1e6)
         return
-    pairs, scales = min(key.pairs_per_shard, count), (key.guidance_scale, key.reference_guidance)
+    batch, scales = min(key.pairs_per_shard, count), (key.guidance_scale, key.reference_guidance)
     every = condition | model.framing([Framing(side, (0, 0), side)])
-    seconds = seconds_of_batch(how, x_0, every, pairs)
+    seconds = seconds_of_batch(how, x_0, every, batch) * pixels
     evaluations = evaluations_per_image(key.extent, *scales, evaluations_again(model, *scales))
-    minutes = seconds * evaluations * -(-count // pairs) / 60
+    minutes = seconds * evaluations * -(-count // batch) / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
         key.steps,

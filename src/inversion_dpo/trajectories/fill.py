@@ -70,7 +70,7 @@ from inversion_dpo.trajectories.jobs import (
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.reading import SHARD
-from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
+from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, once, packed
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair, PairSource
@@ -115,7 +115,7 @@ def fill(
         count = pairs.expected() if team.main else None
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
-            announce(how.at(square(key.resolution)), count, folder, edits=pairs.edits)
+            announce(how, pairs, folder)
             atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
         shards, left_out = _write_missing(folder, how, pairs, count, team)
@@ -203,7 +203,7 @@ def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
     for name in (*of_images, "anchors", *PREDICTIONS):
         if name not in shard:
             continue
-        rows = shard[name].unflatten(0, (-1, 2)) if name in of_images else shard[name]
+        rows = shard[name].unflatten(0, (len(pairs), -1)) if name in of_images else shard[name]
         bad = (~rows.isfinite().flatten(2).all(2)).nonzero().tolist()
         if bad:
             pair, side = bad[0][0] // (len(rows) // len(pairs)), bad[0][1]
@@ -256,7 +256,8 @@ def invert_pairs(
     if rows:
         shard |= {f"condition.{k}": v[rows].cpu() for k, v in condition.items()}
     shard |= {f"pair.{k}": v.cpu() for k, v in shared.items()}
-    return shard | {f"framing.{k}": v.cpu() for k, v in framing.items()}
+    shard |= {f"framing.{k}": v.cpu() for k, v in framing.items()}
+    return once(shard) if key.single else shard
 
 
 def twice(pairs: slice) -> slice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from inversion_dpo.data.buckets import Place, buckets, place
+from inversion_dpo.data.buckets import Place, Resolution, buckets, place
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
 from inversion_dpo.maths.records import Grid
@@ -20,9 +21,10 @@ from inversion_dpo.run.faults import Parts
 from inversion_dpo.trajectories.key import CacheKey
 
 if TYPE_CHECKING:
-    from inversion_dpo.data.source import Pair
+    from inversion_dpo.data.source import Pair, PairSource
 
 Images = Sequence[Image.Image]
+LOOKED_AT = 256  # rows, to foretell the sizes of all
 DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
 
 
@@ -89,6 +91,23 @@ def grouped(pairs: Iterable[Pair], key: CacheKey, left_out: dict[int, str]) -> I
         if len(jobs) == key.pairs_per_shard:
             yield waiting.pop(found.size)
     yield from (jobs for _, jobs in sorted(waiting.items()))
+
+
+def sizes_ahead(pairs: PairSource, resolution: Resolution, fit: str) -> tuple[Counter[Size], float]:
+    """Count the sizes of the first pairs, and which share of them gets one; none without pairs.
+
+    Args:
+        pairs: of which the first ``LOOKED_AT`` rows are read.
+        resolution: of the training.
+        fit: how images come to their size.
+    """
+    sizes, found, total = buckets(resolution), Counter[Size](), 0
+    if len(sizes) == 1 and fit != "drop":
+        return Counter(sizes), 1.0
+    for shapes in pairs.shapes(LOOKED_AT):
+        chosen, total = place(sizes, shapes, fit) if shapes else Place(sizes[0], fit), total + 1
+        found.update([chosen.size] * bool(chosen.fit))
+    return found or Counter(sizes[:1]), found.total() / total if found else 1.0
 
 
 def turned(job: Job, key: CacheKey) -> tuple[Image.Image, ...]:

@@ -46,6 +46,7 @@ class CacheKey:
     reference_guidance: float  # of the reference's stored predictions
     endpoint: str = ""  # the one noise of an image that is stored: recovered or known; or none
     mask: str = "given"  # which region counts
+    single: bool = False  # a row is one image, which is stored once
     layout: int = LAYOUT
 
     @property
@@ -58,13 +59,14 @@ class CacheKey:
 
         A network in 16 bits predicts numbers of 16 bits; guidance mixes two of them in float32.
         """
-        if self.endpoint:
-            return endpoint_size(latent, text)
         few = 16 if "16" in self.precision else 32
         known, moves = (
             few if s == 1 else 32 for s in (self.reference_guidance, self.guidance_scale)
         )
-        return self.form.size(latent, (known, moves), text)
+        whole = (
+            endpoint_size(latent, 0) if self.endpoint else self.form.size(latent, (known, moves), 0)
+        )
+        return whole // (1 + self.single) + text
 
     def smaller(self) -> dict[str, CacheKey]:
         """List settings that make the cache smaller, each with its key."""
@@ -82,7 +84,7 @@ class CacheKey:
 
     def name(self) -> str:
         """Return the cache's folder name: sixteen hex digits."""
-        parts = {k: v for k, v in asdict(self).items() if k != "endpoint" or v}
+        parts = {k: v for k, v in asdict(self).items() if k not in ("endpoint", "single") or v}
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -141,6 +143,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         pairs=pairs.fingerprint,
         fit=config.data.fit,
         mask=config.data.mask,
+        single=pairs.single,
         flip_seed=config.training.seed if config.data.flip else None,
         model=identity(frozen_parts(model.pipeline).values()),
         schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),

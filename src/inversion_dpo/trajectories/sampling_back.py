@@ -25,6 +25,7 @@ from inversion_dpo.trajectories.cache import (
 )
 from inversion_dpo.trajectories.fill import pair_noise, predictions, twice
 from inversion_dpo.trajectories.reading import SHARD
+from inversion_dpo.trajectories.storing import once
 
 
 def sampled_back(
@@ -69,7 +70,7 @@ def sampled_back(
             tensors = {"reconstructed": again.cpu(), "reconstruction": error.cpu()}
             write_shard(
                 folder / names[number],
-                tensors,
+                once(tensors) if cache.once else tensors,
                 {"digests": digests, "overlong": {}, "errors": worse, "pairs": pairs}
                 | {"size": cache.sizes[number], "texts": [cache.texts[pair] for pair in pairs]},
             )
@@ -129,6 +130,7 @@ def batch(
     """
     device = next(network_of(model).parameters()).device
     x_0 = cache.shard(number).get_tensor("clean").to(device, torch.float32)
+    x_0 = x_0.repeat_interleave(2, 0) if cache.once else x_0
     condition, order = cache.condition(cache.of_shard[number]), in_turn(len(x_0))
     per_image = {k: v[order].to(x_0.device) for k, v in condition.items()}
 

@@ -9,7 +9,7 @@ are stored, where only some are kept, are float32.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch import Tensor
 from inversion_dpo.maths.records import Extent, Trajectory
 
 PREDICTIONS = ("predictions", "moves")
+STEPS = ("anchors", *PREDICTIONS)  # [.., 2, *], of both images of a pair
+IMAGES = ("clean", "endpoint", "x_T_variance", "reconstructed", "reconstruction")  # [2P, ...]
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,23 @@ def packed(
     rows = {k: t.flatten(0, 1) for k, t in found.items()}
     rows = {k: smallest(t) if k in PREDICTIONS else t for k, t in rows.items()}
     return rows if steps is None else rows | {"steps": steps}
+
+
+def once(shard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out of a shard of single images, which pairs them with themselves, every second one."""
+    stored = dict[str, Tensor]()
+    for name, t in shard.items():
+        if name in STEPS:
+            stored[name] = t[:, :1].contiguous()
+        else:
+            of_images = name in IMAGES or name.startswith("framing.")
+            stored[name] = t[::2].contiguous() if of_images else t
+    return stored
+
+
+def twice(t: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give both images of a pair what is stored of the one that they are, see :func:`once`."""
+    return {k: v.expand(-1, 2, *v.shape[2:]) if k in STEPS else v for k, v in t.items()}
 
 
 def form_of(

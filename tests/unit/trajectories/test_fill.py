@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from inversion_dpo.data.buckets import Place
 from inversion_dpo.data.images import DataError
@@ -120,6 +121,9 @@ class Source:
 
     def expected(self):
         return len(self.pairs)
+
+    def shapes(self, most):
+        return [p.sizes for p in self.pairs[:most]]
 
     def read(self, ours):
         self.asked = [ours(k) for k in range(len(self.pairs))]
@@ -396,6 +400,54 @@ def test_states_from_the_disk_are_those_of_the_inversion_to_the_bit(tmp_path, ki
     assert few == 8 and all(0 < size - wanted < 1200 for size in sizes)  # the rest is the header
 
 
+class Alone(Source):
+    """Five single images, each given twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.pairs = [
+            replace(p, loser=p.winner, decoded=(p.images[0],) * 2, single=True) for p in self.pairs
+        ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"keep": (2, 1, 3)},
+        {"extent": Extent(start=2, last=3), "guidance_scale": 2.0},
+        {"extent": Extent(last=3, first=3), "endpoint": "recovered"},
+        {"extent": NOWHERE},
+    ],
+)
+def test_a_single_image_is_stored_once_and_has_the_same_bits(tmp_path, change):
+    """What a step reads of it, in memory and read ahead, and what is sampled back."""
+    model, caches, keys = Pipeline(), [], [replace(KEY, **change, single=s) for s in (False, True)]
+    for key in keys:
+        cache = fill(tmp_path, model, Alone(), key, device=CPU)
+        caches.append((cache, sampled_back(model, cache, InversionConfig(steps=3))))
+    (twice, back), (once, back_once) = caches
+    pairs, names = [3, 1], ["clean", *["endpoint"] * bool(once.endpoint)]
+    for ahead in (False, True):
+        for name in names:
+            assert torch.equal(twice.of_images(name, pairs), once.of_images(name, pairs))
+        a, b = (c.condition(pairs) for c in (twice, once))
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        if once.inverted and not once.endpoint:
+            low, high = twice.positions(1, 3)
+            for positions in ([low, high], [high, low]):
+                if ahead:
+                    once.read_ahead(pairs, positions)
+                same(*(c.states(pairs, positions, "transition") for c in (twice, once)))
+    again = [c.of_images("reconstructed", pairs) for c in (back, back_once)]
+    assert torch.equal(*again) and back.errors == back_once.errors
+    kept = [
+        sum(t.nbytes for t in load_file(c.folder / "shard-00000.safetensors").values())
+        for c in (twice, once)
+    ]
+    assert kept[1] < 0.7 * kept[0] and keys[1].pair_size(8, 0) == keys[0].pair_size(8, 0) // 2
+
+
 def test_a_text_is_stored_once_in_the_first_shard_that_has_it(tmp_path):
     class Repeating(Source):
         def __init__(self):
@@ -623,7 +675,7 @@ def test_the_round_trip_is_that_of_the_first_shard(tmp_path):
 # ---- what is said beforehand
 
 
-def said(caplog, monkeypatch, count, change=None, seconds=3.0, rescaled=False):
+def said(caplog, monkeypatch, count, change=None, seconds=3.0, rescaled=False, shapes=()):
     """Megabytes and minutes, where one evaluation of a batch takes so many seconds."""
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**10))
     clock = iter([0.0, seconds])
@@ -632,7 +684,8 @@ def said(caplog, monkeypatch, count, change=None, seconds=3.0, rescaled=False):
     with caplog.at_level(logging.INFO):
         model = Pipeline()
         model.combine = (lambda *p: plain_guidance(*p)) if rescaled else plain_guidance
-        announce(Inverter(model, replace(KEY, **change or {}), GRID, CPU), count, Path("none"))
+        pairs = SimpleNamespace(expected=lambda: count, edits=False, shapes=lambda most: shapes)
+        announce(Inverter(model, replace(KEY, **change or {}), GRID, CPU), pairs, Path("none"))
     return caplog.messages[0], model.calls
 
 
@@ -649,6 +702,17 @@ def test_size_and_time_are_worked_out_beforehand(caplog, monkeypatch):
     assert caplog.messages[1:] == [fewer]  # of three states keep=4 saves nothing
     said(caplog, monkeypatch, 1_000_000, {"extent": Extent(last=20), "precision": "bfloat16 bf16"})
     assert caplog.messages[1:] == ["inversion.keep=4 would need about 164 MB on disk"]
+
+
+def test_the_estimate_is_of_the_pictures_own_sizes(caplog, monkeypatch):
+    """Two portraits, a square, and a pair that is left out; the portrait's bucket is timed."""
+    shapes = [((96, 64),) * 2] * 2 + [((64, 64),) * 2, ((64, 96), (96, 64))]
+    change = {"resolution": 64, "fit": "drop"}
+    text, calls = said(caplog, monkeypatch, 10_000, change, shapes=shapes)
+    pixels = (2 * 80 * 48 + 64 * 64) / 3
+    megabytes = 7500 * replace(KEY, **change).pair_size(round(pixels), 4) / 1e6
+    minutes = 3750 * 4 * 3 / 60 * pixels / (80 * 48)
+    assert f"about {megabytes:.0f} MB on disk and {minutes:.1f} min" in text and calls == 4
 
 
 @pytest.mark.parametrize("extent", [KEY.extent, NOWHERE])

@@ -15,7 +15,7 @@ from inversion_dpo.trajectories.key import (
     window,
 )
 
-PAIRS = SimpleNamespace(fingerprint="of the pairs")
+PAIRS = SimpleNamespace(fingerprint="of the pairs", single=False)
 
 
 def model(weight=1.0, **parts):
