@@ -122,6 +122,15 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         remedy = "write the probability that image 0 is better, 0 to 1, or leave it empty"
         text = f"{row.where}: preference_0 is {shown(p)}; {remedy}"
         faults.append(Fault("bad_labels", text))
+    elif (
+        isinstance(p, float) and isinstance(row.label, float) and (p - 0.5) * (row.label - 0.5) < 0
+    ):
+        better, share = row.called[row.label == 0.0], p if row.label else 1 - p
+        text = (
+            f"{row.where}: {better} is the better one by its label, and has {share:.2g} of the "
+            "votes; correct label or votes, or drop the row"
+        )
+        faults.append(Fault("bad_labels", text))
     if (row.caption or "").strip().lower() in EMPTY:
         remedy = "write the prompt that both images were made for, or drop the row"
         what = (

@@ -203,6 +203,22 @@ def test_two_folders_that_do_not_fit(tmp_path: Path, spoil: object, expected: st
         list(open_pairs(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [("label_0,preference_0", "1,0.3"), ("label_0,preference_0", "0,0.9")],
+)
+def test_a_label_against_its_votes_is_named(tmp_path: Path, columns: str, values: str) -> None:
+    put_images(tmp_path)
+    table = tmp_path / "a.csv"
+    table.write_text(f"prompt,jpg_0,jpg_1,{columns}\na,red.png,blue.png,{values}\n")
+    with pytest.raises(DataError, match="row 0: .*.png is the better one by its label, and has 0."):
+        list(open_pairs(table))
+    row = {"prompt": "a", "path1": "red.png", "path2": "blue.png", "choice_dist": [3, 7]}
+    (tmp_path / "train.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match="row 0: red.png is .* by its label, and has 0.3 of the"):
+        list(open_pairs(tmp_path / "train.json", format="hpdv3"))
+
+
 def test_hpdv3s_own_columns(tmp_path: Path) -> None:
     """Of MizzenAI/HPDv3 path1 is the preferred image; choice_dist, where it is, counts votes."""
     more = {"confidence": 0.99, "model1": "flux", "model2": "infinity"}
