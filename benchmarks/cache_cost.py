@@ -7,10 +7,11 @@ pair of that shape is inverted under a stand-in for the network that answers in 
 weighed, and read again: its states must have the same bits.
 
 Times (``--times``): a step of the embedded model with the cache on the disk, out of the system's
-memory before every step, against the same step with its data ready in memory. Blocks of steps take
-turns; printed are medians over the steps, and the median ratio of neighbouring blocks: of the time
-that passed, and of the processors' time in all threads, which other programs disturb less. The
-last column is the processors' time of reading a batch and making its states, without any step.
+memory before every step, against the same step with its data ready in memory. The same steps are
+taken again and again, in turns. Of each the least time counts, since other programs only add to
+it; printed are their means and the ratio of these: of the time that passed, and of the processors'
+time in all threads. The last column is the processors' time of reading a batch and making its
+states, without any step.
 """
 
 from __future__ import annotations
@@ -170,33 +171,35 @@ def forget(folder: Path) -> None:
 
 def times(pairs: int, preset: str, blocks: int, length: int, root: Path) -> str:
     """Write one row: seconds of a step with data on the disk and in memory."""
-    numbers = range(blocks * length + 1)
+    numbers = range(length + 2)
     settings = ["data.limit=200", f"training.batch_size={pairs}", f"training.steps={len(numbers)}"]
     config = load_config(preset, settings)
     session = set_up(config, prepare(config, root))
     disk, memory = session.cache, InMemory(session, numbers)
     found: dict[str, list[list[tuple[float, float]]]] = {"disk": [], "memory": []}
 
-    def block(first: int, cache: Any) -> list[tuple[float, float]]:
+    def block(cache: Any) -> list[tuple[float, float]]:
         session.cache, taken = cache, []
-        for number in range(first, first + length):
+        for number in numbers[:-1]:
             forget(disk.folder)
             begun, used = time.perf_counter(), time.process_time()
             training.step(session, number, 1e-9)
             taken.append((time.perf_counter() - begun, time.process_time() - used))
         return taken[1:]  # what came before has read nothing ahead for the first
 
-    block(0, disk)
+    block(disk)
     for k in range(blocks):
         ways = [("disk", disk), ("memory", memory)]
         for name, cache in ways if k % 2 else ways[::-1]:
-            found[name].append(block(k * length, cache))
+            found[name].append(block(cache))
     cells = []
     for clock in (0, 1):
-        middle = {n: [statistics.median(t[clock] for t in b) for b in found[n]] for n in found}
-        ratios = [a / b for a, b in zip(middle["disk"], middle["memory"], strict=True)]
-        cells += [f"{1e3 * statistics.median(middle[n]):.1f}" for n in found]
-        cells.append(f"{statistics.median(ratios):.3f}")
+        least = {
+            n: statistics.mean(min(t[clock] for t in same) for same in zip(*blocks_of, strict=True))
+            for n, blocks_of in found.items()
+        }
+        cells += [f"{1e3 * seconds:.1f}" for seconds in least.values()]
+        cells.append(f"{least['disk'] / least['memory']:.3f}")
     return f"| {pairs} | {' | '.join(cells)} | {1e3 * memory.of_batch:.1f} |"
 
 
