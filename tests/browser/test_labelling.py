@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from inversion_dpo.cli.main import main
-from tests.pair_files import read_pairs
+from tests.pair_files import read_pairs, write_edits
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.browser
@@ -115,6 +115,25 @@ def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_conf
 
     train(tiny_config(f"data.pairs={pairs}", "training.steps=3"), tmp_path / "run")
     assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").exists()
+
+
+def test_the_image_that_is_edited_stands_beside_both(browser, server, tmp_path):
+    """And is there at full pixels after the two edits."""
+    data = write_edits(tmp_path / "edits.parquet", 4)
+    page = server(data, "--labels", tmp_path / "labels.sqlite", "data.allow_giveaways=true")
+    browser.open(f"{page.address}/label?labeller=me")
+    ready(browser)
+    browser.picture("label-edits")
+    found = [browser.driver.find_element("id", name).rect for name in ("source", "left", "right")]
+    assert [r["x"] for r in found] == sorted(r["x"] for r in found)
+    assert max(r["y"] for r in found) - min(r["y"] for r in found) < found[0]["height"] / 4
+    browser.press("z")
+    browser.press("z")
+    browser.press("z")
+    source = browser.driver.find_element("id", "source").get_attribute("src")
+    assert browser.driver.find_element("css selector", ".view img").get_attribute("src") == source
+    press(browser, "1")
+    assert browser.complaints() == []
 
 
 def test_a_key_held_down_labels_once_and_typing_a_name_labels_nothing(browser, labelling):

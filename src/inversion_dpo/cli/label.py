@@ -175,7 +175,7 @@ def pairs_sample(
 
     Example: inversion-dpo pairs sample -c sd15 --prompts my_prompts.txt -o pairs.parquet
     """
-    from inversion_dpo.evaluation.prompt_sets import read_prompts
+    from inversion_dpo.evaluation.prompt_sets import read_prompt_set
     from inversion_dpo.evaluation.readiness import check_sampling
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.labels.asking import sample_pairs
@@ -185,9 +185,10 @@ def pairs_sample(
     if prompts is None and not settings.model.path.startswith("asset:"):
         raise ConfigError(f"{settings.model.path} needs prompts: --prompts FILE, one a line")
     source = str(count) if prompts in (None, "scenes") else str(prompts)
-    captions = read_prompts(source, count, option="--prompts")
-    check_sampling(settings, output.parent, 2 * len(captions), "--count")
-    made = sample_pairs(output, sampler_of(settings, None), captions, seed)
+    asked = read_prompt_set(source, count, option="--prompts")
+    images, sizes = 2 * len(asked.prompts), asked.size_of.values()
+    check_sampling(settings, output.parent, images, "--count", asked.sources, sizes)
+    made = sample_pairs(output, sampler_of(settings, None), asked, seed)
     typer.echo(f"{made} pairs in {output}\nnext: inversion-dpo web {output}")
 
 

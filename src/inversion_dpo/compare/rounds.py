@@ -17,7 +17,7 @@ from inversion_dpo.compare.runs import Start, folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.evaluation.defaults import evaluation_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
-from inversion_dpo.evaluation.prompt_sets import prompts_with_graphs, read_prompt_set, read_prompts
+from inversion_dpo.evaluation.prompt_sets import read_prompt_set, read_prompts
 from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
@@ -176,11 +176,11 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         captions = read_prompts(str(rounds.people or source), None, seed)
         source = str(folder / "prompts.txt")
         atomic_text("\n".join(captions) + "\n", Path(source))
-    prompts = prompts_with_graphs(read_prompt_set(source, rounds.people or None))
+    asked = read_prompt_set(source, rounds.people or None)
     if rounds.people:
         samples, scales = 2, [e.guidance_scale]
     if rounds.people and not pairs.exists():
-        pairs_by_people(pairs, partial(sampler_of, config, None), prompts, seed)
+        pairs_by_people(pairs, partial(sampler_of, config, None), asked, seed)
     elif not pairs.exists():
         how = replace(
             config.build,
@@ -194,7 +194,7 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
         )
         build(replace(config, build=how), pairs.parent)
     taken = [1 if scales[k % len(scales)] == 1.0 else 2 for k in range(samples)]
-    return float(e.sample_steps * sum(taken) * len(prompts))
+    return float(e.sample_steps * sum(taken) * len(asked.prompts))
 
 
 def merge(config: Config, adapter: Path, folder: Path) -> None:

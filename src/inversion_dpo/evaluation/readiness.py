@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from inversion_dpo.data.buckets import square
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.models.loading import check_model
-from inversion_dpo.models.sampler import check_sources
+from inversion_dpo.models.sampler import check_sizes, check_sources
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import check_room, check_writable
@@ -22,6 +23,7 @@ def check_sampling(
     images: int,
     fewer: str,
     sources: Sequence[object] = (),
+    sizes: Iterable[Size] = (),
 ) -> None:
     """Refuse a folder, a disk, a model or a number of steps by which images cannot be drawn.
 
@@ -33,6 +35,7 @@ def check_sampling(
         images: how many there will be.
         fewer: the setting that asks for fewer of them.
         sources: the image that each prompt edits, None for none.
+        sizes: (height, width) of images that have a size of their own.
 
     Raises:
         ConfigError, ModelError, DiskError: the first fault and what to do.
@@ -42,4 +45,5 @@ def check_sampling(
     check_room(folder, images * BYTES * pixels, "samples", f"lower {fewer}")
     model = check_model(config.model)
     check_sources(model, sources or [None])
+    check_sizes(model, sizes)
     grid_for(model.schedule, "evaluation.sample_steps", config.evaluation.sample_steps)

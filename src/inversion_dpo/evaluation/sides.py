@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from inversion_dpo.data.buckets import buckets, nearest, square
+from inversion_dpo.data.annotations import is_annotated
+from inversion_dpo.data.buckets import Resolution, buckets, nearest, square
 from inversion_dpo.data.images import decode_image, picture_size
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.prompt_sets import (
@@ -102,20 +103,25 @@ def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict
 
 
 def sizes_for(config: Config, prompts: Sequence[str]) -> list[Size]:
+    """List the size of each prompt's images in the evaluation, see :func:`sizes_in`."""
+    return sizes_in(details_of(config.evaluation.prompts), prompts, config.model.resolution)
+
+
+def sizes_in(asked: PromptSet, prompts: Sequence[str], resolution: Resolution) -> list[Size]:
     """List the size of each prompt's images: the set's own, near its source's, or the model's."""
-    own, resolution = _details(config).size_of, config.model.resolution
-    usual = [
-        nearest(buckets(resolution), picture_size(file.read_bytes(), str(file)))
-        if file
-        else square(resolution)
-        for file in sources_for(config, prompts)
-    ]
-    return [own.get(prompt, size) for prompt, size in zip(prompts, usual, strict=True)]
+    own, sources = asked.size_of, asked.source_of
+
+    def usual(prompt: str) -> Size:
+        if (file := sources.get(prompt)) is None:
+            return square(resolution)
+        return nearest(buckets(resolution), picture_size(file.read_bytes(), str(file)))
+
+    return [own.get(prompt) or usual(prompt) for prompt in prompts]
 
 
 def sources_for(config: Config, prompts: Sequence[str]) -> list[Path | None]:
     """List the file of the image that each prompt edits, where the prompt set gives one."""
-    own = _details(config).source_of
+    own = details_of(config.evaluation.prompts).source_of
     return [own.get(prompt) for prompt in prompts]
 
 
@@ -124,11 +130,12 @@ def opened(file: Path | None) -> Image.Image | None:
     return decode_image(file.read_bytes(), str(file)) if file else None
 
 
-def _details(config: Config) -> PromptSet:
-    """Read the prompt set if it is a file that says more than prompts; else it is empty."""
-    source = Path(resolve(config.evaluation.prompts))
-    if source.suffix in (".jsonl", ".parquet") and source.is_file():
-        return read_prompt_set(config.evaluation.prompts, None)
+def details_of(prompts: str) -> PromptSet:
+    """Read a prompt set if it is a file that says more than prompts; else it is empty."""
+    source = Path(resolve(prompts))
+    more = source.suffix in (".jsonl", ".parquet") and source.is_file()
+    if more and not is_annotated(source):
+        return read_prompt_set(prompts, None)
     return PromptSet([], [], [])
 
 

@@ -32,12 +32,13 @@ _PAIRS = pa.schema(
 )
 
 
-def _schema(kind: str) -> pa.Schema:
+def _schema(kind: str, edits: bool) -> pa.Schema:
     """Give the columns that are written; each labeller's thumb or score is in the list."""
+    more = [pa.field("source_image", pa.binary())] if edits else []
     if kind not in _OPINIONS:
-        return _PAIRS
+        return pa.schema([*_PAIRS, *more])
     fields = [("image", pa.binary()), (_OPINIONS[kind], pa.list_(pa.float64()))]
-    return pa.schema([*fields, ("caption", pa.string()), ("scene_graph", pa.string())])
+    return pa.schema([*fields, ("caption", pa.string()), ("scene_graph", pa.string()), *more])
 
 
 def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counter[str]:
@@ -61,7 +62,7 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
     """
     counts = Counter[str]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows, schema = _rows(store, labeller, counts), _schema(store.kind)
+    rows, schema = _rows(store, labeller, counts), _schema(store.kind, store.edits())
     with writing(path, shared=True) as partial:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             while part := list(islice(rows, _WRITE_ROWS)):
@@ -93,6 +94,7 @@ def _rows(
                 "caption": question.caption,
                 "scene_graph": question.scene_graph,
                 **{f"seed_{k}": seed for k, seed in enumerate(question.seeds)},
+                "source_image": question.source,
                 **{f"votes_{choice}": chosen.count(choice) for choice in CHOICES},
             }
 
@@ -109,6 +111,7 @@ def _opinion(
             _OPINIONS[kind]: [float(c == "up") if kind == "thumbs" else float(c) for c in sure],
             "caption": question.caption,
             "scene_graph": question.scene_graph,
+            "source_image": question.source,
         }
 
 

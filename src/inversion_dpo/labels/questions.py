@@ -25,6 +25,7 @@ class Question:
 
     pair: 16 hex digits, a hash of caption and images, the same for either order of the images.
     seeds: of the noise that each was sampled from, if the data say.
+    source: the encoded image that both edit, if they do.
     """
 
     pair: str
@@ -32,6 +33,7 @@ class Question:
     images: tuple[bytes, bytes]
     scene_graph: str | None
     seeds: tuple[int | None, ...] = ()
+    source: bytes | None = None
 
 
 def questions(
@@ -60,7 +62,8 @@ def questions(
             counts["pairs"] += 1
             named = content(replace(row, images=images)).hex()
             seeds = () if alone else row.seeds
-            yield Question(named, row.caption or "", images, row.scene_graph, seeds)
+            source = row.source if isinstance(row.source, bytes) else None
+            yield Question(named, row.caption or "", images, row.scene_graph, seeds, source)
 
 
 def _asked(images: tuple[bytes, bytes], alone: bool) -> list[tuple[bytes, bytes]]:

@@ -40,7 +40,11 @@ CREATE VIEW standing AS
   WHERE choice != '{UNDO}';
 PRAGMA application_id = {APPLICATION};
 """
-_SEEDS = "CREATE TABLE IF NOT EXISTS seeds (image TEXT PRIMARY KEY REFERENCES images, seed INTEGER)"
+_LATER = (  # tables that files of older versions do not have
+    "CREATE TABLE IF NOT EXISTS seeds (image TEXT PRIMARY KEY REFERENCES images, seed INTEGER)",
+    "CREATE TABLE IF NOT EXISTS sources"
+    " (pair TEXT PRIMARY KEY REFERENCES pairs (pair), source TEXT NOT NULL REFERENCES images)",
+)
 
 
 class Conflict(WebError):
@@ -49,12 +53,16 @@ class Conflict(WebError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A pair as one labeller sees it; images by SHA-256. A single image is on both sides."""
+    """A pair as one labeller sees it; images by SHA-256. A single image is on both sides.
+
+    source: the image that both edit, if they do.
+    """
 
     pair: str
     caption: str
     left: str
     right: str
+    source: str | None = None
 
 
 def _hash(labeller: str, pair: str) -> bytes:
@@ -92,7 +100,8 @@ class LabelStore:
                     for statement in _SCHEMA.split(";\n"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version = {list(KINDS).index(kind or 'pairs')}")
-                self._db.execute(_SEEDS)  # files of older versions have none
+                for statement in _LATER:
+                    self._db.execute(statement)
             self.kind = list(KINDS)[self._number("PRAGMA user_version")]
         except sqlite3.Error as error:
             raise WebError(
@@ -127,14 +136,18 @@ class LabelStore:
         """Store pairs that are not there yet, in order; returns how many there are now."""
         with self._transaction():
             for q in questions:
-                names = [hashlib.sha256(image).hexdigest() for image in q.images]
+                images = [*q.images, *([q.source] if q.source else [])]
+                names = [hashlib.sha256(image).hexdigest() for image in images]
                 self._db.executemany(
-                    "INSERT OR IGNORE INTO images VALUES (?, ?)", zip(names, q.images, strict=True)
+                    "INSERT OR IGNORE INTO images VALUES (?, ?)", zip(names, images, strict=True)
                 )
                 self._db.execute(
-                    "INSERT OR IGNORE INTO pairs (pair, caption, image_0, image_1, scene_graph)"
+                    "INSERT OR IGNORE INTO pairs (pair, caption, scene_graph, image_0, image_1)"
                     " VALUES (?, ?, ?, ?, ?)",
-                    (q.pair, q.caption, *names, q.scene_graph),
+                    (q.pair, q.caption, q.scene_graph, *names[:2]),
+                )
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO sources VALUES (?, ?)", [(q.pair, n) for n in names[2:]]
                 )
                 self._db.executemany(
                     "INSERT OR IGNORE INTO seeds VALUES (?, ?)",
@@ -154,19 +167,26 @@ class LabelStore:
     def pairs(self) -> Iterator[Question]:
         """Read all pairs in order, one in memory at a time."""
         query = (
-            "SELECT pair, caption, a.bytes, b.bytes, scene_graph, c.seed, d.seed FROM pairs"
+            "SELECT pair, caption, a.bytes, b.bytes, scene_graph, e.bytes, c.seed, d.seed"
+            " FROM pairs"
             " JOIN images a ON a.sha256 = image_0 JOIN images b ON b.sha256 = image_1"
             " LEFT JOIN seeds c ON c.image = image_0 LEFT JOIN seeds d ON d.image = image_1"
+            " LEFT JOIN sources USING (pair) LEFT JOIN images e ON e.sha256 = source"
             " WHERE position = ?"
         )
         for (position,) in self._rows("SELECT position FROM pairs ORDER BY position"):
-            pair, caption, first, second, graph, *seeds = self._rows(query, position)[0]
-            yield Question(pair, caption, (first, second), graph, tuple(seeds))
+            pair, caption, *images, graph, source, a, b = self._rows(query, position)[0]
+            yield Question(pair, caption, (images[0], images[1]), graph, (a, b), source)
+
+    def edits(self) -> bool:
+        """Tell whether there are pairs that edit an image."""
+        return bool(self._number("SELECT count(*) FROM sources"))
 
     def shown(self, first: int, count: int) -> list[Asked]:
         """Pairs by their place in the data, from 0, the first image on the left."""
         rows = self._rows(
-            "SELECT pair, caption, image_0, image_1 FROM pairs ORDER BY position LIMIT ? OFFSET ?",
+            "SELECT pair, caption, image_0, image_1, source"
+            " FROM pairs LEFT JOIN sources USING (pair) ORDER BY position LIMIT ? OFFSET ?",
             count,
             first,
         )
@@ -179,7 +199,8 @@ class LabelStore:
         asked. The others are those that the fewest labelled, in an order of the labeller's own.
         """
         rows = self._rows(
-            "SELECT pair, caption, image_0, image_1, ifnull(others, 0), withdrawn FROM pairs"
+            "SELECT pair, caption, image_0, image_1, ifnull(others, 0), withdrawn, source"
+            " FROM pairs LEFT JOIN sources USING (pair)"
             " LEFT JOIN (SELECT pair, count(*) AS others FROM standing GROUP BY pair) USING (pair)"
             " LEFT JOIN (SELECT pair, max(number) AS withdrawn FROM events WHERE labeller = ?"
             " GROUP BY pair) USING (pair)"
@@ -197,10 +218,11 @@ class LabelStore:
             first, second = (common, own) if place % SHARED == SHARED - 1 else (own, common)
             if queue := first or second:
                 chosen.append(queue.pop(0))
-        return [
-            Asked(pair, caption, *images[:: -1 if swapped(labeller, pair) else 1])
-            for pair, caption, *images, _, _ in chosen
-        ]
+        asked = []
+        for pair, caption, first, second, _, _, source in chosen:
+            left, right = (second, first) if swapped(labeller, pair) else (first, second)
+            asked.append(Asked(pair, caption, left, right, source))
+        return asked
 
     def label(self, request: str, labeller: str, pair: str, choice: str) -> None:
         """Record ``left``, ``right`` or a choice of the kind; durable on return.

@@ -17,7 +17,7 @@ from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs, rea
 from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.scorers.registry import SCENES, ScorerGroup, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
-from inversion_dpo.evaluation.sides import Side, sampler_of, side
+from inversion_dpo.evaluation.sides import Side, details_of, opened, sampler_of, side, sizes_in
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey
 from inversion_dpo.making_pairs.candidates import Labelled, pair_rows, schema_of, write_rows
@@ -35,6 +35,7 @@ from inversion_dpo.making_pairs.labelling import (
 )
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
+from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.run.processes import current_team
@@ -101,8 +102,11 @@ def check_build(config: Config, output: Path) -> None:
     if odd := [name for name in b.by if name not in known]:
         raise ConfigError(f"build.by: {odd[0]!r} is no score; choose of {', '.join(known)}")
     images = b.samples * (sum(b.splits.values()) or min(len(graphs), b.limit or len(graphs)))
+    asked, captions = details_of(b.prompts), [graph.caption for graph in graphs]
+    sources, sizes = [asked.source_of.get(c) for c in captions], asked.size_of.values()
     for model in (None, *b.models):
-        check_sampling(side(config, model).config, output, images, "build.samples")
+        settings = side(config, model).config
+        check_sampling(settings, output, images, "build.samples", sources, sizes)
 
 
 def labellings(config: Config) -> dict[str, Labelling]:
@@ -122,7 +126,7 @@ def write_labelled(
             raise DataError(
                 f"{output}: no prompt gave a pair of {name}; take more samples, or lower --least"
             )
-        rows = pair_rows(pairs, config.build.seed)
+        rows = pair_rows(pairs, config.build.seed, details_of(config.build.prompts).source_of)
         write_rows(output / f"{name}.parquet", rows, schema_of(rows))
     return {name: len(pairs) for name, pairs in labelled.items()}
 
@@ -229,19 +233,27 @@ def sampling_of(config: Config, judge: Judge) -> Sampling:
             raise ConfigError(f"build.models: {model}: another one is called {name}; rename it")
         models[name] = side(config, model)
     sources = {f"{name}, guidance {s:g}": (m, s) for name, m in models.items() for s in scales}
-    return Sampling(drawing(sources), judge, b.samples, tuple(sources), b.quality)
+    draw = drawing(sources, details_of(b.prompts))
+    return Sampling(draw, judge, b.samples, tuple(sources), b.quality)
 
 
-def drawing(sources: Mapping[str, tuple[Side, float]]) -> Draw:
-    """Make a sampler of (graphs with captions, seeds, source); models are loaded when needed."""
-    loaded = dict[str, Sampler]()
+def drawing(sources: Mapping[str, tuple[Side, float]], details: PromptSet) -> Draw:
+    """Make a sampler of (graphs with captions, seeds, source); models are loaded when needed.
+
+    ``details`` has the sizes of captions' images, and what they edit.
+    """
+    loaded, edited = dict[str, Sampler](), details.source_of
 
     def draw(asked: Sequence[SceneGraph], seeds: Sequence[int], source: str) -> list[Pixels]:
         model, scale = sources[source]
         name = f"{model.config.model} {model.adapter}"
         if name not in loaded:
             loaded[name] = sampler_of(model.config, model.adapter)
-        return loaded[name].under(guidance_scale=scale).draw(asked, seeds, desc="samples")
+        captions = [graph.caption for graph in asked]
+        sizes = sizes_in(details, captions, model.config.model.resolution)
+        images = [opened(edited.get(caption)) for caption in captions]
+        sampler = loaded[name].under(guidance_scale=scale)
+        return sampler.draw(asked, seeds, sizes=sizes, sources=images, desc="samples")
 
     return draw
 
@@ -265,12 +277,19 @@ def prompt_set_of(config: Config) -> PromptSet:
     return PromptSet([g.caption for g in graphs], [""] * len(graphs), said)
 
 
+def _own_details(prompts: str) -> list[str]:
+    """Say the sizes of images and the digests of what they edit, where a prompt set has them."""
+    asked = details_of(prompts)
+    sizes = [f"{prompt} {size}" for prompt, size in asked.size_of.items()]
+    return sizes + [f"{prompt} {sha256_of(file)}" for prompt, file in asked.source_of.items()]
+
+
 def _sampled_by(config: Config) -> dict[str, object]:
     """Say what samples depend on: with splits all settings, since what is held out is avoided."""
     b, e = asdict(config.build), config.evaluation
     how = ("prompts", "samples", "guidance_scales", "models", "quality", "seed")
     asked = [] if b["prompts"] == SCENES else single_graphs(config)
-    said = "\n".join(SceneKey(graph).text for graph in asked)
+    said = "\n".join([SceneKey(graph).text for graph in asked] + _own_details(b["prompts"]))
     return {
         **(b if b["splits"] else {name: b[name] for name in how}),
         "model": asdict(config.model),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,10 @@ _SCHEMA = pa.schema(
         ("detected_1", pa.string()),
         ("source_0", pa.string()),
         ("source_1", pa.string()),
+        ("source_image", pa.binary()),
     ]
 )
-_IF_ANY = ("detected_0", "detected_1", "source_0", "source_1")
+_IF_ANY = ("detected_0", "detected_1", "source_0", "source_1", "source_image")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,16 @@ def graph_of(caption: str, scene_graph: str) -> SceneGraph:
     return SceneGraph.from_json(scene_graph) if scene_graph else SceneGraph((), (), caption)
 
 
-def pair_rows(pairs: Sequence[Labelled], seed: int) -> list[dict[str, Any]]:
-    """Make rows in Pick-a-Pic's columns; ``seed`` says in which half the winner comes first."""
+def pair_rows(
+    pairs: Sequence[Labelled], seed: int, edited: Mapping[str, Path] | None = None
+) -> list[dict[str, Any]]:
+    """Make rows in Pick-a-Pic's columns.
+
+    Args:
+        pairs: at least one.
+        seed: says in which half the winner comes first.
+        edited: caption -> file of the image that both edit, if they do.
+    """
     if not pairs:
         raise ValueError("no pairs to write")
     rows = []
@@ -97,6 +106,8 @@ def pair_rows(pairs: Sequence[Labelled], seed: int) -> list[dict[str, Any]]:
             "scene_graph": winner.scene_graph,
             "preference_0": pair.preference if first else 1 - pair.preference,
         }
+        if file := (edited or {}).get(winner.caption):
+            row["source_image"] = file.read_bytes()
         for k, c in enumerate((winner, loser) if first else (loser, winner)):
             row |= {f"jpg_{k}": c.jpg, f"scores_{k}": json.dumps(c.scores), f"seed_{k}": c.seed}
             row |= {f"detected_{k}": c.detected, f"source_{k}": c.source}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inversion_dpo.data.images import DataError
+from inversion_dpo.evaluation.sides import details_of
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey
 from inversion_dpo.making_pairs.candidates import (
@@ -43,7 +44,8 @@ def write_dataset(
     made: dict[str, int] = {}
 
     def write(folder: Path) -> None:
-        shards = {split: pair_rows(pairs, config.build.seed) for split, pairs in splits.items()}
+        seed, edited = config.build.seed, details_of(config.build.prompts).source_of
+        shards = {split: pair_rows(pairs, seed, edited) for split, pairs in splits.items()}
         for split, rows in shards.items():
             made.update(write_shards(folder / split, split, rows))
         atomic_text(to_yaml(config), folder / "config.yaml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +40,15 @@ def check_sources(model: DiffusionModel, sources: Sequence[object]) -> None:
         raise ModelError(f"{kind} edits images: give each prompt its source image")
     if model.edits == "never" and any(sources):
         raise ModelError(f"{kind} draws from text alone: leave the source images out")
+
+
+def check_sizes(model: DiffusionModel, sizes: Iterable[Size]) -> None:
+    """Refuse a size of images that the model does not draw."""
+    for size in sizes:
+        if any(side % model.multiple for side in size):
+            raise ModelError(
+                f"images of {named(size)}: both sides must be multiples of {model.multiple} here"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ class Sampler:
         sources = list(sources) or [None] * len(prompts)
         check_sources(self.model, sources)
         sizes = sizes or [self._size_for(source) for source in sources]
+        check_sizes(self.model, sizes)
         asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
         with tqdm(total=len(asked), desc=desc, unit="image", disable=desc is None) as bar:
             for size, part in self._batches(sizes, alone=any(sources)):
@@ -144,17 +154,12 @@ class Sampler:
     def _batches(
         self, sizes: Sequence[Size], *, alone: bool = False
     ) -> Iterator[tuple[Size, list[int]]]:
-        """Divide images into batches of one size; ModelError for a size that the model has not.
+        """Divide images into batches of one size.
 
         ``alone``: one image a batch, as a pipeline takes one source.
         """
         most = 1 if alone else self.config.evaluation.batch_size
-        multiple = self.model.multiple
         for size in dict.fromkeys(sizes):
-            if any(side % multiple for side in size):
-                raise ModelError(
-                    f"images of {named(size)}: both sides must be multiples of {multiple} here"
-                )
             places = [k for k, other in enumerate(sizes) if other == size]
             yield from ((size, places[k : k + most]) for k in range(0, len(places), most))
 

@@ -13,15 +13,21 @@ from inversion_dpo.evaluation.people import write_people
 from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import outcome
+from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.web.studio import How, Studio
 
 AHEAD = 8  # pairs that are sampled before a person needs them
 
 
-def question(prompt: str, seed: int, policy: bytes, reference: bytes) -> Question:
-    """Ask about two samples; the seed keeps two questions with equal images apart."""
+def question(
+    prompt: str, seed: int, policy: bytes, reference: bytes, source: bytes | None
+) -> Question:
+    """Ask about two samples, and show what they edit.
+
+    The seed keeps two questions with equal images apart.
+    """
     named = hashlib.sha256(b"".join([f"{seed} {prompt}".encode(), policy, reference]))
-    return Question(named.hexdigest()[:16], prompt, (policy, reference), None)
+    return Question(named.hexdigest()[:16], prompt, (policy, reference), None, source=source)
 
 
 class Blind:
@@ -49,6 +55,7 @@ class Blind:
         """The file of this comparison."""
         e = self._studio.config.evaluation
         how = f"{self.policy} {self._studio.prompts} {e.seed} {e.sample_steps} {e.guidance_scale}"
+        how += "".join(sha256_of(file) for file in self._studio.sources.values())
         folder = self._run / "blind"
         folder.mkdir(exist_ok=True)
         return LabelStore(folder / f"{hashlib.sha256(how.encode()).hexdigest()[:16]}.sqlite")
@@ -88,7 +95,9 @@ class Blind:
             seeds = [e.seed + start + k for k in range(len(part))]
             how = How(e.sample_steps, e.guidance_scale)
             sides = [self._studio.draw(f, part, seeds, how) for f in (self._adapter, None)]
-            store.add(map(question, part, seeds, *sides))
+            files = [self._studio.sources.get(prompt) for prompt in part]
+            sources = [file.read_bytes() if file else None for file in files]
+            store.add(map(question, part, seeds, *sides, sources))
         except (ValueError, OSError, RuntimeError) as error:
             self._fault = str(error)[:500]
         finally:

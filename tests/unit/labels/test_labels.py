@@ -9,16 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs as opened
+from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.labels.asking import sample_pairs
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import Question, WebError, questions
 from inversion_dpo.labels.store import SHARED, Conflict, LabelStore, swapped
 from inversion_dpo.labels.votes import agreement, outcome
+from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import DataConfig
-from tests.pair_files import open_pairs
+from tests.pair_files import open_pairs, write_edits
 
 
 def asked(path, limit=None, on_bad_row="error"):
@@ -319,24 +322,65 @@ def test_agreement_where_it_is_not_defined():
     assert same.same == 1.0 and same.alpha is None
 
 
+PROMPTS = PromptSet(["a", "b"], ["", ""], [None, None])
+
+
 class Painter:
     """A sampler whose images are black for the seeds that it is given."""
 
     def __init__(self, *black):
-        self.black = black
+        self.black, self.config = black, load_config(None, ["model.resolution=64"])
 
-    def draw(self, prompts, seeds, desc=""):
+    def draw(self, prompts, seeds, sizes, sources, desc=""):
+        self.asked = list(zip(sizes, sources, strict=True))
         ramp = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
         return [ramp * (seed not in self.black) for seed in seeds]
 
 
 def test_samples_of_one_colour_are_left_out_and_named(tmp_path, caplog):
-    assert sample_pairs(tmp_path / "p.parquet", Painter(1), ["a", "b"], 0) == 1
+    assert sample_pairs(tmp_path / "p.parquet", Painter(1), PROMPTS, 0) == 1
     (row,) = pq.read_table(tmp_path / "p.parquet").to_pylist()
     assert (row["caption"], row["seed_0"], row["seed_1"]) == ("b", 2, 3)
     assert "1 of 4 samples are of one colour ('a', seed 1)" in caplog.text
     with pytest.raises(WebError, match="every pair has an image of one colour"):
-        sample_pairs(tmp_path / "none.parquet", Painter(0, 3), ["a", "b"], 0)
+        sample_pairs(tmp_path / "none.parquet", Painter(0, 3), PROMPTS, 0)
+
+
+def test_samples_have_the_size_and_the_source_that_the_prompts_say(tmp_path):
+    Image.new("RGB", (128, 64), "red").save(tmp_path / "wide.png")
+    asked = replace(PROMPTS, sizes=[(96, 64), None], sources=[None, tmp_path / "wide.png"])
+    painter = Painter()
+    assert sample_pairs(tmp_path / "p.parquet", painter, asked, 0) == 2
+    assert [(size, source and source.size) for size, source in painter.asked] == [
+        *[((96, 64), None)] * 2,
+        *[((48, 80), (128, 64))] * 2,
+    ]
+    rows = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert [r["source_image"] for r in rows] == [None, (tmp_path / "wide.png").read_bytes()]
+
+
+# ---------------------------------------------------------------- edits
+
+
+@pytest.mark.parametrize("kind", ["pairs", "thumbs", "ratings"])
+def test_what_is_edited_is_shown_and_exported(tmp_path, kind):
+    """Also in a file of labels that an older version made."""
+    config = DataConfig(pairs=str(write_edits(tmp_path / "edits.parquet", 3)))
+    sources = {p.caption: p.source for p in opened(config)}
+    LabelStore(tmp_path / "x.sqlite", kind)._db.execute("DROP TABLE sources")
+    store = LabelStore(tmp_path / "x.sqlite", kind)
+    assert not store.edits()
+    store.add(questions(config, None, Counter(), alone=kind != "pairs"))
+    said = {"pairs": ("left",), "thumbs": ("up", "down"), "ratings": ("5", "2")}[kind]
+    seen = Counter()
+    for k, asked in enumerate(store.ahead("me", 9)):
+        assert store.image(asked.source) == sources[asked.caption]
+        store.label(f"{k}", "me", asked.pair, said[seen[asked.caption]])
+        seen.update([asked.caption])
+    export(store, tmp_path / "out.parquet")
+    again = opened(DataConfig(pairs=str(tmp_path / "out.parquet")), alone=kind == "thumbs")
+    found = {p.caption: p.source for p in again}
+    assert found == sources and again.edits
 
 
 # ---------------------------------------------------------------- single images

@@ -1,11 +1,13 @@
 """`pairs build` from the configuration to the dataset, with a painter in the model's place."""
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from inversion_dpo.data.images import DataError
 from inversion_dpo.graphs.graph import Item, Relation, SceneGraph
@@ -41,7 +43,7 @@ painted = []
 def painter(monkeypatch):
     """Plain grounds, warmer from seed to seed; notes what was asked for."""
 
-    def drawing(sources):
+    def drawing(sources, details):
         def draw(asked, seeds, source):
             painted.extend(zip([g.caption for g in asked], seeds, strict=True))
             images = []
@@ -103,6 +105,60 @@ def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
         build(settings(seed=1), tmp_path / "whole")
     build(settings(seed=1), tmp_path / "other")
     assert (tmp_path / "other" / "dataset" / "SHA256SUMS").read_text() != sums
+
+
+def test_pairs_have_their_prompts_size_and_the_image_that_they_edit(tmp_path, monkeypatch):
+    """Sources and sizes of a prompt set reach the sampler, and the sources the pairs."""
+    monkeypatch.undo()
+    asked, files = [], [tmp_path / "day.png", tmp_path / "wide.png"]
+    for file, size in zip(files, ((64, 64), (128, 64)), strict=True):
+        Image.new("RGB", size, "red").save(file)
+    rows = [{"prompt": "a", "source": "day.png"}, {"prompt": "b", "source": "wide.png"}]
+    rows += [{"prompt": "c", "size": "64x96"}]
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+
+    class Painter:
+        def under(self, **how):
+            return self
+
+        def draw(self, graphs, seeds, sizes, sources, desc):
+            asked.extend(zip([g.caption for g in graphs], sizes, sources, strict=True))
+            draws = zip(map(np.random.default_rng, seeds), sizes, strict=True)
+            return [rng.integers(0, 255, (*size, 3), np.uint8) for rng, size in draws]
+
+    monkeypatch.setattr("inversion_dpo.making_pairs.build.sampler_of", lambda *_: Painter())
+    monkeypatch.setattr("inversion_dpo.making_pairs.build.check_sampling", lambda *_: None)
+    few = {"prompts": str(prompts), "splits": {}, "mix": {}, "least": 0, "guidance_scales": []}
+    config = settings(**few, by=[])
+    config = replace(config, evaluation=replace(config.evaluation, scorer="numpy:mean"))
+    monkeypatch.setattr("inversion_dpo.making_pairs.build.scorers_of", lambda *_: Brightness())
+    assert build(config, tmp_path / "out") == {"pairs": 6}
+    assert {c: (z, s and s.size) for c, z, s in asked} == {
+        "a": ((64, 64), (64, 64)),
+        "b": ((48, 80), (128, 64)),
+        "c": ((96, 64), None),
+    }
+    rows = {r["caption"]: r for r in pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()}
+    assert [rows[c]["source_image"] for c in "ab"] == [f.read_bytes() for f in files]
+    assert rows["c"]["source_image"] is None
+    assert Image.open(io.BytesIO(rows["b"]["jpg_0"])).size == (80, 48)
+    Image.new("RGB", (64, 64), "blue").save(files[0])
+    with pytest.raises(DataError, match="holds samples of other prompts"):
+        build(config, tmp_path / "out")
+
+
+class Brightness:
+    """A scorer of the mean over pixels."""
+
+    def judge(self, images, prompts, graphs):
+        return {"mean": np.array([image.mean() for image in images])}, None
+
+    def names(self, prompts):
+        return ["mean"]
+
+    def conclude(self):
+        pass
 
 
 def test_what_does_not_come_out_is_said(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from inversion_dpo import api
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation import sides
+from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of, side
 from inversion_dpo.graphs.graph import Item, SceneGraph
 from inversion_dpo.labels.asking import sample_pairs
@@ -46,7 +47,8 @@ def by_api(config, folder, prompts):
 
 
 def by_pairs_build(config, folder, prompts):
-    draw = drawing({"reference": (side(config, None), config.evaluation.guidance_scale)})
+    scale, plain = config.evaluation.guidance_scale, PromptSet([], [], [])
+    draw = drawing({"reference": (side(config, None), scale)}, plain)
     graphs = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
     return draw(graphs, [5] * len(prompts), "reference")
 
@@ -54,7 +56,8 @@ def by_pairs_build(config, folder, prompts):
 def by_pairs_sample(config, folder, prompts):
     images = []
     for prompt in prompts:
-        sample_pairs(folder / "pairs.parquet", sampler_of(config, None), [prompt], 5)
+        asked = PromptSet([prompt], [""], [None])
+        sample_pairs(folder / "pairs.parquet", sampler_of(config, None), asked, 5)
         row = pq.read_table(folder / "pairs.parquet").to_pylist()[0]
         images.append(np.asarray(decode_image(row["jpg_0"], "")))
     return images

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from inversion_dpo.evaluation.people import read_people
 from inversion_dpo.labels.store import swapped
@@ -81,6 +82,20 @@ def test_people_judge_the_images_of_evaluate_and_their_win_rate_is_kept(page, tm
     assert json.loads(page.get("/api/blind/team?labeller=anna")[2])["verdict"] == found
     page.post("/api/blind/undo", {"request": "u", "labeller": "anna"})
     assert read_people(tmp_path)["pairs"] == 11
+
+
+def test_a_person_sees_what_is_edited(page, studio, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "day.png")
+    studio.sources = {"a hat, number 0": tmp_path / "day.png"}
+    found = {}
+    for number in range(12):
+        pair = ahead(page)["pair"]
+        found[pair["caption"]] = pair["source"] and page.get(f"/image/{pair['source']}")[2]
+        sent = {"request": f"{number}", "labeller": "anna", "pair": pair["pair"], "choice": "tie"}
+        page.post("/api/blind/choose", sent)
+    assert found.pop("a hat, number 0") == (tmp_path / "day.png").read_bytes()
+    assert set(found.values()) == {None} and len(found) == 11
 
 
 def test_a_run_without_a_policy_says_so(page):

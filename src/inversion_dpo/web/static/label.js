@@ -35,8 +35,12 @@ async function show(state) {
   if (waiting) {
     setTimeout(refresh, POLL);
   } else if (pair) {
-    await Promise.all(sides.map((side) => load(element(side), pair[side])));
-    for (const side of state.after ? sides : []) new Image().src = `/image/${state.after[side]}`;
+    element("edited").hidden = !pair.source;
+    const shown = pair.source ? [...sides, "source"] : sides;
+    await Promise.all(shown.map((name) => load(element(name), pair[name])));
+    for (const name of state.after ? shown : []) {
+      if (state.after[name]) new Image().src = `/image/${state.after[name]}`;
+    }
   }
 }
 
@@ -103,7 +107,11 @@ async function team(result = false) {
 
 function look(first) {
   if (enlarged()) turn();
-  else if (pair) enlarge(sides.map((side) => ({ src: element(side).src, name: sides[1] ? side : "image" })), first);
+  else if (pair) {
+    const shown = sides.map((side) => ({ src: element(side).src, name: sides[1] ? side : "image" }));
+    if (pair.source) shown.push({ src: element("source").src, name: "source" });
+    enlarge(shown, first);
+  }
 }
 
 document.addEventListener("keydown", (event) => {
