@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ _ODD = {
     "mixed_shapes": "pairs of two shapes",
     "odd_shapes": "pairs far from every size",
 }
+ALIKE = 5  # problems of one kind that are spelled out
 MEASURED_PAIRS = 1000  # pairs whose pixels are measured for giveaways
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
 
@@ -61,7 +63,7 @@ class PairReport:
     long_captions (longer than its longest), first_preferred (share of labelled rows with label_0 =
     1), traits (what else winners have more of), giveaways (what their files have), example (one
     pair in words), graphs.
-    ``problems`` spells out the first 50 of ``problems_total``.
+    ``problems`` spells out the first 50 of ``problems_total``, of those alike the first 5.
     """
 
     path: str
@@ -147,7 +149,8 @@ def check_pairs(
     """
     measure = measure or Measure()
     usable, counts = _Usable(config, measure, resolution), Counter[str]()
-    graphs, problems, total = list[SceneGraph](), list[str](), 0
+    graphs, total = list[SceneGraph](), 0
+    alike = dict[str, list[str]]()  # problems that differ in their numbers alone
     for row in islice(rows_of(open_rows(config).rows(), config.ranking, alone=True), config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason != "hidden")])
@@ -157,13 +160,16 @@ def check_pairs(
         graph = _graph(row)
         faults = [*found, graph] if isinstance(graph, Fault) else found
         counts.update(fault.kind for fault in faults)
-        problems += [fault.text for fault in faults][: MAX_LISTED - len(problems)]
+        for fault in faults:
+            texts = alike.setdefault(re.sub(r"\d+", "", fault.text), [])
+            texts += [fault.text] * (len(texts) < ALIKE)
         total += len(faults)
         if not found:
             graphs += [graph] if isinstance(graph, SceneGraph) else []
             usable.add(row, images)
     counts.update(usable.counts)
     counts["both"] = usable.both
+    problems = [text for texts in alike.values() for text in texts][:MAX_LISTED]
     if not counts["pairs"] and not total:
         problems, total = [no_pairs(config.pairs, counts)], 1
     giveaways, lengths = tuple(usable.files.found()), usable.lengths

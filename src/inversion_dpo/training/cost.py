@@ -39,6 +39,7 @@ class Card:
     source: str
 
 
+SHORT = 1e-3  # hours that nobody plans for
 # 216 TFLOP in .824 s were 33% of the rate. No inversion was timed: it is given LoRA's share.
 H200 = Card(
     "H200",
@@ -143,6 +144,8 @@ def estimate(config: Config, model: DiffusionModel) -> list[str]:
     if forward is None:
         return [*lines, "one of them is not counted beforehand for this family: `invert` times it"]
     hours = job.hours(forward, H200)
+    if max(hours) < SHORT:
+        return lines
     lines.append(
         f"of {forward / 1e12:.2g} TFLOP each: about {hours[0]:.2g} h and {hours[1]:.2g} h on an "
         f"{H200.name}"

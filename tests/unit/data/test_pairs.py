@@ -352,11 +352,12 @@ def test_the_check_of_a_sound_file(tmp_path: Path) -> None:
     assert format_report(report).endswith("no problems")
 
 
-def test_the_list_of_problems_is_capped_and_its_total_is_not(tmp_path: Path) -> None:
-    rows = [row(caption="", label_0=None)] * 30
+def test_problems_alike_are_spelled_out_a_few_times_and_all_are_counted(tmp_path: Path) -> None:
+    rows = [row(caption="", label_0=None)] * 30 + [row(jpg_1=b"torn")]
     report = check_pairs(write(tmp_path / "a.parquet", rows))
-    assert (len(report.problems), report.problems_total) == (50, 60)
-    assert format_report(report).endswith("... and 10 more")
+    assert (len(report.problems), report.problems_total) == (11, 61)
+    assert "row 30" in report.problems[-1]  # not hidden behind thirty of another kind
+    assert format_report(report).endswith("... and 50 more")
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])

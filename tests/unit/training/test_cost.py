@@ -8,6 +8,7 @@ import pytest
 from inversion_dpo.models.loading import check_model
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.training import cost
 from inversion_dpo.training.cost import Card, Job, estimate, forward_flops, job_of
 
 STEPS = ["inversion.steps=4", "training.steps=10", "training.batch_size=3"]
@@ -37,11 +38,13 @@ def test_hours_by_hand():
     assert hours == pytest.approx((3600e9 / 0.5 / 2e12 / 3600, 1800e9 / 0.25 / 2e12 / 3600))
 
 
-def test_a_dry_run_estimates_without_weights(tiny, pair_file):
+def test_a_dry_run_estimates_without_weights(tiny, pair_file, monkeypatch):
     known = check_model(ModelConfig(str(tiny("sd15"))))
     assert forward_flops(known, (128, 128)) > 3 * forward_flops(known, (64, 64)) > 1e6
     unknown = check_model(ModelConfig(str(tiny("z-image"))))
     config = load_config(None, [*STEPS, f"data.pairs={pair_file}"])
+    assert len(estimate(config, known)) == 1  # nobody plans for less than seconds
+    monkeypatch.setattr(cost, "SHORT", 0)
     text = estimate(config, known)
     assert "160 for the inversion of 16 pairs, 120 in training" in text[0]
     assert "TFLOP each: about" in text[1] and "inversion is assumed" in text[2]
