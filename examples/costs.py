@@ -11,6 +11,7 @@ them, and the checkpoints'.
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from inversion_dpo.run.config import load_config
@@ -77,5 +78,6 @@ def table(paper: str) -> list[str]:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
-    for name in PAPERS:
-        print(f"\n{name}\n", *table(name), sep="\n")
+    with suppress(BrokenPipeError):  # `| head`
+        for name in PAPERS:
+            print(f"\n{name}\n", *table(name), sep="\n", flush=True)
