@@ -72,7 +72,7 @@ def _asked(images: tuple[bytes, bytes], alone: bool) -> list[tuple[bytes, bytes]
 
 def _unlabelled(raw: Raw, alone: bool) -> Raw:
     """Give the row any valid label, so that both images of a tie or unlabelled row are read."""
-    values = {**raw.values, "label_0": 1.0}
+    values = {**raw.values, "label_0": 1.0, "preference_0": None, "votes": None}
     if alone and raw.table.kind in RANKED and not raw.fault:
         images = values.get("images")
         thumbs = [1.0] * len(images) if isinstance(images, list) else 1.0

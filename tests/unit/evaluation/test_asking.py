@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image
+from safetensors.torch import save_file
 
 from inversion_dpo.evaluation import pairwise
 from inversion_dpo.evaluation.evaluate import reach_servers
@@ -267,7 +268,7 @@ def test_weights_in_several_files_on_the_hub_are_looked_for(monkeypatch, tmp_pat
     (tmp_path / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}})
     )
-    (tmp_path / "one.safetensors").touch()
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
     weights = Checkpoint("vqa", "owner/large")
 
     def download(repository, name, revision=None):
@@ -278,7 +279,7 @@ def test_weights_in_several_files_on_the_hub_are_looked_for(monkeypatch, tmp_pat
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(ScorerError, match="404 two.safetensors"):
         weights.check()
-    (tmp_path / "two.safetensors").touch()
+    save_file({"b": torch.zeros(1)}, tmp_path / "two.safetensors")
     weights.check()
 
     def gated(*_, **__):

@@ -71,6 +71,13 @@ def test_labels_in_the_data_are_not_looked_at(pair_file, tmp_path):
         assert asked(rewritten(pair_file, tmp_path / "x.parquet", change))[0] == expected
 
 
+@pytest.mark.parametrize("said", [{"preference_0": 0.2}, {"choice_dist": [1, 4]}])
+def test_what_the_data_say_of_a_pair_is_not_asked(said, pair_file, tmp_path):
+    path = rewritten(pair_file, tmp_path / "x.parquet", lambda r: r | {"label_0": 0.0} | said)
+    count = pq.read_metadata(path).num_rows
+    assert len(list(questions(DataConfig(str(path)), None, Counter()))) == count
+
+
 def test_unlabelled_pairs_do_not_train_and_the_error_says_what_to_do(pair_file, tmp_path):
     path = rewritten(pair_file, tmp_path / "x.parquet", lambda r: r | {"label_0": None})
     with pytest.raises(DataError, match=r"x.parquet, row 0: label_0 is null.*inversion-dpo web"):
