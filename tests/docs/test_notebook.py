@@ -15,6 +15,14 @@ def test_it_ships_without_outputs_or_counts():
     assert all(not c["outputs"] and c["execution_count"] is None for c in code)
 
 
+def test_what_it_imports_is_there():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    lines = [line for c in cells if c["cell_type"] == "code" for line in c["source"]]
+    imports = [line for line in lines if line.startswith(("from inversion_dpo", "import inv"))]
+    assert len(imports) >= 5
+    exec("\n".join(imports), {})
+
+
 @pytest.mark.slow
 def test_it_runs_top_to_bottom(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")

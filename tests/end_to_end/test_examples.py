@@ -74,7 +74,11 @@ def test_an_example_runs_to_the_end_in_miniature(file, tiny, pair_file, tmp_path
     given = [*tiny_model(file, tiny), f"data.pairs={pair_file}", "data.holdout=0.25"]
     given += ["data.limit=null", "training.optimizer=adamw", "training.mixed_precision=no"]
     given += ["training.steps=2", "training.batch_size=4", "training.gradient_accumulation=1"]
-    given += ["evaluation.scorer=null", f"evaluation.prompts={tmp_path / 'p.txt'}"]
+    given += [
+        "evaluation.scorer=null",
+        "evaluation.preference=auto",
+        f"evaluation.prompts={tmp_path / 'p.txt'}",
+    ]
     given += ["evaluation.sample_steps=2"]
     given += ["inversion.steps=4"] if file.parent.name in ("inversion-dpo", "inpo") else []
     run = tmp_path / "run"
