@@ -134,6 +134,14 @@ class _Usable:
         return sum(len(labels) == 2 for labels in self._thumbs.values())
 
 
+def _keep(problem: str, alike: dict[str, list[str]]) -> None:
+    """Keep the first few problems of a kind, and of the first kinds only: files may be long."""
+    kind = re.sub(r"\d+", "", problem)
+    if len(alike) < MAX_LISTED or kind in alike:
+        texts = alike.setdefault(kind, [])
+        texts += [problem] * (len(texts) < ALIKE)
+
+
 def check_pairs(
     config: DataConfig, measure: Measure | None = None, resolution: Resolution = 1024
 ) -> PairReport:
@@ -161,8 +169,7 @@ def check_pairs(
         faults = [*found, graph] if isinstance(graph, Fault) else found
         counts.update(fault.kind for fault in faults)
         for fault in faults:
-            texts = alike.setdefault(re.sub(r"\d+", "", fault.text), [])
-            texts += [fault.text] * (len(texts) < ALIKE)
+            _keep(fault.text, alike)
         total += len(faults)
         if not found:
             graphs += [graph] if isinstance(graph, SceneGraph) else []
