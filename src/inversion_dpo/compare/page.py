@@ -244,10 +244,10 @@ def strict(value: Any) -> Any:
 
 
 def title(summary: Summary) -> str:
-    """Write the number of methods and of rounds."""
+    """Write the number of methods and of rounds; of a file its name, not the way to it."""
     rounds: Mapping[str, Any] = summary.get("rounds", {})
     count = len(rounds or summary["variants"])
-    words = f"{count} {'method' if count == 1 else 'methods'} on {summary['config']}"
+    words = f"{count} {'method' if count == 1 else 'methods'} on {Path(summary['config']).name}"
     last = max((len(rows) for rows in rounds.values()), default=2) - 1  # the first is the reference
     return words if last == 1 else f"{words}, {last} rounds"
 

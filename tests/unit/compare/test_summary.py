@@ -267,6 +267,7 @@ def test_the_page_lists_each_methods_settings():
 
 def test_the_page_counts_methods_and_not_their_rounds():
     assert title({"config": "taste", "variants": {"x0": {}, "kto": {}}}) == "2 methods on taste"
+    assert title({"config": "/home/me/own.yaml", "variants": {"x0": {}}}) == "1 method on own.yaml"
     found = {"x0": {}, "x0 round 2": {}}
     rounds = {"x0": [{"round": 0}, {"round": 1}, {"round": 2}]}
     assert title({"config": "taste", "variants": found, "rounds": rounds}) == (
