@@ -13,7 +13,8 @@ trial is trained again with each seed and judged on the test prompts, once. a to
 run that several of them need, as fresh noise in a and b, is trained once. Prints gains over the
 reference with 95% t intervals over seeds, evaluations with the inversion, and seconds. A forward
 pass of one image is one evaluation, its backward pass two. A finished run is not repeated, so a
-stopped command goes on. ``--dry-run`` says what all that costs; ``--only`` takes some arms.
+stopped command goes on. ``--dry-run`` says what all that costs; ``--only`` takes some arms;
+``--untuned`` spares the trials: every arm has rate 3e-4, 16 pairs a step and its middle beta.
 Settings at the end go to every run: ``questions.py a --seeds 0 training.mixed_precision=bf16``.
 """
 
@@ -82,6 +83,12 @@ class Arm:
         for rate, beta, (batch, steps) in itertools.product(RATES, self.betas, self.lengths):
             given = f"training.learning_rate={rate}", f"objective.beta={beta}"
             yield (*given, f"training.batch_size={batch}", f"training.steps={steps}")
+
+    def chosen(self, *, untuned: bool) -> list[tuple[str, ...]]:
+        """List the trials; untuned only one: the highest rate, middle beta, smallest batch."""
+        if not untuned:
+            return list(self.trials())
+        return list(Arm((), self.betas[1:2], self.lengths[:1]).trials())[-1:]
 
 
 def arm(loss: str, path: str, *more: str, lengths: tuple[tuple[int, int], ...] = LONG) -> Arm:
@@ -188,8 +195,8 @@ def plan(question: str, found: dict[str, Arm], given: argparse.Namespace) -> str
     hours = 0.0
     for name, one in found.items():
         sized = one.lengths  # rate and beta cost nothing
-        tries = len(RATES) * len(one.betas)
-        first = list(one.trials())[: len(sized)]
+        tries = 0 if given.untuned else len(RATES) * len(one.betas)
+        first = one.chosen(untuned=given.untuned)[: len(sized)]
         tuned = tries * sum(total(config_of(one, t, [*TUNING, *given.more])) for t in first)
         seeds = len(given.seeds) * max(total(config_of(one, t, given.more)) for t in first)
         taken = (tuned + seeds) / given.rate / 3600
@@ -212,12 +219,12 @@ def answer(root: Path, found: dict[str, Arm], given: argparse.Namespace) -> str:
     head = ["arm", "composition gain", "exact gain", "warmth gain", "drift", "evaluations"]
     rows = [f"| {' | '.join([*head, 'seconds', 'chosen'])} |", "|---" * 8 + "|"]
     for name, one in found.items():
-        scores = {}
-        for trial in one.trials():
+        scores, trials = {}, one.chosen(untuned=given.untuned)
+        for trial in trials[: 0 if given.untuned else None]:
             tuning = config_of(one, trial, [*TUNING, *given.more])
             label = f"{name}, tuning, {', '.join(t.partition('=')[2] for t in trial)}"
             scores[trial] = run(root, label, tuning, 0)["metrics"]["composition"]["gain"]
-        best = max(scores, key=lambda trial: scores[trial])
+        best = max(trials, key=lambda trial: scores.get(trial, 0))
         configs = [config_of(one, best, [*given.more, f"training.seed={s}"]) for s in given.seeds]
         chosen = ", ".join(t.partition("=")[2] for t in best)
         labels = [f"{name}, {chosen}, seed {seed}" for seed in given.seeds]
@@ -279,6 +286,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="of those that --dry-run lists")
     parser.add_argument("--guidance", type=float, default=2.0, help="of the samples in d")
+    parser.add_argument("--untuned", action="store_true", help="one set of settings, no trials")
     parser.add_argument("--dry-run", action="store_true", help="say what it costs, and stop")
     parser.add_argument(
         "--rate", type=float, default=300.0, help="images a second in a forward pass; one core: 300"

@@ -66,6 +66,15 @@ def test_questions_share_the_trials_of_equal_arms():
     assert len(a.keys() & b.keys()) == 4
 
 
+def test_untuned_arms_have_the_settings_that_the_help_names():
+    found = arms("a")
+    settings = ["training.learning_rate=0.0003", "training.batch_size=16", "training.steps=360"]
+    for loss, beta in {"dpo": 1000, "kto": 100, "dpo_bounded": 100, "nft": 0.3}.items():
+        (trial,) = found[f"{loss}, fresh noise"].chosen(untuned=True)
+        assert set(trial) == {*settings, f"objective.beta={beta}"}
+        assert trial in found[f"{loss}, fresh noise"].chosen(untuned=False)
+
+
 def test_evaluations_by_hand():
     one = arms("b")["dpo, inverted, one iteration"]
     given = ["training.batch_size=16", "training.steps=5", "evaluation.limit=7"]
@@ -103,8 +112,12 @@ def test_the_best_trial_is_trained_with_every_seed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(script, "run", run)
     one = Arm(("objective.loss=dpo", "objective.path=noise"), (100, 300), ((4, 10),))
-    given = type("Given", (), {"more": [], "seeds": [0, 2]})
+    given = type("Given", (), {"more": [], "seeds": [0, 2], "untuned": False})
     found = script.answer(tmp_path, {"mine": one}, given)
     assert len(ran) == 2 * 2 + 2 and all("validation" in p for p, _, s in ran if s == 100)
     assert [r[1:] for r in ran if r[2] != 100] == [(300.0, 0), (300.0, 2)]
     assert "| mine | +1.300 [" in found and "| 640 | 2 | learning_rate=0.0001, beta=300" in found
+    ran.clear()
+    given.untuned = True
+    assert "learning_rate=0.0003, beta=300" in script.answer(tmp_path, {"mine": one}, given)
+    assert [r[1:] for r in ran] == [(300.0, 0), (300.0, 2)]  # and no trial before
