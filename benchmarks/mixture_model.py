@@ -34,7 +34,7 @@ from inversion_dpo.maths.losses import (
     squared_error,
 )
 from inversion_dpo.maths.records import Grid, Levels, LossOutput, LossSettings
-from inversion_dpo.maths.schedule import Schedule, add_noise, posterior_std, step
+from inversion_dpo.maths.schedule import Schedule, add_noise, posterior_std, step, step_back
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.schedules import discrete_schedule
 
@@ -241,6 +241,7 @@ METHODS: dict[str, Setting] = {
     "x0_gap": Setting(gap=True),
     "dpo_moving": Setting("diffusion_dpo", reference_every=100),
     "kto_inverted": Setting("kto", path="trajectory"),
+    "stepped": Setting("diffusion_dpo", path="stepped"),
     "line": Setting("diffusion_dpo", path="line"),
     "line_half": Setting("diffusion_dpo", path="line", coupling=0.7),
     "known": Setting("diffusion_dpo", path="known"),
@@ -282,6 +283,18 @@ def policy_points(
     return x, index[i], target_prediction("x0", i, (x_0, x_0, x), x, levels, "epsilon")
 
 
+def stepped_points(x_0: Tensor, grid: Grid, generator: torch.Generator) -> Points:
+    """Draw fresh noise one level below, and go one refined inversion step up from there."""
+    index, levels, half = index_grid(grid), grid.levels, len(x_0) // 2
+    i = torch.randint(1, grid.steps + 1, (half,), generator=generator).repeat(2)
+    eps = torch.randn(half, 1, generator=generator, dtype=x_0.dtype).repeat(2, 1)
+    low, high = levels[i - 1], levels[i]
+    x = add_noise(x_0, eps, low)
+    up = step(x, reference_eps(x, index[i - 1]), low, high, "epsilon")
+    up = step_back(x, reference_eps(up, index[i]), high, low, "epsilon")
+    return up, index[i], target_prediction("x0", i, (x_0, x, up), up, levels, "epsilon")
+
+
 @dataclass(frozen=True)
 class Budget:
     """The same for every method: pairs, steps, batch (pairs), inversion steps."""
@@ -313,6 +326,8 @@ class Problem:
         if source in ("noise", "line", "known"):
             own = None if source == "noise" else self.noise[both]
             return noise_points(x_0, SCHEDULE, self.generator, own, self.setting.coupling)
+        if source == "stepped":
+            return stepped_points(x_0, self.grid, self.generator)
         if not self.method.inverts:
             return policy_points(x_0, self.grid, policy, source == "renoise", self.generator)
         steps = self.grid.steps

@@ -167,6 +167,7 @@ FORMS = {  # beside the methods' names
     "known": ["objective.name=diffusion_dpo", "objective.path=known"],
     "line": ["objective.name=kto", "objective.path=line", "objective.coupling=0.6"],
     "moving": ["objective.name=kto", "objective.reference_every=3"],
+    "stepped": ["objective.name=kto", "objective.path=stepped"],
     "smpo": ["objective.name=smpo", "objective.soft_labels=true"],
 }
 OTHERS = METHODS.keys() - {"inversion_dpo", "diffusion_dpo"} | FORMS.keys()  # than above

@@ -42,6 +42,7 @@ BETAS = {
 PATHS = {
     "trajectory": "a state of the image's inversion under the reference, from the cache",
     "noise": "the image with fresh noise, which the two images of a pair share",
+    "stepped": "the image with fresh noise one level below, and one inversion step from there",
     "line": "the image with the noise that its inversion recovered, at any level",
     "known": "the image with the noise that it was sampled from, drawn again from its seed",
     "released": "every state of an inversion as the authors' script runs it, at once",

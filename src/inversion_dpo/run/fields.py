@@ -201,7 +201,8 @@ class ObjectiveConfig:
     ) = None
     """Another loss than the method's own; null keeps it."""
     path: (
-        Literal["trajectory", "noise", "line", "known", "released", "policy", "renoise"] | None
+        Literal["trajectory", "noise", "stepped", "line", "known", "released", "policy", "renoise"]
+        | None
     ) = None
     """Where the noisy states come from, if not from the method's own path."""
     coupling: Annotated[Share, Effect("coupled")] = 1.0

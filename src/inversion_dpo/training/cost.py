@@ -90,6 +90,8 @@ def job_of(config: Config, pairs: int, again: int = 1) -> Job:
     each: float = TRAINED[config.policy.kind] + t.gradient_checkpointing
     dropped = max(d.prompt_dropout, d.graph_dropout, d.caption_dropout) > 0
     each += LOSSES[method.loss].reference and (dropped or not stored)
+    if method.path == "stepped":
+        each += 2
     if method.path in ("policy", "renoise"):  # up to a level that is drawn
         each += (low + high) / 2 * (2 if method.path == "renoise" else 1)
     states = high if method.path == "released" else o.states

@@ -16,6 +16,7 @@ _PATHS: dict[str, frozenset[str]] = {
     "released": frozenset({"inverts", "steps"}),
     "policy": frozenset({"grid", "steps", "draws", "anew"}),
     "renoise": frozenset({"grid", "steps", "draws", "anew"}),
+    "stepped": frozenset({"grid", "steps", "draws", "anew"}),
     "noise": frozenset({"draws", "anew"}),
     "line": frozenset({"inversion", "inverts", "grid", "steps", "draws", "coupled", "anew"}),
     "known": frozenset({"draws", "coupled", "anew"}),

@@ -22,6 +22,7 @@ from inversion_dpo.maths.schedule import (
     posterior_std,
     prediction_of,
     step,
+    step_back,
 )
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import (
@@ -146,6 +147,31 @@ def policy_states(
     return NoisyStates(level, x, timesteps, scale, target, target, evaluations)
 
 
+@torch.no_grad()
+def stepped_states(
+    session: Session, pairs: list[int], condition: Condition, generators: Generators
+) -> NoisyStates:
+    """Take one inversion step from fresh noise one level below, refined once; target x0.
+
+    The pair shares noise and level. The step and its fixed-point iteration follow the reference
+    from before the training. No source: it parts what the whole path does from what a step does.
+    """
+    grid, kind = session.cache.grid_at(session.cache.size(pairs[0])), session.cache.kind
+    plan, device = session.plan, session.accelerator.device
+    level = integers(plan.low, plan.high, generators).repeat(2)
+    low, high = grid.levels[level - 1], grid.levels[level]
+    x_0 = session.cache.of_images("clean", pairs).to(device, non_blocking=True)
+    eps = normal(x_0.shape[1:], generators).repeat(2, *[1] * (x_0.ndim - 1))
+    x = add_noise(x_0, eps.to(x_0), low)
+    with session.policy.reference(session.network) as network:
+        t_low, t_high = (grid.timesteps[i].to(device) for i in (level - 1, level))
+        up = step(x, predict(session, network, x, t_low, condition), low, high, kind)
+        up = step_back(x, predict(session, network, up, t_high, condition), high, low, kind)
+    target = target_prediction("x0", level, (x_0, x, up), up, grid.levels, kind)
+    scale = error_scale(high, kind).float()
+    return NoisyStates(level, up, grid.timesteps[level], scale, target, target, evaluations=2)
+
+
 StatesOf = Callable[[Session, list[int], Condition, Generators], NoisyStates]
 STATES: dict[str, StatesOf] = {
     "trajectory": stored_states,
@@ -153,6 +179,7 @@ STATES: dict[str, StatesOf] = {
     "noise": noise_states,
     "line": noise_states,
     "known": noise_states,
+    "stepped": stepped_states,
     "policy": policy_states,
     "renoise": policy_states,
 }

@@ -86,6 +86,7 @@ ENDS = {  # rate and beta by docs/results/mixture.md or its seed 100, and the sh
     "x0_bounded": (3e-3, 30.0, 0.4),
     "x0_auto": (3e-3, 10.0, 0.3),
     "dpo_moving": (3e-4, 30.0, 0.3),
+    "stepped": (3e-4, 10.0, 0.4),
     "line": (3e-3, 30.0, 0.5),
     "line_half": (3e-3, 30.0, 0.5),
     "known": (3e-3, 30.0, 0.5),

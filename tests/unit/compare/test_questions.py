@@ -84,6 +84,8 @@ def test_evaluations_by_hand():
         "training": 2 * 80 * 3,
         "sampling": 7 * 10,
     }
+    stepped = config_of(arms("b")["kto, noise, then one step"], (), given)
+    assert evaluations(stepped)["training"] == 2 * 80 * 6  # two of the step, the reference, policy
     guided = config_of(one, (), [*given, "objective.path=noise", "objective.guidance_scale=2"])
     assert evaluations(guided)["training"] == 2 * 80 * 2 * 4
 

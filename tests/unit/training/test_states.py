@@ -7,12 +7,13 @@ import torch
 
 from inversion_dpo.maths.records import NoisyStates
 from inversion_dpo.maths.schedule import step
-from inversion_dpo.training.generators import generator_for
+from inversion_dpo.training.generators import generator_for, integers, normal
 from inversion_dpo.training.states import (
     STATES,
     noise_states,
     policy_states,
     predict,
+    stepped_states,
     stored_states,
     with_dropout,
     with_reference,
@@ -94,6 +95,33 @@ def test_a_straight_line_leads_to_each_images_own_noise_as_far_as_it_is_coupled(
     eps = rho * own + (1 - rho**2) ** 0.5 * (before.x_t - alpha * x_0) / sigma
     torch.testing.assert_close(states.x_t, alpha * x_0 + sigma * eps)
     torch.testing.assert_close(states.target, alpha * eps - sigma * x_0)
+
+
+def test_a_step_up_from_fresh_noise_is_undone_by_a_step_down(cache):
+    """With v = 0.25 x + prompt + t / 10 of the reference, at the state that v itself led to."""
+    session = make_session(cache, make_plan("kto", path="stepped", low=2, high=3))
+    condition = {"prompt": torch.tensor([[1.0], [2.0]] * 2)}
+    states = stepped_states(session, PAIRS, condition, generators(0))
+    noise = normal((2,), _after_level(2, 3)).repeat(2, 1)
+    for row, (p, side) in enumerate([(3, 0), (0, 0), (3, 1), (0, 1)]):
+        i, prompt = int(states.level[row]), 1.0 + row % 2
+        low, high = GRID.levels[i - 1], GRID.levels[i]
+        x = (low.alpha * clean(p, side) + low.sigma * noise[row]).float()
+        v = 0.25 * x + prompt + GRID.timesteps[i - 1] / 10
+        up = step(x, v, low, high, "v_prediction")
+        again = 0.25 * up + prompt + GRID.timesteps[i] / 10
+        down = step(states.x_t[row], again, high, low, "v_prediction")
+        torch.testing.assert_close(down, x, rtol=1e-4, atol=1e-4)
+        there = step(states.x_t[row], states.target[row], high, GRID.levels[0], "v_prediction")
+        torch.testing.assert_close(there, clean(p, side), rtol=1e-4, atol=1e-4)
+    assert states.evaluations == 2 and session.model.calls == 8
+
+
+def _after_level(low, high):
+    """Generators from which the level has been drawn."""
+    drawn = generators(0)
+    integers(low, high, drawn)
+    return drawn
 
 
 # ---- under the policy
