@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from inversion_dpo.evaluation.scorers import mps, registry
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
+from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import centre_crops, whole_images
 from inversion_dpo.evaluation.scorers.registry import load_scorers
@@ -625,6 +625,14 @@ def test_damaged_weights_are_named_before_anything_is_sampled(tmp_path, name):
     (tmp_path / "model.safetensors").write_text("<html>404</html>")
     with pytest.raises(ScorerError, match=f"checkpoints.{name}=.*model.safetensors is no safeten"):
         load_scorers(name, {name: str(tmp_path)}).names(PROMPTS)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_another_networks_weights_are_named_before_anything_is_sampled(folders, name):
+    other = "hpsv3" if "clip" in name or name in ("pickscore", "hpsv2", "hpsv21") else "clip"
+    Checkpoint(name, str(folders[name])).check()
+    with pytest.raises(ScorerError, match=f"checkpoints.{name}=.* another network's weights"):
+        Checkpoint(name, str(folders[other])).check()
 
 
 def test_another_model_is_not_built_to_be_hpsv3(tmp_path):

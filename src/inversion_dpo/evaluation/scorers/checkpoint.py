@@ -18,6 +18,20 @@ from torch import Tensor
 from inversion_dpo.run.disk import sha256_of
 
 logger = logging.getLogger(__name__)
+_CLIP = "text_projection"  # in transformers' spelling and in open_clip's
+TENSORS = {  # scorer -> part of a name that a tensor of its weights has, and others' do not
+    "clip": _CLIP,
+    "pickscore": _CLIP,
+    "hpsv2": _CLIP,
+    "hpsv21": _CLIP,
+    "imagereward": "blip.",
+    "mps": "cross_model.",
+    "geneval": "class_predictor.",
+    "compbench": "text_decoder.",
+    "aesthetic": "layers.0.bias",
+    "aesthetic25": "scoring_head.",
+    "hpsv3": "rm_head.",
+}
 
 
 class ScorerError(ValueError):
@@ -100,17 +114,26 @@ class Checkpoint:
             raise ScorerError(self.complaint(f"{name} is no safetensors file ({error})")) from error
 
     def check(self) -> None:
-        """Look for weights, and download the hub's; ScorerError if there are none, or damaged."""
+        """Look for weights, and download the hub's.
+
+        Raises:
+            ScorerError: there are none, they are damaged, or another network's.
+        """
         files = [*self.folder.glob("*.safetensors")] if self.folder else self.weights()
         if not files:
             raise ScorerError(self.complaint("the folder has no .safetensors file"))
+        names: list[str] = []
         for file in files:
             try:
                 with safe_open(file, "pt") as opened:
-                    opened.keys()
+                    names += opened.keys()
             except (OSError, SafetensorError) as error:
                 reason = f"{file.name} is no safetensors file ({error})"
                 raise ScorerError(self.complaint(reason)) from error
+        part = TENSORS.get(self.scorer, "")
+        if not any(part in name for name in names):
+            reason = f"these are another network's weights: no tensor's name has {part!r}"
+            raise ScorerError(self.complaint(f"{reason}, the first is {min(names, default=None)}"))
 
     def identity(self) -> str:
         """Hash the folder's weights and settings, or return the commit on the hub."""
