@@ -1,8 +1,7 @@
 """A trained LoRA under the key names that ComfyUI and AUTOMATIC1111 read.
 
 Kohya's names of a transformer are the original network's, which fuses query, key and value in
-FLUX.1, FLUX.2, Chroma and Lumina 2. Their source: https://github.com/kohya-ss/sd-scripts,
-networks/convert_flux_lora.py; https://github.com/kohya-ss/musubi-tuner for the newer ones. ComfyUI
+FLUX.1, FLUX.2, Chroma and Lumina 2: see :mod:`.originals`. ComfyUI
 (https://github.com/Comfy-Org/ComfyUI, comfy/lora.py) reads them for every network that it has, and
 diffusers' own names of most.
 """
@@ -22,63 +21,11 @@ from torch import Tensor
 
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.lora import WEIGHTS
+from inversion_dpo.models.originals import FLUX, FLUX_2, LUMINA, LUMINA_2, WAN
 from inversion_dpo.run.disk import atomic_save
 
-Names = dict[str, tuple[str, ...]]
-# kohya's name in a block -> diffusers' modules that it holds, below one another
-DOUBLE: Names = {
-    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "img_attn_proj": ("attn.to_out.0",),
-    "img_mlp_0": ("ff.net.0.proj",),
-    "img_mlp_2": ("ff.net.2",),
-    "img_mod_lin": ("norm1.linear",),
-    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "txt_attn_proj": ("attn.to_add_out",),
-    "txt_mlp_0": ("ff_context.net.0.proj",),
-    "txt_mlp_2": ("ff_context.net.2",),
-    "txt_mod_lin": ("norm1_context.linear",),
-}
-SINGLE: Names = {
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
-    "modulation_lin": ("norm.linear",),
-}
-DOUBLE_2: Names = {  # of FLUX.2
-    **{name: modules for name, modules in DOUBLE.items() if "attn" in name},
-    "img_mlp_0": ("ff.linear_in",),
-    "img_mlp_2": ("ff.linear_out",),
-    "txt_mlp_0": ("ff_context.linear_in",),
-    "txt_mlp_2": ("ff_context.linear_out",),
-}
-SINGLE_2: Names = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
-WAN: Names = {
-    **{f"self_attn_{n}": (f"attn1.to_{n}",) for n in "qkv"},
-    "self_attn_o": ("attn1.to_out.0",),
-    **{f"cross_attn_{n}": (f"attn2.to_{n}",) for n in "qkv"},
-    "cross_attn_o": ("attn2.to_out.0",),
-    "ffn_0": ("ffn.net.0.proj",),
-    "ffn_2": ("ffn.net.2",),
-}
-LUMINA: Names = {
-    "attention_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "attention_out": ("attn.to_out.0",),
-    **{f"feed_forward_w{n}": (f"feed_forward.linear_{n}",) for n in "123"},
-    "adaLN_modulation_1": ("norm1.linear",),
-}
-BLOCKS: dict[str, tuple[str, Names]] = {
-    "transformer.transformer_blocks": ("lora_unet_double_blocks", DOUBLE),
-    "transformer.single_transformer_blocks": ("lora_unet_single_blocks", SINGLE),
-    "transformer.blocks": ("lora_unet_blocks", WAN),
-    **{
-        f"transformer.{name}": (f"lora_unet_{name}", LUMINA)
-        for name in ("layers", "noise_refiner", "context_refiner")
-    },
-}
-BLOCKS_2 = {  # of FLUX.2
-    "transformer.transformer_blocks": ("lora_unet_double_blocks", DOUBLE_2),
-    "transformer.single_transformer_blocks": ("lora_unet_single_blocks", SINGLE_2),
-}
-FLUX_2 = (
+BLOCKS = FLUX | WAN | LUMINA_2
+OF_FLUX_2 = (
     r"transformer\.(single_transformer_blocks\.\d+\.attn\.to_(qkv_mlp_proj|out\.lora)"
     r"|transformer_blocks\.\d+\.ff(_context)?\.linear_)"
 )
@@ -116,7 +63,7 @@ def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str
             renamed[key] = torch.tensor(float(alpha))
     elif kind.startswith(QWEN) or any(re.match(FLAT, key) for key in weights):
         renamed = _flat(weights, float(alpha))
-    elif any(re.match(f"{FUSED}|{FLUX_2}|{RENAMED}", key) for key in weights):
+    elif any(re.match(f"{FUSED}|{OF_FLUX_2}|{RENAMED}", key) for key in weights):
         renamed = blocks_to_kohya(weights, float(alpha))
     else:
         raise ModelError(
@@ -210,10 +157,10 @@ def blocks_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Te
             the others, whose widths differ.
     """
     left, made = dict(weights), dict[str, Tensor]()
-    tables = BLOCKS | (BLOCKS_2 if any(re.match(FLUX_2, key) for key in weights) else {})
+    tables = BLOCKS | (FLUX_2 if any(re.match(OF_FLUX_2, key) for key in weights) else {})
     places = {m.group(1, 2) for key in weights if (m := re.match(r"(\D+)\.(\d+)\.", key))}
     for blocks, number in sorted(places):
-        prefix, fused = tables.get(blocks, ("", Names()))
+        prefix, fused = tables.get(blocks.removeprefix("transformer."), ("", {}))
         for name, modules in fused.items():
             parts = {}
             for module in modules:
@@ -223,7 +170,7 @@ def blocks_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Te
             if fused is LUMINA and 0 < len(parts) < len(modules):
                 raise ModelError(f"{name} has one matrix: train {', '.join(modules)} together")
             if parts:
-                made |= _fused(f"{prefix}_{number}_{name}", modules, parts, alpha)
+                made |= _fused(f"lora_unet_{prefix}{number}_{name}", modules, parts, alpha)
     if left:
         raise ModelError(
             f"kohya's names have nothing for {min(left)}: train other target_modules, or use "

@@ -1,9 +1,9 @@
 """Put a LoRA, DoRA, LoHa or LoKr file on a pipeline: every tensor of it, or none.
 
 Programs spell the same matrices differently. diffusers, peft (``base_model.model.`` before the
-names), bare module names and kohya (``lora_unet_``, dots as underscores) lead to the same layers;
-names of the original networks are translated by diffusers. A file of which a part fits no layer is
-refused: diffusers would load the rest, or nothing, without an error.
+names), bare module names and kohya (``lora_unet_``, dots as underscores) lead to the same layers,
+and so do the original networks' names (:mod:`.originals`; of a UNet by diffusers' table). A file of
+which a part fits no layer is refused: diffusers would load the rest, or nothing, without an error.
 LoHa and LoKr: Yeh et al., 2023, https://arxiv.org/abs/2309.14859.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -30,20 +31,24 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 GIVEN = "given"  # the adapter's name in the pipeline
 NETWORK = "lora_unet_|lora_transformer_|unet\\.|transformer\\.|(?:model\\.)?diffusion_model\\."
 STARTS = {  # of a key -> the pipeline's part; a T5 is the second encoder of some pipelines
-    "lora_te3_|te3_|text_encoder_3\\.": ("text_encoder_3", "text_encoder_2"),
-    "lora_te2_|te2_|text_encoder_2\\.": ("text_encoder_2",),
-    "lora_te1?_|te1?_|text_encoder\\.": ("text_encoder",),
+    r"lora_te3_|te3_|text_encoder_3\.|text_encoders\.t5xxl\.transformer\.": (
+        "text_encoder_3",
+        "text_encoder_2",
+    ),
+    r"lora_te2_|te2_|text_encoder_2\.|text_encoders\.clip_g\.transformer\.": ("text_encoder_2",),
+    r"lora_te1?_|te1?_|text_encoder\.|text_encoders\.clip_l\.transformer\.": ("text_encoder",),
     f"{NETWORK}|": ("unet", "transformer"),
 }
 KEY = re.compile(
-    r"(.+?)[._](?:(?P<A>lora_A|lora_down|lora\.down|lora_linear_layer\.down)"
-    r"|(?P<B>lora_B|lora_up|lora\.up|lora_linear_layer\.up)"
-    r"|(?P<own>lora_magnitude_vector|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
+    r"(.+?)[._](?:(?P<A>lora_A|lora_down|lora\.down|lora_linear_layer\.down|(?<=lora[12]\.)down)"
+    r"|(?P<B>lora_B|lora_up|lora\.up|lora_linear_layer\.up|(?<=lora[12]\.)up)"
+    r"|(?P<own>lora_magnitude_vector|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
     r"|(?:lora\.down\.weight\.|lora\.down\.|lora_linear_layer\.down\.weight\.)?(?P<alpha>alpha))"
     r"(?:\.(?!weight)\w+)?(?:\.weight)?"
 )
-Matrices = dict[str, Tensor]  # of a layer: A and B, alpha, or what LoHa and LoKr have
-Layers = dict[tuple[str, str], Matrices]  # (the pipeline's part, the layer's name) -> matrices
+MAGNITUDE = "lora_magnitude_vector"  # of a DoRA
+Matrices = dict[str, Tensor]  # of a place: A and B, alpha, or what LoHa and LoKr have
+Layers = dict[Place, Matrices]
 
 
 def lora_file(name: str) -> Path:
@@ -87,7 +92,10 @@ def add_lora(pipeline: Any, name: str) -> None:
     for (part, layer), change in changes.items():
         module = getattr(pipeline, part).get_submodule(layer)
         if isinstance(module, QuantizedLinear):
-            raise ModelError("LoHa and LoKr cannot be added to few bits: set model.quantize=null")
+            raise ModelError(
+                f"what LoHa and LoKr add to {part} cannot be added to few bits: set "
+                f"model.quantize{'_text' * part.startswith('text')}=null"
+            )
         module.weight.data += change.to(module.weight)
     for part in sorted({key.split(".")[0] for key in weights}):
         network = getattr(pipeline, part)
@@ -120,33 +128,72 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
     if not settings and beside.is_file():
         settings = json.loads(beside.read_text())
     weights, changes = dict[str, Tensor](), dict[tuple[str, str], Tensor]()
-    for (part, layer), matrices in find_layers(pipeline, tensors).items():
-        weight = getattr(pipeline, part).get_submodule(layer).weight
-        scale = _scale(matrices, settings, part, layer)
-        if not all(matrix.isfinite().all() for matrix in matrices.values()):
-            raise ModelError(
-                f"its matrices for {part}.{layer} are not finite: train or fetch it anew"
-            )
-        try:
-            if "A" not in matrices:
-                changes[part, layer] = _change(matrices, scale, weight.shape)
-                continue
-            _product(matrices, weight.shape)
-        except RuntimeError as error:
-            raise ModelError(
-                f"its matrices for {part}.{layer} do not fit a weight of {[*weight.shape]}: give a "
-                "LoRA of this model"
-            ) from error
-        if part not in pipeline._lora_loadable_modules:
-            raise ModelError(f"it has a LoRA for {part}, which {_kind(pipeline)} cannot take")
-        down, up = matrices["A"], matrices["B"].float() * scale
-        ones = (1,) * (weight.ndim - 2)  # of a convolution, which some write as a matrix
-        key = f"{part}.{layer}.lora_"
-        weights[f"{key}A.weight"] = down.reshape(len(down), *weight.shape[1:])
-        weights[f"{key}B.weight"] = up.reshape(len(up), -1, *ones)
-        if "lora_magnitude_vector" in matrices:
-            weights[f"{key}magnitude_vector"] = matrices["lora_magnitude_vector"]
+    for place, matrices in find_layers(pipeline, tensors).items():
+        network = getattr(pipeline, place.part)
+        shapes = [network.get_submodule(name).weight.shape for name in place.modules]
+        whole = torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+        made = _made(place, matrices, _scale(matrices, settings, place), whole)
+        loadable = place.part in pipeline._lora_loadable_modules
+        if MAGNITUDE in made and not loadable:
+            raise ModelError(f"it has a DoRA for {place.part}, which {_kind(pipeline)} cannot take")
+        start = 0
+        for name, shape in zip(place.modules, shapes, strict=True):
+            part = {k: v if k == "A" else v[start : start + shape[0]] for k, v in made.items()}
+            start += shape[0]
+            if "change" in part:
+                changes[place.part, name] = part["change"]
+            elif not loadable:
+                changes[place.part, name] = part["B"] @ part["A"].float()
+            else:
+                weights |= _named(f"{place.part}.{name}.", part, shape)
     return weights, changes
+
+
+def _named(start: str, part: Matrices, shape: torch.Size) -> dict[str, Tensor]:
+    """Name a module's matrices as diffusers does; of a convolution some write them as a matrix."""
+    ones = (1,) * (len(shape) - 2)
+    named = {
+        "lora_A.weight": part["A"].reshape(len(part["A"]), *shape[1:]),
+        "lora_B.weight": part["B"].reshape(*part["B"].shape, *ones),
+    }
+    if MAGNITUDE in part:
+        named[MAGNITUDE] = part[MAGNITUDE].reshape(*(1, -1, *ones) if ones else (-1,))
+    return {start + k: v for k, v in named.items()}
+
+
+def _made(place: Place, matrices: Matrices, scale: float, shape: torch.Size) -> Matrices:
+    """Make A [r, in], B [out, r] at its scale, and a DoRA's magnitude [out]; or the change [shape].
+
+    Args:
+        place: where they go.
+        matrices: of the file.
+        scale: of their product.
+        shape: of the modules' weights, below one another.
+    """
+    what = f"its matrices for {place.part}.{place.modules[0]}"
+    if not all(matrix.isfinite().all() for matrix in matrices.values()):
+        raise ModelError(f"{what} are not finite: train or fetch it anew")
+    kohya = matrices.get("dora_scale")  # the norms of rows, or of columns
+    norm = matrices.get(MAGNITUDE, kohya)
+    columns = kohya is not None and ("A" not in matrices or len(kohya) != shape[0])
+    if columns or (norm is not None and place.swapped):
+        raise ModelError(f"{what} are of a kind of DoRA that peft cannot compute: merge it first")
+    try:
+        if "A" not in matrices:
+            return {"change": _rows(place, _change(matrices, scale, shape))}
+        down, up = matrices["A"].flatten(1), matrices["B"].flatten(1).float() * scale
+        (up.to("meta") @ down.to("meta", up.dtype)).reshape(shape)
+        made = {"A": down, "B": _rows(place, up)}
+        return made if norm is None else made | {MAGNITUDE: norm.reshape(shape[0])}
+    except RuntimeError as error:
+        raise ModelError(
+            f"{what} do not fit a weight of {[*shape]}: give a LoRA of this model"
+        ) from error
+
+
+def _rows(place: Place, rows: Tensor) -> Tensor:
+    """Bring rows [out, ...] into diffusers' order."""
+    return torch.cat(rows.chunk(2)[::-1]) if place.swapped else rows
 
 
 def merge_lora(pipeline: Any) -> None:
@@ -158,13 +205,17 @@ def merge_lora(pipeline: Any) -> None:
 
 def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
     """Sort a file's tensors by the pipeline's layers; ModelError if one fits none."""
-    layers, strange = _sorted(pipeline, tensors)
-    if strange and hasattr(pipeline, "lora_state_dict"):
-        layers, strange = _sorted(pipeline, _translated(pipeline, tensors) or tensors)
-    halves = {"A", "B"}
-    for (part, layer), matrices in layers.items():
+    layers, strange = _sorted(pipeline, tensors, {})
+    if strange and hasattr(pipeline, "unet"):
+        layers, strange = _sorted(pipeline, tensors, _of_unet(pipeline, strange))
+    halves, seen = {"A", "B"}, set[tuple[str, str]]()
+    for place, matrices in layers.items():
+        own = {(place.part, name) for name in place.modules}
         if len(halves & matrices.keys()) == 1 or not matrices.keys() - {"alpha"}:
-            strange.append(f"{part}.{layer} (half a pair)")
+            strange.append(f"{place.part}.{place.modules[0]} (half a pair)")
+        if own & seen:
+            strange.append(f"{place.part}.{place.modules[0]} (a second time)")
+        seen |= own
     if strange or not layers:
         example = strange[0] if strange else next(iter(tensors), "an empty file")
         count = len(strange) or len(tensors)
@@ -179,63 +230,78 @@ def _kind(pipeline: Any) -> str:
     return type(pipeline).__name__
 
 
-def _sorted(pipeline: Any, tensors: Mapping[str, Tensor]) -> tuple[Layers, list[str]]:
-    """Sort tensors by layer; with them the keys that name none."""
-    layers, strange, tables = Layers(), list[str](), dict[str, dict[str, str]]()
+def _split(key: str) -> tuple[tuple[str, ...], re.Match[str] | None]:
+    """Split a key into the parts of a pipeline that it may be for, and layer and matrix."""
+    bare = key.removeprefix("base_model.model.")
+    start, parts = next((s, p) for s, p in STARTS.items() if re.match(s, bare))
+    return parts, KEY.fullmatch(re.sub(f"^(?:{start})", "", bare).removeprefix("base_model.model."))
+
+
+def _sorted(
+    pipeline: Any, tensors: Mapping[str, Tensor], other: Mapping[str, str]
+) -> tuple[Layers, list[str]]:
+    """Sort tensors by place; with them the keys that name none.
+
+    Args:
+        pipeline: of diffusers.
+        tensors: of the file.
+        other: names of layers that diffusers calls otherwise.
+    """
+    layers, strange, tables = Layers(), list[str](), dict[str, dict[str, Place]]()
     for key, tensor in tensors.items():
-        bare = key.removeprefix("base_model.model.")
-        start, parts = next((s, p) for s, p in STARTS.items() if re.match(s, bare))
+        parts, found = _split(key)
         part = next((p for p in parts if getattr(pipeline, p, None) is not None), None)
-        found = KEY.fullmatch(re.sub(f"^(?:{start})", "", bare).removeprefix("base_model.model."))
         if part is None or found is None:
             strange.append(key)
             continue
         if part not in tables:
-            modules = getattr(pipeline, part).named_modules()
-            tables[part] = {n.replace(".", "_"): n for n, m in modules if hasattr(m, "weight")}
-        layer = next((tables[part][n] for n in _spellings(found[1]) if n in tables[part]), None)
+            tables[part] = places(getattr(pipeline, part), part)
+        names = _spellings(other.get(_flat(found[1]), found[1]))
+        place = next((tables[part][n] for n in names if n in tables[part]), None)
         name = found["own"] or str(found.lastgroup)
-        if layer is None or name in layers.get((part, layer), {}):
+        if place is None or name in layers.get(place, {}):
             strange.append(key)
         else:
-            layers.setdefault((part, layer), {})[name] = tensor
+            layers.setdefault(place, {})[name] = tensor
     return layers, strange
+
+
+def _flat(layer: str) -> str:
+    return layer.replace(".", "_").replace("_processor_", "_")
 
 
 def _spellings(layer: str) -> Iterator[str]:
     """Yield what a layer may be called in the pipeline, dots as underscores."""
-    flat = layer.replace(".", "_").replace("_processor_", "_")
+    flat = re.sub("self_attn_to_(q|k|v|out)$", r"self_attn_\1_proj", _flat(layer))
     for name in (flat, flat.removeprefix("text_model_"), f"text_model_{flat}"):
         yield name
         yield f"{name}_0"  # to_out was a list later
 
 
-def _translated(pipeline: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Let diffusers translate the original network's names; nothing if it cannot do all."""
-    left, more = dict(tensors), {}
-    if hasattr(pipeline, "unet"):
-        more["unet_config"] = pipeline.unet.config
-    if any("dora_scale" in key for key in tensors):  # which diffusers would leave out
-        return {}
+def _of_unet(pipeline: Any, keys: Sequence[str]) -> dict[str, str]:
+    """Ask diffusers what it calls the original UNet's layers of these keys; nothing if it fails."""
+    flat = sorted({_flat(found[1]) for key in keys if (found := _split(key)[1])})
+    numbers = {
+        f"lora_unet_{name}.lora_{half}.weight": torch.full((1, 1), float(k))
+        for k, name in enumerate(flat)
+        for half in ("down", "up")
+    }
     try:
-        found = pipeline.lora_state_dict(left, **more)
-    except (ValueError, KeyError, AttributeError, IndexError):
+        named, _ = pipeline.lora_state_dict(numbers, unet_config=pipeline.unet.config)
+    except (ValueError, KeyError, IndexError):
         return {}
-    weights, alphas = found if isinstance(found, tuple) else (found, None)
-    if 0 < len(left) < len(tensors) or len(weights) < sum("alpha" not in k for k in tensors):
-        return {}
-    return weights | {k: torch.as_tensor(v) for k, v in (alphas or {}).items()}
+    return {flat[int(v)]: found[1] for k, v in named.items() if (found := _split(k)[1])}
 
 
-def _scale(matrices: Matrices, settings: Mapping[str, Any], part: str, layer: str) -> float:
+def _scale(matrices: Matrices, settings: Mapping[str, Any], place: Place) -> float:
     """Find the factor of a layer's product: alpha over the rank; 1 if nothing is said of alpha."""
-    named = {k.removeprefix(f"{part}."): v for k, v in settings.items()}
+    named = {k.removeprefix(f"{place.part}."): v for k, v in settings.items()}
     ranks = [len(m) for name, m in matrices.items() if name == "A" or name.endswith("_b")]
     if not ranks and "r" not in named:
         return 1.0  # LoKr with whole factors
     rank = ranks[-1] if ranks else named["r"]
     patterns = (named.get("alpha_pattern") or {}).items()
-    own = [v for name, v in patterns if re.fullmatch(rf"(.*\.)?({name})", layer)]
+    own = [v for name, v in patterns if re.fullmatch(rf"(.*\.)?({name})", place.modules[0])]
     alpha = (own or [named.get("lora_alpha", named.get("alpha", rank))])[0]
     if "alpha" in matrices:
         alpha = float(matrices["alpha"])
@@ -260,12 +326,6 @@ def _change(matrices: Matrices, scale: float, shape: torch.Size) -> Tensor:
         w1, w2 = factor("lokr_w1", ""), factor("lokr_w2", "lokr_t2")
         whole = torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - 2)), w2)
     return scale * whole.reshape(shape)
-
-
-def _product(matrices: Matrices, shape: torch.Size) -> None:
-    """Try the sizes of a LoRA's matrices; RuntimeError if they do not make a weight."""
-    down, up = (matrices[x].flatten(1).to("meta") for x in "AB")
-    (up @ down).reshape(shape)
 
 
 def _check(pipeline: Any, weights: Mapping[str, Tensor], name: str) -> None:

@@ -1,24 +1,27 @@
 """LoRA files in every spelling: all of a file reaches the pipeline, or none and one line."""
 
+import copy
 import json
 from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from peft import LoHaConfig, LoKrConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.kohya import blocks_to_kohya
 from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.models.lora import add_lora, read_lora
+from inversion_dpo.models.lora import add_lora, merge_lora, read_lora
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 from tests.slow import slow_but
-from tools.tiny.single_file import unet_to_original
+from tools.tiny.single_file import transformer_to_original, unet_to_original
 
 ALPHA, RANK = 4.0, 2
 ENDINGS = ("to_q", "to_out.0", "conv1", "proj_in", "linear_1")
@@ -72,7 +75,10 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux"])
+FAMILIES = ["sd15", "sdxl", "sd3", "flux", "z-image", "qwen-image", "flux2-klein", "chroma", "wan"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_leads_to_the_same_layers(family, spelling, pipe, tmp_path):
     pipeline = pipe(family)
@@ -86,8 +92,8 @@ def test_every_spelling_leads_to_the_same_layers(family, spelling, pipe, tmp_pat
         assert torch.equal(weights[f"{part}.{layer}.lora_B.weight"], up * ALPHA / RANK)
 
 
-def test_the_original_networks_names(pipe, tmp_path):
-    """kohya's LoRA of SDXL: input_blocks, middle_block and output_blocks."""
+def test_the_original_unets_names(pipe, tmp_path):
+    """kohya's LoRA of SDXL: input_blocks, middle_block and output_blocks; and LyCORIS' LoKr."""
     unet = pipe("sdxl").unet
     fake = SimpleNamespace(config=unet.config, up_blocks=unet.up_blocks)
     fake.state_dict = lambda: {name: name for name in unet.state_dict()}
@@ -97,11 +103,127 @@ def test_the_original_networks_names(pipe, tmp_path):
     for layer, matrices in lora.items():
         name = original[layer].removesuffix(".weight")
         tensors |= pairs({name: matrices}, "lora_unet_", *KOHYA, flat=True)
+    value = next(n for n in original if n.endswith("attn2.to_v"))
+    name = original[value].removesuffix(".weight").replace(".", "_")
+    whole = torch.randn_like(unet.get_submodule(value).weight)
+    tensors |= {f"lora_unet_{name}.lokr_w1": torch.ones(1, 1), f"lora_unet_{name}.lokr_w2": whole}
     save_file(tensors, tmp_path / "lora.safetensors")
-    weights, _ = read_lora(pipe("sdxl"), tmp_path / "lora.safetensors")
+    weights, changes = read_lora(pipe("sdxl"), tmp_path / "lora.safetensors")
     assert len(weights) == 2 * len(lora)
     for layer, (_, up) in lora.items():
         assert torch.equal(weights[f"unet.{layer}.lora_B.weight"], up * ALPHA / RANK)
+    assert changes.keys() == {("unet", value)} and torch.equal(changes["unet", value], whole)
+
+
+ORIGINAL = ["sd3", "z-image", "krea2", "flux2-klein", "wan"]
+
+
+@pytest.mark.parametrize("family", ORIGINAL)
+@pytest.mark.parametrize("flat", [True, False], ids=["kohya", "ComfyUI"])
+def test_the_original_transformers_names(family, flat, pipe, tmp_path):
+    """Every layer: what the LoRA adds is what diffusers makes of the changed original weights."""
+    network = pipe(family).transformer
+    original = transformer_to_original(network)
+    weighty = {k for k, v in original.items() if k.endswith(".weight") and v.ndim > 1}
+    torch.manual_seed(0)
+    lora, changed = {}, dict(original)
+    for key in sorted(weighty):
+        out, *inputs = original[key].shape
+        down, up = torch.randn(RANK, *inputs), torch.randn(out, RANK)
+        lora[key.removesuffix(".weight")] = down, up.reshape(out, RANK, *[1] * (len(inputs) - 1))
+        product = (up @ down.flatten(1)).reshape(original[key].shape)
+        changed[key] = original[key] + (ALPHA / RANK if flat else 1) * product
+    names = ("lora_unet_", *KOHYA) if flat else ("diffusion_model.", *PEFT)
+    save_file(pairs(lora, *names, flat=flat, alpha=flat), tmp_path / "lora.safetensors")
+    weights, changes = read_lora(pipe(family), tmp_path / "lora.safetensors")
+    convert = SINGLE_FILE_LOADABLE_CLASSES[type(network).__name__]["checkpoint_mapping_fn"]
+    expected, before = convert(config=network.config, checkpoint=changed), network.state_dict()
+    moved = {k for k, v in expected.items() if not torch.equal(v, before[k])}
+    assert not changes and len(weights) == 2 * len(moved) >= 2 * len(weighty)
+    for key in moved:
+        start = f"transformer.{key.removesuffix('.weight')}.lora_"
+        product = weights[f"{start}B.weight"].flatten(1) @ weights[f"{start}A.weight"].flatten(1)
+        torch.testing.assert_close(product, (expected[key] - before[key]).flatten(1))
+
+
+@pytest.mark.parametrize("family", ["flux", "chroma", "lumina2"])
+def test_kohyas_names_come_back_from_the_export(family, pipe, tmp_path):
+    """Of the families whose converter in diffusers knows the real width alone."""
+    ends = ("to_q", "to_k", "to_v", "to_out.0", "proj_mlp", "add_k_proj", "ff.net.2", "linear_2")
+    found = random_lora(pipe(family).transformer, ends)
+    outside = ("time", "norm_out", "distilled")  # which the export leaves out
+    found = {n: matrices for n, matrices in found.items() if not n.startswith(outside)}
+    ours = {f"transformer.{k}": v for k, v in pairs(found, "", *PEFT, alpha=False).items()}
+    save_file(blocks_to_kohya(ours, ALPHA), tmp_path / "lora.safetensors")
+    weights, changes = read_lora(pipe(family), tmp_path / "lora.safetensors")
+    assert not changes
+    for key in weights.keys() - ours.keys():  # a part of a layer that has others
+        assert "lora_A" in key or not weights[key].any()
+    for layer, (down, up) in found.items():
+        start = f"transformer.{layer}.lora_"
+        product = weights[f"{start}B.weight"] @ weights[f"{start}A.weight"]
+        torch.testing.assert_close(product, up @ down * ALPHA / RANK, rtol=1e-4, atol=1e-4)
+
+
+def test_what_flux_loras_are_called_elsewhere(pipe, tmp_path):
+    """XLabs' names, kohya's parts for CLIP and T5, and ComfyUI's for CLIP."""
+    flux = pipe("flux")
+    single = random_lora(flux.transformer, "0.proj_out")["single_transformer_blocks.0.proj_out"]
+    down, up = torch.randn(RANK, 32), torch.randn(96, RANK)
+    tensors = {
+        "double_blocks.0.processor.qkv_lora1.down.weight": down,
+        "double_blocks.0.processor.qkv_lora1.up.weight": up,
+        "single_blocks.0.processor.proj_lora.down.weight": single[0],
+        "single_blocks.0.processor.proj_lora.up.weight": single[1],
+    }
+    clip, t5 = "encoder.layers.0.mlp.fc1", "encoder.block.0.layer.0.SelfAttention.q"
+    for part, layer, start in (
+        ("text_encoder", clip, "lora_te1_text_model_"),
+        ("text_encoder_2", t5, "lora_te3_"),
+    ):
+        table = {n.removeprefix("text_model."): m for n, m in getattr(flux, part).named_modules()}
+        out, inputs = table[layer].weight.shape
+        pair = torch.ones(RANK, inputs), torch.ones(out, RANK)
+        tensors |= pairs({layer: pair}, start, *KOHYA, flat=True)
+    save_file({k: v.clone() for k, v in tensors.items()}, tmp_path / "lora.safetensors")
+    weights, changes = read_lora(flux, tmp_path / "lora.safetensors")
+    for row, n in enumerate("qkv"):
+        key = f"transformer.transformer_blocks.0.attn.to_{n}.lora_"
+        assert torch.equal(weights[f"{key}B.weight"], up[32 * row : 32 * row + 32])
+        assert torch.equal(weights[f"{key}A.weight"], down)
+    assert sum(k.startswith("text_encoder.") for k in weights) == 2 and len(weights) == 10
+    assert (changes["text_encoder_2", t5] == RANK * ALPHA / RANK).all() and len(changes) == 1
+
+
+def test_a_lokr_of_a_fused_layer_is_cut_into_its_parts(pipe, tmp_path):
+    size = pipe("z-image").transformer.layers[0].attention.to_q.weight.shape
+    whole = torch.randn(3 * size[0], size[1])
+    key = "diffusion_model.layers.0.attention.qkv.lokr_w"
+    save_file({f"{key}1": torch.ones(1, 1), f"{key}2": whole}, tmp_path / "x.safetensors")
+    weights, changes = read_lora(pipe("z-image"), tmp_path / "x.safetensors")
+    parts = [changes["transformer", f"layers.0.attention.to_{n}"] for n in "qkv"]
+    assert not weights and torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("layer", ["attn1.to_q", "conv1"])
+def test_a_dora_by_kohya_is_pefts(layer, pipe, tmp_path):
+    """The norms of rows; those of columns, LyCORIS' former kind, peft does not have."""
+    unet = pipe("sd15").unet
+    name, (down, up) = next((n, m) for n, m in random_lora(unet).items() if n.endswith(layer))
+    flat = f"lora_unet_{name.replace('.', '_')}"
+    tensors = pairs({name: (down, up)}, "lora_unet_", *KOHYA, flat=True)
+    norm = torch.rand(len(up), *[1] * (down.ndim - 1))
+    save_file(tensors | {f"{flat}.dora_scale": norm}, tmp_path / "x.safetensors")
+    pipeline = copy.deepcopy(pipe("sd15"))
+    add_lora(pipeline, str(tmp_path / "x.safetensors"))
+    before = unet.get_submodule(name).weight
+    merge_lora(pipeline)
+    changed = before + ALPHA / RANK * (up.flatten(1) @ down.flatten(1)).reshape(before.shape)
+    rows = changed.flatten(1).norm(dim=1).reshape(norm.shape)
+    torch.testing.assert_close(pipeline.unet.get_submodule(name).weight, changed * norm / rows)
+    save_file(tensors | {f"{flat}.dora_scale": norm.transpose(0, 1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=f"matrices for unet.{name}.*DoRA.*merge it first"):
+        add_lora(pipe("sd15"), str(tmp_path / "x.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -180,9 +302,9 @@ REFUSED = {
         lambda lora: lora | {f"unet.{k}": v.clone() for k, v in lora.items()},
         r"\d+ of \d+ tensors fit no layer",
     ),
-    "scales of a DoRA by kohya": (
-        lambda lora: lora | {f"{k[:-14]}.dora_scale": torch.ones(1) for k in lora},
-        "tensors fit no layer.*dora_scale",
+    "a bias beside the matrices": (
+        lambda lora: lora | {f"{min(lora)[:-14]}.diff_b": torch.ones(1)},
+        "1 of .* tensors fit no layer.*diff_b",
     ),
 }
 
