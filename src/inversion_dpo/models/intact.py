@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import nn
 
 from inversion_dpo.models.base import ModelError, frozen_parts
 
-UNUSED = {"norm_final.weight"}  # Z-Image's, which its network has no place for
+UNUSED = re.compile(  # tensors of published files that networks have no place for
+    r"norm_final\.weight|pos_embed|y_embedder\.y_embedding|(loss|model_ema)\..*"
+)
 TELLING = (  # settings that weights do not show: of each row one, where the class takes it
     ("num_train_timesteps",),
     ("beta_schedule", "trained_betas"),
@@ -59,6 +62,24 @@ def check_whole(network: nn.Module) -> nn.Module:
     return network
 
 
+def check_loaded(network: nn.Module, missing: Collection[str], strange: Collection[str]) -> None:
+    """Refuse a network that a file fills in part only, or that is not all of the file.
+
+    Args:
+        network: of diffusers.
+        missing: names of its weights that the file lacks.
+        strange: names in the file that it has no place for.
+
+    Raises:
+        ValueError: counts, and an example of each.
+    """
+    strange = [name for name in strange if not UNUSED.fullmatch(name)]
+    found = (("lacks", missing), ("has too many:", strange))
+    said = [f"{what} {len(n)} tensors, for example {min(n)!r}" for what, n in found if n]
+    if said:
+        raise ValueError(f"for {type(network).__name__} it {' and '.join(said)}")
+
+
 def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str]:
     """Compare a folder's files, by their headers, with a pipeline's networks.
 
@@ -91,8 +112,10 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
                 f"{folder / part} holds {len(held)} of at least {count} weights that its "
                 f"config.json asks for, not {example!r} for example: fetch it again"
             )
-        strange = sorted(held - names - UNUSED)
-        if part in ("unet", "transformer") and strange:
+        if part not in ("unet", "transformer"):
+            continue
+        check_loaded(network, names - held, ())
+        if strange := sorted(name for name in held - names if not UNUSED.fullmatch(name)):
             warnings.append(
                 f"{folder / part}: {len(strange)} tensors have no place in the network that "
                 f"config.json describes, for example {strange[0]!r}: one of the two may be of "

@@ -20,20 +20,19 @@ from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.intact import check_names, check_values, check_whole
 from inversion_dpo.models.lora import add_lora, merge_lora
+from inversion_dpo.models.one_file import configuration_of, load_single_file
 from inversion_dpo.models.parts import (
     ENCODERS,
     LARGEST,
     NETWORKS,
     check_lora,
     check_place,
-    configuration_of,
     folder_fault,
     folder_of,
     given_parts,
     index_of,
     kind_of,
     load_part,
-    load_single_file,
     named,
     skeleton,
 )
@@ -89,6 +88,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         source = configuration_of(path, m.config) if single else path
         index = index_of(source, None if single else m.revision)
         parts = given_parts(source, index, m)
+    if single and not m.config:
+        logger.warning("model.config is not set: %s is built as %s", m.path, source)
     if single and not m.network and kind_of(path) == "network":
         return load_pipeline(replace(m, path=source, network=m.path, config=None), device)
     network = next((n for n in NETWORKS if n in index), "")

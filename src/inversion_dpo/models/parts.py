@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -11,26 +12,21 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import diffusers
 import torch
-import transformers
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.loaders.single_file_utils import (
-    create_diffusers_clip_model_from_ldm,
-    fetch_diffusers_config,
-)
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.intact import check_settings, check_whole
+from inversion_dpo.models.intact import check_loaded, check_settings
 from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
+from inversion_dpo.models.one_file import CLIPS, configuration_of, network_in
 from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import ModelConfig
@@ -39,10 +35,13 @@ NETWORKS = ("unet", "transformer")  # what is trained is one of these parts
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 LARGEST = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # by text to image
-CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
 SUFFIXES = (".safetensors", ".gguf", *PICKLED)
-NAMED_BY_COMFYUI = ("model.diffusion_model.", "diffusion_model.")  # before a network's names
-SCALED = (".scale_weight", ".weight_scale", ".comfy_quant", "scaled_fp8")  # beside few bits
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # at the end of a file's name
+FITTING = (  # settings in which a part must be as the pipeline's own
+    *("in_channels", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim"),
+    *("caption_channels", "cap_feat_dim", "text_dim", "text_hidden_dim"),
+    *("latent_channels", "z_dim", "scaling_factor", "shift_factor", "latents_mean", "latents_std"),
+)
 Kind = Literal["pipeline", "lora", "network"]
 
 
@@ -63,10 +62,14 @@ def named(key: str, name: str) -> Iterator[None]:
 def check_place(path: str) -> None:
     """Refuse what is no folder, hub id or safetensors file; ModelError with the remedy."""
     place = Path(path)
-    if place.suffix in SUFFIXES and place.suffix != ".safetensors":
+    if place.suffix == ".gguf":
+        raise ModelError("GGUF is not read: give bf16 safetensors, and set model.quantize")
+    if place.suffix in PICKLED:
         raise ModelError("only .safetensors files are read: others can run code. Convert it")
     if (path.startswith(("/", ".")) or place.suffix in SUFFIXES) and not place.exists():
         raise ModelError("nothing is there: give a folder, a .safetensors file or a hub id")
+    if place.is_file() and SHARD.search(place.stem):
+        raise ModelError("this is one of several files: give the folder that holds them all")
     if place.is_file() and kind_of(path) == "lora":
         raise ModelError("this is a LoRA: set model.lora to it, and model.path to its base")
 
@@ -130,16 +133,6 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(ours, indent=2) + "\n")
 
 
-def configuration_of(file: str, config: str | None) -> str:
-    """Find the folder or hub id that says how a single file's networks are built."""
-    if config:
-        return os.path.expanduser(config)
-    with safe_open(file, "pt") as opened:
-        shapes = {k: opened.get_slice(k).get_shape() for k in opened.keys()}
-    empty = {k: torch.empty(shape, device="meta") for k, shape in shapes.items()}
-    return str(fetch_diffusers_config(empty)["pretrained_model_name_or_path"])
-
-
 def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
     """Load one network of a pipeline from a folder, a pipeline's folder, a hub id or a file.
 
@@ -151,59 +144,26 @@ def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
     """
     path = os.path.expanduser(name)
     check_place(path)
-    index = index_of(source)
-    kind, precision = getattr(diffusers, index[part][1]), getattr(torch, m.dtype)
+    revision = m.revision if source == os.path.expanduser(m.path) else None
+    index, precision = index_of(source, revision), getattr(torch, m.dtype)
+    kind = getattr(diffusers, index[part][1])
+    config = kind.load_config(source, subfolder=part, revision=revision)
     if Path(path).is_file():
-        if kind.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
-            raise ModelError(f"{kind.__name__} is not read from one file: give its folder")
-        if part == "transformer":
-            return check_whole(_load_transformer(path, kind, source, precision))
-        network = kind.from_single_file(path, config=source, subfolder=part, torch_dtype=precision)
-        return check_whole(network)
+        return network_in(path, part, kind, config, precision)
     first: Exception | None = None
     for how in _places(Path(path), part, m.variant):
         try:
-            network = kind.from_pretrained(path, use_safetensors=True, torch_dtype=precision, **how)
+            own = kind.load_config(path, **{k: v for k, v in how.items() if k != "variant"})
+            _check_fit(kind, own, config)
+            network, info = kind.from_pretrained(
+                path, use_safetensors=True, torch_dtype=precision, output_loading_info=True, **how
+            )
         except OSError as error:
             first = first or error
         else:
-            return _fitting(network, kind.load_config(source, subfolder=part))
+            check_loaded(network, info["missing_keys"], info["unexpected_keys"])
+            return cast(nn.Module, network)
     raise first or ModelError("there is no such network")
-
-
-def _load_transformer(file: str, kind: Any, source: str, precision: torch.dtype) -> nn.Module:
-    """Load a transformer, under its original or diffusers' names, from a file that may hold more.
-
-    ``from_single_file`` would stumble over ComfyUI's prefix, pass over tensors that have no place,
-    and lower the precision of layers that stay in float32.
-    """
-    with safe_open(file, "pt") as opened:
-        keys = list(opened.keys())
-        if any(key.endswith(SCALED) for key in keys):
-            raise ModelError(
-                "its weights are scaled to few bits, as for ComfyUI: give them in bf16"
-            )
-        start = next((p for p in NAMED_BY_COMFYUI if any(k.startswith(p) for k in keys)), "")
-        own = [key for key in keys if key.startswith(start)]
-        tensors = {key.removeprefix(start): opened.get_tensor(key) for key in own}
-    config = kind.load_config(source, subfolder="transformer")
-    with init_empty_weights():
-        network: nn.Module = kind.from_config(config)
-    if not network.state_dict().keys() <= tensors.keys():
-        convert = SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"]
-        tensors = convert(config=config, checkpoint=tensors)
-    full = set(kind._keep_in_fp32_modules or ())
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point():
-            stays = full & set(name.split("."))
-            tensors[name] = tensor.to(torch.float32 if stays else precision)
-    _, strange = network.load_state_dict(tensors, strict=False, assign=True)
-    if strange := [name for name in strange if name != "norm_final.weight"]:  # has no use
-        raise ModelError(
-            f"{len(strange)} of its tensors have no place in {kind.__name__}, for example "
-            f"{strange[0]!r}: it is of another variant than the pipeline in model.path"
-        )
-    return network.eval()
 
 
 def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str | None]]:
@@ -218,48 +178,15 @@ def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str 
     return [{"subfolder": subfolder, "variant": variant}]
 
 
-def _fitting(network: nn.Module, expected: Mapping[str, Any]) -> nn.Module:
-    """Refuse a network that takes other inputs than the pipeline gives."""
-    config: Any = network.config
-    for key in ("in_channels", "cross_attention_dim", "joint_attention_dim", "latent_channels"):
-        if config.get(key) != expected.get(key, config.get(key)):
+def _check_fit(kind: Any, own: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a network that takes other inputs than the pipeline gives, or is of another class."""
+    usual = {k: p.default for k, p in inspect.signature(kind).parameters.items() if k in FITTING}
+    for key, value in {"_class_name": kind.__name__, **usual}.items():
+        ours, theirs = (config.get(key, value) for config in (own, expected))
+        if ours != theirs:
             raise ModelError(
-                f"its {key} is {config.get(key)}, the pipeline's {expected.get(key)}: it belongs "
-                "to another model"
+                f"its {key} is {ours}, the pipeline's {theirs}: it belongs to another model"
             )
-    return network
-
-
-def load_single_file(
-    file: str, source: str, index: Mapping[str, Any], how: Mapping[str, Any]
-) -> Any:
-    """Load a pipeline from one file, by diffusers' own conversion.
-
-    Two text encoders are told apart by name here; diffusers does it by width.
-
-    Args:
-        file: a checkpoint under the original names.
-        source: the folder or hub id that says how its networks are built.
-        index: model_index.json of it.
-        how: precision, and parts that are given.
-    """
-    kind = getattr(diffusers, index["_class_name"])
-    given = dict(how)
-    given.pop("use_safetensors")
-    second = "text_encoder_2"
-    with safe_open(file, "pt") as opened:
-        encoder = {k: opened.get_tensor(k) for k in opened.keys() if k.startswith(CLIPS[2])}
-    if index.get(second) and encoder:
-        given[second] = create_diffusers_clip_model_from_ldm(
-            getattr(transformers, index[second][1]), encoder, second, source, how["torch_dtype"]
-        )
-    if not hasattr(kind, "from_single_file"):
-        raise ModelError(
-            f"{kind.__name__} is not read from one file: set model.path to a folder or hub id, and "
-            "model.network to the file"
-        )
-    pipeline = kind.from_single_file(file, config=source, **given)
-    return pipeline
 
 
 def given_parts(source: str, index: Mapping[str, Any], m: ModelConfig) -> dict[str, Any]:
@@ -342,6 +269,11 @@ def _remedy(error: Exception, key: str, name: str) -> str:
         return "Set model.variant to one that is there, or to null"
     if place.is_dir() and key == "model.path":
         return _folder_remedy(place)
+    if place.is_file():
+        return "Give a file of the same model as the pipeline in model.path"
+    folders = [place, *(place / part for part in (*NETWORKS, "vae"))]
+    if fault := next((f for p in folders if p.is_dir() and (f := _network_fault(p))), None):
+        return fault
     if "no file named" in text and ".safetensors" in text:
         return (
             "Set model.variant if its files carry one, e.g. fp16; weights in .bin are not opened: "
@@ -375,22 +307,29 @@ def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
     lost = [n for n in parts if not (folder / n).is_dir()]
     if lost:
         return f"The folder lacks {', '.join(lost)}, which model_index.json names: fetch it again"
-    for part in parts:
-        names = [f.name for f in (folder / part).iterdir()]
-        weights = [n for n in names if n.endswith(".safetensors")]
-        for table in (n for n in names if n.endswith(".safetensors.index.json")):
-            shards = set(json.loads((folder / part / table).read_text())["weight_map"].values())
-            if lost := sorted(shards.difference(names)):
-                return f"{folder / part} lacks {', '.join(lost)}, a part of {part}: fetch it again"
-        for name in weights:
-            if not keys_of(folder / part / name):
-                return f"{folder / part / name} is damaged or not complete: fetch it again"
-        if not weights and any(n.endswith(PICKLED) for n in names):
-            return f"Weights of {part} are pickles, which can run code: convert them to safetensors"
+    return next((fault for part in parts if (fault := _network_fault(folder / part))), None)
+
+
+def _network_fault(folder: Path) -> str | None:
+    names = [f.name for f in folder.iterdir()]
+    weights = [n for n in names if n.endswith(".safetensors")]
+    tables = [n for n in names if re.search(r"\.safetensors\.index(\.\w+)?\.json$", n)]
+    for table in tables:
+        shards = set(json.loads((folder / table).read_text())["weight_map"].values())
+        if lost := sorted(shards.difference(names)):
+            return f"{folder} lacks {', '.join(lost)}, a part of {folder.name}: fetch it again"
+    for name in weights:
+        if not keys_of(folder / name):
+            return f"{folder / name} is damaged or not complete: fetch it again"
+    if not tables and any(SHARD.search(Path(n).stem) for n in weights):
+        return f"{folder} lacks the index of its weights (.safetensors.index.json): fetch it again"
+    if not weights and any(n.endswith(PICKLED) for n in names):
+        what = f"Weights of {folder.name} are pickles, which can run code"
+        return f"{what}: convert them to safetensors"
     return None
 
 
 def _variants(folder: Path) -> set[str | None]:
     """Read the variants of a folder's weights off their names; None is the plain one."""
-    names = [f.name for f in folder.glob("*.safetensors")]
-    return {n.split(".")[1] if n.count(".") == 2 else None for n in names}
+    stems = [SHARD.sub("", f.stem) for f in folder.glob("*.safetensors")]
+    return {stem.partition(".")[2] or None for stem in stems}

@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from inversion_dpo.evaluation.samples import model_digest
@@ -22,6 +23,7 @@ from inversion_dpo.run.fields import ModelConfig
 from tests.slow import slow_but
 from tools.tiny.single_file import (
     transformer_to_original,
+    unet_to_original,
     vae_to_original,
     write_single_file,
 )
@@ -120,9 +122,12 @@ def test_another_transformer_takes_the_place_of_the_folders(tiny, pipe, tmp_path
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: t | {"guidance_in.weight": torch.zeros(2)}, "1 of its tensors have no place in"),
-        (lambda t: t | {"a.scale_weight": torch.zeros(1)}, "scaled to few bits.*give them in bf16"),
-        (lambda t: dict(list(t.items())[1:]), "model.network=.*x.safetensors"),
+        (
+            lambda t: t | {"guidance_in.weight": torch.zeros(2)},
+            "too many: 1 tensors, for example 'guidance_in.weight'.*Give a file of the same model",
+        ),
+        (lambda t: t | {"a.scale_weight": torch.zeros(1)}, "a.weight is held in few bits.*in bf16"),
+        (lambda t: dict(list(t.items())[1:]), "lacks 1 tensors, for example '.*Give a file of"),
     ],
     ids=["more", "scaled", "less"],
 )
@@ -131,6 +136,148 @@ def test_a_transformer_that_does_not_fit_is_refused(spoil, message, pipe, tiny, 
     with pytest.raises(ModelError, match=message):
         m = ModelConfig(str(tiny("qwen-image")), network=str(tmp_path / "x.safetensors"))
         load_pipeline(m)
+
+
+def test_a_transformer_of_another_family_is_named(pipe, tiny, tmp_path):
+    save_file(transformer_to_original(pipe("wan").transformer), tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="no Flux2Transformer2DModel, but wan-.*of the same model"):
+        load_pipeline(
+            ModelConfig(str(tiny("flux2-klein")), network=str(tmp_path / "x.safetensors"))
+        )
+
+
+@pytest.mark.parametrize("ending", ["scale_weight", "weight_scale"])
+def test_weights_in_scaled_fp8_are_multiplied_out(ending, pipe, tiny, tmp_path):
+    """As ComfyUI has them: one scale for a weight, or for a row; with marks and inputs' scales."""
+    tensors = transformer_to_original(pipe("z-image").transformer)
+    file, expected = {"scaled_fp8": torch.empty(0)}, {}
+    for key, tensor in tensors.items():
+        name = f"model.diffusion_model.{key}"
+        file[name] = expected[key] = tensor
+        if key.endswith(".weight") and tensor.ndim == 2:
+            rows = torch.rand(len(tensor) if ending == "weight_scale" else 1) + 0.5
+            file[name] = (tensor / rows[:, None]).to(torch.float8_e4m3fn)
+            expected[key] = file[name].float() * rows[:, None]
+            start = name.removesuffix("weight")
+            file |= {f"{start}{ending}": rows, f"{start}scale_input": torch.ones(1)}
+            file[f"{start}comfy_quant"] = torch.zeros(3, dtype=torch.uint8)
+    save_file({k: v.clone() for k, v in file.items()}, tmp_path / "x.safetensors")
+    m = ModelConfig(str(tiny("z-image")), network=str(tmp_path / "x.safetensors"))
+    found = transformer_to_original(load_pipeline(m).transformer)
+    assert all(torch.equal(found[k], v) for k, v in expected.items() if k != "norm_final.weight")
+    assert not torch.equal(
+        found["layers.0.attention.qkv.weight"], tensors["layers.0.attention.qkv.weight"]
+    )
+
+
+ORIGINALLY = {"unet": unet_to_original, "vae": vae_to_original}
+
+
+@pytest.mark.parametrize("part", ORIGINALLY)
+@pytest.mark.parametrize("start", ["", "first_stage_model.", "model.diffusion_model."])
+def test_a_part_in_its_original_names_is_whole_or_refused(part, start, pipe, tiny, tmp_path):
+    """diffusers passes over a tensor that it does not know, and leaves a missing one random."""
+    if start.startswith("first") == (part == "unet") and start:
+        return
+    network, file = pipe("sd15").components[part], tmp_path / "x.safetensors"
+    tensors = {f"{start}{k}": v.contiguous() for k, v in ORIGINALLY[part](network).items()}
+    m = ModelConfig(str(tiny("sd15")), **{"network" if part == "unet" else "vae": str(file)})
+    save_file(tensors | {f"{start}{n}": torch.zeros(1) for n in ["loss.a"] * (part == "vae")}, file)
+    found = load_pipeline(m).components[part].state_dict()
+    assert all(torch.equal(v, found[k]) for k, v in network.state_dict().items())
+    save_file(tensors | {f"{start}input_blocks.0.9.weight": torch.zeros(1)}, file)
+    with pytest.raises(ModelError, match="too many: 1 tensors, for example 'input_blocks.0.9.weig"):
+        load_pipeline(m)
+    save_file(
+        {
+            k: v
+            for k, v in tensors.items()
+            if not k.endswith("conv_out.bias") and not k.endswith("out.2.bias")
+        },
+        file,
+    )
+    with pytest.raises(ModelError, match="lacks . tensors, for example '.*conv_out.bias'"):
+        load_pipeline(m)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_networks_folder_is_whole_or_refused(lost, tiny, tmp_path):
+    """diffusers draws what is missing."""
+    folder = shutil.copytree(tiny("sd15") / "unet", tmp_path / "unet")
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    gone = {k: v for k, v in tensors.items() if k != "conv_out.bias"}
+    save_file(gone if lost else tensors | {"a": torch.zeros(1)}, file, {"format": "pt"})
+    message = "lacks 1 tensors, for example 'conv_out.bias'" if lost else "too many: 1 tensors.*'a'"
+    with pytest.raises(ModelError, match=message):
+        load_pipeline(ModelConfig(str(tiny("sd15")), network=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("scaling_factor", 0.13025), ("latent_channels", 16), ("shift_factor", 0.1)]
+)
+def test_an_autoencoder_of_another_latent_space_is_refused(key, value, tiny, tmp_path):
+    """Its weights fit; what the network would see does not."""
+    folder = shutil.copytree(tiny("sd15") / "vae", tmp_path / "vae")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {key: value}))
+    with pytest.raises(ModelError, match=f"its {key} is {value}, the pipeline's .*another model"):
+        load_pipeline(ModelConfig(str(tiny("sd15")), vae=str(folder)))
+
+
+def test_another_class_of_network_is_refused(tiny):
+    other = str(tiny("flux") / "transformer")
+    with pytest.raises(ModelError, match="its _class_name is FluxTransformer2DModel, the pipeline"):
+        load_pipeline(ModelConfig(str(tiny("chroma")), network=other))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.gguf", "GGUF is not read: give bf16 safetensors, and set model.quantize"),
+        ("x-00001-of-00002.safetensors", "one of several files: give the folder"),
+    ],
+)
+def test_a_file_of_another_kind_says_what_to_do(name, message, tiny, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / name)
+    for key in ("path", "network", "vae"):
+        m = {"path": str(tiny("sd15")), key: str(tmp_path / name)}
+        with pytest.raises(ModelError, match=f"model.{key}=.*{message}"):
+            load_pipeline(ModelConfig(**m))
+
+
+def test_shards_of_a_variant_and_shards_without_their_index(tiny, tmp_path):
+    vae = AutoencoderKL.from_pretrained(tiny("sd15") / "vae")
+    vae.save_pretrained(tmp_path, variant="fp16", max_shard_size="30KB")
+    assert len(list(tmp_path.glob("*.fp16-*-of-*.safetensors"))) > 1
+    m = ModelConfig(str(tiny("sd15")), vae=str(tmp_path))
+    assert torch.equal(load_pipeline(m).vae.encoder.conv_in.weight, vae.encoder.conv_in.weight)
+    next(tmp_path.glob("*.index.*json")).unlink()
+    with pytest.raises(ModelError, match="lacks the index of its weights"):
+        load_pipeline(m)
+
+
+@pytest.mark.parametrize("mark", ["v_pred", "ztsnr"])
+def test_a_mark_of_another_schedule_is_heard(mark, tiny, tmp_path):
+    """No weight says it; the scheduler in model.config is the base model's."""
+    file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
+    save_file(load_file(file) | {mark: torch.empty(0)}, file)
+    with pytest.raises(ModelError, match=f"mark '{mark}' asks for .*set model.config to a folder"):
+        load_pipeline(ModelConfig(str(file), config=str(tiny("sd15"))))
+
+
+def test_a_part_beside_a_revision(tiny, hub_cache):
+    """Offline only that revision is there, and it says the class."""
+    hub_cache("models", "owner/name", tiny("sd15"), "v2", "b" * 40)
+    load_pipeline(ModelConfig("owner/name", "v2", vae=str(tiny("sd2") / "vae")))
+
+
+def test_a_file_without_a_configuration_says_whose_it_takes(tiny, hub_cache, tmp_path, caplog):
+    file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
+    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    hub_cache("models", name, tiny("sd15"))
+    load_pipeline(ModelConfig(str(file)))
+    assert f"model.config is not set: {file} is built as {name}" in caplog.text
 
 
 def test_what_a_single_file_lacks_is_said(tiny, tmp_path):

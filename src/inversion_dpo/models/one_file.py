@@ -1,0 +1,158 @@
+"""Models in one file, as ComfyUI and the original programs write them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from accelerate import init_empty_weights
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from diffusers.loaders.single_file_utils import (
+    LDM_UNET_KEY,
+    create_diffusers_clip_model_from_ldm,
+    fetch_diffusers_config,
+    infer_diffusers_model_type,
+)
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.intact import check_loaded
+
+CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
+NAMED_BY_COMFYUI = ("model.diffusion_model.", "diffusion_model.")  # before a network's names
+VAES = ("first_stage_model.", "vae.")  # before an autoencoder's
+SCALES = (".scale_weight", ".weight_scale")  # of weights in fp8; the others are of inputs, or marks
+BESIDE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+TOLD = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
+
+
+def configuration_of(file: str, config: str | None) -> str:
+    """Find the folder or hub id that says how a single file's networks are built."""
+    if config:
+        return os.path.expanduser(config)
+    return str(fetch_diffusers_config(_empty(file))["pretrained_model_name_or_path"])
+
+
+def _empty(file: str) -> dict[str, Tensor]:
+    with safe_open(file, "pt") as opened:
+        shapes = {k: opened.get_slice(k).get_shape() for k in opened.keys()}
+    return {k: torch.empty(shape, device="meta") for k, shape in shapes.items()}
+
+
+def network_in(
+    file: str, part: str, kind: Any, config: Mapping[str, Any], precision: torch.dtype
+) -> nn.Module:
+    """Load a network, under its original or diffusers' names, from a file that may hold more.
+
+    ``from_single_file`` would stumble over ComfyUI's prefix, pass over tensors that have no place,
+    and lower the precision of layers that stay in float32.
+
+    Args:
+        file: safetensors.
+        part: the network's name in the pipeline.
+        kind: its class.
+        config: how it is built.
+        precision: of its weights.
+    """
+    if kind.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
+        raise ModelError(f"{kind.__name__} is not read from one file: give its folder")
+    with safe_open(file, "pt") as opened:
+        keys = list(opened.keys())
+        prefixes = VAES if part == "vae" else NAMED_BY_COMFYUI
+        start = next((p for p in prefixes if any(k.startswith(p) for k in keys)), "")
+        own = [key for key in keys if key.startswith(start)]
+        tensors = {key.removeprefix(start): opened.get_tensor(key) for key in own}
+    tensors = _unscaled(tensors)
+    with init_empty_weights():
+        network: nn.Module = kind.from_config(config)
+    lost = list[str]()
+    try:
+        if not network.state_dict().keys() <= tensors.keys():
+            tensors, lost = _converted(kind, config, tensors)
+        missing, strange = network.load_state_dict(tensors, strict=False, assign=True)
+        check_loaded(network, missing, lost + strange)
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        found = infer_diffusers_model_type(_empty(file))  # v1 if it is none that diffusers knows
+        raise ValueError(
+            f"it is not whole, or no {kind.__name__}{f', but {found}' * (found != 'v1')} ({error})"
+        ) from error
+    full = set(kind._keep_in_fp32_modules or ())
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            stays = full & set(name.split("."))
+            tensor.data = tensor.data.to(torch.float32 if stays else precision)
+    return network.eval()
+
+
+def _unscaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply weights in fp8 by their scales, as ComfyUI does: one for a weight or for a row."""
+    for key in [key for key in tensors if key.endswith(SCALES)]:
+        name, scale = f"{key.rpartition('.')[0]}.weight", tensors.pop(key)
+        weight = tensors.get(name, scale)
+        eight = weight.itemsize == 1 and weight.is_floating_point() and scale.itemsize > 1
+        if not eight or scale.numel() not in (1, len(weight)):
+            raise ModelError(f"{name} is held in few bits of an unknown kind: give it in bf16")
+        rows = scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+        tensors[name] = weight.float() * rows
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith(BESIDE)}
+
+
+def _converted(
+    kind: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename original tensors by diffusers' converter; with them the names that it passed over."""
+    start = LDM_UNET_KEY if kind.__name__.startswith("UNet") else ""
+    given = {start + key: tensor for key, tensor in tensors.items()}
+    convert = SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"]
+    found = convert(config=config, checkpoint=given)
+    used = {tensor.data_ptr() for tensor in found.values()}
+    given = {} if found is given else given  # most converters take out what they use
+    return found, [k.removeprefix(start) for k, v in given.items() if v.data_ptr() not in used]
+
+
+def load_single_file(
+    file: str, source: str, index: Mapping[str, Any], how: Mapping[str, Any]
+) -> Any:
+    """Load a pipeline from one file, by diffusers' own conversion.
+
+    Two text encoders are told apart by name here; diffusers does it by width.
+
+    Args:
+        file: a checkpoint under the original names.
+        source: the folder or hub id that says how its networks are built.
+        index: model_index.json of it.
+        how: precision, and parts that are given.
+    """
+    kind = getattr(diffusers, index["_class_name"])
+    if not hasattr(kind, "from_single_file"):
+        raise ModelError(
+            f"{kind.__name__} is not read from one file: set model.path to a folder or hub id, and "
+            "model.network to the file"
+        )
+    given = {k: v for k, v in how.items() if k != "use_safetensors"}
+    for part in {"unet", "vae"} & index.keys() - given.keys():
+        made = getattr(diffusers, index[part][1])
+        about = made.load_config(source, subfolder=part)
+        given[part] = network_in(file, part, made, about, how["torch_dtype"])
+    second = "text_encoder_2"
+    with safe_open(file, "pt") as opened:
+        keys = set(opened.keys())
+        encoder = {k: opened.get_tensor(k) for k in keys if k.startswith(CLIPS[2])}
+    if index.get(second) and encoder:
+        given[second] = create_diffusers_clip_model_from_ldm(
+            getattr(transformers, index[second][1]), encoder, second, source, how["torch_dtype"]
+        )
+    pipeline = kind.from_single_file(file, config=source, **given)
+    for mark in TOLD.keys() & keys:
+        key, value = TOLD[mark]
+        if pipeline.scheduler.config.get(key) != value:
+            raise ModelError(
+                f"its mark {mark!r} asks for a scheduler of {key}={str(value).lower()}, which that "
+                "of model.config has not: set model.config to a folder whose scheduler has"
+            )
+    return pipeline
