@@ -66,7 +66,7 @@ def check_run(config: Config, folder: Path) -> None:
     from inversion_dpo.evaluation.defaults import check_scores
     from inversion_dpo.evaluation.prompt_sets import read_prompts
     from inversion_dpo.models.loading import check_model
-    from inversion_dpo.training.beforehand import check_training
+    from inversion_dpo.training.beforehand import check_data, check_training
     from inversion_dpo.training.run_files import tracker_of
 
     check_output(folder, config)
@@ -78,12 +78,13 @@ def check_run(config: Config, folder: Path) -> None:
         if (e.scorer, e.preference) != (usual.scorer, usual.preference):
             raise
         logger.warning("%s. Name them before `inversion-dpo evaluate`", error)
-    check_training(config, check_model(config.model), folder)
+    check_data(config)  # before a hub that is not reached is asked again and again
     try:
         if config.evaluation.prompts != "heldout":
             read_prompts(config.evaluation.prompts, 1)
     except ConfigError as error:
         logger.warning("%s. Mend it before `inversion-dpo evaluate`", error)
+    check_training(config, check_model(config.model), folder)
 
 
 def evaluate(

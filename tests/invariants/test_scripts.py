@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,15 @@ def test_tools_are_found_through_the_workshop():
     """The wheel has no tools/, and a script's own folder is all that Python looks in."""
     direct = re.compile(r"^(from|import) (tools|tests)\b", re.M)
     assert {p.name for p in SCRIPTS if direct.search(p.read_text())} <= {"workshop.py"}
+
+
+@pytest.mark.parametrize("name", ["tools.settings_page", "tools.embedded.compositional"])
+def test_a_tool_that_writes_explains_itself_first(name, monkeypatch, capsys):
+    """The other tools take options anyway."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(name, run_name="__main__")
+    assert stop.value.code == 0 and "usage:" in capsys.readouterr().out
 
 
 @pytest.mark.slow

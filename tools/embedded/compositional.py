@@ -8,6 +8,7 @@ four. ``python -m tools.embedded.compositional`` writes every prompt set that sh
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -95,4 +96,5 @@ def write_all(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     write_all(PACKAGE / "assets")

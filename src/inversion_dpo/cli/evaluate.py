@@ -38,6 +38,7 @@ def evaluate(
     """Sample two models from the same noise, score both, say which is better and how surely.
 
     Writes RUN/metrics.json and RUN/per_prompt.parquet; --config counts where RUN holds no run yet.
+    Without a scorer, `report` shows what changed most, and `web` compares blind.
 
     Example: inversion-dpo evaluate runs/mine evaluation.scorer=pickscore evaluation.seeds=2
     """
@@ -60,6 +61,7 @@ def evaluate(
     _, spread = diversity_text(found) or ("", "")
     told = [pairwise_text(found), spread, *(f"warning: {text}" for text in doubts(found))]
     more = [f"  {text}" for text in told if text]
+    more += [f"next: inversion-dpo report {run}, a page with the pictures"]
     say("\n".join(protocols.lines(found) if protocol else [*lines(found, str(run)), *more]))
 
 

@@ -149,11 +149,14 @@ def pairs_export(
     from inversion_dpo.labels.export import export, summary
     from inversion_dpo.labels.questions import WebError
     from inversion_dpo.labels.store import LabelStore
+    from inversion_dpo.run.folder import sole_writer
 
     if not labels.is_file():
         raise WebError(f"there is no file {labels}; label pairs first: inversion-dpo web DATA")
     store = LabelStore(labels, None)
-    typer.echo(f"{output}: {summary(export(store, output, labeller), store.kind)}")
+    with sole_writer(output):
+        counts = export(store, output, labeller)
+    typer.echo(f"{output}: {summary(counts, store.kind)}")
 
 
 def pairs_sample(
@@ -180,15 +183,19 @@ def pairs_sample(
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.labels.asking import sample_pairs
     from inversion_dpo.run.fields import ConfigError
+    from inversion_dpo.run.folder import check_parquet, sole_writer
 
+    check_parquet(output)
     settings = resolved("pairs sample", config, overrides)
     if prompts is None and not settings.model.path.startswith("asset:"):
         raise ConfigError(f"{settings.model.path} needs prompts: --prompts FILE, one a line")
     source = str(count) if prompts in (None, "scenes") else str(prompts)
     asked = read_prompt_set(source, count, option="--prompts")
     images, sizes = 2 * len(asked.prompts), asked.size_of.values()
-    check_sampling(settings, output.parent, images, "--count", asked.sources, sizes)
-    made = sample_pairs(output, sampler_of(settings, None), asked, seed)
+    place = output.with_suffix(".samples")  # not its folder, which holds other files
+    check_sampling(settings, place, images, "--count", asked.sources, sizes)
+    with sole_writer(output):
+        made = sample_pairs(output, sampler_of(settings, None), asked, seed)
     typer.echo(f"{made} pairs in {output}\nnext: inversion-dpo web {output}")
 
 

@@ -111,11 +111,13 @@ def pairs_import(
     """
     from inversion_dpo.labels.choices import import_choices
     from inversion_dpo.run.fields import ConfigError
+    from inversion_dpo.run.folder import sole_writer
 
     for pair in columns or []:
         if "=" not in pair:
             raise ConfigError(f"{pair!r}: write OURS=THEIRS, e.g. choice=vote")
-    counts = import_choices(choices, output, dict(p.split("=", 1) for p in columns or []))
+    with sole_writer(output):
+        counts = import_choices(choices, output, dict(p.split("=", 1) for p in columns or []))
     typer.echo(
         f"{counts['pairs']} pairs of {counts['rows']} choices in {output}; without a majority: "
         f"{counts['ties']}, neither image: {counts['neither']}"

@@ -36,7 +36,7 @@ from inversion_dpo.models.loading import check_model
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text, check_room, read_json
 from inversion_dpo.run.folder import occupied
-from inversion_dpo.training.beforehand import check_training
+from inversion_dpo.training.beforehand import check_data, check_training
 from inversion_dpo.training.recipe import prepare
 from inversion_dpo.training.run_files import tracker_of
 from inversion_dpo.trajectories.key import chosen_method
@@ -150,10 +150,12 @@ def compare(root: Path, plan: Plan) -> Path:
     check_rounds(plan.rounds, base)
     plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
     check(plan.config, plans, plan.extra, plan.vary)
-    check_evaluation(base, root)
     tracker_of(base.training.tracker)
-    for overrides in plans[:: plan.seeds]:
-        config = load_config(plan.config, overrides)
+    configs = [load_config(plan.config, overrides) for overrides in plans[:: plan.seeds]]
+    for config in configs:
+        check_data(config)
+    check_evaluation(base, root)
+    for config in configs:
         check_training(config, check_model(config.model), root)
     runs, count = len(plans), len(evaluation_prompts(base))
     images = (

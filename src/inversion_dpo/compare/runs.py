@@ -129,7 +129,11 @@ def inversion_evaluations(config: Config, prepared: Prepared) -> float:
     visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
     scales = config.inversion.guidance_scale, config.objective.guidance_scale
     again = evaluations_again(prepared.model, *scales)
-    return 2.0 * visited * evaluations_per_image(prepared.cache.extent, *scales, again)
+    return (
+        prepared.cache.sides
+        * visited
+        * evaluations_per_image(prepared.cache.extent, *scales, again)
+    )
 
 
 def judged(

@@ -81,6 +81,9 @@ KNOWN = {
 _NUMBERS = {"null", "bool", "halffloat", "float", "double"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
+_OTHER = {"winner": "loser", "loser": "winner"} | {  # of two columns that are never the same
+    f"{name}_{k}": f"{name}_{1 - k}" for name in ("jpg", "label", "share", "seed") for k in (0, 1)
+}
 _ONE = ("caption", "jpg_0", "jpg_1", "winner", "loser")  # also as a list of one
 _STORED = (".bytes", ".path")  # what a column of images holds inside
 _RATING = re.compile("rating|score|stars?$|mos$|grade|likert", re.IGNORECASE)
@@ -133,16 +136,7 @@ def find_table(
     names = {ours: find_name(where, KNOWN[ours], there) for ours in KNOWN} | {
         ours: find_name(where, (theirs,), there) for ours, theirs in mapping.items()
     }
-    for ours, theirs in mapping.items():
-        if not names[ours]:
-            raise DataError(
-                f"{where}: data.columns.{ours}={theirs} names no column; it has {', '.join(there)}"
-            )
-    if _RATING.search(mapping.get("ranks", "")):
-        raise DataError(
-            f"{where}: data.columns.ranks={mapping['ranks']} would take 1 for the best; write "
-            f"data.columns.scores={mapping['ranks']} if higher is better, or rename the column"
-        )
+    _check_mapping(where, mapping, names, there)
     names = {ours: theirs for ours, theirs in names.items() if theirs}
     rated = next((name for name in there if _RATING.search(name)), "")
     meant = [k for k, needed in LAYOUTS.items() if set(mapping) <= {*needed, *OPTIONAL}]
@@ -172,22 +166,51 @@ def find_table(
     )
 
 
-def our_names(mapping: Mapping[str, str]) -> dict[str, str]:
+def _check_mapping(
+    where: str, mapping: Mapping[str, str], names: dict[str, str], there: list[str]
+) -> None:
+    """Refuse a mapping that names no column, or one twice; what was mapped has no second use."""
+    for ours, theirs in mapping.items():
+        if not names[ours]:
+            raise DataError(
+                f"{where}: data.columns.{ours}={theirs} names no column; it has {', '.join(there)}"
+            )
+        other = _OTHER.get(ours, "")
+        if names.get(other) == names[ours] and other in mapping:
+            raise DataError(
+                f"{where}: data.columns.{ours} and {other} both name {theirs}; correct one"
+            )
+        names |= {other: ""} if names.get(other) == names[ours] else {}
+    if _RATING.search(mapping.get("ranks", "")):
+        raise DataError(
+            f"{where}: data.columns.ranks={mapping['ranks']} would take 1 for the best; write "
+            f"data.columns.scores={mapping['ranks']} if higher is better, or rename the column"
+        )
+
+
+def our_names(
+    mapping: Mapping[str, str],
+    known: Mapping[str, Sequence[str]] = KNOWN,
+    key: str = "data.columns: ",
+) -> dict[str, str]:
     """Write a mapping of columns with our names, which may also be known ones: prompt, image.
+
+    Args:
+        mapping: as it was given, to theirs.
+        known: ours to the names that are understood.
+        key: begins an error.
 
     Raises:
         DataError: a name is no known one, or two of them mean the same.
     """
     found: dict[str, str] = {}
     for given, theirs in mapping.items():
-        ours = [given] if given in KNOWN else [k for k, v in KNOWN.items() if _plain(given) in v]
-        ours = ours or ["scores"] * bool(_RATING.match(given))
+        ours = [given] if given in known else [k for k, v in known.items() if _plain(given) in v]
+        ours = ours or ["scores"] * ("scores" in known and bool(_RATING.match(given)))
         if not ours:
-            raise DataError(f"data.columns: {given!r} is not one of {', '.join(KNOWN)}")
+            raise DataError(f"{key}{given!r} is not one of {', '.join(known)}")
         if ours[0] in found:
-            raise DataError(
-                f"data.columns: {given} names {ours[0]} a second time; give one of them"
-            )
+            raise DataError(f"{key}{given} names {ours[0]} a second time; give one of them")
         found[ours[0]] = theirs
     return found
 

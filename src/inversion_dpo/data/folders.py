@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inversion_dpo.data.columns import DOWNS, UPS, Table
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import IMAGES, Fault, Raw, is_hidden
+from inversion_dpo.data.rows import IMAGES, PICTURES, Fault, Raw, is_hidden
 
 WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")
 LOSERS = ("l", "loser", "losers", "rejected", "bad", "worse", "lose")
@@ -63,7 +63,7 @@ def read_folders(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
         for path in sorted((folder / name).rglob("*")):
             if path.is_file() and is_hidden(path.name):
                 yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
-            elif path.suffix.lower() in IMAGES:
+            elif path.suffix.lower() in PICTURES:
                 sides[ours].setdefault(_stem(path, folder / name), []).append(path)
     for stem in sorted(sides["winner"].keys() | sides["loser"].keys()):
         where = f"{folder.name}, images {stem}"
@@ -87,7 +87,7 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
         ours: {
             _stem(path, folder / name): path.relative_to(folder).as_posix()
             for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in IMAGES and not is_hidden(path.name)
+            if path.suffix.lower() in PICTURES and not is_hidden(path.name)
         }
         for ours, name in beside.items()
     }
@@ -96,7 +96,7 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
             where = path.relative_to(folder)
             if path.is_file() and is_hidden(path.name):
                 yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
-            elif path.suffix.lower() in IMAGES:
+            elif path.suffix.lower() in PICTURES:
                 stem = _stem(path, folder / name)
                 caption = _caption([folder / name, folder], stem)
                 fault = caption if isinstance(caption, Fault) else None

@@ -26,7 +26,7 @@ from inversion_dpo.data.folders import (
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw, image_paths, is_hidden, number
 from inversion_dpo.data.shards import read_shard
-from inversion_dpo.data.tables import TEXTS, read_dataset, read_parquet, read_text
+from inversion_dpo.data.tables import SPREADSHEETS, TEXTS, read_dataset, read_parquet, read_text
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.disk import sha256_of
 from inversion_dpo.run.fields import DataConfig
@@ -39,7 +39,6 @@ _SUFFIXES = {
     **dict.fromkeys(TEXTS, "table"),
     **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), "webdataset"),
 }
-_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _READERS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[Raw]]] = {
     "parquet": read_parquet,
     "table": read_text,
@@ -74,6 +73,7 @@ def open_rows(config: DataConfig) -> Opened:
             "download it and give the folder, or leave data.format out"
         )
     if given.startswith(HUB):
+        _check_effects(config, "dataset")
         return _open_hub(given, config)
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file, a folder or hf:OWNER/NAME")
@@ -85,6 +85,7 @@ def open_rows(config: DataConfig) -> Opened:
         kind, files = _kind_of(path) if config.format == "auto" else config.format, [path]
     else:
         kind, files = _inside(path, config.format, columns)
+    _check_effects(config, kind)
     if kind == "dataset":
         return _open_saved(path, config.split, columns)
     if config.split != DataConfig().split:
@@ -98,11 +99,24 @@ def open_rows(config: DataConfig) -> Opened:
         return _open_folders(path, columns, kind)
     if kind == "hpdv3":  # path1 is the preferred image of each row
         kind, columns = "table", {"winner": "path1", "loser": "path2", **columns}
-    root = Path(config.root) if config.root else None
+    root = Path(config.root).expanduser() if config.root else None
     if root and not root.is_dir():
         raise DataError(f"data.root={root} is no folder; give the one that holds the images")
     opened = _open_files(files, kind, columns, root)
     return replace(opened, rows=lambda: chain(opened.rows(), _hidden(path)))
+
+
+def _check_effects(config: DataConfig, kind: str) -> None:
+    """Refuse settings that change nothing in data of a kind."""
+    named = our_names(config.columns)
+    beside = dict.fromkeys(KINDS, ("winner", "loser", *BESIDE))
+    taken = {"annotated": (), **beside}.get(kind, (*named,))
+    idle = [f"data.columns.{name}" for name in named if name not in taken]
+    idle += ["data.root"] * bool(config.root and kind in ("dataset", "annotated", *KINDS))
+    if idle:
+        raise DataError(
+            f"{idle[0]} has no effect: {config.pairs} is read as data.format={kind}. Leave it out"
+        )
 
 
 def _open_files(
@@ -112,6 +126,10 @@ def _open_files(
 
     def read(file: Path) -> Iterator[Raw]:
         for raw in _READERS[kind](file, columns):
+            if root and raw.table.folder is None:
+                raise DataError(
+                    f"data.root={root} has no effect: {file} holds its images. Leave it out"
+                )
             yield replace(raw, table=replace(raw.table, root=root)) if root else raw
 
     def identity() -> str:
@@ -156,7 +174,7 @@ def _suffix(file: Path) -> str:
 
 def _kind_of(file: Path) -> str:
     """Find the format of a file by its suffix, or else by its first bytes."""
-    if file.suffix.lower() in _SPREADSHEETS:
+    if file.suffix.lower() in SPREADSHEETS:
         raise DataError(f"{file} is a spreadsheet; save it as CSV (UTF-8) and give that file")
     kind = _SUFFIXES.get(_suffix(file))
     if kind is None:
@@ -182,7 +200,7 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
             for kind in ("parquet", "webdataset")
         },
     }
-    tables = [f for f in there if f.suffix.lower() in (*TEXTS, *_SPREADSHEETS)]
+    tables = [f for f in there if f.suffix.lower() in (*TEXTS, *SPREADSHEETS)]
     if len(tables) == 1 and (asked in ("table", "hpdv3") or not any(held.values())):
         held[asked if asked != "auto" else _kind_of(tables[0])] = tables
     for kind in KINDS:

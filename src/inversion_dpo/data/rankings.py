@@ -24,7 +24,9 @@ from inversion_dpo.data.rows import (
     row_of,
     shown,
 )
+from inversion_dpo.run.fields import DataConfig
 
+SCHEME = DataConfig().ranking  # the default
 Rated = tuple[Any, list[float]]  # an image and its ratings, higher is better
 # Which pairs (better, worse) a ranking gives, from its places, the best first: one pair; each image
 # with the next one down; every two. Images of equal rank keep their order; their pairs are ties.
@@ -68,6 +70,11 @@ def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
             yield from map(row_of, chain.from_iterable(map(_single, part)))
         elif kind in ("scored", "thumbs"):
             rated += part
+        elif kind and kind not in RANKED and scheme != SCHEME:
+            where = next(part).where
+            raise DataError(
+                f"{where}: no ranking, so data.ranking={scheme} has no effect. Leave it out"
+            )
         elif kind == "unrated":
             yield from (row_of(replace(raw, fault=_UNRATED)) for raw in part)
         else:
@@ -153,7 +160,7 @@ def _pairs(
         said = (ranked.words[w], ranked.words[l].rpartition(" ")[2])
         pair = {
             "caption": raw.values["caption"],
-            "scene_graph": raw.values.get("scene_graph"),
+            **{k: raw.values.get(k) for k in ("scene_graph", "group")},
             "winner": loaded.get(w),
             "loser": loaded.get(l),
             "tie": 0.5 if tie else 1.0,

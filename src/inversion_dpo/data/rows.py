@@ -19,6 +19,8 @@ from inversion_dpo.data.images import DataError, check_mask, decode_image
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
+# Those of images that people have besides: each is tried, and named if it cannot be read.
+PICTURES = (*IMAGES, ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jxl")
 EMPTY = ("", "nan", "none", "null", "<na>", "#n/a")  # what tables write for no text
 UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
 LEFT_OUT = ("unpaired", "hidden", UNLABELLED)  # kinds of faults that are no faults of the data
@@ -54,7 +56,7 @@ class Row:
     the label was in the data, rather than in the order of the images. single: one image, given
     twice; label 1 if it is liked, else 0. source: the image that they edit, if the data are of
     edits. mask: where errors count, if the data say. seeds: of the noise that the images were
-    sampled from. fault: why no part of the row is usable.
+    sampled from. group: of the prompt, if it has an id. fault: why no part of the row is usable.
     """
 
     where: str
@@ -70,6 +72,7 @@ class Row:
     source: Encoded = None
     mask: Encoded = None
     seeds: tuple[int | None, ...] = ()
+    group: str | None = None
     fault: Fault | None = None
 
     @property
@@ -115,6 +118,8 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
             remedy += "; to label pairs by hand: inversion-dpo web DATA"
         elif isinstance(row.label, float) and 0 < row.label < 1:
             remedy += "; if it is a share of the votes: data.columns.share_0=label_0"
+        elif isinstance(row.label, str):
+            remedy += "; `inversion-dpo pairs import` reads words such as left, A or tie"
         text = f"{row.where}: label_0 is {shown(row.label)}; {remedy}"
         faults.append(Fault("bad_labels", text))
     p = row.preference
@@ -199,6 +204,7 @@ def row_of(raw: Raw) -> Row:
         source=_needed("source", "no image to be edited; embed or name it", values, table),
         mask=_needed("mask", "no mask; give a white one if the whole image counts", values, table),
         seeds=(seed_of(values.get("seed_0")), seed_of(values.get("seed_1"))),
+        group=None if values.get("group") in (None, "") else str(values["group"]),
     )
 
 
@@ -325,14 +331,18 @@ def encoded_image(value: Any, table: Table) -> Encoded:
 def number(value: Any) -> float | str | None:
     """Read a label, rank or score as a number; what is none is left for the error to show.
 
-    Text may be true or false, end in %, or have a decimal comma.
+    Text may be true or false, end in %, or have a decimal comma. What may be a thousand as well,
+    such as 1,234, is none.
     """
     if value is None or value == "":
         return None
     try:
         if not isinstance(value, str):
             return float(value)
-        text = value.strip().lower().replace(",", ".")
+        text = value.strip().lower()
+        if re.fullmatch(r"-?[1-9]\d{0,2}([,.]\d{3})*,\d{3}([,.]\d*)?", text):
+            return f"{value} (write a thousand without a comma, a fraction with a point)"
+        text = text.replace(",", ".")
         text = {"true": "1", "false": "0"}.get(text, text)
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except (TypeError, ValueError, OverflowError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import IMAGES, MAX_IMAGE_BYTES, Fault, Raw, is_hidden
+from inversion_dpo.data.rows import MAX_IMAGE_BYTES, PICTURES, Fault, Raw, is_hidden
 from inversion_dpo.data.tables import Placed, parse_object, records
 
 _PACKED: dict[bytes, Callable[[Any], Any]] = {  # by a file's first bytes
@@ -85,7 +85,7 @@ def _fields(members: list[tuple[str, bytes | Fault]]) -> dict[str, Any] | Fault:
     seen: set[str] = set()
     for field, content in members:
         name, dot, suffix = field.rpartition(".")
-        key = name if dot + suffix in IMAGES else field
+        key = name if dot + suffix in PICTURES else field
         if key in seen:
             text = f"{key} is there twice under one key; give every sample a key of its own"
             return Fault("bad_rows", text)

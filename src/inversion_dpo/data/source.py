@@ -92,6 +92,11 @@ class Pair:
         both = zip((self.winner, self.loser), self.names, strict=True)
         return [(data, f"{self.where}, {name}") for data, name in both]
 
+    @property
+    def marks(self) -> list[str]:
+        """Sixteen hex digits of each image, by which it is found in other pairs."""
+        return [hashlib.sha256(image).hexdigest()[:16] for image in (self.winner, self.loser)]
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of those of caption, winner, loser and any source: the pair, wherever it is."""
@@ -153,7 +158,7 @@ class PairSource:
 
     @cached_property
     def thumbs(self) -> bool:
-        """Whether the first row has a thumb up or down."""
+        """Whether the first sound row has a thumb up or down."""
         return "thumbs" in self._kinds
 
     @property
@@ -163,7 +168,8 @@ class PairSource:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        return [raw.table.kind for raw in islice(self.opened.rows(), 1)]
+        sound = (raw for raw in self.opened.rows() if not raw.fault)
+        return [raw.table.kind for raw in islice(sound, 1)]
 
     @cached_property
     def edits(self) -> bool:

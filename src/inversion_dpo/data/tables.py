@@ -30,6 +30,7 @@ from inversion_dpo.data.rows import Fault, Raw
 
 _READ_ROWS = 64  # rows decoded from Parquet or Arrow at a time
 TEXTS = (".csv", ".tsv", ".json", ".jsonl")
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 Columns = Mapping[str, str]
 Placed = tuple[str, dict[str, Any] | Fault]  # "line 3 of " or "", and what stands there
 
@@ -134,7 +135,7 @@ def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
 def records(
     file: Path, rows: Iterable[Placed], columns: Columns, beside: Path | None = None
 ) -> Iterator[Raw]:
-    """Make raw rows of one file's dictionaries; the first sound one says which columns there are.
+    """Make raw rows of one file's dictionaries; each may bring columns that none before had.
 
     Args:
         file: what errors call the table.
@@ -145,14 +146,17 @@ def records(
     Raises:
         DataError: a column missing.
     """
-    table = None
+    table, seen, names = None, set[str](), dict[str, None]()
     for index, (line, row) in enumerate(rows):
         where = f"{line}{file.name}, row {index}"
         if isinstance(row, Fault):
             unknown = Table("labelled", {}, beside.parent if beside else None)
             yield Raw(where, table or unknown, {}, row)
             continue
-        table = table or find_table(str(file), inner_names(row), columns, beside)
+        if table is None or not row.keys() <= seen:
+            seen |= row.keys()
+            names |= dict.fromkeys(inner_names(row))
+            table = find_table(str(file), names, columns, beside)
         yield Raw(where, table, cells(row, table))
 
 

@@ -29,6 +29,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.registry import CHECKPOINTS
+from inversion_dpo.evaluation.sides import side
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
 
@@ -124,6 +125,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
             others = {k: v for k, v in e.checkpoints.items() if k != "clip"}
             config = replace(config, evaluation=replace(e, checkpoints=others))
     meters(extractor)  # what is missing is said before anything is sampled
+    side(config, str(folder))  # a run without a policy, too
     pictures, prompts = read_images(real), read_prompts(e.prompts, e.limit)
     report: dict[str, Any] = {"features": features, "real": len(pictures)}
     for word, adapter in (("reference", None), ("policy", folder / "adapter")):

@@ -18,6 +18,7 @@ from inversion_dpo.data.annotations import read_annotations
 from inversion_dpo.data.buckets import read_size
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.rows import Fault, find_inside
+from inversion_dpo.data.tables import SPREADSHEETS, TEXTS
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
@@ -202,16 +203,21 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
             f"no file {file}; give a text file with one prompt a line, "
             f"hf:OWNER/NAME:COLUMN, or one of {', '.join(named_sets())}"
         )
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         yield from _parquet_rows(file)
         return
+    if file.suffix.lower() in (*TEXTS, *SPREADSHEETS) and file.suffix.lower() != ".jsonl":
+        raise ConfigError(
+            f"{file} is a table: give a text file with one prompt a line, or a .jsonl or .parquet "
+            'file with "prompt"'
+        )
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8 text ({error})") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            is_json, where = file.suffix == ".jsonl", f"{file}, line {number}"
+            is_json, where = file.suffix.lower() == ".jsonl", f"{file}, line {number}"
             yield _row(line, where, file.parent) if is_json else _Row(line.strip())
 
 

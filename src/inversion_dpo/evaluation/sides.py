@@ -133,7 +133,7 @@ def opened(file: Path | None) -> Image.Image | None:
 def details_of(prompts: str) -> PromptSet:
     """Read a prompt set if it is a file that says more than prompts; else it is empty."""
     source = Path(resolve(prompts))
-    more = source.suffix in (".jsonl", ".parquet") and source.is_file()
+    more = source.suffix.lower() in (".jsonl", ".parquet") and source.is_file()
     if more and not is_annotated(source):
         return read_prompt_set(prompts, None)
     return PromptSet([], [], [])

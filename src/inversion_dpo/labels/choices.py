@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from inversion_dpo.data.columns import WRITTEN, Table, find_name
+from inversion_dpo.data.columns import KNOWN as OF_PAIRS
+from inversion_dpo.data.columns import WRITTEN, Table, find_name, our_names
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import Fault, Row, encoded_image, inspect, seed_of
+from inversion_dpo.data.rows import Fault, Raw, Row, inspect, row_of
 from inversion_dpo.data.source import content
 from inversion_dpo.data.tables import read_objects
 from inversion_dpo.making_pairs.candidates import write_rows
@@ -23,48 +24,49 @@ KNOWN = {
     "image_1": ("image_1", "jpg_1", "file_name_1", "right", "image_b", "right_image"),
     "caption": ("caption", "prompt", "text"),
     "choice": ("choice", "chosen", "preference", "preferred", "pairwise", "winner", "answer"),
-    "seed_0": ("seed_0",),
-    "seed_1": ("seed_1",),
     "labeller": ("labeller", "annotator", "rater", "user", "worker", "annotator_id"),
-}
+} | {k: OF_PAIRS[k] for k in ("source", "mask", "scene_graph", "group", "seed_0", "seed_1")}
 FIRST = {"left", "a", "first", "image_0", "image_a", "0 (left)"}
 SECOND = {"right", "b", "second", "image_1", "image_b", "1 (right)"}
 TIE = {"tie", "equal", "same", "both", "both good", "draw"}
 NEITHER = {"neither", "none", "both bad", "both_bad", "bad", "skip", "skipped"}
-OPTIONAL = ("labeller", "seed_0", "seed_1")
-SCHEMA = pa.schema(
-    [
-        *WRITTEN,
-        ("preference_0", pa.float64()),
-        *((name, pa.int64()) for name in ("labellers", "seed_0", "seed_1")),
-    ]
+NEEDED = ("image_0", "image_1", "caption", "choice")
+SCHEMA = (
+    *WRITTEN,
+    ("preference_0", pa.float64()),
+    *((name, pa.int64()) for name in ("labellers", "seed_0", "seed_1")),
+    *((name, pa.binary()) for name in ("source_image", "mask")),
+    *((name, pa.string()) for name in ("scene_graph", "prompt_id")),
 )
 
 
 @dataclass
 class Votes:
-    """What was said of one pair of images; ``first`` counts a tie as a half."""
+    """What was said of the images of a row; ``first`` counts a tie as a half."""
 
-    caption: str
-    images: tuple[bytes, bytes]
-    seeds: tuple[int | None, ...] = (None, None)
+    about: Row
     first: float = 0.0
     count: int = 0
     voices: set[str] = field(default_factory=set)
 
     def row(self) -> dict[str, Any]:
         """Give the pair as it is written."""
-        share = self.first / self.count
-        return {
-            "jpg_0": self.images[0],
-            "jpg_1": self.images[1],
+        share, row = self.first / self.count, self.about
+        found = {
+            "jpg_0": row.images[0],
+            "jpg_1": row.images[1],
             "label_0": 0.5 if share == 0.5 else float(share > 0.5),
-            "caption": self.caption,
+            "caption": row.caption,
             "preference_0": share,
             "labellers": len(self.voices),
-            "seed_0": self.seeds[0],
-            "seed_1": self.seeds[1],
+            "seed_0": row.seeds[0],
+            "seed_1": row.seeds[1],
+            "source_image": row.source,
+            "mask": row.mask,
+            "scene_graph": row.scene_graph,
+            "prompt_id": row.group,
         }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def import_choices(
@@ -79,7 +81,7 @@ def import_choices(
     Args:
         file: .csv, .json or .jsonl; image files lie in its folder.
         output: the Parquet file to write.
-        columns: ours (image_0, image_1, caption, choice, labeller, seed_0, seed_1) to theirs.
+        columns: ours (image_0, image_1, caption, choice, labeller, source, ...) to theirs.
 
     Raises:
         DataError: names the file, the row and the remedy.
@@ -96,13 +98,15 @@ def import_choices(
         if choice is None:
             counts["neither"] += 1
             continue
-        votes = found.setdefault(content(row), Votes(row.caption or "", row.encoded, row.seeds))
-        votes.first += choice if votes.images == row.encoded else 1 - choice
+        votes = found.setdefault(content(row), Votes(row))
+        votes.first += choice if votes.about.images == row.images else 1 - choice
         votes.count += 1
         votes.voices.add(voice if voice is not None else f"row {votes.count}")
     if not found:
         raise DataError(f"{file} names no choice in {counts['rows']} rows; nothing was written")
-    write_rows(output, [votes.row() for votes in found.values()], SCHEMA)
+    rows = [votes.row() for votes in found.values()]
+    there = {"seed_0", "seed_1"}.union(*rows)
+    write_rows(output, rows, pa.schema([column for column in SCHEMA if column[0] in there]))
     split = sum(v.first * 2 == v.count for v in found.values())
     return counts + Counter(pairs=len(found), ties=split)
 
@@ -112,26 +116,27 @@ def _rows(
 ) -> Iterator[tuple[str, Row, float | None, str | None]]:
     """(where, row, 1 / 0 / 0.5 or None for neither, labeller) of every row of the table."""
     names: dict[str, str] | None = None
-    table = Table("labelled", {}, file.parent)
     for index, (line, raw) in enumerate(read_objects(file)):
         where = f"{line}{file.name}, row {index}"
         if isinstance(raw, Fault):
             raise DataError(f"{where}: {raw.text}")
         names = names or _names(file, raw, columns)
         values = {ours: raw.get(theirs) for ours, theirs in names.items()}
-        images = tuple(encoded_image(values[f"image_{k}"], table) for k in (0, 1))
-        text = values["caption"] if isinstance(values["caption"], str) else None
-        seeds = seed_of(values.get("seed_0")), seed_of(values.get("seed_1"))
-        called = names["image_0"], names["image_1"]
-        row = Row(where, text, (images[0], images[1]), called, seeds=seeds)
-        voice = values.get("labeller")
-        yield where, row, _choice(where, values, names), None if voice is None else str(voice)
+        table = Table(
+            "labelled", {k.replace("image", "jpg"): v for k, v in names.items()}, file.parent
+        )
+        said = {f"jpg_{k}": values[f"image_{k}"] for k in (0, 1)} | {"label_0": 1.0}
+        row, voice = row_of(Raw(where, table, values | said)), values.get("labeller")
+        yield (
+            where,
+            row,
+            _choice(where, values, names),
+            str(voice) if voice not in (None, "") else None,
+        )
 
 
 def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[str, str]:
-    if unknown := sorted(set(columns) - set(KNOWN)):
-        raise DataError(f"{unknown[0]}=...: no such column; one of {', '.join(KNOWN)}")
-    there = list(raw)
+    columns, there = our_names(columns, KNOWN, ""), list(raw)
     names = {
         ours: find_name(str(file), (columns[ours],) if ours in columns else known, there)
         for ours, known in KNOWN.items()
@@ -139,7 +144,7 @@ def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[
     if absent := [f"{k}={v}" for k, v in columns.items() if not names[k]]:
         raise DataError(f"{file}: {absent[0]} names no column; it has {', '.join(raw)}")
     names = {ours: theirs for ours, theirs in names.items() if theirs}
-    if missing := [k for k in KNOWN if k not in names and k not in OPTIONAL]:
+    if missing := [k for k in KNOWN if k not in names and k in NEEDED]:
         raise DataError(
             f"{file} has no column for {', '.join(missing)}; it has {', '.join(raw)}; say which it "
             f"is: {missing[0]}=THEIR_NAME"

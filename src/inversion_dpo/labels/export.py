@@ -21,6 +21,11 @@ LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5, "split": 0.5}
 KEPT = (*LABELS, "up", "down", "rated")  # outcomes that are written
 _WRITE_ROWS = 64  # rows in memory at a time
 _OPINIONS = {"thumbs": "thumbs", "ratings": "scores"}  # kind of single images -> their column
+_MORE = {  # table of the store -> the column that some data have
+    "sources": ("source_image", pa.binary()),
+    "masks": ("mask", pa.binary()),
+    "prompts": ("prompt_id", pa.string()),
+}
 _PAIRS = pa.schema(
     [
         *WRITTEN,
@@ -32,9 +37,9 @@ _PAIRS = pa.schema(
 )
 
 
-def _schema(kind: str, edits: bool) -> pa.Schema:
+def _schema(store: LabelStore) -> pa.Schema:
     """Give the columns that are written; each labeller's thumb or score is in the list."""
-    more = [pa.field("source_image", pa.binary())] if edits else []
+    kind, more = store.kind, [column for table, column in _MORE.items() if store.has(table)]
     if kind not in _OPINIONS:
         return pa.schema([*_PAIRS, *more])
     fields = [("image", pa.binary()), (_OPINIONS[kind], pa.list_(pa.float64()))]
@@ -62,7 +67,7 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
     """
     counts = Counter[str]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows, schema = _rows(store, labeller, counts), _schema(store.kind, store.edits())
+    rows, schema = _rows(store, labeller, counts), _schema(store)
     with writing(path, shared=True) as partial:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             while part := list(islice(rows, _WRITE_ROWS)):
@@ -78,6 +83,11 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Give the rows to be written; count every pair's outcome in ``counts``."""
     votes = store.votes()
+    known = sorted({name for by in votes.values() for name in by})
+    if labeller is not None and labeller not in known:
+        raise WebError(
+            f"{store.path}: no label is of {labeller!r}; they are of {', '.join(known) or 'nobody'}"
+        )
     for question in store.pairs():
         by = votes.get(question.pair, {})
         chosen = [c for name, c in by.items() if labeller in (None, name)]
@@ -94,7 +104,7 @@ def _rows(
                 "caption": question.caption,
                 "scene_graph": question.scene_graph,
                 **{f"seed_{k}": seed for k, seed in enumerate(question.seeds)},
-                "source_image": question.source,
+                **_more(question),
                 **{f"votes_{choice}": chosen.count(choice) for choice in CHOICES},
             }
 
@@ -111,8 +121,13 @@ def _opinion(
             _OPINIONS[kind]: [float(c == "up") if kind == "thumbs" else float(c) for c in sure],
             "caption": question.caption,
             "scene_graph": question.scene_graph,
-            "source_image": question.source,
+            **_more(question),
         }
+
+
+def _more(question: Question) -> dict[str, Any]:
+    """Give what only some data have."""
+    return {"source_image": question.source, "mask": question.mask, "prompt_id": question.group}
 
 
 def summary(counts: Mapping[str, int], kind: str = "pairs") -> str:

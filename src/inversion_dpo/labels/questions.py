@@ -25,7 +25,8 @@ class Question:
 
     pair: 16 hex digits, a hash of caption and images, the same for either order of the images.
     seeds: of the noise that each was sampled from, if the data say.
-    source: the encoded image that both edit, if they do.
+    source: the encoded image that both edit, if they do. mask: an encoded image, white where errors
+    count, if the data say. group: of the prompt, if it has an id.
     """
 
     pair: str
@@ -34,6 +35,8 @@ class Question:
     scene_graph: str | None
     seeds: tuple[int | None, ...] = ()
     source: bytes | None = None
+    mask: bytes | None = None
+    group: str | None = None
 
 
 def questions(
@@ -62,8 +65,9 @@ def questions(
             counts["pairs"] += 1
             named = content(replace(row, images=images)).hex()
             seeds = () if alone else row.seeds
-            source = row.source if isinstance(row.source, bytes) else None
-            yield Question(named, row.caption or "", images, row.scene_graph, seeds, source)
+            source, mask = (i if isinstance(i, bytes) else None for i in (row.source, row.mask))
+            told = (row.caption or "", images, row.scene_graph)
+            yield Question(named, *told, seeds, source, mask, row.group)
 
 
 def _asked(images: tuple[bytes, bytes], alone: bool) -> list[tuple[bytes, bytes]]:
@@ -72,7 +76,8 @@ def _asked(images: tuple[bytes, bytes], alone: bool) -> list[tuple[bytes, bytes]
 
 def _unlabelled(raw: Raw, alone: bool) -> Raw:
     """Give the row any valid label, so that both images of a tie or unlabelled row are read."""
-    values = {**raw.values, "label_0": 1.0, "preference_0": None, "votes": None}
+    said = dict.fromkeys(("label_1", "has_label", "share_1", "preference_0", "votes"))
+    values = {**raw.values, **said, "label_0": 1.0, "share_0": 1.0}
     if alone and raw.table.kind in RANKED and not raw.fault:
         images = values.get("images")
         thumbs = [1.0] * len(images) if isinstance(images, list) else 1.0

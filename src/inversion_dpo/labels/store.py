@@ -44,6 +44,10 @@ _LATER = (  # tables that files of older versions do not have
     "CREATE TABLE IF NOT EXISTS seeds (image TEXT PRIMARY KEY REFERENCES images, seed INTEGER)",
     "CREATE TABLE IF NOT EXISTS sources"
     " (pair TEXT PRIMARY KEY REFERENCES pairs (pair), source TEXT NOT NULL REFERENCES images)",
+    "CREATE TABLE IF NOT EXISTS masks"
+    " (pair TEXT PRIMARY KEY REFERENCES pairs (pair), mask TEXT NOT NULL REFERENCES images)",
+    "CREATE TABLE IF NOT EXISTS prompts"
+    " (pair TEXT PRIMARY KEY REFERENCES pairs (pair), prompt_id TEXT NOT NULL)",
 )
 
 
@@ -136,7 +140,8 @@ class LabelStore:
         """Store pairs that are not there yet, in order; returns how many there are now."""
         with self._transaction():
             for q in questions:
-                images = [*q.images, *([q.source] if q.source else [])]
+                beside = {k: v for k, v in (("source", q.source), ("mask", q.mask)) if v}
+                images = [*q.images, *beside.values()]
                 names = [hashlib.sha256(image).hexdigest() for image in images]
                 self._db.executemany(
                     "INSERT OR IGNORE INTO images VALUES (?, ?)", zip(names, images, strict=True)
@@ -146,9 +151,11 @@ class LabelStore:
                     " VALUES (?, ?, ?, ?, ?)",
                     (q.pair, q.caption, q.scene_graph, *names[:2]),
                 )
-                self._db.executemany(
-                    "INSERT OR IGNORE INTO sources VALUES (?, ?)", [(q.pair, n) for n in names[2:]]
-                )
+                more = dict(zip(beside, names[2:], strict=True))
+                more |= {"prompt": q.group} if q.group else {}
+                for name, value in more.items():
+                    insert = f"INSERT OR IGNORE INTO {name}s VALUES (?, ?)"
+                    self._db.execute(insert, (q.pair, value))
                 self._db.executemany(
                     "INSERT OR IGNORE INTO seeds VALUES (?, ?)",
                     [pair for pair in zip(names, q.seeds, strict=False) if pair[1] is not None],
@@ -167,20 +174,22 @@ class LabelStore:
     def pairs(self) -> Iterator[Question]:
         """Read all pairs in order, one in memory at a time."""
         query = (
-            "SELECT pair, caption, a.bytes, b.bytes, scene_graph, e.bytes, c.seed, d.seed"
-            " FROM pairs"
+            "SELECT pair, caption, a.bytes, b.bytes, scene_graph, c.seed, d.seed,"
+            " e.bytes, f.bytes, prompt_id FROM pairs"
             " JOIN images a ON a.sha256 = image_0 JOIN images b ON b.sha256 = image_1"
             " LEFT JOIN seeds c ON c.image = image_0 LEFT JOIN seeds d ON d.image = image_1"
             " LEFT JOIN sources USING (pair) LEFT JOIN images e ON e.sha256 = source"
+            " LEFT JOIN masks USING (pair) LEFT JOIN images f ON f.sha256 = mask"
+            " LEFT JOIN prompts USING (pair)"
             " WHERE position = ?"
         )
         for (position,) in self._rows("SELECT position FROM pairs ORDER BY position"):
-            pair, caption, *images, graph, source, a, b = self._rows(query, position)[0]
-            yield Question(pair, caption, (images[0], images[1]), graph, (a, b), source)
+            pair, caption, a, b, graph, *seeds, source, mask, group = self._rows(query, position)[0]
+            yield Question(pair, caption, (a, b), graph, tuple(seeds), source, mask, group)
 
-    def edits(self) -> bool:
-        """Tell whether there are pairs that edit an image."""
-        return bool(self._number("SELECT count(*) FROM sources"))
+    def has(self, table: str) -> bool:
+        """Tell whether any pair has what a table of ``_LATER`` holds."""
+        return bool(self._number(f"SELECT count(*) FROM {table}"))
 
     def shown(self, first: int, count: int) -> list[Asked]:
         """Pairs by their place in the data, from 0, the first image on the left."""

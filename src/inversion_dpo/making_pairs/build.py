@@ -35,7 +35,7 @@ from inversion_dpo.making_pairs.labelling import (
 )
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
-from inversion_dpo.run.disk import sha256_of
+from inversion_dpo.run.disk import check_writable, sha256_of
 from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.run.processes import current_team
@@ -88,6 +88,7 @@ def check_build(config: Config, output: Path) -> None:
     That is prompts, kinds of scenes, scorers and their scores, models, the folder and the disk.
     """
     b = config.build
+    check_writable(output)
     if b.prompts == BuildConfig.prompts and not config.model.path.startswith("asset:"):
         raise ConfigError(
             f"{config.model.path} needs prompts, since {b.prompts} captions of the embedded world "

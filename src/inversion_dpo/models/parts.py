@@ -306,7 +306,9 @@ def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
     parts = [n for n in parts if n not in (*UNUSED, *given)]
     lost = [n for n in parts if not (folder / n).is_dir()]
     if lost:
-        return f"The folder lacks {', '.join(lost)}, which model_index.json names: fetch it again"
+        less = ", or set model.t5=false" * (not {*lost}.difference(LARGEST))
+        parts_lost = f"{', '.join(lost)}, which model_index.json names"
+        return f"The folder lacks {parts_lost}: fetch it again{less}"
     return next((fault for part in parts if (fault := _network_fault(folder / part))), None)
 
 

@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from inversion_dpo.run.limits import Count, Effect, NotNegative, Positive, Seed, Switch, settings
+from inversion_dpo.run.limits import (
+    Count,
+    Effect,
+    GuidanceOr0,
+    NotNegative,
+    Positive,
+    Seed,
+    Switch,
+    settings,
+)
 
 _MINED = Effect(r"build.prompts!=\d+")
 
@@ -26,7 +35,7 @@ class BuildConfig:
     """Pairs of each split: `build.splits={train: 900, test: 100}`; {} writes one file."""
     samples: Annotated[int, Strict(), Field(ge=2, le=10_000)] = 4
     """Samples of each prompt, from which pairs are chosen."""
-    guidance_scales: list[NotNegative] = field(default_factory=list)
+    guidance_scales: list[GuidanceOr0] = field(default_factory=list)
     """Guidance of the samples, in turn; [] takes evaluation.guidance_scale."""
     models: list[str] = field(default_factory=list)
     """Models that sample beside the reference: runs, LoRAs or pipelines."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +25,9 @@ Tree = dict[str, Any]
 
 
 def resolve(path: str) -> str:
-    """Turn ``asset:NAME`` into the packaged file's path; anything else is returned as it is."""
-    return str(PACKAGE / "assets" / path[6:]) if path.startswith("asset:") else path
+    """Turn ``asset:NAME`` into the packaged file's path, and ``~`` into the home folder's."""
+    packaged = path.startswith("asset:")
+    return str(PACKAGE / "assets" / path[6:]) if packaged else os.path.expanduser(path)
 
 
 def preset_names() -> list[str]:
@@ -150,8 +152,8 @@ def _explain(error: ValidationError) -> str:
         hint = _near(value, setting.choices)
     if isinstance(value, float) and value.is_integer() and "whole number" in allowed:
         hint = f", written {value:.0f}" if abs(value) <= MOST else f", at most {MOST:,}"
-    elif first["type"] == "less_than_equal":
-        hint = f", at most {first['ctx']['le']:,}"
+    elif first["type"] == "less_than_equal" and first["ctx"]["le"] == MOST:
+        hint = f", at most {MOST:,}"
     return f"{key}={written(value)[:100]}: give {allowed}{hint}"
 
 

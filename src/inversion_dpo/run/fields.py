@@ -19,6 +19,8 @@ from inversion_dpo.run.limits import (
     Few,
     Fraction,
     Group,
+    Guidance,
+    GuidanceOr0,
     Minority,
     Natural,
     NotNegative,
@@ -28,6 +30,7 @@ from inversion_dpo.run.limits import (
     Share,
     Side,
     Switch,
+    Weight,
     settings,
 )
 
@@ -75,7 +78,7 @@ class ModelConfig:
     """A LoRA to start from, a file, folder or hub id; it becomes part of the reference."""
     t5: Switch = True
     """Whether Stable Diffusion 3 loads its T5 text encoder; false saves memory."""
-    guidance_embed: NotNegative = 1.0
+    guidance_embed: GuidanceOr0 = 1.0
     """Guidance that the network of FLUX.1 or FLUX.2 dev is told, in inversion and in training."""
     scene_graph: str | None = None
     """Folder of a trained scene-graph encoder; scene graphs then condition the model."""
@@ -143,7 +146,7 @@ class InversionConfig:
     """Inversion steps N; more are more exact, and take more time and disk space."""
     spacing: Annotated[Literal["sampler", "even"], _ON_GRID] = "sampler"
     """Timesteps of the inversion: those the sampler visits, or evenly spaced over all."""
-    guidance_scale: Annotated[Positive, Effect("inverts or inversion.reconstruct=true")] = 1.0
+    guidance_scale: Annotated[Guidance, Effect("inverts or inversion.reconstruct=true")] = 1.0
     """Classifier-free guidance of the inversion; 1 is none, and the only value that is exact."""
     fixed_point_iterations: Annotated[int, Strict(), Field(ge=0, le=1000), _INVERTED] = 0
     """Fixed-point iterations of every inversion step; 0 is plain DDIM inversion."""
@@ -209,7 +212,9 @@ class ObjectiveConfig:
     """Share rho of the image's own noise; the rest is fresh: rho own + sqrt(1 - rho^2) fresh."""
     target: Annotated[Literal["x0", "transition", "reference"] | None, Effect("target")] = None
     """What the policy should predict at a state, if not the method's own target."""
-    beta: Annotated[Positive | Literal["auto"] | None, Effect("beta")] = None
+    beta: Annotated[
+        Annotated[float, Strict(), Field(gt=0, le=1e7)] | Literal["auto"] | None, Effect("beta")
+    ] = None
     """Tie to the reference, larger is closer; null: its loss's usual value, dpo's is 2000."""
     gradient_factor: Annotated[
         float, Strict(), Field(gt=0, lt=0.5), Effect("beta and objective.beta=auto")
@@ -235,9 +240,9 @@ class ObjectiveConfig:
         float, Strict(), Field(ge=0, lt=1), Effect("safeguard and objective.safeguard=true")
     ] = 0.0
     """Share of what the safeguard leaves of the loser's gradient that is taken off as well."""
-    anchor: Annotated[NotNegative, Effect("terms")] = 0.0
+    anchor: Annotated[Weight, Effect("terms")] = 0.0
     """Weight of the squared distance to the reference's predictions, added to the loss."""
-    sft_weight: Annotated[NotNegative, Effect("terms")] = 0.0
+    sft_weight: Annotated[Weight, Effect("terms")] = 0.0
     """Weight of the denoising loss on winners, added to the loss."""
     weighting: Annotated[Literal["uniform", "min_snr", "transition", "velocity"], _DRAWN] = (
         "uniform"
@@ -245,7 +250,7 @@ class ObjectiveConfig:
     """How much each noise level counts."""
     states: Annotated[Few, _DRAWN] = 1
     """States of each pair in a training step; more give less noisy gradients and take longer."""
-    guidance_scale: Positive = 1.0
+    guidance_scale: Guidance = 1.0
     """Guidance under which the prediction is trained; 1 trains the conditional prediction."""
     t_min: Annotated[float, Strict(), Field(ge=0, lt=1), _DRAWN] = 0.0
     """Lowest noise level that is trained on: 0 is the clean image."""
@@ -261,7 +266,7 @@ class PolicyConfig:
     """What is trained: a LoRA, all weights of the network, or a scene-graph encoder."""
     rank: Annotated[Few, _LORA] = 16
     """Rank of the LoRA; a larger rank can learn more and takes more memory."""
-    alpha: Annotated[Positive, _LORA] = 16.0
+    alpha: Annotated[float, Strict(), Field(gt=0, le=10_000), _LORA] = 16.0
     """Scale of the LoRA: its update is multiplied by alpha / rank."""
     target_modules: Annotated[list[str] | None, Field(min_length=1), _LORA] = None
     """Layers that get a LoRA: name endings, or one pattern after ^; null takes the family's own."""
@@ -291,13 +296,13 @@ class TrainingConfig:
     """Parts in which a batch is computed; raise it if memory runs out."""
     optimizer: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
     """The optimizer; adamw8bit needs bitsandbytes and a GPU, adafactor needs little memory."""
-    learning_rate: Positive = 1e-4
+    learning_rate: Annotated[float, Strict(), Field(gt=0, le=1)] = 1e-4
     """Highest learning rate; lower it if held-out accuracy falls while the loss falls."""
     warmup: Natural = 10
     """Steps in which the learning rate rises from zero to learning_rate."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or falling to zero at the last step."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: Annotated[float, Strict(), Field(ge=0, le=10)] = 0.0
     """Weight decay of the optimizer."""
     max_grad_norm: Positive = 1.0
     """Gradients of a larger norm are scaled down to this norm."""
@@ -342,7 +347,7 @@ class ParserConfig:
     """Words of other prompts, of each kind, that are offered beside a prompt's own."""
     max_tokens: Annotated[Count, _PARSED] = 1500
     """Longest answer in tokens."""
-    timeout: Annotated[float, Strict(), Field(ge=1), _SERVED] = 120.0
+    timeout: Annotated[float, Strict(), Field(ge=1, le=86_400), _SERVED] = 120.0
     """Seconds without an answer from the server after which a request counts as failed."""
     retries: Annotated[Natural, _SERVED] = 5
     """Times that a failed request is repeated."""
@@ -373,7 +378,7 @@ class EvaluationConfig:
     """The score that decides the win rate and comes first in reports; auto is the only one."""
     sample_steps: Few = 20
     """Sampling steps of an image."""
-    guidance_scale: NotNegative = 4.0
+    guidance_scale: GuidanceOr0 = 4.0
     """Classifier-free guidance of sampling; set what you will sample with."""
     batch_size: Count = 50
     """Images sampled at once; lower it if memory runs out."""

@@ -59,19 +59,44 @@ def occupied(folder: Path, run: bool = True) -> Iterator[None]:
         yield
         return
     _make_own(folder, run)
-    lock = FileLock(folder / LOCK, blocking=False)
+    with _locked(folder / LOCK, f"{folder} is in use by another run"):
+        yield
+
+
+@contextmanager
+def sole_writer(output: Path) -> Iterator[None]:
+    """Keep other commands from writing a Parquet file until this one has.
+
+    Raises:
+        BusyError: another command writes it, or the file system knows no locks.
+        ConfigError: a folder, or a name by which the file would be read as something else.
+    """
+    check_parquet(output)
+    check_writable(output.parent)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(output.with_name(f".{output.name}{LOCK}"), f"{output} is being written already"):
+        yield
+
+
+def check_parquet(output: Path) -> None:
+    """Refuse a folder, and a name by which a Parquet file would be read as something else."""
+    if output.suffix.lower() != ".parquet" or output.is_dir():
+        raise ConfigError(f"--output {output}: give a file whose name ends in .parquet")
+
+
+@contextmanager
+def _locked(path: Path, busy: str) -> Iterator[None]:
+    lock = FileLock(path, blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        raise BusyError(
-            f"{folder} is in use by another run: wait for it, stop it, or choose another --output"
-        ) from None
+        raise BusyError(f"{busy}: wait for it, stop it, or choose another --output") from None
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", errno.ENOSYS) not in UNLOCKABLE:
             raise
         raise BusyError(
-            f"{folder} cannot be locked ({error}), so that nothing would keep a second run out: "
-            "choose an --output on a file system with flock"
+            f"{path.parent} cannot be locked ({error}), so that nothing would keep a second run "
+            "out: choose an --output on a file system with flock"
         ) from error
     try:
         yield

@@ -16,6 +16,8 @@ __all__ = [
     "Effect",
     "Few",
     "Group",
+    "Guidance",
+    "GuidanceOr0",
     "Minority",
     "Natural",
     "NotNegative",
@@ -25,6 +27,7 @@ __all__ = [
     "Share",
     "Side",
     "Switch",
+    "Weight",
     "settings",
 ]
 
@@ -72,8 +75,11 @@ Count = Annotated[int, Strict(), Field(ge=1, le=MOST)]
 Few = Annotated[int, Strict(), Field(ge=1, le=10_000)]  # of what each takes memory or time
 Side = Annotated[int, Strict(), Field(ge=1, le=9999)]  # in pixels, as in a shape
 Natural = Annotated[int, Strict(), Field(ge=0, le=MOST)]
-Positive = Annotated[float, Strict(), Field(gt=0)]
-NotNegative = Annotated[float, Strict(), Field(ge=0)]
+Positive = Annotated[float, Strict(), Field(gt=0, le=MOST)]
+NotNegative = Annotated[float, Strict(), Field(ge=0, le=MOST)]
+Guidance = Annotated[float, Strict(), Field(gt=0, le=100)]
+GuidanceOr0 = Annotated[float, Strict(), Field(ge=0, le=100)]  # 0 samples without the prompt
+Weight = Annotated[float, Strict(), Field(ge=0, le=1e6)]  # of a term beside the loss
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 Fraction = Annotated[float, Strict(), Field(gt=0, lt=1)]
 Minority = Annotated[float, Strict(), Field(ge=0, lt=0.5)]

@@ -40,8 +40,23 @@ RATES = {"lora": (1e-4, 1e-6, 5e-3), "full": (1e-5, 1e-9, 5e-5)}  # usual, and f
 MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0}  # numbers beside each weight
 
 
+def check_data(config: Config) -> None:
+    """Refuse pairs that a training would stumble over, before anybody looks for the model.
+
+    Raises:
+        ConfigError, DataError: the first fault and what to do.
+    """
+    pairs = open_pairs(config.data, alone=takes_images(config))
+    check_first(config, pairs)
+    if pairs.counts["single"]:
+        deque(pairs.read(lambda number: False), 0)  # counts all
+    check_preferences(config, pairs.counts)
+    if config.objective.soft_labels or config.objective.gap_weighted:
+        check_soft_labels(pair.preference for pair in pairs.read(lambda number: False))
+
+
 def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
-    """Refuse settings, pairs and disks that a training would stumble over.
+    """Refuse settings and disks that a training would stumble over, and pairs of another model.
 
     Args:
         config: the run's settings.
@@ -55,14 +70,7 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     grid = grid_for(model.schedule, "inversion.steps", steps, spacing_of(config))
     plan = make_plan(config, lambda _: (model.schedule, grid), square(config.model.resolution))
     check_batch(plan, current_team().size)
-    pairs = open_pairs(config.data, alone=takes_images(config))
-    check_sources(model, pairs)
-    check_first(config, pairs)
-    if pairs.counts["single"]:
-        deque(pairs.read(lambda number: False), 0)  # counts all
-    check_preferences(config, pairs.counts)
-    if plan.soft_labels:
-        check_soft_labels(pair.preference for pair in pairs.read(lambda number: False))
+    check_sources(model, open_pairs(config.data, alone=takes_images(config)))
     if config.policy.kind == "scene_graph":
         return
     if text := rate_text(config.policy.kind, t.learning_rate):

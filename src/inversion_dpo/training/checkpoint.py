@@ -105,7 +105,7 @@ def _checksum(state: Mapping[str, Any]) -> str:
 def best_checkpoint(folder: Path) -> Path | None:
     """Find the checkpoint of the highest held-out score, the earliest of equal ones."""
     states = {p: _read_state(p) for p in sorted(folder.glob("step-*"))}
-    scores = {p: s["score"] for p, s in states.items() if s and s["score"] is not None}
+    scores = {p: s["score"] for p, s in states.items() if s and s.get("score") is not None}
     return max(scores, key=lambda p: scores[p], default=None)
 
 
@@ -155,7 +155,13 @@ def load_checkpoint(
     if state is None:
         raise CheckpointError(f"{folder} is damaged: delete it, and the one before it is used")
     state.pop("files")
-    progress = Progress(**state)
+    try:
+        progress = Progress(**state)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder} is of another version of inversion-dpo ({error}): go on with that version, "
+            "or choose another --output"
+        ) from error
     if reference and progress.reference != reference:
         raise CheckpointError(
             f"{folder} was trained against a reference whose weights hash to {progress.reference}, "

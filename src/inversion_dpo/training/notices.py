@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.fields import Config, TrainingConfig
 from inversion_dpo.training.session import epoch_of_step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 
 LEAST_NOISE, MOST_NOISE = 0.5, 2.0  # variance of x_T that is good enough
+_LEAKS = (
+    "held-out pairs have an image that is trained on too, in another pair: held-out accuracy "
+    "flatters the policy. Judge by other prompts, or drop duplicates (data.ranking=best_worst has "
+    "two images of each prompt)"
+)
 _KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "skipped")
 
 
@@ -34,6 +41,19 @@ def rare_text(counts: list[int], t: TrainingConfig) -> str:
         "training.steps, or name one size, such as model.resolution=1024x1024"
     )
     return text if rare else ""
+
+
+def leak_text(images: Sequence[Sequence[str]], trained: list[int], held: list[int]) -> str:
+    """Say how many held-out pairs have an image that is trained on too; empty if none has.
+
+    Args:
+        images: marks of each pair's images; none in a cache of an older version.
+        trained: numbers of pairs.
+        held: of those held out.
+    """
+    seen = {mark for pair in trained for mark in (images and images[pair])}
+    shared = sum(not seen.isdisjoint(images and images[pair]) for pair in held)
+    return f"{shared} of {len(held)} {_LEAKS}" if shared else ""
 
 
 def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:

@@ -40,7 +40,13 @@ from inversion_dpo.training.beforehand import (
 from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.checks import asked_to_stop, check_step
 from inversion_dpo.training.health import Watch
-from inversion_dpo.training.notices import counts_text, guidance_text, overlong_text, rare_text
+from inversion_dpo.training.notices import (
+    counts_text,
+    guidance_text,
+    leak_text,
+    overlong_text,
+    rare_text,
+)
 from inversion_dpo.training.plan import balanced, make_plan, with_gap
 from inversion_dpo.training.policy import FullPolicy, attach, make_optimizer
 from inversion_dpo.training.run_files import (
@@ -105,13 +111,13 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
 def prepare(config: Config, cache_root: Path) -> Prepared:
     """Load the model, read the pairs, invert what is not inverted yet."""
     accelerator, team = make_accelerator(config), current_team()
+    pairs = open_pairs(config.data, alone=takes_images(config))
+    refuse_giveaways(pairs, cache_root / f"giveaways-{pairs.fingerprint[:16]}.json")
     model = load_model(config, accelerator.device)
     if config.training.compile != "no":
         compile_model(model, config.training.compile, accelerator.device, team.size)
-    pairs = open_pairs(config.data, alone=takes_images(config))
     check_sources(model, pairs)
     key = key_of(config, pairs, model)
-    refuse_giveaways(pairs, cache_root / key.name() / "giveaways.json")
     with accelerator.autocast():
         cache = fill(cache_root, model, pairs, key, device=accelerator.device, team=team)
         back = (
@@ -155,6 +161,8 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     if cache.single and loss == "sft":  # there is nothing to avoid
         usable = [pair for pair in usable if bool(cache.liked([pair]))]
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
+    if leak := leak_text(cache.images, train_pairs, heldout_pairs):
+        logger.warning(leak)
     if config.data.label_noise:
         cache.swap(train_pairs, config.data.label_noise, t.seed)
     if plan.gap:

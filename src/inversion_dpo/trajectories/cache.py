@@ -101,9 +101,9 @@ def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -
 def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) -> None:
     """Join the parts of all shards, whichever process wrote them, and what is known besides.
 
-    ``digests``, ``errors``, ``places`` and ``texts``, the [shard, row] of each pair and of its
-    condition, are in the order of the numbers of pairs; ``sizes`` has one (height, width) for each
-    shard.
+    ``digests``, ``images``, ``errors``, ``places`` and ``texts``, the [shard, row] of each pair and
+    of its condition, are in the order of the numbers of pairs; ``sizes`` has one (height, width)
+    for each shard.
 
     Args:
         folder: of the cache; every shard has its entry there.
@@ -124,6 +124,7 @@ def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) ->
         "pairs": len(places),
         "overlong": dict(cut),
         "digests": [entries[shard]["digests"][row] for shard, row in places],
+        "images": [entries[s]["images"][r] for s, r in places if "images" in entries[s]],
         "errors": [e for s, r in places for e in entries[s]["errors"][r : r + 1]],
         "texts": [entries[shard]["texts"][row] for shard, row in places],
         "places": places,
@@ -146,8 +147,6 @@ class TrajectoryCache:
     ``predictions`` [P K, 2, *], ``moves``, ``noise`` [P, *] that was added; or, where only some
     states are kept, ``anchors`` [.., 2, *] and the grid indices ``steps`` [P, K]. On the paths line
     and known there is ``endpoint`` [2P, *] alone, each image's noise. A single image stands once.
-
-    ``device``, where batches go, is the CPU unless it is set.
     """
 
     def __init__(self, folder: Path, grid_at: Callable[[Size], Grid], kind: str) -> None:
@@ -159,12 +158,13 @@ class TrajectoryCache:
         self.reference: str = key["model"][:16]  # hash of the reference's weights
         self.overlong: dict[str, int] = manifest["overlong"]  # captions cut, by tokenizer
         self.digests: list[str] = manifest["digests"]
+        self.images: list[list[str]] = manifest.get("images", [])  # marks of each pair's
         self.errors: list[float] = manifest["errors"]  # of a reconstruction, the worse of a pair's
         self.extent = Extent(**key["extent"])  # of the trajectories
         guidances = key["guidance_scale"], key["reference_guidance"]
         self.form = form_of(self.extent, key["keep"], *guidances)
         self.endpoint: str = key.get("endpoint", "")
-        self.once: bool = key.get("single", False)  # a row's one image is stored once
+        self.sides: int = 2 - key.get("single", False)  # images of a row
         self.inverted: bool = self.extent.last > 0  # or only encoded
         self.left_out: list[int] = manifest["left_out"]  # usable pairs, by place, not in here
         self.places: list[tuple[int, int]] = [(s, r) for s, r in manifest["places"]]
@@ -175,7 +175,7 @@ class TrajectoryCache:
         self.of_shard: list[list[int]] = [[] for _ in self.sizes]  # its pairs, by row
         for shard, pair in sorted((s, p) for p, (s, _) in enumerate(self.places)):
             self.of_shard[shard].append(pair)
-        self.device = CPU
+        self.device = CPU  # where batches go
         self._shards, self._swapped = Shards(folder), frozenset[int]()
         self._thread = ThreadPoolExecutor(1, "read ahead")
         self._ahead: dict[tuple[int, ...], tuple[list[int] | None, Future[Block]]] = {}
@@ -277,7 +277,7 @@ class TrajectoryCache:
             wanted = [*self._of_images("clean", pairs), *self._of_paths(pairs, positions)]
             block = self._read(wanted)
         t, host, count = block.on(self.device), block.on(CPU), len(pairs)
-        t = twice(t) if self.once else t
+        t = twice(t) if self.sides == 1 else t
         grid = self.grid_at(self.size(pairs[0]))
         levels = grid.levels
         order, begins = climb([self.form.transitions(k) for k in positions])
@@ -353,7 +353,7 @@ class TrajectoryCache:
         for k, (pair, (shard, row)) in enumerate(zip(pairs, places, strict=True)):
             to = [k, k + len(pairs)][:: -1 if pair in self._swapped else 1]
             one = [Rows(name, shard, row, [place]) for place in to]
-            rows += one if self.once else [Rows(name, shard, 2 * row, to)]
+            rows += one if self.sides == 1 else [Rows(name, shard, 2 * row, to)]
         return rows
 
     def _conditions(self, pairs: Sequence[int]) -> list[Rows]:

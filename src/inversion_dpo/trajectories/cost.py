@@ -99,7 +99,7 @@ def seconds_of_batch(how: Inverter, x_0: Tensor, condition: Condition, pairs: in
 
     @torch.no_grad()
     def evaluate(part: slice) -> None:
-        images = 2 * (part.stop - part.start)
+        images = how.key.sides * (part.stop - part.start)
         many = {k: v.repeat_interleave(images, 0) for k, v in condition.items()}
         t = how.grid.timesteps[1].to(how.device).expand(images)
         x = x_0.repeat_interleave(images, 0)

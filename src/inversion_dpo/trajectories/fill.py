@@ -70,7 +70,7 @@ from inversion_dpo.trajectories.jobs import (
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.reading import SHARD
-from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, once, packed
+from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair, PairSource
@@ -152,6 +152,7 @@ def _write_missing(
                     "pairs": [job.number for job in chunk],
                     "size": chunk[0].place.size,
                     "digests": digests,
+                    "images": [job.pair.marks for job in chunk],
                     "overlong": overlong(how.model, [job.pair.caption for job in chunk]),
                     "errors": [],
                     "texts": places,
@@ -226,8 +227,12 @@ def invert_pairs(
     model, key, pairs = how.model, how.key, [job.pair for job in jobs]
     images, fitted = [turned(job, key) for job in jobs], list[Fitted]()
     for job, (winner, loser, *_) in zip(jobs, images, strict=True):
-        fitted += [fit(image, job.place.size, job.place.fit) for image in (winner, loser)]
-    encode = lambda s: model.encode(stack_pixels([f.image for f in fitted[twice(s)]]))  # noqa: E731
+        both = (winner, loser)[: key.sides]
+        fitted += [fit(image, job.place.size, job.place.fit) for image in both]
+
+    def encode(s: slice) -> Tensor:
+        return model.encode(stack_pixels([f.image for f in fitted[images_of(s, key.sides)]]))
+
     x_0 = torch.cat(how.encoded.of(len(jobs), encode))
     edited = [edits(model, job, given[2:]) for job, given in zip(jobs, images, strict=True)]
     condition, shared = conditions(how, jobs, edited), Condition()
@@ -239,14 +244,14 @@ def invert_pairs(
     if key.mask == "differ" or pairs[0].mask:
         shard |= regions(jobs, fitted, key, x_0.shape[2:])
     if key.extent.last or key.endpoint:
-        both = condition | shared
-        per_image = {k: v.repeat_interleave(2, 0) for k, v in both.items()} | framing
+        per_pair = condition | shared
+        per_image = {k: v.repeat_interleave(key.sides, 0) for k, v in per_pair.items()} | framing
         per_image = {k: v.to(how.device) for k, v in per_image.items()}
         x_0, make = x_0.to(how.device), known_noise if key.endpoint == "known" else paths
 
         def made(s: slice) -> dict[str, Tensor]:
-            some = {k: v[twice(s)] for k, v in per_image.items()}
-            return make(how, x_0[twice(s)], some, jobs[s])
+            rows = images_of(s, key.sides)
+            return make(how, x_0[rows], {k: v[rows] for k, v in per_image.items()}, jobs[s])
 
         made_parts = how.inverted.of(len(jobs), made)
         shard |= {k: torch.cat([part[k] for part in made_parts]) for k in made_parts[0]}
@@ -257,12 +262,12 @@ def invert_pairs(
         shard |= {f"condition.{k}": v[rows].cpu() for k, v in condition.items()}
     shard |= {f"pair.{k}": v.cpu() for k, v in shared.items()}
     shard |= {f"framing.{k}": v.cpu() for k, v in framing.items()}
-    return once(shard) if key.single else shard
+    return shard
 
 
-def twice(pairs: slice) -> slice:
-    """Take the images of pairs that lie winner, loser, winner, loser."""
-    return slice(2 * pairs.start, 2 * pairs.stop)
+def images_of(pairs: slice, sides: int) -> slice:
+    """Take the images of pairs that lie winner, loser, winner, loser; one each if alone."""
+    return slice(sides * pairs.start, sides * pairs.stop)
 
 
 def conditions(how: Inverter, jobs: Sequence[Job], edited: Sequence[Images]) -> Condition:
@@ -292,7 +297,7 @@ def paths(
 
     Args:
         how: model, key and grid.
-        x_0: latents [2P, *], winner and loser in turn.
+        x_0: latents [2P, *], winner and loser in turn; [P, *] of single images.
         condition: of every image, [2P, ...] each.
         jobs: the P pairs; noise and kept states are drawn from their numbers.
     """
@@ -308,7 +313,8 @@ def paths(
     if key.endpoint:
         stored = {"endpoint": found}
     else:
-        stored = packed(path, form, noise, kept_steps(numbers, form) if key.keep else None)
+        steps = kept_steps(numbers, form) if key.keep else None
+        stored = packed(path, form, noise, steps, sides=key.sides)
     return {k: v.cpu() for k, v in (stored | {"x_T_variance": variance}).items()}
 
 
@@ -341,7 +347,7 @@ def predictions(
 
 def pair_noise(numbers: Sequence[int], shape: torch.Size) -> Tensor:
     """Draw standard normal (B, *) from the numbers of pairs; both images share it."""
-    seeds = (numbers[k // 2] for k in range(shape[0]))
+    seeds = (numbers[k * len(numbers) // shape[0]] for k in range(shape[0]))
     return torch.stack(
         [torch.randn(shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
     )

@@ -46,8 +46,13 @@ class CacheKey:
     reference_guidance: float  # of the reference's stored predictions
     endpoint: str = ""  # the one noise of an image that is stored: recovered or known; or none
     mask: str = "given"  # which region counts
-    single: bool = False  # a row is one image, which is stored once
+    single: bool = False  # a row is one image, which is inverted and stored once
     layout: int = LAYOUT
+
+    @property
+    def sides(self) -> int:
+        """Images of a row."""
+        return 2 - self.single
 
     @property
     def form(self) -> Form:
@@ -66,7 +71,7 @@ class CacheKey:
         whole = (
             endpoint_size(latent, 0) if self.endpoint else self.form.size(latent, (known, moves), 0)
         )
-        return whole // (1 + self.single) + text
+        return whole * self.sides // 2 + text
 
     def smaller(self) -> dict[str, CacheKey]:
         """List settings that make the cache smaller, each with its key."""

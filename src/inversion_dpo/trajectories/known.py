@@ -32,10 +32,10 @@ def known_noise(
     Raises:
         DataError: an image has no seed or another size, or the noise is not the images' own.
     """
-    model, schedule = how.model, how.model.schedule_at(jobs[0].place.size)
+    sides, model, schedule = how.key.sides, how.model, how.model.schedule_at(jobs[0].place.size)
     line = "set objective.path=line, which recovers the noise"
     for pair in (job.pair for job in jobs):
-        if len(pair.seeds) != 2:
+        if len(pair.seeds) < sides:
             raise DataError(
                 f"{pair.where}: objective.path=known needs the columns seed_0 and seed_1, which "
                 f"`pairs build` and `pairs sample` write; {line}"
@@ -45,7 +45,7 @@ def known_noise(
                 f"{pair.where}: objective.path=known needs images at the size of training: set "
                 f"model.resolution to theirs, or {line}"
             )
-    draws = [torch.Generator().manual_seed(seed) for job in jobs for seed in job.pair.seeds]
+    draws = [torch.Generator().manual_seed(seed) for job in jobs for seed in job.pair.seeds[:sides]]
     dtype = model.pipeline.dtype  # the pipeline draws in it
     noise = torch.stack([torch.randn(x_0.shape[1:], generator=g, dtype=dtype) for g in draws])
     k = round(KNOWN_LEVEL * (len(schedule.timesteps) - 1))

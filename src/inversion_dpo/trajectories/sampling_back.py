@@ -23,9 +23,8 @@ from inversion_dpo.trajectories.cache import (
     write_manifest,
     write_shard,
 )
-from inversion_dpo.trajectories.fill import pair_noise, predictions, twice
+from inversion_dpo.trajectories.fill import images_of, pair_noise, predictions
 from inversion_dpo.trajectories.reading import SHARD
-from inversion_dpo.trajectories.storing import once
 
 
 def sampled_back(
@@ -53,7 +52,7 @@ def sampled_back(
     if not is_whole(folder, team):
         if team.main:
             numbers = cache.shard(0).get_tensor("clean")[0].numel()
-            what, size = "reconstructions", 2.0 * cache.pairs * 4 * numbers
+            what, size = "reconstructions", 1.0 * cache.sides * cache.pairs * 4 * numbers
             check_room(folder, size, what, "set inversion.reconstruct=false or data.limit")
         folder.mkdir(exist_ok=True)
         mine = range(team.rank, len(names), team.size)
@@ -66,11 +65,11 @@ def sampled_back(
             parts.limit(cache.sizes[number], x_0.device)
             again = torch.cat(parts.of(len(pairs), back))
             error = reconstruction_error(x_0, again)
-            worse = [round(e, 6) for e in error.reshape(-1, 2).amax(1).tolist()]
+            worse = [round(e, 6) for e in error.reshape(-1, cache.sides).amax(1).tolist()]
             tensors = {"reconstructed": again.cpu(), "reconstruction": error.cpu()}
             write_shard(
                 folder / names[number],
-                once(tensors) if cache.once else tensors,
+                tensors,
                 {"digests": digests, "overlong": {}, "errors": worse, "pairs": pairs}
                 | {"size": cache.sizes[number], "texts": [cache.texts[pair] for pair in pairs]},
             )
@@ -107,7 +106,7 @@ def way_back(
         top = cache.extent.last == grid.steps and not (cache.form.kept or cache.endpoint)
         if top:  # whose state is stored
             highest = cache.states(of, [grid.steps - 1] * len(of), "reference").x_t
-            x_T = highest[in_turn(len(x))].to(x)
+            x_T = highest[in_turn(len(of), cache.sides)].to(x)
         else:
             noise = pair_noise(of, x.shape).to(x)
             path = invert(x, grid, predict, cache.kind, noise=noise, extent=extent)
@@ -130,21 +129,21 @@ def batch(
     """
     device = next(network_of(model).parameters()).device
     x_0 = cache.shard(number).get_tensor("clean").to(device, torch.float32)
-    x_0 = x_0.repeat_interleave(2, 0) if cache.once else x_0
-    condition, order = cache.condition(cache.of_shard[number]), in_turn(len(x_0))
+    pairs = cache.of_shard[number]
+    condition, order = cache.condition(pairs), in_turn(len(pairs), cache.sides)
     per_image = {k: v[order].to(x_0.device) for k, v in condition.items()}
 
     def some(part: slice) -> tuple[Tensor, Predict]:
-        images = twice(part)
+        images = images_of(part, cache.sides)
         condition = {k: v[images] for k, v in per_image.items()}
         return x_0[images], predictions(model, condition, scale, scale)[0]
 
     return x_0, some
 
 
-def in_turn(images: int) -> Tensor:
-    """Order winners, then losers, in turn, as a shard has them."""
-    return torch.arange(images).reshape(2, -1).T.flatten()
+def in_turn(pairs: int, sides: int) -> Tensor:
+    """Order winners, then losers, in turn, as a shard has them; single images are winners alone."""
+    return torch.arange(sides * pairs).reshape(sides, -1).T.flatten()
 
 
 def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float) -> float:
@@ -166,5 +165,5 @@ def round_trip_error(model: DiffusionModel, cache: TrajectoryCache, scale: float
 
     parts = Parts()
     parts.limit(cache.sizes[0], x_0.device)
-    again = torch.cat(parts.of(len(x_0) // 2, back))
+    again = torch.cat(parts.of(len(x_0) // cache.sides, back))
     return float(reconstruction_error(x_0, again).mean())

@@ -19,8 +19,7 @@ from torch import Tensor
 from inversion_dpo.maths.records import Extent, Trajectory
 
 PREDICTIONS = ("predictions", "moves")
-STEPS = ("anchors", *PREDICTIONS)  # [.., 2, *], of both images of a pair
-IMAGES = ("clean", "endpoint", "x_T_variance", "reconstructed", "reconstruction")  # [2P, ...]
+STEPS = ("anchors", *PREDICTIONS)  # [.., 2, *], of both images of a pair; [.., 1, *] of one
 
 
 @dataclass(frozen=True)
@@ -85,26 +84,26 @@ def smallest(t: Tensor) -> Tensor:
 
 
 def packed(
-    path: Trajectory, form: Form, noise: Tensor | None, steps: Tensor | None
+    path: Trajectory, form: Form, noise: Tensor | None, steps: Tensor | None, *, sides: int = 2
 ) -> dict[str, Tensor]:
     """Take out of a path [.., 2P, *] the rows that are stored.
 
     Args:
-        path: of P pairs, winner and loser in turn.
+        path: of P pairs, winner and loser in turn; or of P single images.
         form: which numbers.
         noise: that was added (2P, *), the same for both images of a pair.
         steps: the kept states [P, K], if not all are.
+        sides: images of a pair, 2; or 1.
     """
-    states, known, moves = (  # [P, .., 2, *]
-        t.unflatten(1, (-1, 2)).transpose(0, 1) for t in (path.states, path.reference, path.moves)
-    )
+    every = path.states, path.reference, path.moves
+    states, known, moves = (t.unflatten(1, (-1, sides)).transpose(0, 1) for t in every)
     found = {}
     if steps is None:
         found["predictions"] = known[:, form.low :]
         if form.moves:
             found["moves"] = moves[:, form.extent.start :]
         if noise is not None:
-            found["noise"] = noise[::2, None]
+            found["noise"] = noise[::sides, None]
     else:
         pairs, first = torch.arange(len(steps))[:, None], steps[:, :: form.run]
         found |= {"anchors": states[pairs, first], "predictions": known[pairs, steps]}
@@ -115,20 +114,8 @@ def packed(
     return rows if steps is None else rows | {"steps": steps}
 
 
-def once(shard: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out of a shard of single images, which pairs them with themselves, every second one."""
-    stored = dict[str, Tensor]()
-    for name, t in shard.items():
-        if name in STEPS:
-            stored[name] = t[:, :1].contiguous()
-        else:
-            of_images = name in IMAGES or name.startswith("framing.")
-            stored[name] = t[::2].contiguous() if of_images else t
-    return stored
-
-
 def twice(t: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give both images of a pair what is stored of the one that they are, see :func:`once`."""
+    """Give both images of a pair what is stored of the one that they are."""
     return {k: v.expand(-1, 2, *v.shape[2:]) if k in STEPS else v for k, v in t.items()}
 
 

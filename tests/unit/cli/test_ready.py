@@ -15,9 +15,10 @@ from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import defaults
 from inversion_dpo.evaluation.defaults import heldout_prompts, settled, with_prompts_of
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
+from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
 from inversion_dpo.run.disk import DiskError
-from inversion_dpo.run.folder import claim, read_config
+from inversion_dpo.run.folder import claim, read_config, sole_writer
 from inversion_dpo.training.beforehand import late_texts, rate_text
 from tests.slow import slow_but
 
@@ -184,6 +185,48 @@ def test_a_comparison_checks_each_of_its_runs_before_the_first(ended):
     assert not Path("new").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train -o new",
+        "invert -o new",
+        "compare -o new --methods x0 --seeds 1",
+        "evaluate new --policy someone/lora evaluation.prompts=heldout",
+    ],
+)
+def test_pairs_are_looked_at_before_a_hub_is_asked(ended, monkeypatch, words):
+    """A hub that is not reached is asked again and again, for minutes."""
+
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    for place in ("api", "compare.experiment", "evaluation.readiness", "models.loading"):
+        monkeypatch.setattr(f"inversion_dpo.{place}.check_model", asked, raising=False)
+    monkeypatch.setattr("inversion_dpo.evaluation.sides.kind_of", asked)
+    Path("bad.csv").write_text("winner,loser,prompt\nnone.png,none.png,a\n")
+    code, _, error = ended(*words.split(), "-c", "tiny.yaml", "data.pairs=bad.csv")
+    assert code == 2 and "bad.csv, row 0, winner: there is no file 'none.png'" in error
+    assert not Path("new").exists() or words.startswith("evaluate")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["sample", "--prompts", "prompts.txt"], ["import", "votes.csv"], ["export", "x.sqlite"]],
+)
+def test_a_file_has_one_writer_and_a_name_that_is_read_again(ended, words):
+    Path("prompts.txt").write_text("a star")
+    Path("votes.csv").write_text("image_0,image_1,prompt,choice\na.png,b.png,a,left\n")
+    LabelStore(Path("x.sqlite")).close()
+    with sole_writer(Path("busy.parquet")):
+        code, _, error = ended("pairs", *words, "-o", "busy.parquet")
+        assert code == 2 and "busy.parquet is being written already: wait for it" in error
+    Path("folder.parquet").mkdir()
+    for name in ("votes.csv", "pairs", "folder.parquet"):
+        code, _, error = ended("pairs", *words, "-o", name)
+        assert code == 2 and f"--output {name}: give a file whose name ends in .parq" in error
+    assert Path("votes.csv").read_text().startswith("image_0")
+
+
 @pytest.mark.parametrize("command", SAMPLING)
 @pytest.mark.parametrize(
     ("output", "more", "message"),
@@ -203,6 +246,7 @@ def test_what_would_stop_the_sampling_is_said_before_it(
     monkeypatch.setattr("inversion_dpo.evaluation.sides.load_pipeline", None)
     if "need" in message:
         full(monkeypatch)
+    output += ".parquet" * (command == "pairs sample")
     words = (*command.split(), "-c", "tiny.yaml", *SAMPLING[command])
     code, printed, error = ended(*words, output, more)
     assert (code, printed, error.count("\n")) == (2, "", 1) and message in error
@@ -212,7 +256,7 @@ def test_what_would_stop_the_sampling_is_said_before_it(
 @pytest.mark.parametrize(
     ("words", "option"),
     [
-        (("pairs", "sample", "-o", "new", "--prompts"), "--prompts: "),
+        (("pairs", "sample", "-o", "new.parquet", "--prompts"), "--prompts: "),
         (("pairs", "build", "-o", "new", "--prompts"), "--prompts (build.prompts): "),
         (
             ("compare", "-o", "new", "evaluation.scorer=clip", "--rounds", "2", "--round-prompts"),

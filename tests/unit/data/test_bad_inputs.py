@@ -283,6 +283,14 @@ BAD: dict[str, tuple[Make, str]] = {
     "an error page": (parquet(jpg_0=[b"<!DOCTYPE html>"]), "row 0, jpg_0.*HTML.* of a download"),
     "a pointer": (parquet(jpg_0=[b"version https://git-lfs.github.com/spec/v1"]), "git lfs pull"),
     "a phone's format": (parquet(jpg_0=[b"\0\0\0\x18ftypheic"]), "it is a HEIC.*as JPEG"),
+    "thousands": (
+        text("image1;image2;votes_0;votes_1;prompt\nred.png;blue.png;1,234;987;a\n"),
+        "row 0: the votes are '1,234 .write a thousand without a comma",
+    ),
+    "a label by a name": (
+        text(LABELLED + "red.png,blue.png,A,a\n"),
+        "row 0: label_0 is 'A'.*`inversion-dpo pairs import` reads words",
+    ),
     "images by their path": (parquet(jpg_0=["red.png"]), "column jpg_0 holds string; store it as"),
 }
 
@@ -323,3 +331,70 @@ def test_ink_becomes_light() -> None:
     white, cyan = (encoded(c, "JPEG", "CMYK") for c in ((0, 0, 0, 0), (255, 0, 0, 0)))
     assert decode_image(white, "here").getpixel((0, 0)) == (255, 255, 255)
     assert decode_image(cyan, "here").getpixel((0, 0))[0] < 10  # type: ignore[index]
+
+
+def test_a_column_that_the_first_row_lacks_counts(tmp_path: Path) -> None:
+    """Writers of JSON Lines leave out what is null."""
+    row = {"file_name_0": "red.png", "file_name_1": "blue.png", "label_0": 1, "prompt": "a"}
+    more = [{"preference_0": 0.75, "seed_0": 3}, {"has_label": False}]
+    lines = "\n".join(json.dumps(row | about) for about in [{}, *more])
+    source = open_pairs(text(lines, "p.jsonl")(tmp_path))
+    assert [(pair.preference, pair.seeds) for pair in source] == [(1.0, ()), (0.75, (3,))]
+    assert source.counts["unlabelled"] == 1
+    late = shard(*SAMPLE, ("1.txt", b"a"), ("2.winner.png", RED), ("2.loser.png", BLUE))
+    data = shard(
+        ("1.winner.png", RED),
+        ("1.loser.png", BLUE),
+        ("1.txt", b"a"),
+        *[
+            (f"2.{name}", content)
+            for name, content in (
+                ("winner.png", RED),
+                ("loser.png", BLUE),
+                ("txt", b"b"),
+                ("mask.png", encoded("white")),
+            )
+        ],
+    )(tmp_path)
+    with pytest.raises(DataError, match="row 1: rows with and without a mask are mixed"):
+        list(open_pairs(data))
+    with pytest.raises(DataError, match="row 1: caption is empty"):
+        list(open_pairs(late(tmp_path)))
+
+
+def test_one_column_is_never_both_of_two(tmp_path: Path) -> None:
+    """votes_1 is known as the second image's votes, until it is said to be the first one's."""
+    table = text("image1,image2,votes_1,votes_2,prompt\nblue.png,red.png,3,7,a\n", "v.csv")(
+        tmp_path
+    )
+    first = {"share_0": "votes_1"}
+    (pair,) = open_pairs(table, columns=first | {"share_1": "votes_2"})
+    assert (pair.winner, pair.preference) == (RED, 0.7)
+    with pytest.raises(DataError, match="row 0: the votes are 3 and null; write counts"):
+        list(open_pairs(table, columns=first))
+    with pytest.raises(DataError, match="data.columns.share_1 and share_0 both name votes_1; corr"):
+        list(open_pairs(table, columns={"share_1": "votes_1"} | first))
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "expected"),
+    [
+        (parquet(), {"root": "."}, "data.root=. has no effect: .*holds its images. Leave it out"),
+        (shard(*SAMPLE, ("1.txt", b"a")), {"root": "."}, "data.root=. has no effect"),
+        (parquet(), {"ranking": "all"}, "row 0: no ranking, so data.ranking=all has no effect"),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_refused(
+    make: Make, settings: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    for read in (open_pairs, check_pairs):
+        with pytest.raises(DataError, match=expected):
+            list(read(make(tmp_path), **settings))  # type: ignore[call-overload]
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text(HEAD + "red.png,blue.png,a\n", "pairs.csv")(tmp_path)
+    assert (
+        len(list(open_pairs("~/pairs.csv"))) == len(list(open_pairs("~/pairs.csv", root="~"))) == 1
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -233,3 +234,19 @@ def test_hpdv3s_own_columns(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps([row | {"choice_dist": [9, -3]}]))
     with pytest.raises(DataError, match="train.json, row 0: the votes are 9 and -3; write counts"):
         list(open_pairs(tmp_path, format="hpdv3"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"columns": {"caption": "text"}}, {"root": "."}], ids=["columns", "root"]
+)
+def test_what_has_no_effect_on_folders_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="data.* has no effect: .* is read as data.format=folders"):
+        open_pairs(two(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "bmp", "heic"])
+def test_a_picture_of_another_kind_in_a_folder_is_named(tmp_path: Path, suffix: str) -> None:
+    (two(tmp_path) / "l" / "1.png").rename(tmp_path / "l" / f"1.{suffix}")
+    (tmp_path / "l" / f"1.{suffix}").write_bytes(b"BM")
+    with pytest.raises(DataError, match="images 1, l: the image cannot be read .*BMP.* JPEG, PNG"):
+        list(open_pairs(tmp_path))

@@ -51,6 +51,8 @@ def test_genevals_own_file_is_understood(tmp_path):
         ("p.jsonl", '{"text": "a"}', 'line 1 has no text under "prompt"'),
         ("p.jsonl", "[1]", "line 1 has no text"),
         ("p.jsonl", '{"prompt": " "}', "line 1 has no text"),
+        ("p.csv", "prompt,category\na,b", "is a table: give a text file with one prompt a line"),
+        ("p.JSON", '["a"]', "is a table"),
     ],
 )
 def test_bad_files_name_file_and_line(tmp_path, name, text, message):

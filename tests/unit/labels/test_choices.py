@@ -110,7 +110,7 @@ def test_other_column_names(folder):
         imported(folder, rows)
     with pytest.raises(DataError, match="choice=votes names no column"):
         imported(folder, rows, columns=columns | {"choice": "votes"})
-    with pytest.raises(DataError, match="no such column; one of"):
+    with pytest.raises(DataError, match="'picture' is not one of"):
         imported(folder, rows, columns={"picture": "x"})
 
 

@@ -1,5 +1,7 @@
 """Labels: recorded once, undone once, counted, exported, agreed on."""
 
+import io
+import json
 import sqlite3
 import threading
 from collections import Counter
@@ -11,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from inversion_dpo.data.columns import OPTIONAL
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs as opened
 from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.labels.asking import sample_pairs
+from inversion_dpo.labels.choices import import_choices
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import Question, WebError, questions
 from inversion_dpo.labels.store import SHARED, Conflict, LabelStore, swapped
@@ -71,7 +75,10 @@ def test_labels_in_the_data_are_not_looked_at(pair_file, tmp_path):
         assert asked(rewritten(pair_file, tmp_path / "x.parquet", change))[0] == expected
 
 
-@pytest.mark.parametrize("said", [{"preference_0": 0.2}, {"choice_dist": [1, 4]}])
+@pytest.mark.parametrize(
+    "said",
+    [{"preference_0": 0.2}, {"choice_dist": [1, 4]}, {"label_1": 1.0}, {"has_label": False}],
+)
 def test_what_the_data_say_of_a_pair_is_not_asked(said, pair_file, tmp_path):
     path = rewritten(pair_file, tmp_path / "x.parquet", lambda r: r | {"label_0": 0.0} | said)
     count = pq.read_metadata(path).num_rows
@@ -267,7 +274,7 @@ def test_export_takes_the_majority_or_one_labeller(store, tmp_path):
     assert pq.read_table(tmp_path / "all.parquet")["label_0"].to_pylist() == [1.0, 0.5]
     export(store, tmp_path / "b.parquet", "b")
     assert pq.read_table(tmp_path / "b.parquet")["label_0"].to_pylist() == [1.0, 0.0]
-    with pytest.raises(WebError, match="nothing to export"):
+    with pytest.raises(WebError, match="no label is of 'nobody'; they are of a, b, c"):
         export(store, tmp_path / "nobody.parquet", "nobody")
     assert not (tmp_path / "nobody.parquet").exists() and not list(tmp_path.glob("*.partial"))
 
@@ -369,25 +376,70 @@ def test_samples_have_the_size_and_the_source_that_the_prompts_say(tmp_path):
 # ---------------------------------------------------------------- edits
 
 
+OPINIONS = {"preference_0", "votes", "label_1", "has_label", "share_1"}  # which people replace
+KEPT = {"source": "source_image", "group": "prompt_id"}  # ours -> as it is written
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """Three pairs with everything that a row may have, in Parquet; and their rows."""
+    rows = pq.read_table(write_edits(tmp_path / "edits.parquet", 3)).to_pylist()
+    for k, row in enumerate(rows):
+        buffer = io.BytesIO()
+        Image.new("L", (64, 64), 200 + k).save(buffer, "PNG")
+        graph = {"items": [{"item_id": 0, "label": f"star {k}"}], "relations": []}
+        row |= {"mask": buffer.getvalue(), "scene_graph": json.dumps(graph), "prompt_id": f"p{k}"}
+        row |= {"seed_0": 2 * k, "seed_1": 2 * k + 1}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "whole.parquet")
+    return tmp_path / "whole.parquet", rows
+
+
+def kept(path, rows, columns):
+    """The columns of a file are those of the rows, found by caption."""
+    written = pq.read_table(path).to_pylist()
+    for name in (KEPT.get(column, column) for column in columns):
+        said = {r["caption"]: r[name] for r in rows}
+        assert all(r[name] == said[r["caption"]] for r in written), name
+    assert {r["caption"] for r in written} == {r["caption"] for r in rows}
+
+
 @pytest.mark.parametrize("kind", ["pairs", "thumbs", "ratings"])
-def test_what_is_edited_is_shown_and_exported(tmp_path, kind):
+def test_every_column_but_opinions_survives_labelling(tmp_path, kind, whole):
     """Also in a file of labels that an older version made."""
-    config = DataConfig(pairs=str(write_edits(tmp_path / "edits.parquet", 3)))
-    sources = {p.caption: p.source for p in opened(config)}
-    LabelStore(tmp_path / "x.sqlite", kind)._db.execute("DROP TABLE sources")
+    config = DataConfig(pairs=str(whole[0]))
+    for table in ("sources", "masks", "prompts"):
+        store = LabelStore(tmp_path / "x.sqlite", kind)
+        store._db.execute(f"DROP TABLE {table}")
+        store.close()
     store = LabelStore(tmp_path / "x.sqlite", kind)
-    assert not store.edits()
+    assert not store.has("sources")
     store.add(questions(config, None, Counter(), alone=kind != "pairs"))
     said = {"pairs": ("left",), "thumbs": ("up", "down"), "ratings": ("5", "2")}[kind]
     seen = Counter()
     for k, asked in enumerate(store.ahead("me", 9)):
-        assert store.image(asked.source) == sources[asked.caption]
+        assert store.image(asked.source)
         store.label(f"{k}", "me", asked.pair, said[seen[asked.caption]])
         seen.update([asked.caption])
     export(store, tmp_path / "out.parquet")
+    columns = set(OPTIONAL) - OPINIONS - ({"seed_0", "seed_1"} if kind != "pairs" else set())
+    kept(tmp_path / "out.parquet", whole[1], columns)
     again = opened(DataConfig(pairs=str(tmp_path / "out.parquet")), alone=kind == "thumbs")
-    found = {p.caption: p.source for p in again}
-    assert found == sources and again.edits
+    assert all(pair.mask and pair.source and pair.scene_graph for pair in again) and again.edits
+
+
+def test_every_column_but_opinions_survives_an_import(tmp_path, whole):
+    rows = []
+    for k, row in enumerate(whole[1]):
+        names = {n: f"{n}-{k}.png" for n in ("jpg_0", "jpg_1", "source_image", "mask")}
+        for name, file in names.items():
+            (tmp_path / file).write_bytes(row[name])
+        rows.append({**row, **names, "choice": "left", "label_0": None})
+    (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    import_choices(tmp_path / "votes.jsonl", tmp_path / "out.parquet")
+    kept(tmp_path / "out.parquet", whole[1], set(OPTIONAL) - OPINIONS)
+    (tmp_path / "mask-1.png").unlink()
+    with pytest.raises(DataError, match="row 1, mask: there is no file 'mask-1.png'"):
+        import_choices(tmp_path / "votes.jsonl", tmp_path / "out.parquet")
 
 
 # ---------------------------------------------------------------- single images

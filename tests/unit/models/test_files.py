@@ -16,7 +16,7 @@ from inversion_dpo.evaluation.samples import model_digest
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import check_model, load_pipeline
-from inversion_dpo.models.parts import save_pipeline
+from inversion_dpo.models.parts import folder_fault, save_pipeline
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
@@ -436,6 +436,17 @@ def test_a_damaged_folder_names_the_part_and_the_remedy(spoil, message, part, ti
         check_model(ModelConfig(str(folder)))
     with pytest.raises(ConfigError, match=message.format(part)):  # as --policy
         side(load_config(None, []), str(folder))
+
+
+def test_a_folder_without_t5_names_its_setting(tmp_path):
+    parts = ("transformer", "text_encoder_3", "tokenizer_3")
+    index = {"_class_name": "StableDiffusion3Pipeline"} | dict.fromkeys(parts, ["diffusers", "X"])
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert folder_fault(tmp_path).endswith(
+        "tokenizer_3, which model_index.json names: fetch it again"
+    )
+    (tmp_path / "transformer").mkdir()
+    assert folder_fault(tmp_path).endswith("names: fetch it again, or set model.t5=false")
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])

@@ -113,6 +113,18 @@ def test_every_setting_explains_itself(key):
         "build.splits.train=0",
         "build.samples=1",
         "training.seed=-1",
+        "policy.alpha=1e9",
+        "training.learning_rate=1e6",
+        "training.weight_decay=-1",
+        "training.max_grad_norm=1e10",
+        "evaluation.guidance_scale=1e6",
+        "objective.guidance_scale=1e6",
+        "objective.beta=1e12",
+        "objective.beta=nan",
+        "objective.anchor=1e9",
+        "evaluation.parser.timeout=1e12",
+        "build.mix.2/1=.inf",
+        "build.guidance_scales=[1e6]",
     ],
 )
 def test_an_error_names_the_key_and_what_may_stand_there(override):

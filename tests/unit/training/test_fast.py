@@ -127,6 +127,17 @@ def test_a_fused_optimizer_resumes_with_its_count_on_the_device(fused, tmp_path,
     assert optimizer.state[weight]["exp_avg"].device.type == "meta"
 
 
+@pytest.mark.parametrize("state", [{"step": 3}, {"step": 3, "seconds": 0.0, "colour": "red"}])
+def test_a_checkpoint_of_another_version_is_named(state, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_read_state", lambda folder: state | {"files": {}})
+    with pytest.raises(
+        checkpoint.CheckpointError, match="of another version of inversion-dpo .*, or c"
+    ):
+        checkpoint.load_checkpoint(tmp_path, {}, SimpleNamespace(), "i")
+    (tmp_path / "step-000003").mkdir()
+    assert checkpoint.best_checkpoint(tmp_path) is None
+
+
 @pytest.mark.parametrize("method", ["inversion_dpo", "diffusion_dpo", "kto"])
 def test_a_step_waits_for_the_device_once(method, tmp_path):
     waited = []

@@ -18,6 +18,7 @@ from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.notices import (
     counts_text,
     guidance_text,
+    leak_text,
     overlong_text,
     rare_text,
 )
@@ -187,7 +188,9 @@ class Prepares:
 
         team, pairs = (
             Team(0 if main else 1, 1),
-            SimpleNamespace(config=SimpleNamespace(pairs="made up"), edits=False),
+            SimpleNamespace(
+                config=SimpleNamespace(pairs="made up"), edits=False, fingerprint="f" * 64
+            ),
         )
         for name, value in {
             "make_accelerator": lambda config: Accelerator(),
@@ -208,7 +211,7 @@ def test_preparing_fills_once_and_says_what_there_is(cache, tmp_path, monkeypatc
     prepared = prepare(config(), tmp_path / "root")
     assert prepared.cache is cache and prepared.model is made.model
     assert len(made.filled) == 1 and made.filled[0][0] == tmp_path / "root"
-    assert made.asked == [] and made.looked == [tmp_path / "root/key/giveaways.json"]
+    assert made.asked == [] and made.looked == [tmp_path / f"root/giveaways-{'f' * 16}.json"]
     assert caplog.messages == ["5 pairs of 7 rows; left out: 2 ties"]
 
 
@@ -239,6 +242,12 @@ def test_fewer_than_four_pairs_are_refused(cache, tmp_path, monkeypatch, pairs, 
     else:
         with pytest.raises(DataError, match="made up: only 3 usable pairs; give at least 4"):
             prepare(config(), tmp_path)
+
+
+def test_held_out_pairs_that_share_an_image_with_trained_ones_are_counted():
+    images = [["a", "b"], ["c", "d"], ["b", "e"], ["f", "f"]]
+    assert leak_text(images, [0, 1], [2, 3]).startswith("1 of 2 held-out pairs have an image that")
+    assert leak_text(images, [0, 1], [3]) == leak_text([], [0, 1], [2]) == ""
 
 
 def test_texts():
@@ -400,10 +409,10 @@ def test_only_the_first_process_writes(cache, tmp_path, monkeypatch, capsys):
 
 def test_each_step_has_its_own_rate(cache, tmp_path, monkeypatch):
     made = Steps(monkeypatch)
-    overrides = ["training.warmup=2", "training.lr_scheduler=cosine", "training.learning_rate=2"]
+    overrides = ["training.warmup=2", "training.lr_scheduler=cosine", "training.learning_rate=1"]
     run(cache, tmp_path, *EVERY, *overrides)
-    decay = [1 + math.cos(math.pi * k / 5) for k in range(5)]  # 2 times a half of it
-    assert made.rates == pytest.approx([1.0, 2.0, *decay])
+    decay = [(1 + math.cos(math.pi * k / 5)) / 2 for k in range(5)]
+    assert made.rates == pytest.approx([0.5, 1.0, *decay])
     t = config("training.steps=2", "training.warmup=2", "training.lr_scheduler=linear").training
     assert rate_at(1, t) == t.learning_rate  # a warm-up as long as the run
 

@@ -420,12 +420,20 @@ class Alone(Source):
         {"extent": NOWHERE},
     ],
 )
-def test_a_single_image_is_stored_once_and_has_the_same_bits(tmp_path, change):
+def test_a_single_image_is_made_and_stored_once_and_has_the_same_bits(tmp_path, change):
     """What a step reads of it, in memory and read ahead, and what is sampled back."""
     model, caches, keys = Pipeline(), [], [replace(KEY, **change, single=s) for s in (False, True)]
+    encoded = {False: 0, True: 0}
+
+    def encode(images):
+        encoded[key.single] += len(images)
+        return Pipeline.encode(model, images)
+
+    model.encode = encode
     for key in keys:
         cache = fill(tmp_path, model, Alone(), key, device=CPU)
         caches.append((cache, sampled_back(model, cache, InversionConfig(steps=3))))
+    assert encoded == {False: 11, True: 6}  # of five pairs, and one for the time that they take
     (twice, back), (once, back_once) = caches
     pairs, names = [3, 1], ["clean", *["endpoint"] * bool(once.endpoint)]
     for ahead in (False, True):
