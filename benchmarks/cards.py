@@ -38,6 +38,7 @@ TINY = ("sdxl", "sd3", "flux", "z-image", "qwen-image")
 CARDS = (12, 24, 48, 80)  # GB
 LEAST = 2.0  # GB that have to be left for activations
 ADAPTER = 16  # bytes of a float32 weight with its gradient and AdamW's two moments
+FULL = ADAPTER + 4  # and of the reference, a frozen float32 copy of the whole network
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and -large: transformer/config.json
 SD35 = {"sample_size": 128, "in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096}
@@ -97,7 +98,7 @@ def lines(rank: int) -> Iterator[str]:
     for name in NETWORKS:
         weights, adapter, less = counted(name, rank)
         frozen = {"bfloat16": 2 * weights} | {k: 2 * weights - v for k, v in less.items()}
-        trained, whole = ADAPTER * adapter / 1e9, 16 * weights / 1e9
+        trained, whole = ADAPTER * adapter / 1e9, FULL * weights / 1e9
         cells = [f"{weights / 1e9:.2f}", *(f"{n / 1e9:.1f}" for n in frozen.values())]
         cells += [f"{trained:.2f}", f"{whole:.0f}"]
         for card in CARDS:
