@@ -1,4 +1,4 @@
-"""Chromium, headless, and the page in a process of its own that can be killed."""
+"""Chromium, headless; the page in a thread, or in a process of its own that can be killed."""
 
 import http.client
 import os
@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -101,11 +103,57 @@ def browser(tmp_path_factory):
     started.quit()
 
 
-class Server:
+class Place:
+    """Where a page is served."""
+
+    port = 0
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.status == 200, path
+        body = response.read()
+        connection.close()
+        return body
+
+
+class Page(Place):
+    """What ``inversion-dpo web`` serves, from a thread of the tests, where it starts at once."""
+
+    def __init__(self, given, labels=None, kind="pairs", settings=()):
+        import uvicorn
+
+        from inversion_dpo.cli.label import DEFAULT, QUESTIONS, page_of, subject_of
+        from inversion_dpo.web.guard import hosts_for
+        from inversion_dpo.web.server import listen
+
+        about = subject_of(str(given), DEFAULT, list(settings), labels, kind)
+        asked, hosts = (kind, QUESTIONS[kind]), hosts_for("127.0.0.1", False)
+        app, self.closing = page_of(about, 1000, asked, hosts)
+        self.listening = listen("127.0.0.1", 0)
+        self.port = self.listening.getsockname()[1]
+        how = {"log_level": "error", "timeout_graceful_shutdown": 1}
+        self.server = uvicorn.Server(uvicorn.Config(app, **how))
+        self.thread = Thread(target=self.server.run, args=([self.listening],))
+        self.thread.start()
+
+    def close(self):
+        self.server.should_exit = self.server.force_exit = True
+        self.thread.join()
+        self.listening.close()
+        self.closing()
+
+
+class Server(Place):
     """``inversion-dpo web`` in a process of its own, always on the same port."""
 
     def __init__(self, *arguments):
-        self.arguments, self.port, self.process = [str(a) for a in arguments], 0, None
+        self.arguments, self.process = [str(a) for a in arguments], None
 
     def start(self):
         command = [sys.executable, "-m", "inversion_dpo", "web", *self.arguments]
@@ -118,30 +166,18 @@ class Server:
                 return self
         raise AssertionError("the page did not start")
 
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.port}"
-
     def kill(self):
         """As a power cut does it: no chance to finish anything."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.process.stdout.close()
 
-    def get(self, path):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request("GET", path)
-        response = connection.getresponse()
-        assert response.status == 200, path
-        body = response.read()
-        connection.close()
-        return body
 
-
-@pytest.fixture(scope="session")
-def new_server():
-    """Call with the arguments of ``inversion-dpo web``; not started yet."""
-    return Server
+@pytest.fixture(scope="module")
+def serve():
+    """Call with what ``Page`` takes; closed at the end of the module."""
+    with ExitStack() as ends:
+        yield lambda *given, **more: ends.enter_context(closing(Page(*given, **more)))
 
 
 @pytest.fixture

@@ -14,11 +14,16 @@ from tests.slow import slow_but
 pytestmark = pytest.mark.browser
 
 
+@pytest.fixture(scope="module")
+def unlabelled(write_pairs, tmp_path_factory):
+    """24 pairs of warm against cool."""
+    return write_pairs(tmp_path_factory.mktemp("unlabelled") / "unlabelled.parquet", 24)
+
+
 @pytest.fixture
-def labelling(server, write_pairs, tmp_path):
-    """The page over 24 pairs of warm against cool."""
-    data = write_pairs(tmp_path / "unlabelled.parquet", 24)
-    return server(data, "--labels", tmp_path / "labels.sqlite")
+def labelling(serve, unlabelled, tmp_path):
+    """The page over these pairs."""
+    return serve(unlabelled, tmp_path / "labels.sqlite")
 
 
 def warmth(data):
@@ -70,8 +75,10 @@ DIGITS = {"left": "1", "right": "2"}
 ARROWS = {"left": "\ue012", "right": "\ue014"}  # WebDriver's codes of the arrow keys
 
 
-def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_config, capsys):
-    server = labelling
+def test_label_kill_restart_export_train(
+    browser, server, unlabelled, tmp_path, tiny_config, capsys
+):
+    server = server(unlabelled, "--labels", tmp_path / "labels.sqlite")
     browser.open(f"{server.address}/label?labeller=me")
     ready(browser)
     browser.picture("label")
@@ -93,9 +100,6 @@ def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_conf
     assert not browser.driver.find_element("id", "note").is_displayed()
     label_warm(browser, server, 4, DIGITS)
 
-    fetched_ahead(browser, server)
-    server.kill()
-    server.start()
     browser.open(f"{server.address}/label?labeller=me")
     ready(browser)
     assert browser.text("count") == "20 of 24"
@@ -117,10 +121,10 @@ def test_label_kill_restart_export_train(browser, labelling, tmp_path, tiny_conf
     assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").exists()
 
 
-def test_the_image_that_is_edited_stands_beside_both(browser, server, tmp_path):
+def test_the_image_that_is_edited_stands_beside_both(browser, serve, tmp_path):
     """And is there at full pixels after the two edits."""
     data = write_edits(tmp_path / "edits.parquet", 4)
-    page = server(data, "--labels", tmp_path / "labels.sqlite", "data.allow_giveaways=true")
+    page = serve(data, tmp_path / "labels.sqlite", settings=["data.allow_giveaways=true"])
     browser.open(f"{page.address}/label?labeller=me")
     ready(browser)
     browser.picture("label-edits")
@@ -213,10 +217,10 @@ KINDS = [("thumbs", "12t"), ("ratings", "52t")]
 
 @pytest.mark.parametrize(("kind", "keys"), slow_but(KINDS[:1], KINDS))
 def test_single_images_by_keys_and_back_through_the_reader(
-    browser, server, write_pairs, tmp_path, capsys, kind, keys
+    browser, serve, write_pairs, tmp_path, capsys, kind, keys
 ):
     data, labels = write_pairs(tmp_path / "data.parquet", 4), tmp_path / "x.sqlite"
-    page = server(data, "--labels", labels, "--kind", kind)
+    page = serve(data, labels, kind)
     for size in ((1100, 900, False), (390, 800, True)):
         browser.open(f"{page.address}/label?labeller=me", *size)
         ready(browser)

@@ -5,47 +5,23 @@ import shutil
 
 import pytest
 
+from inversion_dpo.run.config import to_yaml
+
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_pipeline, pair_file):
+def run(tmp_path_factory, tiny_run, tiny_config):
     """A finished tiny run with snapshots."""
-    from inversion_dpo.run.config import load_config
-    from inversion_dpo.run.folder import claim
-    from inversion_dpo.training.recipe import train
-
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    config = load_config(
-        None,
-        [
-            f"model.path={tiny_pipeline}",
-            f"data.pairs={pair_file}",
-            "data.holdout=0.25",
-            "inversion.steps=5",
-            "inversion.batch_size=8",
-            "policy.rank=4",
-            "training.steps=8",
-            "training.batch_size=4",
-            "training.eval_every=4",
-            "training.learning_rate=1e-3",
-            "training.snapshot_every=4",
-            "evaluation.sample_steps=3",
-            "evaluation.limit=4",
-            "evaluation.preference=warmth",
-        ],
-    )
-    claim(folder, config)
-    train(config, folder)
+    folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "run")
+    (folder / "config.yaml").write_text(to_yaml(tiny_config("training.snapshot_every=4")))
     return folder
 
 
 @pytest.fixture(scope="module")
-def page(run, new_server):
+def page(run, serve):
     """One page of the finished run for all tests that leave it as it is."""
-    started = new_server(run).start()
-    yield started
-    started.kill()
+    return serve(run)
 
 
 SIZES = pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
@@ -158,13 +134,13 @@ def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run
     assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["people"] == found
 
 
-@pytest.mark.slow  # a server of its own
-def test_the_curves_grow_without_a_reload(browser, server, run, tmp_path):
+@pytest.mark.slow  # it waits for the page to look again
+def test_the_curves_grow_without_a_reload(browser, serve, run, tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()
     shutil.copy(run / "config.yaml", begun)
     rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    browser.open(f"{server(begun).address}/follow")
+    browser.open(f"{serve(begun).address}/follow")
     browser.until("document.getElementById('phase').textContent === 'Waiting'")
     (begun / "metrics.jsonl").write_text("".join(rows[:3]))
     browser.until("document.getElementById('count').textContent.startsWith('3 of 8 steps')")
@@ -179,7 +155,7 @@ def test_the_curves_grow_without_a_reload(browser, server, run, tmp_path):
     assert browser.complaints() == []
 
 
-def test_what_the_data_says_is_shown_as_text(browser, server, write_pairs, tmp_path):
+def test_what_the_data_says_is_shown_as_text(browser, serve, write_pairs, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -187,7 +163,7 @@ def test_what_the_data_says_is_shown_as_text(browser, server, write_pairs, tmp_p
     rows = pq.read_table(write_pairs(tmp_path / "pairs.parquet", 4)).to_pylist()
     rows = [row | {"caption": evil} for row in rows]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "evil.parquet")
-    served = server(tmp_path / "evil.parquet", "--labels", tmp_path / "labels.sqlite")
+    served = serve(tmp_path / "evil.parquet", tmp_path / "labels.sqlite")
     browser.open(f"{served.address}/label?labeller=me")
     browser.until("document.getElementById('label').dataset.shown === '0'")
     assert browser.text("caption") == evil

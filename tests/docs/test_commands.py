@@ -17,9 +17,10 @@ import pytest
 import typer
 
 from inversion_dpo.cli.main import app, main
-from inversion_dpo.run.config import load_config, resolve, to_yaml
+from inversion_dpo.run.config import resolve, to_yaml
 from inversion_dpo.run.settings import every_setting
 from inversion_dpo.training.effects import GROUPS
+from tools.tiny.scorers import WRITERS, write_tiny_scorer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -31,19 +32,8 @@ PAGES = [
         if p.parent.name != "results" and p.name != "diary.md"
     ),
 ]
-TINY_RUN = [
-    "evaluation.preference=warmth",
-    "inversion.steps=4",
-    "inversion.batch_size=8",
-    "policy.rank=2",
-    "policy.alpha=2",
-    "training.steps=2",
-    "training.batch_size=4",
-    "training.gradient_accumulation=1",
-    "evaluation.sample_steps=2",
-    "evaluation.limit=3",
-    "evaluation.batch_size=3",
-]
+TRAINED = ("inversion.steps=4", "training.steps=2", "training.snapshot_every=null")
+SAMPLED = ("evaluation.sample_steps=2", "evaluation.limit=3", "evaluation.batch_size=3")
 SERVED = "http://localhost:8000/v1"  # in its place stands a server of the tests
 SLOW = ("--config taste --output runs/first", "--run runs/first", "runs/first ")
 LONG = "train --config sdxl"  # a minute, for the settings of a large model
@@ -118,14 +108,9 @@ def test_targets_of_make_exist():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, tiny_pipeline, pair_file):
+def place(tmp_path_factory, tiny_config, tiny_run, pair_file):
     """A folder in which a reader has what the pages speak of; copy it before writing to it."""
-    from PIL import Image
-
-    from inversion_dpo.run.folder import claim
-    from inversion_dpo.training.recipe import train
     from tests.pair_files import read_pairs
-    from tools.tiny.scorers import WRITERS, write_tiny_scorer
 
     folder = tmp_path_factory.mktemp("reader")
     pairs = read_pairs(pair_file).pairs
@@ -135,8 +120,6 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     graph = {"items": [{"item_id": 0, "label": "star"}]}
     row = {"prompt": "a star", "scene_graph": graph}
     (folder / "my_graphs.jsonl").write_text(json.dumps(row))
-    for name in WRITERS:
-        write_tiny_scorer(name, folder / f"my_{name}")
     (folder / "pictures").mkdir()
     for k, pair in enumerate(pairs[:16]):
         (folder / "pictures" / f"w{k}.png").write_bytes(pair.winner)
@@ -156,22 +139,11 @@ def place(tmp_path_factory, tiny_pipeline, pair_file):
     (folder / "my_folder" / "a.png").write_bytes(pairs[0].winner)
     row = {"prompt": "a star", "path_a": "0.png", "path_b": "1.png", "vote": "b"}
     (folder / "votes.jsonl").write_text(json.dumps(row))
+    few = (f"evaluation.prompts={folder}/my_prompts.txt", "training.snapshot_every=4", *SAMPLED)
     for name in ("mine", "other"):
-        config = load_config(
-            None,
-            [
-                f"model.path={tiny_pipeline}",
-                f"data.pairs={pair_file}",
-                f"evaluation.prompts={folder}/my_prompts.txt",
-                *TINY_RUN,
-            ],
-        )
-        claim(folder / "runs" / name, config)
-        train(config, folder / "runs" / name)
-    (folder / "tiny.yaml").write_text(to_yaml(config))
-    lora = folder / "runs" / "other" / "adapter" / "pytorch_lora_weights.safetensors"
-    shutil.copy(lora, folder / "other_lora.safetensors")
-    assert Image.open(folder / "0.png").size == (64, 64)
+        run = shutil.copytree(tiny_run, folder / "runs" / name)
+        (run / "config.yaml").write_text(to_yaml(tiny_config(*few)))
+    (folder / "tiny.yaml").write_text(to_yaml(tiny_config(*few, *TRAINED)))
     return folder
 
 
@@ -197,9 +169,10 @@ def prepared(command, tiny):
     asked = " ".join(w for w in words if w.startswith("evaluation.scorer="))
     asked += words[words.index("--scorer") + 1] if "--scorer" in words else ""
     asked += "clip" if words[1] == "fid" else ""
-    for name in re.findall(r"[\w-]+", asked):  # weights of the scorers that it names
+    for name in WRITERS.keys() & set(re.findall(r"[\w-]+", asked)):  # the scorers that it names
+        write_tiny_scorer(name, Path(f"my_{name}"))
         place = f"evaluation.checkpoints.{name}="
-        if Path(f"my_{name}").is_dir() and not any(w.startswith(place) for w in words):
+        if not any(w.startswith(place) for w in words):
             words.append(f"{place}my_{name}")
     if words[:2] in (["inversion-dpo", "train"], ["inversion-dpo", "invert"]):
         words = [w.replace("training.steps=5", "training.steps=2") for w in words]
@@ -231,10 +204,10 @@ def name_of(command):
 def cases():
     """Each command once, under the first page that has it; fast is the first of each name.
 
-    The report needs an evaluation before it, and test_cli.py makes one after its own.
+    test_cli.py has those of a run, with one training and one evaluation for all.
     """
     first = {command: page for page, command in reversed(EVERY) if treatment(command) == "run"}
-    names = {"report"}
+    names = {"train", "invert", "evaluate", "report", "fid"}
     for command, page in reversed(first.items()):
         slow, name = LONG in command, name_of(command)
         marks = [pytest.mark.slow] if slow or name in names else []

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import yaml
 from inversion_dpo.cli.main import main
 from inversion_dpo.run.config import to_yaml
 from inversion_dpo.run.folder import claim
+from tools.tiny.scorers import write_tiny_scorer
 
 
 def run(capsys, *arguments):
@@ -25,8 +27,17 @@ def run(capsys, *arguments):
 def settings(tiny_config, tmp_path):
     """A YAML file of the tiny run."""
     file = tmp_path / "tiny.yaml"
-    file.write_text(to_yaml(tiny_config("evaluation.batch_size=2")))
+    given = ("evaluation.batch_size=2", "evaluation.guidance_scale=1")  # that of training
+    file.write_text(to_yaml(tiny_config(*given)))
     return file
+
+
+ENDED = re.compile(
+    r"held-out accuracy (0|1)\.\d\d of 4 pairs \(95% interval .* to .*\): few pairs.*\n"
+    r"drift from the reference: .*\n"
+    r"time: \d+ s before and \d+ s in training; peak memory: \d+ MB\n"
+    r"policy: .*adapter\nnext: inversion-dpo advise .*\n +inversion-dpo evaluate "
+)
 
 
 def spoil(pair_file, tmp_path, **columns):
@@ -44,8 +55,10 @@ def spoil(pair_file, tmp_path, **columns):
 
 
 def test_train_evaluate_report_and_sample(capsys, settings, tmp_path):
+    """The main job, from pairs to a picture of the policy; then distances to real images."""
     out = tmp_path / "run"
-    assert run(capsys, "train", "-c", settings, "-o", out)[0] == 0
+    code, text, _ = run(capsys, "train", "-c", settings, "-o", out)
+    assert code == 0 and ENDED.search(text), text
     code, text, _ = run(capsys, "evaluate", out)
     assert code == 0 and "sg_iou" in text and "win rate" in text
     metrics = json.loads((out / "metrics.json").read_text())
@@ -60,35 +73,34 @@ def test_train_evaluate_report_and_sample(capsys, settings, tmp_path):
     assert "<html" in (out / "report.html").read_text()
     code, text, _ = run(capsys, "sample", "a small red star", "--run", out, "-o", tmp_path / "png")
     assert code == 0 and (tmp_path / "png" / "000000.png").exists()
+    clip = f"evaluation.checkpoints.clip={write_tiny_scorer('clip', tmp_path / 'clip')}"
+    code, text, err = run(capsys, "fid", out, "--real", out / "images", clip)
+    assert code == 0 and "reference" in text and "policy" in text, err
 
 
-def test_a_finished_run_is_not_repeated(capsys, settings, tmp_path):
-    for _ in range(2):
-        code, text, _ = run(capsys, "train", "-c", settings, "-o", tmp_path / "run")
-        assert code == 0
-        found = re.search(
-            r"held-out accuracy (0|1)\.\d\d of 4 pairs \(95% interval .* to .*\): few pairs.*\n"
-            r"drift from the reference: .*\n"
-            r"time: \d+ s before and \d+ s in training; peak memory: \d+ MB\n"
-            r"policy: .*adapter\nnext: inversion-dpo advise .*\n +inversion-dpo evaluate ",
-            text,
-        )
-        assert found, text
-    rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 9
+def test_a_finished_run_is_not_repeated(capsys, settings, tiny_run, tmp_path):
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copy(settings, out / "config.yaml")
+    before = (out / "metrics.jsonl").read_text()
+    code, text, _ = run(capsys, "train", "-c", settings, "-o", out)
+    assert code == 0 and ENDED.search(text), text
+    rows = (out / "metrics.jsonl").read_text()
+    assert len(rows.splitlines()) == 9 and rows.splitlines()[:8] == before.splitlines()[:8]
+
+
+FEW = ("data.limit=8", "inversion.steps=2")
 
 
 def test_invert_reports_the_reconstruction_error(capsys, settings, tmp_path):
-    code, text, _ = run(capsys, "invert", "-c", settings, "-o", tmp_path / "run")
-    assert code == 0 and "16 pairs" in text
+    code, text, _ = run(capsys, "invert", "-c", settings, "-o", tmp_path / "run", *FEW)
+    assert code == 0 and "8 pairs" in text
     assert re.search(r"guidance 1: \d+\.\d{4}: (good|fair|large)", text)
     assert "the noise recovered by inversion has variance" in text
 
 
 def test_invert_says_when_nothing_is_to_be_inverted(capsys, settings, tmp_path):
-    code, text, _ = run(
-        capsys, "invert", "-c", settings, "-o", tmp_path / "run", "objective.name=diffusion_dpo"
-    )
+    words = ("objective.name=diffusion_dpo", FEW[0])
+    code, text, _ = run(capsys, "invert", "-c", settings, "-o", tmp_path / "run", *words)
     assert code == 0 and "not inverted: objective.name=diffusion_dpo" in text
 
 
@@ -214,8 +226,9 @@ def test_good_pairs_pass_the_check(capsys, pair_file):
 
 def test_after_bad_data_the_same_folder_can_be_used(capsys, settings, tmp_path, pair_file):
     bad, out = spoil(pair_file, tmp_path, label_0=0.7), tmp_path / "run"
-    assert run(capsys, "train", "-c", settings, "-o", out, f"data.pairs={bad}")[0] == 2
-    assert run(capsys, "train", "-c", settings, "-o", out)[0] == 0
+    words = ("train", "-c", settings, "-o", out, *FEW, "training.steps=1")
+    assert run(capsys, *words, f"data.pairs={bad}")[0] == 2
+    assert run(capsys, *words)[0] == 0
 
 
 def test_missing_model_folder_says_which_key(capsys, settings, tmp_path):

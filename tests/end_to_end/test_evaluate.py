@@ -5,6 +5,8 @@ import itertools
 import json
 import shutil
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from types import ModuleType
 
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.cli.main import main
-from inversion_dpo.evaluation.evaluate import evaluate, pairs_agree
+from inversion_dpo.evaluation.evaluate import pairs_agree
 from inversion_dpo.evaluation.samples import commit_of, model_digest, sampled, scoring_digest
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.models.sampler import Sampler
@@ -77,8 +79,23 @@ def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def test_several_seeds_categories_and_the_table(capsys, run):
-    code, text, _ = command(capsys, "evaluate", run, "evaluation.seeds=2")
+@pytest.fixture(scope="module")
+def reported(trained, tmp_path_factory):
+    """The run evaluated and reported, and what the evaluation printed; copy it, too."""
+    folder, said = shutil.copytree(trained, tmp_path_factory.mktemp("reported") / "run"), StringIO()
+    for name in ("evaluate", "report"):
+        with redirect_stdout(said if name == "evaluate" else StringIO()):
+            with pytest.raises(SystemExit) as stop:
+                main([name, str(folder)])
+        assert not stop.value.code
+    return folder, said.getvalue()
+
+
+def test_several_seeds_scorers_categories_and_the_table(capsys, run, tmp_path):
+    place = write_tiny_scorer("pickscore", tmp_path / "pickscore")
+    words = ("evaluation.scorer=scenes,pickscore", f"evaluation.checkpoints.pickscore={place}")
+    code, text, _ = command(capsys, "evaluate", run, *words, "evaluation.seeds=2")
+    assert "pickscore" in text and (run / "samples" / "scores.sqlite").exists()
     sides, lines = ("policy", "reference"), (run / "images/prompts.txt").read_text().splitlines()
     assert sorted(p.name for p in (run / "images").glob("*.png")) == [
         f"{k:03d}-{side}.png" for k in range(len(lines)) for side in sides
@@ -106,9 +123,8 @@ def test_several_seeds_categories_and_the_table(capsys, run):
     assert part == pytest.approx(np.mean(table["policy.warmth"][4:]))
 
 
-def test_the_report_has_its_figures_data(capsys, run):
-    assert command(capsys, "evaluate", run)[0] == 0
-    assert command(capsys, "report", run)[0] == 0
+def test_the_report_has_its_figures_data(reported):
+    run, _ = reported
     metrics = json.loads((run / "metrics.json").read_text())
     gains = {r["metric"]: r for r in csv.DictReader((run / "gains.csv").open())}
     assert float(gains["warmth"]["gain"]) == metrics["warmth"]["gain"]
@@ -194,16 +210,16 @@ def test_a_branch_of_the_hub_that_moves_makes_new_samples(hub_cache, tmp_path):
     assert model_digest(load, None) == model_digest(load, None)
 
 
-def test_both_guidances_are_reported(capsys, run):
+def test_both_guidances_are_reported(capsys, reported, tmp_path):
+    """Then another evaluation and its report, which is about its settings, not the run's own."""
+    run, text = shutil.copytree(reported[0], tmp_path / "run"), reported[1]
     own = load_config(str(run / "config.yaml"), [])
     assert (own.objective.guidance_scale, own.evaluation.guidance_scale) == (1, 4)
-    code, text, _ = command(capsys, "evaluate", run)
-    assert code == 0 and "at the guidance of training, 1, not 4" in text
+    assert "at the guidance of training, 1, not 4" in text
     found = json.loads((run / "metrics.json").read_text())
     other = found["at_training_guidance"]
     assert (other["guidance_scale"], other["instead_of"]) == (1, 4)
     assert other["warmth"] != found["warmth"]
-    assert command(capsys, "report", run)[0] == 0
     page = (run / "report.html").read_text()
     assert "At both guidances" in page and "1, as trained" in page
     assert command(capsys, "export", run)[0] == 0
@@ -219,20 +235,12 @@ def test_both_guidances_are_reported(capsys, run):
     assert {k: v for k, v in other.items() if k not in ("guidance_scale", "instead_of")} == {
         k: v for k, v in alone.items() if k in other
     }
+    assert command(capsys, "report", run)[0] == 0
     again = {p.name: p.stat().st_mtime_ns for p in (run / "samples").glob("*.parquet")}
     assert again == files  # nothing was sampled twice
-
-
-def test_a_report_is_about_what_was_evaluated(capsys, run):
-    """The settings of the last evaluation, though the run's own are others."""
-    settings = load_config(str(run / "config.yaml"), ["evaluation.guidance_scale=1"])
-    evaluate(run, settings)
-    files = sorted((run / "samples").iterdir())
-    assert command(capsys, "report", run)[0] == 0
-    assert sorted((run / "samples").iterdir()) == files
-    metrics = json.loads((run / "metrics.json").read_text())
     grid = json.loads((run / "grid.json").read_text())
-    assert np.mean([r["policy"] for r in grid]) == pytest.approx(metrics["warmth"]["policy"])
+    assert np.mean([r["policy"] for r in grid]) == pytest.approx(alone["warmth"]["policy"])
+    assert alone["warmth"]["policy"] != pytest.approx(found["warmth"]["policy"])
 
 
 def test_a_killed_evaluation_loses_one_batch(run, monkeypatch):
@@ -308,20 +316,6 @@ def test_what_is_no_model_is_one_line(capsys, run, tmp_path, model):
     assert code == 2 and "is no model" in err and err.count("\n") == 1
 
 
-def test_named_scorers_and_their_checkpoints(capsys, run, tmp_path):
-    folder = write_tiny_scorer("pickscore", tmp_path / "pickscore")
-    code, text, err = command(
-        capsys,
-        "evaluate",
-        run,
-        "evaluation.scorer=scenes,pickscore",
-        f"evaluation.checkpoints.pickscore={folder}",
-        "evaluation.preference=pickscore",
-    )
-    assert code == 0 and "pickscore" in text and "warmth" in text, err
-    assert (run / "samples" / "scores.sqlite").exists()
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -383,8 +377,8 @@ def test_scorers_label_pairs_that_train_reads(capsys, run, tmp_path, prompts):
     assert code == 2 and "--scorer" in err
 
 
-def test_export_writes_what_diffusers_and_kohyas_readers_take(capsys, run):
-    assert command(capsys, "evaluate", run)[0] == 0
+def test_export_writes_what_diffusers_and_kohyas_readers_take(capsys, reported, tmp_path):
+    run = shutil.copytree(reported[0], tmp_path / "run")
     words = ("export", run, "--format", "kohya")
     code, text, err = command(capsys, *words, "--push-to-hub", "me/mine", "--dry-run")
     assert code == 0 and "nothing was written or uploaded; without --dry-run" in text, err

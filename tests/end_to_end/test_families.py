@@ -57,6 +57,7 @@ def config_for(family, tiny, pair_file, *overrides):
             f"model.path={tiny(family)}",
             f"data.pairs={pair_file}",
             "data.holdout=0.25",
+            "data.limit=8",
             "inversion.steps=5",
             "inversion.batch_size=8",
             "policy.rank=4",
@@ -71,6 +72,12 @@ def config_for(family, tiny, pair_file, *overrides):
             *overrides,
         ],
     )
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """A folder of caches: those that train a family alike share one."""
+    return tmp_path_factory.mktemp("caches")
 
 
 @pytest.fixture
@@ -185,7 +192,7 @@ def test_one_guidance_gives_another(family, path, wanted, tiny):
     ("family", "inverted"),
     slow_but([("sd15", 2.0)], product(["sd15", "sdxl", "sd3"], [1.0, 2.0])),
 )
-def test_what_is_trained_is_the_guided_prediction(family, inverted, tiny, pair_file, tmp_path):
+def test_what_is_trained_is_the_guided_prediction(family, inverted, tiny, pair_file, caches):
     """Errors, reference and cost of a step, each worked out by hand from plain predictions."""
     config = config_for(
         family,
@@ -193,8 +200,9 @@ def test_what_is_trained_is_the_guided_prediction(family, inverted, tiny, pair_f
         pair_file,
         "objective.guidance_scale=3",
         f"inversion.guidance_scale={inverted}",
+        "inversion.steps=3",
     )
-    session = set_up(config, tmp_path)
+    session = set_up(config, caches)
     model, pairs = session.model, session.train_pairs[:2]
     condition = session.cache.condition(pairs)
     for parameter in session.policy.trainable().values():  # no longer the reference
@@ -354,7 +362,7 @@ EVERY = product(["lora", "full"], FAMILIES + NEWER)
 
 
 @pytest.mark.parametrize(("kind", "family"), slow_but(WAYS, EVERY))
-def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
+def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path, caches):
     """invert, train three steps, save, load in plain diffusers: the image is another one.
 
     The trainer's own start-up checks stand in the way of anything that is not the reference at
@@ -369,8 +377,9 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path):
         f"policy.kind={kind}",
         f"training.learning_rate={rate}",
         f"model.resolution={size}",
+        *["inversion.steps=3"] * (kind == "full"),
     )
-    train(config, tmp_path)
+    train(config, tmp_path, caches)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[0]["grad_norm"] > 0
     base, settings = plain(tiny(family), family), DRAWS.get(family.split("-")[0], {})
@@ -434,11 +443,11 @@ def test_compiling_changes_no_number(more, tiny, pair_file, tmp_path, monkeypatc
 
 # In `make test`: one UNet and one transformer.
 @pytest.mark.parametrize("family", slow_but(["sd3"], ["sd15", "sdxl", "sd3", "flux"]))
-def test_checkpointing_changes_no_gradient(family, tiny, pair_file, tmp_path):
+def test_checkpointing_changes_no_gradient(family, tiny, pair_file, caches):
     gradients = []
     for checkpointing in ("false", "true"):
         setting = f"training.gradient_checkpointing={checkpointing}"
-        session = set_up(config_for(family, tiny, pair_file, setting), tmp_path)
+        session = set_up(config_for(family, tiny, pair_file, setting), caches)
         assert any(
             getattr(m, "gradient_checkpointing", False) for m in session.network.modules()
         ) == (checkpointing == "true")
@@ -449,7 +458,7 @@ def test_checkpointing_changes_no_gradient(family, tiny, pair_file, tmp_path):
     assert any(gradient.any() for gradient in gradients[0].values())
 
 
-def test_only_the_network_stays_on_the_device(tiny, pair_file, tmp_path, monkeypatch):
+def test_only_the_network_stays_on_the_device(tiny, pair_file, caches, monkeypatch):
     """Once all outputs are cached, autoencoder and text encoders go; `to` is watched."""
     left = []
     to = torch.nn.Module.to
@@ -460,7 +469,7 @@ def test_only_the_network_stays_on_the_device(tiny, pair_file, tmp_path, monkeyp
         return to(module, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.Module, "to", watched)
-    model = set_up(config_for("sdxl", tiny, pair_file), tmp_path).model
+    model = set_up(config_for("sdxl", tiny, pair_file), caches).model
     p = model.pipeline
     assert all(any(m is part for m in left) for part in (p.vae, p.text_encoder, p.text_encoder_2))
     assert not any(m is network_of(model) for m in left)
@@ -474,11 +483,14 @@ HALF = [("sdxl", "lora"), ("sd3", "full")]
     ("family", "kind"),
     slow_but(HALF[:1], product(["sd15", "sdxl", "sd3", "flux"], ["lora", "full"])),
 )
-def test_half_precision_policy_is_exactly_the_reference(family, kind, tiny, pair_file, tmp_path):
+def test_half_precision_policy_is_exactly_the_reference(
+    family, kind, tiny, pair_file, tmp_path, caches
+):
     """Same kernels, same batch: not a bit of difference, in the frozen weights' bfloat16."""
     settings = ["model.dtype=bfloat16", f"policy.kind={kind}", "training.learning_rate=1e-3"]
-    config = config_for(family, tiny, pair_file, *settings)
-    session = set_up(config, tmp_path)
+    few = ["inversion.steps=3", "training.steps=2"]
+    config = config_for(family, tiny, pair_file, *settings, *few)
+    session = set_up(config, caches)
     pairs = session.train_pairs[:4]
     condition = session.cache.condition(pairs)
     first, _ = session.cache.positions(2, 3)
@@ -489,7 +501,7 @@ def test_half_precision_policy_is_exactly_the_reference(family, kind, tiny, pair
     reference = training.with_reference(session, points, condition).reference
     assert policy.dtype == torch.float32 and torch.equal(policy, reference)
     if kind == "lora":  # all weights of a tiny UNet hold an attention of one token: an idle query
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", caches)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
@@ -563,16 +575,16 @@ def test_dora_loads_with_plain_diffusers(tiny, pair_file, tmp_path):
     np.testing.assert_allclose(image_of(pipe), image_of(session.model.pipeline), atol=1e-5)
 
 
-def test_a_pattern_chooses_layers(tiny, pair_file, tmp_path):
+def test_a_pattern_chooses_layers(tiny, pair_file, caches):
     pattern = r"policy.target_modules=['^mid_block.*to_[qk]$']"
-    session = set_up(config_for("sd15", tiny, pair_file, pattern), tmp_path)
+    session = set_up(config_for("sd15", tiny, pair_file, pattern), caches)
     names = list(session.policy.trainable())
     assert names and all(n.startswith("mid_block") for n in names)
 
 
-def test_layers_that_do_not_exist_are_refused(tiny, pair_file, tmp_path):
+def test_layers_that_do_not_exist_are_refused(tiny, pair_file, caches):
     with pytest.raises(ModelError, match="policy.target_modules: no layer.*nonsense"):
-        set_up(config_for("sd15", tiny, pair_file, "policy.target_modules=[nonsense]"), tmp_path)
+        set_up(config_for("sd15", tiny, pair_file, "policy.target_modules=[nonsense]"), caches)
 
 
 @pytest.mark.slow
@@ -637,7 +649,8 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
             "model.resolution=128",
             f"data.pairs={pair_file}",
             "data.holdout=0.25",
-            "inversion.steps=4",
+            "data.limit=6",
+            "inversion.steps=3",
             "inversion.batch_size=8",
             "training.steps=3",
             "training.batch_size=2",
@@ -654,12 +667,6 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
 METHOD_ONCE = [("sdxl", "smpo"), ("z-image", "kto")]
 LOG_2 = math.log(2)
 START = {"dpo": LOG_2, "dpo_released": LOG_2, "smpo": LOG_2, "dmpo": 1.6144, "kto": 0.5}
-
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    """A folder of caches for each family, which its methods share."""
-    return tmp_path_factory.mktemp("caches")
 
 
 @pytest.mark.parametrize(
@@ -680,7 +687,7 @@ def test_every_method_on_every_family(family, name, tiny, soft_pair_file, tmp_pa
         *["objective.weighting=min_snr"] * (method.path in ("noise", "policy", "renoise")),
         "training.steps=2",
     )
-    session = train(config, tmp_path, caches / family)
+    session = train(config, tmp_path, caches)
     first = read_rows(tmp_path / "metrics.jsonl")[0]
     if method.loss in START:
         assert first["loss"] == pytest.approx(START[method.loss], abs=1e-3)

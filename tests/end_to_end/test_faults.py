@@ -34,7 +34,7 @@ from inversion_dpo.run.processes import share
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
 from inversion_dpo.training.checks import NotFiniteError
-from inversion_dpo.training.recipe import train
+from inversion_dpo.training.recipe import split_pairs, train
 from inversion_dpo.training.run_files import read_rows, resume, save_session
 from inversion_dpo.trajectories.cache import damaged_files
 from tests.sessions import set_up
@@ -52,10 +52,12 @@ def spoil_pair(monkeypatch, pairs):
     monkeypatch.setattr(training, "losses", spoiled)
 
 
-def test_a_pair_without_a_number_is_left_out_and_named(tiny_config, tmp_path, monkeypatch, caplog):
-    pair = set_up(tiny_config(), tmp_path / "cache").train_pairs[3]
+def test_a_pair_without_a_number_is_left_out_and_named(
+    tiny_config, tiny_caches, tmp_path, monkeypatch, caplog
+):
+    pair = split_pairs(list(range(16)), 0.25)[0][3]
     spoil_pair(monkeypatch, {pair})
-    session = train(tiny_config("training.eval_every=100"), tmp_path / "run", tmp_path / "cache")
+    session = train(tiny_config("training.eval_every=100"), tmp_path / "run", tiny_caches)
     rows = read_rows(tmp_path / "run/metrics.jsonl")
     hit = [r for r in rows[:-1] if r["loss"] != r["loss"]]
     assert 2 <= len(hit) <= 3  # 32 pairs of 12 were drawn
@@ -68,10 +70,10 @@ def test_a_pair_without_a_number_is_left_out_and_named(tiny_config, tmp_path, mo
     assert json.loads(state.read_text())["skipped"] == len(hit)
 
 
-def test_too_many_broken_steps_stop_the_run(tiny_config, tmp_path, monkeypatch):
+def test_too_many_broken_steps_stop_the_run(tiny_config, tiny_caches, tmp_path, monkeypatch):
     spoil_pair(monkeypatch, set(range(16)))
     with pytest.raises(NotFiniteError, match=r"pairs \d+ \([0-9a-f]{16}\).*max_skipped=2"):
-        train(tiny_config("training.max_skipped=2"), tmp_path)
+        train(tiny_config("training.max_skipped=2"), tmp_path, tiny_caches)
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 2
 
 
@@ -101,7 +103,7 @@ def test_other_errors_pass_unchanged():
 
 
 def test_sigterm_saves_stops_and_resumes_in_the_same_bits(
-    tiny_config, tiny_run, tmp_path, monkeypatch
+    tiny_config, tiny_run, tiny_caches, tmp_path, monkeypatch
 ):
     real = training.backward
 
@@ -112,10 +114,10 @@ def test_sigterm_saves_stops_and_resumes_in_the_same_bits(
 
     monkeypatch.setattr(training, "backward", stopped)
     with pytest.raises(Terminated, match="after step 5 of 8"):
-        train(tiny_config(), tmp_path / "parts")
+        train(tiny_config(), tmp_path / "parts", tiny_caches)
     assert latest_checkpoint(tmp_path / "parts/checkpoints").name == "step-000005"
     monkeypatch.setattr(training, "backward", real)
-    train(tiny_config(), tmp_path / "parts")
+    train(tiny_config(), tmp_path / "parts", tiny_caches)
     name = "adapter/pytorch_lora_weights.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tiny_run / name).read_bytes()
 
@@ -129,12 +131,8 @@ def test_the_command_exits_with_zero_on_sigterm(tiny_config, tmp_path, monkeypat
         time.sleep(5)
 
     monkeypatch.setattr("inversion_dpo.training.recipe.load_model", killed)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["invert", "-c", str(preset), "-o", str(tmp_path / "run")])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["invert", "-c", str(preset), "-o", str(tmp_path / "run")])
     assert stop.value.code == 0 and "run the same command again" in capsys.readouterr().err
 
 
@@ -257,13 +255,13 @@ def test_metadata_is_written_in_a_steady_order(tmp_path):
 # ---- damage
 
 
-def test_a_damaged_shard_is_named_and_made_again_alone(tiny_config, tmp_path, caplog):
-    folder = set_up(tiny_config(), tmp_path).cache.folder
+def test_a_damaged_shard_is_named_and_made_again_alone(tiny_config, tiny_run, tmp_path, caplog):
+    (folder,) = shutil.copytree(tiny_run / "cache", tmp_path / "caches").iterdir()
     shards = sorted(folder.glob("shard-*.safetensors"))
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in shards}
     shards[1].write_bytes(before[shards[1]][0][:-9])
     assert damaged_files(folder) == [shards[1]]
-    set_up(tiny_config(), tmp_path)
+    set_up(tiny_config(), tmp_path / "caches")
     assert "shard-00001.safetensors is missing or damaged" in caplog.text
     assert all(p.read_bytes() == before[p][0] for p in shards)
     untouched = [p for p in shards if p.stat().st_mtime_ns == before[p][1]]
@@ -283,10 +281,10 @@ def test_any_flipped_bit_of_a_checkpoint_is_seen(tiny_run, tmp_path, file, caplo
     assert "step-000008 is damaged" in caplog.text
 
 
-def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tmp_path):
+def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tiny_caches, tmp_path):
     from inversion_dpo.training.checkpoint import load_checkpoint
 
-    session = train(tiny_config("training.steps=1"), tmp_path)
+    session = train(tiny_config("training.steps=1"), tmp_path, tiny_caches)
     checkpoint = latest_checkpoint(tmp_path / "checkpoints")
     parameters, identity = session.policy.trainable(), session.cache.folder.name
     inner = session.optimizer.optimizer
@@ -295,11 +293,11 @@ def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tmp_pa
         load_checkpoint(checkpoint, parameters, inner, identity, "0" * 16)
 
 
-def test_the_best_checkpoint_has_the_highest_held_out_accuracy(tiny_config, tmp_path):
+def test_the_best_checkpoint_has_the_highest_held_out_accuracy(tiny_config, tiny_caches, tmp_path):
     config = tiny_config(
         "training.checkpoint_every=1", "training.eval_every=1", "training.learning_rate=5e-3"
     )
-    train(config, tmp_path)
+    train(config, tmp_path, tiny_caches)
     rows = read_rows(tmp_path / "metrics.jsonl")
     scores = {r["step"]: r["heldout_accuracy"] for r in rows if r["step"] > 0}
     best = int(best_checkpoint(tmp_path / "checkpoints").name[5:])
@@ -318,12 +316,12 @@ def test_shares_are_even_and_leave_nothing_out(count, parts):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tmp_path, monkeypatch):
+def test_a_batch_smaller_than_the_processes_is_refused(tiny_config, tiny_caches, monkeypatch):
     from inversion_dpo.run.processes import Team
     from inversion_dpo.training import beforehand
 
     config = tiny_config()
-    session = set_up(config, tmp_path)
+    session = set_up(config, tiny_caches)
     monkeypatch.setattr(beforehand, "current_team", lambda: Team(0, 8))
     with pytest.raises(ConfigError, match="batch_size=4 counts the pairs of a step over all"):
         beforehand.check_usable(config, session.cache, session.plan)
@@ -341,9 +339,9 @@ def test_merging_under_fsdp_is_refused_before_anything_is_inverted(tiny_config, 
         session_parts.make_accelerator(tiny_config("policy.merge=true"))
 
 
-def test_the_scale_of_fp16_goes_on_where_it_was(tiny_config, tmp_path):
+def test_the_scale_of_fp16_goes_on_where_it_was(tiny_config, tiny_caches, tmp_path):
     """A scaler that begins anew would skip other steps than the run that was not interrupted."""
-    first, second = (set_up(tiny_config(), tmp_path / "cache") for _ in range(2))
+    first, second = (set_up(tiny_config(), tiny_caches) for _ in range(2))
     scaler = first.accelerator.scaler = torch.amp.GradScaler("cpu", 1024.0, growth_interval=3)
     loss = first.policy.trainable().values().__iter__().__next__().sum()
     scaler.scale(loss).backward()

@@ -76,8 +76,8 @@ def test_the_total_of_the_bar_reads_no_image(tiny_config, tmp_path, monkeypatch)
     "name",
     slow_but(["kto", "sft"], ["inversion_dpo", "diffusion_dpo", "dspo", "sft", "kto"]),
 )
-def test_only_kto_needs_the_mean_over_all_processes(name, tiny_config, tmp_path, monkeypatch):
-    session = set_up(tiny_config(f"objective.name={name}"), tmp_path)
+def test_only_kto_needs_the_mean_over_all_processes(name, tiny_config, tiny_caches, monkeypatch):
+    session = set_up(tiny_config(f"objective.name={name}"), tiny_caches)
     asked = []
     monkeypatch.setattr(training_step, "mean_gain", lambda s, gain: asked.append(s) or gain.mean())
     generators = [generator_for(0, 0, 0, k) for k in (0, 1)]
@@ -86,9 +86,9 @@ def test_only_kto_needs_the_mean_over_all_processes(name, tiny_config, tmp_path,
 
 
 @pytest.mark.parametrize("loss", slow_but(["kto"], ["kto", "dspo"]))
-def test_another_loss_on_the_trajectory_is_a_setting(loss, tiny_config, tmp_path):
+def test_another_loss_on_the_trajectory_is_a_setting(loss, tiny_config, tiny_caches, tmp_path):
     config = tiny_config(f"objective.loss={loss}", "objective.beta=100", "training.steps=2")
-    session = train(config, tmp_path)
+    session = train(config, tmp_path, tiny_caches)
     assert session.plan.path == "trajectory" and session.cache.inverted
 
 

@@ -58,14 +58,17 @@ def test_that_it_is_missing_is_said_before_the_inversion(
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_what_it_gets_is_the_log_and_no_secret(tiny_config, tmp_path, monkeypatch, name):
+def test_what_it_gets_is_the_log_and_no_secret(
+    tiny_config, tiny_caches, tmp_path, monkeypatch, name
+):
     """As accelerate calls it; the module itself is a stand-in."""
     for key, value in SECRETS.items():
         monkeypatch.setenv(key, value)
     stub = Recorder()
     monkeypatch.setitem(sys.modules, name, stub)
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", [name])
-    train(tiny_config(f"training.tracker={name}", "training.steps=4"), tmp_path / "mine")
+    few = ("training.steps=3", "training.eval_every=2")
+    train(tiny_config(f"training.tracker={name}", *few), tmp_path / "mine", tiny_caches)
     assert stub.calls[0] == ["init", {"project": "inversion-dpo", "name": "mine"}]
     assert stub.calls[-1] == ["finish", {}]
     logged = [values for what, values in stub.calls if what == "log"]
@@ -74,8 +77,9 @@ def test_what_it_gets_is_the_log_and_no_secret(tiny_config, tmp_path, monkeypatc
     assert not any(value in json.dumps(stub.calls) for value in SECRETS.values())
 
 
-def test_tensorboard_gets_what_the_log_has(tiny_config, tmp_path):
+def test_tensorboard_gets_what_the_log_has(tiny_config, tiny_caches, tmp_path):
     pytest.importorskip("tensorboardX")
-    train(tiny_config("training.tracker=tensorboard"), tmp_path)
+    few = ("training.steps=3", "training.eval_every=2")
+    train(tiny_config("training.tracker=tensorboard", *few), tmp_path, tiny_caches)
     files = list((tmp_path / "tensorboard").rglob("events.*"))
     assert files and b"heldout_accuracy" in files[0].read_bytes()

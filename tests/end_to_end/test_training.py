@@ -67,8 +67,8 @@ def image_of(pipe):
         ],
     ),
 )
-def test_starts_at_log_two_and_logs_everything_apart(tiny_config, tmp_path, overrides):
-    train(tiny_config(*overrides), tmp_path)
+def test_starts_at_log_two_and_logs_everything_apart(tiny_config, tiny_caches, tmp_path, overrides):
+    train(tiny_config(*overrides), tmp_path, tiny_caches)
     rows = rows_of(tmp_path)
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     wanted = {"winner_error", "loser_error", "accuracy", "margin", "grad_norm", "drift"}
@@ -78,11 +78,11 @@ def test_starts_at_log_two_and_logs_everything_apart(tiny_config, tmp_path, over
     assert rows[-1]["heldout_drift"] > 0
 
 
-def test_learns_the_training_pairs(tiny_config, tmp_path):
+def test_learns_the_training_pairs(tiny_config, tiny_caches, tmp_path):
     config = tiny_config(
         "training.steps=40", "training.learning_rate=5e-3", "training.batch_size=8"
     )
-    train(config, tmp_path)
+    train(config, tmp_path, tiny_caches)
     rows = rows_of(tmp_path)
     assert np.mean([r["accuracy"] for r in rows[25:40]]) > 0.8
     assert np.mean([r["loss"] for r in rows[25:40]]) < 0.6
@@ -107,11 +107,12 @@ def test_sft_lowers_the_winners_error(tiny_config, tmp_path):
     ),
 )
 def test_adapter_loads_with_plain_diffusers_and_changes_the_image(
-    tiny_config, tiny_pipeline, tmp_path, targets
+    tiny_config, tiny_caches, tiny_pipeline, tmp_path, targets
 ):
     """Attention beside other layers too: mixed key styles once lost the attention's weights."""
     overrides = [f"policy.target_modules={targets}", "policy.alpha=8"]
-    session = train(tiny_config(*overrides, "training.learning_rate=1e-2"), tmp_path)
+    config = tiny_config(*overrides, "training.learning_rate=1e-2", "training.steps=3")
+    session = train(config, tmp_path, tiny_caches)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     before = image_of(pipe)
     pipe.load_lora_weights(tmp_path / "adapter")
@@ -120,8 +121,9 @@ def test_adapter_loads_with_plain_diffusers_and_changes_the_image(
     np.testing.assert_allclose(after, image_of(session.model.pipeline), atol=1e-5)
 
 
-def test_full_fine_tuning_saves_a_pipeline(tiny_config, tiny_pipeline, tmp_path):
-    train(tiny_config("policy.kind=full", "training.learning_rate=1e-4"), tmp_path)
+def test_full_fine_tuning_saves_a_pipeline(tiny_config, tiny_caches, tiny_pipeline, tmp_path):
+    config = tiny_config("policy.kind=full", "training.learning_rate=1e-4", "training.steps=3")
+    train(config, tmp_path, tiny_caches)
     assert rows_of(tmp_path)[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     tuned = DiffusionPipeline.from_pretrained(tmp_path / "adapter")
     base = DiffusionPipeline.from_pretrained(tiny_pipeline)
@@ -137,9 +139,11 @@ FULL = ["policy.kind=full", "training.learning_rate=1e-4"]
 
 # In `make test`: an adapter and all weights; the objectives' resuming is tested below.
 @pytest.mark.parametrize("overrides", slow_but([[]], [[], ["objective.name=diffusion_dpo"], FULL]))
-def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeypatch, overrides):
+def test_killed_and_resumed_ends_in_the_same_bits(
+    tiny_config, tiny_caches, tmp_path, monkeypatch, overrides
+):
     config = tiny_config(*overrides)
-    train(config, tmp_path / "whole")
+    train(config, tmp_path / "whole", tiny_caches)
     real = training.backward
 
     def dies(session, step):
@@ -149,9 +153,9 @@ def test_killed_and_resumed_ends_in_the_same_bits(tiny_config, tmp_path, monkeyp
 
     monkeypatch.setattr(training, "backward", dies)
     with pytest.raises(Killed):
-        train(config, tmp_path / "parts")
+        train(config, tmp_path / "parts", tiny_caches)
     monkeypatch.setattr(training, "backward", real)
-    train(config, tmp_path / "parts")
+    train(config, tmp_path / "parts", tiny_caches)
     for file in (tmp_path / "whole/checkpoints/step-000008").glob("*.safetensors"):
         a, b = load_file(file), load_file(tmp_path / "parts/checkpoints/step-000008" / file.name)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -176,16 +180,16 @@ OTHERS = METHODS.keys() - {"inversion_dpo", "diffusion_dpo"} | FORMS.keys()  # t
 # In `make test`: a reference that moves and KTO's baseline, and another optimizer.
 @pytest.mark.parametrize("name", slow_but(["moving", "adafactor"], sorted(OTHERS)))
 def test_every_objective_resumes_in_the_same_bits(
-    tiny_config, soft_pair_file, tmp_path, name, monkeypatch
+    tiny_config, tiny_caches, soft_pair_file, tmp_path, name, monkeypatch
 ):
     """What moves: the policy, the optimizer's moments, a beta, a reference between two of them."""
     monkeypatch.setattr(known, "KNOWN_SHARE", 0.0)  # a random model knows no noise
     words = [*FORMS.get(name, [f"objective.name={name}"]), f"data.pairs={soft_pair_file}"]
     words += ["training.checkpoint_every=2", "inversion.steps=3", "data.limit=8"]
-    train(tiny_config(*words, "training.steps=4"), tmp_path / "whole", tmp_path / "cache")
+    train(tiny_config(*words, "training.steps=4"), tmp_path / "whole", tiny_caches)
     for steps in (2, 4):
         config = tiny_config(*words, f"training.steps={steps}")
-        session = train(config, tmp_path / "parts", tmp_path / "cache")
+        session = train(config, tmp_path / "parts", tiny_caches)
     assert (session.coefficients == {}) == (name != "auto")
     whole, parts = (tmp_path / run / "checkpoints/step-000004" for run in ("whole", "parts"))
     for file in ("policy.safetensors", "optimizer.safetensors"):
@@ -220,8 +224,9 @@ def test_sigkill_at_random_moments_ends_in_the_same_bits(tiny_config, tmp_path):
     assert [r["step"] for r in rows_of(tmp_path / "parts")] == [*range(80), 80]
 
 
-def test_label_noise_swaps_training_pairs_only(tiny_config, tmp_path):
-    plain, noisy = (set_up(tiny_config(f"data.label_noise={share}"), tmp_path) for share in (0, 1))
+def test_label_noise_swaps_training_pairs_only(tiny_config, tiny_caches):
+    configs = (tiny_config(f"data.label_noise={share}") for share in (0, 1))
+    plain, noisy = (set_up(config, tiny_caches) for config in configs)
     for pair, side in ((plain.train_pairs[0], 1), (plain.heldout_pairs[0], 0)):
         there, here = (c.cache.states([pair], [0], "x0").x_t for c in (noisy, plain))
         torch.testing.assert_close(there[0], here[side])
@@ -242,12 +247,13 @@ def test_resume_against_another_reference_is_refused(tiny_config, tiny_run, tmp_
         train(tiny_config("inversion.steps=6"), folder)
 
 
-def test_accumulation_equals_one_batch(tiny_config, tmp_path):
+def test_accumulation_equals_one_batch(tiny_config, tiny_caches, tmp_path):
     """1 x 4, 2 x 2 and 4 x 1 see the same pairs at the same states."""
     for parts in (1, 2, 4):
         train(
             tiny_config(f"training.gradient_accumulation={parts}", "training.steps=1"),
             tmp_path / str(parts),
+            tiny_caches,
         )
     whole, *split = [rows_of(tmp_path / str(p))[0] for p in (1, 2, 4)]
     for row in split:
@@ -307,7 +313,7 @@ def test_no_path_is_made_that_nobody_looks_at(
         }
 
 
-def test_sampling_under_another_guidance_than_trained_is_said(tiny_config, tmp_path, caplog):
+def test_sampling_under_another_guidance_than_trained_is_said(tiny_config, tiny_caches, caplog):
     caplog.set_level("INFO", "inversion_dpo")
     for trained, sampled, told in ((1, 2, True), (1, 1, False)):
         caplog.clear()
@@ -315,7 +321,7 @@ def test_sampling_under_another_guidance_than_trained_is_said(tiny_config, tmp_p
             tiny_config(
                 f"objective.guidance_scale={trained}", f"evaluation.guidance_scale={sampled}"
             ),
-            tmp_path,
+            tiny_caches,
         )
         text = f"training at guidance {trained}, sampling at evaluation.guidance_scale={sampled}"
         assert (text in caplog.text) == told
@@ -339,7 +345,9 @@ def test_batch_order_covers_every_pair_once_an_epoch():
 # ---- start-up checks
 
 
-def test_policy_that_is_not_the_reference_is_refused(tiny_config, tmp_path, monkeypatch):
+def test_policy_that_is_not_the_reference_is_refused(
+    tiny_config, tiny_caches, tmp_path, monkeypatch
+):
     real = session_parts.attach
 
     def spoiled(*model_and_config):
@@ -351,26 +359,29 @@ def test_policy_that_is_not_the_reference_is_refused(tiny_config, tmp_path, monk
 
     monkeypatch.setattr(session_parts, "attach", spoiled)
     with pytest.raises(StartupError, match="not the reference"):
-        train(tiny_config(), tmp_path)
+        train(tiny_config(), tmp_path, tiny_caches)
 
 
-def test_zero_gradient_is_refused(tiny_config, tmp_path):
+def test_zero_gradient_is_refused(tiny_config, tiny_caches, tmp_path):
     config = tiny_config("objective.beta=1e-30")
     with pytest.raises(StartupError, match="gradient"):
-        train(config, tmp_path)
+        train(config, tmp_path, tiny_caches)
 
 
-def test_a_tensor_that_does_not_move_is_named(tiny_config, tmp_path):
+def test_a_tensor_that_does_not_move_is_named(tiny_config, tiny_caches, tmp_path):
     still = ["training.learning_rate=1e-30", "training.checkpoint_every=1"]
     refused = pytest.raises(StartupError, match="did not move.*lora_")
     for steps in (2, 8, 8):  # stopped before it can be seen, and repeated after it was
         with nullcontext() if steps == 2 else refused:
-            train(tiny_config(*still, f"training.steps={steps}"), tmp_path)
+            train(tiny_config(*still, f"training.steps={steps}"), tmp_path, tiny_caches)
 
 
-def test_reference_target_warns_that_it_starts_on_a_saddle(tiny_config, tmp_path, caplog):
+def test_reference_target_warns_that_it_starts_on_a_saddle(
+    tiny_config, tiny_caches, tmp_path, caplog
+):
+    config = tiny_config("objective.target=reference", "training.steps=1")
     with caplog.at_level(logging.WARNING):
-        train(tiny_config("objective.target=reference", "training.steps=1"), tmp_path)
+        train(config, tmp_path, tiny_caches)
     assert "saddle" in caplog.text
 
 
@@ -403,17 +414,17 @@ def test_cached_equals_uncached_and_survives_interruption(tiny_config, tmp_path)
         assert torch.equal(torch.as_tensor(one), torch.as_tensor(two))
 
 
-def test_a_flipped_bit_in_a_shard_is_detected(tiny_config, tmp_path):
-    cache = set_up(tiny_config(), tmp_path).cache
-    shard = cache.folder / "shard-00002.safetensors"
+def test_a_flipped_bit_in_a_shard_is_detected(tiny_run, tmp_path):
+    (folder,) = shutil.copytree(tiny_run / "cache", tmp_path / "cache").iterdir()
+    shard = folder / "shard-00002.safetensors"
     data = bytearray(shard.read_bytes())
     data[-7] ^= 1
     shard.write_bytes(bytes(data))
-    assert damaged_files(cache.folder) == [shard]
+    assert damaged_files(folder) == [shard]
 
 
-def test_points_hold_the_three_targets(tiny_config, tmp_path):
-    cache = set_up(tiny_config(), tmp_path).cache
+def test_points_hold_the_three_targets(tiny_config, tiny_caches):
+    cache = set_up(tiny_config(), tiny_caches).cache
     pairs, positions, levels = [2, 7], [0, 3], cache.grid.levels
     i = torch.tensor([1, 4, 1, 4])
     x, clean = cache.states(pairs, positions, "x0").x_t, cache.of_images("clean", pairs)
@@ -445,25 +456,25 @@ def test_kept_states_are_those_of_the_whole_trajectory(tiny_config, tmp_path):
     train(tiny_config("inversion.keep=2"), tmp_path / "run")
 
 
-def test_pairs_that_do_not_come_back_are_left_out(tiny_config, tmp_path):
-    back = prepare(tiny_config("inversion.reconstruct=true"), tmp_path).back
+def test_pairs_that_do_not_come_back_are_left_out(tiny_config, tiny_run, tmp_path):
+    caches = shutil.copytree(tiny_run / "cache", tmp_path / "caches")
+    back = prepare(tiny_config("inversion.reconstruct=true"), caches).back
     assert len(back.errors) == 16 and min(back.errors) > 0
     limit = sorted(back.errors)[9]
-    kept = set_up(
-        tiny_config("inversion.reconstruct=true", f"inversion.max_error={limit}"), tmp_path
-    )
+    kept = set_up(tiny_config("inversion.reconstruct=true", f"inversion.max_error={limit}"), caches)
     numbers = kept.train_pairs + kept.heldout_pairs
     assert sorted(numbers) == [k for k, e in enumerate(back.errors) if e <= limit]
-    assert kept.cache.folder == back.folder.parent == set_up(tiny_config(), tmp_path).cache.folder
+    assert kept.cache.folder == back.folder.parent == set_up(tiny_config(), caches).cache.folder
 
 
 # ---- against diffusers
 
 
-def test_full_disk_space_is_not_needed_twice(tiny_config, tmp_path):
+def test_full_disk_space_is_not_needed_twice(tiny_config, tiny_caches, tmp_path):
     """Old checkpoints go: no more than keep_checkpoints remain, and the best."""
     folder = tmp_path / "checkpoints"
-    train(tiny_config("training.checkpoint_every=1", "training.keep_checkpoints=2"), tmp_path)
+    every = ("training.checkpoint_every=1", "training.keep_checkpoints=2")
+    train(tiny_config(*every), tmp_path, tiny_caches)
     kept = {p.name for p in folder.iterdir()}
     assert kept == {"step-000007", "step-000008", best_checkpoint(folder).name}
     shutil.rmtree(tmp_path)
@@ -474,14 +485,14 @@ def test_full_disk_space_is_not_needed_twice(tiny_config, tmp_path):
 
 def test_prompt_dropout_replaces_prompt_and_reference(tiny_config, tmp_path):
     """With every prompt dropped, policy and reference both see the empty one: still log 2."""
-    config = tiny_config("data.prompt_dropout=1.0")
-    session = set_up(config, tmp_path)
+    config = tiny_config("data.prompt_dropout=1.0", "training.steps=2")
+    session = set_up(config, tmp_path / "cache")
     condition = session.cache.condition([0, 1])
     training.with_dropout(session, [(0, 0), (1, 0)], condition)
     empty = session.model.condition([""])
     for name, value in condition.items():
         torch.testing.assert_close(value, empty[name].expand_as(value))
-    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", tmp_path / "cache")
     assert rows_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
@@ -496,9 +507,9 @@ def test_prompt_dropout_resumes_in_the_same_bits(tiny_config, tmp_path):
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
-def test_flipped_pairs_are_mirrored_together(tiny_config, tiny_pipeline, tmp_path):
+def test_flipped_pairs_are_mirrored_together(tiny_config, tiny_caches, tmp_path):
     """Captions of the scenes that say left or right stay; of the others about half turn."""
-    plain = set_up(tiny_config(), tmp_path).cache
+    plain = set_up(tiny_config(), tiny_caches).cache
     flipped = set_up(tiny_config("data.flip=true"), tmp_path).cache
     assert plain.folder != flipped.folder
     turned = 0

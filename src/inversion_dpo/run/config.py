@@ -47,6 +47,7 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     and any file that states every setting.
     """
     tree: Tree = {}
+    given: list[Tree] = []
     keys: set[str] = set()
     if preset is not None:
         path = Path(preset) if Path(preset).is_file() else PRESETS / f"{preset}.yaml"
@@ -70,8 +71,8 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
             raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200{hint}")
         own = _read(source, lambda text=override: OmegaConf.from_dotlist([text]))
         keys |= _keys_of(own)
-        tree = OmegaConf.to_container(OmegaConf.merge(tree, own))  # type: ignore[assignment]
-    config = _made(tree)
+        given.append(own)
+    config = _made(OmegaConf.to_container(OmegaConf.merge(tree, *given)))  # type: ignore[arg-type]
     check_combinations(config)
     return config, frozenset(keys)
 

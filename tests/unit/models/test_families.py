@@ -183,7 +183,8 @@ def test_sampling_equals_the_pipeline(family, guided, model_of):
     assert asked.items() >= oracle.both.items()
 
 
-@each_family
+# In `make test`: a shift that goes by the tokens, and one that does not.
+@pytest.mark.parametrize("family", slow_but(["flux2-klein", "z-image"], ORACLES))
 @torch.no_grad()
 def test_another_shape_has_the_pipelines_schedule(family, model_of):
     """Of 96 x 64 pixels; the square's schedule is another where the shift goes by the tokens."""
@@ -269,7 +270,8 @@ def test_inversion_then_sampling_returns(family, model_of):
     assert (again - x_0).norm() / x_0.norm() < 0.05
 
 
-@each_family
+# Nor here: the formula is one for all, but for a mask of what is padded.
+@pytest.mark.parametrize("family", slow_but(["qwen-image", "sana"], ORACLES))
 @pytest.mark.parametrize(
     ("path", "wanted"), slow_but([(2.0, 4.0)], [(1.0, 4.0), (2.0, 4.0), (3.0, 1.0)])
 )
@@ -296,7 +298,7 @@ def test_the_loss_reaches_all_but_what_is_named(family, model_of):
     assert dead == {n for n, _ in network.named_parameters() if named.match(n)}
 
 
-@each_family
+@pytest.mark.parametrize("family", slow_but(["krea2"], ORACLES))
 def test_checkpointing_changes_no_prediction(family, model_of):
     model, x = model_of(family), noise(family)
     network, t, condition = network_of(model), torch.tensor([300.0, 800.0]), {}

@@ -27,11 +27,9 @@ from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 from tests.slow import slow_but
 
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYWHERE = [
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
+    *ATTENTION,
     "proj_in",
     "proj_out",
     "ff.net.0.proj",
@@ -70,7 +68,7 @@ def drawn(folder, lora, name):
 
 
 @pytest.mark.parametrize("family", slow_but(["sdxl"], ["sd15", "sdxl"]))
-@pytest.mark.parametrize("targets", [["to_q", "to_k", "to_v", "to_out.0"], EVERYWHERE])
+@pytest.mark.parametrize("targets", slow_but([EVERYWHERE], [ATTENTION, EVERYWHERE]))
 def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
     adapter = trained(tiny(family), tmp_path / "adapter", targets)
     file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya")
@@ -97,7 +95,8 @@ def test_there_and_back_key_by_key(family, targets, tiny, tmp_path):
     assert scalings == {8.0 / 4}
 
 
-@pytest.mark.parametrize("family", slow_but(["sdxl"], ["sd15", "sdxl"]))
+@pytest.mark.slow  # above, the pipeline's own LoRA and its scale are compared key by key
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_both_files_give_the_same_image(family, tiny, tmp_path):
     adapter = trained(tiny(family), tmp_path / "adapter", ["to_q", "to_k", "to_v", "to_out.0"])
     file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya")

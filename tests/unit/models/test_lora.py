@@ -2,7 +2,6 @@
 
 import copy
 import json
-from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -25,12 +24,6 @@ from tools.tiny.single_file import transformer_to_original, unet_to_original
 
 ALPHA, RANK = 4.0, 2
 ENDINGS = ("to_q", "to_out.0", "conv1", "proj_in", "linear_1")
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny):
-    """family -> its pipeline, loaded once; do not change it."""
-    return cache(lambda family: load_pipeline(ModelConfig(str(tiny(family)))))
 
 
 def network_of(pipeline):

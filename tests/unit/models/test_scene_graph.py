@@ -31,10 +31,10 @@ from inversion_dpo.models.graph_model import (
     rows_of,
     save_encoder,
 )
-from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.loading import adapt
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config
-from inversion_dpo.run.fields import ModelConfig, PolicyConfig
+from inversion_dpo.run.fields import PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 from tests.slow import slow_but
 
@@ -44,11 +44,9 @@ TWO = SceneGraph((Item(0, "circle", RED), Item(1, "star", BLUE)), (Relation(0, "
 
 
 @pytest.fixture
-def pipeline_of(tiny):
+def pipeline_of(fresh):
     """family -> a fresh pipeline; ``embedded`` is the packaged one."""
-    return lambda family: load_pipeline(
-        ModelConfig("asset:pipeline" if family == "embedded" else str(tiny(family)))
-    )
+    return fresh
 
 
 def with_encoder(pipeline, tokens=8, live=False):
