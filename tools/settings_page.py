@@ -19,7 +19,8 @@ Every command that trains, samples or evaluates takes these settings:
 - `inversion-dpo config NAME` prints a preset as commented YAML to start from.
 
 A setting that has no effect in your run is refused by its name. The tables say when each setting
-has an effect; an empty cell means always. A `*` stands for any text.
+has an effect; an empty cell means always, or for the models that the sentence names. A `*` stands
+for any text.
 
 This page is made from `src/inversion_dpo/run/fields.py` by `python -m tools.settings_page`.
 """

@@ -28,7 +28,9 @@ def evaluate(
     config: Preset = DEFAULT,
     protocol: Annotated[
         str | None,
-        typer.Option(help="Judge as a paper: sd15-dpo, sdxl-dpo, sd35-grpo, sd15-geneval …"),
+        typer.Option(
+            help="Judge as papers do: sd15-dpo, sdxl-dpo, sd35-grpo, sd15- or sdxl-geneval."
+        ),
     ] = None,
     against: Annotated[
         list[str] | None,

@@ -9,7 +9,9 @@ import typer
 
 from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved
 
-pairs_app = typer.Typer(help="Check, build and import preference pairs.", no_args_is_help=True)
+pairs_app = typer.Typer(
+    help="Check, import, sample, build and export preference pairs.", no_args_is_help=True
+)
 
 
 @pairs_app.command("check")

@@ -101,7 +101,7 @@ def check_build(config: Config, output: Path) -> None:
     graphs = [] if b.prompts == SCENES else single_graphs(config)
     known = scorers_of(config).names([g.caption for g in graphs if not g.items])
     if odd := [name for name in b.by if name not in known]:
-        raise ConfigError(f"build.by: {odd[0]!r} is no score; choose of {', '.join(known)}")
+        raise ConfigError(f"build.by: {odd[0]!r} is no score; choose from {', '.join(known)}")
     images = b.samples * (sum(b.splits.values()) or min(len(graphs), b.limit or len(graphs)))
     asked, captions = details_of(b.prompts), [graph.caption for graph in graphs]
     sources, sizes = [asked.source_of.get(c) for c in captions], asked.size_of.values()

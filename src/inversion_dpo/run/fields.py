@@ -65,7 +65,7 @@ class ModelConfig:
     quantize: Literal["int8", "fp8", "nf4"] | None = None
     """Hold the frozen network in 8 bits (int8, fp8) or 4 (nf4), for a LoRA; null: model.dtype."""
     quantize_text: Literal["int8", "fp8", "nf4"] | None = None
-    """The same of the text encoders, which are on the card while pairs and prompts are encoded."""
+    """The same for the text encoders, which are on the card while pairs and prompts are encoded."""
     resolution: Side | Shape = 64
     """Side in pixels of the square whose area all images get, or WIDTHxHEIGHT for one size."""
     vae: str | None = None
@@ -79,7 +79,7 @@ class ModelConfig:
     t5: Switch = True
     """Whether Stable Diffusion 3 loads its T5 text encoder; false saves memory."""
     guidance_embed: GuidanceOr0 = 1.0
-    """Guidance that the network of FLUX.1 or FLUX.2 dev is told, in inversion and in training."""
+    """FLUX.1 and FLUX.2 dev only: guidance as the network's input, in inversion and in training."""
     scene_graph: str | None = None
     """Folder of a trained scene-graph encoder; scene graphs then condition the model."""
     prompt_chunks: Few = 1
@@ -213,13 +213,13 @@ class ObjectiveConfig:
     target: Annotated[Literal["x0", "transition", "reference"] | None, Effect("target")] = None
     """What the policy should predict at a state, if not the method's own target."""
     beta: Annotated[
-        Annotated[float, Strict(), Field(gt=0, le=1e7)] | Literal["auto"] | None, Effect("beta")
+        Annotated[float, Strict(), Field(gt=0, le=10**7)] | Literal["auto"] | None, Effect("beta")
     ] = None
-    """Tie to the reference, larger is closer; null: its loss's usual value, dpo's is 2000."""
+    """Tie to the reference, larger is closer; null: the loss's usual, 2000 for dpo; auto adapts."""
     gradient_factor: Annotated[
         float, Strict(), Field(gt=0, lt=0.5), Effect("beta and objective.beta=auto")
     ] = 0.2
-    """Mean gradient factor below which beta=auto lowers beta from its usual value."""
+    """Mean gradient factor, sigmoid(-logit), below which beta=auto lowers beta."""
     link: Annotated[Literal["sigmoid", "hinge", "ipo"], Effect("link")] = "sigmoid"
     """Function from a pair's logit to its loss."""
     label_smoothing: Annotated[Minority, Effect("label_smoothing")] = 0.0
@@ -227,19 +227,19 @@ class ObjectiveConfig:
     liked_share: Annotated[Fraction | None, Effect("liked_share")] = 0.5
     """What liked images weigh in KTO's loss, in any number; null weighs each image alike."""
     soft_labels: Annotated[Switch, Effect("soft_labels")] = False
-    """Weigh each pair by the probability, given in the data, that its winner is better."""
+    """Weigh each pair by the probability p, given in the data, that its winner is better."""
     gap_weighted: Annotated[Switch, Effect("gap and objective.soft_labels=false")] = False
-    """Scale each pair's beta by 2p - 1, mean 1; p as of soft_labels, so that clear pairs count."""
+    """Scale each pair's beta by 2p - 1, at mean 1, p as in soft_labels: sure pairs count more."""
     reference_every: Annotated[
         Count | None, Effect("reference and anew and policy.kind!=scene_graph")
     ] = None
-    """Steps after which the policy so far becomes the reference, again and again; null: never."""
+    """Every so many steps the policy becomes the new reference; null: never."""
     safeguard: Annotated[Switch, Effect("safeguard")] = False
     """Hold the loser's gradient back where it would raise the winner's error."""
     safeguard_margin: Annotated[
         float, Strict(), Field(ge=0, lt=1), Effect("safeguard and objective.safeguard=true")
     ] = 0.0
-    """Share of what the safeguard leaves of the loser's gradient that is taken off as well."""
+    """Share by which the loser's gradient, as the safeguard leaves it, is lowered further."""
     anchor: Annotated[Weight, Effect("terms")] = 0.0
     """Weight of the squared distance to the reference's predictions, added to the loss."""
     sft_weight: Annotated[Weight, Effect("terms")] = 0.0
@@ -273,7 +273,7 @@ class PolicyConfig:
     dora: Annotated[Switch, _LORA] = False
     """Also train the magnitudes of the weights (DoRA)."""
     adapter_dtype: Annotated[Literal["float32", "model"], _NARROW] = "float32"
-    """Precision a LoRA computes in: model is that of the frozen weights; it stays float32."""
+    """Precision a LoRA computes in; model: that of the frozen weights. Its own stay float32."""
     merge: Switch = False
     """Also write the pipeline with the policy's weights merged, to OUTPUT/merged."""
     graph_tokens: Annotated[Few, _NEW_ENCODER] = 32

@@ -283,7 +283,7 @@ def test_a_build_names_a_score_that_there_is_not(ended):
         "beauty",
     )
     code, _, error = ended(*words)
-    assert code == 2 and "build.by: 'beauty' is no score; choose of sg_iou" in error
+    assert code == 2 and "build.by: 'beauty' is no score; choose from sg_iou" in error
 
 
 def test_a_folder_that_may_not_be_written_to_is_named(tiny_config, tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def test_what_does_not_come_out_is_said(tmp_path):
         build(settings(least=5), tmp_path / "a")
     with pytest.raises(ConfigError, match="build.splits.dev is unknown: the embedded world"):
         build(settings(splits={"dev": 3}), tmp_path / "b")
-    with pytest.raises(ConfigError, match="build.by: 'beauty' is no score; choose of"):
+    with pytest.raises(ConfigError, match="build.by: 'beauty' is no score; choose from"):
         build(settings(by=["beauty"]), tmp_path / "c")
 
 
