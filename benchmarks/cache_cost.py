@@ -216,8 +216,8 @@ def main() -> None:
     if not args.times:
         return print("\n".join(sizes(args.resolution, args.steps)))
     print(
-        "| pairs | on the disk, ms | in memory, ms | ratio | processors: disk, ms | memory, ms | "
-        "ratio | of a batch, ms |\n" + "|---" * 8 + "|"
+        "| pairs | a step from the disk, ms | from memory, ms | ratio | processor time, disk, ms | "
+        "processor time, memory, ms | ratio | reading alone, ms |\n" + "|---" * 8 + "|"
     )
     with tempfile.TemporaryDirectory() as root:
         for pairs in (1, 8, 32):

@@ -1,4 +1,4 @@
-"""What do pairs cost that the model did not make? ``python benchmarks/drawn.py OUTPUT --set NAME``.
+"""What changes with pairs of other hands? ``python benchmarks/drawn.py OUTPUT --set NAME``.
 
 Trains every method on pairs of drawn pictures: ``originals`` (people drew both pictures),
 ``samples`` (the same preference among the model's own) or ``legible``. Each method is tuned by the

@@ -101,8 +101,8 @@ def window(config: Config) -> tuple[int, int]:
     if chosen_method(config).path == "released":
         if config.inversion.reconstruct:
             raise ConfigError(
-                "inversion.reconstruct=true does not fit objective.path=released, whose states are "
-                "told another timestep than they are sampled at: leave it out"
+                "inversion.reconstruct=true does not fit objective.path=released, where the "
+                "network is told the next state's timestep: leave it out"
             )
         return 1, n
     low = max(1, math.ceil(o.t_min * n))
