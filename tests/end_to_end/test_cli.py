@@ -241,4 +241,4 @@ def test_missing_model_folder_says_which_key(capsys, settings, tmp_path):
 def test_evaluate_without_a_run_says_so(capsys, tmp_path):
     for command in ("evaluate", "report"):
         code, _, err = run(capsys, command, tmp_path)
-        assert code == 2 and str(tmp_path) in err
+        assert code == 2 and f"{tmp_path} is not a run" in err

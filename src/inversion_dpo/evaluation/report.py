@@ -27,7 +27,7 @@ from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text, read_json
-from inversion_dpo.run.folder import read_config, read_rows, read_seconds
+from inversion_dpo.run.folder import read_config, read_rows, read_seconds, run_file
 from inversion_dpo.trajectories.method import takes_images
 
 LARGEST = 6  # changes, or regressions, that a report shows
@@ -83,6 +83,7 @@ def training_pairs(folder: Path) -> list[tuple[Any, ...]]:
 def report(folder: Path, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     if not (folder / "metrics.json").exists():
+        run_file(folder)  # says so if it is no run at all
         raise ConfigError(f"{folder} has no metrics.json: run `inversion-dpo evaluate {folder}`")
     metrics = read_json(folder / "metrics.json")
     made_with = folder / EVALUATED

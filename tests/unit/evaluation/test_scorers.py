@@ -728,3 +728,7 @@ def test_a_damaged_store_is_named(folders, tmp_path):
     store.write_bytes(b"no database" * 100)
     with pytest.raises(ScorerError, match="delete it"):
         load_scorers("clip", {"clip": str(folders["clip"])}, 2, store)(IMAGES, PROMPTS)
+
+
+def test_a_reason_of_the_hub_ends_with_one_full_stop():
+    assert ": not there. Give a folder" in Checkpoint("clip", "a/b").complaint("not there.")

@@ -150,7 +150,8 @@ class Checkpoint:
         usual = (
             "Give a folder or a hub repository with safetensors weights (docs/reference/scorers.md)"
         )
-        return f"evaluation.checkpoints.{self.scorer}={self.path}{at}: {reason}. {remedy or usual}"
+        where = f"evaluation.checkpoints.{self.scorer}={self.path}{at}"
+        return f"{where}: {reason.rstrip('.')}. {remedy or usual}"
 
 
 def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings: Any) -> Any:
