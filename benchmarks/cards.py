@@ -2,11 +2,11 @@
 
 Every network is built on torch's meta device, which holds shapes and no numbers, with the
 configuration of the published weights: diffusers' defaults are theirs, where nothing stands beside
-the name. Counted are the network's weights, also with ``model.quantize``, and a LoRA on the
-family's own layers with gradient and AdamW's two moments. Not counted are activations, which depend
-on resolution and batch: the last columns say in how many bits the weights fit, and what the card
-then has left. A second table has the error of a layer in fewer bits, a
-third that of an inversion, on random weights. Text encoders and autoencoder leave the card before
+the name. Counted are the network's weights, also with ``model.quantize`` and ``model.offload``, and
+a LoRA on the family's own layers with gradient and AdamW's two moments. Not counted are
+activations, which depend on resolution and batch: the last columns say in how many bits the weights
+fit, and what the card then has left. A second table has the error of a layer in fewer bits, a third
+that of an inversion, on random weights. Text encoders and autoencoder leave the card before
 training.
 """
 
@@ -67,11 +67,11 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def saved(model: nn.Module) -> dict[str, float]:
-    """Bytes that the network has less than in bfloat16, for each form of ``model.quantize``."""
+    """Bytes that a card has less than in bfloat16, by ``model.quantize`` or ``model.offload``."""
     layers = [m for n, m in model.named_modules() if type(m) is nn.Linear and IN_BLOCK.search(n)]
     eight = sum(m.weight.numel() - 2 * m.out_features for m in layers)
     four = sum(m.weight.numel() * (2 - 0.5 - 2 / BLOCK) for m in layers)
-    return {"int8": eight, "nf4": four}
+    return {"int8": eight, "nf4": four, "offload": sum(2 * m.weight.numel() for m in layers)}
 
 
 def counted(name: str, rank: int) -> tuple[int, int, dict[str, float]]:
@@ -92,9 +92,10 @@ def counted(name: str, rank: int) -> tuple[int, int, dict[str, float]]:
 def lines(rank: int) -> Iterator[str]:
     """Write the table, in gigabytes of 10^9 bytes."""
     cards = " | ".join(f"left on {card}" for card in CARDS)
-    head = f"| network | weights, 10^9 | bfloat16 | int8 | nf4 | LoRA of rank {rank} | all weights"
+    head = "| network | weights, 10^9 | bfloat16 | int8 | nf4 | offload | LoRA of rank "
+    head += f"{rank} | all weights"
     yield f"{head} | {cards} |"
-    yield "|---" * (7 + len(CARDS)) + "|"
+    yield "|---" * (8 + len(CARDS)) + "|"
     for name in NETWORKS:
         weights, adapter, less = counted(name, rank)
         frozen = {"bfloat16": 2 * weights} | {k: 2 * weights - v for k, v in less.items()}

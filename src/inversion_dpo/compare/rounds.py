@@ -201,7 +201,7 @@ def merge(config: Config, adapter: Path, folder: Path) -> None:
     """Write the pipeline with the adapter merged into its weights, whole or not at all."""
     if folder.exists():
         return
-    whole = replace(config.model, quantize=None)  # few bits take no LoRA
+    whole = replace(config.model, quantize=None, offload=False)  # which take no LoRA
     pipeline = load_policy_pipeline(replace(config, model=whole), adapter)
     if not (adapter / "model_index.json").exists():
         merge_lora(pipeline)

@@ -113,8 +113,9 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             add_lora(pipeline, m.lora)
             merge_lora(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    if m.quantize:
-        quantize(getattr(pipeline, network), m.quantize)
+    if m.quantize or m.offload:
+        setting = "quantize" if m.quantize else "offload"
+        quantize(getattr(pipeline, network), m.quantize, setting, m.offload)
     for encoder in (getattr(pipeline, name, None) for name in ENCODERS if m.quantize_text):
         if encoder is not None:
             quantize(encoder, cast(str, m.quantize_text), "quantize_text")

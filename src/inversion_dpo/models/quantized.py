@@ -1,9 +1,10 @@
-"""Keep a frozen network's large weights in 8 or 4 bits, for a LoRA over them.
+"""Keep a frozen network's large weights in 8 or 4 bits, or in main memory, for a LoRA over them.
 
 The linear layers in the network's blocks are held in fewer bits and multiplied out each time they
 are used, in the forward and in the backward pass. Convolutions and what lies outside the blocks
 stay as they are. It needs no library and no GPU. ``int8`` and ``fp8`` have a scale per row, as
-torchao's weight-only forms; ``nf4`` has one per 64 weights, and bitsandbytes' numbers.
+torchao's weight-only forms; ``nf4`` has one per 64 weights, and bitsandbytes' numbers. Weights that
+are kept in main memory come to the device in the same moments, in few bits or whole.
 """
 
 from __future__ import annotations
@@ -35,13 +36,18 @@ class QuantizedLinear(nn.Linear):
     """A frozen linear layer in few bits; ``weight`` multiplies it out in the layer's precision.
 
     ``stored`` has one byte a weight, or half of one; ``scale`` is as precise as the weight was.
+    Of the kind None the weight is whole, and only kept in main memory.
     """
 
-    def __init__(self, linear: nn.Linear, kind: str) -> None:
+    def __init__(self, linear: nn.Linear, kind: str | None, offload: bool = False) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.kind, self.bias = kind, linear.bias
+        self.kind, self.bias, self.offload = kind, linear.bias, offload
+        self.place = linear.weight.device  # where it computes
         w = linear.weight.detach()
+        if kind is None:
+            self._parameters["weight"] = nn.Parameter(w, requires_grad=False)
+            return
         rows = F.pad(w.flatten(), (0, -w.numel() % BLOCK)).view(-1, BLOCK) if kind == "nf4" else w
         scale = (rows.float().abs().amax(1, keepdim=True) / MOST[kind]).to(w.dtype)
         scale = scale.clamp(min=LEAST[w.dtype])  # of a row of zeros
@@ -58,17 +64,38 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """Multiply the weight out, [out, in]; a copy, so that changing it changes nothing."""
-        return self.whole(self.scale.dtype)
+        return self.whole(next(reversed(self.held().values())).dtype)
+
+    def held(self) -> dict[str, nn.Parameter]:
+        """List what the weight is made of: itself, or what is stored and its scale."""
+        own = self._parameters.items()
+        return {name: p for name, p in own if name != "bias" and p is not None}
 
     def whole(self, dtype: torch.dtype) -> Tensor:
-        """Multiply the weight out, [out, in]."""
+        """Multiply the weight out, [out, in], on the device where it computes."""
+        stored, *scales = (p.to(self.place, non_blocking=True) for p in self.held().values())
+        if not scales:
+            return stored.to(dtype)
+        scale = scales[0].to(dtype)
         if self.kind == "nf4":
-            pairs = F.embedding(self.stored.int(), _pairs(dtype, self.stored.device))
-            flat = (pairs.view(-1, BLOCK) * self.scale.to(dtype)).flatten()
+            pairs = F.embedding(stored.int(), _pairs(dtype, self.place))
+            flat = (pairs.view(-1, BLOCK) * scale).flatten()
             size = self.out_features, self.in_features
             return flat[: size[0] * size[1]].view(size)
-        stored = torch.int8 if self.kind == "int8" else torch.float8_e4m3fn
-        return self.stored.view(stored).to(dtype) * self.scale.to(dtype)
+        form = torch.int8 if self.kind == "int8" else torch.float8_e4m3fn
+        return stored.view(form).to(dtype) * scale
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedLinear:
+        """Go to another device, as all modules do; what is offloaded stays where it is."""
+        kept = self.held() if self.offload else {}
+        for name in kept:
+            del self._parameters[name]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.place = fn(torch.empty(0, device=self.place)).device
+        for name, p in kept.items():
+            p.data = p.data.pin_memory() if self.place.type == "cuda" else p.data
+            self._parameters[name] = p
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the layer, in autocast's precision where that is on."""
@@ -100,13 +127,16 @@ class _Product(torch.autograd.Function):
         return gradients[0] @ ctx.layer.whole(gradients[0].dtype), None
 
 
-def quantize(network: nn.Module, kind: str, setting: str = "quantize") -> None:
+def quantize(
+    network: nn.Module, kind: str | None, setting: str = "quantize", offload: bool = False
+) -> None:
     """Replace the linear layers in a network's blocks, but those kept in another precision.
 
     Args:
         network: whose layers are replaced.
-        kind: ``int8``, ``fp8`` or ``nf4``.
+        kind: ``int8``, ``fp8`` or ``nf4``; None leaves the numbers as they are.
         setting: of ``model`` that asks for it, for messages.
+        offload: whether the weights stay in main memory.
 
     Raises:
         ModelError: there is none.
@@ -115,10 +145,9 @@ def quantize(network: nn.Module, kind: str, setting: str = "quantize") -> None:
     for name, layer in list(network.named_modules()):
         if type(layer) is nn.Linear and IN_BLOCK.search(name) and layer.weight.dtype == dtype:
             place, _, last = name.rpartition(".")
-            setattr(network.get_submodule(place), last, QuantizedLinear(layer, kind))
+            setattr(network.get_submodule(place), last, QuantizedLinear(layer, kind, offload))
             replaced += 1
     if not replaced:
         raise ModelError(
-            f"model.{setting}={kind}: {type(network).__name__} has no linear layer in its blocks; "
-            "set it to null"
+            f"{type(network).__name__} has no linear layer in its blocks: leave out model.{setting}"
         )

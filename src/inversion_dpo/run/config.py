@@ -223,13 +223,15 @@ def _check_policy(config: Config) -> None:
             f"training.compile={compiled} is not made for a scene-graph encoder, which the blocks "
             "ask for its graph at each use: set training.compile=no"
         )
-    for key, verb in (("quantize", "trained"), ("quantize_text", "saved in a pipeline")):
-        if (bits := getattr(config.model, key)) is None:
+    rows = {"quantize": "trained", "quantize_text": "saved in a pipeline", "offload": "trained"}
+    for key, verb in rows.items():
+        if not (bits := getattr(config.model, key)):
             continue
-        how = f"model.{key}={bits} keeps the weights in few bits"
+        where, off = ("in main memory", "false") if key == "offload" else ("in few bits", "null")
+        how = f"model.{key}={str(bits).lower()} keeps the weights {where}"
         if config.policy.kind == "full":
             raise ConfigError(
-                f"{how}, which cannot be {verb}: set policy.kind=lora, or model.{key}=null"
+                f"{how}, which cannot be {verb}: set policy.kind=lora, or model.{key}={off}"
             )
         if config.policy.merge:
             raise ConfigError(

@@ -19,8 +19,8 @@ T = TypeVar("T")
 PIXELS = 2**21  # of images at once outside a GPU: two of 1024 by 1024
 
 _SETTINGS = {
-    "inversion": "already a single pair at once: lower model.resolution, or set model.quantize or "
-    "model.dtype=bfloat16",
+    "inversion": "already a single pair at once: lower model.resolution, or set model.quantize, "
+    "model.offload=true or model.dtype=bfloat16",
     "training": (
         "raise training.gradient_accumulation (training.batch_size stays what it is), set "
         "training.gradient_checkpointing=true, model.dtype=bfloat16, policy.kind=lora or "

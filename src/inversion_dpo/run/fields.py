@@ -66,6 +66,8 @@ class ModelConfig:
     """Hold the frozen network in 8 bits (int8, fp8) or 4 (nf4), for a LoRA; null: model.dtype."""
     quantize_text: Literal["int8", "fp8", "nf4"] | None = None
     """The same for the text encoders, which are on the card while pairs and prompts are encoded."""
+    offload: Switch = False
+    """Keep the frozen network's blocks in main memory; a layer's weights come when it is used."""
     resolution: Side | Shape = 64
     """Side in pixels of the square whose area all images get, or WIDTHxHEIGHT for one size."""
     vae: str | None = None

@@ -153,9 +153,53 @@ def test_a_lora_over_few_bits(family, kind, tiny):
     assert not idle or not family.startswith("z")  # at 64 pixels a UNet's inner query is idle
 
 
+@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
+def test_what_is_offloaded_stays_in_main_memory(kind):
+    """The meta device stands for a card: what computes goes there, the weights are copied."""
+    layer = nn.Linear(64, 8)
+    held = QuantizedLinear(layer, kind, offload=True)
+    whole = held.weight.clone()
+    assert kind or torch.equal(whole, layer.weight)
+    held.to("meta")
+    assert {p.device.type for p in held.held().values()} == {"cpu"}
+    assert {held.bias.device.type, held.weight.device.type} == {"meta"}
+    held.bias = None
+    assert torch.equal(held.to_empty(device="cpu").weight, whole)
+    if kind is None:  # the same weights, so the same cache
+        nets = [nn.ModuleList([nn.Sequential(m)]) for m in (nn.Linear(64, 8, bias=False), held)]
+        nets[0][0][0].weight.data = whole
+        assert identity(nets[:1]) == identity(nets[1:])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["sdxl", "z-image"])
+def test_offloading_changes_no_bit_of_a_training_step(family, checkpointing, tiny):
+    found = []
+    for offload in (False, True):
+        model = adapt(load_pipeline(ModelConfig(str(tiny(family)), offload=offload)), 64)
+        policy = LoraPolicy(model, PolicyConfig(rank=4, alpha=4), 0)
+        away = [m for m in policy.network.modules() if isinstance(m, QuantizedLinear)]
+        assert bool(away) == offload and all(m.offload for m in away)
+        if checkpointing:
+            policy.network.enable_gradient_checkpointing()
+        torch.manual_seed(0)
+        for parameter in policy.trainable().values():
+            nn.init.normal_(parameter, std=0.1)
+        x = torch.randn(1, *(LATENTS["sd"] if family == "sdxl" else (16, 8, 8)))
+        condition = model.condition(["a small red star"])
+        if family == "sdxl":
+            condition["time_ids"] = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+        t = model.schedule.timesteps[500].expand(1)
+        loss = model.predict(policy.network.train(), x, t, condition).square().mean()
+        loss.backward()
+        found.append([loss, *(p.grad for p in policy.trainable().values())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert sum(bool(gradient.any()) for gradient in found[0]) > 8
+
+
 def test_a_network_without_such_layers_is_refused(tiny):
     pipe = load_pipeline(ModelConfig(str(tiny("z-image"))))
-    with pytest.raises(ModelError, match="Embedding has no linear layer in its blocks"):
+    with pytest.raises(ModelError, match="Embedding has no linear .*leave out model.quantize"):
         network = nn.Embedding(2, 2)
         network.dtype = pipe.transformer.dtype
         quantize(network, "int8")
@@ -184,6 +228,10 @@ def test_what_few_bits_cannot_do_is_refused(more, message):
         load_config(None, ["model.quantize=nf4", *more])
     with pytest.raises(ConfigError, match="model.quantize_text=nf4 keeps.*(null|false)"):
         load_config(None, ["model.quantize_text=nf4", *more])
+    with pytest.raises(
+        ConfigError, match="model.offload=true keeps .*in main memory.*=(lora|false)"
+    ):
+        load_config(None, ["model.offload=true", *more])
 
 
 def test_a_lokr_over_few_bits_is_refused(tiny, tmp_path):
