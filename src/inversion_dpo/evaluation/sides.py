@@ -24,7 +24,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.models.lora import add_lora, lora_file
-from inversion_dpo.models.parts import check_lora, folder_fault, kind_of, named
+from inversion_dpo.models.parts import LARGEST, check_lora, folder_fault, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.folder import read_config
@@ -73,7 +73,7 @@ def side(config: Config, model: str | None) -> Side:
     if kind == "network":
         return Side(replace(config, model=replace(m, network=model)), None)
     if kind == "pipeline" and path.is_dir():
-        if fault := folder_fault(path):
+        if fault := folder_fault(path, () if m.t5 else LARGEST):
             raise ConfigError(f"{model}: {fault}")
         return Side(config, path)
     if kind is None:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from inversion_dpo.models.base import ModelError, frozen_parts
 
 UNUSED = re.compile(  # tensors of published files that networks have no place for
     r"norm_final\.weight|pos_embed|y_embedder\.y_embedding|(loss|model_ema)\..*"
 )
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 TELLING = (  # settings that weights do not show: of each row one, where the class takes it
     ("num_train_timesteps",),
     ("beta_schedule", "trained_betas"),
@@ -92,9 +94,16 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
         What to warn of: weights that have no place.
 
     Raises:
-        ModelError: the files have fewer weights than a network; the library would draw the rest.
+        ModelError: the files have fewer weights than a network, or a tokenizer has no vocabulary;
+            the library would draw the rest, or know no word.
     """
     warnings = []
+    for part, tokenizer in pipeline.components.items():
+        own = isinstance(tokenizer, PreTrainedTokenizerBase) and part not in given
+        if own and not any((folder / part / name).is_file() for name in VOCABULARIES):
+            raise ModelError(
+                f"{folder / part} has no vocabulary ({', '.join(VOCABULARIES)}): fetch it again"
+            )
     for part, network in frozen_parts(pipeline).items():
         files = list((folder / part).glob("*.safetensors"))
         if part in given or not files:

@@ -116,9 +116,10 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     if m.quantize or m.offload:
         setting = "quantize" if m.quantize else "offload"
         quantize(getattr(pipeline, network), m.quantize, setting, m.offload)
-    for encoder in (getattr(pipeline, name, None) for name in ENCODERS if m.quantize_text):
+    few = m.quantize_text or m.offload
+    for encoder in (getattr(pipeline, name, None) for name in ENCODERS if few):
         if encoder is not None:
-            quantize(encoder, cast(str, m.quantize_text), "quantize_text")
+            quantize(encoder, m.quantize_text, "quantize_text", m.offload)
     with named("model.path", m.path):
         for loaded in frozen_parts(pipeline).values():
             check_whole(loaded)

@@ -302,8 +302,13 @@ def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
     if folder.is_dir():
         with suppress(OSError, ValueError, TypeError):
             index = index_of(str(folder))
-    parts = [n for n, v in index.items() if isinstance(v, (list, tuple)) and v[0]]
-    parts = [n for n in parts if n not in (*UNUSED, *given)]
+    listed = {n: v for n, v in index.items() if isinstance(v, (list, tuple))}
+    kind = getattr(diffusers, str(index.get("_class_name")), None)
+    idle = (*UNUSED, *given, *getattr(kind, "_optional_components", ()))
+    if none := [n for n, v in listed.items() if not v[0] and n not in idle]:
+        remedy = "set model.t5=false" if set(none) <= set(LARGEST) else "take a whole pipeline"
+        return f"model_index.json names no {', '.join(none)}: {remedy}"
+    parts = [n for n, v in listed.items() if v[0] and n not in (*UNUSED, *given)]
     lost = [n for n in parts if not (folder / n).is_dir()]
     if lost:
         less = ", or set model.t5=false" * (not {*lost}.difference(LARGEST))

@@ -90,7 +90,7 @@ def dynamic_shift(scheduler: Any, image_tokens: int, default: float) -> float | 
         default: the pipeline's own largest shift, for a configuration that names none.
     """
     config = scheduler.config
-    if not config.use_dynamic_shifting:
+    if not config.get("use_dynamic_shifting"):
         return None
     mu: float = calculate_shift(
         image_tokens,

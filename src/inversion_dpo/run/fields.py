@@ -67,7 +67,7 @@ class ModelConfig:
     quantize_text: Literal["int8", "fp8", "nf4"] | None = None
     """The same for the text encoders, which are on the card while pairs and prompts are encoded."""
     offload: Switch = False
-    """Keep the frozen network's blocks in main memory; a layer's weights come when it is used."""
+    """Keep the blocks of network and text encoders in main memory; weights come when used."""
     resolution: Side | Shape = 64
     """Side in pixels of the square whose area all images get, or WIDTHxHEIGHT for one size."""
     vae: str | None = None

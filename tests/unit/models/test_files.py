@@ -452,6 +452,36 @@ def test_half_of_the_weights_is_refused(part, tiny, tmp_path):
             load(ModelConfig(str(folder)))
 
 
+def test_a_tokenizer_without_a_vocabulary_is_refused(tiny, tmp_path):
+    """The library makes one that knows no word, for which all prompts are the same."""
+    folder = shutil.copytree(tiny("wan"), tmp_path / "model")
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    for load in (check_model, load_pipeline):
+        with pytest.raises(
+            ModelError, match=r"tokenizer has no vocabulary \(tokenizer.json.*fetch"
+        ):
+            load(ModelConfig(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("family", "parts", "remedy"),
+    [
+        ("sd15", ["tokenizer"], "take a whole pipeline"),
+        ("sd3", ["text_encoder_3", "tokenizer_3"], "set model.t5=false"),
+    ],
+)
+def test_a_pipeline_without_a_part_says_which(family, parts, remedy, tiny, tmp_path):
+    folder = shutil.copytree(tiny(family), tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= dict.fromkeys(parts, [None, None])
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=f"names no {', '.join(parts)}: {remedy}"):
+        check_model(ModelConfig(str(folder)))
+    if family == "sd3":
+        check_model(ModelConfig(str(folder), t5=False))
+
+
 @pytest.mark.parametrize(
     ("family", "file", "lost"),
     [

@@ -27,7 +27,12 @@ from diffusers import (
 
 from inversion_dpo.maths.schedule import step
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.schedules import discrete_schedule, few_steps, flow_schedule
+from inversion_dpo.models.schedules import (
+    discrete_schedule,
+    few_steps,
+    flow_schedule,
+    flux_schedules,
+)
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -227,8 +232,10 @@ def test_levels_that_fall_are_refused():
 
 
 def test_flow_needs_its_scheduler():
-    with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler"):
-        flow_schedule(DDIMScheduler(**SD))
+    """Also by the recipe that asks the scheduler how it shifts."""
+    for make in (flow_schedule, lambda scheduler: flux_schedules(scheduler, 16)((64, 64))):
+        with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler"):
+            make(DDIMScheduler(**SD))
 
 
 V = "v_prediction"  # with zero terminal SNR it also starts from the last timestep
