@@ -113,13 +113,7 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             add_lora(pipeline, m.lora)
             merge_lora(pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    if m.quantize or m.offload:
-        setting = "quantize" if m.quantize else "offload"
-        quantize(getattr(pipeline, network), m.quantize, setting, m.offload)
-    few = m.quantize_text or m.offload
-    for encoder in (getattr(pipeline, name, None) for name in ENCODERS if few):
-        if encoder is not None:
-            quantize(encoder, m.quantize_text, "quantize_text", m.offload)
+    _make_small(pipeline, network, m)
     with named("model.path", m.path):
         for loaded in frozen_parts(pipeline).values():
             check_whole(loaded)
@@ -130,6 +124,16 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     if m.scene_graph:
         install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)
     return pipeline
+
+
+def _make_small(pipeline: Any, network: str, m: ModelConfig) -> None:
+    """Hold the network and the text encoders in few bits or in main memory, as the settings say."""
+    rows = {network: ("quantize", m.quantize)} | {
+        name: ("quantize_text", m.quantize_text) for name in ENCODERS
+    }
+    for part, (setting, bits) in rows.items():
+        if (bits or m.offload) and (module := getattr(pipeline, part, None)) is not None:
+            quantize(module, bits, setting if bits else "offload", m.offload)
 
 
 def channels_last(pipeline: Any) -> None:

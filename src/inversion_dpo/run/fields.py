@@ -1,7 +1,6 @@
 """Every setting: its type, its limits, its default, when it has an effect, and one plain sentence.
 
-``--help``, errors, ``inversion-dpo config`` and docs/reference/settings.md are made of this
-file and ``build_fields.py``.
+``--help``, errors, ``config`` and the settings page are made of it and of ``build_fields.py``.
 """
 
 from __future__ import annotations
@@ -38,10 +37,8 @@ _INVERTED = Effect("inversion or inversion.reconstruct=true")
 _DRAWN = Effect("draws")
 _ON_GRID = Effect("grid or inversion.reconstruct=true")
 _LORA = Effect("policy.kind=lora")
-_NARROW = Effect(
-    "policy.kind=lora and policy.dora=false and model.dtype!=float32 "
-    "and training.mixed_precision=no"
-)
+_HALF = "model.dtype!=float32 and training.mixed_precision=no"
+_NARROW = Effect(f"policy.kind=lora and policy.dora=false and {_HALF}")
 _NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
 _WITH_GRAPHS = Effect("policy.kind=scene_graph or model.scene_graph!=null")
 _GRAPH = Effect(r"evaluation.scorer=.*scene-graph.*")
