@@ -5,7 +5,8 @@ Trains every method on pairs of drawn pictures: ``originals`` (people drew both 
 same number of trials on every second prompt, without guidance if that comparison was run first, and
 measured on the others by judges that did not label. ``--vary`` runs the ablations of inversion
 instead: where the states begin, which pairs are left out, and how exact the inversion is. Prints
-OUTPUT/NAME-guidance-G/results.md. Resumable: a finished run is not repeated.
+OUTPUT/NAME-guidance-G/results.md, and draws pictures.png beside it: a row for the reference and one
+for each method, all from the same noise. Resumable: a finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image, ImageDraw
 from workshop import drawn_pairs, drawn_scorers
 
 from inversion_dpo.compare.experiment import Plan, claim_folder, compare
@@ -26,6 +29,22 @@ ABLATIONS = (
     "inversion.max_error=0.05,0.1,0.2",
     "inversion.fixed_point_iterations=3",
 )
+COLUMNS = 12  # of the sheet
+
+
+def sheet(root: Path, methods: Sequence[str]) -> Image.Image:
+    """Draw the reference's pictures above each method's of seed 0; prompts equally spaced."""
+    rows = [("reference", methods[0], "reference")] + [(m, m, "policy") for m in methods]
+    images = {name: sorted((root / f"runs/{m}-0/images").glob(f"*-{w}.png")) for name, m, w in rows}
+    side, left = Image.open(images["reference"][0]).width, 90
+    page = Image.new("RGB", (left + COLUMNS * (side + 4), len(rows) * (side + 4)), "white")
+    draw = ImageDraw.Draw(page)
+    for row, (name, files) in enumerate(images.items()):
+        draw.text((4, row * (side + 4) + side // 2 - 6), name, "black")
+        for k in range(COLUMNS):
+            picture = Image.open(files[k * len(files) // COLUMNS])
+            page.paste(picture, (left + k * (side + 4), row * (side + 4)))
+    return page
 
 
 def main() -> None:
@@ -55,6 +74,8 @@ def main() -> None:
         claim_folder(root, plan)
         shutil.copy(tuned, root)  # the trials were those without guidance
     page = compare(root, plan)
+    if not args.vary:
+        sheet(root, args.methods).save(root / "pictures.png", optimize=True)
     print((page.parent / "results.md").read_text())
 
 
