@@ -23,10 +23,12 @@ import io  # noqa: E402
 import itertools  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
+from functools import cache, partial  # noqa: E402
 
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 
 def pytest_collection_finish(session):
@@ -48,17 +50,39 @@ def sigterm():
 
 
 @pytest.fixture(scope="session")
-def tiny_pipeline(tmp_path_factory):
+def once(tmp_path_factory, worker_id):
+    """Call with a name and what makes it at a path: the first worker that asks makes it for all."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def of(name, make):
+        path, part = shared / name, shared / f"{name}.part"
+        with FileLock(shared / f"{name}.lock"):
+            if not path.exists():
+                make(part)
+                part.rename(path)
+        return path
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(once):
     """A StableDiffusionPipeline folder of the genuine classes with tiny random weights."""
+    return once("pipeline", write_pipeline)
+
+
+def write_pipeline(folder):
+    """Four parts of the genuine classes; small, and only two levels deep."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from tools.embedded.architecture import MAX_TOKENS, build_tokenizer
     from tools.stages import publish
 
-    root = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(root / "tokenizer")
+    tokenizer = build_tokenizer(folder.with_name("tokenizer"))
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -90,23 +114,15 @@ def tiny_pipeline(tmp_path_factory):
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    publish(root / "pipeline", vae, unet, text, tokenizer)
-    return root / "pipeline"
+    publish(folder, vae, unet, text, tokenizer)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """family -> its folder of ``tools.tiny.pipelines``, written once a session; read only."""
+def tiny(once):
+    """family -> its folder of ``tools.tiny.pipelines``, written once; read only."""
     from tools.tiny.pipelines import write_tiny
 
-    folders = {}
-
-    def make(family):
-        if family not in folders:
-            folders[family] = write_tiny(family, tmp_path_factory.mktemp("tiny") / family)
-        return folders[family]
-
-    return make
+    return cache(lambda family: once(family, partial(write_tiny, family)))
 
 
 @pytest.fixture
@@ -177,29 +193,28 @@ def write_pairs():
 
 
 @pytest.fixture(scope="session")
-def pair_file(tmp_path_factory):
+def pair_file(once, write_pairs):
     """Sixteen warm-against-cool pairs in Parquet."""
-    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
-    pq.write_table(pa.Table.from_pylist(pair_rows(16)), path)
-    return path
+    return once("pairs.parquet", lambda path: write_pairs(path, 16))
 
 
 @pytest.fixture(scope="session")
-def soft_pair_file(tmp_path_factory):
+def soft_pair_file(once):
     """The pairs of ``pair_file`` with seeds, and soft labels: mostly 0.9 for the winner."""
-    path = tmp_path_factory.mktemp("soft") / "pairs.parquet"
     rows = pair_rows(16)
     for k, row in enumerate(rows):
         gap = 0.8 if k % 4 else 0.2
         row |= {"preference_0": 0.5 + gap * (row["label_0"] - 0.5), "seed_0": k, "seed_1": 99 - k}
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+    return once("soft.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny_pipeline, pair_file):
+def tiny_config(once, tiny_pipeline, pair_file):
     """Overrides that make a run of seconds; call with further ones."""
     from inversion_dpo.run.config import load_config
+
+    captions = "\n".join(r["caption"] for r in pair_rows(4))
+    prompts = once("prompts.txt", lambda path: path.write_text(captions))
 
     def make(*overrides):
         return load_config(
@@ -220,24 +235,20 @@ def tiny_config(tiny_pipeline, pair_file):
                 "evaluation.sample_steps=3",
                 "evaluation.limit=4",
                 "evaluation.preference=warmth",
-                "evaluation.prompts=" + str(pair_file.with_name("prompts.txt")),
+                f"evaluation.prompts={prompts}",
                 *overrides,
             ],
         )
 
-    prompts = [r["caption"] for r in pair_rows(4)]
-    pair_file.with_name("prompts.txt").write_text("\n".join(prompts))
     return make
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_config, tmp_path_factory):
+def tiny_run(once, tiny_config):
     """A whole run of ``tiny_config``, with snapshots; copy it before writing to it."""
     from inversion_dpo.training.recipe import train
 
-    folder = tmp_path_factory.mktemp("tiny") / "run"
-    train(tiny_config("training.snapshot_every=4"), folder)
-    return folder
+    return once("run", partial(train, tiny_config("training.snapshot_every=4")))
 
 
 @pytest.fixture(scope="session")

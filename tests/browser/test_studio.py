@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from inversion_dpo.run.config import to_yaml
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.browser
 
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.browser
 def run(tmp_path_factory, tiny_run, tiny_config):
     """A finished tiny run with snapshots."""
     folder = shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "run")
-    (folder / "config.yaml").write_text(to_yaml(tiny_config("training.snapshot_every=4")))
+    given = ("training.snapshot_every=4", "evaluation.guidance_scale=1")
+    (folder / "config.yaml").write_text(to_yaml(tiny_config(*given)))
     return folder
 
 
@@ -24,10 +26,10 @@ def page(run, serve):
     return serve(run)
 
 
-SIZES = pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+SIZES = [(1280, False), (390, True)]
 
 
-@SIZES
+@pytest.mark.parametrize(("width", "dark"), slow_but(SIZES[:1], SIZES))
 def test_compare_and_film_strip(browser, page, width, dark):
     browser.open(f"{page.address}/compare", width, 900, dark)
     driver = browser.driver
@@ -80,7 +82,7 @@ def test_blind_on_request_hides_which_is_which_until_it_is_revealed(browser, pag
     assert browser.complaints() == []
 
 
-@SIZES
+@pytest.mark.parametrize(("width", "dark"), slow_but(SIZES[1:], SIZES))
 def test_follow(browser, page, width, dark):
     browser.open(f"{page.address}/", width, 900, dark)
     browser.until("document.querySelectorAll('#panels svg').length === 8")

@@ -52,6 +52,7 @@ def settings(family, tiny, pairs, *more):
             "evaluation.scorer=null",
             "evaluation.prompts=heldout",
             "evaluation.sample_steps=2",
+            "evaluation.guidance_scale=1",
             *more,
         ],
     )

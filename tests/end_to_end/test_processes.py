@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from filelock import FileLock
 from safetensors.torch import load_file
 
 from inversion_dpo.run.config import load_config, to_yaml
@@ -83,7 +83,7 @@ def surroundings(**more):
     }
 
 
-def launch(count, *words, timeout=240):
+def launch(count, *words, timeout=600):
     """Run a script or module in so many processes, as ``accelerate launch`` does with GPUs."""
     done = subprocess.run(
         [sys.executable, *LAUNCH, "--num_processes", str(count), *map(str, words)],
@@ -98,7 +98,7 @@ def launch(count, *words, timeout=240):
     return done
 
 
-def start_two(folder, timeout=240):
+def start_two(folder, timeout=600):
     """Run the script in two processes as the launcher would, without its own imports."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -119,24 +119,14 @@ def start_two(folder, timeout=240):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, tiny_pipeline, soft_pair_file, worker_id):
-    """Call with a case: folders of the fast or the slow cases, by the number of processes.
-
-    Each set is made once, by whichever of the tests' workers asks first.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = base if worker_id == "master" else base.parent
+def results(once, tiny_pipeline, soft_pair_file):
+    """Call with a case: folders of the fast or the slow cases, by the number of processes."""
 
     def of(name):
         fast = name in FAST
-        root = shared / f"processes-{'fast' if fast else 'slow'}"
-        with FileLock(f"{root}.lock"):
-            if not (root / "done").exists():
-                root.mkdir(exist_ok=True)
-                run_cases(
-                    root, [c for c in CASES if (c in FAST) == fast], tiny_pipeline, soft_pair_file
-                )
-                (root / "done").touch()
+        names = [c for c in CASES if (c in FAST) == fast]
+        make = partial(run_cases, names=names, model=tiny_pipeline, pairs=soft_pair_file)
+        root = once(f"processes-{'fast' if fast else 'slow'}", make)
         return {count: root / f"{count}" for count in (1, 2)}
 
     return of
@@ -157,7 +147,8 @@ def run_cases(root, names, model, pairs):
         "evaluation.preference=warmth",
         *COMMON,
     ]
-    shapes = write_shapes(root / "shapes.parquet", 40)
+    root.mkdir()
+    shapes = write_shapes(root.with_name("shapes.parquet"), 40)
     for count in (1, 2):
         folder = root / f"{count}"
         folder.mkdir()
@@ -180,6 +171,12 @@ def same_numbers(a, b):
     return one.keys() == two.keys() and all(
         torch.allclose(one[k], two[k], rtol=1e-4, atol=1e-5) for k in one
     )
+
+
+def cache_in(folder):
+    """The one cache in a folder of caches, which also says what was found about giveaways."""
+    (manifest,) = folder.glob("*/manifest.json")
+    return manifest.parent
 
 
 def facts(results, count, name):
@@ -241,7 +238,7 @@ def test_two_processes_train_the_policy_of_one(results, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cache_filled_by_two_is_that_of_one(results, name):
-    one, two = (next((results(name)[k] / f"cache-{name}").iterdir()) for k in (1, 2))
+    one, two = (cache_in(results(name)[k] / f"cache-{name}") for k in (1, 2))
     assert one.name == two.name
     manifests = [json.loads((f / "manifest.json").read_text()) for f in (one, two)]
     assert manifests[0]["digests"] == manifests[1]["digests"]
@@ -306,7 +303,7 @@ def test_the_commands_run_on_two_processes_as_on_one(tiny_config, tmp_path):
     run = load_config(str(preset), ["training.steps=2"])
     claim(tmp_path / "two", run)
     train(run, tmp_path / "two")
-    (cache,) = (tmp_path / "two/cache").iterdir()
+    cache = cache_in(tmp_path / "two/cache")
     shards = sorted(cache.glob("shard-*.safetensors"))
     assert len(shards) == 4
     for path in (cache / "manifest.json", shards[1], shards[2], shards[2].with_suffix(".json")):
@@ -317,7 +314,7 @@ def test_the_commands_run_on_two_processes_as_on_one(tiny_config, tmp_path):
     assert done.stdout.count("win rate") == 1
     assert {p: p.stat().st_mtime_ns for p in before} == before  # whole ones were left alone
     train(load_config(str(preset), []), tmp_path / "one")
-    (one,) = (tmp_path / "one/cache").iterdir()
+    one = cache_in(tmp_path / "one/cache")
     for path in [cache / "manifest.json", *shards]:
         assert same_numbers(path, one / path.name), path.name
     adapters = [

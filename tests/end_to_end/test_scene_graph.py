@@ -11,9 +11,7 @@ import pytest
 
 from inversion_dpo.cli.main import main
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.run.config import load_config
-from inversion_dpo.run.folder import claim
-from inversion_dpo.training.recipe import train
+from inversion_dpo.run.config import to_yaml
 
 path = Path(__file__).parents[1] / "chat_server.py"
 spec = importlib.util.spec_from_file_location("chat_server", path)
@@ -57,28 +55,14 @@ def reply(request):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_pipeline, pair_file):
+def trained(tmp_path_factory, tiny_config, tiny_run):
     root = tmp_path_factory.mktemp("scene-graph")
     prompts = root / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps(row) for row in PROMPTS))
-    config = load_config(
-        None,
-        [
-            f"model.path={tiny_pipeline}",
-            f"data.pairs={pair_file}",
-            "data.holdout=0.25",
-            "inversion.steps=4",
-            "inversion.batch_size=8",
-            "policy.rank=4",
-            "policy.alpha=4",
-            "training.steps=2",
-            "training.batch_size=4",
-            "evaluation.sample_steps=2",
-            f"evaluation.prompts={prompts}",
-        ],
-    )
-    claim(root / "run", config)
-    train(config, root / "run")
+    shutil.copytree(tiny_run, root / "run")
+    given = ("evaluation.sample_steps=2", "evaluation.preference=auto")
+    config = tiny_config(*given, f"evaluation.prompts={prompts}")
+    (root / "run" / "config.yaml").write_text(to_yaml(config))
     return root
 
 

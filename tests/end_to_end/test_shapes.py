@@ -49,6 +49,7 @@ def made(tmp_path_factory, tiny):
                 "evaluation.prompts=heldout",
                 "evaluation.limit=6",
                 "evaluation.sample_steps=2",
+                "evaluation.guidance_scale=1",
             ]
             config = load_config(None, given)
             runs[family] = config, root / family, train(config, root / family)

@@ -11,6 +11,7 @@ from inversion_dpo.cli import main as cli
 from inversion_dpo.run.config import ConfigError, to_yaml
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows, tracker_of
+from tests.slow import slow_but
 
 SECRETS = {"HF_TOKEN": "hf_SECRETSECRETSECRET", "WANDB_API_KEY": "wandb5ecret5ecret5ecret"}
 
@@ -57,7 +58,7 @@ def test_that_it_is_missing_is_said_before_the_inversion(
     assert len(lines) == 1 and not list((tmp_path / "run").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
+@pytest.mark.parametrize("name", slow_but(["wandb"], ["wandb", "trackio"]))
 def test_what_it_gets_is_the_log_and_no_secret(
     tiny_config, tiny_caches, tmp_path, monkeypatch, name
 ):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,7 +72,10 @@ def test_what_is_missing_is_said_before_the_folder_is_made(ended, command, dry, 
 
 
 @pytest.mark.parametrize("command", ["train", "invert"])
-def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(ended, tiny_config, command):
+def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(
+    ended, tiny_config, monkeypatch, command
+):
+    monkeypatch.setattr("inversion_dpo.training.cost.estimate", lambda *_: [])  # test_cost.py
     words = (command, "-c", "tiny.yaml", "--dry-run", "-o")
     code, printed, _ = ended(*words, "new")
     assert code == 0 and yaml.safe_load(printed)["training"]["steps"] == 8
@@ -227,20 +231,25 @@ def test_a_file_has_one_writer_and_a_name_that_is_read_again(ended, words):
     assert Path("votes.csv").read_text().startswith("image_0")
 
 
-@pytest.mark.parametrize("command", SAMPLING)
+WRONG = {
+    "evaluation.sample_steps=1000": ("new", "evaluation.sample_steps=1000: the model's"),
+    "model.resolution=60": ("new", "model.resolution=60 must be a multiple"),
+    "model.resolution=1600": ("new", "samples need about"),
+    "model.lora=/none.safetensors": ("new", "model.lora=/none.safetensors: nothing is there"),
+    "model.t5=true": ("tiny.yaml/new", "nothing can be written to"),
+}
+
+
+# In `make test`: each fault by one command, and by each command one.
 @pytest.mark.parametrize(
-    ("output", "more", "message"),
-    [
-        ("new", "evaluation.sample_steps=1000", "evaluation.sample_steps=1000: the model's"),
-        ("new", "model.resolution=60", "model.resolution=60 must be a multiple"),
-        ("new", "model.resolution=1600", "samples need about"),
-        ("new", "model.lora=/none.safetensors", "model.lora=/none.safetensors: nothing is there"),
-        ("tiny.yaml/new", "model.t5=true", "nothing can be written to"),
-    ],
+    ("command", "more"),
+    slow_but(
+        [*product(["pairs build"], WRONG), *product(SAMPLING, ["model.resolution=1600"])],
+        product(SAMPLING, WRONG),
+    ),
 )
-def test_what_would_stop_the_sampling_is_said_before_it(
-    ended, monkeypatch, command, output, more, message
-):
+def test_what_would_stop_the_sampling_is_said_before_it(ended, monkeypatch, command, more):
+    output, message = WRONG[more]
     Path("prompts.txt").write_text("a star")
     Path("mine.py").write_text("def taste(images, prompts):\n    return [1.0] * len(images)\n")
     monkeypatch.setattr("inversion_dpo.evaluation.sides.load_pipeline", None)
@@ -329,7 +338,7 @@ def test_a_setting_of_another_family_is_refused(tiny_config, setting):
 # ---- presets on one's own pairs
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", slow_but(["sd15", "flux", "qwen-image"], REAL))
 def test_a_preset_of_a_real_model_needs_only_pairs(name, tiny_pipeline, pair_file, tmp_path):
     given = [f"data.pairs={pair_file}", f"model.path={tiny_pipeline}", "model.vae=null"]
     config = load_config(name, [*given, "policy.target_modules=null"])

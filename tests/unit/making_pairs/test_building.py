@@ -91,19 +91,20 @@ def test_a_dataset_in_splits(tmp_path):
 
 def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setattr("inversion_dpo.making_pairs.card.write_card", lambda *told: None)
-    build(settings(), tmp_path / "whole")
+    few = {"splits": {"train": 8, "test": 4}}
+    build(settings(**few), tmp_path / "whole")
     sums = (tmp_path / "whole" / "dataset" / "SHA256SUMS").read_text()
     painted.clear()
-    build(settings(), tmp_path / "whole")
+    build(settings(**few), tmp_path / "whole")
     assert painted == []  # all of it was on disk
     chunks = sorted((tmp_path / "whole" / "candidates").iterdir())
     for chunk in chunks[::2]:
         chunk.unlink()
-    build(settings(), tmp_path / "whole")
+    build(settings(**few), tmp_path / "whole")
     assert (tmp_path / "whole" / "dataset" / "SHA256SUMS").read_text() == sums and painted
     with pytest.raises(DataError, match="another --output"):
-        build(settings(seed=1), tmp_path / "whole")
-    build(settings(seed=1), tmp_path / "other")
+        build(settings(**few, seed=1), tmp_path / "whole")
+    build(settings(**few, seed=1), tmp_path / "other")
     assert (tmp_path / "other" / "dataset" / "SHA256SUMS").read_text() != sums
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from inversion_dpo.models.loading import adapt, load_pipeline
-from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.models.loading import adapt
 from tests.slow import slow_but
 
 NORMALISED = {"latents_mean": [0.5, -1.0, 0.2, 0.0], "latents_std": [2.0, 0.5, 1.0, 3.0]}
@@ -26,8 +25,8 @@ NORMALISED = {"latents_mean": [0.5, -1.0, 0.2, 0.0], "latents_std": [2.0, 0.5, 1
         ],
     ),
 )
-def test_latents_are_decoded_as_the_pipeline_decodes_them(family, config, tiny):
-    pipe = load_pipeline(ModelConfig(str(tiny(family))))
+def test_latents_are_decoded_as_the_pipeline_decodes_them(family, config, fresh):
+    pipe = fresh(family)
     pipe.vae.register_to_config(**config)
     model, seen = adapt(pipe, 64), []
 
@@ -49,8 +48,8 @@ def test_latents_are_decoded_as_the_pipeline_decodes_them(family, config, tiny):
 
 
 @pytest.mark.parametrize(("family", "config"), [("sdxl", NORMALISED), ("sdxl", {}), ("sd3", {})])
-def test_encoding_undoes_the_scale_of_decoding(family, config, tiny):
-    pipe = load_pipeline(ModelConfig(str(tiny(family))))
+def test_encoding_undoes_the_scale_of_decoding(family, config, fresh):
+    pipe = fresh(family)
     pipe.vae.register_to_config(**config)
     model, images = adapt(pipe, 64), torch.rand(2, 3, 64, 64) * 2 - 1
     with torch.no_grad():

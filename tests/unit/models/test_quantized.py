@@ -57,7 +57,9 @@ def test_a_row_of_zeros_stays_zero(kind, dtype):
     assert QuantizedLinear(layer, kind).weight.tolist() == [[0.0] * 64] * 2
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux2-klein", "qwen-image"])
+@pytest.mark.parametrize(
+    "family", slow_but(["sd3", "qwen-image"], ["sdxl", "sd3", "flux2-klein", "qwen-image"])
+)
 def test_text_encoders_in_few_bits_say_nearly_the_same(family, tiny):
     """CLIP, T5 and language models: int8 is near, nf4 is farther; the network stays whole."""
     conditions = {}

@@ -94,7 +94,7 @@ each_family = pytest.mark.parametrize("family", CLASSES)
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@every_family
+@pytest.mark.parametrize("family", slow_but(["sd15", "flux", "qwen-image-edit"], FAMILIES))
 def test_it_loads_as_the_family_it_is(pipeline, family):
     assert type(pipeline(family)) is (CLASSES | NEWER)[family]
 
@@ -106,7 +106,7 @@ def test_the_folder_is_small_and_holds_no_pickle(tiny, family):
     assert sum(map(len, found.values())) <= 4e6
 
 
-@each_family
+@pytest.mark.parametrize("family", slow_but(["sd2", "sd3"], CLASSES))
 def test_it_draws_what_depends_on_the_prompt(pipeline, family):
     one, same, other = (
         draw(pipeline(family), prompt)

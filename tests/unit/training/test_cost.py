@@ -1,6 +1,7 @@
 """What a run takes, worked out by hand; and a file of measured figures."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from inversion_dpo.models.loading import check_model
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.training import cost
-from inversion_dpo.training.cost import Card, Job, estimate, forward_flops, job_of
+from inversion_dpo.training.cost import Card, Job, estimate, job_of
 
 STEPS = ["inversion.steps=4", "training.steps=10", "training.batch_size=3"]
 
@@ -39,6 +40,7 @@ def test_hours_by_hand():
 
 
 def test_a_dry_run_estimates_without_weights(tiny, pair_file, monkeypatch):
+    monkeypatch.setattr(cost, "forward_flops", forward_flops := cache(cost.forward_flops))
     known = check_model(ModelConfig(str(tiny("sd15"))))
     assert forward_flops(known, (128, 128)) > 3 * forward_flops(known, (64, 64)) > 1e6
     unknown = check_model(ModelConfig(str(tiny("z-image"))))

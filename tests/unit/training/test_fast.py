@@ -28,6 +28,7 @@ from inversion_dpo.training import checkpoint
 from inversion_dpo.training.policy import LoraPolicy, make_optimizer
 from inversion_dpo.training.step import step
 from tests.by_hand import make_plan, make_session, write_cache
+from tests.slow import slow_but
 
 PROMPTS = ["a small red star", "a large blue cross"]
 
@@ -51,7 +52,7 @@ def moved(policy):
     return policy
 
 
-@pytest.mark.parametrize("family", ["sdxl", "flux"])
+@pytest.mark.parametrize("family", slow_but(["flux"], ["sdxl", "flux"]))
 def test_under_autocast_adapters_take_inputs_as_they_are_to_the_bit(family, tiny):
     found, kept = [], []
     for autocast in (False, True):
@@ -184,7 +185,10 @@ def test_adapters_in_the_models_precision_have_float32_weights(tiny):
 
 
 @pytest.mark.parametrize(
-    ("family", "dynamic"), [("sdxl", False), ("sd3", False), ("z-image", None)]
+    ("family", "dynamic"),
+    slow_but(
+        [("sd3", False), ("z-image", None)], [("sdxl", False), ("sd3", False), ("z-image", None)]
+    ),
 )
 def test_blocks_are_compiled_in_their_place(family, dynamic, tiny, monkeypatch):
     """Where texts have many lengths, torch makes one form for all; else each size has its own."""

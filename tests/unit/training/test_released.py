@@ -47,15 +47,11 @@ def session(tiny, pair_file, tmp_path_factory):
 
 def guided(unet, x, t, condition, empty):
     """The script's prediction: both halves told t, the guided sum of them."""
-
-    def half(c):
-        added = {"text_embeds": c["text_embeds"], "time_ids": c["time_ids"]}
-        return unet(
-            x, t, encoder_hidden_states=c["encoder_hidden_states"], added_cond_kwargs=added
-        ).sample
-
-    without = half(empty)
-    return without + GUIDANCE * (half(condition) - without)
+    both = {name: torch.cat([empty[name], value]) for name, value in condition.items()}
+    text = both.pop("encoder_hidden_states")
+    found = unet(torch.cat([x, x]), t, encoder_hidden_states=text, added_cond_kwargs=both).sample
+    without, under = found.chunk(2)
+    return without + GUIDANCE * (under - without)
 
 
 def authors(session, pairs):
@@ -76,22 +72,19 @@ def authors(session, pairs):
 
     found = []
     for pair in pairs:
-        sides = []
-        every = session.cache.condition([pair])
-        for side in (0, 1):
-            condition = {k: v[side : side + 1] for k, v in every.items()}
-            empty = {**condition, **session.cache.empty}
-            x, total = session.cache.of_images("clean", [pair])[side : side + 1], 0.0
-            for t in ascending:
-                with torch.no_grad(), session.policy.reference(session.network) as reference:
-                    e_ref = guided(reference, x, t, condition, empty)
-                e = guided(session.network, x, t, condition, empty)
-                total = total + (e - e_ref).square().mean() / (2 * bar[t])
-                low, high = level(t - 1000 // N), level(t)
-                x_0 = (x - (1 - low).sqrt() * e_ref) / low.sqrt()
-                x = high.sqrt() * x_0 + (1 - high).sqrt() * e_ref
-            sides.append(total / N)
-        found.append(-torch.nn.functional.logsigmoid(0.5 * BETA * (sides[0] - sides[1])))
+        condition = session.cache.condition([pair])
+        empty = condition | {k: v.expand(2, *v.shape[1:]) for k, v in session.cache.empty.items()}
+        x, total = session.cache.of_images("clean", [pair]), torch.zeros(2)  # winner, loser
+        for t in ascending:
+            with torch.no_grad(), session.policy.reference(session.network) as reference:
+                e_ref = guided(reference, x, t, condition, empty)
+            e = guided(session.network, x, t, condition, empty)
+            total = total + (e - e_ref).square().flatten(1).mean(1) / (2 * bar[t])
+            low, high = level(t - 1000 // N), level(t)
+            x_0 = (x - (1 - low).sqrt() * e_ref) / low.sqrt()
+            x = high.sqrt() * x_0 + (1 - high).sqrt() * e_ref
+        winner, loser = total / N
+        found.append(-torch.nn.functional.logsigmoid(0.5 * BETA * (winner - loser)))
     return torch.stack(found)
 
 

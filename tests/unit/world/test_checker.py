@@ -42,7 +42,7 @@ def at(thing: Object, x: float, y: float) -> Object:
 @pytest.fixture(scope="module")
 def rendered() -> list[tuple[Scene, NDArray[np.uint8]]]:
     rng = np.random.default_rng(0)
-    return [(s, render(s)) for s in (sample_scene(rng) for _ in range(400))]
+    return [(s, render(s)) for s in (sample_scene(rng) for _ in range(150))]
 
 
 @pytest.fixture(scope="module")
