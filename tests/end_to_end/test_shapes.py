@@ -1,20 +1,25 @@
 """Forty pairs of three shapes: trained and evaluated at their own, the same after a kill."""
 
+import io
 import json
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from inversion_dpo.cli.main import main
 from inversion_dpo.data.buckets import named, read_size
 from inversion_dpo.data.images import stack_pixels
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.data.transforms import GREY, fit
 from inversion_dpo.evaluation.evaluate import evaluate
 from inversion_dpo.evaluation.samples import pictures
-from inversion_dpo.run.config import load_config
+from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.training import recipe
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.session import batch_of_step
@@ -158,3 +163,26 @@ def test_pairs_that_differ_in_shape_are_left_out_and_counted(tiny_config, tmp_pa
     batch = [(pair, 0) for pair in session.buckets[0]]
     output, _, _ = losses(session, batch, [torch.Generator() for _ in batch], compare=True)
     assert output.loss.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sample star -o out",
+        "pairs sample --prompts p.txt -o out.parquet",
+        "pairs build --prompts p.txt --samples 2 evaluation.scorer=mine:taste -o out",
+    ],
+)
+def test_one_size_counts_wherever_pictures_are_made(words, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("star")
+    code = "def taste(images, prompts):\n    return [float(i.mean()) for i in images]\n"
+    (tmp_path / "mine.py").write_text(code)
+    config = tiny_config("model.resolution=96x64", "evaluation.sample_steps=1")
+    (tmp_path / "tiny.yaml").write_text(to_yaml(config))
+    with suppress(SystemExit):
+        main([*words.split(), "-c", "tiny.yaml"])
+    rows = [row for file in tmp_path.rglob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    found = [row.get("jpg_0") or row["jpg"] for row in rows]  # of the pairs, or of candidates
+    found += [file.read_bytes() for file in (tmp_path / "out").glob("*.png")]
+    assert {Image.open(io.BytesIO(image)).size for image in found} == {(96, 64)}

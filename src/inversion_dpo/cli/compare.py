@@ -92,7 +92,7 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="Methods with commas between them (docs/how-to/compare.md).")
     ] = "x0,diffusion_dpo,sft",
-    seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each method.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Training seeds of each method.")] = 5,
     vary: Annotated[
         list[str] | None,
         typer.Option(

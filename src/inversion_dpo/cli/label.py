@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, resolved
+from inversion_dpo.cli.options import DEFAULT, FirstSeed, Overrides, Preset, resolved
 
 if TYPE_CHECKING:
     from inversion_dpo.run.fields import Config
@@ -169,8 +169,10 @@ def pairs_sample(
             help="Text file, a prompt a line, or a prompt set; the embedded model has its own."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many pairs; each prompt gives one.")] = 36,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next adds 1.")] = 0,
+    count: Annotated[
+        int, typer.Option(min=1, max=10**6, help="How many pairs; each prompt gives one.")
+    ] = 36,
+    seed: FirstSeed = 0,
 ) -> None:
     """Sample two images of each prompt for people to label.
 

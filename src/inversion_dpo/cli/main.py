@@ -20,6 +20,7 @@ from inversion_dpo.cli.compare import compare, demo
 from inversion_dpo.cli.options import (
     DEFAULT,
     DryRun,
+    FirstSeed,
     Output,
     Overrides,
     Preset,
@@ -154,7 +155,7 @@ def sample(
         Path | None, typer.Option(help="Use this run's policy; without it, the reference.")
     ] = None,
     config: Preset = DEFAULT,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; the next adds 1.")] = 0,
+    seed: FirstSeed = 0,
 ) -> None:
     """Generate images from a run's policy, or from the reference.
 
@@ -180,11 +181,13 @@ def sample(
             "policy.kind=scene_graph, or --config of a file that sets model.scene_graph"
         )
     seeds = [seed + k for k in range(len(asked))]
-    images = sampler.draw(asked, seeds, sources=sources, desc="sample")
-    output.mkdir(parents=True, exist_ok=True)
-    for s, image in zip(seeds, images, strict=True):
-        atomic_bytes(png(image), output / f"{s:06d}.png")
-        typer.echo(str(output / f"{s:06d}.png"))
+    for first in range(0, len(asked), settings.evaluation.batch_size):  # each is kept when made
+        part = slice(first, first + settings.evaluation.batch_size)
+        images = sampler.draw(asked[part], seeds[part], sources=sources[part], desc="sample")
+        output.mkdir(parents=True, exist_ok=True)
+        for s, image in zip(seeds[part], images, strict=True):
+            atomic_bytes(png(image), output / f"{s:06d}.png")
+            typer.echo(str(output / f"{s:06d}.png"))
 
 
 for command in (

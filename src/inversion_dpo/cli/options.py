@@ -53,10 +53,17 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check data and model, print what would be done, stop.")
 ]
+FirstSeed = Annotated[
+    int,
+    typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the first image; the next adds 1."),
+]
 Rounding = Annotated[
     int,
     typer.Option(
-        "--rounds", min=1, help="Rounds; each later one samples the policy, labels, and trains on."
+        "--rounds",
+        min=1,
+        max=100,
+        help="Rounds; each later one samples the policy, labels, and trains on.",
     ),
 ]
 People = Annotated[

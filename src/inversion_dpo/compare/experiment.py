@@ -43,6 +43,7 @@ from inversion_dpo.trajectories.key import chosen_method
 
 logger = logging.getLogger(__name__)
 SETTLED = ("prompts", "preference")  # that evaluation.defaults fills in
+SET_BY_ROUNDS = ("prompts", "samples", "seed", "by", "mining", "once", "splits")  # of build.*
 WORDS = {"config": "config", "extra": "settings", "rounds": "rounds of"}  # of compare.json
 
 
@@ -148,6 +149,7 @@ def compare(root: Path, plan: Plan) -> Path:
             "compare needs evaluation.scorer: give a scorer's name or module:function"
         )
     check_rounds(plan.rounds, base)
+    check_build(plan)
     plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
     check(plan.config, plans, plan.extra, plan.vary)
     tracker_of(base.training.tracker)
@@ -171,6 +173,17 @@ def compare(root: Path, plan: Plan) -> Path:
         filled = [f"evaluation.{k}={getattr(e, k)}" for k in SETTLED if e != given]
         plan = replace(plan, extra=(*plan.extra, *filled))
         return compare_alone(root, plan, load_config(plan.config, list(plan.extra)))
+
+
+def check_build(plan: Plan) -> None:
+    """Refuse settings of ``pairs build`` that the comparison does not read."""
+    for text in (*plan.extra, *plan.vary):
+        group, _, name = text.partition("=")[0].partition(".")
+        if group == "build" and (plan.rounds.count == 1 or name in SET_BY_ROUNDS):
+            raise ConfigError(
+                f"{text} has no effect in `compare`: later rounds (--rounds) read --round-prompts, "
+                "--round-samples and the other settings of build.*. Leave it out"
+            )
 
 
 def compare_alone(root: Path, plan: Plan, base: Config) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rows import IMAGES, Fault, find_inside
-from inversion_dpo.data.tables import parse_object
+from inversion_dpo.data.tables import encoding_of, parse_object
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.layouts import from_psg, is_psg, is_visual_genome
 from inversion_dpo.graphs.statistics import format_statistics, statistics_of
@@ -106,7 +106,7 @@ def _graph(row: Any, where: str) -> SceneGraph | Fault:
 def _rows(file: Path) -> Iterator[Any]:
     """Say what stands in each row, not yet looked at; a Fault for a line that is not JSON."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding=encoding_of(file))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read ({error}); export it as UTF-8 JSON") from error
     if file.suffix != ".jsonl":

@@ -105,7 +105,7 @@ class _Usable:
         shapes = [image.size[::-1] for image in images[: len(images) - masked]]
         images = images[: 2 - row.single]
         key, row_sizes = content(row), [image.size for image in images]
-        won = row.encoded[:: 1 if row.label else -1][0]
+        won = row.label if row.single else row.encoded[:: 1 if row.label else -1][0]
         counts.update(pairs=1, duplicates=int(key in self._seen), labelled=int(row.labelled))
         counts.update(turned=int(self._seen.setdefault(key, hash(won)) != hash(won)))
         counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
@@ -277,7 +277,7 @@ def format_report(report: PairReport) -> str:
         f"  left out: {counts['ties']} ties, {counts['identical']} with identical images"
         + "".join(f", {counts[k]} {words}" for k, words in _MAY_BE_LEFT_OUT.items() if counts[k]),
         f"  kept: {counts['duplicates']} duplicate pairs"
-        + (f" ({counts['turned']} with the other image preferred)" if counts["turned"] else "")
+        + (f" ({counts['turned']} with the other label)" if counts["turned"] else "")
         + f", {counts['mixed_sizes']} of two image sizes",
         *([f"  for example, {report.example}"] if report.example else []),
         *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),

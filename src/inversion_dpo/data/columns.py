@@ -57,11 +57,12 @@ KNOWN = {
     "share_1": ("share_1", "votes_1", "votes_image2", "weighted_results_image2_preference"),
     "winner": (
         *("winner", "file_name_winner", "winner_image", "images_winner"),
-        *("chosen", "chosen_image", "images_chosen", "good"),
+        *("chosen", "chosen_image", "images_chosen", "good", "better", "best", "preferred"),
     ),
     "loser": (
         *("loser", "file_name_loser", "loser_image", "images_loser"),
-        *("rejected", "rejected_image", "images_rejected", "bad"),
+        *("rejected", "rejected_image", "images_rejected", "bad", "worse", "worst"),
+        "dispreferred",
     ),
     "images": ("images", "image_path", "file_path", "image"),
     "ranks": ("ranks", "rank"),
@@ -150,6 +151,8 @@ def find_table(
         key=lambda kind: (len(set(LAYOUTS[kind]) & set(names)), bool(rated) and kind == "scored"),
     )
     missing = [ours for ours in LAYOUTS[nearest] if ours not in names]
+    if {"path1", "path2"} <= set(there):
+        raise DataError(f"{where} has the columns of HPDv3: set data.format=hpdv3")
     if not names and not rated:
         raise DataError(
             f"{where} has columns of other names than we know: {', '.join(there)}. Say which "

@@ -20,6 +20,7 @@ from inversion_dpo.data.rows import (
     Raw,
     Row,
     encoded_image,
+    group_of,
     number,
     row_of,
     shown,
@@ -89,9 +90,9 @@ def _unranked(raws: Iterable[Raw], scheme: str, seen: set[object]) -> Iterator[R
     """
 
     def group(raw: Raw) -> object:
-        key = raw.values.get("group")
+        key = group_of(raw.values.get("group"))
         whole = isinstance(raw.values["images"], list)
-        return raw.where if whole or not isinstance(key, str | int) else (key,)
+        return raw.where if whole or key is None else (key,)
 
     for key, part in groupby(raws, group):
         rows = list(part)
@@ -186,8 +187,8 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
         if isinstance(found, Fault):
             yield replace(raw, fault=found)
             continue
-        group, source = raw.values.get("group"), _key(raw.values.get("source"))
-        key = (shown(group), str(group or raw.values["caption"]), source)
+        group, source = group_of(raw.values.get("group")), _key(raw.values.get("source"))
+        key = (group is None, group or str(raw.values["caption"]), source)
         rows, images = groups.setdefault(key, ([], {}))
         rows.append(replace(raw, values={**raw.values, "images": None}))
         for image, ratings in found:

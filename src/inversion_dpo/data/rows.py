@@ -170,8 +170,10 @@ def row_of(raw: Raw) -> Row:
     labelled = "jpg_0" in table.names
     first, second = ("jpg_0", "jpg_1") if labelled else ("winner", "loser")
     label, preference = values.get("tie", 1.0), number(values.get("preference_0"))
-    if (votes := values.get("votes")) is not None:
-        said = _of_shares(*map(number, votes)) if _two(votes) else _of_shares(str(votes), None)
+    if (votes := values.get("votes")) not in (None, ""):
+        if isinstance(votes, str) and re.fullmatch(r"\[\d+, ?\d+\]", votes):  # in a CSV
+            votes = json.loads(votes)
+        said = _of_shares(*map(number, votes)) if _two(votes) else _NO_VOTES
         if isinstance(said, Fault):
             return Row(raw.where, None, fault=said)
         preference = said[1]
@@ -204,7 +206,7 @@ def row_of(raw: Raw) -> Row:
         source=_needed("source", "no image to be edited; embed or name it", values, table),
         mask=_needed("mask", "no mask; give a white one if the whole image counts", values, table),
         seeds=(seed_of(values.get("seed_0")), seed_of(values.get("seed_1"))),
-        group=None if values.get("group") in (None, "") else str(values["group"]),
+        group=group_of(values.get("group")),
     )
 
 
@@ -216,6 +218,9 @@ def _needed(name: str, missing: str, values: Mapping[str, Any], table: Table) ->
     return encoded_image(values.get(name), table) or Fault("broken_images", text)
 
 
+_NO_VOTES = Fault("bad_labels", "the votes are no list of two counts, such as [7, 3]; write one")
+
+
 def _two(votes: Any) -> bool:
     """Tell whether the cell has the votes for each of two images."""
     return isinstance(votes, list) and len(votes) == 2
@@ -224,7 +229,8 @@ def _two(votes: Any) -> bool:
 def _label(values: Mapping[str, Any]) -> float | str | None:
     """Read label_0 as 1, 0, -1 or 0.5; UNLABELLED where has_label or both labels say so."""
     first, second = number(values.get("label_0")), number(values.get("label_1"))
-    if number(values.get("has_label")) == 0 or first == second == 0:
+    has = str(values.get("has_label")).strip().lower()
+    if has in ("false", "0", "0.0", "no") or first == second == 0:
         return UNLABELLED
     if second is None or (first, second) in ((1, 0), (0, 1), (0.5, 0.5), (1, -1), (-1, 1)):
         return first
@@ -353,6 +359,13 @@ def seed_of(value: Any) -> int | None:
     """Read a seed, every digit of it; None if it is no whole number from 0 to 2^63 - 1."""
     text = str(value).strip().removesuffix(".0")
     return int(text) if text.isascii() and text.isdigit() and int(text) < 2**63 else None
+
+
+def group_of(value: Any) -> str | None:
+    """Read the id of a prompt; None if it is no text and no whole number."""
+    whole = isinstance(value, float) and value.is_integer()
+    known = whole or (isinstance(value, str | int) and value != "")
+    return (f"{value:.0f}" if whole else str(value)) if known else None
 
 
 def shown(value: Any) -> str:

@@ -82,9 +82,7 @@ def read_objects(file: Path) -> Iterator[Placed]:
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     try:
-        with file.open("rb") as raw:
-            wide = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")  # a spreadsheet's "Unicode text"
-        with file.open(encoding="utf-16" if wide else "utf-8-sig", newline="") as stream:
+        with file.open(encoding=encoding_of(file), newline="") as stream:
             if suffix in (".csv", ".tsv"):
                 yield from _csv(file, stream)
             elif _is_lines(stream, suffix):
@@ -98,6 +96,17 @@ def read_objects(file: Path) -> Iterator[Placed]:
     except (ValueError, RecursionError, OSError) as error:
         remedy = f"export it again as UTF-8 {suffix[1:].upper()}"
         raise DataError(f"{file} cannot be read ({error}); {remedy}") from error
+
+
+def encoding_of(file: Path) -> str:
+    """Tell UTF-16, a spreadsheet's "Unicode text" with or without its mark, from UTF-8."""
+    with file.open("rb") as raw:
+        start = raw.read(2)
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if start[1:] == b"\0":
+        return "utf-16-le"
+    return "utf-16-be" if start[:1] == b"\0" else "utf-8-sig"
 
 
 def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:

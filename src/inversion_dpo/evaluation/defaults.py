@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from inversion_dpo.data.buckets import buckets, named, place, square
+from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import Pair, open_pairs
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.prompt_sets import read_prompts
@@ -43,7 +44,12 @@ def settled(config: Config, folder: Path) -> Config:
     e = config.evaluation
     if e.prompts == HELDOUT:
         if current_team().main:
-            write_heldout(config, file)
+            try:
+                write_heldout(config, file)
+            except DataError as error:
+                if not file.exists():
+                    raise
+                logger.warning("%s. The held-out prompts of %s are taken", error, file)
         current_team().wait()
         e = replace(e, prompts=str(file))
     return replace(config, evaluation=replace(e, preference=preferred(config)))

@@ -114,6 +114,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     """
     if features not in FEATURES:
         raise ConfigError(f"--features {features} is unknown: give one of {', '.join(FEATURES)}")
+    files = images_in(real)
     config = settled(config, folder)
     e = config.evaluation
     extractor: nn.Module | int = 2048
@@ -126,7 +127,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
             config = replace(config, evaluation=replace(e, checkpoints=others))
     meters(extractor)  # what is missing is said before anything is sampled
     side(config, str(folder))  # a run without a policy, too
-    pictures, prompts = read_images(real), read_prompts(e.prompts, e.limit)
+    pictures, prompts = read_images(files), read_prompts(e.prompts, e.limit)
     report: dict[str, Any] = {"features": features, "real": len(pictures)}
     for word, adapter in (("reference", None), ("policy", folder / "adapter")):
         images, _ = sampled(config, adapter, folder / "samples", prompts, word, e.seeds)
@@ -135,8 +136,8 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     return report
 
 
-def read_images(folder: Path) -> list[Pixels]:
-    """Read every PNG, JPEG and WebP file in a folder, by name; ConfigError if there is none.
+def images_in(folder: Path) -> list[Path]:
+    """List every PNG, JPEG and WebP file in a folder, by name; ConfigError if there is none.
 
     Hidden files, such as ``._1.png`` of macOS, are left out and counted.
     """
@@ -146,6 +147,11 @@ def read_images(folder: Path) -> list[Pixels]:
         logger.warning("--real %s: %d hidden files left out", folder, len(every) - len(files))
     if not files:
         raise ConfigError(f"--real {folder} holds no PNG, JPEG or WebP files")
+    return files
+
+
+def read_images(files: Sequence[Path]) -> list[Pixels]:
+    """Decode image files."""
     return [np.asarray(decode_image(f.read_bytes(), str(f))) for f in files]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -170,7 +171,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
             write_table(folder / "per_prompt.parquet", prompt_set, config, reference, policy)
     metrics |= structure(prompt_set, files, config) | scoring(memo, config) | changes(*files)
     metrics |= in_pairs(files, config, memo) | diversity(files, config)
-    metrics |= training_facts(folder, config)
+    metrics |= training_facts(Path(models[1] or os.devnull) if models else folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     write_metrics(folder, metrics)
     if current_team().main:
@@ -263,7 +264,7 @@ def pairs_agree(config: Config, memo: Path) -> dict[str, Any]:
 
 
 def training_facts(folder: Path, config: Config) -> dict[str, Any]:
-    """Read the last row of the run's training log; without a training it is empty."""
+    """Read the last row of the training log of the policy's run; without one it is empty."""
     rows = read_rows(folder / "metrics.jsonl")
     if not rows:
         return {"pairs": 0, "steps": config.training.steps, "training": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from inversion_dpo.data.images import decode_image
+from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.changes import distance
 from inversion_dpo.evaluation.defaults import with_prompts_of
@@ -30,6 +31,7 @@ from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds, run_file
 from inversion_dpo.trajectories.method import takes_images
 
+logger = logging.getLogger(__name__)
 LARGEST = 6  # changes, or regressions, that a report shows
 
 
@@ -71,11 +73,19 @@ def title(models: list[str | None] | None) -> str:
 
 
 def training_pairs(folder: Path) -> list[tuple[Any, ...]]:
-    """Read caption, winner, loser and any source of the first pairs that a run trains on."""
+    """Read caption, winner, loser and any source of the first pairs that a run trains on.
+
+    Pairs that are not there any more are warned of.
+    """
     config = read_config(folder)
+    try:
+        pairs = list(open_pairs(config.data, 6, alone=takes_images(config)))
+    except DataError as error:
+        logger.warning("the page shows no training pairs: %s", error)
+        return []
     return [
         (x.caption, *(np.array(decode_image(i, "")) for i in (x.winner, x.loser, x.source) if i))
-        for x in open_pairs(config.data, 6, alone=takes_images(config))
+        for x in pairs
         if not x.single
     ]
 

@@ -164,6 +164,10 @@ def check_model(m: ModelConfig) -> DiffusionModel:
         if name := getattr(m, key):
             with named(f"model.{key}", name):
                 check_place(os.path.expanduser(name))
+                place = Path(name).expanduser()
+                held = [place / part / "config.json" for part in ("", key, *NETWORKS)]
+                if key != "scene_graph" and place.is_dir() and not any(f.is_file() for f in held):
+                    raise ModelError("the folder has no config.json: give that of a network")
     if m.lora:
         check_lora(m, m.lora, "model.lora")
     pipeline = skeleton(m)

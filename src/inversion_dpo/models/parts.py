@@ -66,8 +66,9 @@ def check_place(path: str) -> None:
         raise ModelError("GGUF is not read: give bf16 safetensors, and set model.quantize")
     if place.suffix in PICKLED:
         raise ModelError("only .safetensors files are read: others can run code. Convert it")
-    if (path.startswith(("/", ".")) or place.suffix in SUFFIXES) and not place.exists():
-        raise ModelError("nothing is there: give a folder, a .safetensors file or a hub id")
+    of_disk = path.startswith(("/", ".")) or place.suffix in SUFFIXES or "/" not in path
+    if of_disk and not place.exists():
+        raise ModelError("nothing is there: give a folder, a .safetensors file or OWNER/NAME")
     if place.is_file() and SHARD.search(place.stem):
         raise ModelError("this is one of several files: give the folder that holds them all")
     if place.is_file() and kind_of(path) == "lora":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,13 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
                 f"no configuration {preset!r}: give a YAML file or one of: "
                 f"{', '.join(preset_names())}{_near(preset, known, 0.3)}"
             )
-        tree = _read(str(path), lambda: OmegaConf.load(path))
+        with _of_a_run(path):
+            tree = _read(str(path), lambda: OmegaConf.load(path))
+            _made(tree, f"{path}: ")
         chosen = _keys_of(tree)
         packaged = path.resolve().parent == PRESETS.resolve()
         if not packaged and path.name != "config.yaml" and chosen != set(every_setting()):
             keys |= chosen
-        _made(tree, f"{path}: ")
     for override in overrides:
         source = f"override {override!r}"
         if "=" not in override:
@@ -77,9 +79,23 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     return config, frozenset(keys)
 
 
+@contextmanager
+def _of_a_run(path: Path) -> Iterator[None]:
+    """Add to an error in the settings of a run that another version may have written them."""
+    try:
+        yield
+    except ConfigError as error:
+        if path.name != "config.yaml":
+            raise
+        text = f"{error}; if another version of inversion-dpo wrote this run, use that version"
+        raise ConfigError(text) from error
+
+
 def _near(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names, plain = list(known), word.lower()
+    near = sorted((name for name in names if len(plain) > 2 and plain in name), key=len)[:2]
+    near = near or difflib.get_close_matches(plain, names, n=1, cutoff=cutoff)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _made(tree: Tree, before: str = "") -> Config:
@@ -149,6 +165,8 @@ def _explain(error: ValidationError) -> str:
         allowed = allowed.replace("a number", "a finite number")
     if isinstance(setting.default, dict) and len(path) > 2:
         key, allowed = ".".join(path[:3]), allowed.removeprefix("names, each with ")
+    if value is None and ":" in key:
+        hint = ", after a colon and a space"
     if isinstance(value, str) and setting.choices:
         hint = _near(value, setting.choices)
     if isinstance(value, float) and value.is_integer() and "whole number" in allowed:

@@ -12,7 +12,7 @@ from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.disk import read_json
-from inversion_dpo.run.folder import read_config, read_rows
+from inversion_dpo.run.folder import read_config, read_rows, run_file
 from inversion_dpo.training.health import (
     FEW_PAIRS,
     SAME_IMAGES,
@@ -41,6 +41,7 @@ def advise(folder: Path) -> list[Advice]:
     rows = read_rows(folder / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
     if not steps:
+        run_file(folder)
         raise ConfigError(f"{folder} holds no training step: run `inversion-dpo train -o {folder}`")
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
     loss, result = chosen_method(config).loss, folder / "metrics.json"

@@ -13,8 +13,10 @@ import yaml
 
 from inversion_dpo.api import check_run, evaluate
 from inversion_dpo.cli.main import main
+from inversion_dpo.data.images import DataError
 from inversion_dpo.evaluation import defaults
 from inversion_dpo.evaluation.defaults import heldout_prompts, settled, with_prompts_of
+from inversion_dpo.evaluation.report import training_pairs
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
@@ -57,7 +59,8 @@ def ended(tiny_config, tmp_path, monkeypatch, capsys):
         ("model.path=./none", "model.path=./none: nothing is there"),
         ("model.path=.", "cannot load model.path=.: "),
         ("model.path=someone/model", "the hub is not reached"),
-        ("model.vae=./none", "model.vae=./none: nothing is there"),
+        ("model.vae=none", "model.vae=none: nothing is there"),
+        ("model.network=.", "model.network=.: the folder has no config.json"),
         ("model.lora=/none.safetensors", "model.lora=/none.safetensors: nothing is there"),
         ("model.scene_graph=~/none", "model.scene_graph=~/none: nothing is there"),
         ("training.tracker=wandb", "pip install wandb"),
@@ -231,6 +234,12 @@ def test_a_file_has_one_writer_and_a_name_that_is_read_again(ended, words):
     assert Path("votes.csv").read_text().startswith("image_0")
 
 
+@pytest.mark.parametrize("words", ["build.quality=9", "--rounds 2 build.samples=3"])
+def test_a_comparison_refuses_settings_of_a_build_that_it_does_not_read(ended, words):
+    code, _, error = ended("compare", "-c", "tiny.yaml", "-o", "new", *words.split())
+    assert code == 2 and "has no effect in `compare`: later rounds (--rounds) read" in error
+
+
 WRONG = {
     "evaluation.sample_steps=1000": ("new", "evaluation.sample_steps=1000: the model's"),
     "model.resolution=60": ("new", "model.resolution=60 must be a multiple"),
@@ -373,6 +382,18 @@ def test_a_second_source_of_a_held_out_instruction_is_counted(monkeypatch, caplo
     monkeypatch.setattr(defaults, "_fitting", lambda config: ((p, (64, 64)) for p in pairs))
     assert len(heldout_prompts(load_config(None, ["data.holdout=0.5"]))) == 1
     assert "leaves out 3 held-out edits, whose prompt occurs with another source" in caplog.text
+
+
+def test_pairs_that_have_moved_stop_nothing_that_needs_none(tiny_config, tmp_path, caplog):
+    config = tiny_config("data.pairs=gone.parquet", "evaluation.prompts=heldout")
+    with pytest.raises(DataError, match="gone.parquet does not exist"):
+        settled(config, tmp_path)
+    file = tmp_path / "heldout-prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n')
+    assert settled(config, tmp_path).evaluation.prompts == str(file)
+    claim(tmp_path / "run", config)
+    assert training_pairs(tmp_path / "run") == []
+    assert f"held-out prompts of {file} are" in caplog.text and "no training pairs" in caplog.text
 
 
 @pytest.mark.parametrize("inside", ["", "runs/x0-0"], ids=["run", "of a comparison"])

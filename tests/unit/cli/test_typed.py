@@ -52,7 +52,7 @@ def test_a_prompt_is_a_prompt_and_a_setting_a_setting():
         ("sample text training.steps=3 -o {}", "training.steps has no effect in `sample`"),
         ("pairs build objective.beta=3 -o {}", "objective.beta has no effect in `pairs build`"),
         ("pairs build --samples 3 build.samples=4 -o {}", "build.samples is given twice"),
-        ("pairs sample data.limit=3 -o {}", "data.limit has no effect in `pairs sample`"),
+        ("pairs sample data.limit=3 -o {}.parquet", "data.limit has no effect in `pairs sample`"),
         ("pairs check {} model.path=x", "model.path has no effect in `pairs check`"),
         ("pairs check {} data.pairs=x", "data.pairs is given twice, as x and "),
         ("train build.samples=3 -o {}", "build.samples has no effect in `train`"),
@@ -134,3 +134,13 @@ def test_a_run_may_have_an_equals_sign_in_its_name(tmp_path):
     folder.mkdir()
     (folder / "config.yaml").touch()
     assert run_file(folder) == str(folder / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["sample x --seed 99999999999", "pairs sample --seed -1", "compare --seeds 1000000000"],
+)
+def test_a_number_beyond_any_use_is_refused(capsys, tmp_path, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words.split(), "-o", str(tmp_path / "new")])
+    assert stop.value.code == 2 and "Invalid value for" in capsys.readouterr().err

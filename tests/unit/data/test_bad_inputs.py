@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from inversion_dpo.data.annotations import is_annotated
 from inversion_dpo.data.images import DataError, decode_image, picture_size
 from tests.pair_files import check_pairs, open_pairs
 
@@ -170,6 +171,15 @@ GOOD: dict[str, Make] = {
     "the same, with bzip2": shard(*SAMPLE, ("1.txt", b"a"), name="a.tar.bz2", mode="w:bz2"),
     "the same, with xz": shard(*SAMPLE, ("1.txt", b"a"), name="a.tar.xz", mode="w:xz"),
     "UTF-16, as Excel's text": text((HEAD + "red.png,blue.png,a\n").encode("utf-16")),
+    "UTF-16 without a mark": text((HEAD + "red.png,blue.png,a\n").encode("utf-16-le")),
+    "UTF-16 in JSON Lines": text(json.dumps(chosen()).encode("utf-16"), "p.jsonl"),
+    "better and worse": text("better,worse,prompt\nred.png,blue.png,a\n"),
+    "one id in three spellings": rows(
+        *(
+            {"prompt_id": key, "prompt": "a", "image_path": f"{name}.png", "rank": rank}
+            for key, name, rank in ((1, "red", 1), (1.0, "blue", 3), ("1", "red", 1))
+        )
+    ),
     "bars": text((HEAD + "red.png,blue.png,a\n").replace(",", "|")),
     "a list called JSON Lines": text(json.dumps([chosen()], indent=1), "p.jsonl"),
     "JSON Lines called JSON": text(
@@ -283,6 +293,15 @@ BAD: dict[str, tuple[Make, str]] = {
     "an error page": (parquet(jpg_0=[b"<!DOCTYPE html>"]), "row 0, jpg_0.*HTML.* of a download"),
     "a pointer": (parquet(jpg_0=[b"version https://git-lfs.github.com/spec/v1"]), "git lfs pull"),
     "a phone's format": (parquet(jpg_0=[b"\0\0\0\x18ftypheic"]), "it is a HEIC.*as JPEG"),
+    "HPDv3's columns": (
+        rows({"prompt": "a", "path1": "red.png", "path2": "blue.png"}),
+        "has the columns of HPDv3: set data.format=hpdv3",
+    ),
+    "an answer of no": (parquet(has_label=["no"]), r"no usable pair in 1 rows .*1 unlabelled"),
+    "votes in words": (
+        text("winner,loser,prompt,choice_dist\nred.png,blue.png,a,most\n"),
+        r"row 0: the votes are no list of two counts, such as \[7, 3\]; write one",
+    ),
     "thousands": (
         text("image1;image2;votes_0;votes_1;prompt\nred.png;blue.png;1,234;987;a\n"),
         "row 0: the votes are '1,234 .write a thousand without a comma",
@@ -398,3 +417,7 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (
         len(list(open_pairs("~/pairs.csv"))) == len(list(open_pairs("~/pairs.csv", root="~"))) == 1
     )
+
+
+def test_pairs_in_utf_16_are_no_annotations(tmp_path: Path) -> None:
+    assert not is_annotated(GOOD["UTF-16 in JSON Lines"](tmp_path))

@@ -154,7 +154,7 @@ def test_hidden_files_are_counted_and_no_rows(tmp_path: Path) -> None:
 def test_pairs_the_other_way_round_are_counted(tmp_path: Path) -> None:
     text = "winner,loser,prompt\nred.png,blue.png,a\nblue.png,red.png,a\nred.png,blue.png,a\n"
     report = check_pairs(table(tmp_path, text))
-    assert "2 duplicate pairs (1 with the other image preferred)" in format_report(report)
+    assert "2 duplicate pairs (1 with the other label)" in format_report(report)
 
 
 def two(folder: Path, first: str = "w", second: str = "l") -> Path:
@@ -224,7 +224,7 @@ def test_hpdv3s_own_columns(tmp_path: Path) -> None:
     """Of MizzenAI/HPDv3 path1 is the preferred image; choice_dist, where it is, counts votes."""
     more = {"confidence": 0.99, "model1": "flux", "model2": "infinity"}
     row = {"prompt": "a", "path1": "red.png", "path2": "blue.png", **more}
-    for votes, expected in (([9, 3], 0.75), (None, 1.0)):
+    for votes, expected in (([9, 3], 0.75), ("[9, 3]", 0.75), (None, 1.0)):
         text = json.dumps([row | ({"choice_dist": votes} if votes else {})])
         (put_images(tmp_path) / "train.json").write_text(text)
         for data in (tmp_path, tmp_path / "train.json"):

@@ -137,3 +137,8 @@ def test_a_file_is_no_folder(tmp_path: Path, kind: Any) -> None:
 def test_a_format_has_no_effect_on_the_hub() -> None:
     with pytest.raises(DataError, match="hpdv3 has no effect on hf:owner/name.*download it"):
         open_pairs("hf:owner/name", format="hpdv3")
+
+
+def test_thumbs_of_one_image_that_differ_are_counted(tmp_path: Path) -> None:
+    report = check_pairs(table(tmp_path, "a,red.png,up\na,red.png,down\na,red.png,up\n"))
+    assert "2 duplicate pairs (1 with the other label)" in format_report(report)

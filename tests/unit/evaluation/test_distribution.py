@@ -7,7 +7,13 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from torch import nn
 
-from inversion_dpo.evaluation.distribution import ClipFeatures, distances, measure, read_images
+from inversion_dpo.evaluation.distribution import (
+    ClipFeatures,
+    distances,
+    images_in,
+    measure,
+    read_images,
+)
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.run.config import ConfigError, load_config
@@ -74,7 +80,8 @@ def test_bad_input_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"torchmetrics\[image\]"):
         distances(pictures(0, 3), pictures(0, 5), 2048)
     with pytest.raises(ConfigError, match="holds no PNG"):
-        read_images(tmp_path)
+        images_in(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="clip, inception"):
         measure(tmp_path, None, tmp_path, "vgg")
     with pytest.raises(ConfigError, match=r"torchmetrics\[image\]"):  # before it samples
@@ -84,5 +91,5 @@ def test_bad_input_is_one_line(tmp_path):
 def test_hidden_files_are_left_out_and_counted(tmp_path, caplog):
     Image.fromarray(pictures(0, 1)[0]).save(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"Mac OS X")
-    assert [image.shape for image in read_images(tmp_path)] == [(8, 8, 3)]
+    assert [image.shape for image in read_images(images_in(tmp_path))] == [(8, 8, 3)]
     assert "1 hidden files left out" in caplog.text

@@ -36,6 +36,8 @@ def test_columns_are_renamed_one_by_one():
         (["inversion.spacing=evn"], "did you mean 'even'"),
         (["inversion.keep=2", "objective.target=transition"], "needs the neighbour"),
         (["inversion.max_error=0.1"], "inversion.reconstruct=true"),
+        (["objective.name=DPO"], "did you mean 'inversion_dpo' or 'diffusion_dpo'"),
+        (["build.mix={2/1:1}"], "mix.2/1:1=null: give a number above 0, after a colon and a space"),
         (["inversion.keep=0"], "inversion.keep=0: give a whole number of at least 1"),
         (["training.steps=1e3"], "steps=1000.0: give a whole number of at least 1, written 1000"),
         (["training.steps=1e20"], "of at least 1, at most 1,000,000,000"),
@@ -176,6 +178,12 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
         load_config(str(file), ["training.seed=3"])
     assert str(error.value).startswith(f"{file}: {message}")
+
+
+def test_a_run_of_another_version_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("training: {colour: red}")
+    with pytest.raises(ConfigError, match="unknown key .*; if another version of inversion-dpo wr"):
+        load_config(str(tmp_path / "config.yaml"), [])
 
 
 def test_smpo_without_soft_labels_is_another_method():
