@@ -303,7 +303,8 @@ def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
     if folder.is_dir():
         with suppress(OSError, ValueError, TypeError):
             index = index_of(str(folder))
-    listed = {n: v for n, v in index.items() if isinstance(v, (list, tuple))}
+    lists = {n: v for n, v in index.items() if isinstance(v, (list, tuple)) and len(v) == 2}
+    listed = {n: v for n, v in lists.items() if v[0] is None or isinstance(v[1], str)}
     kind = getattr(diffusers, str(index.get("_class_name")), None)
     idle = (*UNUSED, *given, *getattr(kind, "_optional_components", ()))
     if none := [n for n, v in listed.items() if not v[0] and n not in idle]:

@@ -452,6 +452,16 @@ def test_half_of_the_weights_is_refused(part, tiny, tmp_path):
             load(ModelConfig(str(folder)))
 
 
+@pytest.mark.parametrize("layers", [[0, 1, 2], [2, 5], [1, 4, 7]])
+def test_a_list_of_numbers_is_no_part(layers, tiny, tmp_path):
+    """Krea 2's model_index.json names layers of its text encoder."""
+    folder = shutil.copytree(tiny("krea2"), tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder_select_layers"] = layers
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert folder_fault(folder) is None
+
+
 def test_a_tokenizer_without_a_vocabulary_is_refused(tiny, tmp_path):
     """The library makes one that knows no word, for which all prompts are the same."""
     folder = shutil.copytree(tiny("wan"), tmp_path / "model")
