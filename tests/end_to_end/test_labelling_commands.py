@@ -102,7 +102,7 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, pair_file, argumen
     where = [a.format(pairs=pair_file) for a in arguments]
     code, _, err = run(capsys, *where, *(["--port", "0"] if where[0] == "web" else []))
     assert code == 2 and message in err and "Traceback" not in err
-    assert Path(pair_file).read_bytes() == before
+    assert Path(pair_file).read_bytes() == before and not [*tmp_path.iterdir()]
 
 
 def test_without_the_extra_it_says_what_to_install(capsys, tmp_path, monkeypatch, pair_file):

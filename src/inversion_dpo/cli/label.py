@@ -217,8 +217,8 @@ def page_of(
     from inversion_dpo.web.labelling import Asking
     from inversion_dpo.web.studio import Studio
 
-    (kind, question), run, store = asked, about.run, LabelStore(about.labels, asked[0])
-
+    (kind, question), run, new = asked, about.run, not about.labels.exists()
+    store = LabelStore(about.labels, kind)
     compared = question if kind == "pairs" else QUESTIONS["pairs"]
 
     @cache
@@ -245,7 +245,13 @@ def page_of(
         tabs += [label_tab(asking, "Blind", blind.image), follow_tab(run, studio)]
         tabs.reverse()
     else:
-        pairs()
+        try:
+            pairs()
+        except Exception:
+            store.close()
+            if new:
+                about.labels.unlink()
+            raise
 
     def closing() -> str:
         done = store.covered()
