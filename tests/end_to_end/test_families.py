@@ -42,8 +42,14 @@ FAMILIES = DIFFUSION + FLOW
 NEWER = list(tiny_flow.FLOW)  # their oracles: tests/unit/models/test_families.py
 BLOCKS = ("BasicTransformerBlock",)
 DRAWS = {"wan": {"num_frames": 1}, "sana": {"use_resolution_binning": False}}  # to the pipeline
+WIDE = ("sana", "wan-5b")
 PROMPTS = ["a small red star", "a large blue cross"]
 ATTENTION = {"sd3": "to_q,to_k,to_v,to_out.0,add_q_proj", "flux": "to_q,to_k,to_v,to_out.0"}
+
+
+def sized(family, side):
+    """The square of a side; one size where a family's steps of 32 pixels allow no others."""
+    return f"model.resolution={side}x{side}" if family in WIDE else f"model.resolution={side}"
 
 
 def config_for(family, tiny, pair_file, *overrides):
@@ -55,6 +61,7 @@ def config_for(family, tiny, pair_file, *overrides):
         None,
         [
             f"model.path={tiny(family)}",
+            sized(family, 64),
             f"data.pairs={pair_file}",
             "data.holdout=0.25",
             "data.limit=8",
@@ -376,7 +383,7 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path, cache
         pair_file,
         f"policy.kind={kind}",
         f"training.learning_rate={rate}",
-        f"model.resolution={size}",
+        sized(family, size),
         *["inversion.steps=3"] * (kind == "full"),
     )
     train(config, tmp_path, caches)
@@ -646,7 +653,7 @@ def test_presets_train_their_family(preset, family, tiny, pair_file, tmp_path, f
         [
             f"model.path={tiny(family)}",
             "model.vae=null",
-            "model.resolution=128",
+            sized(family, 128),
             f"data.pairs={pair_file}",
             "data.holdout=0.25",
             "data.limit=6",
