@@ -110,5 +110,8 @@ def test_decided_pairs_say_nothing_about_a_loss_without_sigmoid(tmp_path):
 
 
 def test_a_folder_without_steps_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not a run"):
+        advise(tmp_path)
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(ConfigError, match="no training step"):
         advise(tmp_path)
