@@ -41,7 +41,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             end_bars()
-            print("interrupted; run the same command again to resume", file=sys.stderr)
+            text = "interrupted; run the same command again, finished parts are kept"
+            print(text, file=sys.stderr)
             raise SystemExit(130) from None
 
 
