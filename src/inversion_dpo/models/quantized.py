@@ -64,7 +64,7 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """Multiply the weight out, [out, in]; a copy, so that changing it changes nothing."""
-        return self.whole(next(reversed(self.held().values())).dtype)
+        return self.whole([*self.held().values()][-1].dtype)  # the scale's, or its own
 
     def held(self) -> dict[str, nn.Parameter]:
         """List what the weight is made of: itself, or what is stored and its scale."""
