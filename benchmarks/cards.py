@@ -38,7 +38,7 @@ TINY = ("sdxl", "sd3", "flux", "z-image", "qwen-image")
 CARDS = (12, 24, 48, 80)  # GB
 LEAST = 2.0  # GB that have to be left for activations
 ADAPTER = 16  # bytes of a float32 weight with its gradient and AdamW's two moments
-FULL = ADAPTER + 4  # and of the reference, a frozen float32 copy of the whole network
+FULL = ADAPTER  # the frozen reference waits in main memory, where its predictions are cached
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and -large: transformer/config.json
 SD35 = {"sample_size": 128, "in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096}

@@ -158,12 +158,23 @@ class LoraPolicy:
         save_pipeline(self.model.pipeline, folder)
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network's weights."""
+    return next(network.parameters()).device
+
+
 class FullPolicy:
-    """Every weight of the network; the reference is a frozen copy."""
+    """Every weight of the network; the reference is a frozen copy.
+
+    The copy waits in main memory, for cached predictions need none. Whoever asks for it first
+    brings it to the network's device, where it stays.
+    """
 
     def __init__(self, model: DiffusionModel) -> None:
         self.model, self.network = model, network_of(model)
         self.frozen = copy.deepcopy(self.network).requires_grad_(False).eval()
+        if device_of(self.network).type != "meta":  # without weights, to count them
+            self.frozen.to("cpu")
         unreached = re.compile(model.unreached or "$.")
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not unreached.match(name))
@@ -175,6 +186,8 @@ class FullPolicy:
     @contextmanager
     def reference(self, network: Any) -> Iterator[nn.Module]:
         """Give the frozen copy, whatever the network."""
+        if device_of(self.frozen) != device_of(self.network):
+            self.frozen.to(device_of(self.network))
         yield self.frozen
 
     def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:

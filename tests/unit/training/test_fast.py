@@ -25,7 +25,7 @@ from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig, TrainingConfig
 from inversion_dpo.training import checkpoint
-from inversion_dpo.training.policy import LoraPolicy, make_optimizer
+from inversion_dpo.training.policy import FullPolicy, LoraPolicy, make_optimizer
 from inversion_dpo.training.step import step
 from tests.by_hand import make_plan, make_session, write_cache
 from tests.slow import slow_but
@@ -50,6 +50,16 @@ def moved(policy):
     for parameter in policy.trainable().values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
     return policy
+
+
+def test_a_full_policys_frozen_copy_waits_in_main_memory_until_it_is_asked(tiny):
+    model, _ = of_family(tiny, "sdxl")
+    policy = FullPolicy(model)
+    where = "meta"  # a device that every machine has
+    model.pipeline.unet.to(where)
+    assert {str(p.device) for p in policy.frozen.parameters()} == {"cpu"}
+    with policy.reference(None) as frozen:
+        assert {str(p.device) for p in frozen.parameters()} == {where}
 
 
 @pytest.mark.parametrize("family", slow_but(["flux"], ["sdxl", "flux"]))
