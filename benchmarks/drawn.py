@@ -4,7 +4,8 @@ Trains every method on pairs of drawn pictures: ``originals`` (people drew both 
 ``samples`` (the same preference among the model's own) or ``legible``. Each method is tuned by the
 same number of trials on every second prompt, without guidance if that comparison was run first, and
 measured on the others by judges that did not label. ``--vary`` runs the ablations of inversion
-instead: where the states begin, which pairs are left out, and how exact the inversion is. Prints
+instead: where the states begin, which pairs are left out, how exact the inversion is, and on the
+model's own samples the noise that they were sampled from (``known``). Prints
 OUTPUT/NAME-guidance-G/results.md, and draws pictures.png beside it: a row for the reference and one
 for each method, all from the same noise. Resumable: a finished run is not repeated.
 """
@@ -29,6 +30,7 @@ ABLATIONS = (
     "inversion.max_error=0.05,0.1,0.2",
     "inversion.fixed_point_iterations=3",
 )
+KNOWN = "objective.path=known"  # only the model's own samples come with their noise
 COLUMNS = 12  # of the sheet
 
 
@@ -66,7 +68,8 @@ def main() -> None:
     plan = Plan(str(config), tuple(args.methods), args.seeds, extra, curve=0)
     if args.vary:
         name, extra = f"{name}-ablations", (*extra, "inversion.reconstruct=true")
-        plan = replace(plan, methods=("x0",), extra=extra, vary=ABLATIONS)
+        varied = ABLATIONS + (KNOWN,) * (args.set != "originals")
+        plan = replace(plan, methods=("x0",), extra=extra, vary=varied)
     else:
         plan = replace(plan, tune=not args.untuned)
     root, tuned = args.output / name, args.output / f"{args.set}-guidance-1" / "tuned.json"
