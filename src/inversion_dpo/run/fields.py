@@ -1,6 +1,7 @@
 """Every setting: its type, its limits, its default, when it has an effect, and one plain sentence.
 
-``--help``, errors, ``config`` and the settings page are made of it and of ``build_fields.py``.
+``--help``, errors, ``config`` and the settings page are made of it, of ``evaluation_fields.py`` and
+of ``build_fields.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Strict
 
 from inversion_dpo.run.build_fields import BuildConfig as BuildConfig
+from inversion_dpo.run.evaluation_fields import EvaluationConfig as EvaluationConfig
+from inversion_dpo.run.evaluation_fields import ParserConfig as ParserConfig
 from inversion_dpo.run.limits import ConfigError as ConfigError
 from inversion_dpo.run.limits import (
     Count,
@@ -41,10 +44,6 @@ _HALF = "model.dtype!=float32 and training.mixed_precision=no"
 _NARROW = Effect(f"policy.kind=lora and policy.dora=false and {_HALF}")
 _NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
 _WITH_GRAPHS = Effect("policy.kind=scene_graph or model.scene_graph!=null")
-_GRAPH = Effect(r"evaluation.scorer=.*scene-graph.*")
-_PARSED = Effect(r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).*")
-_NAMED = r"evaluation.scorer=.*(scene-graph|vqa|unifiedreward).* and evaluation.parser.url!=null"
-_SERVED = Effect(_NAMED + " or evaluation.checkpoints=.*http.*")
 
 
 @settings
@@ -330,59 +329,6 @@ class TrainingConfig:
     """Where metrics go besides metrics.jsonl; auto is TensorBoard if it is installed."""
     snapshot_every: Count | None = None
     """Steps between two copies of the policy in OUTPUT/snapshots; null makes none."""
-
-
-@settings
-class ParserConfig:
-    """The vision-language model of scene-graph, vqa, unifiedreward (docs/reference/scorers.md)."""
-
-    url: Annotated[str | None, _PARSED] = None
-    """Address of an OpenAI-compatible server, up to /v1; null takes a local model."""
-    model: Annotated[str | None, Effect(_NAMED)] = None
-    """The server's name of the model."""
-    vocabulary: Annotated[str | None, _GRAPH] = None
-    """JSON file of the words that are offered; null offers the words of the prompts' graphs."""
-    distractors: Annotated[Natural, _GRAPH] = 30
-    """Words of other prompts, of each kind, that are offered beside a prompt's own."""
-    max_tokens: Annotated[Count, _PARSED] = 1500
-    """Longest answer in tokens."""
-    timeout: Annotated[float, Strict(), Field(ge=1, le=86_400), _SERVED] = 120.0
-    """Seconds without an answer from the server after which a request counts as failed."""
-    retries: Annotated[Natural, _SERVED] = 5
-    """Times that a failed request is repeated."""
-    parallel: Annotated[Count, _SERVED] = 4
-    """Requests at the same time."""
-    prompt_price: Annotated[NotNegative | None, _SERVED] = None
-    """Price of a million tokens that are sent; set it to see what a run costs."""
-    completion_price: Annotated[NotNegative | None, _SERVED] = None
-    """Price of a million tokens that are received."""
-
-
-@settings
-class EvaluationConfig:
-    """Sampling and scoring (docs/how-to/evaluate.md); both models start from the same noise."""
-
-    prompts: str = "asset:prompts-test.txt"
-    """Held-out prompts: a file, a set's name, hf:OWNER/NAME:COLUMN, or heldout, from the pairs."""
-    limit: Count | None = 500
-    """Use only so many prompts from the start; null uses all."""
-    seeds: Count = 1
-    """Images of each prompt."""
-    scorer: str | Annotated[list[str], Field(min_length=1)] | None = "scenes"
-    """Scorers: names, comma-separated or a list, or MODULE:FUNCTION; null scores nothing."""
-    checkpoints: dict[str, str] = field(default_factory=dict)
-    """Weights of scorers: `evaluation.checkpoints.NAME=PATH@REVISION`."""
-    parser: Group[ParserConfig] = field(default_factory=ParserConfig)
-    preference: Annotated[str, Effect("evaluation.scorer!=null")] = "auto"
-    """The score that decides the win rate and comes first in reports; auto is the only one."""
-    sample_steps: Few = 20
-    """Sampling steps of an image."""
-    guidance_scale: GuidanceOr0 = 4.0
-    """Classifier-free guidance of sampling; set what you will sample with."""
-    batch_size: Count = 50
-    """Images sampled at once; lower it if memory runs out."""
-    seed: Seed = 1000
-    """Seed of the first image's noise."""
 
 
 @settings
