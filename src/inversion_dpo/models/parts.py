@@ -43,6 +43,10 @@ FITTING = (  # settings in which a part must be as the pipeline's own
     *("latent_channels", "z_dim", "scaling_factor", "shift_factor", "latents_mean", "latents_std"),
 )
 Kind = Literal["pipeline", "lora", "network"]
+ALONE = {  # what is no pipeline, and what to do with it
+    "lora": "This is a LoRA: set model.lora to it, and model.path to its base",
+    "network": "This is one network: set model.network to it, and model.path to its base",
+}
 
 
 @contextmanager
@@ -71,8 +75,8 @@ def check_place(path: str) -> None:
         raise ModelError("nothing is there: give a folder, a .safetensors file or OWNER/NAME")
     if place.is_file() and SHARD.search(place.stem):
         raise ModelError("this is one of several files: give the folder that holds them all")
-    if place.is_file() and kind_of(path) == "lora":
-        raise ModelError("this is a LoRA: set model.lora to it, and model.path to its base")
+    if place.exists() and kind_of(path) == "lora":
+        raise ModelError(ALONE["lora"])
 
 
 def keys_of(file: Path) -> list[str]:
@@ -256,6 +260,14 @@ def _remedy(error: Exception, key: str, name: str) -> str:
         return f"{damaged[0]} is damaged or not complete: fetch it again"
     if isinstance(error, GatedRepoError):
         return "Accept its licence on the hub and log in (hf auth login)"
+    if key == "model.path" and not place.is_file():
+        if (place / "adapter").is_dir():
+            whole = (place / "adapter" / "model_index.json").is_file()
+            base = "model.path" if whole else "model.path to its base, and model.lora"
+            return f"This is a run: set {base} to its adapter/"
+        with suppress(Exception):  # a hub id that is not reached
+            if (kind := kind_of(name)) in ALONE:
+                return ALONE[str(kind)]
     if place.is_file() and key == "model.path":
         return (
             "Set model.config to the folder or hub id of a diffusers pipeline of this family; of a "

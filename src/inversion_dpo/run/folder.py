@@ -193,10 +193,15 @@ def run_file(folder: Path) -> str:
     if not (folder / "config.yaml").is_file():
         if "=" in folder.name:  # unlike a run of `compare --vary`, whose folder is named by one
             raise ConfigError(f"{folder} is a setting: name the run's folder before it")
-        raise ConfigError(
-            f"{folder} is not a run: it has no config.yaml. Train one with "
-            f"`inversion-dpo train --output {folder}`"
-        )
+        remedy = f"Train one with `inversion-dpo train --output {folder}`"
+        if (folder.absolute().parent / "config.yaml").is_file():
+            remedy = f"It lies in a run: give {folder.parent}"
+        elif folder.is_file() or [*folder.glob("*.safetensors"), *folder.glob("model_index.json")]:
+            remedy = (
+                "It is a model: `evaluate NEW_FOLDER --policy` takes it; `sample` takes it as "
+                "model.path, model.network or model.lora"
+            )
+        raise ConfigError(f"{folder} is not a run: it has no config.yaml. {remedy}")
     return str(folder / "config.yaml")
 
 

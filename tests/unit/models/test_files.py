@@ -283,7 +283,7 @@ def test_what_a_single_file_lacks_is_said(tiny, tmp_path):
     with pytest.raises(ModelError, match="is damaged or not complete: fetch it again"):
         load_pipeline(ModelConfig(str(file), config=str(tiny("sd15"))))
     save_file({"unet.conv_in.lora_A.weight": torch.zeros(1, 1)}, file)
-    with pytest.raises(ModelError, match="this is a LoRA: set model.lora"):
+    with pytest.raises(ModelError, match="This is a LoRA: set model.lora"):
         load_pipeline(ModelConfig(str(file)))
 
 
@@ -531,6 +531,28 @@ def test_weights_of_another_variant_are_warned_of(tiny, tmp_path, caplog):
     save_file(load_file(file) | {"more.weight": torch.zeros(1)}, file, {"format": "pt"})
     load_pipeline(ModelConfig(str(folder)))
     assert "unet: 1 tensors have no place in the network" in caplog.text
+
+
+def test_a_folder_that_is_no_pipeline_says_which_setting_takes_it(tiny, tmp_path):
+    lora, run = tmp_path / "lora", tmp_path / "run"
+    for folder in (lora, run / "adapter"):
+        folder.mkdir(parents=True)
+    save_file({"unet.a.lora_A.weight": torch.zeros(1)}, lora / "x.safetensors")
+    unet = shutil.copytree(tiny("sd15") / "unet", tmp_path / "other" / "unet")
+    for place, message in (
+        (lora, "This is a LoRA: set model.lora to it"),
+        (run, "This is a run: set model.path to its base, and model.lora to its adapter/"),
+        (unet, "This is one network: set model.network to it"),
+        (unet.parent, "This is one network: set model.network to it"),
+    ):
+        for load in (check_model, load_pipeline):
+            with pytest.raises(ModelError, match=f"model.path={place}: .*{message}"):
+                load(ModelConfig(str(place)))
+    with pytest.raises(ModelError, match="This is a LoRA: set model.lora to it"):
+        check_model(ModelConfig(str(tiny("sd15")), network=str(lora)))
+    (run / "adapter" / "model_index.json").touch()
+    with pytest.raises(ModelError, match="This is a run: set model.path to its adapter/"):
+        check_model(ModelConfig(str(run)))
 
 
 @pytest.mark.parametrize("key", ["vae", "network", "lora"])
