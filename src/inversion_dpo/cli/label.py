@@ -182,8 +182,7 @@ def pairs_sample(
     """
     from inversion_dpo.evaluation.prompt_sets import read_prompt_set
     from inversion_dpo.evaluation.readiness import check_sampling
-    from inversion_dpo.evaluation.sides import sampler_of
-    from inversion_dpo.labels.asking import sample_pairs
+    from inversion_dpo.labels.asking import sample_pairs, samples_beside
     from inversion_dpo.run.fields import ConfigError
     from inversion_dpo.run.folder import check_parquet, sole_writer
 
@@ -194,10 +193,9 @@ def pairs_sample(
     source = str(count) if prompts in (None, "scenes") else str(prompts)
     asked = read_prompt_set(source, count, option="--prompts")
     images, sizes = 2 * len(asked.prompts), asked.size_of.values()
-    place = output.with_suffix(".samples")  # not its folder, which holds other files
-    check_sampling(settings, place, images, "--count", asked.sources, sizes)
+    check_sampling(settings, samples_beside(output), images, "--count", asked.sources, sizes)
     with sole_writer(output):
-        made = sample_pairs(output, sampler_of(settings, None), asked, seed)
+        made = sample_pairs(output, settings, asked, seed)
     typer.echo(f"{made} pairs in {output}\nnext: inversion-dpo web {output}")
 
 

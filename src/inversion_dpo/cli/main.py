@@ -167,6 +167,7 @@ def sample(
     from inversion_dpo.evaluation.readiness import check_sampling
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.run.disk import atomic_bytes
+    from inversion_dpo.run.faults import memory_advice
     from inversion_dpo.run.fields import ConfigError
     from inversion_dpo.run.folder import run_file
 
@@ -184,7 +185,8 @@ def sample(
     seeds = [seed + k for k in range(len(asked))]
     for first in range(0, len(asked), settings.evaluation.batch_size):  # each is kept when made
         part = slice(first, first + settings.evaluation.batch_size)
-        images = sampler.draw(asked[part], seeds[part], sources=sources[part], desc="sample")
+        with memory_advice("sampling"):
+            images = sampler.draw(asked[part], seeds[part], sources=sources[part], desc="sample")
         output.mkdir(parents=True, exist_ok=True)
         for s, image in zip(seeds[part], images, strict=True):
             atomic_bytes(png(image), output / f"{s:06d}.png")

@@ -18,7 +18,7 @@ from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.evaluation.defaults import evaluation_prompts
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set, read_prompts
-from inversion_dpo.evaluation.sides import load_policy_pipeline, sampler_of
+from inversion_dpo.evaluation.sides import load_policy_pipeline
 from inversion_dpo.labels.asking import LEAST, pairs_by_people
 from inversion_dpo.making_pairs.build import build
 from inversion_dpo.models.lora import merge_lora
@@ -180,7 +180,7 @@ def make_samples(before: Config, config: Config, rounds: Rounds, seed: int, fold
     if rounds.people:
         samples, scales = 2, [e.guidance_scale]
     if rounds.people and not pairs.exists():
-        pairs_by_people(pairs, partial(sampler_of, config, None), asked, seed)
+        pairs_by_people(pairs, config, asked, seed)
     elif not pairs.exists():
         how = replace(
             config.build,

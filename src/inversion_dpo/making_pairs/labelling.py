@@ -25,7 +25,7 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.making_pairs.candidates import Candidate, Labelled, encode_image
 from inversion_dpo.making_pairs.duplicates import Duplicates
 from inversion_dpo.making_pairs.mining import MINERS, disjoint
-from inversion_dpo.run.disk import atomic_table, atomic_text, read_table
+from inversion_dpo.run.disk import atomic_table, atomic_text, read_json, read_table
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.processes import current_team
 
@@ -200,11 +200,20 @@ def scored_samples(
 
 
 def claim(output: Path, settings: Mapping[str, object]) -> None:
-    """Make the folder this build's; DataError if its samples are of other prompts or seeds."""
+    """Make the folder these samples' own; DataError names the settings by which others were made.
+
+    Args:
+        output: the folder.
+        settings: what the samples depend on.
+    """
     output.mkdir(parents=True, exist_ok=True)
     owner, text = output / "build.json", json.dumps(settings, sort_keys=True)
     if owner.exists() and owner.read_text(encoding="utf-8") != text:
+        theirs, ours = dict(read_json(owner)), json.loads(text)
+        changed = sorted(k for k in {*ours, *theirs} if theirs.get(k) != ours.get(k))
+        named = dict.fromkeys("prompts" if k == "asked" else k for k in changed)
         raise DataError(
-            f"{output} holds samples of other prompts, models or seeds: choose another --output"
+            f"{output} holds samples made with other settings ({', '.join(named)}): repeat those, "
+            "choose another --output, or delete the folder"
         )
     atomic_text(text, owner)

@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,14 +15,11 @@ from PIL import Image
 from inversion_dpo.data.columns import OPTIONAL
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs as opened
-from inversion_dpo.evaluation.prompt_sets import PromptSet
-from inversion_dpo.labels.asking import sample_pairs
 from inversion_dpo.labels.choices import import_choices
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import Question, WebError, questions
 from inversion_dpo.labels.store import SHARED, Conflict, LabelStore, swapped
 from inversion_dpo.labels.votes import agreement, outcome
-from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import DataConfig
 from tests.pair_files import open_pairs, write_edits
 
@@ -334,43 +330,6 @@ def test_agreement_where_it_is_not_defined():
     assert agreement({}).same is None and agreement({"p": {"a": "tie"}}).pairs == 0
     same = agreement({"p": {"a": "tie", "b": "tie"}})
     assert same.same == 1.0 and same.alpha is None
-
-
-PROMPTS = PromptSet(["a", "b"], ["", ""], [None, None])
-
-
-class Painter:
-    """A sampler whose images are black for the seeds that it is given."""
-
-    def __init__(self, *black):
-        self.black, self.config = black, load_config(None, ["model.resolution=64"])
-
-    def draw(self, prompts, seeds, sizes, sources, desc=""):
-        self.asked = list(zip(sizes, sources, strict=True))
-        ramp = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
-        return [ramp * (seed not in self.black) for seed in seeds]
-
-
-def test_samples_of_one_colour_are_left_out_and_named(tmp_path, caplog):
-    assert sample_pairs(tmp_path / "p.parquet", Painter(1), PROMPTS, 0) == 1
-    (row,) = pq.read_table(tmp_path / "p.parquet").to_pylist()
-    assert (row["caption"], row["seed_0"], row["seed_1"]) == ("b", 2, 3)
-    assert "1 of 4 samples are of one colour ('a', seed 1)" in caplog.text
-    with pytest.raises(WebError, match="every pair has an image of one colour"):
-        sample_pairs(tmp_path / "none.parquet", Painter(0, 3), PROMPTS, 0)
-
-
-def test_samples_have_the_size_and_the_source_that_the_prompts_say(tmp_path):
-    Image.new("RGB", (128, 64), "red").save(tmp_path / "wide.png")
-    asked = replace(PROMPTS, sizes=[(96, 64), None], sources=[None, tmp_path / "wide.png"])
-    painter = Painter()
-    assert sample_pairs(tmp_path / "p.parquet", painter, asked, 0) == 2
-    assert [(size, source and source.size) for size, source in painter.asked] == [
-        *[((96, 64), None)] * 2,
-        *[((48, 80), (128, 64))] * 2,
-    ]
-    rows = pq.read_table(tmp_path / "p.parquet").to_pylist()
-    assert [r["source_image"] for r in rows] == [None, (tmp_path / "wide.png").read_bytes()]
 
 
 # ---------------------------------------------------------------- edits

@@ -145,7 +145,7 @@ def test_pairs_have_their_prompts_size_and_the_image_that_they_edit(tmp_path, mo
     assert rows["c"]["source_image"] is None
     assert Image.open(io.BytesIO(rows["b"]["jpg_0"])).size == (80, 48)
     Image.new("RGB", (64, 64), "blue").save(files[0])
-    with pytest.raises(DataError, match="holds samples of other prompts"):
+    with pytest.raises(DataError, match=r"holds samples made with other settings \(prompts\)"):
         build(config, tmp_path / "out")
 
 

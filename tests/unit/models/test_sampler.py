@@ -58,7 +58,7 @@ def by_pairs_sample(config, folder, prompts):
     for prompt in prompts:
         graph = prompt if isinstance(prompt, SceneGraph) else None
         asked = PromptSet([graph.caption if graph else prompt], [""], [graph])
-        sample_pairs(folder / "pairs.parquet", sampler_of(config, None), asked, 5)
+        sample_pairs(folder / "pairs.parquet", config, asked, 5)
         row = pq.read_table(folder / "pairs.parquet").to_pylist()[0]
         images.append(np.asarray(decode_image(row["jpg_0"], "")))
     return images
