@@ -113,6 +113,7 @@ def evaluate(
 
     Raises:
         ConfigError: no such run, scorer, model or protocol.
+        BusyError: another command is using the folder.
     """
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
     from inversion_dpo.evaluation.protocols import judge_by, protocol_of
@@ -137,10 +138,15 @@ def report(run: str | Path) -> Path:
 
     Raises:
         ConfigError: the run was not evaluated.
+        BusyError: another command is using the folder.
     """
+    from inversion_dpo.evaluation.report import check_evaluated
     from inversion_dpo.evaluation.report import report as write
 
-    return write(Path(run))
+    folder = Path(run)
+    check_evaluated(folder)
+    with occupied(folder):
+        return write(folder)
 
 
 def sample(

@@ -159,7 +159,7 @@ def test_stop_requests_puts_the_old_handler_back_and_spares_threads():
 
 
 def test_a_second_run_is_refused_and_a_stale_lock_is_not(tmp_path):
-    with occupied(tmp_path / "run"), pytest.raises(BusyError, match="another --output"):
+    with occupied(tmp_path / "run"), pytest.raises(BusyError, match="write to another place"):
         with occupied(tmp_path / "run"):
             pass
     (tmp_path / "run" / LOCK).touch()
@@ -184,7 +184,7 @@ def test_a_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", none)
-    with pytest.raises(BusyError, match="cannot be locked .*choose an --output on"):
+    with pytest.raises(BusyError, match="cannot be locked .*work on a file system with"):
         with occupied(tmp_path / "run"):
             pass
 

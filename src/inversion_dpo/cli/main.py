@@ -189,7 +189,7 @@ def sample(
             images = sampler.draw(asked[part], seeds[part], sources=sources[part], desc="sample")
         output.mkdir(parents=True, exist_ok=True)
         for s, image in zip(seeds[part], images, strict=True):
-            atomic_bytes(png(image), output / f"{s:06d}.png")
+            atomic_bytes(png(image), output / f"{s:06d}.png", shared=True)
             typer.echo(str(output / f"{s:06d}.png"))
 
 

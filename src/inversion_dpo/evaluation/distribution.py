@@ -32,6 +32,7 @@ from inversion_dpo.evaluation.scorers.registry import CHECKPOINTS
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.folder import occupied
 
 logger = logging.getLogger(__name__)
 FEATURES = ("clip", "inception")
@@ -111,6 +112,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
 
     Raises:
         ConfigError: as :func:`distances`; unknown features; a folder without images.
+        BusyError: another command is using the run.
     """
     if features not in FEATURES:
         raise ConfigError(f"--features {features} is unknown: give one of {', '.join(FEATURES)}")
@@ -129,10 +131,11 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     side(config, str(folder))  # a run without a policy, too
     pictures, prompts = read_images(files), read_prompts(e.prompts, e.limit)
     report: dict[str, Any] = {"features": features, "real": len(pictures)}
-    for word, adapter in (("reference", None), ("policy", folder / "adapter")):
-        images, _ = sampled(config, adapter, folder / "samples", prompts, word, e.seeds)
-        report[word] = {"images": len(images), **distances(pictures, images, extractor)}
-    atomic_text(json.dumps(report, indent=1), folder / "distribution.json")
+    with occupied(folder):  # an evaluation at the same time would write the same samples
+        for word, adapter in (("reference", None), ("policy", folder / "adapter")):
+            images, _ = sampled(config, adapter, folder / "samples", prompts, word, e.seeds)
+            report[word] = {"images": len(images), **distances(pictures, images, extractor)}
+        atomic_text(json.dumps(report, indent=1), folder / "distribution.json")
     return report
 
 

@@ -96,7 +96,7 @@ class NamedSet:
             except (OSError, ValueError) as error:
                 raise ConfigError(self.complaint(self._refused(path, error))) from error
             file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_bytes(content, file)
+            atomic_bytes(content, file, shared=True)
         if (wanted := self.sha256.get(path)) and sha256_of(file) != wanted:
             raise ConfigError(self.complaint(f"{file} is not the published file: delete it"))
         return file

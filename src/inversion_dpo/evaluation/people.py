@@ -45,7 +45,7 @@ def write_people(
         rate = win_rate([0.5] * len(scores), scores)
         found |= {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high}
     found |= {"pairs": len(scores), "people": people}
-    atomic_text(json.dumps(found, indent=1), run / PEOPLE)
+    atomic_text(json.dumps(found, indent=1), run / PEOPLE, shared=True)
     return found
 
 

@@ -16,7 +16,7 @@ from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, read_json, sha256_of
-from inversion_dpo.run.folder import flat, read_config
+from inversion_dpo.run.folder import alone_at, flat, read_config
 from inversion_dpo.trajectories.method import chosen_method
 
 FORMATS = ("diffusers", "kohya", "comfyui")
@@ -53,7 +53,7 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     """Write the policy and its card to RUN/export or ``to``; other formats add a copy of the LoRA.
 
     PublishError if the run has no policy or the format is unknown; ModelError if its LoRA does not
-    fit the format's names.
+    fit the format's names; BusyError if another command writes RUN/export.
 
     Args:
         run: its folder.
@@ -86,7 +86,8 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
         atomic_text(card(run, config), folder / "README.md")
 
     folder = to or run / "export"
-    atomic_folder(folder, fill)
+    with alone_at(folder):
+        atomic_folder(folder, fill)
     return folder
 
 

@@ -90,11 +90,16 @@ def training_pairs(folder: Path) -> list[tuple[Any, ...]]:
     ]
 
 
-def report(folder: Path, shown: int = 16) -> Path:
-    """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
+def check_evaluated(folder: Path) -> None:
+    """Refuse a folder that holds no run, or one that was not evaluated."""
     if not (folder / "metrics.json").exists():
         run_file(folder)  # says so if it is no run at all
         raise ConfigError(f"{folder} has no metrics.json: run `inversion-dpo evaluate {folder}`")
+
+
+def report(folder: Path, shown: int = 16) -> Path:
+    """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
+    check_evaluated(folder)
     metrics = read_json(folder / "metrics.json")
     made_with = folder / EVALUATED
     config = load_config(str(made_with), []) if made_with.exists() else read_config(folder)

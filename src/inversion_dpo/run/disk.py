@@ -122,15 +122,15 @@ def atomic_save(
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, about)
 
 
-def atomic_text(text: str, path: Path) -> None:
-    """Write a text file, whole or not at all; DiskError if the disk refuses."""
-    with writing(path) as partial:
+def atomic_text(text: str, path: Path, *, shared: bool = False) -> None:
+    """Write a text file, whole or not at all; ``shared`` and DiskError as :func:`writing`."""
+    with writing(path, shared=shared) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def atomic_bytes(data: bytes, path: Path) -> None:
-    """Write a file of bytes, whole or not at all; DiskError if the disk refuses."""
-    with writing(path) as partial:
+def atomic_bytes(data: bytes, path: Path, *, shared: bool = False) -> None:
+    """Write a file of bytes, whole or not at all; ``shared`` and DiskError as :func:`writing`."""
+    with writing(path, shared=shared) as partial:
         partial.write_bytes(data)
 
 

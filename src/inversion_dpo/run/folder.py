@@ -74,6 +74,16 @@ def sole_writer(output: Path) -> Iterator[None]:
     check_parquet(output)
     check_writable(output.parent)
     output.parent.mkdir(parents=True, exist_ok=True)
+    with alone_at(output):
+        yield
+
+
+@contextmanager
+def alone_at(output: Path) -> Iterator[None]:
+    """Keep other commands from a file or folder; BusyError if one writes it.
+
+    The lock lies beside it, in a folder that must be there.
+    """
     with _locked(output.with_name(f".{output.name}{LOCK}"), f"{output} is being written already"):
         yield
 
@@ -90,13 +100,13 @@ def _locked(path: Path, busy: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise BusyError(f"{busy}: wait for it, stop it, or choose another --output") from None
+        raise BusyError(f"{busy}: wait for it, stop it, or write to another place") from None
     except (OSError, NotImplementedError) as error:
         if getattr(error, "errno", errno.ENOSYS) not in UNLOCKABLE:
             raise
         raise BusyError(
             f"{path.parent} cannot be locked ({error}), so that nothing would keep a second run "
-            "out: choose an --output on a file system with flock"
+            "out: work on a file system with flock"
         ) from error
     try:
         yield

@@ -21,7 +21,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
 from inversion_dpo.run.disk import DiskError
-from inversion_dpo.run.folder import claim, read_config, sole_writer
+from inversion_dpo.run.folder import claim, occupied, read_config, sole_writer
 from inversion_dpo.training.beforehand import late_texts, rate_text
 from tests.slow import slow_but
 
@@ -232,6 +232,17 @@ def test_a_file_has_one_writer_and_a_name_that_is_read_again(ended, words):
         code, _, error = ended("pairs", *words, "-o", name)
         assert code == 2 and f"--output {name}: give a file whose name ends in .parq" in error
     assert Path("votes.csv").read_text().startswith("image_0")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_run_has_one_command_that_writes_its_samples(ended, tiny_config, command):
+    claim(Path("run"), tiny_config())
+    Path("run/metrics.json").write_text("{}")
+    with occupied(Path("run")):
+        code, _, error = ended(command, "run")
+    assert code == 2 and error.startswith("error: run is in use by another run: wait for it")
+    assert error.count("\n") == 1
+    assert "no-run is not a run" in ended(command, "no-run")[2] and not Path("no-run").exists()
 
 
 @pytest.mark.parametrize("words", ["build.quality=9", "--rounds 2 build.samples=3"])

@@ -17,6 +17,7 @@ from inversion_dpo.evaluation.distribution import (
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.folder import BusyError, occupied
 from tools.tiny.scorers import write_tiny_scorer
 
 pytest.importorskip("torchmetrics")
@@ -93,3 +94,16 @@ def test_hidden_files_are_left_out_and_counted(tmp_path, caplog):
     (tmp_path / "._a.png").write_bytes(b"Mac OS X")
     assert [image.shape for image in read_images(images_in(tmp_path))] == [(8, 8, 3)]
     assert "1 hidden files left out" in caplog.text
+
+
+def test_a_run_in_use_is_not_sampled_at_the_same_time(tmp_path, monkeypatch):
+    module = "inversion_dpo.evaluation.distribution"
+    for name in ("settled", "side", "read_prompts"):
+        monkeypatch.setattr(f"{module}.{name}", lambda config, *_: config)
+    monkeypatch.setattr(f"{module}.sampled", None)
+    clip = write_tiny_scorer("clip", tmp_path / "clip")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    config = load_config("taste", [f"evaluation.checkpoints.clip={clip}"])
+    (tmp_path / "run").mkdir()
+    with occupied(tmp_path / "run"), pytest.raises(BusyError, match="in use by another run"):
+        measure(tmp_path / "run", config, tmp_path, "clip")

@@ -16,7 +16,7 @@ from inversion_dpo.evaluation.page import Table
 from inversion_dpo.evaluation.publish import PublishError, card, export, hub_id, push
 from inversion_dpo.models.kohya import NAMERS
 from inversion_dpo.run.config import load_config
-from inversion_dpo.run.folder import claim
+from inversion_dpo.run.folder import BusyError, alone_at, claim
 
 ROW = {"reference": 0.5, "policy": 0.6, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
 WORSE = {"reference": 0.5, "policy": 0.4, "gain": -0.1, "gain_low": -0.15, "gain_high": -0.05}
@@ -49,6 +49,14 @@ def run(tmp_path):
 def parts(text):
     _, head, body = text.split("---\n", 2)
     return yaml.safe_load(head), body
+
+
+def test_a_second_export_of_one_run_is_refused(run, tmp_path):
+    with alone_at(run / "export"):
+        with pytest.raises(BusyError, match="my-run/export is being written already: wait"):
+            export(run)
+        export(run, to=tmp_path / "trial")  # what --dry-run does
+    assert not (run / "export").exists()
 
 
 def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
