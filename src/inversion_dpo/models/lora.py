@@ -92,9 +92,10 @@ def add_lora(pipeline: Any, name: str) -> None:
     for (part, layer), change in changes.items():
         module = getattr(pipeline, part).get_submodule(layer)
         if isinstance(module, QuantizedLinear):
+            few = f"model.quantize{'_text' * part.startswith('text')}=null"
             raise ModelError(
-                f"what LoHa and LoKr add to {part} cannot be added to few bits: set "
-                f"model.quantize{'_text' * part.startswith('text')}=null"
+                f"what LoHa and LoKr add to {part} cannot be added to weights in few bits or in "
+                f"main memory: set {few if module.kind else 'model.offload=false'}"
             )
         module.weight.data += change.to(module.weight)
     for part in sorted({key.split(".")[0] for key in weights}):

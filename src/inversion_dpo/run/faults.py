@@ -19,14 +19,15 @@ T = TypeVar("T")
 PIXELS = 2**21  # of images at once outside a GPU: two of 1024 by 1024
 
 _SETTINGS = {
-    "inversion": "already a single pair at once: lower model.resolution, or set model.quantize, "
-    "model.offload=true or model.dtype=bfloat16",
+    "inversion": "already a single pair at once: set model.offload=true, model.quantize=int8 or "
+    "model.dtype=bfloat16, or lower model.resolution",
     "training": (
         "raise training.gradient_accumulation (training.batch_size stays what it is), set "
         "training.gradient_checkpointing=true, model.dtype=bfloat16, policy.kind=lora or "
-        "training.optimizer=adafactor; then lower training.batch_size or model.resolution"
+        "training.optimizer=adafactor; for a LoRA also model.offload=true or model.quantize=int8; "
+        "then lower model.resolution"
     ),
-    "sampling": "lower evaluation.batch_size (images at once)",
+    "sampling": "lower evaluation.batch_size (images at once), or set model.offload=true",
 }
 
 

@@ -19,9 +19,10 @@ from inversion_dpo.run.disk import DiskError, atomic_text, check_writable, read_
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting
 
-# What may differ when a run is continued: it changes how far or how it is looked at, not what
-# the steps done so far would have been.
+# What may differ when a run is continued: it changes how far or how it is looked at, or where
+# weights wait, not what the steps done so far would have been.
 _FREE = (
+    "model.offload",
     "training.steps",
     "training.checkpoint_every",
     "training.keep_checkpoints",
@@ -127,7 +128,7 @@ def differences(folder: Path, config: Config) -> dict[str, str]:
     }
 
 
-def claim(folder: Path, config: Config) -> None:
+def claim(folder: Path, config: Config, remedy: str = "") -> None:
     """Make ``folder`` this run's; ConfigError if it holds another run or other files.
 
     The first process of a launch does, and the others wait for it. A folder in which nothing was
@@ -135,17 +136,22 @@ def claim(folder: Path, config: Config) -> None:
     """
     if current_team().main:
         _make_own(folder)
-        refuse_other_run(folder, config)
+        refuse_other_run(folder, config, remedy)
         atomic_text(to_yaml(config), folder / "config.yaml")
     current_team().wait()
 
 
 @contextmanager
 def claimed(folder: Path, config: Config) -> Iterator[None]:
-    """Do :func:`claim`; after an error inside, the folder has the settings that it had before."""
+    """Do :func:`claim` to evaluate; after an error the folder has the settings of before."""
     owner = folder / "config.yaml"
     before = owner.read_text() if owner.exists() else None
-    claim(folder, config)
+    claim(
+        folder,
+        config,
+        "Leave it out, or judge in a new folder: `inversion-dpo evaluate NEW --policy "
+        f"{folder / 'adapter'} --config {owner}`, and the setting",
+    )
     try:
         yield
     except Exception:
@@ -163,8 +169,8 @@ def check_output(folder: Path, config: Config) -> None:
     check_writable(folder)
 
 
-def refuse_other_run(folder: Path, config: Config) -> None:
-    """Refuse a folder in which another run was trained."""
+def refuse_other_run(folder: Path, config: Config, remedy: str = "") -> None:
+    """Refuse a folder in which another run was trained; the usual remedy is that of a training."""
     owner = folder / "config.yaml"
     changed = [
         text
@@ -175,7 +181,11 @@ def refuse_other_run(folder: Path, config: Config) -> None:
         raise ConfigError(
             f"{folder} holds another run: {changed[0]}"
             f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
-            "Choose another --output, or repeat that run's settings to resume it"
+            + (
+                remedy
+                or "Repeat that run's settings to resume it, or choose another --output. To train "
+                f"anew with its inverted pairs, delete {folder / 'checkpoints'}"
+            )
         )
 
 

@@ -1,6 +1,7 @@
 """What a run needs is looked for before any work, and a dry run looks for the same."""
 
 import json
+import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -95,6 +96,19 @@ def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(
     }.items():
         code, printed, error = ended(*words, folder)
         assert (code, printed) == (2, "") and message in error
+
+
+def test_another_model_is_refused_in_an_evaluated_run_and_waiting_weights_are_not(
+    ended, tiny_config, tiny_run, tmp_path
+):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "config.yaml").write_text(to_yaml(tiny_config("training.snapshot_every=4")))
+    few = ("evaluation.limit=1", "evaluation.scorer=null", "evaluation.preference=auto")
+    code, _, error = ended("evaluate", "run", "model.dtype=bfloat16", *few)
+    assert code == 2 and "model.dtype is 'float32' there" in error
+    assert f"--policy {Path('run/adapter')} --config {Path('run/config.yaml')}" in error
+    assert ended("evaluate", "run", "model.offload=true", *few)[0] == 0
+    assert read_config(run).model.offload
 
 
 @pytest.mark.parametrize(

@@ -239,14 +239,18 @@ def test_what_few_bits_cannot_do_is_refused(more, message):
         load_config(None, ["model.offload=true", *more])
 
 
-def test_a_lokr_over_few_bits_is_refused(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [({"quantize": "int8"}, "quantize=null"), ({"offload": True}, "offload=false")],
+)
+def test_a_lokr_over_few_bits_is_refused(tiny, tmp_path, setting, remedy):
     """Its change would be added to a copy, and lost in silence."""
-    pipe = load_pipeline(ModelConfig(str(tiny("z-image")), quantize="int8"))
+    pipe = load_pipeline(ModelConfig(str(tiny("z-image")), **setting))
     layer = pipe.transformer.layers[0].attention.to_q
     key = "transformer.layers.0.attention.to_q.lokr_w"
     size = layer.weight.shape
     save_file(
         {f"{key}1": torch.ones(1, 1), f"{key}2": torch.ones(size)}, tmp_path / "x.safetensors"
     )
-    with pytest.raises(ModelError, match="set model.quantize=null"):
+    with pytest.raises(ModelError, match=f"set model.{remedy}"):
         add_lora(pipe, str(tmp_path / "x.safetensors"))
