@@ -153,7 +153,8 @@ def sample(
         typer.Option(help="Image to edit, for an editing model: one for all prompts, or one each."),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Use this run's policy; without it, the reference.")
+        Path | None,
+        typer.Option(help="Use this run's policy; without it, the model of --config as it is."),
     ] = None,
     config: Preset = DEFAULT,
     seed: FirstSeed = 0,
