@@ -22,11 +22,20 @@ from inversion_dpo.evaluation.prompt_sets import (
 )
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.graph_model import is_encoder
-from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.loading import fitted, load_pipeline
 from inversion_dpo.models.lora import add_lora, lora_file
-from inversion_dpo.models.parts import LARGEST, check_lora, folder_fault, kind_of, named
+from inversion_dpo.models.parts import (
+    LARGEST,
+    NETWORKS,
+    check_lora,
+    folder_fault,
+    held_variant,
+    kind_of,
+    named,
+)
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
+from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.run.folder import read_config
 from inversion_dpo.run.processes import current_team
 
@@ -35,8 +44,8 @@ from inversion_dpo.run.processes import current_team
 class Side:
     """A model, and what is put on it.
 
-    adapter: a LoRA (folder or .safetensors file), a scene-graph encoder's folder or a whole
-    pipeline's; None for the configuration's model as it is.
+    adapter: a LoRA (folder or .safetensors file) or a scene-graph encoder's folder; None for the
+    configuration's model as it is.
     """
 
     config: Config
@@ -72,20 +81,28 @@ def side(config: Config, model: str | None) -> Side:
         return Side(config, path if path.exists() else lora_file(model))
     if kind == "network":
         return Side(replace(config, model=replace(m, network=model)), None)
-    if kind == "pipeline" and path.is_dir():
-        if fault := folder_fault(path, () if m.t5 else LARGEST):
-            raise ConfigError(f"{model}: {fault}")
-        return Side(config, path)
     if kind is None:
         raise ConfigError(
             f"{model} is no model: give the folder of a run, a LoRA or a pipeline, a .safetensors "
             "file, or a hub id OWNER/NAME"
         )
-    source = m.config or (None if Path(m.path).is_file() else m.path)
-    other = replace(m, path=model, revision=None, variant=None, lora=None, network=None)
-    return Side(
-        replace(config, model=replace(other, config=source if path.exists() else None)), None
-    )
+    if path.is_dir():
+        if fault := folder_fault(path, () if m.t5 else LARGEST):
+            raise ConfigError(f"{model}: {fault}")
+        other = in_folder(m, path)
+    else:
+        source = m.config or (None if Path(m.path).is_file() else m.path)
+        other = replace(m, path=model, revision=None, variant=None, lora=None, network=None)
+        other = replace(other, config=source if path.is_file() else None)
+    return Side(replace(config, model=fitted(other, m)), None)
+
+
+def in_folder(m: ModelConfig, folder: Path) -> ModelConfig:
+    """Name a whole pipeline's folder, with the rest of the settings, in place of a model."""
+    network = next((n for n in NETWORKS if (folder / n).is_dir()), "")
+    variant = held_variant(folder / network, m.variant)
+    alone = replace(m, path=str(folder), revision=None, variant=variant, config=None)
+    return replace(alone, vae=None, lora=None, network=None)
 
 
 def graphs_for(config: Config, adapter: Path | None, prompts: list[str]) -> dict[str, SceneGraph]:
@@ -152,8 +169,7 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     if is_encoder(adapter):
         return load_pipeline(replace(m, scene_graph=str(adapter)), device)
     if (adapter / "model_index.json").exists():
-        alone = replace(m, path=str(adapter), vae=None, lora=None, network=None, config=None)
-        return load_pipeline(alone, device)
+        return load_pipeline(in_folder(m, adapter), device)
     pipeline = load_pipeline(m, device)
     with named("policy", str(adapter)):
         add_lora(pipeline, str(adapter))

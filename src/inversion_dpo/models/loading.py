@@ -152,22 +152,30 @@ def check_model(m: ModelConfig) -> DiffusionModel:
     path = os.path.expanduser(resolve(m.path))
     with named("model.path", m.path):
         check_place(path)
-        index_of(configuration_of(path, m.config) if Path(path).is_file() else path, m.revision)
+        single = Path(path).is_file()
+        source = configuration_of(path, m.config) if single else path
+        index = index_of(source, m.revision)
+        network = next((n for n in NETWORKS if n in index), "")
         given = ["vae"] * bool(m.vae) + [*NETWORKS] * bool(m.network)
         if fault := folder_fault(Path(path), given + [*LARGEST] * (not m.t5)):
             raise ModelError(fault)
+        held = (network, "vae") if single and kind_of(path) == "pipeline" else (network,)
+        for part in {*held}.difference(given) if single else ():
+            load_part(m.path, part, source, m, read=False)
     if m.revision and Path(path).exists():
         raise ModelError(
             f"model.revision={m.revision} has no effect: {m.path} is not on the hub. Leave it out"
         )
-    for key in ("vae", "network", "scene_graph"):
+    for key, part in (("vae", "vae"), ("network", network), ("scene_graph", "")):
         if name := getattr(m, key):
             with named(f"model.{key}", name):
                 check_place(os.path.expanduser(name))
                 place = Path(name).expanduser()
-                held = [place / part / "config.json" for part in ("", key, *NETWORKS)]
-                if key != "scene_graph" and place.is_dir() and not any(f.is_file() for f in held):
+                configs = [place / name / "config.json" for name in ("", key, *NETWORKS)]
+                if part and place.is_dir() and not any(file.is_file() for file in configs):
                     raise ModelError("the folder has no config.json: give that of a network")
+                if part:
+                    load_part(name, part, source, m, read=False)
     if m.lora:
         check_lora(m, m.lora, "model.lora")
     pipeline = skeleton(m)
@@ -180,16 +188,39 @@ def check_model(m: ModelConfig) -> DiffusionModel:
 def adapted(pipeline: Any, m: ModelConfig) -> DiffusionModel:
     """Do :func:`adapt` by the settings; ModelError also for one that its family does not take."""
     model = adapt(pipeline, m.resolution, m.guidance_embed, m.prompt_chunks)
-    used = {
-        "t5": hasattr(pipeline, "text_encoder_3"),
-        "guidance_embed": getattr(network_of(model).config, "guidance_embeds", False),
-    }
-    for key, value in ((key, getattr(m, key)) for key in used if not used[key]):
-        if value != getattr(ModelConfig(), key):
+    for key in _idle(model):
+        if (value := getattr(m, key)) != getattr(ModelConfig(), key):
             raise ModelError(
                 f"model.{key}={value} has no effect with {type(pipeline).__name__}: leave it out"
             )
     return model
+
+
+def _idle(model: DiffusionModel) -> list[str]:
+    """List the settings that a family does not take."""
+    used = {
+        "t5": hasattr(model.pipeline, "text_encoder_3"),
+        "guidance_embed": getattr(network_of(model).config, "guidance_embeds", False),
+        "prompt_chunks": model.chunked,
+    }
+    return [key for key, does in used.items() if not does]
+
+
+def fitted(m: ModelConfig, base: ModelConfig) -> ModelConfig:
+    """Leave out of a whole pipeline's settings those that only the base's family takes.
+
+    Args:
+        m: the settings of the base, with another pipeline's path.
+        base: the model that these settings were written for.
+
+    Raises:
+        ModelError: a configuration cannot be read, or the family is not supported.
+    """
+    model = adapt(skeleton(m), m.resolution)
+    idle = _idle(model)
+    if m.vae and type(model.pipeline) is not type(skeleton(base)):
+        idle.append("vae")
+    return replace(m, **{key: getattr(ModelConfig(), key) for key in idle})
 
 
 def load_model(config: Config, device: torch.device) -> DiffusionModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import diffusers
@@ -45,7 +45,12 @@ def _empty(file: str) -> dict[str, Tensor]:
 
 
 def network_in(
-    file: str, part: str, kind: Any, config: Mapping[str, Any], precision: torch.dtype
+    file: str,
+    part: str,
+    kind: Any,
+    config: Mapping[str, Any],
+    precision: torch.dtype,
+    read: bool = True,
 ) -> nn.Module:
     """Load a network, under its original or diffusers' names, from a file that may hold more.
 
@@ -58,6 +63,7 @@ def network_in(
         kind: its class.
         config: how it is built.
         precision: of its weights.
+        read: whether to read the weights; names and shapes alone are compared without.
     """
     if kind.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
         raise ModelError(f"{kind.__name__} is not read from one file: give its folder")
@@ -66,14 +72,12 @@ def network_in(
         prefixes = VAES if part == "vae" else NAMED_BY_COMFYUI
         start = next((p for p in prefixes if any(k.startswith(p) for k in keys)), "")
         own = [key for key in keys if key.startswith(start)]
-        tensors = {key.removeprefix(start): opened.get_tensor(key) for key in own}
-    tensors = _unscaled(tensors)
+        tensor = opened.get_tensor if read else _empty(file).__getitem__
+        tensors = _unscaled({key.removeprefix(start): tensor(key) for key in own})
     with init_empty_weights():
         network: nn.Module = kind.from_config(config)
-    lost = list[str]()
     try:
-        if not network.state_dict().keys() <= tensors.keys():
-            tensors, lost = _converted(kind, config, tensors)
+        tensors, lost = _renamed(kind, config, tensors, network.state_dict().keys())
         missing, strange = network.load_state_dict(tensors, strict=False, assign=True)
         check_loaded(network, missing, lost + strange)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -95,11 +99,27 @@ def _unscaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name, scale = f"{key.rpartition('.')[0]}.weight", tensors.pop(key)
         weight = tensors.get(name, scale)
         eight = weight.itemsize == 1 and weight.is_floating_point() and scale.itemsize > 1
-        if not eight or scale.numel() not in (1, len(weight)):
+        if not (eight or weight.is_meta) or scale.numel() not in (1, len(weight)):
             raise ModelError(f"{name} is held in few bits of an unknown kind: give it in bf16")
         rows = scale.float().reshape(-1, *[1] * (weight.ndim - 1))
         tensors[name] = weight.float() * rows
     return {key: tensor for key, tensor in tensors.items() if not key.endswith(BESIDE)}
+
+
+def _renamed(
+    kind: Any, config: Mapping[str, Any], tensors: dict[str, Tensor], names: Set[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Give tensors diffusers' names, and the names without a place; if they have those, as is."""
+    if names <= tensors.keys():
+        return tensors, []
+    try:
+        found, lost = _converted(kind, config, tensors)
+    except (KeyError, IndexError, ValueError, RuntimeError):
+        if 2 * len(names & tensors.keys()) < len(names):
+            raise
+        return tensors, []
+    fewer = len(names & found.keys()) < len(names & tensors.keys())
+    return (tensors, []) if fewer else (found, lost)
 
 
 def _converted(

@@ -138,7 +138,9 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(ours, indent=2) + "\n")
 
 
-def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
+def load_part(
+    name: str, part: str, source: str, m: ModelConfig, read: bool = True
+) -> nn.Module | None:
     """Load one network of a pipeline from a folder, a pipeline's folder, a hub id or a file.
 
     Args:
@@ -146,6 +148,7 @@ def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
         part: its name in the pipeline, for example vae.
         source: the pipeline, which says the class, and how the network in a bare file is built.
         m: says precision and variant. A file of another variant is taken where only that is there.
+        read: whether to read the weights. Without, configuration, names and shapes are compared.
     """
     path = os.path.expanduser(name)
     check_place(path)
@@ -154,12 +157,15 @@ def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
     kind = getattr(diffusers, index[part][1])
     config = kind.load_config(source, subfolder=part, revision=revision)
     if Path(path).is_file():
-        return network_in(path, part, kind, config, precision)
+        return network_in(path, part, kind, config, precision, read)
     first: Exception | None = None
     for how in _places(Path(path), part, m.variant):
         try:
             own = kind.load_config(path, **{k: v for k, v in how.items() if k != "variant"})
             _check_fit(kind, own, config)
+            if not read:
+                _check_held(kind, own, Path(path) / (how["subfolder"] or ""))
+                return None
             network, info = kind.from_pretrained(
                 path, use_safetensors=True, torch_dtype=precision, output_loading_info=True, **how
             )
@@ -171,21 +177,46 @@ def load_part(name: str, part: str, source: str, m: ModelConfig) -> nn.Module:
     raise first or ModelError("there is no such network")
 
 
+def _check_held(kind: Any, own: Mapping[str, Any], folder: Path) -> None:
+    """Compare the names in a network's folder with its configuration's; of a hub id nothing."""
+    if not folder.is_dir():
+        return
+    if fault := _network_fault(folder):
+        raise ModelError(fault)
+    held = {key for file in folder.glob("*.safetensors") for key in keys_of(file)}
+    if not held:
+        raise ModelError(f"no file named *.safetensors in {folder}: fetch its weights")
+    with init_empty_weights():
+        network: nn.Module = kind.from_config(own)
+    names = network.state_dict().keys()
+    if hasattr(network, "decoder"):  # of an autoencoder, whose former names diffusers knows
+        check_loaded(network, () if len(held) >= len(names) else names - held, ())
+    else:
+        check_loaded(network, names - held, held - names)
+
+
 def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str | None]]:
     """List the subfolders and variants to try: of a folder what is there, of a hub id all."""
     if not folder.is_dir():
         both = product((None, part), dict.fromkeys((variant, None, "fp16")))
         return [{"subfolder": subfolder, "variant": v} for subfolder, v in both]
     subfolder = part if (folder / part).is_dir() else None
-    held = _variants(folder / (subfolder or ""))
-    if variant not in held and held:
-        variant = min(held, key=str) if None not in held else None
-    return [{"subfolder": subfolder, "variant": variant}]
+    return [{"subfolder": subfolder, "variant": held_variant(folder / (subfolder or ""), variant)}]
+
+
+def held_variant(folder: Path, variant: str | None) -> str | None:
+    """Return the variant if a network's folder has it, else one that it has."""
+    held = _variants(folder)
+    if variant in held or not held:
+        return variant
+    return min(held, key=str) if None not in held else None
 
 
 def _check_fit(kind: Any, own: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Refuse a network that takes other inputs than the pipeline gives, or is of another class."""
     usual = {k: p.default for k, p in inspect.signature(kind).parameters.items() if k in FITTING}
+    if "architectures" in own:  # of a text encoder
+        own = {"_class_name": own["architectures"][0]}
     for key, value in {"_class_name": kind.__name__, **usual}.items():
         ours, theirs = (config.get(key, value) for config in (own, expected))
         if ours != theirs:

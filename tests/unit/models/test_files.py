@@ -84,6 +84,7 @@ def test_a_transformer_in_one_file(family, names, pipe, tiny, tmp_path):
     ):
         found = load_pipeline(m).transformer.state_dict()
         assert found.keys() == theirs.keys()
+        check_model(m)  # which reads no weight
         assert all(
             v.dtype == theirs[k].dtype and torch.equal(v, theirs[k]) for k, v in found.items()
         )
@@ -156,6 +157,7 @@ def test_weights_in_scaled_fp8_are_multiplied_out(ending, pipe, tiny, tmp_path):
             file[f"{start}comfy_quant"] = torch.zeros(3, dtype=torch.uint8)
     save_file({k: v.clone() for k, v in file.items()}, tmp_path / "x.safetensors")
     m = ModelConfig(str(tiny("z-image")), network=str(tmp_path / "x.safetensors"))
+    check_model(m)
     found = transformer_to_original(load_pipeline(m).transformer)
     assert all(torch.equal(found[k], v) for k, v in expected.items() if k != "norm_final.weight")
     assert not torch.equal(
@@ -193,8 +195,9 @@ def test_a_part_in_its_original_names_is_whole_or_refused(part, start, pipe, tin
         load_pipeline(m)
 
 
+@pytest.mark.parametrize("load", [check_model, load_pipeline])
 @pytest.mark.parametrize("lost", [True, False])
-def test_a_networks_folder_is_whole_or_refused(lost, tiny, tmp_path):
+def test_a_networks_folder_is_whole_or_refused(load, lost, tiny, tmp_path):
     """diffusers draws what is missing."""
     folder = shutil.copytree(tiny("sd15") / "unet", tmp_path / "unet")
     file = next(folder.glob("*.safetensors"))
@@ -203,25 +206,27 @@ def test_a_networks_folder_is_whole_or_refused(lost, tiny, tmp_path):
     save_file(gone if lost else tensors | {"a": torch.zeros(1)}, file, {"format": "pt"})
     message = "lacks 1 tensors, for example 'conv_out.bias'" if lost else "too many: 1 tensors.*'a'"
     with pytest.raises(ModelError, match=message):
-        load_pipeline(ModelConfig(str(tiny("sd15")), network=str(folder)))
+        load(ModelConfig(str(tiny("sd15")), network=str(folder)))
 
 
+@pytest.mark.parametrize("load", [check_model, load_pipeline])
 @pytest.mark.parametrize(
     ("key", "value"), [("scaling_factor", 0.13025), ("latent_channels", 16), ("shift_factor", 0.1)]
 )
-def test_an_autoencoder_of_another_latent_space_is_refused(key, value, tiny, tmp_path):
+def test_an_autoencoder_of_another_latent_space_is_refused(load, key, value, tiny, tmp_path):
     """Its weights fit; what the network would see does not."""
     folder = shutil.copytree(tiny("sd15") / "vae", tmp_path / "vae")
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | {key: value}))
     with pytest.raises(ModelError, match=f"its {key} is {value}, the pipeline's .*another model"):
-        load_pipeline(ModelConfig(str(tiny("sd15")), vae=str(folder)))
+        load(ModelConfig(str(tiny("sd15")), vae=str(folder)))
 
 
-def test_another_class_of_network_is_refused(tiny):
+@pytest.mark.parametrize("load", [check_model, load_pipeline])
+def test_another_class_of_network_is_refused(load, tiny):
     other = str(tiny("flux") / "transformer")
     with pytest.raises(ModelError, match="its _class_name is FluxTransformer2DModel, the pipeline"):
-        load_pipeline(ModelConfig(str(tiny("chroma")), network=other))
+        load(ModelConfig(str(tiny("chroma")), network=other))
 
 
 @pytest.mark.parametrize(
@@ -327,6 +332,43 @@ def test_a_network_alone_as_model_and_as_policy(kind, family, pipe, tiny, tmp_pa
     np.testing.assert_array_equal(ours, Sampler(whole, config).draw(["a star"], [0])[0])
     base = Sampler(pipe(family), config).draw(["a star"], [0])[0]
     assert not np.array_equal(ours, base)
+
+
+def test_a_network_in_one_file_is_counted_under_its_own_names(pipe, tiny, tmp_path):
+    """Not under the original ones, of which it has none."""
+    tensors = pipe("sd15").unet.state_dict()
+    del tensors["conv_out.bias"]
+    save_file(tensors, tmp_path / "x.safetensors")
+    for place in ("path", "network"):
+        m = ModelConfig(str(tiny("sd15")), config=str(tiny("sd15")) if place == "path" else None)
+        with pytest.raises(ModelError, match=r"lacks 1 tensors, for example 'conv_out.bias'\)"):
+            check_model(replace(m, **{place: str(tmp_path / "x.safetensors")}))
+
+
+def test_a_whole_file_that_lacks_a_weight_is_refused_before_any_work(tiny, tmp_path):
+    file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
+    m = ModelConfig(str(file), config=str(tiny("sd15")))
+    check_model(m)
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if "decoder.conv_out" not in k}, file)
+    with pytest.raises(ModelError, match="for AutoencoderKL it lacks 2 tensors"):
+        check_model(m)
+
+
+def test_another_pipeline_as_policy_takes_none_of_its_bases_settings(tiny, tmp_path):
+    """A folder has its own autoencoder and variant, another family no chunks of CLIP's."""
+    variant = tmp_path / "fp16"
+    load_pipeline(ModelConfig(str(tiny("sd15")))).save_pretrained(variant, variant="fp16")
+    how = ["model.variant=fp16", f"model.vae={tiny('sd2')}/vae", "model.prompt_chunks=2"]
+    config = load_config(None, [f"model.path={variant}", *how])
+    found = {name: side(config, str(tiny(name))).config.model for name in ("sd15", "flux")}
+    assert {(m.variant, m.vae) for m in found.values()} == {(None, None)}
+    assert (found["sd15"].prompt_chunks, found["flux"].prompt_chunks) == (2, 1)
+    assert side(config, str(variant)).config.model.variant == "fp16"
+    plain = load_config(None, [f"model.path={tiny('sd15')}"])
+    assert side(plain, str(variant)).config.model.variant == "fp16"
+    for m in found.values():
+        check_model(m)
 
 
 def test_a_network_of_another_model_is_refused(tiny):
