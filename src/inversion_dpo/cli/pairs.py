@@ -109,6 +109,9 @@ def pairs_import(
 ) -> None:
     """Turn choices from another tool into pairs for `train` (docs/how-to/own-pairs.md).
 
+    A table with winner and loser, label_0, votes, ratings or thumbs needs no import: `train` reads
+    it as it is.
+
     Example: inversion-dpo pairs import votes.csv choice=vote -o labelled.parquet
     """
     from inversion_dpo.labels.choices import import_choices

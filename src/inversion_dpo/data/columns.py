@@ -28,8 +28,11 @@ LAYOUTS = {
 }
 RANKED = ("ranking", "choice", "scored", "thumbs", "unrated")
 # Words for a thumb, as cells of a table and as names of two folders.
-UPS = ("up", "ups", "thumbs_up", "like", "liked", "likes", "good", "yes", "👍")
-DOWNS = ("down", "downs", "thumbs_down", "dislike", "disliked", "dislikes", "bad", "no", "👎")
+UPS = ("up", "ups", "thumbs_up", "thumbsup", "like", "liked", "likes", "good", "yes", "👍")
+DOWNS = (
+    *("down", "downs", "thumbs_down", "thumbsdown", "dislike", "disliked", "dislikes"),
+    *("bad", "no", "👎"),
+)
 # The columns of pairs that we write ourselves: Pick-a-Pic's.
 WRITTEN = (
     ("jpg_0", pa.binary()),

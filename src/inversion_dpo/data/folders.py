@@ -15,6 +15,7 @@ BESIDE = {  # folders of images with the names of the others: what is edited, an
     "source": ("source", "sources"),
     "mask": ("mask", "masks"),
 }
+CAPTIONS = (".txt", ".caption")  # suffixes of caption files, also in capitals
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -52,6 +53,8 @@ def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> dict[str
 
 def read_folders(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     """Read pairs of equal file names; the caption is NAME.txt beside an image or above both.
+
+    NAME.caption does as well.
 
     Args:
         folder: that holds the others.
@@ -112,8 +115,8 @@ def _stem(path: Path, folder: Path) -> str:
 
 def captions_of(folder: Path, names: Iterable[str]) -> list[Path]:
     """List the caption files that may be read."""
-    above = list(folder.glob("*.txt"))
-    return sorted([*above, *(path for name in names for path in (folder / name).rglob("*.txt"))])
+    there = [*folder.iterdir(), *(path for name in names for path in (folder / name).rglob("*"))]
+    return sorted(path for path in there if path.suffix.lower() in CAPTIONS)
 
 
 def _unpaired(stem: str, found: Mapping[str, list[Path]]) -> Fault | None:
@@ -129,7 +132,9 @@ def _unpaired(stem: str, found: Mapping[str, list[Path]]) -> Fault | None:
 
 
 def _caption(folders: list[Path], stem: str) -> str | Fault:
-    files = [path for folder in folders if (path := folder / f"{stem}.txt").is_file()]
+    endings = [form for suffix in CAPTIONS for form in (suffix, suffix.upper())]
+    named = (folder / f"{stem}{ending}" for folder in folders for ending in endings)
+    files = [path for path in named if path.is_file()]
     try:
         texts = {path.read_text(encoding="utf-8-sig").strip() for path in files}
     except (OSError, UnicodeDecodeError) as error:

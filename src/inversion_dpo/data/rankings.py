@@ -43,7 +43,7 @@ def rows_of(raws: Iterable[Raw], scheme: str, *, alone: bool = False) -> Iterato
 
     Ratings of an image may stand anywhere in the data, so that those are read to the end first.
     Thumbs up and down are ratings too, but with ``alone`` each image is a row of its own. Labels
-    of 1 and -1 become 1 and 0.
+    of 1 and -1 become 1 and 0, and so do thumbs.
 
     Args:
         raws: rows of tables, in their order.
@@ -51,7 +51,8 @@ def rows_of(raws: Iterable[Raw], scheme: str, *, alone: bool = False) -> Iterato
         alone: give images with a thumb one by one.
 
     Raises:
-        DataError: labels are -1 and 0, so that nobody knows which of them prefers image 1.
+        DataError: labels are -1 and 0, so that nobody knows which of them prefers image 1; or
+            thumbs are, and one of them may mean neither.
     """
     first: dict[float | str | None, str] = {}
     for row in _rows(raws, scheme, alone):
@@ -66,6 +67,7 @@ def rows_of(raws: Iterable[Raw], scheme: str, *, alone: bool = False) -> Iterato
 def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
     seen: set[object] = set()
     rated: list[Raw] = []
+    raws = _either_zero(raws)
     for kind, part in groupby(raws, lambda raw: "" if raw.fault else raw.table.kind):
         if kind == "thumbs" and alone:
             yield from map(row_of, chain.from_iterable(map(_single, part)))
@@ -245,12 +247,28 @@ def _single(raw: Raw) -> Iterator[Raw]:
 
 
 def _thumb(value: Any) -> float | str | None:
-    """Read a thumb as 1 (up), 0 (down) or 0.5 (neither)."""
-    word = value.strip().lower().replace(" ", "_") if isinstance(value, str) else None
+    """Read a thumb as 1 (up), 0 or -1 (down) or 0.5 (neither)."""
+    word = value.strip(" :").lower().replace(" ", "_") if isinstance(value, str) else None
     if word in (*UPS, *DOWNS):
         return float(word in UPS)
-    found = number(value)
-    return found if found in (0.0, 0.5, 1.0) else shown(value)
+    found = number(value if word is None else word)
+    return max(found, 0.0) if found in (-1.0, 0.0, 0.5, 1.0) else shown(value)
+
+
+def _either_zero(raws: Iterable[Raw]) -> Iterator[Raw]:
+    """Pass rows on; DataError once thumbs are -1 in one and 0 in another."""
+    first: dict[float, str] = {}
+    for raw in raws:
+        given = raw.values.get("thumbs") if raw.table.kind == "thumbs" else None
+        for thumb in given if isinstance(given, list) else [given]:
+            if (found := number(thumb)) in (-1.0, 0.0):
+                first.setdefault(float(found or 0), raw.where)
+        if len(first) > 1:
+            raise DataError(
+                f"the thumb is -1 in {first[-1.0]} and 0 in {first[0.0]}: write down for a thumb "
+                "down, and leave the cell empty where there is none"
+            )
+        yield raw
 
 
 def _ratings(raw: Raw) -> list[Rated] | Fault:

@@ -144,7 +144,13 @@ def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[
     if absent := [f"{k}={v}" for k, v in columns.items() if not names[k]]:
         raise DataError(f"{file}: {absent[0]} names no column; it has {', '.join(raw)}")
     names = {ours: theirs for ours, theirs in names.items() if theirs}
-    if missing := [k for k in KNOWN if k not in names and k in NEEDED]:
+    missing = [k for k in KNOWN if k not in names and k in NEEDED]
+    if missing and all(find_name(str(file), OF_PAIRS[k], there) for k in ("winner", "loser")):
+        raise DataError(
+            f"{file} says by its columns which image is the better one: it needs no import. Give "
+            f"it to `inversion-dpo pairs check {file}`, then to train as data.pairs={file}"
+        )
+    if missing:
         raise DataError(
             f"{file} has no column for {', '.join(missing)}; it has {', '.join(raw)}; say which it "
             f"is: {missing[0]}=THEIR_NAME"

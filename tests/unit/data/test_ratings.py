@@ -169,6 +169,18 @@ def two(folder: Path, first: str = "w", second: str = "l") -> Path:
     return folder
 
 
+@pytest.mark.parametrize("suffix", [".TXT", ".caption"])
+def test_captions_of_other_suffixes_are_read(tmp_path: Path, suffix: str) -> None:
+    two(tmp_path)
+    before = [pair.caption for pair in open_pairs(tmp_path)]
+    for file in list(tmp_path.rglob("*.txt")):
+        file.rename(file.with_suffix(suffix))
+    assert [pair.caption for pair in open_pairs(tmp_path)] == before
+    fingerprint = open_pairs(tmp_path).fingerprint
+    file.with_suffix(suffix).write_text("another")
+    assert open_pairs(tmp_path).fingerprint != fingerprint
+
+
 @pytest.mark.parametrize("names", [("w", "l"), ("Chosen", "rejected"), ("mine", "theirs")])
 def test_two_folders_of_equal_names(tmp_path: Path, names: tuple[str, str]) -> None:
     folder = two(tmp_path, *names)

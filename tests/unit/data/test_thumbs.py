@@ -80,6 +80,23 @@ def test_thumbs_of_several_people_are_counted(tmp_path: Path) -> None:
     assert 0.5 < ranked[0].preference < 1.0
 
 
+@pytest.mark.parametrize("words", [("+1", "-1"), (":thumbsup:", ":-1:"), ("1.0", "-1.0")])
+def test_thumbs_of_other_tools(tmp_path: Path, words: tuple[str, str]) -> None:
+    up, down = words
+    file = table(tmp_path, f"a,red.png,{up}\na,blue.png,{down}\nb,green.png,\n")
+    assert singles(file) == [("a", RED, 1.0), ("a", BLUE, 0.0)]
+    assert [(p.winner, p.loser) for p in open_pairs(file)] == [(RED, BLUE)]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_thumb_of_0_beside_one_of_minus_1_may_mean_neither(tmp_path: Path, alone: bool) -> None:
+    file = table(tmp_path, "a,red.png,1\na,blue.png,0\nb,green.png,-1\n")
+    for on_bad_row in ("error", "skip"):
+        config = DataConfig(pairs=str(file), on_bad_row=on_bad_row)
+        with pytest.raises(DataError, match="-1 in line 4 of .* and 0 in line 3 of .* write down"):
+            list(opened(config, alone=alone))
+
+
 def test_two_folders_of_unequal_numbers(tmp_path: Path) -> None:
     assert singles(two(tmp_path)) == [("a 1", RED, 1.0), ("a 2", GREEN, 1.0), ("a 1", BLUE, 0.0)]
     (pair,) = open_pairs(tmp_path)  # the prompt "a 1" has both
@@ -101,7 +118,7 @@ def test_two_folders_of_any_names(tmp_path: Path) -> None:
     ("row", "expected"),
     [
         ("d,red.png,7", r"line 7 of thumbs.csv, row 5: the thumb is '7'; write up or down, or 1"),
-        ("d,red.png,-1", "row 5: the thumb is '-1'; write up or down, or 1 or 0"),
+        ("d,red.png,-2", "row 5: the thumb is '-2'; write up or down, or 1 or 0"),
         ("d,red.png,maybe", "row 5: the thumb is 'maybe'; write up or down"),
         ("d,none.png,up", "row 5, image: there is no file 'none.png'"),
         (",red.png,up", "row 5: caption is empty"),

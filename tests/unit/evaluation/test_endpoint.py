@@ -4,6 +4,7 @@ import base64
 import importlib.util
 import io
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -200,3 +201,9 @@ def test_the_key_of_the_environment(monkeypatch):
     with pytest.raises(ScorerError, match=KEY) as refusal:
         key_of_environment()
     assert "two" not in str(refusal.value)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ScorerError, match=r"openai: pip install 'inversion-dpo\[vlm\]'"):
+        Endpoint("http://localhost:1/v1", "a", None)

@@ -114,6 +114,13 @@ def test_other_column_names(folder):
         imported(folder, rows, columns={"picture": "x"})
 
 
+def test_a_table_that_says_the_better_image_needs_no_import(folder):
+    (folder / "votes.csv").write_text("winner,loser,prompt\na.png,b.png,a star\n")
+    with pytest.raises(DataError, match=r"needs no import. .*train as data.pairs=.*votes.csv"):
+        import_choices(folder / "votes.csv", folder / "pairs.parquet")
+    assert check_pairs(folder / "votes.csv").ok
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

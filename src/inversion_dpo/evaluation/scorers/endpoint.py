@@ -73,7 +73,12 @@ class Endpoint:
         retries: int = 5,
         max_tokens: int = 1000,
     ) -> None:
-        import openai
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise ScorerError(
+                f"{url} is asked with openai: pip install 'inversion-dpo[vlm]'"
+            ) from error
 
         self.url, self.model, self._key = checked_url(url, key), model, key
         self.max_tokens = max_tokens
