@@ -166,6 +166,7 @@ def check_output(folder: Path, config: Config) -> None:
     if there == folder or not there.is_dir():
         refuse_others(there)
         refuse_other_run(folder, config)
+        refuse_fewer_steps(folder, config.training.steps)
     check_writable(folder)
 
 
@@ -186,6 +187,17 @@ def refuse_other_run(folder: Path, config: Config, remedy: str = "") -> None:
                 or "Repeat that run's settings to resume it, or choose another --output. To train "
                 f"anew with its inverted pairs, delete {folder / 'checkpoints'}"
             )
+        )
+
+
+def refuse_fewer_steps(folder: Path, steps: int) -> None:
+    """Refuse to end before a step that is trained already: nothing would change."""
+    kept = [p.name.removeprefix("step-") for p in (folder / "checkpoints").glob("step-*")]
+    done = max((int(step) for step in kept if step.isdigit()), default=0)
+    if done > steps:
+        raise ConfigError(
+            f"training.steps={steps}, but {folder} is trained for {done} steps. Raise it, or choose"
+            f" another --output. To go back, delete the later ones in {folder / 'checkpoints'}"
         )
 
 

@@ -42,7 +42,10 @@ def advise(folder: Path) -> list[Advice]:
     steps = [row for row in rows if "loss" in row]
     if not steps:
         run_file(folder)
-        raise ConfigError(f"{folder} holds no training step: run `inversion-dpo train -o {folder}`")
+        raise ConfigError(
+            f"{folder} holds no training step: run `inversion-dpo train --config "
+            f"{folder / 'config.yaml'} --output {folder}`"
+        )
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
     loss, result = chosen_method(config).loss, folder / "metrics.json"
     warnings = warned(steps)
@@ -127,7 +130,8 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
     best = max(held, key=lambda row: row["heldout_accuracy"])
     if bounds(best)[0] > high:
         seen = f"Held-out accuracy was {best['heldout_accuracy']:.2f} at step {best['step']:.0f}"
-        found.append(Advice(f"{seen} and fell since", f"Set training.steps={best['step']:.0f}"))
+        change = f"Train with training.steps={best['step']:.0f} in another --output"
+        found.append(Advice(f"{seen} and fell since", change))
     margins = [row["heldout_margin"] for row in held[-RISES - 1 :]]
     if len(margins) > RISES and margins == sorted(margins) and last is best:
         seen = f"Held-out margin and accuracy still rise after {len(steps)} steps"

@@ -96,6 +96,10 @@ def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(
     }.items():
         code, printed, error = ended(*words, folder)
         assert (code, printed) == (2, "") and message in error
+    claim(Path("long"), tiny_config("training.steps=12"))
+    Path("long/checkpoints/step-000012").mkdir(parents=True)
+    code, printed, error = ended(*words, "long")
+    assert (code, printed) == (2, "") and "training.steps=8, but long is trained for 12" in error
 
 
 def test_another_model_is_refused_in_an_evaluated_run_and_waiting_weights_are_not(
