@@ -143,7 +143,9 @@ def single_graphs(config: Config) -> list[SceneGraph]:
                 f"`inversion-dpo pairs check {b.prompts}`"
             )
         if silent := [g for g in graphs if not g.caption.strip()]:
-            raise DataError(f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by")
+            raise DataError(
+                f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by: write one"
+            )
         return graphs
     asked = read_prompt_set(b.prompts, None, b.seed + 1, "--prompts (build.prompts)")
     known = intended_graphs(asked)
@@ -266,7 +268,7 @@ def scorers_of(config: Config, store: Path | None = None) -> ScorerGroup:
     """
     e = config.evaluation
     if config.build.prompts == SCENES and SCENE_GRAPH in str(e.scorer):
-        raise ConfigError(f"build.prompts={SCENES} is judged by {SCENES}, not by {SCENE_GRAPH}")
+        raise ConfigError(f"build.prompts={SCENES} needs evaluation.scorer={SCENES}")
     whole = partial(prompt_set_of, config)
     return load_scorers(e.scorer or [], e.checkpoints, e.batch_size, store, e.parser, whole)
 

@@ -113,8 +113,8 @@ def method_of(
     method = replace(METHODS[name], **changes)
     if method.path == "released" and method.target != "reference":
         raise ValueError(
-            "objective.path=released has noise-free states, from which only "
-            f"objective.target=reference can be reached, not {method.target}"
+            "objective.path=released has states without noise, from which only the reference's "
+            f"prediction can be a target, not {method.target}: set objective.target=reference"
         )
     if method.path not in STORED and method.target != "x0":
         raise ValueError(

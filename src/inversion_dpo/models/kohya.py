@@ -168,13 +168,16 @@ def blocks_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Te
                 if left.keys() >= set(keys):
                     parts[module] = [left.pop(key) for key in keys]
             if fused is LUMINA and 0 < len(parts) < len(modules):
-                raise ModelError(f"{name} has one matrix: train {', '.join(modules)} together")
+                raise ModelError(
+                    f"kohya's format has one matrix for {', '.join(modules)}: name all of them in "
+                    "policy.target_modules and train again"
+                )
             if parts:
                 made |= _fused(f"lora_unet_{prefix}{number}_{name}", modules, parts, alpha)
     if left:
         raise ModelError(
-            f"kohya's names have nothing for {min(left)}: train other target_modules, or use "
-            "--format comfyui"
+            f"kohya's names have nothing for {min(left)}: train other policy.target_modules, or "
+            "give away the adapter as it is, for diffusers"
         )
     return made
 

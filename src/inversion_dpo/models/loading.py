@@ -237,9 +237,9 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
     model = adapted(pipeline, m)
     if any(side % model.multiple for size in buckets(m.resolution) for side in size):
         raise ModelError(
-            f"model.resolution={m.resolution} makes sizes in steps of less than {model.multiple} "
-            f"pixels, which this pipeline needs: set a multiple of {16 * model.multiple}, or one "
-            f"size, such as {named_size(square(m.resolution))}"
+            f"model.resolution={m.resolution} makes sizes that are no multiples of "
+            f"{model.multiple} pixels, as this pipeline needs them: set a multiple of "
+            f"{16 * model.multiple}, or one size, such as {named_size(square(m.resolution))}"
         )
     if why := model.distilled or few_steps(pipeline.scheduler) or name_of_few_steps(m):
         logger.warning(

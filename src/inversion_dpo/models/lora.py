@@ -136,7 +136,10 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
         made = _made(place, matrices, _scale(matrices, settings, place), whole)
         loadable = place.part in pipeline._lora_loadable_modules
         if MAGNITUDE in made and not loadable:
-            raise ModelError(f"it has a DoRA for {place.part}, which {_kind(pipeline)} cannot take")
+            raise ModelError(
+                f"it has a DoRA for {place.part}, which {_kind(pipeline)} cannot take: give a LoRA "
+                "without one for that part"
+            )
         start = 0
         for name, shape in zip(place.modules, shapes, strict=True):
             part = {k: v if k == "A" else v[start : start + shape[0]] for k, v in made.items()}

@@ -37,7 +37,9 @@ def check_sources(model: DiffusionModel, sources: Sequence[object]) -> None:
     """Refuse prompts without the image that the model edits, and images where it edits none."""
     kind = type(model.pipeline).__name__
     if model.edits in ("must", "reads") and not all(sources):
-        raise ModelError(f"{kind} edits images: give each prompt its source image")
+        raise ModelError(
+            f"{kind} edits images: give each prompt its source image (docs/how-to/edits.md)"
+        )
     if model.edits == "never" and any(sources):
         raise ModelError(f"{kind} draws from text alone: leave the source images out")
 

@@ -201,7 +201,7 @@ def check_combinations(config: Config) -> None:
     if objective.name == "inversion_dpo_released" and objective.target not in (None, "reference"):
         raise ConfigError(
             "objective.name=inversion_dpo_released reproduces the released script's sign and is "
-            "defined for objective.target=reference only"
+            "defined for objective.target=reference only: leave objective.target out"
         )
     if (objective.loss or objective.name) == "smpo" and not objective.soft_labels:
         raise ConfigError(
@@ -228,13 +228,15 @@ def check_combinations(config: Config) -> None:
             "stands in one: set build.once=true"
         )
     if build.prompts == "scenes" and not (build.mix and build.splits):
-        raise ConfigError("build.prompts=scenes needs build.mix and build.splits")
+        raise ConfigError(
+            "build.prompts=scenes needs build.mix and build.splits: take --config scenes-pairs"
+        )
 
 
 def _check_policy(config: Config) -> None:
     """Refuse what cannot be trained or merged."""
     if config.policy.kind == "scene_graph" and config.policy.merge:
-        raise ConfigError("policy.merge=true is for a LoRA: policy.kind=scene_graph has none")
+        raise ConfigError("policy.kind=scene_graph has no LoRA to merge: set policy.merge=false")
     compiled, graphs = config.training.compile, config.model.scene_graph
     if compiled != "no" and (graphs or config.policy.kind == "scene_graph"):
         raise ConfigError(

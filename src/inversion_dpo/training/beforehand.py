@@ -223,6 +223,6 @@ def check_soft_labels(preferences: Iterable[float]) -> None:
     """Refuse soft labels where every pair is certain."""
     if all(preference == 1 for preference in preferences):
         raise DataError(
-            "no pair has a preference_0 below 1, which objective.soft_labels and gap_weighted need "
-            "(docs/reference/formats.md)"
+            "no pair has a preference_0 below 1, which objective.soft_labels and gap_weighted "
+            "need: give that column (docs/reference/formats.md), or leave these settings out"
         )

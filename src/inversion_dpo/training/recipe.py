@@ -249,7 +249,10 @@ def make_accelerator(config: Config) -> Accelerator:
     accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
     fsdp = accelerator.distributed_type == DistributedType.FSDP
     if config.model.offload and accelerator.num_processes > 1:
-        raise ConfigError("model.offload=true is for one process: set it to false, or launch one")
+        raise ConfigError(
+            "model.offload=true is for one process: start one, or set it to false and let FSDP "
+            "divide the weights (docs/how-to/several-gpus.md)"
+        )
     if config.model.quantize and fsdp:
         raise ConfigError(
             f"model.quantize={config.model.quantize} does not work under FSDP, which cuts weights "

@@ -42,7 +42,7 @@ def test_a_method_is_its_row_with_what_is_given():
         ({"path": "policy", "target": "reference"}, "needs objective.path=trajectory"),
         ({"path": "line", "target": "transition"}, "needs objective.path=trajectory"),
         ({"path": "known", "target": "reference"}, "needs objective.path=trajectory"),
-        ({"path": "released"}, "only objective.target=reference can be reached, not x0"),
+        ({"path": "released"}, "not x0: set objective.target=reference"),
         ({"loss": "dpo_released"}, "for objective.target=reference only, not for x0"),
     ],
 )

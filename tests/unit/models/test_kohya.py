@@ -122,7 +122,7 @@ def test_what_cannot_be_exported_says_what_to_do(tiny, tmp_path):
     with pytest.raises(ModelError, match="does not load SANA"):
         to_comfyui(sana)
     lumina = trained(tiny("lumina2"), tmp_path / "lumina", ["to_q"])
-    with pytest.raises(ModelError, match="attention_qkv has one matrix.*attn.to_k.*together"):
+    with pytest.raises(ModelError, match="one matrix for attn.*attn.to_k.*: name all of them"):
         to_comfyui(lumina)
     with pytest.raises(ModelError, match="train one first"):
         to_kohya(tmp_path)

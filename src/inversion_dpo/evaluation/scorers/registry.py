@@ -254,8 +254,7 @@ def load_scorers(
     """Return the scorers that ``evaluation.scorer`` names, as one; nothing is loaded yet.
 
     Args:
-        spec: names, comma-separated or a list: clip, pickscore, hpsv2, hpsv21, imagereward,
-            aesthetic, scenes, scene-graph, vqa, unifiedreward, or ``module:function``.
+        spec: names of ``OFFERED`` or ``module:function``, comma-separated or a list.
         checkpoints: name -> folder or ``OWNER/NAME``, with an optional ``@REVISION``.
         batch_size: images at once.
         store: a file that keeps scores and answers; None keeps none.
