@@ -2,12 +2,12 @@
 
 Trains every method on pairs of drawn pictures: ``originals`` (people drew both pictures),
 ``samples`` (the same preference among the model's own) or ``legible``. Each method is tuned by the
-same number of trials on every second prompt, without guidance if that comparison was run first, and
-measured on the others by judges that did not label. ``--vary`` runs the ablations of inversion
-instead: where the states begin, which pairs are left out, how exact the inversion is, and on the
-model's own samples the noise that they were sampled from (``known``). Prints
-OUTPUT/NAME-guidance-G/results.md, and draws pictures.png beside it: a row for the reference and one
-for each method, all from the same noise. Resumable: a finished run is not repeated.
+same number of trials on every second prompt, of all pairs and without guidance if that comparison
+was run first, and measured on the others by judges that did not label. ``--vary`` runs the
+ablations of inversion instead: where the states begin, which pairs are left out, how exact the
+inversion is, and on the model's own samples the noise that they were sampled from (``known``).
+Prints OUTPUT/NAME-guidance-G/results.md, and draws pictures.png beside it: a row for the reference
+and one for each method, all from the same noise. Resumable: a finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, nargs="?", default=Path("runs/drawn"))
     parser.add_argument("--set", choices=list(drawn_pairs.PREFERENCE), default="originals")
     parser.add_argument("--guidance", type=float, default=1.0, help="of sampling")
+    parser.add_argument("--pairs", type=int, help="only so many, with the trials of all")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--vary", action="store_true", help="ablations of x0 instead")
@@ -65,6 +66,8 @@ def main() -> None:
     config = drawn_pairs.ready(args.model.absolute(), args.output.absolute(), args.set)
     name = f"{args.set}-guidance-{args.guidance:g}"
     extra: tuple[str, ...] = (f"evaluation.guidance_scale={args.guidance}",)
+    if args.pairs:
+        name, extra = f"{name}-{args.pairs}", (*extra, f"data.limit={args.pairs}")
     plan = Plan(str(config), tuple(args.methods), args.seeds, extra, curve=0)
     if args.vary:
         name, extra = f"{name}-ablations", (*extra, "inversion.reconstruct=true")
@@ -75,7 +78,7 @@ def main() -> None:
     root, tuned = args.output / name, args.output / f"{args.set}-guidance-1" / "tuned.json"
     if plan.tune and tuned.exists() and not (root / "tuned.json").exists():
         claim_folder(root, plan)
-        shutil.copy(tuned, root)  # the trials were those without guidance
+        shutil.copy(tuned, root)  # the trials were those of all pairs, without guidance
     page = compare(root, plan)
     if not args.vary:
         sheet(root, args.methods).save(root / "pictures.png", optimize=True)
