@@ -82,6 +82,22 @@ def check_loaded(network: nn.Module, missing: Collection[str], strange: Collecti
         raise ValueError(f"for {type(network).__name__} it {' and '.join(said)}")
 
 
+def check_vocabularies(pipeline: Any, folder: Path, given: Collection[str] = ()) -> None:
+    """Refuse a tokenizer whose folder has no vocabulary, which would know no word.
+
+    Args:
+        pipeline: with its tokenizers.
+        folder: of the pipeline, or the one that says how a single file is built.
+        given: parts that come from elsewhere.
+    """
+    for part, tokenizer in pipeline.components.items():
+        own = isinstance(tokenizer, PreTrainedTokenizerBase) and part not in given
+        if own and not any((folder / part / name).is_file() for name in VOCABULARIES):
+            raise ModelError(
+                f"{folder / part} has no vocabulary ({', '.join(VOCABULARIES)}): fetch it again"
+            )
+
+
 def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str]:
     """Compare a folder's files, by their headers, with a pipeline's networks.
 
@@ -94,16 +110,9 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
         What to warn of: weights that have no place.
 
     Raises:
-        ModelError: the files have fewer weights than a network, or a tokenizer has no vocabulary;
-            the library would draw the rest, or know no word.
+        ModelError: the files have fewer weights than a network; the library would draw the rest.
     """
     warnings = []
-    for part, tokenizer in pipeline.components.items():
-        own = isinstance(tokenizer, PreTrainedTokenizerBase) and part not in given
-        if own and not any((folder / part / name).is_file() for name in VOCABULARIES):
-            raise ModelError(
-                f"{folder / part} has no vocabulary ({', '.join(VOCABULARIES)}): fetch it again"
-            )
     for part, network in frozen_parts(pipeline).items():
         files = list((folder / part).glob("*.safetensors"))
         if part in given or not files:

@@ -18,7 +18,7 @@ from inversion_dpo.data.buckets import named as named_size
 from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
-from inversion_dpo.models.intact import check_names, check_values, check_whole
+from inversion_dpo.models.intact import check_names, check_values, check_vocabularies, check_whole
 from inversion_dpo.models.lora import add_lora, merge_lora
 from inversion_dpo.models.one_file import configuration_of, load_single_file
 from inversion_dpo.models.parts import (
@@ -60,6 +60,10 @@ FAMILIES = {  # of diffusers' pipelines: file in this folder, and class
     "SanaPipeline": ("sana", "Sana"),
     "Lumina2Pipeline": ("lumina_2", "Lumina2"),
 }
+TRUSTED = (
+    "a file says not whose latents it makes, and is taken for this model's autoencoder. Its folder "
+    "or hub id would be compared"
+)
 DISTILLED = re.compile(  # in names
     "turbo|lightning|schnell|sprint|flash|distill|consistency|causvid|lightx2v|fastwan|hyper-?sd"
     "|hyper-?flux|(?<![a-z])(lcm|tcd|pcm|dmd2?)(?![a-z])"
@@ -97,6 +101,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         if name:
             with named(f"model.{key}", name):
                 parts[part] = load_part(name, part, source, m)
+                if part == "vae" and Path(name).expanduser().is_file():
+                    logger.info("model.vae=%s: %s", name, TRUSTED)
     with named("model.path", m.path):
         if single:
             pipeline = load_single_file(path, source, index, how | parts)
@@ -106,6 +112,7 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             )
             for text in check_names(pipeline, folder_of(path, m.revision), parts):
                 logger.warning(text)
+        check_vocabularies(pipeline, folder_of(source, None if single else m.revision), parts)
     # diffusers passes over a given part that its pipeline could do without: Wan's transformer
     pipeline.register_modules(**{k: v for k, v in parts.items() if isinstance(v, torch.nn.Module)})
     if m.lora:
@@ -179,9 +186,11 @@ def check_model(m: ModelConfig) -> DiffusionModel:
     if m.lora:
         check_lora(m, m.lora, "model.lora")
     pipeline = skeleton(m)
-    if Path(path).is_dir():
-        with named("model.path", m.path):
+    with named("model.path", m.path):
+        if Path(path).is_dir():
             check_names(pipeline, Path(path), given)
+        if Path(source).is_dir():
+            check_vocabularies(pipeline, Path(source))
     return adapted(pipeline, m)
 
 

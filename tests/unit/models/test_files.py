@@ -1,6 +1,7 @@
 """Models as people have them: one file, a network or autoencoder alone, a safety checker."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from itertools import product
@@ -504,16 +505,34 @@ def test_a_list_of_numbers_is_no_part(layers, tiny, tmp_path):
     assert folder_fault(folder) is None
 
 
-def test_a_tokenizer_without_a_vocabulary_is_refused(tiny, tmp_path):
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
+def test_a_tokenizer_without_a_vocabulary_is_refused(single, tiny, tmp_path):
     """The library makes one that knows no word, for which all prompts are the same."""
-    folder = shutil.copytree(tiny("wan"), tmp_path / "model")
+    family = "sd15" if single else "wan"
+    folder = shutil.copytree(tiny(family), tmp_path / "model")
+    m = ModelConfig(str(folder))
+    if single:
+        file = write_single_file(folder, tmp_path / "x.safetensors")
+        m = ModelConfig(str(file), config=str(folder))
     for file in (folder / "tokenizer").iterdir():
-        file.unlink()
+        if not single or file.name != "tokenizer_config.json":
+            file.unlink()
     for load in (check_model, load_pipeline):
         with pytest.raises(
             ModelError, match=r"tokenizer has no vocabulary \(tokenizer.json.*fetch"
         ):
-            load(ModelConfig(str(folder)))
+            load(m)
+
+
+def test_an_autoencoder_in_one_file_is_said_to_be_taken_on_trust(pipe, tiny, tmp_path, caplog):
+    """SDXL's has the shapes of Stable Diffusion 1's; a folder's configuration tells them apart."""
+    save_file(pipe("sdxl").vae.state_dict(), tmp_path / "x.safetensors")
+    m = ModelConfig(str(tiny("sd15")))
+    with caplog.at_level(logging.INFO, "inversion_dpo"):
+        load_pipeline(replace(m, vae=str(tiny("sd15") / "vae")))
+        assert "says not whose latents" not in caplog.text
+        load_pipeline(replace(m, vae=str(tmp_path / "x.safetensors")))
+    assert "says not whose latents it makes, and is taken for this model's" in caplog.text
 
 
 @pytest.mark.parametrize(
