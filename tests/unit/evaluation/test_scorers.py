@@ -635,6 +635,20 @@ def test_another_networks_weights_are_named_before_anything_is_sampled(folders, 
         Checkpoint(name, str(folders[other])).check()
 
 
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [("openai/clip-vit-large-patch14", "clip"), ("adams-story/HPSv2-hf@refs/pr/2", "hpsv2")],
+)
+def test_weights_of_one_clip_under_two_names_are_refused(folders, place, other):
+    """Their tensors have the same names and shapes: only where they come from tells."""
+    with pytest.raises(ScorerError, match=f"checkpoints.pickscore={place}: {other} has the same"):
+        load_scorers("pickscore", {"pickscore": place}).names(PROMPTS)
+    two = dict.fromkeys(("hpsv21", "pickscore"), str(folders["pickscore"]))
+    with pytest.raises(ScorerError, match="checkpoints.pickscore=.*: hpsv21 has the same weights"):
+        load_scorers("hpsv21,pickscore", two).names(PROMPTS)
+    load_scorers("pickscore", {"pickscore": str(folders["pickscore"])}).names(PROMPTS)
+
+
 def test_another_model_is_not_built_to_be_hpsv3(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ScorerError, match="checkpoints.hpsv3=.* is of 'bert', not of qwen2_vl"):

@@ -23,7 +23,7 @@ from inversion_dpo.evaluation.scorers.asked import (
     per_prompt,
     phrases_of,
 )
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
+from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.own import Graphs, Scores, checked, imported, source_of
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SCORES, SceneGraphScorer
@@ -160,6 +160,7 @@ class ScorerGroup:
         Weights are looked for and not loaded. A user's own function is tried on a grey image.
         """
         grey, found = np.full((64, 64, 3), 127, np.uint8), list[str]()
+        check_apart(self.members)
         for member in self.members:
             odd = [p for p in prompts if member.spec == SCENES and graph_of_prompt(p) is None]
             if odd:
@@ -202,6 +203,26 @@ class ScorerGroup:
             stored |= {keys[k]: float(v) for k, v in zip(new, fresh, strict=True)}
             self.store.put([keys[k] for k in new], fresh.tolist())
         return {member.spec: np.array([stored[key] for key in keys])}, []
+
+
+def check_apart(members: Sequence[Named]) -> None:
+    """Refuse CLIP's weights under two names: in names and shapes of tensors these are the same.
+
+    Raises:
+        ScorerError: the place is another scorer's too, by the settings or by default.
+    """
+    clips = [name for name, part in TENSORS.items() if part == TENSORS["clip"]]
+    taken = {CHECKPOINTS[name]: name for name in clips}
+    for member in members:
+        found = member.checkpoint
+        if found is None or member.spec not in clips:
+            continue
+        place = str(found.folder.resolve() if found.folder else found.path)
+        place += f"@{found.revision}" if found.revision else ""
+        if (other := taken.setdefault(place, member.spec)) != member.spec:
+            raise ScorerError(
+                found.complaint(f"{other} has the same weights, which are not both's")
+            )
 
 
 def _of(spec: str) -> Sequence[str]:
