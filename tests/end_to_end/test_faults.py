@@ -34,8 +34,9 @@ from inversion_dpo.run.processes import share
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
 from inversion_dpo.training.checks import NotFiniteError
-from inversion_dpo.training.recipe import split_pairs, train
+from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows, resume, save_session
+from inversion_dpo.training.split import split_pairs
 from inversion_dpo.trajectories.cache import damaged_files
 from tests.sessions import set_up
 

@@ -26,7 +26,8 @@ from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
-from inversion_dpo.training.recipe import Prepared, prepare, reproducible, split_pairs, train
+from inversion_dpo.training.recipe import Prepared, prepare, reproducible, train
+from inversion_dpo.training.split import split_pairs
 from inversion_dpo.trajectories.cost import evaluations_again
 from inversion_dpo.trajectories.key import chosen_method
 
@@ -126,7 +127,8 @@ def inversion_evaluations(config: Config, prepared: Prepared) -> float:
     if not chosen_method(config).inverts:
         return 0.0
     t, usable = config.training, reproducible(prepared, config.inversion.max_error)
-    visited = min(len(split_pairs(usable, config.data.holdout)[0]), t.steps * t.batch_size)
+    trained, _ = split_pairs(usable, config.data.holdout, prepared.cache.images)
+    visited = min(len(trained), t.steps * t.batch_size)
     scales = config.inversion.guidance_scale, config.objective.guidance_scale
     again = evaluations_again(prepared.model, *scales)
     return (

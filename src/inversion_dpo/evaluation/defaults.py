@@ -23,8 +23,8 @@ from inversion_dpo.evaluation.sides import sizes_for, sources_for
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.processes import current_team
-from inversion_dpo.training.recipe import split_pairs
-from inversion_dpo.trajectories.method import takes_images
+from inversion_dpo.training.split import split_pairs
+from inversion_dpo.trajectories.method import chosen_method, takes_images
 
 logger = logging.getLogger(__name__)
 HELDOUT = "heldout"  # as evaluation.prompts: the captions of the held-out pairs
@@ -178,13 +178,16 @@ def heldout_prompts(config: Config) -> dict[str, tuple[Size, int]]:
             "evaluation.prompts=heldout does not know which pairs inversion.max_error leaves out: "
             "give a file of prompts"
         )
-    pairs, sizes = list[tuple[str, str]](), list[Size]()
-    for pair, size in _fitting(config):
+    pairs, sizes, marks = list[tuple[str, str]](), list[Size](), list[list[str]]()
+    usable, liked = list[int](), chosen_method(config).loss == "sft"
+    for number, (pair, size) in enumerate(_fitting(config)):
         pairs.append((pair.caption, hashlib.sha256(pair.source or b"").hexdigest()))
         sizes.append(size)
+        marks.append(pair.marks)
+        usable += [number] * (not (liked and pair.single) or pair.preference > 0.5)
     if not pairs:
         raise ConfigError("evaluation.prompts=heldout: no pair fits model.resolution and data.fit")
-    trained, held = split_pairs(list(range(len(pairs))), config.data.holdout)
+    trained, held = split_pairs(usable, config.data.holdout, marks)
     seen, found = {pairs[number] for number in trained}, dict[str, tuple[Size, int]]()
     own = dict.fromkeys(pairs[number] for number in held if pairs[number] not in seen)
     for number in held:

@@ -56,6 +56,22 @@ def leak_text(images: Sequence[Sequence[str]], trained: list[int], held: list[in
     return f"{shared} of {len(held)} {_LEAKS}" if shared else ""
 
 
+def known_prompts_text(
+    texts: Sequence[tuple[int, int]], trained: list[int], held: list[int]
+) -> str:
+    """Say how many held-out pairs have a prompt that is trained on too; empty if none has.
+
+    Args:
+        texts: what each pair's prompt is told by.
+        trained: numbers of pairs.
+        held: of those held out.
+    """
+    seen = {texts[pair] for pair in trained}
+    shared = sum(texts[pair] in seen for pair in held)
+    text = f"{shared} of {len(held)} held-out pairs have a prompt that is trained on too"
+    return text if shared else ""
+
+
 def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:
     """Say how many captions lose their end, and what to do about it."""
     read = model.reads

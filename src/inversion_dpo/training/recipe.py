@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor
 from tqdm import tqdm
 
 from inversion_dpo.data.buckets import left_out_text, sizes_text
@@ -43,6 +42,7 @@ from inversion_dpo.training.health import Watch
 from inversion_dpo.training.notices import (
     counts_text,
     guidance_text,
+    known_prompts_text,
     leak_text,
     overlong_text,
     rare_text,
@@ -59,6 +59,7 @@ from inversion_dpo.training.run_files import (
     tracker_of,
 )
 from inversion_dpo.training.session import Session, split_by
+from inversion_dpo.training.split import split_pairs
 from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import fill
@@ -160,9 +161,11 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     usable, loss = reproducible(prepared, config.inversion.max_error), chosen_method(config).loss
     if cache.single and loss == "sft":  # there is nothing to avoid
         usable = [pair for pair in usable if bool(cache.liked([pair]))]
-    train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout)
+    train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout, cache.images)
     if leak := leak_text(cache.images, train_pairs, heldout_pairs):
         logger.warning(leak)
+    if known := known_prompts_text(cache.texts, train_pairs, heldout_pairs):
+        logger.info(known)
     if config.data.label_noise:
         cache.swap(train_pairs, config.data.label_noise, t.seed)
     if plan.gap:
@@ -287,22 +290,6 @@ def reproducible(prepared: Prepared, max_error: float | None) -> list[int]:
     if len(kept) < LEAST_PAIRS:
         raise DataError(f"inversion.max_error={max_error} leaves only {len(kept)} pairs: raise it")
     return kept
-
-
-def split_pairs(numbers: list[int], holdout: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Shuffle pair numbers and set a share aside (at least one): training, held-out.
-
-    Args:
-        numbers: of the pairs.
-        holdout: ``data.holdout``, the share that is set aside.
-        seed: of the shuffle.
-    """
-    count = len(numbers)
-    generator = torch.Generator().manual_seed(seed)
-    order: Tensor = torch.randperm(count, generator=generator)
-    aside = min(count - 1, max(1, round(count * holdout)))
-    training, heldout_places = sorted(order[aside:].tolist()), sorted(order[:aside].tolist())
-    return [numbers[k] for k in training], [numbers[k] for k in heldout_places]
 
 
 def rate_at(number: int, t: TrainingConfig) -> float:

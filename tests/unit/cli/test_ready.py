@@ -24,6 +24,7 @@ from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import claim, occupied, read_config, sole_writer
 from inversion_dpo.training.beforehand import late_texts, rate_text
+from inversion_dpo.training.split import split_pairs
 from tests.slow import slow_but
 
 REAL = [n for n in preset_names() if not load_config(n, []).model.path.startswith("asset:")]
@@ -390,8 +391,6 @@ def test_a_preset_of_a_real_model_needs_only_pairs(name, tiny_pipeline, pair_fil
 
 def test_held_out_prompts_are_those_of_no_trained_pair(pair_file, tmp_path, tiny_config):
     rows = pq.read_table(pair_file).to_pylist()
-    from inversion_dpo.training.recipe import split_pairs
-
     _, held = split_pairs(list(range(16)), 0.25)
     for number, row in enumerate(rows):
         row["caption"] = "shared" if number in (held[0], 1 - (held[0] == 0)) else f"{number}"
@@ -406,8 +405,22 @@ def test_held_out_prompts_are_those_of_no_trained_pair(pair_file, tmp_path, tiny
         heldout_prompts(tiny_config(f"data.pairs={file}"))
 
 
+@pytest.mark.parametrize("name", ["sft", "kto"])
+def test_prompts_are_held_out_of_the_images_that_are_trained_on(monkeypatch, name):
+    """``sft`` trains on liked images alone, and splits these."""
+    pairs = [
+        SimpleNamespace(caption=f"{k}", source=None, single=True, marks=[f"{k}"], preference=k % 2)
+        for k in range(40)
+    ]
+    monkeypatch.setattr(defaults, "_fitting", lambda config: ((p, (64, 64)) for p in pairs))
+    usable = [k for k in range(40) if name == "kto" or k % 2]
+    found = heldout_prompts(load_config(None, ["data.holdout=0.25", f"objective.name={name}"]))
+    assert sorted(found) == sorted(f"{k}" for k in split_pairs(usable, 0.25)[1])
+
+
 def test_a_second_source_of_a_held_out_instruction_is_counted(monkeypatch, caplog):
-    pairs = [SimpleNamespace(caption="warmer", source=bytes([k])) for k in range(8)]
+    about = {"caption": "warmer", "single": False}
+    pairs = [SimpleNamespace(source=bytes([k]), marks=[f"{k}"], **about) for k in range(8)]
     monkeypatch.setattr(defaults, "_fitting", lambda config: ((p, (64, 64)) for p in pairs))
     assert len(heldout_prompts(load_config(None, ["data.holdout=0.5"]))) == 1
     assert "leaves out 3 held-out edits, whose prompt occurs with another source" in caplog.text

@@ -31,7 +31,6 @@ from inversion_dpo.training.recipe import (
     reproducible,
     run_steps,
     set_up,
-    split_pairs,
     train,
 )
 from tests.by_hand import Accelerator, Model, Scaled, make_plan, make_session, write_cache
@@ -47,25 +46,6 @@ def cache(tmp_path):
 
 
 # ---- pairs
-
-
-@pytest.mark.parametrize(
-    ("count", "share", "aside"),
-    [(10, 0.2, 2), (10, 0.26, 3), (10, 0.001, 1), (10, 0.0, 1), (10, 1.0, 9), (2, 0.9, 1)],
-)
-def test_a_share_is_held_out_at_least_one_and_not_all(count, share, aside):
-    numbers = [100 + k for k in range(count)]
-    training, heldout = split_pairs(numbers, share)
-    assert len(heldout) == aside
-    assert sorted(training + heldout) == numbers
-    assert training == sorted(training) and heldout == sorted(heldout)
-
-
-def test_the_split_is_seeded_and_by_chance():
-    numbers = list(range(1000))
-    assert split_pairs(numbers, 0.5) == split_pairs(numbers, 0.5, seed=0)
-    assert split_pairs(numbers, 0.5) != split_pairs(numbers, 0.5, seed=1)
-    assert 400 < sum(split_pairs(numbers, 0.5)[1]) / 500 < 600
 
 
 def test_pairs_that_do_not_come_back_are_left_out(cache, caplog, monkeypatch):
