@@ -85,7 +85,7 @@ def test_too_many_broken_steps_stop_the_run(tiny_config, tiny_caches, tmp_path, 
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             "inversion",
-            "a single pair at once: set model.offload=true",
+            "a single pair, does not fit: set model.offload=true",
         ),
         (MemoryError(), "sampling", "evaluation.batch_size"),
     ],

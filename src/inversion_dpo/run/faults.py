@@ -19,8 +19,8 @@ T = TypeVar("T")
 PIXELS = 2**21  # of images at once outside a GPU: two of 1024 by 1024
 
 _SETTINGS = {
-    "inversion": "already a single pair at once: set model.offload=true, model.quantize=int8 or "
-    "model.dtype=bfloat16, or lower model.resolution",
+    "inversion": "the model, or it with a single pair, does not fit: set model.offload=true, "
+    "model.quantize=int8 or model.dtype=bfloat16, or lower model.resolution",
     "training": (
         "raise training.gradient_accumulation (training.batch_size stays what it is), set "
         "training.gradient_checkpointing=true, model.dtype=bfloat16, policy.kind=lora or "

@@ -78,7 +78,7 @@ def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) ->
     cut = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cache.overlong.items() if n]
     text = f"of {cache.pairs} captions the end is cut: {', '.join(cut)}"
     if not model.chunked:
-        return text
+        return f"{text}; put what matters first"
     return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"
 
 
