@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,12 @@ def card(run: Path, config: Config) -> str:
 
     file = run / "metrics.json"
     metrics: dict[str, Any] = read_json(file) if file.is_file() else {}
-    base, lora = hub_id(config.model.path), config.policy.kind == "lora"
+    m, lora = config.model, config.policy.kind == "lora"
+    base = hub_id(m.path)
+    network = hub_id(m.network or "")
     data = hub_id(config.data.pairs.removeprefix("hf:")) if "hf:" in config.data.pairs else None
     about = ModelCardData(
-        base_model=base,
+        base_model=[network, base] if base and network else network or base,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["text-to-image", "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
@@ -114,10 +117,13 @@ def card(run: Path, config: Config) -> str:
         card_data=about.to_yaml(),
         name=plain(run.resolve().name),
         kind=KINDS[config.policy.kind],
-        base=base or plain(Path(resolve(config.model.path)).name),
+        base=base or plain(Path(resolve(m.path)).name),
         base_id=base,
         lora=lora,
-        start=start_of(config),
+        start=described(m.lora),
+        foldable=is_plain_lora(m.lora),
+        network=described(m.network, ("unet", "transformer")),
+        vae=described(m.vae, ("vae",)),
         whole=config.policy.kind == "full",
         grid=(run / "grid.png").is_file(),
         data=data or plain(Path(resolve(config.data.pairs)).name),
@@ -135,15 +141,35 @@ def card(run: Path, config: Config) -> str:
     return re.sub(r"\n{3,}", "\n\n", written).strip() + "\n"
 
 
-def start_of(config: Config) -> str | None:
-    """Name the LoRA that the run started from, with the hash of its file; None without one."""
-    if not config.model.lora:
+def files_of(name: str, parts: Sequence[str] = ()) -> list[Path]:
+    """List the weights at a setting's place; none of a hub id.
+
+    Args:
+        name: file, folder or hub id.
+        parts: folders inside that hold them, where it is a whole pipeline's.
+    """
+    path = Path(name).expanduser()
+    place = next((path / part for part in parts if (path / part).is_dir()), path)
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    return [file for file in files if file.is_file()]
+
+
+def described(name: str | None, parts: Sequence[str] = ()) -> str | None:
+    """Name what :func:`files_of` lists, with the hashes; None without a name."""
+    if not name:
         return None
-    path = Path(config.model.lora).expanduser()
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    hashes = ", ".join(f"SHA-256 `{sha256_of(file)}`" for file in files if file.is_file())
-    name = f"`{hub_id(config.model.lora) or plain(path.name)}`"
-    return f"{name} ({hashes})" if hashes else name
+    hashes = ", ".join(f"SHA-256 `{sha256_of(file)}`" for file in files_of(name, parts))
+    called = f"`{hub_id(name) or plain(Path(name).name)}`"
+    return f"{called} ({hashes})" if hashes else called
+
+
+def is_plain_lora(name: str | None) -> bool:
+    """Say whether diffusers loads a LoRA's file that is here: no LoHa and no LoKr."""
+    keys = list[str]()
+    for file in files_of(name) if name else ():
+        with suppress(SafetensorError), safe_open(file, "np") as opened:
+            keys += opened.keys()
+    return not any("hada_" in key or "lokr_" in key for key in keys)
 
 
 def hub_id(path: str) -> str | None:

@@ -56,7 +56,8 @@ def side(config: Config, model: str | None) -> Side:
     """Resolve ``--policy`` or ``--reference`` to a model that can be sampled.
 
     Args:
-        config: its model carries a LoRA, and its settings sample both sides.
+        config: its model carries a LoRA that is given, and its settings sample both sides. A
+            network or a pipeline that is given stands for itself, without ``model.lora``.
         model: the folder of a run, a LoRA or a pipeline, a LoRA file, or a hub id; None for the
             configuration's own model.
 
@@ -80,7 +81,7 @@ def side(config: Config, model: str | None) -> Side:
         check_lora(m, model, "LoRA")
         return Side(config, path if path.exists() else lora_file(model))
     if kind == "network":
-        return Side(replace(config, model=replace(m, network=model)), None)
+        return Side(replace(config, model=replace(m, network=model, lora=None)), None)
     if kind is None:
         raise ConfigError(
             f"{model} is no model: give the folder of a run, a LoRA or a pipeline, a .safetensors "

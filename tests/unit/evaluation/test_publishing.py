@@ -133,6 +133,27 @@ def test_the_lora_that_a_run_started_from_is_named_with_its_hash(run, tmp_path, 
     assert "the LoRA `owner/style`, which" in of_hub
 
 
+def test_the_card_names_another_network_and_what_diffusers_does_not_load(run, tmp_path):
+    """A LoRA fits the network that it was trained on, which may not be the base's own."""
+    unet = tmp_path / "secret-place" / "unet"
+    unet.mkdir(parents=True)
+    (unet / "x.safetensors").write_bytes(b"weights")
+    loha = tmp_path / "loha.safetensors"
+    loha.write_bytes(save({"a.hada_w1_a": np.zeros(1)}))
+    given = [f"model.network={unet.parent}", "model.vae=owner/vae", f"model.lora={loha}"]
+    head, body = parts(card(run, load_config("sd15", given)))
+    assert f"not the base's own, but `secret-place` (SHA-256 `{hash_of(b'weights')}`)" in body
+    assert "The autoencoder was `owner/vae`." in body and str(tmp_path) not in body
+    assert "in the place of pipe.unet" in body and "diffusers does not load it" in body
+    assert "fuse_lora" not in body and body.count("pipe.load_lora_weights") == 1
+    head, _ = parts(card(run, load_config("sd15", ["model.network=owner/dpo"])))
+    assert head["base_model"] == ["owner/dpo", "stable-diffusion-v1-5/stable-diffusion-v1-5"]
+
+
+def hash_of(content):
+    return hashlib.sha256(content).hexdigest()
+
+
 def test_huggingface_hub_accepts_the_card(run):
     from huggingface_hub import ModelCard
 

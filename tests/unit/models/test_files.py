@@ -327,6 +327,8 @@ def test_a_network_alone_as_model_and_as_policy(kind, family, pipe, tiny, tmp_pa
     config = load_config(None, [f"model.path={tiny(family)}", "evaluation.sample_steps=2"])
     policy = side(config, name)
     assert policy.adapter is None and policy.config.model.network == name
+    started = replace(config, model=replace(config.model, lora="style.safetensors"))
+    assert side(started, name) == policy  # as it was published, without that LoRA
     whole = load_pipeline(ModelConfig(str(tiny(family))))
     whole.register_modules(**{component: network})
     ours = Sampler(load_pipeline(policy.config.model), config).draw(["a star"], [0])[0]
