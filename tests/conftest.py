@@ -5,16 +5,13 @@ OMP_NUM_THREADS says how many; without it there are two, or one in each worker o
 
 import gc
 import os
-from pathlib import Path
 
 gc.disable()  # while modules are imported and tests are collected; see below
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-# Without it MKL's sums depend, on Xeons with AMX and on AMD, on where in memory a tensor lies.
-CPU = Path("/proc/cpuinfo")
-AMD = CPU.exists() and "AuthenticAMD" in CPU.read_text()
-os.environ.setdefault("MKL_CBWR", "COMPATIBLE" if AMD else "AUTO,STRICT")
+# Without it MKL's sums depend, on Xeons with AMX, on where in memory a tensor happens to lie.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that a test starts obey it too
 
