@@ -1,11 +1,12 @@
 """What test_processes.py runs in one process and in two: a step's gradients, training, evaluation.
 
-Usage: launched.py FOLDER, in each process. For every NAME.yaml it leaves NAME.safetensors (whole
+Usage: launched.py FOLDER, for two processes. For every NAME.yaml it leaves NAME.safetensors (whole
 gradients), NAME.json (measurements, and the pairs that each process read) and the run NAME.
 A name that begins with fsdp is sharded by FSDP2.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -84,6 +85,15 @@ def main(root):
             evaluate(root / file.stem, config, (None, adapter))
 
 
+def main_of_two(root):
+    """Run both processes; they share the imports, which cost seconds."""
+    other = os.fork()
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if other else "1"
+    main(root)
+    if other and os.waitpid(other, 0)[1]:
+        raise SystemExit("the second process failed")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main_of_two(Path(sys.argv[1]))
