@@ -18,7 +18,7 @@ from yaml import YAMLError
 from inversion_dpo.run.fields import Config as Config
 from inversion_dpo.run.fields import ConfigError as ConfigError
 from inversion_dpo.run.limits import MOST
-from inversion_dpo.run.settings import every_setting, written
+from inversion_dpo.run.settings import every_setting, groups, written
 
 PACKAGE = Path(__file__).parents[1]
 PRESETS = PACKAGE / "presets"
@@ -48,7 +48,6 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     and any file that states every setting.
     """
     tree: Tree = {}
-    given: list[Tree] = []
     keys: set[str] = set()
     if preset is not None:
         path = Path(preset) if Path(preset).is_file() else PRESETS / f"{preset}.yaml"
@@ -73,10 +72,20 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
             raise ConfigError(f"{source}: write it as key=value, e.g. training.steps=200{hint}")
         own = _read(source, lambda text=override: OmegaConf.from_dotlist([text]))
         keys |= _keys_of(own)
-        given.append(own)
-    config = _made(OmegaConf.to_container(OmegaConf.merge(tree, *given)))  # type: ignore[arg-type]
+        tree = _merged(tree, own)
+    config = _made(tree)
     check_combinations(config)
     return config, frozenset(keys)
+
+
+def _merged(tree: Tree, own: Tree) -> Tree:
+    """Lay nested settings over others."""
+    return tree | {
+        name: _merged(tree[name], value)
+        if isinstance(value, dict) and isinstance(tree.get(name), dict)
+        else value
+        for name, value in own.items()
+    }
 
 
 @contextmanager
@@ -131,8 +140,7 @@ def _read(source: str, load: Any) -> Tree:
 
 def _keys_of(tree: Tree, before: str = "") -> set[str]:
     """List the dotted keys in nested settings; ConfigError for a key that is none."""
-    known, found = every_setting(), set[str]()
-    groups = {key.rpartition(".")[0] for key in known}
+    known, named, found = every_setting(), groups(), set[str]()
     for name, value in tree.items():
         key = f"{before}{name}"
         if "." in str(name):
@@ -140,8 +148,8 @@ def _keys_of(tree: Tree, before: str = "") -> set[str]:
             raise ConfigError(f"{name} is one word: write it as {group}: {{{rest}: {value}}}")
         if key in known:
             found.add(key)
-        elif key not in groups:
-            candidates = known if "." in key else groups
+        elif key not in named:
+            candidates = known if "." in key else named
             raise ConfigError(f"unknown key {key!r}{_near(key, candidates, 0.3)}")
         elif value is None:  # every setting of the group is commented out
             continue

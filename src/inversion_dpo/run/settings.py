@@ -63,6 +63,7 @@ def every_setting() -> dict[str, Setting]:
     return {setting.key: setting for setting in _settings_of(Config(), "")}
 
 
+@cache
 def groups() -> dict[str, str]:
     """Dotted name of a group -> what its settings are about."""
     names = dict.fromkeys(key.rpartition(".")[0] for key in every_setting())
