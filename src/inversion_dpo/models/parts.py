@@ -307,7 +307,7 @@ def _remedy(error: Exception, key: str, name: str) -> str:
     if re.search("not fully cached|outgoing traffic|(?i:connect)|not appear to have", text):
         return (
             "Check the name and model.revision; it is neither a folder here nor in the hub's cache "
-            "(HF_HOME), and the hub is not reached: download it first (hf download OWNER/NAME)"
+            f"(HF_HOME), and the hub is not reached: download it first (hf download {name})"
         )
     if "variant=" in text:
         return "Set model.variant to one that is there, or to null"

@@ -37,7 +37,7 @@ def test_a_hub_id_from_the_cache_offline(tiny, half, hub_cache):
     by_commit = load_pipeline(ModelConfig("owner/name", "b" * 40, "fp16"))
     assert torch.equal(by_commit.unet.conv_in.weight, part.unet.conv_in.weight.float())
     refused = {
-        ("owner/name", "v3", None): "owner/name.*model.revision.*hf download OWNER/NAME",
+        ("owner/name", "v3", None): "owner/name.*model.revision.*hf download owner/name",
         ("owner/none", None, None): "owner/none.*neither a folder here nor in the hub's cache",
         ("owner/name", None, "fp16"): "variant=fp16.*Set model.variant to one that is there",
         ("owner/name", "v2", None): "no file named.*Set model.variant if its files carry one",

@@ -18,6 +18,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 
 KEY = "INVERSION_DPO_API_KEY"  # no other environment variable is ever sent
+GIVEN = "evaluation.parser.url or evaluation.checkpoints"  # where its address stands
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TOP = 20  # likeliest tokens that a server is asked for; OpenAI gives no more
 CONNECT_SECONDS = 10.0
@@ -145,7 +146,7 @@ class Endpoint:
 
     def complaint(self, reason: str) -> str:
         """Write one line with the server and the remedy, without the key."""
-        text = f"evaluation.parser.url={self.url}: {reason}"
+        text = f"server {self.url} ({GIVEN}): {reason}"
         return (text.replace(self._key, "***") if self._key else text) + (
             f". Earlier answers are kept: check the server, the model and {KEY}, then run again"
         )
@@ -210,7 +211,7 @@ def reply_of(completion: Any, requests: int) -> Reply:
 
 def checked_url(url: str, key: str | None) -> str:
     """Strip the last slash of a URL; ScorerError if the key would be sent unencrypted."""
-    parts, where = urlsplit(url), f"evaluation.parser.url={url.partition('@')[2] or url}"
+    parts, where = urlsplit(url), f"server {url.partition('@')[2] or url} ({GIVEN})"
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ScorerError(f"{where}: write https://HOST/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
