@@ -34,7 +34,7 @@ def changed(reference: Scores, policy: Scores) -> dict[str, NDArray[np.bool_]]:
     """Say of each image whether it was repaired, and whether it was broken."""
     name = judge(reference, policy)
     if name is None:
-        return {kind: _NEVER for kind in SHOWN}
+        return dict.fromkeys(SHOWN, _NEVER)
     before, after = reference[name] == 1, policy[name] == 1
     return {"repaired": ~before & after, "broken": before & ~after}
 

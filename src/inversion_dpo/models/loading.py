@@ -135,9 +135,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
 
 def _make_small(pipeline: Any, network: str, m: ModelConfig) -> None:
     """Hold the network and the text encoders in few bits or in main memory, as the settings say."""
-    rows = {network: ("quantize", m.quantize)} | {
-        name: ("quantize_text", m.quantize_text) for name in ENCODERS
-    }
+    rows = dict.fromkeys(ENCODERS, ("quantize_text", m.quantize_text))
+    rows[network] = "quantize", m.quantize
     for part, (setting, bits) in rows.items():
         if (bits or m.offload) and (module := getattr(pipeline, part, None)) is not None:
             quantize(module, bits, setting if bits else "offload", m.offload)
