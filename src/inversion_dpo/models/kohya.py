@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.lora import WEIGHTS
-from inversion_dpo.models.originals import FLUX, FLUX_2, LUMINA, LUMINA_2, WAN
+from inversion_dpo.models.originals import FLUX, FLUX_2, LUMINA, LUMINA_2, SD3, WAN, Table
 from inversion_dpo.run.disk import atomic_save
 
 BLOCKS = FLUX | WAN | LUMINA_2
@@ -31,6 +31,10 @@ OF_FLUX_2 = (
 )
 FLAT = r"transformer\.(layers|noise_refiner|context_refiner)\.\d+\.attention\."  # Z-Image
 QWEN = "QwenImage"  # in the pipeline's class: its modules are called as those of others
+SD_3 = "StableDiffusion3"  # the same
+SD_3_BLOCKS: Table = {  # without the norms' layers, of which one has shift and scale exchanged
+    "transformer_blocks": ("joint_blocks_", {k: v for k, v in SD3.items() if "adaLN" not in k})
+}
 FUSED = r"transformer\.single_transformer_blocks\.\d+\.(attn\.to_[qkv]\.|proj|norm)"  # FLUX.1
 RENAMED = (  # of Wan and of Lumina 2: ComfyUI has no table of diffusers' names
     r"transformer\.(blocks\.\d+\.(attn[12]|ffn)"
@@ -43,13 +47,13 @@ def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str
     """Rename an adapter's tensors as kohya's programs do; with them the file's metadata.
 
     Stable Diffusion 1, 2 and XL, Z-Image and Qwen-Image: diffusers' own names with ``.`` as ``_``
-    (``lora_unet_down_blocks_0_...``). FLUX.1, FLUX.2, Chroma, Wan and Lumina 2: see
-    :func:`blocks_to_kohya`. Every pair of matrices has its ``alpha`` beside it; diffusers'
+    (``lora_unet_down_blocks_0_...``). FLUX.1, FLUX.2, Chroma, Wan, Lumina 2 and Stable Diffusion 3:
+    see :func:`blocks_to_kohya`. Every pair of matrices has its ``alpha`` beside it; diffusers'
     converter writes the rank there, which is put right here.
 
     Args:
         adapter: its folder.
-        kind: the class of the pipeline, if it is known; only Qwen-Image needs it.
+        kind: the class of the pipeline, if it is known; Qwen-Image and Stable Diffusion 3 need it.
 
     Raises:
         ModelError: no LoRA, one of another family, or a DoRA.
@@ -63,12 +67,15 @@ def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str
             renamed[key] = torch.tensor(float(alpha))
     elif kind.startswith(QWEN) or any(re.match(FLAT, key) for key in weights):
         renamed = _flat(weights, float(alpha))
+    elif kind.startswith(SD_3):
+        renamed = blocks_to_kohya(weights, float(alpha), SD_3_BLOCKS)
     elif any(re.match(f"{FUSED}|{OF_FLUX_2}|{RENAMED}", key) for key in weights):
         renamed = blocks_to_kohya(weights, float(alpha))
     else:
         raise ModelError(
             f"{adapter}: kohya's names are written for Stable Diffusion 1, 2, XL, FLUX.1, FLUX.2, "
-            "Chroma, Z-Image, Qwen-Image, Wan and Lumina 2. For ComfyUI use --format comfyui"
+            "Chroma, Z-Image, Wan and Lumina 2; for Stable Diffusion 3 and Qwen-Image too, where "
+            "the base in model.path is within reach. For ComfyUI use --format comfyui"
         )
     about = {
         "ss_network_module": "networks.lora",
@@ -146,11 +153,18 @@ def write_lora(adapter: Path, file: Path, form: str, kind: str = "") -> Path:
     return file
 
 
-def blocks_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def blocks_to_kohya(
+    weights: Mapping[str, Tensor], alpha: float, more: Table | None = None
+) -> dict[str, Tensor]:
     """Rename a transformer's LoRA; of fused modules the matrices are stacked, and so is alpha.
 
     Fused, the down matrices [r, in] lie below one another and the up matrices [out, r] on the
     diagonal: the same product, at n times the rank. A module without a LoRA takes part with zeros.
+
+    Args:
+        weights: under diffusers' names.
+        alpha: of every pair of matrices.
+        more: names of a family that cannot be told by its modules.
 
     Raises:
         ModelError: a module that kohya's names do not have, or one of Lumina 2's attention without
@@ -158,6 +172,7 @@ def blocks_to_kohya(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Te
     """
     left, made = dict(weights), dict[str, Tensor]()
     tables = BLOCKS | (FLUX_2 if any(re.match(OF_FLUX_2, key) for key in weights) else {})
+    tables |= more or {}
     places = {m.group(1, 2) for key in weights if (m := re.match(r"(\D+)\.(\d+)\.", key))}
     for blocks, number in sorted(places):
         prefix, fused = tables.get(blocks.removeprefix("transformer."), ("", {}))

@@ -131,6 +131,30 @@ WAN_TOP: Names = {
     "time_projection_1": ("condition_embedder.time_proj",),
     "head_head": ("proj_out",),
 }
+SANA: Table = {
+    "transformer_blocks": (
+        "blocks_",
+        {
+            "attn_qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+            "attn_proj": ("attn1.to_out.0",),
+            "cross_attn_q_linear": ("attn2.to_q",),
+            "cross_attn_kv_linear": ("attn2.to_k", "attn2.to_v"),
+            "cross_attn_proj": ("attn2.to_out.0",),
+            "mlp_inverted_conv_conv": ("ff.conv_inverted",),
+            "mlp_depth_conv_conv": ("ff.conv_depth",),
+            "mlp_point_conv_conv": ("ff.conv_point",),
+        },
+    )
+}
+SANA_TOP: Names = {
+    "x_embedder_proj": ("patch_embed.proj",),
+    "t_embedder_mlp_0": ("time_embed.emb.timestep_embedder.linear_1",),
+    "t_embedder_mlp_2": ("time_embed.emb.timestep_embedder.linear_2",),
+    "t_block_1": ("time_embed.linear",),
+    "y_embedder_y_proj_fc1": ("caption_projection.linear_1",),
+    "y_embedder_y_proj_fc2": ("caption_projection.linear_2",),
+    "final_layer_linear": ("proj_out",),
+}
 REFINED = ("layers", "noise_refiner", "context_refiner")  # lists of blocks
 LUMINA: Names = {
     "attention_qkv": QKV,
@@ -175,6 +199,7 @@ NETWORKS: dict[str, tuple[Table, Names]] = {  # of diffusers: the blocks' names,
     "Flux2Transformer2DModel": (FLUX_2, FLUX_2_TOP),
     "SD3Transformer2DModel": ({"transformer_blocks": ("joint_blocks_", SD3)}, SD3_TOP),
     "WanTransformer3DModel": (WAN, WAN_TOP),
+    "SanaTransformer2DModel": (SANA, SANA_TOP),
     "Lumina2Transformer2DModel": (LUMINA_2, {}),
     "ZImageTransformer2DModel": ({n: (f"{n}_", Z_IMAGE) for n in REFINED}, Z_IMAGE_TOP),
     "Krea2Transformer2DModel": (KREA_2, KREA_2_TOP),

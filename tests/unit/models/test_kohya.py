@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import blocks_to_kohya, read_lora, to_comfyui, to_kohya, write_lora
 from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.lora import read_lora as read_file
 from inversion_dpo.models.parts import index_of
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
@@ -133,6 +134,29 @@ def test_what_cannot_be_exported_says_what_to_do(tiny, tmp_path):
     )
     with pytest.raises(ModelError, match="alpha"):
         to_kohya(tmp_path / "bare")
+
+
+def test_stable_diffusion_3_there_and_back(tiny, tmp_path):
+    """By our own reader, which test_lora.py compares with diffusers' converter of the network."""
+    targets = [*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.2"]
+    adapter = trained(tiny("sd3"), tmp_path / "adapter", targets)
+    kind = index_of(str(tiny("sd3")))["_class_name"]
+    file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya", kind)
+    kohya, ours = load_file(file), read_lora(adapter)[0]
+    assert "lora_unet_joint_blocks_0_x_block_attn2_qkv.lora_down.weight" in kohya
+    assert kohya["lora_unet_joint_blocks_1_context_block_attn_qkv.alpha"] == 3 * ALPHA
+    pipe = load_pipeline(ModelConfig(str(tiny("sd3"))))
+    back, changes = read_file(pipe, file)
+    assert not changes and back.keys() >= ours.keys()
+    for key in back.keys() - ours.keys():  # the last block's query, of which nothing is read
+        assert ".1.attn.add_q_proj" in key and ("lora_A" in key or not back[key].any())
+    for key in (key for key in ours if ".lora_A." in key):
+        up = key.replace(".lora_A.", ".lora_B.")
+        product = ours[up] @ ours[key] * ALPHA / RANK
+        torch.testing.assert_close(back[up] @ back[key], product, rtol=1e-4, atol=1e-4)
+    norms = trained(tiny("sd3"), tmp_path / "norms", ["norm1.linear"])
+    with pytest.raises(ModelError, match="kohya's names have nothing for .*norm1.linear"):
+        to_kohya(norms, kind)
 
 
 WIDTH, RANK, ALPHA = 3072, 4, 8.0  # of FLUX.1, which diffusers' way back knows by heart

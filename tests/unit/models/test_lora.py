@@ -108,7 +108,7 @@ def test_the_original_unets_names(pipe, tmp_path):
     assert changes.keys() == {("unet", value)} and torch.equal(changes["unet", value], whole)
 
 
-ORIGINAL = ["sd3", "z-image", "krea2", "flux2-klein", "wan"]
+ORIGINAL = ["sd3", "z-image", "krea2", "flux2-klein", "wan", "sana"]
 
 
 @pytest.mark.parametrize("family", ORIGINAL)
