@@ -91,6 +91,8 @@ _OTHER = {"winner": "loser", "loser": "winner"} | {  # of two columns that are n
 _ONE = ("caption", "jpg_0", "jpg_1", "winner", "loser")  # also as a list of one
 _STORED = (".bytes", ".path")  # what a column of images holds inside
 _RATING = re.compile("rating|score|stars?$|mos$|grade|likert", re.IGNORECASE)
+_CHOSEN_IN = (".csv", ".tsv", ".json", ".jsonl")
+_CHOICES = ". Words such as left or A: inversion-dpo pairs import {}"
 _TEXT = {"null", "string", "large_string", "string_view"}
 _IMAGE = (
     {"null", "binary", "large_binary", "binary_view"},
@@ -169,6 +171,7 @@ def find_table(
             f"data.columns.{m}={(rated if m == 'scores' else '') or 'THEIR_NAME'}" for m in missing
         )
         + (" (higher is better)" if "scores" in missing else "")
+        + (_CHOICES.format(where) if missing == ["loser"] and where.endswith(_CHOSEN_IN) else "")
     )
 
 

@@ -9,8 +9,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -287,20 +289,16 @@ def find_inside(folder: Path, name: str, stem: str = "", root: Path | None = Non
         root: the folder that paths may lead to.
     """
     inside = root or folder
-    bases = dict.fromkeys([folder, inside])
-    # a spreadsheet of Windows writes a\\b.png; macOS spells an accented letter as two characters
-    slashes = dict.fromkeys([name, name.replace("\\", "/")])
-    spellings = [*slashes, *(unicodedata.normalize(f, n) for n in slashes for f in ("NFC", "NFD"))]
-    whole = [base / spelling for base in bases for spelling in dict.fromkeys(spellings)]
-    edge = os.path.abspath(inside)
-    places = [path for path in whole if Path(os.path.abspath(path)).is_relative_to(edge)]
-    if PureWindowsPath(name).drive or "\0" in name or not places:
+    edge, bases = os.path.abspath(inside), dict.fromkeys([folder, inside])
+    whole = (base / spelling for base in bases for spelling in _spellings(name))
+    places = (path for path in whole if Path(os.path.abspath(path)).is_relative_to(edge))
+    first = next(places, None)
+    if PureWindowsPath(name).drive or "\0" in name or first is None:
         remedy = "move the image there and write its path from there, or set data.root=FOLDER"
         return Fault("bad_paths", f"{shown(name)} leads out of {inside}; {remedy}")
-    if stem:
-        places += [folder / stem / name, folder / PurePosixPath(name).name]
+    named = [folder / stem / name, folder / PurePosixPath(name).name] if stem else []
     try:
-        found = next((path for path in places if path.is_file()), None)
+        found = next((path for path in chain([first], places, named) if path.is_file()), None)
     except OSError:  # such as a name that is too long
         found = None
     if found is None:
@@ -313,6 +311,22 @@ def find_inside(folder: Path, name: str, stem: str = "", root: Path | None = Non
     if not found.resolve().is_relative_to(inside.resolve()):
         return Fault("bad_paths", f"{shown(name)} is a link out of {inside}; copy the image there")
     return found
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Spell a file's name as given, then as other systems do.
+
+    A spreadsheet of Windows has backslashes, and 1.PNG for 1.png; macOS spells an accented letter
+    as two characters; tools for labelling write a%20b.png or file:///a.png.
+    """
+    plain = unquote(name.strip().removeprefix("file://"))
+    for given in dict.fromkeys([name, plain]):
+        for form in dict.fromkeys([given, given.replace("\\", "/")]):
+            yield form
+            yield from (unicodedata.normalize(way, form) for way in ("NFC", "NFD"))
+    if suffix := PurePosixPath(plain.replace("\\", "/")).suffix:
+        stem = plain.replace("\\", "/").removesuffix(suffix)
+        yield from (stem + suffix.lower(), stem + suffix.upper())
 
 
 def encoded_image(value: Any, table: Table) -> Encoded:

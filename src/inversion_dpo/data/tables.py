@@ -90,7 +90,10 @@ def read_objects(file: Path) -> Iterator[Placed]:
                     if line.strip():
                         yield f"line {number} of ", parse_object(line)
             else:
-                yield from (("", _object(row)) for row in _listed(file, json.load(stream)))
+                yield from (
+                    ("", _object(row))
+                    for row in _listed(file, json.load(stream, object_pairs_hook=_once))
+                )
     except DataError:
         raise
     except (ValueError, RecursionError, OSError) as error:
@@ -172,7 +175,7 @@ def records(
 def parse_object(text: str | bytes) -> dict[str, Any] | Fault:
     """Parse a JSON object, or give the fault that it is none."""
     try:
-        return _object(json.loads(text))
+        return _object(json.loads(text, object_pairs_hook=_once))
     except (ValueError, RecursionError) as error:
         return Fault("bad_rows", f"not JSON ({error}); write one object {{...}} a line")
 
@@ -198,6 +201,15 @@ def _listed(file: Path, data: Any) -> list[Any]:
     return lists[0]
 
 
+def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON; ValueError if a name is there twice, of which one would be lost."""
+    made = dict(entries)
+    if len(made) < len(entries):
+        twice = next(name for name in made if [n for n, _ in entries].count(name) > 1)
+        raise ValueError(f"two entries are named {twice!r}")
+    return made
+
+
 def _object(value: Any) -> dict[str, Any] | Fault:
     return value if isinstance(value, dict) else Fault("bad_rows", "not an object; write {...}")
 
@@ -214,17 +226,26 @@ def _csv(file: Path, stream: TextIO) -> Iterator[Placed]:
                 continue  # an empty row, or Excel's own first line
             if count < 0:
                 header = _header(file, cells)
-            elif len(cells) == len(header):
-                yield f"line {line} of ", dict(zip(header, cells, strict=True))
-            else:
-                text = f"{len(cells)} cells under {len(header)} columns; quote text with {comma!r}"
-                yield f"line {line} of ", Fault("bad_rows", text)
+            elif len(cells) < len(header) or any(c.strip() for c in cells[len(header) :]):
+                yield f"line {line} of ", _uneven(len(cells), len(header), comma)
+            else:  # a spreadsheet may end rows with empty cells
+                yield f"line {line} of ", dict(zip(header, cells, strict=False))
             count += 1
     except csv.Error as error:
         raise DataError(
             f"{file}, row {max(count, 0)} cannot be read ({error}); look at its "
             "quotation marks: each must be closed, and doubled inside a text"
         ) from error
+
+
+def _uneven(cells: int, columns: int, comma: str) -> Fault:
+    """Say how many cells a row has that has too many or too few, and what to look at."""
+    remedy = f"quote text with {comma!r}"
+    if cells < columns:
+        remedy = f"complete the row; cells are parted by {comma!r}, as in the first row"
+    if columns == 1:
+        remedy = "the first row must name the columns, with no title above it"
+    return Fault("bad_rows", f"{cells} cells under {columns} columns; {remedy}")
 
 
 def _separator(stream: TextIO) -> str:

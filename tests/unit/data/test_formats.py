@@ -439,3 +439,58 @@ def test_a_bad_first_row_does_not_hide_the_images_from_the_fingerprint(tmp_path:
     before = open_pairs(folder, on_bad_row="skip").fingerprint
     (folder / "blue.png").write_bytes(GREEN)
     assert open_pairs(folder, on_bad_row="skip").fingerprint != before
+
+
+# ---------------------------------------------------------------- tables as people have them
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RED.png", "./RED.png", ".\\RED.png", " RED.png\n", "%52ED.png", "RED%2Epng", "RED.PNG"],
+)
+def test_names_of_files_as_other_systems_write_them(tmp_path: Path, name: str) -> None:
+    (put_images(tmp_path) / "RED.png").write_bytes(RED)
+    row = {"winner": name, "loser": f"file://{tmp_path}/blue.png", "prompt": "42"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    assert triples(tmp_path / "p.jsonl") == [("42", RED, BLUE)]
+
+
+@pytest.mark.parametrize(
+    "name", ["%2e%2e/red.png", "..%2fred.png", "file:///etc/passwd", "a%00.png"]
+)
+def test_no_spelling_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    put_images(tmp_path)
+    (inner := tmp_path / "inner").mkdir()
+    (inner / "p.jsonl").write_text(json.dumps({"winner": name, "loser": "b.png", "prompt": "a"}))
+    with pytest.raises(DataError, match="row 0, winner: (there is no file|.* leads out of)"):
+        triples(inner / "p.jsonl")
+
+
+def test_empty_cells_after_the_last_column_are_none(tmp_path: Path) -> None:
+    text = "winner,loser,prompt\nred.png,blue.png,a,, \n,,,,\n"
+    (put_images(tmp_path) / "p.csv").write_text(text)
+    assert triples(tmp_path / "p.csv") == [("a", RED, BLUE)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("winner,loser,prompt\nred.png,blue.png\n", "2 cells under 3 columns; complete the row"),
+        ("winner;loser;prompt\nred.png,blue.png,a\n", "1 cells .* are parted by ';', as in"),
+        ("winner,loser,prompt\nred.png,blue.png,a,b\n", "4 cells under 3 columns; quote text"),
+        ("Ratings\nwinner,loser,prompt\n", "3 cells under 1 columns; the first row must name"),
+        ("image_a,image_b,prompt,preferred\nx,y,a,A\n", "left or A: inversion-dpo pairs import"),
+    ],
+)
+def test_uneven_rows_say_what_to_look_at(tmp_path: Path, text: str, message: str) -> None:
+    (put_images(tmp_path) / "p.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        triples(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
+def test_a_name_that_is_twice_in_a_row_of_json_is_refused(tmp_path: Path, name: str) -> None:
+    row = '{"winner": "red.png", "loser": "blue.png", "prompt": "a", "winner": "blue.png"}'
+    (put_images(tmp_path) / name).write_text(row if name == "p.jsonl" else f"[{row}]")
+    with pytest.raises(DataError, match="two entries are named 'winner'"):
+        triples(tmp_path / name)
