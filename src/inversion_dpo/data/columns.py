@@ -143,6 +143,7 @@ def find_table(
         ours: find_name(where, (theirs,), there) for ours, theirs in mapping.items()
     }
     _check_mapping(where, mapping, names, there)
+    check_one_caption(where, mapping, there, "data.columns.")
     names = {ours: theirs for ours, theirs in names.items() if theirs}
     rated = next((name for name in there if _RATING.search(name)), "")
     meant = [k for k, needed in LAYOUTS.items() if set(mapping) <= {*needed, *OPTIONAL}]
@@ -173,6 +174,26 @@ def find_table(
         + (" (higher is better)" if "scores" in missing else "")
         + (_CHOICES.format(where) if missing == ["loser"] and where.endswith(_CHOSEN_IN) else "")
     )
+
+
+def check_one_caption(
+    where: str, mapping: Mapping[str, str], there: list[str], key: str = ""
+) -> None:
+    """Refuse a table with both caption and prompt, unless the mapping says which one counts.
+
+    Args:
+        where: what an error calls the table.
+        mapping: ours to theirs.
+        there: the table's columns.
+        key: begins the remedy.
+    """
+    texts = [found for name in KNOWN["caption"] if (found := find_name(where, (name,), there))]
+    if "caption" not in mapping and len(texts) > 1:
+        choices = " or ".join(f"{key}caption={text}" for text in texts)
+        raise DataError(
+            f"{where} has the columns {' and '.join(texts)}; say which one has the prompts that "
+            f"the images were made for: {choices}"
+        )
 
 
 def _check_mapping(

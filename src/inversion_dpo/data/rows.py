@@ -23,7 +23,7 @@ MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels n
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
 # Those of images that people have besides: each is tried, and named if it cannot be read.
 PICTURES = (*IMAGES, ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jxl")
-EMPTY = ("", "nan", "none", "null", "<na>", "#n/a")  # what tables write for no text
+EMPTY = ("", "nan", "none", "null", "<na>", "#n/a", "n/a", "na")  # what tables write for no text
 UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
 LEFT_OUT = ("unpaired", "hidden", UNLABELLED)  # kinds of faults that are no faults of the data
 

@@ -11,7 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from inversion_dpo.data.columns import KNOWN as OF_PAIRS
-from inversion_dpo.data.columns import WRITTEN, Table, find_name, our_names
+from inversion_dpo.data.columns import (
+    WRITTEN,
+    Table,
+    check_one_caption,
+    find_name,
+    our_names,
+)
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw, Row, inspect, row_of
 from inversion_dpo.data.source import content
@@ -143,6 +149,7 @@ def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[
     }
     if absent := [f"{k}={v}" for k, v in columns.items() if not names[k]]:
         raise DataError(f"{file}: {absent[0]} names no column; it has {', '.join(raw)}")
+    check_one_caption(str(file), columns, there)
     names = {ours: theirs for ours, theirs in names.items() if theirs}
     missing = [k for k in KNOWN if k not in names and k in NEEDED]
     if missing and all(find_name(str(file), OF_PAIRS[k], there) for k in ("winner", "loser")):

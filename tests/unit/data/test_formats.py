@@ -494,3 +494,18 @@ def test_a_name_that_is_twice_in_a_row_of_json_is_refused(tmp_path: Path, name: 
     (put_images(tmp_path) / name).write_text(row if name == "p.jsonl" else f"[{row}]")
     with pytest.raises(DataError, match="two entries are named 'winner'"):
         triples(tmp_path / name)
+
+
+def test_of_prompt_and_caption_somebody_says_which_one_counts(tmp_path: Path) -> None:
+    rows = "winner,loser,Prompt,caption\nred.png,blue.png,a,what a model saw\n"
+    (put_images(tmp_path) / "p.csv").write_text(rows)
+    remedy = "caption and Prompt; .*: data.columns.caption=caption or data.columns.caption=Prompt"
+    with pytest.raises(DataError, match=remedy):
+        triples(tmp_path / "p.csv")
+    assert triples(tmp_path / "p.csv", columns={"prompt": "Prompt"}) == [("a", RED, BLUE)]
+
+
+def test_what_tables_write_for_no_text_is_no_prompt(tmp_path: Path) -> None:
+    (put_images(tmp_path) / "p.csv").write_text("winner,loser,prompt\nred.png,blue.png,N/A\n")
+    with pytest.raises(DataError, match="caption is 'N/A', an empty cell"):
+        triples(tmp_path / "p.csv")

@@ -114,6 +114,15 @@ def test_other_column_names(folder):
         imported(folder, rows, columns={"picture": "x"})
 
 
+def test_of_prompt_and_caption_somebody_says_which_one_counts(folder):
+    both = [row("left", caption="what a model saw")]
+    with pytest.raises(
+        DataError, match="caption and prompt; .*: caption=caption or caption=prompt"
+    ):
+        imported(folder, both)
+    assert imported(folder, both, columns={"caption": "prompt"})[1][0]["caption"] == "a star"
+
+
 def test_a_table_that_says_the_better_image_needs_no_import(folder):
     (folder / "votes.csv").write_text("winner,loser,prompt\na.png,b.png,a star\n")
     with pytest.raises(DataError, match=r"needs no import. .*train as data.pairs=.*votes.csv"):
