@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from inversion_dpo.data.check import format_report
+from inversion_dpo.data.images import one_colour
 from inversion_dpo.data.traits import Share, Tally, alike, format_shares, traits
 from tests.pair_files import check_pairs
 
@@ -27,6 +28,13 @@ def test_a_flat_colour_by_hand() -> None:
     assert found["warmer"] == pytest.approx(0.8)
     assert found["more contrasty"] == pytest.approx(0.0, abs=1e-6)
     assert found["sharper"] == 0.0
+
+
+@pytest.mark.parametrize(("levels", "told"), [(2, True), (3, False)])
+def test_one_colour_is_what_varies_by_two_levels_at_most(levels: int, told: bool) -> None:
+    image = flat(9, 100, 250)
+    image.putpixel((3, 4), (9, 100, 250 - levels))
+    assert one_colour(image) is told and one_colour(np.asarray(image)) is told
 
 
 def test_pictures_are_alike_under_faint_noise_and_compression_but_not_with_another_part() -> None:
