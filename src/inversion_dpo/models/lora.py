@@ -223,22 +223,43 @@ def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
     if strange or not layers:
         example = strange[0] if strange else next(iter(tensors), "an empty file")
         count = len(strange) or len(tensors)
+        remedy = "give a LoRA of this model"
+        if strange and all(_of_a_layer(pipeline, key) for key in strange):
+            remedy = (
+                "only LoRA, DoRA, LoHa and LoKr are read. Merge the file by the program that made "
+                "it, and give the whole model"
+            )
         raise ModelError(
             f"{count} of {len(tensors)} tensors fit no layer of {_kind(pipeline)}, for example "
-            f"{example!r}: give a LoRA of this model"
+            f"{example!r}: {remedy}"
         )
     return layers
+
+
+def _of_a_layer(pipeline: Any, key: str) -> bool:
+    """Say whether a key begins with a layer's name, so that its end is of an unknown kind."""
+    parts, name = _bare(key)
+    held = [p for p in parts if getattr(pipeline, p, None) is not None]
+    tables = [places(getattr(pipeline, part), part) for part in held]
+    stems = [name.rsplit(".", count)[0] for count in (1, 2)]
+    return any(n in table for table in tables for stem in stems for n in _spellings(stem))
 
 
 def _kind(pipeline: Any) -> str:
     return type(pipeline).__name__
 
 
-def _split(key: str) -> tuple[tuple[str, ...], re.Match[str] | None]:
-    """Split a key into the parts of a pipeline that it may be for, and layer and matrix."""
+def _bare(key: str) -> tuple[tuple[str, ...], str]:
+    """Cut off a key's start: the parts of a pipeline that it may be for, and the rest."""
     bare = key.removeprefix("base_model.model.")
     start, parts = next((s, p) for s, p in STARTS.items() if re.match(s, bare))
-    return parts, KEY.fullmatch(re.sub(f"^(?:{start})", "", bare).removeprefix("base_model.model."))
+    return parts, re.sub(f"^(?:{start})", "", bare).removeprefix("base_model.model.")
+
+
+def _split(key: str) -> tuple[tuple[str, ...], re.Match[str] | None]:
+    """Split a key into the parts of a pipeline that it may be for, and layer and matrix."""
+    parts, name = _bare(key)
+    return parts, KEY.fullmatch(name)
 
 
 def _sorted(

@@ -93,7 +93,7 @@ def kind_of(name: str) -> Kind | None:
         keys = keys_of(place)
         if not keys and place.suffix == ".safetensors":
             raise ModelError("it is damaged or not complete: fetch it again")
-        if any(KEY.fullmatch(key) for key in keys):
+        if any(KEY.fullmatch(key) or key.startswith("lora_") for key in keys):
             return "lora"
         whole = any(key.startswith(CLIPS) for key in keys)
         return ("pipeline" if whole else "network") if keys else None

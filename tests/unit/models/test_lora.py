@@ -297,7 +297,7 @@ REFUSED = {
     ),
     "a bias beside the matrices": (
         lambda lora: lora | {f"{min(lora)[:-14]}.diff_b": torch.ones(1)},
-        "1 of .* tensors fit no layer.*diff_b",
+        "1 of .* tensors fit no layer.*diff_b': only LoRA, DoRA, LoHa and LoKr are read",
     ),
 }
 
@@ -322,6 +322,19 @@ def test_a_lora_that_does_not_fit_whole_is_refused(spoil, message, pipe, tiny, t
             with pytest.raises(ModelError, match=message) as caught:
                 side(config, str(policy))
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["diff", "oft_blocks", "on_input", "a1.weight"])
+def test_an_adapter_of_a_kind_that_is_not_read_is_called_so(end, pipe, tiny, tmp_path):
+    """By model.lora and by --policy: full differences, OFT, (IA)3 and GLoRA, by LyCORIS."""
+    file = tmp_path / "x.safetensors"
+    layer = next(n for n, _ in pipe("sd15").unet.named_modules() if n.endswith("to_q"))
+    save_file({f"lora_unet_{layer.replace('.', '_')}.{end}": torch.zeros(2)}, file)
+    message = "1 of 1 tensors fit no layer.*: only LoRA, DoRA, LoHa and LoKr are read. Merge"
+    with pytest.raises(ModelError, match=message):
+        add_lora(pipe("sd15"), str(file))
+    with pytest.raises(ModelError, match=message):
+        side(load_config(None, [f"model.path={tiny('sd15')}"]), str(file))
 
 
 def test_files_of_a_folder(pipe, tmp_path):
