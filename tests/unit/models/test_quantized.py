@@ -1,6 +1,7 @@
 """A frozen network in few bits: the numbers by hand, then every family under a LoRA."""
 
 import copy
+from itertools import product
 
 import numpy as np
 import pytest
@@ -175,8 +176,10 @@ def test_what_is_offloaded_stays_in_main_memory(kind):
         assert identity(nets[:1]) == identity(nets[1:])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", ["sdxl", "z-image"])
+@pytest.mark.parametrize(
+    ("family", "checkpointing"),
+    slow_but([("sdxl", True), ("z-image", False)], product(["sdxl", "z-image"], [False, True])),
+)
 def test_offloading_changes_no_bit_of_a_training_step(family, checkpointing, tiny):
     """A pair, as in training: on some processors the sums of one image alone round otherwise."""
     found = []
