@@ -56,7 +56,7 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
             known = [of_run] if Path(of_run).is_file() else preset_names()
             raise ConfigError(
                 f"no configuration {preset!r}: give a YAML file or one of: "
-                f"{', '.join(preset_names())}{_near(preset, known, 0.3)}"
+                f"{', '.join(preset_names())}{_near(preset, known)}"
             )
         with _of_a_run(path):
             tree = _read(str(path), lambda: OmegaConf.load(path))
