@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.pairwise import scorer_names
 from inversion_dpo.evaluation.prompt_sets import read_prompts
-from inversion_dpo.evaluation.samples import sampled
+from inversion_dpo.evaluation.samples import pictures, sampled_file
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
@@ -55,8 +56,22 @@ class ClipFeatures(nn.Module):
             return self.scorer.image_embeddings(self.scorer.pixels(pixels))
 
 
+@dataclass(frozen=True)
+class Images:
+    """Images that are decoded one by one, each time that they are read."""
+
+    count: int
+    decoded: Callable[[], Iterator[Pixels]]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return self.decoded()
+
+
 def distances(
-    real: Sequence[Pixels], made: Sequence[Pixels], features: nn.Module | int
+    real: Sequence[Pixels] | Images, made: Sequence[Pixels] | Images, features: nn.Module | int
 ) -> dict[str, float]:
     """Compute FID, and KID with its standard deviation over 100 subsets.
 
@@ -129,12 +144,15 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
             config = replace(config, evaluation=replace(e, checkpoints=others))
     meters(extractor)  # what is missing is said before anything is sampled
     side(config, str(folder))  # a run without a policy, too
-    pictures, prompts = read_images(files), read_prompts(e.prompts, e.limit)
-    report: dict[str, Any] = {"features": features, "real": len(pictures)}
+    real_images, prompts = read_images(files), read_prompts(e.prompts, e.limit)
+    for _ in real_images:
+        pass  # one that cannot be read is named before anything is sampled
+    report: dict[str, Any] = {"features": features, "real": len(files)}
     with occupied(folder):  # an evaluation at the same time would write the same samples
         for word, adapter in (("reference", None), ("policy", folder / "adapter")):
-            images, _ = sampled(config, adapter, folder / "samples", prompts, word, e.seeds)
-            report[word] = {"images": len(images), **distances(pictures, images, extractor)}
+            file = sampled_file(config, adapter, folder / "samples", prompts, word, e.seeds)
+            made = Images(len(prompts) * e.seeds, partial(_arrays, file))
+            report[word] = {"images": len(made), **distances(real_images, made, extractor)}
         atomic_text(json.dumps(report, indent=1), folder / "distribution.json")
     return report
 
@@ -153,15 +171,21 @@ def images_in(folder: Path) -> list[Path]:
     return files
 
 
-def read_images(files: Sequence[Path]) -> list[Pixels]:
-    """Decode image files."""
-    return [np.asarray(decode_image(f.read_bytes(), str(f))) for f in files]
+def read_images(files: Sequence[Path]) -> Images:
+    """Decode image files while they are read."""
+
+    def decoded() -> Iterator[Pixels]:
+        return (np.array(decode_image(file.read_bytes(), str(file))) for file in files)
+
+    return Images(len(files), decoded)
 
 
-def _batches(images: Sequence[Pixels]) -> Iterator[Tensor]:
+def _arrays(file: Path) -> Iterator[Pixels]:
+    return (np.array(image) for image in pictures(file))
+
+
+def _batches(images: Iterable[Pixels]) -> Iterator[Tensor]:
     """Yield uint8 [B, 3, H, W]; consecutive images of one size share a batch."""
     for _, group in groupby(images, key=lambda image: image.shape):
-        same = list(group)
-        for start in range(0, len(same), BATCH):
-            stacked = np.stack(same[start : start + BATCH])
-            yield torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+        while batch := list(islice(group, BATCH)):
+            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()

@@ -1,5 +1,7 @@
 """FID and KID against their formulas in NumPy."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from inversion_dpo.evaluation.distribution import (
+    BATCH,
     ClipFeatures,
+    Images,
     distances,
     images_in,
     measure,
@@ -100,10 +104,25 @@ def test_a_run_in_use_is_not_sampled_at_the_same_time(tmp_path, monkeypatch):
     module = "inversion_dpo.evaluation.distribution"
     for name in ("settled", "side", "read_prompts"):
         monkeypatch.setattr(f"{module}.{name}", lambda config, *_: config)
-    monkeypatch.setattr(f"{module}.sampled", None)
+    monkeypatch.setattr(f"{module}.sampled_file", None)
     clip = write_tiny_scorer("clip", tmp_path / "clip")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     config = load_config("taste", [f"evaluation.checkpoints.clip={clip}"])
     (tmp_path / "run").mkdir()
     with occupied(tmp_path / "run"), pytest.raises(BusyError, match="in use by another run"):
         measure(tmp_path / "run", config, tmp_path, "clip")
+
+
+def test_images_are_decoded_a_batch_at_a_time_and_count_the_same():
+    made, alive = pictures(1, 6 * BATCH, low=60), []
+
+    def decoded():
+        for number, image in enumerate(made):
+            alive.append(weakref.ref(copy := image.copy()))
+            assert sum(ref() is not None for ref in alive) <= 2 * BATCH + 2, number
+            yield copy
+            del copy
+
+    real = pictures(0, 60)
+    found = distances(real, Images(len(made), decoded), Quarters())
+    assert found["fid"] == distances(real, made, Quarters())["fid"]
