@@ -82,16 +82,16 @@ def check_loaded(network: nn.Module, missing: Collection[str], strange: Collecti
         raise ValueError(f"for {type(network).__name__} it {' and '.join(said)}")
 
 
-def check_vocabularies(pipeline: Any, folder: Path, given: Collection[str] = ()) -> None:
+def check_vocabularies(pipeline: Any, folder: Path) -> None:
     """Refuse a tokenizer whose folder has no vocabulary, which would know no word.
 
     Args:
-        pipeline: with its tokenizers.
+        pipeline: with its tokenizers, some of them inside a processor.
         folder: of the pipeline, or the one that says how a single file is built.
-        given: parts that come from elsewhere.
     """
-    for part, tokenizer in pipeline.components.items():
-        own = isinstance(tokenizer, PreTrainedTokenizerBase) and part not in given
+    for part, component in pipeline.components.items():
+        tokenizer = getattr(component, "tokenizer", component)
+        own = isinstance(tokenizer, PreTrainedTokenizerBase)
         if own and not any((folder / part / name).is_file() for name in VOCABULARIES):
             raise ModelError(
                 f"{folder / part} has no vocabulary ({', '.join(VOCABULARIES)}): fetch it again"

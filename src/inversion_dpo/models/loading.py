@@ -112,7 +112,7 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             )
             for text in check_names(pipeline, folder_of(path, m.revision), parts):
                 logger.warning(text)
-        check_vocabularies(pipeline, folder_of(source, None if single else m.revision), parts)
+        check_vocabularies(pipeline, folder_of(source, None if single else m.revision))
     # diffusers passes over a given part that its pipeline could do without: Wan's transformer
     pipeline.register_modules(**{k: v for k, v in parts.items() if isinstance(v, torch.nn.Module)})
     if m.lora:

@@ -507,22 +507,26 @@ def test_a_list_of_numbers_is_no_part(layers, tiny, tmp_path):
     assert folder_fault(folder) is None
 
 
-@pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
-def test_a_tokenizer_without_a_vocabulary_is_refused(single, tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "part", "single"),
+    [
+        ("wan", "tokenizer", False),
+        ("qwen-image-edit", "processor", False),
+        ("sd15", "tokenizer", True),
+    ],
+)
+def test_a_tokenizer_without_a_vocabulary_is_refused(family, part, single, tiny, tmp_path):
     """The library makes one that knows no word, for which all prompts are the same."""
-    family = "sd15" if single else "wan"
     folder = shutil.copytree(tiny(family), tmp_path / "model")
     m = ModelConfig(str(folder))
     if single:
         file = write_single_file(folder, tmp_path / "x.safetensors")
         m = ModelConfig(str(file), config=str(folder))
-    for file in (folder / "tokenizer").iterdir():
-        if not single or file.name != "tokenizer_config.json":
+    for file in (folder / part).iterdir():
+        if family == "wan" or not file.name.endswith(("_config.json", ".jinja")):
             file.unlink()
     for load in (check_model, load_pipeline):
-        with pytest.raises(
-            ModelError, match=r"tokenizer has no vocabulary \(tokenizer.json.*fetch"
-        ):
+        with pytest.raises(ModelError, match=rf"{part} has no vocabulary \(tokenizer.json.*fetch"):
             load(m)
 
 
