@@ -4,6 +4,8 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -210,6 +212,28 @@ def test_a_narrow_window_shows_everything(browser, labelling, dark):
     browser.driver.find_element("css selector", "[data-choice=tie]").click()
     browser.until("document.getElementById('count').textContent === '1 of 24'")
     assert browser.complaints() == []
+
+
+def test_long_captions_and_odd_shapes_leave_the_buttons_in_sight(browser, serve, tmp_path):
+    """And what is transparent is shown over white in the dark, as training sees it."""
+    images = [Image.new("RGBA", size, (255, 0, 0, 0)) for size in ((20, 400), (600, 30))]
+    files = [io.BytesIO() for _ in images]
+    for image, file in zip(images, files, strict=True):
+        image.save(file, "PNG")
+    row = {f"jpg_{k}": [file.getvalue()] for k, file in enumerate(files)}
+    pq.write_table(pa.table({"caption": ["x" * 2000], **row}), tmp_path / "odd.parquet")
+    page = serve(tmp_path / "odd.parquet", tmp_path / "labels.sqlite")
+    for size in ((1280, 900), (390, 900)):
+        browser.open(f"{page.address}/label?labeller=me", *size, dark=True)
+        ready(browser)
+        assert browser.overflow() == 0
+        for side in ("left", "right"):
+            button = browser.driver.find_element("css selector", f"[data-choice={side}]").rect
+            assert button["y"] + button["height"] <= size[1]
+            shown = browser.driver.find_element("id", side).rect
+            assert shown["height"] < shown["width"] or shown["width"] <= 30  # white is not wider
+        paper = "getComputedStyle(document.getElementById('left')).backgroundColor"
+        assert browser.until(paper) == "rgb(255, 255, 255)"
 
 
 KINDS = [("thumbs", "12t"), ("ratings", "52t")]

@@ -32,8 +32,11 @@ export function note(text) {
   element("note").hidden = !text;
 }
 
-// a small image is shown with its pixels, not blurred
-export const sharp = (img) => img.classList.toggle("small", img.naturalWidth <= 128);
+// a small image is shown with its pixels, not blurred; the style needs the shape of a tall one
+export function sharp(img) {
+  img.classList.toggle("small", img.naturalWidth <= 128);
+  img.style.setProperty("--ratio", img.naturalWidth / img.naturalHeight || 1);
+}
 
 export function image(sha256, alt) {
   const img = made("img", { src: `/image/${sha256}`, alt });

@@ -28,6 +28,7 @@ async function show(state) {
   element("count").textContent = `${state.done} of ${state.total}`;
   element("pair").hidden = !pair;
   element("caption").textContent = pair ? pair.caption : waiting ? "The next images are being made …" : "";
+  element("caption").scrollTop = 0;
   element("end").hidden = waiting || (pair && state.covered < state.total);
   element("ended").textContent = pair
     ? `Every ${unit} has a label. You can stop here, or give second opinions.`
