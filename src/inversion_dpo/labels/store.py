@@ -90,6 +90,7 @@ class LabelStore:
 
     def __init__(self, path: Path, kind: str | None = "pairs") -> None:
         self.path, self._lock = path, RLock()
+        self._file: int | None = None
         try:
             self._db = sqlite3.connect(
                 path, timeout=30, check_same_thread=False, isolation_level=None
@@ -107,6 +108,7 @@ class LabelStore:
                 for statement in _LATER:
                     self._db.execute(statement)
             self.kind = list(KINDS)[self._number("PRAGMA user_version")]
+            self._file = self._there()
         except sqlite3.Error as error:
             raise WebError(
                 f"{path} cannot be used for labels ({error}); give another file as --labels"
@@ -121,8 +123,16 @@ class LabelStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock, self._db:  # which commits, or rolls back at an error
+            if self._file is not None and self._file != self._there():
+                raise sqlite3.OperationalError(
+                    f"{self.path} was moved or deleted; put it back, or start `web` again"
+                )
             self._db.execute("BEGIN IMMEDIATE")
             yield
+
+    def _there(self) -> int | None:
+        """Give the number of the file at the path: SQLite writes on into a deleted one."""
+        return self.path.stat().st_ino if self.path.exists() else None
 
     def _rows(self, query: str, *values: object) -> list[tuple]:  # type: ignore[type-arg]
         with self._lock:

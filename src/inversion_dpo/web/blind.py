@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +99,7 @@ class Blind:
             files = [self._studio.sources.get(prompt) for prompt in part]
             sources = [file.read_bytes() if file else None for file in files]
             store.add(map(question, part, seeds, *sides, sources))
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
             self._fault = str(error)[:500]
         finally:
             self._sampling.release()

@@ -66,7 +66,7 @@ def compare_tab(studio: Studio) -> Tab:
         sent = await body(request, Inversion)
         data = studio.pictures.get(sent.image)
         if data is None:
-            raise HTTPException(404, "no such image")
+            raise HTTPException(404, "this image is kept no longer: sample it, or show it, again")
         return JSONResponse(await made(partial(studio.inversion, data, sent.caption)))
 
     async def pair(request: Request) -> JSONResponse:

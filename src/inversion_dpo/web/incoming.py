@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import Annotated, TypeVar
+from unicodedata import category
 
-from pydantic import BaseModel, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BaseModel, StringConstraints, TypeAdapter
+from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,14 +18,19 @@ MAX_BODY = 2**16  # bytes
 
 Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
-Labeller = Annotated[
-    str,
-    StringConstraints(
-        strip_whitespace=True,
-        max_length=40,
-        pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$",  # one line of text
-    ),
-]
+
+
+def _one_line(name: str) -> str:
+    """Refuse a name that people could not tell from another one."""
+    unseen = any(category(c)[0] == "C" or category(c) in ("Zl", "Zp") for c in name)
+    if unseen or not 0 < len(name) <= 40:
+        raise PydanticCustomError(
+            "name", "a name has 1 to 40 characters, all visible; go back and give another one"
+        )
+    return name
+
+
+Labeller = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_one_line)]
 
 
 class Sent(BaseModel, strict=True):
@@ -44,9 +52,14 @@ async def body(request: Request, kind: type[T]) -> T:
 
 
 async def made(make: Callable[[], R]) -> R:
-    """Return what a thread makes; 409 with the reason where data or a model cannot be used."""
+    """Return what a thread makes; 409 with the reason where data or a model cannot be used.
+
+    503, on which the page tries again, where the file of the labels cannot be read or written.
+    """
     try:
         return await run_in_threadpool(make)
+    except sqlite3.Error as error:
+        raise HTTPException(503, str(error)[:500]) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise HTTPException(409, str(error)[:500]) from error
 

@@ -39,6 +39,17 @@ def store(pair_file, tmp_path):
     store.close()
 
 
+def test_no_label_goes_into_a_file_that_was_moved_or_deleted(store, tmp_path):
+    """SQLite would take it, and it would be lost."""
+    pair, moved = store.ahead("me")[0].pair, tmp_path / "moved"
+    store.path.rename(moved)
+    with pytest.raises(sqlite3.OperationalError, match="moved or deleted; put it back"):
+        store.label("1", "me", pair, "tie")
+    moved.rename(store.path)
+    store.label("1", "me", pair, "tie")
+    assert store.done("me") == 1
+
+
 SIDES = ("left", "right")
 
 

@@ -105,6 +105,19 @@ def test_what_makes_no_sense_is_refused(page, store, change):
     assert store.votes() == {}
 
 
+def test_a_name_that_cannot_be_told_from_another_is_refused_in_plain_words(page):
+    status, _, body = page.get("/label?labeller=anna%E2%80%8D")  # a joiner, which nobody sees
+    assert status == 400 and b"a name has 1 to 40 characters, all visible" in body
+
+
+def test_a_file_that_is_gone_is_tried_again_with_the_reason(page, store):
+    store.path.rename(store.path.with_name("moved"))
+    status, body = label(page, "one", "left")
+    assert status == 503 and b"was moved or deleted" in body
+    store.path.with_name("moved").rename(store.path)
+    assert label(page, "one", "left")[0] == 200
+
+
 def test_bodies_that_are_no_objects_are_refused(page):
     for body in ("", "nonsense", "[]", "1", "[" * 50_000):
         assert (

@@ -57,7 +57,7 @@ async function untilStored(path, value) {
       return await post(path, value);
     } catch (error) {
       if (error.status && error.status < 500) throw error;
-      note("Not stored yet: the server does not answer. Trying again.");
+      note(`Not stored yet: ${error.status ? error.message : "the server does not answer"}. Trying again.`);
       await new Promise((done) => setTimeout(done, wait));
     }
   }
