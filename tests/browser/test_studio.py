@@ -79,6 +79,14 @@ def test_blind_on_request_hides_which_is_which_until_it_is_revealed(browser, pag
     grid = browser.until("grid.innerText")
     assert "A = adapter, B = reference" in grid or "A = reference, B = adapter" in grid
     browser.picture("compare-blind")
+    driver.find_element("id", "go").click()  # new samples are hidden again
+    browser.until("!go.disabled && document.querySelectorAll('#grid .wipe').length === 4")
+    assert "A =" not in browser.until("grid.innerText")
+    driver.execute_script("model.value = 'reference'")
+    driver.find_element("id", "go").click()  # one image has no sides and no secret
+    browser.until("document.querySelectorAll('#grid img').length === 4")
+    assert browser.text("legend").startswith("The reference.")
+    assert not driver.find_element("id", "blind").is_displayed()
     assert browser.complaints() == []
 
 

@@ -61,6 +61,8 @@ async function sample() {
   };
   step(0);
   element("grid").replaceChildren();
+  element("grid").dataset.model = model;
+  element("grid").classList.toggle("hidden", element("blind").checked);
   element("result").hidden = false;
   arrange();
   try {
@@ -82,20 +84,23 @@ async function sample() {
 }
 
 function arrange() {
-  const [blind, model] = [element("blind").checked, element("model").value];
-  const beside = blind || element("beside").checked;
   const grid = element("grid");
+  const model = grid.dataset.model; // that was sampled, whatever is chosen for the next time
+  const alone = model === "reference";
+  const blind = !alone && element("blind").checked;
+  const beside = blind || (!alone && element("beside").checked);
+  for (const name of ["beside", "blind"]) element(name).parentElement.hidden = alone;
   if (!blind) grid.classList.remove("hidden");
   grid.style.setProperty("--cut", `${element("slider").value}%`);
   grid.classList.toggle("beside", beside);
   grid.classList.toggle("blind", blind);
-  element("slider").hidden = beside || model === "reference";
+  element("slider").hidden = beside || alone;
   element("reveal").hidden = !blind;
   element("reveal").textContent = hidden() ? "Reveal" : "Hide";
   const sides = beside ? "Left the reference, right" : "Left of the line the reference, right of it";
   element("legend").textContent = blind
     ? "Each pair stands in an order of chance: A left, B right. To count your choices, use the page Blind."
-    : model === "reference" ? "The reference. Click an image to enlarge it." : `${sides} ${model}, from the same noise. Click an image to enlarge it.`;
+    : alone ? "The reference. Click an image to enlarge it." : `${sides} ${model}, from the same noise. Click an image to enlarge it.`;
 }
 
 async function pair() {
