@@ -46,6 +46,8 @@ def compare_tab(studio: Studio) -> Tab:
     def facts(request: Request) -> dict[str, Any]:
         return {
             "models": list(folders()),
+            "path": studio.config.model.path,
+            "data": studio.run is None,
             "prompts": studio.prompts[:STARTED],
             "steps": e.sample_steps,
             "guidance": e.guidance_scale,

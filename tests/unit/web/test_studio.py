@@ -144,6 +144,14 @@ def test_prompts_are_the_runs_own_or_else_captions_of_the_data(config, tmp_path)
         assert without.prompts == list(dict.fromkeys(captions))
 
 
+def test_the_page_names_the_model_that_it_samples(config, serve):
+    """Data sampled by one model are else compared with the default one unawares."""
+    tabs = [compare_tab(Studio(config))]
+    words = serve(make_app(tabs, "data", hosts_for("127.0.0.1", False))).get("/compare")[2]
+    assert f"The reference is <code>{config.model.path}</code>" in words.decode()
+    assert b"<code>--config</code>" in words
+
+
 def test_pictures_forget_the_oldest():
     pictures = Pictures(2)
     names = [pictures.add(bytes([k])) for k in range(3)]
