@@ -27,7 +27,7 @@ from inversion_dpo.compare.experiment import Plan, claim_folder, compare
 METHODS = ("x0", "transition", "reference", "diffusion_dpo", "kto", "sft")
 ABLATIONS = (
     "inversion.t_start=0,0.2,0.4",
-    "inversion.max_error=0.05,0.1,0.2",
+    "inversion.max_error=0.12,0.15,0.3",
     "inversion.fixed_point_iterations=3",
 )
 KNOWN = "objective.path=known"  # only the model's own samples come with their noise
