@@ -35,7 +35,7 @@ def test_sampled_pairs_wait_for_labels(capsys, tiny_config, tmp_path):
     prompts.write_text("a small red star\n\na large blue circle\na small red cross\n")
     arguments = ["pairs", "sample", "-o", out, "-c", settings, "--count", "2"]
     code, text, _ = run(capsys, *arguments, "--prompts", prompts)
-    assert code == 0 and "2 pairs" in text and "inversion-dpo web" in text
+    assert code == 0 and f"2 pairs in {out}\nnext: inversion-dpo web {out} -c {settings}" in text
     rows = pq.read_table(out).to_pylist()
     assert [row["caption"] for row in rows] == ["a small red star", "a large blue circle"]
     assert all(row["label_0"] is None and row["jpg_0"] != row["jpg_1"] for row in rows)

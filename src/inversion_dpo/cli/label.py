@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -196,7 +196,10 @@ def pairs_sample(
     check_sampling(settings, samples_beside(output), images, "--count", asked.sources, sizes)
     with sole_writer(output):
         made = sample_pairs(output, settings, asked, seed)
-    typer.echo(f"{made} pairs in {output}\nnext: inversion-dpo web {output}")
+    model = [o for o in overrides or () if o.startswith("model.")]
+    given = [] if config == DEFAULT else ["-c", str(config)]
+    words = join(["inversion-dpo", "web", str(output), *given, *model])
+    typer.echo(f"{made} pairs in {output}\nnext: {words}")
 
 
 def page_of(
