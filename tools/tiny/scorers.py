@@ -23,6 +23,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
     Qwen2VLConfig,
     Qwen2VLModel,
     SiglipVisionConfig,
@@ -263,6 +265,28 @@ def write_blip(folder: Path) -> None:
     BlipForQuestionAnswering(config).save_pretrained(folder)
 
 
+def write_owlv2(folder: Path) -> None:
+    """OWLv2 of small images, with boxes of random size that are sure of themselves."""
+    tokenizer = build_clip_tokenizer(pad_token="!")
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 2,
+        "initializer_factor": 4.0,
+    }
+    vision = tower | {"image_size": IMAGE, "patch_size": PATCH}
+    text = tower | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    network = Owlv2ForObjectDetection(
+        Owlv2Config(text_config=text, vision_config=vision, projection_dim=WIDTH)
+    )
+    nn.init.normal_(network.box_head.dense2.weight, std=0.005)
+    nn.init.normal_(network.class_head.logit_shift.weight, std=0.1)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
@@ -301,6 +325,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "mps": write_mps,
     "geneval": write_mask2former,
     "compbench": write_blip,
+    "compbench-spatial": write_owlv2,
 }
 
 

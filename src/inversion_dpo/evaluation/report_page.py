@@ -31,6 +31,7 @@ from inversion_dpo.evaluation.wording import (
     gain_text,
     halves,
     headline,
+    remarks,
     share_text,
     statements,
 )
@@ -241,6 +242,7 @@ def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
         note += " Same side: on so many prompts a score prefers the image that the first one does."
     if labelled:
         note += " A score that orders the pairs as their labels do is marked: it is no judge."
+    note = " ".join([note, *remarks(names)])
     table = Table.of(rows, numbers=range(1, 5), strong=1)
     return Section("Metrics", note, table, plates=plates) if rows else None
 

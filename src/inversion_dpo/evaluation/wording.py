@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from inversion_dpo.data.images import one_colour_text
@@ -15,10 +15,15 @@ from inversion_dpo.evaluation.metrics import (
     verdict,
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
+from inversion_dpo.evaluation.scorers.asked import SPATIAL
 from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.training.health import FEW_PAIRS
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
+REMARKS = {
+    SPATIAL: f"`{SPATIAL}` has T2I-CompBench's rule, but OWLv2's boxes in place of UniDet's: do "
+    "not compare it with published numbers."
+}
 
 
 def headline(metrics: Mapping[str, Any], preference: str, setting: str, run: str = "RUN") -> str:
@@ -136,10 +141,16 @@ def lines(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
             f"{metrics['n_prompts']} prompts were sampled but not scored",
             *unscored(metrics, run),
         ]
+    out += [f"  {text}" for text in remarks(metric_rows(metrics))]
     out += [f"  warning: {text}" for text in blank_texts(metrics)]
     if shares := shares_of(metrics):
         out.append(f"  policy's images beside the reference's: {shares_text(shares)}")
     return out
+
+
+def remarks(names: Iterable[str]) -> list[str]:
+    """List what a reader must know of some scores before comparing them with published ones."""
+    return [REMARKS[name] for name in names if name in REMARKS]
 
 
 def _statement(name: str, row: Mapping[str, float]) -> str:

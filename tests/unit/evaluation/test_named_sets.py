@@ -11,21 +11,22 @@ from inversion_dpo.evaluation import named_sets as sets
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.run.config import ConfigError
 
-NAMES = ["pickapic-test", "hpdv2", "partiprompts", "drawbench", "geneval", "t2i-compbench", "dpg"]
 GENEVAL = [{"tag": "counting", "include": [], "prompt": "three oranges"}, {"prompt": "a cow"}]
-FILES = {  # what each file's form looks like, and what has to be read of it
+FILES = {  # in the list's order: what each file's form looks like, and what has to be read of it
     "pickapic-test": ({"caption": ["a", "b "]}, ["a", "b"], ["", ""]),
     "hpdv2": ('["x", "y"]', ["x", "y"] * 4, ["anime"] * 2 + ["concept-art"] * 2),
     "partiprompts": ("Prompt\tCategory\nbond\tAbstract\n", ["bond"], ["Abstract"]),
     "drawbench": ('["x", "", "y"]', ["x", "y"], ["", ""]),
     "geneval": ("\n".join(map(json.dumps, GENEVAL)), ["three oranges", "a cow"], ["counting", ""]),
     "t2i-compbench": ("a red car\n\na cup.\n", ["a red car", "a cup."] * 6, ["color"] * 2),
+    "t2i-compbench-spatial": ("a cat near a cup\n", ["a cat near a cup"], ["spatial"]),
     "dpg": (
         'item_id,text,q\n0,"one, long",x\n0,"one, long",y\n1,two,z\n',
         ["one, long", "two"],
         [],
     ),
 }
+NAMES = list(FILES)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Read what some scorers need of a prompt's row: GenEval's objects, T2I-CompBench's phrases."""
+"""Read what some scorers need of a prompt or its row: objects, noun phrases, a relation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
+from inversion_dpo.evaluation.scorers.compbench_rule import Asked, read_relation
 from inversion_dpo.evaluation.scorers.geneval_rule import fault_of
 
-GENEVAL, COMPBENCH = "geneval", "compbench"
+GENEVAL, COMPBENCH, SPATIAL = "geneval", "compbench", "compbench-spatial"
 Row = Mapping[str, Any]
 
 
@@ -42,3 +43,13 @@ def phrases_of(prompt: str, row: Row) -> list[str]:
             'evaluation.prompts=t2i-compbench, or a .jsonl with "phrases", a list of texts'
         )
     return phrases
+
+
+def relation_of(prompt: str, row: Row) -> Asked:
+    """Return a prompt's two objects and their relation; its row is not needed."""
+    if (asked := read_relation(prompt)) is None:
+        raise ScorerError(
+            f"evaluation.scorer={SPATIAL}: the prompt {prompt[:60]!r} is not of the form 'a dog on "
+            "the left of a car'. Give evaluation.prompts=t2i-compbench-spatial, or such prompts"
+        )
+    return asked

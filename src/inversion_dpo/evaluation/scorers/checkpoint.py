@@ -28,6 +28,7 @@ TENSORS = {  # scorer -> part of a name that a tensor of its weights has, and ot
     "mps": "cross_model.",
     "geneval": "class_predictor.",
     "compbench": "text_decoder.",
+    "compbench-spatial": "objectness_head.",
     "aesthetic": "layers.0.bias",
     "aesthetic25": "scoring_head.",
     "hpsv3": "rm_head.",

@@ -1,8 +1,8 @@
 """Score as T2I-CompBench does attributes: BLIP answers whether each noun phrase is in the image.
 
 Source: Huang et al., T2I-CompBench, 2023, https://arxiv.org/abs/2307.06350; code (MIT):
-https://github.com/Karine-Huang/T2I-CompBench, BLIPvqa_eval. The score of spatial relations, which
-needs UniDet and a depth network, and the mean of three for complex prompts are not reproduced.
+https://github.com/Karine-Huang/T2I-CompBench, BLIPvqa_eval. Spatial relations: see
+:mod:`compbench_spatial`. Those in depth and the mean of three for complex prompts are not offered.
 """
 
 from __future__ import annotations

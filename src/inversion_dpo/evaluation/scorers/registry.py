@@ -19,9 +19,11 @@ from inversion_dpo.evaluation.scorers import unified_reward, vqa
 from inversion_dpo.evaluation.scorers.asked import (
     COMPBENCH,
     GENEVAL,
+    SPATIAL,
     geneval_row,
     per_prompt,
     phrases_of,
+    relation_of,
 )
 from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.own import Graphs, Scores, checked, imported, source_of
@@ -50,13 +52,19 @@ CHECKPOINTS = {
     "mps": "RE-N-Y/mpsv1",
     "geneval": "facebook/mask2former-swin-small-coco-instance",
     "compbench": "Salesforce/blip-vqa-capfilt-large@refs/pr/7",
+    "compbench-spatial": "google/owlv2-base-patch16-ensemble",
     "aesthetic": "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
 }
 # Their authors publish no folder that transformers reads; docs/reference/scorers.md says how to
 # make one.
 OWN_FOLDER = ("aesthetic25", "hpsv3")
 SERVED = (SCENE_GRAPH, VQA, UNIFIED)  # a vision-language model answers, and may cost money
-PER_PROMPT = {GENEVAL: geneval_row, COMPBENCH: phrases_of}  # what they read beside the prompt
+# what they read of a prompt or its row
+PER_PROMPT: dict[str, Callable[..., Any]] = {
+    GENEVAL: geneval_row,
+    COMPBENCH: phrases_of,
+    SPATIAL: relation_of,
+}
 LPIPS = "lpips"
 TOGETHER = (PAIR, LPIPS)  # which see several images at once, see ``pairwise``, ``diversity``
 OFFERED = (*CHECKPOINTS, *OWN_FOLDER, SCENES, *SERVED, *TOGETHER)
@@ -330,11 +338,13 @@ def _with_rows(
 
     def make() -> Scorer:
         from inversion_dpo.evaluation.scorers.compbench import CompBenchScorer
+        from inversion_dpo.evaluation.scorers.compbench_spatial import SpatialScorer
         from inversion_dpo.evaluation.scorers.geneval import GenEvalScorer
 
         if name == GENEVAL:
             return GenEvalScorer(weights, clip, asked, device())
-        return CompBenchScorer(weights, asked, device())
+        kind: Any = SpatialScorer if name == SPATIAL else CompBenchScorer
+        return kind(weights, asked, device())
 
     beside = (clip,) if name == GENEVAL else ()
     return Named(name, make, weights, lambda p: f"{p} {json.dumps(asked(p))}", beside)
