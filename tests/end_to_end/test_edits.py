@@ -92,7 +92,7 @@ def test_the_cache_holds_a_source_a_pair_beside_shared_prompts(family, made):
     sources = [fit(pairs[k].source_image, size, "pad").image for k in (5, 0)]
     expected = model.encode(stack_pixels(sources))
     if model.edits == "reads":  # the condition is of instruction and source
-        text = model.condition(["edit 5", "edit 0"], None, sources)
+        text = model.condition(["edit 5", "edit 0"], sources)
         assert all(torch.equal(condition[k][:2], text[k]) for k in text)
     torch.testing.assert_close(condition["source"], expected.repeat(2, 1, 1, 1))
     stored = sum(len(cache.shard(k).get_slice("pair.source")[:]) for k in range(len(cache.sizes)))

@@ -83,9 +83,10 @@ class DiffusionModel(Protocol):
     ) -> Condition:
         """Encode prompts to what the network is conditioned on, [B, ...] each.
 
-        Scene graphs, None for the empty one, count where an encoder of them is installed. Where a
-        family's text has no fixed length, the second axis ends with the longest prompt. Only
-        where the encoder reads a source, ``sources`` has one for each prompt, at its size.
+        Where a family's text has no fixed length, the second axis ends with the longest prompt.
+        Only where an encoder of scene graphs is installed, ``graphs`` has one for each prompt, or
+        None for the empty one. Only where the text encoder reads a source, ``sources`` has one for
+        each prompt, at its size.
         """
 
     def empty(self) -> Condition:
@@ -124,6 +125,11 @@ class DiffusionModel(Protocol):
 
     def call(self, scale: float, prompts: int) -> dict[str, Any]:
         """Name the pipeline's arguments for so many prompts under guidance ``scale``."""
+
+
+def empty_prompt(model: DiffusionModel) -> Condition:
+    """Encode the empty prompt as any other, zeros where the pipeline says so."""
+    return model.condition([""])
 
 
 def same_size(size: Size) -> Size:

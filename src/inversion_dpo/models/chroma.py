@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import ChromaPipeline
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.base import (
+    Condition,
+    Use,
+    empty_prompt,
+    no_framing,
+    plain_call,
+    plain_guidance,
+)
 from inversion_dpo.models.prompts import t5_reads
 from inversion_dpo.models.schedules import flux_schedules
 
@@ -28,7 +33,7 @@ class Chroma:
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     distilled: str | None = None
-    framing = staticmethod(no_framing)
+    empty, framing = empty_prompt, staticmethod(no_framing)
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: ChromaPipeline, use: Use) -> None:
@@ -42,19 +47,13 @@ class Chroma:
         self._masks = _refill_masks(pipeline.transformer)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode by T5, [B, 512, D], with the pipeline's mask [B, 512]."""
         pipe = self.pipeline
         hidden, _, mask, *_ = pipe.encode_prompt(
             prompts, device=pipe.text_encoder.device, do_classifier_free_guidance=False
         )
         return {"encoder_hidden_states": hidden, "attention_mask": mask}
-
-    def empty(self) -> Condition:
-        """Encode the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from diffusers import FluxKontextPipeline, FluxPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import (
     Condition,
     Use,
+    empty_prompt,
     no_framing,
     plain_call,
     plain_guidance,
@@ -33,7 +32,7 @@ class Flux:
     component, chunked = "transformer", False
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
-    framing, source_size = staticmethod(no_framing), staticmethod(same_size)
+    empty, framing, source_size = empty_prompt, staticmethod(no_framing), staticmethod(same_size)
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: FluxPipeline | FluxKontextPipeline, use: Use) -> None:
@@ -50,17 +49,11 @@ class Flux:
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode T5's embeddings [B, L, D] and CLIP's pooled one [B, E], as the pipeline does."""
         pipe = self.pipeline
         hidden, pooled, _ = pipe.encode_prompt(prompts, None, device=pipe.text_encoder.device)
         return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
-
-    def empty(self) -> Condition:
-        """Encode the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

@@ -6,7 +6,6 @@ Both draw from text, or edit a source.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Size
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import Autoencoder
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.base import (
+    Condition,
+    Use,
+    empty_prompt,
+    no_framing,
+    plain_call,
+    plain_guidance,
+)
 from inversion_dpo.models.prompts import chat_reads
 from inversion_dpo.models.schedules import flow_schedules
 
@@ -40,7 +45,7 @@ class Flux2:
     component, chunked, edits = "transformer", False, "may"
     targets = (rf"^({DOUBLE}|{SINGLE})$",)
     unreached: str | None = None
-    framing = staticmethod(no_framing)
+    empty, framing = empty_prompt, staticmethod(no_framing)
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: Flux2KleinPipeline | Flux2Pipeline, use: Use) -> None:
@@ -75,16 +80,10 @@ class Flux2:
         return self._plain.decode(self.pipeline._unpatchify_latents(z))
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode the chat with each prompt, [B, 512, 3 D]: the padding is read as well."""
         pipe = self.pipeline
         return {"encoder_hidden_states": pipe.encode_prompt(prompts, pipe.text_encoder.device)[0]}
-
-    def empty(self) -> Condition:
-        """Encode the chat with the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

@@ -19,7 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import GRAPH_KEYS, Condition, DiffusionModel, ModelError
+from inversion_dpo.models.base import (
+    GRAPH_KEYS,
+    Condition,
+    DiffusionModel,
+    ModelError,
+    empty_prompt,
+)
 from inversion_dpo.models.graph_encoder import GraphShape, SceneGraphEncoder
 
 logger = logging.getLogger(__name__)
@@ -87,16 +93,14 @@ def graph_condition(
 class SceneGraphModel:
     """A Stable Diffusion or SDXL adapter whose condition is a prompt and a scene graph."""
 
+    empty = empty_prompt  # and the empty graph
+
     def __init__(self, inner: DiffusionModel, encoder: SceneGraphEncoder) -> None:
         self.inner, self.encoder = inner, encoder
 
     def __getattr__(self, name: str) -> Any:
         """All else is the family's."""
         return getattr(self.__dict__["inner"], name)
-
-    def empty(self) -> Condition:
-        """Encode the empty prompt and the empty graph."""
-        return self.condition([""])
 
     def condition(
         self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 from diffusers import Krea2Pipeline
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
+from inversion_dpo.models.base import Condition, Use, empty_prompt, no_framing, plain_guidance
 from inversion_dpo.models.prompts import real_tokens
 from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
@@ -27,7 +25,7 @@ class Krea2:
         *("time_embed.linear_1", "time_embed.linear_2", "time_mod_proj"),
     )
     unreached: str | None = None
-    framing = staticmethod(no_framing)
+    empty, framing = empty_prompt, staticmethod(no_framing)
     combine = staticmethod(plain_guidance)
 
     def __init__(self, pipeline: Krea2Pipeline, use: Use) -> None:
@@ -45,9 +43,7 @@ class Krea2:
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode the chat with each prompt, [B, L, 12, D], with a mask [B, L].
 
         The padding in the middle is left out: the network masks it, and gives text no positions.
@@ -56,10 +52,6 @@ class Krea2:
         padded, masks = pipe.encode_prompt(prompts, device=pipe.text_encoder.device)
         hidden, mask = real_tokens([h[m] for h, m in zip(padded, masks, strict=True)])
         return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}
-
-    def empty(self) -> Condition:
-        """Encode the chat with the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

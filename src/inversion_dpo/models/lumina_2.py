@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import Lumina2Pipeline
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import (
     Condition,
@@ -46,9 +44,7 @@ class Lumina2:
         self.schedule = flow_schedule(pipeline.scheduler, mu, flux_sigmas=True)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode the system prompt with each prompt, [B, L, D], with a mask [B, L]."""
         device = self.pipeline.text_encoder.device
         return _cut(*self.pipeline.encode_prompt(prompts, False, device=device)[:2])

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Size
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised
 from inversion_dpo.models.base import ALONE, Condition, Use, joined, no_framing, plain_guidance
 from inversion_dpo.models.schedules import flux_schedules
@@ -51,12 +50,7 @@ class QwenImage:
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
-    def condition(
-        self,
-        prompts: list[str],
-        graphs: Sequence[SceneGraph | None] | None = None,
-        sources: Sequence[Image.Image] = (),
-    ) -> Condition:
+    def condition(self, prompts: list[str], sources: Sequence[Image.Image] = ()) -> Condition:
         """Encode the chat with each prompt, [B, L, D], with a mask [B, L]."""
         if self.edits == "reads":
             rows = [self._read(p, source) for p, source in zip(prompts, sources, strict=True)]

@@ -167,20 +167,18 @@ class Sampler:
 
     def _conditions(self, asked: list[SceneGraph]) -> dict[str, Any]:
         """Give the pipeline text to encode itself, or what the text is encoded to."""
-        captions = [graph.caption for graph in asked]
-        if not self.takes_graphs and self.config.model.prompt_chunks == 1:
-            return {"prompt": captions}
-        graphs = None
-        if self.takes_graphs:
-            graphs = [g if g.items else self.graph_of(g.caption) for g in asked]
-            if missing := graphs.count(None):
-                logger.warning(
-                    "%d of %d prompts have no scene graph: the prompt alone conditions them",
-                    missing,
-                    len(asked),
-                )
-        both = self.model.empty(), self.model.condition(captions, graphs)
-        if isinstance(self.model, SceneGraphModel):
-            with torch.no_grad():
-                both = self.model.embedded(both[0]), self.model.embedded(both[1])
-        return dict(call_arguments(*both))
+        captions, model = [graph.caption for graph in asked], self.model
+        if not isinstance(model, SceneGraphModel):
+            if self.config.model.prompt_chunks == 1:
+                return {"prompt": captions}
+            return dict(call_arguments(model.empty(), model.condition(captions)))
+        graphs = [g if g.items else self.graph_of(g.caption) for g in asked]
+        if missing := graphs.count(None):
+            logger.warning(
+                "%d of %d prompts have no scene graph: the prompt alone conditions them",
+                missing,
+                len(asked),
+            )
+        both = model.empty(), model.condition(captions, graphs)
+        with torch.no_grad():
+            return dict(call_arguments(*map(model.embedded, both)))

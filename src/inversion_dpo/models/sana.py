@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import SanaPipeline
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import scaled
 from inversion_dpo.models.base import (
     Condition,
@@ -48,9 +46,7 @@ class Sana:
         self.schedule = flow_schedule(pipeline.scheduler)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode the instruction with each prompt, [B, L, D], with a mask [B, L]."""
         return self._encoded(prompts, INSTRUCTION.default)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Framing
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised, scaled
 from inversion_dpo.models.base import (
     Condition,
     Use,
+    empty_prompt,
     no_framing,
     plain_call,
     plain_guidance,
@@ -31,7 +30,8 @@ class StableDiffusion:
 
     component, targets, chunked, edits = "unet", TARGETS, True, "never"
     unreached: str | None = None
-    framing, schedule_at = staticmethod(no_framing), same_schedule
+    empty, schedule_at = empty_prompt, same_schedule
+    framing = staticmethod(no_framing)
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: StableDiffusionPipeline, use: Use) -> None:
@@ -44,19 +44,13 @@ class StableDiffusion:
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode prompts as the pipeline does, [B, L, D]; in several chunks [B, chunks * L, D]."""
         pipe = self.pipeline
         if self.prompt_chunks > 1:
             return {"encoder_hidden_states": encode_clip(pipe, prompts, self.prompt_chunks)}
         embeddings, _ = pipe.encode_prompt(prompts, pipe.text_encoder.device, 1, False)
         return {"encoder_hidden_states": embeddings}
-
-    def empty(self) -> Condition:
-        """Encode the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition
@@ -73,7 +67,7 @@ class StableDiffusionXL:
 
     component, targets, chunked, edits = "unet", TARGETS, True, "never"
     unreached: str | None = None
-    schedule_at = same_schedule
+    empty, schedule_at = empty_prompt, same_schedule
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, use: Use) -> None:
@@ -88,9 +82,7 @@ class StableDiffusionXL:
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode by both encoders, [B, chunks * 77, D] and pooled [B, E]; zeros for no prompt."""
         pipe = self.pipeline
         if self.prompt_chunks > 1:
@@ -103,10 +95,6 @@ class StableDiffusionXL:
             given = torch.tensor([bool(p) for p in prompts], device=hidden.device)
             hidden, pooled = hidden * given[:, None, None], pooled * given[:, None]
         return {"encoder_hidden_states": hidden, "text_embeds": pooled}
-
-    def empty(self) -> Condition:
-        """Encode the empty prompt, to zeros where the pipeline says so."""
-        return self.condition([""])
 
     def framing(self, framings: list[Framing]) -> Condition:
         """List original size, crop's corner, target size, [B, 6] (https://arxiv.org/abs/2307.01952)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +9,15 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_call, plain_guidance
+from inversion_dpo.models.base import (
+    Condition,
+    Use,
+    empty_prompt,
+    no_framing,
+    plain_call,
+    plain_guidance,
+)
 from inversion_dpo.models.prompts import clip_reads, t5_reads
 from inversion_dpo.models.schedules import dynamic_shift, flow_schedules
 
@@ -26,7 +31,7 @@ class StableDiffusion3:
 
     component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
-    framing = staticmethod(no_framing)
+    empty, framing = empty_prompt, staticmethod(no_framing)
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
     distilled: str | None = None
 
@@ -44,19 +49,13 @@ class StableDiffusion3:
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode joint embeddings [B, L, D] and the pooled one [B, E], as the pipeline does."""
         device = self.pipeline.text_encoder.device
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             prompts, None, None, device=device, do_classifier_free_guidance=False
         )
         return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
-
-    def empty(self) -> Condition:
-        """Encode the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

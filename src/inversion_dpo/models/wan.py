@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import WanPipeline
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import normalised
 from inversion_dpo.models.base import (
     Condition,
     ModelError,
     Use,
+    empty_prompt,
     no_framing,
     plain_guidance,
     same_schedule,
@@ -32,7 +31,8 @@ class Wan:
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
     distilled: str | None = None
-    framing, schedule_at = staticmethod(no_framing), same_schedule
+    empty, schedule_at = empty_prompt, same_schedule
+    framing = staticmethod(no_framing)
     combine = staticmethod(plain_guidance)
 
     def __init__(self, pipeline: WanPipeline, use: Use) -> None:
@@ -49,9 +49,7 @@ class Wan:
         self.schedule = flow_schedule(pipeline.scheduler)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode by UMT5, [B, L, D]; what follows a prompt's end is zeros."""
         hidden, _ = self.pipeline.encode_prompt(
             prompts,
@@ -61,10 +59,6 @@ class Wan:
         )
         longest = int(hidden.any(-1).any(0).sum())
         return {"encoder_hidden_states": hidden[:, :longest].contiguous()}
-
-    def empty(self) -> Condition:
-        """Encode the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

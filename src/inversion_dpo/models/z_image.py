@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
 from torch import Tensor, nn
 
-from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.autoencoders import shifted
-from inversion_dpo.models.base import Condition, Use, no_framing, plain_guidance
+from inversion_dpo.models.base import Condition, Use, empty_prompt, no_framing, plain_guidance
 from inversion_dpo.models.prompts import chat_reads, real_tokens
 from inversion_dpo.models.schedules import flux_schedules
 
@@ -22,7 +20,7 @@ class ZImage:
 
     component, chunked, edits = "transformer", False, "never"
     targets = ("to_q", "to_k", "to_v", "to_out.0")
-    framing = staticmethod(no_framing)
+    empty, framing = empty_prompt, staticmethod(no_framing)
     combine = staticmethod(plain_guidance)
 
     def __init__(self, pipeline: ZImagePipeline, use: Use) -> None:
@@ -40,18 +38,12 @@ class ZImage:
         self.schedule = self.schedule_at(use.size)
 
     @torch.no_grad()
-    def condition(
-        self, prompts: list[str], graphs: Sequence[SceneGraph | None] | None = None
-    ) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
         """Encode the chat with each prompt, [B, L, D], with a mask [B, L]."""
         pipe = self.pipeline  # it writes the chats over the list that it is given
         rows, _ = pipe.encode_prompt(list(prompts), pipe.text_encoder.device, False)
         hidden, mask = real_tokens(rows)
         return {"encoder_hidden_states": hidden, "mask": mask}
-
-    def empty(self) -> Condition:
-        """Encode the chat with the empty prompt."""
-        return self.condition([""])
 
     def predict(
         self, network: nn.Module, x_t: Tensor, timesteps: Tensor, condition: Condition

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -81,8 +81,8 @@ def example(model: DiffusionModel, size: Size, *, edited: bool) -> Condition:
     if not edited:
         return model.condition(["a picture"])
     given = [Image.new("RGB", model.source_size(size)[::-1])]
-    more = [given] if model.edits == "reads" else []
-    return model.condition(["a picture"], None, *more) | {"source": sources(model, [given])}
+    more: dict[str, Any] = {"sources": given} if model.edits == "reads" else {}
+    return model.condition(["a picture"], **more) | {"source": sources(model, [given])}
 
 
 def seconds_of_batch(how: Inverter, x_0: Tensor, condition: Condition, pairs: int) -> float:

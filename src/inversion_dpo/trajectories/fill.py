@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -284,9 +284,9 @@ def conditions(how: Inverter, jobs: Sequence[Job], edited: Sequence[Images]) -> 
     keys = [text_of(job, how) for job in jobs]
     for key, job, source in zip(keys, jobs, edited, strict=True):
         if key not in made:
-            graphs = [graph_of(job.pair)] if how.key.scene_graph else None
-            more = [source] if how.model.edits == "reads" else []
-            made[key] = how.model.condition([job.pair.caption], graphs, *more)
+            more: dict[str, Any] = {"sources": source} if how.model.edits == "reads" else {}
+            more |= {"graphs": [graph_of(job.pair)]} if how.key.scene_graph else {}
+            made[key] = how.model.condition([job.pair.caption], **more)
     return {name: joined([made[key][name] for key in keys]) for name in made[keys[0]]}
 
 

@@ -57,7 +57,8 @@ def film(
     fitted = fit(image, found.size, found.fit or "pad")
     pixels = stack_pixels([fitted.image])
     x_0 = model.encode(pixels)
-    condition = model.condition([caption], [sampler.graph_of(caption)])
+    more: dict[str, Any] = {"graphs": [sampler.graph_of(caption)]} if sampler.takes_graphs else {}
+    condition = model.condition([caption], **more)
     predict, _ = predictions(model, condition | model.framing([fitted.framing]), 1.0, 1.0)
     noise, kind = pair_noise([0], x_0.shape).to(x_0), model.schedule.kind
     extent = Extent(start=i.start, iterations=i.fixed_point_iterations)

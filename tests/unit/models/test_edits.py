@@ -69,8 +69,8 @@ def picture(height: int = 96, width: int = 64) -> Image.Image:
 
 def conditions(model: Any, images: list[Image.Image], prompts: list[str]) -> dict[str, Tensor]:
     """What training has of images at the size of a source, and of instructions."""
-    more = [None, images] if model.edits == "reads" else []
-    return model.condition(prompts, *more) | {"source": model.encode(stack_pixels(images))}
+    more = {"sources": images} if model.edits == "reads" else {}
+    return model.condition(prompts, **more) | {"source": model.encode(stack_pixels(images))}
 
 
 def states(model: Any, **settings: Any) -> tuple[list[Tensor], Tensor]:

@@ -139,8 +139,8 @@ def test_a_lora_over_few_bits(family, kind, tiny):
     shape = (16, 8, 8) if family.startswith("sd3") else shape
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     t = plain.schedule.timesteps[500].expand(1)
-    sources = [Image.new("RGB", (64, 64), "green")] if plain.edits == "reads" else []
-    condition = plain.condition(["a small red star"], *([None, sources] if sources else []))
+    source = [Image.new("RGB", (64, 64), "green")]
+    condition = plain.condition(["a small red star"], *[source] * (plain.edits == "reads"))
     if family == "sdxl":
         condition["time_ids"] = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
     with torch.no_grad():
