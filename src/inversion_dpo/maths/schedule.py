@@ -41,10 +41,6 @@ class Schedule:
     levels: Levels
     sampler: Callable[[int], Grid]
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown_kind(self.kind)
-
     def grid(self, steps: int, spacing: str = "even") -> Grid:
         """Return the levels of an inversion in N ``steps``.
 

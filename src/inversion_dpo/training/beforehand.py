@@ -114,7 +114,7 @@ def check_usable(config: Config, cache: TrajectoryCache, plan: Plan) -> None:
             usual,
         )
     scales = {config.inversion.guidance_scale, config.objective.guidance_scale}
-    if plan.whole and scales != {RELEASED_GUIDANCE}:
+    if plan.path == "released" and scales != {RELEASED_GUIDANCE}:
         logger.warning(
             "objective.path=released: the authors' script inverts and predicts under guidance 2; "
             "set inversion.guidance_scale=2 objective.guidance_scale=2"

@@ -38,7 +38,7 @@ def check_step(session: Session, number: int, row: Row) -> None:
     Raises:
         StartupError: nothing could be learned; says why and what to change.
     """
-    plan = session.plan
+    plan, on_saddle = session.plan, session.plan.target == "reference"
     if not is_finite(row):
         return
     session.updates += 1
@@ -46,7 +46,7 @@ def check_step(session: Session, number: int, row: Row) -> None:
         exact = session.accelerator.mixed_precision == "no"
         exact = exact and session.model.pipeline.dtype == torch.float32
         check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
-    if number == 0 and plan.on_saddle:
+    if number == 0 and on_saddle:
         logger.warning(
             "objective.target=reference has exactly zero gradient while the policy is the "
             "reference: it starts on a saddle, and rounding noise decides where it goes. Kept to "
@@ -57,7 +57,7 @@ def check_step(session: Session, number: int, row: Row) -> None:
             f"the gradient at step 0 is {row['grad_norm']}: nothing would be learned. Check "
             "objective.beta, policy.target_modules, and that winner and loser images differ"
         )
-    if not session.initial or session.updates < CHECKED_STEPS or plan.on_saddle:
+    if not session.initial or session.updates < CHECKED_STEPS or on_saddle:
         return
     trainable, initial = session.policy.trainable(), session.initial
     if still := [n for n, p in trainable.items() if torch.equal(p.detach(), initial[n])]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.maths.losses import LOSSES, Loss, balance
-from inversion_dpo.maths.methods import ADAPTED, BETAS, ENDPOINTS, STORED
+from inversion_dpo.maths.methods import ADAPTED, BETAS, ENDPOINTS
 from inversion_dpo.maths.records import Grid, LossSettings
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.maths.targets import level_weights
@@ -24,14 +24,15 @@ from inversion_dpo.trajectories.key import chosen_method, window
 class Plan:
     """What a step does, in plain values.
 
-    low, high: lowest and highest level that is trained on: index on the inversion's grid, or in the
-    schedule on the paths ``noise``, ``line`` and ``known``. coupling: share of an image's own
-    noise on the last two, 0 on others. weights: size of the pictures -> k of each level, mean 1
-    over those; flow models shift their levels by the size. states: of each pair in a step.
-    soft_labels: whether the pairs' own p is read. gap: the mean of abs(2p - 1), where beta follows
-    it. reference_every: steps after which the reference becomes the policy. guidance_scale: of the
-    prediction that is trained, policy and reference alike. The dropouts are shares of pairs that
-    are shown without prompt, graph or caption.
+    path: on ``released`` a step looks at every state of a pair, averaged before the loss. target:
+    with ``reference`` there is no gradient at first. low, high: lowest and highest level that is
+    trained on: index on the inversion's grid, or in the schedule on the paths ``noise``, ``line``
+    and ``known``. coupling: share of an image's own noise on the last two, 0 on others. weights:
+    size of the pictures -> k of each level, mean 1 over those; flow models shift their levels by
+    the size. states: of each pair in a step. soft_labels: whether the pairs' own p is read. gap:
+    the mean of abs(2p - 1), where beta follows it. reference_every: steps after which the reference
+    becomes the policy. guidance_scale: of the prediction that is trained, policy and reference
+    alike. The dropouts are shares of pairs that are shown without prompt, graph or caption.
     """
 
     loss: Loss
@@ -56,21 +57,6 @@ class Plan:
     prompt_dropout: float
     graph_dropout: float
     caption_dropout: float
-
-    @property
-    def inverts(self) -> bool:
-        """Whether states and the reference's predictions come from the cache."""
-        return self.path in STORED
-
-    @property
-    def whole(self) -> bool:
-        """Whether a step looks at every state of a pair, averaged before the loss."""
-        return self.path == "released"
-
-    @property
-    def on_saddle(self) -> bool:
-        """Whether the target is the reference itself, so that there is no gradient at first."""
-        return self.target == "reference"
 
 
 def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size: Size) -> Plan:

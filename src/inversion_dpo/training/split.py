@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from scipy.cluster.hierarchy import DisjointSet
 
 T = TypeVar("T")
 
@@ -43,23 +44,11 @@ def grouped(numbers: Sequence[int], images: Sequence[Sequence[str]]) -> list[lis
         numbers: of the pairs, which ascend.
         images: marks of each pair's images, by its number; none if that is not known.
     """
-    root = {number: number for number in numbers}
-
-    def find(number: int) -> int:
-        while root[number] != number:
-            root[number] = root[root[number]]
-            number = root[number]
-        return number
-
-    first: dict[str, int] = {}
+    groups, first = DisjointSet(numbers), dict[str, int]()
     for number in numbers:
         for mark in images[number] if images else ():
-            one, other = find(first.setdefault(mark, number)), find(number)
-            root[max(one, other)] = min(one, other)
-    groups: dict[int, list[int]] = {}
-    for number in numbers:
-        groups.setdefault(find(number), []).append(number)
-    return list(groups.values())
+            groups.merge(first.setdefault(mark, number), number)
+    return sorted(map(sorted, groups.subsets()))
 
 
 def _shuffled(items: Sequence[T], seed: int) -> list[T]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import chance
+from inversion_dpo.maths.methods import STORED
 from inversion_dpo.maths.records import NoisyStates
 from inversion_dpo.maths.schedule import (
     add_noise,
@@ -72,10 +73,10 @@ def stored_positions(session: Session, generators: Generators) -> list[int] | No
     It is drawn uniformly, or on the path ``released`` every state of a pair in its order.
     """
     plan = session.plan
-    if not plan.inverts:
+    if plan.path not in STORED:
         return None
     first, last = session.cache.positions(plan.low, plan.high)
-    if plan.whole:
+    if plan.path == "released":
         return [first + k % plan.states for k in range(len(generators))]
     return integers(first, last, generators).tolist()
 

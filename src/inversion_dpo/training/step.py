@@ -24,6 +24,7 @@ from inversion_dpo.maths.losses import (
     squared_error,
     with_terms,
 )
+from inversion_dpo.maths.methods import STORED
 from inversion_dpo.maths.records import LossOutput, LossSettings, NoisyStates, PairErrors
 from inversion_dpo.run.processes import share
 from inversion_dpo.run.sharded import settle, total, whole
@@ -115,7 +116,8 @@ def backward(
     for part in range(parts):
         with nullcontext() if part == parts - 1 else accelerator.no_sync(session.network):
             here, generators = part_of_step(session, number, part)
-            read_ahead(session, *part_of_step(session, *divmod(number * parts + part + 1, parts)))
+            after, drawn = part_of_step(session, *divmod(number * parts + part + 1, parts))
+            cache.read_ahead([pair for pair, _ in after], stored_positions(session, drawn))
             output, errors, evaluations = losses(session, here, generators, drop=drop)
             accelerator.backward(output.loss.sum() * (team.size / items))
         row = measurements(output, errors, compared=plan.loss.reference, single=cache.single)
@@ -138,12 +140,6 @@ def part_of_step(
     places = [(k, s) for k in share_of for s in range(plan.states)]
     generators = [generator_for(0, plan.seed, number, *place) for place in places]
     return [batch[k] for k, _ in places], generators
-
-
-def read_ahead(session: Session, batch: list[tuple[int, int]], generators: Generators) -> None:
-    """Read from the disk what :func:`losses` will need, while the step before it computes."""
-    positions = stored_positions(session, generators)
-    session.cache.read_ahead([pair for pair, _ in batch], positions)
 
 
 def losses(
@@ -173,12 +169,12 @@ def losses(
     if session.cache.single:  # its second half is the first
         states = states.first(len(pairs))
         condition = {k: v[: len(pairs)] for k, v in condition.items()}
-    if (plan.loss.reference or compare) and (drop or not plan.inverts):
+    if (plan.loss.reference or compare) and (drop or plan.path not in STORED):
         states = with_reference(session, states, condition, first=compare)
     states = states.to(device)
     prediction = predict(session, session.network, states.x_t, states.timesteps, condition)
     errors = pair_errors(session, states, prediction, pairs)
-    if plan.whole:
+    if plan.path == "released":
         errors = pooled(errors, plan.states)
     if plan.safeguard:
         errors = safeguarded(errors, plan.safeguard_margin)
@@ -287,7 +283,7 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
     plan, team, pairs = session.plan, session.team, session.heldout_pairs[:limit]
     items = [(draw, place) for draw in range(draws) for place in range(len(pairs))]
     size = -(-plan.batch_size // (team.size * plan.accumulation))
-    if plan.whole:
+    if plan.path == "released":
         items = [(state, place) for place in range(len(pairs)) for state in range(plan.states)]
         size *= plan.states
     groups = split_by(items, lambda item: session.cache.size(pairs[item[1]]))
@@ -301,7 +297,8 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
     for first in range(0, len(chunks), team.size):  # as many forwards on every process: FSDP waits
         number = first + team.rank
         chunk, (batch, generators) = chunks[number % len(chunks)], drawn(number)
-        read_ahead(session, *drawn(number + team.size))
+        after, later = drawn(number + team.size)
+        session.cache.read_ahead([pair for pair, _ in after], stored_positions(session, later))
         output, errors, _ = losses(session, batch, generators, compare=True)
         row = measurements(output, errors, compared=True, single=session.cache.single)
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))

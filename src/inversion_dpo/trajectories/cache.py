@@ -164,7 +164,8 @@ class TrajectoryCache:
         guidances = key["guidance_scale"], key["reference_guidance"]
         self.form = form_of(self.extent, key["keep"], *guidances)
         self.endpoint: str = key.get("endpoint", "")
-        self.sides: int = 2 - key.get("single", False)  # images of a row
+        self.single: bool = key.get("single", False)  # a row is one image, as winner and as loser
+        self.sides = 2 - self.single  # images of a row
         self.inverted: bool = self.extent.last > 0  # or only encoded
         self.left_out: list[int] = manifest["left_out"]  # usable pairs, by place, not in here
         self.places: list[tuple[int, int]] = [(s, r) for s, r in manifest["places"]]
@@ -205,11 +206,6 @@ class TrajectoryCache:
     def size(self, pair: int) -> Size:
         """Tell the (height, width) of a pair's pictures, in pixels."""
         return self.sizes[self.places[pair][0]]
-
-    @property
-    def single(self) -> bool:
-        """Whether a row is one image, given as winner and as loser."""
-        return bool(self.counts.get("single"))
 
     def liked(self, pairs: Sequence[int]) -> Tensor:
         """Tell of each single image whether it is liked, [P]; label noise turns it."""

@@ -16,6 +16,7 @@ from inversion_dpo.maths.schedule import (
     prediction_of,
     step,
     step_back,
+    step_coefficients,
 )
 from inversion_dpo.models.schedules import discrete_schedule
 
@@ -171,7 +172,7 @@ def test_sampling_step_equals_flow_match_euler():
 def test_unknown_kind_is_refused():
     s = schedule()
     with pytest.raises(ValueError, match="velocity"):
-        Schedule("velocity", s.timesteps, s.levels, s.sampler)
+        step_coefficients(s.levels[1], s.levels[0], "velocity")
     x, at = torch.zeros(1, 1), level(0.5, "epsilon")
     for function, arguments in ((step, (x, x, at, at)), (prediction_of, (x, x, at))):
         with pytest.raises(ValueError, match="velocity"):

@@ -45,7 +45,7 @@ def test_a_straight_line_is_trained_on_the_schedules_levels_whatever_was_inverte
     given = ["objective.t_min=0.3", "objective.t_max=0.8", "objective.coupling=0.6"]
     for path in ("line", "known"):
         p = plan(f"objective.path={path}", *given)
-        assert (p.low, p.high, p.coupling, p.inverts) == (3, 8, 0.6, False)
+        assert (p.low, p.high, p.coupling) == (3, 8, 0.6)
         assert len(p.weights((64, 64))) == 11 and plan(f"objective.path={path}").coupling == 1
     assert plan().coupling == plan("objective.name=kto").coupling == 0
 
@@ -57,11 +57,6 @@ def test_a_first_state_without_more_noise_than_the_image_is_refused():
         plan(grid=flat)
     assert plan("objective.t_min=0.75", grid=flat).low == 2
     assert plan("objective.name=diffusion_dpo", "objective.t_min=0.0", grid=flat).low == 0
-
-
-def test_only_the_reference_as_target_is_a_saddle():
-    assert plan("objective.target=reference").on_saddle
-    assert not plan("objective.target=transition").on_saddle
 
 
 def test_values_arrive_where_they_belong():
