@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inversion_dpo.maths.records import WHOLE, Extent, Grid, Trajectory
-from inversion_dpo.maths.schedule import add_noise, like, step, step_back
+from inversion_dpo.maths.schedule import add_noise, like, step, step_back, step_coefficients
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # prediction = predict(x_t (B, *), timesteps [B])
 Compare = Callable[[Tensor, Tensor, Tensor], Tensor]  # the path's own prediction comes third
@@ -106,16 +106,17 @@ def follow(
     Returns:
         The states after the last transition of each image, and those before it.
     """
-    levels, again, before = grid.levels, x.clone(), x.clone()
+    low, high = grid.levels[slice(None, -1)], grid.levels[slice(1, None)]
+    c_x, c_p = step_coefficients(high, low, kind) if refined else step_coefficients(low, high, kind)
+    if refined:  # the way back of such a step
+        c_x, c_p = 1 / c_x, -c_p / c_x
+    at = (start + torch.arange(len(moves))[:, None]).clamp(max=grid.steps - 1)
+    c_x, c_p = (like(c[at].flatten(), x).unflatten(0, at.shape) for c in (c_x, c_p))
+    again, before = x.clone(), x.clone()
     for j, move in enumerate(moves):
         n = len(move)
-        low, high, here = levels[start[:n] + j], levels[start[:n] + j + 1], again[:n].clone()
-        known, before[:n] = move.to(x), here
-        again[:n] = (
-            step_back(here, known, high, low, kind)
-            if refined
-            else step(here, known, low, high, kind)
-        )
+        before[:n] = again[:n]
+        again[:n] = c_x[j, :n] * again[:n] + c_p[j, :n] * move.to(x)
     return again, before
 
 
