@@ -75,8 +75,8 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     def fill(folder: Path) -> None:
         shutil.copytree(adapter, folder)
         if form != "diffusers":
+            from inversion_dpo.models.folders import index_of
             from inversion_dpo.models.kohya import write_lora
-            from inversion_dpo.models.parts import index_of
 
             m, kind = config.model, ""
             with suppress(OSError, ValueError):  # a base that is not within reach

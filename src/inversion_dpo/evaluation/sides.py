@@ -21,18 +21,11 @@ from inversion_dpo.evaluation.prompt_sets import (
     read_prompt_set,
 )
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.folders import LARGEST, folder_fault, variant_of
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import fitted, load_pipeline
 from inversion_dpo.models.lora import add_lora, lora_file
-from inversion_dpo.models.parts import (
-    LARGEST,
-    NETWORKS,
-    check_lora,
-    folder_fault,
-    held_variant,
-    kind_of,
-    named,
-)
+from inversion_dpo.models.parts import check_lora, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.fields import ModelConfig
@@ -100,8 +93,7 @@ def side(config: Config, model: str | None) -> Side:
 
 def in_folder(m: ModelConfig, folder: Path) -> ModelConfig:
     """Name a whole pipeline's folder, with the rest of the settings, in place of a model."""
-    network = next((n for n in NETWORKS if (folder / n).is_dir()), "")
-    variant = held_variant(folder / network, m.variant)
+    variant = variant_of(folder, m.variant)
     alone = replace(m, path=str(folder), revision=None, variant=variant, config=None)
     return replace(alone, vae=None, lora=None, network=None)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from inversion_dpo.models.base import ModelError, frozen_parts
 
@@ -19,6 +19,7 @@ UNUSED = re.compile(  # tensors of published files that networks have no place f
     r"norm_final\.weight|pos_embed|y_embedder\.y_embedding|(loss|model_ema)\..*"
 )
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+LONGEST = 10_000  # tokens that CLIP may read: more is the library's word for none
 TELLING = (  # settings that weights do not show: of each row one, where the class takes it
     ("num_train_timesteps",),
     ("beta_schedule", "trained_betas"),
@@ -45,10 +46,19 @@ def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
     Raises:
         ModelError: names what is missing.
     """
+    if "quantization_config" in about:
+        raise ModelError(
+            f"{part} is held in few bits (quantization_config of its config.json): give it in "
+            "bf16, and set model.quantize or quantize_text, which make few bits of it here"
+        )
     takes, said = inspect.signature(kind).parameters, {k for k, v in about.items() if v is not None}
     rows = [row for row in TELLING if not takes.keys().isdisjoint(row)]
-    if {"latent_channels", "scaling_factor"} <= takes.keys() and about.get("latent_channels") != 4:
-        rows.append(("scaling_factor",))  # which SD1's does not say
+    if {"latent_channels", "scaling_factor"} <= takes.keys():
+        four = about.get("latent_channels") == 4
+        if not four or "scaling_factor" in about:  # which SD1's does not say
+            rows.append(("scaling_factor",))
+        if not four and "shift_factor" in takes:
+            rows.append(("shift_factor",))
     if lost := [row[0] for row in rows if said.isdisjoint(row)]:
         raise ModelError(
             f"the configuration of {part} does not say {', '.join(lost)}, and the library would "
@@ -83,7 +93,9 @@ def check_loaded(network: nn.Module, missing: Collection[str], strange: Collecti
 
 
 def check_vocabularies(pipeline: Any, folder: Path) -> None:
-    """Refuse a tokenizer whose folder has no vocabulary, which would know no word.
+    """Refuse a tokenizer whose folder has no vocabulary, or does not say how it is used.
+
+    It would know no word, or fill prompts up with other tokens, and never cut them.
 
     Args:
         pipeline: with its tokenizers, some of them inside a processor.
@@ -91,11 +103,15 @@ def check_vocabularies(pipeline: Any, folder: Path) -> None:
     """
     for part, component in pipeline.components.items():
         tokenizer = getattr(component, "tokenizer", component)
-        own = isinstance(tokenizer, PreTrainedTokenizerBase)
-        if own and not any((folder / part / name).is_file() for name in VOCABULARIES):
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            continue
+        if not any((folder / part / name).is_file() for name in VOCABULARIES):
             raise ModelError(
                 f"{folder / part} has no vocabulary ({', '.join(VOCABULARIES)}): fetch it again"
             )
+        about, length = folder / part / "tokenizer_config.json", tokenizer.model_max_length
+        if not about.is_file() or (isinstance(tokenizer, CLIPTokenizer) and length > LONGEST):
+            raise ModelError(f"{about} is lost, or lacks model_max_length: fetch it again")
 
 
 def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str]:
@@ -117,10 +133,10 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
         files = list((folder / part).glob("*.safetensors"))
         if part in given or not files:
             continue
-        held: set[str] = set()
+        held: dict[str, list[int]] = {}
         for file in files:
             with safe_open(file, "pt") as opened:
-                held |= set(opened.keys())
+                held |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}
         names = network.state_dict().keys()
         tied = getattr(network, "_tied_weights_keys", None) or ()
         count = len(list(network.parameters())) - len(tied)
@@ -130,16 +146,27 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
                 f"{folder / part} holds {len(held)} of at least {count} weights that its "
                 f"config.json asks for, not {example!r} for example: fetch it again"
             )
+        _check_shapes(network, held, f"{folder / part}")
         if part not in ("unet", "transformer"):
             continue
-        check_loaded(network, names - held, ())
-        if strange := sorted(name for name in held - names if not UNUSED.fullmatch(name)):
+        check_loaded(network, names - held.keys(), ())
+        if strange := sorted(name for name in held.keys() - names if not UNUSED.fullmatch(name)):
             warnings.append(
                 f"{folder / part}: {len(strange)} tensors have no place in the network that "
                 f"config.json describes, for example {strange[0]!r}: one of the two may be of "
                 "another variant"
             )
     return warnings
+
+
+def _check_shapes(network: nn.Module, held: Mapping[str, Sequence[int]], where: str) -> None:
+    """Refuse weights of other shapes than a network's, by the name that both have."""
+    for name, weight in network.state_dict().items():
+        if name in held and [*weight.shape] != [*held[name]]:
+            raise ModelError(
+                f"{where}: {name!r} has the shape {[*held[name]]}, and {[*weight.shape]} by "
+                "config.json: one of the two is of another model"
+            )
 
 
 def check_values(pipeline: Any) -> None:

@@ -10,27 +10,31 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
 from inversion_dpo.data.buckets import Resolution, buckets, square
 from inversion_dpo.data.buckets import named as named_size
 from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
+from inversion_dpo.models.folders import (
+    ENCODERS,
+    LARGEST,
+    NETWORKS,
+    folder_fault,
+    folder_of,
+    index_of,
+    variant_of,
+)
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.intact import check_names, check_values, check_vocabularies, check_whole
 from inversion_dpo.models.lora import add_lora, merge_lora
 from inversion_dpo.models.one_file import configuration_of, load_single_file
 from inversion_dpo.models.parts import (
-    ENCODERS,
-    LARGEST,
-    NETWORKS,
     check_lora,
     check_place,
-    folder_fault,
-    folder_of,
     given_parts,
-    index_of,
     kind_of,
     load_part,
     named,
@@ -91,6 +95,7 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         check_place(path)
         source = configuration_of(path, m.config) if single else path
         index = index_of(source, None if single else m.revision)
+        family_of(str(index.get("_class_name")))
         parts = given_parts(source, index, m)
     if single and not m.config:
         logger.warning("model.config is not set: %s is built as %s", m.path, source)
@@ -107,9 +112,7 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         if single:
             pipeline = load_single_file(path, source, index, how | parts)
         else:
-            pipeline = DiffusionPipeline.from_pretrained(
-                path, revision=m.revision, variant=m.variant, **how, **parts
-            )
+            pipeline = _from_pretrained(path, m, how | parts)
             for text in check_names(pipeline, folder_of(path, m.revision), parts):
                 logger.warning(text)
         check_vocabularies(pipeline, folder_of(source, None if single else m.revision))
@@ -131,6 +134,22 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
     if m.scene_graph:
         install(pipeline, load_encoder(m.scene_graph), m.prompt_chunks)
     return pipeline
+
+
+def _from_pretrained(path: str, m: ModelConfig, how: dict[str, Any]) -> Any:
+    """Load a pipeline's folder or hub id; one that is there in fp16 alone, in fp16."""
+    folder = Path(path)
+    how |= {"revision": m.revision}
+    variant = variant_of(folder, m.variant) if folder.is_dir() else m.variant
+    try:
+        return DiffusionPipeline.from_pretrained(path, variant=variant, **how)
+    except OSError as error:
+        if variant or folder.is_dir():
+            raise
+        try:
+            return DiffusionPipeline.from_pretrained(path, variant="fp16", **how)
+        except OSError:
+            raise error from None
 
 
 def _make_small(pipeline: Any, network: str, m: ModelConfig) -> None:
@@ -161,6 +180,7 @@ def check_model(m: ModelConfig) -> DiffusionModel:
         single = Path(path).is_file()
         source = configuration_of(path, m.config) if single else path
         index = index_of(source, m.revision)
+        family_of(str(index.get("_class_name")))
         network = next((n for n in NETWORKS if n in index), "")
         given = ["vae"] * bool(m.vae) + [*NETWORKS] * bool(m.network)
         if fault := folder_fault(Path(path), given + [*LARGEST] * (not m.t5)):
@@ -272,6 +292,21 @@ def name_of_few_steps(m: ModelConfig) -> str | None:
     return None
 
 
+def family_of(pipeline: type | str) -> tuple[str, str]:
+    """Find a pipeline's row of :data:`FAMILIES`, by its class or by the name of that.
+
+    Raises:
+        ModelError: it has none.
+    """
+    kind = getattr(diffusers, pipeline, None) if isinstance(pipeline, str) else pipeline
+    for above in getattr(kind, "__mro__", ()):
+        if above.__name__ in FAMILIES:
+            return FAMILIES[above.__name__]
+    name = str(getattr(kind, "__name__", pipeline))
+    base = " It is distilled to few steps: train its base model" if DISTILLED.search(name) else ""
+    raise ModelError(f"{name} is not supported; supported: {', '.join(FAMILIES)}.{base}")
+
+
 def base_name(path: str) -> str:
     """Shorten a model's path to a name that may be given away: the hub's or asset's, no folder."""
     return Path(path).name if Path(path).expanduser().exists() else path
@@ -293,14 +328,7 @@ def adapt(
     """
     for part in frozen_parts(pipeline).values():
         part.requires_grad_(False).eval()
-    found = [FAMILIES[c.__name__] for c in type(pipeline).__mro__ if c.__name__ in FAMILIES]
-    if not found:
-        kind = type(pipeline).__name__
-        base = (
-            " It is distilled to few steps: train its base model" if DISTILLED.search(kind) else ""
-        )
-        raise ModelError(f"{kind} is not supported; supported: {', '.join(FAMILIES)}.{base}")
-    file, name = found[0]
+    file, name = family_of(type(pipeline))
     family = getattr(import_module(f"inversion_dpo.models.{file}"), name)
     use = Use(square(resolution), guidance_embed, prompt_chunks)
     model: DiffusionModel = family(pipeline, use)

@@ -7,23 +7,34 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import diffusers
 import torch
+import transformers
 from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.folders import (
+    ENCODERS,
+    LARGEST,
+    NETWORKS,
+    SHARD,
+    UNUSED,
+    folder_remedy,
+    held_variant,
+    index_of,
+    keys_of,
+    network_fault,
+)
 from inversion_dpo.models.intact import check_loaded, check_settings
 from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
 from inversion_dpo.models.one_file import CLIPS, configuration_of, network_in
@@ -31,12 +42,7 @@ from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import ModelConfig
 
-NETWORKS = ("unet", "transformer")  # what is trained is one of these parts
-ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-LARGEST = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # by text to image
 SUFFIXES = (".safetensors", ".gguf", *PICKLED)
-SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # at the end of a file's name
 FITTING = (  # settings in which a part must be as the pipeline's own
     *("in_channels", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim"),
     *("caption_channels", "cap_feat_dim", "text_dim", "text_hidden_dim"),
@@ -79,13 +85,6 @@ def check_place(path: str) -> None:
         raise ModelError(ALONE["lora"])
 
 
-def keys_of(file: Path) -> list[str]:
-    """List the names of a file's tensors; none if it is damaged."""
-    with suppress(SafetensorError, OSError), safe_open(file, "pt") as opened:
-        return list(opened.keys())
-    return []
-
-
 def kind_of(name: str) -> Kind | None:
     """Say what a file, folder or hub id holds; None if it is none of these."""
     place = Path(name).expanduser()
@@ -106,20 +105,6 @@ def kind_of(name: str) -> Kind | None:
     if any((place / part / "config.json").is_file() for part in ("", *NETWORKS)):
         return "network"
     return "lora" if any(kind_of(str(f)) == "lora" for f in place.glob("*.safetensors")) else None
-
-
-def index_of(source: str, revision: str | None = None) -> dict[str, Any]:
-    """Read a pipeline's model_index.json from its folder or hub id."""
-    if Path(source).is_dir():
-        return dict(DiffusionPipeline.load_config(source))
-    return dict(json.loads((folder_of(source, revision) / "model_index.json").read_text()))
-
-
-def folder_of(source: str, revision: str | None = None) -> Path:
-    """Find a pipeline's folder, in the hub's cache if it is a hub id."""
-    if Path(source).is_dir():
-        return Path(source)
-    return Path(hf_hub_download(source, "model_index.json", revision=revision)).parent
 
 
 def save_pipeline(pipeline: Any, folder: Path) -> None:
@@ -163,6 +148,7 @@ def load_part(
         try:
             own = kind.load_config(path, **{k: v for k, v in how.items() if k != "variant"})
             _check_fit(kind, own, config)
+            check_settings(part, kind, own)
             if not read:
                 _check_held(kind, own, Path(path) / (how["subfolder"] or ""))
                 return None
@@ -181,7 +167,7 @@ def _check_held(kind: Any, own: Mapping[str, Any], folder: Path) -> None:
     """Compare the names in a network's folder with its configuration's; of a hub id nothing."""
     if not folder.is_dir():
         return
-    if fault := _network_fault(folder):
+    if fault := network_fault(folder):
         raise ModelError(fault)
     held = {key for file in folder.glob("*.safetensors") for key in keys_of(file)}
     if not held:
@@ -202,14 +188,6 @@ def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str 
         return [{"subfolder": subfolder, "variant": v} for subfolder, v in both]
     subfolder = part if (folder / part).is_dir() else None
     return [{"subfolder": subfolder, "variant": held_variant(folder / (subfolder or ""), variant)}]
-
-
-def held_variant(folder: Path, variant: str | None) -> str | None:
-    """Return the variant if a network's folder has it, else one that it has."""
-    held = _variants(folder)
-    if variant in held or not held:
-        return variant
-    return min(held, key=str) if None not in held else None
 
 
 def _check_fit(kind: Any, own: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -256,17 +234,39 @@ def skeleton(m: ModelConfig) -> Any:
                 library, class_name = index.get(part) or ("", "")
                 if part in parts or not library:
                     continue
-                made: Any = getattr(import_module(library), class_name)
                 place = {"subfolder": part, "revision": m.revision}
-                if library == "diffusers":
-                    about = made.load_config(source, **place)
-                    check_settings(part, made, about)
-                    parts[part] = made.from_config(about)
-                else:
-                    about, _ = made.config_class.get_config_dict(source, **place)
-                    check_settings(part, made.config_class, about)
-                    parts[part] = made(made.config_class.from_pretrained(source, **place))
+                parts[part] = _without_weights(library, class_name, source, place)
         return DiffusionPipeline.from_pretrained(source, revision=m.revision, **parts)
+
+
+def _without_weights(library: str, name: str, source: str, place: dict[str, Any]) -> Any:
+    """Make one part of a pipeline from its configuration.
+
+    Args:
+        library: diffusers or transformers.
+        name: of its class in the library.
+        source: folder or hub id of the pipeline.
+        place: the part's subfolder, and the revision.
+    """
+    part, libraries = place["subfolder"], {"diffusers": diffusers, "transformers": transformers}
+    made: Any = getattr(libraries.get(library), name, None)
+    if made is None:
+        raise ModelError(
+            f"model_index.json asks for {library}.{name} as {part}, which is not there: name a "
+            "class of diffusers or transformers, perhaps of a newer version"
+        )
+    if library == "transformers":
+        about, _ = made.config_class.get_config_dict(source, **place)
+        check_settings(part, made.config_class, about)
+        return made(made.config_class.from_pretrained(source, **place))
+    about = made.load_config(source, **place)
+    if part != "scheduler" and (own := about.get("_class_name", name)) != name:
+        raise ModelError(
+            f"model_index.json says that {part} is {name}, and its config.json {own}: one of the "
+            "two is of another model"
+        )
+    check_settings(part, made, about)
+    return made.from_config(about)
 
 
 def check_lora(m: ModelConfig, name: str, key: str) -> None:
@@ -312,11 +312,11 @@ def _remedy(error: Exception, key: str, name: str) -> str:
     if "variant=" in text:
         return "Set model.variant to one that is there, or to null"
     if place.is_dir() and key == "model.path":
-        return _folder_remedy(place)
+        return folder_remedy(place)
     if place.is_file():
         return "Give a file of the same model as the pipeline in model.path"
     folders = [place, *(place / part for part in (*NETWORKS, "vae"))]
-    if fault := next((f for p in folders if p.is_dir() and (f := _network_fault(p))), None):
+    if fault := next((f for p in folders if p.is_dir() and (f := network_fault(p))), None):
         return fault
     if "no file named" in text and ".safetensors" in text:
         return (
@@ -324,64 +324,3 @@ def _remedy(error: Exception, key: str, name: str) -> str:
             "convert them to safetensors"
         )
     return "It needs config.json and safetensors weights of this model"
-
-
-def _folder_remedy(folder: Path) -> str:
-    """Say what a pipeline's folder lacks."""
-    if fault := folder_fault(folder):
-        return fault
-    for part in (p for p in folder.iterdir() if p.is_dir()):
-        held = _variants(part)
-        if held and None not in held:
-            return f"Set model.variant={min(map(str, held))}, the only one of {part.name}"
-    return "The folder needs model_index.json and safetensors weights that fit its configuration"
-
-
-def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
-    """Say which parts of a pipeline's folder are lost, damaged or pickles; headers alone are read.
-
-    given: parts that come from elsewhere.
-    """
-    index = dict[str, Any]()
-    if folder.is_dir():
-        with suppress(OSError, ValueError, TypeError):
-            index = index_of(str(folder))
-    lists = {n: v for n, v in index.items() if isinstance(v, (list, tuple)) and len(v) == 2}
-    listed = {n: v for n, v in lists.items() if v[0] is None or isinstance(v[1], str)}
-    kind = getattr(diffusers, str(index.get("_class_name")), None)
-    idle = (*UNUSED, *given, *getattr(kind, "_optional_components", ()))
-    if none := [n for n, v in listed.items() if not v[0] and n not in idle]:
-        remedy = "set model.t5=false" if set(none) <= set(LARGEST) else "take a whole pipeline"
-        return f"model_index.json names no {', '.join(none)}: {remedy}"
-    parts = [n for n, v in listed.items() if v[0] and n not in (*UNUSED, *given)]
-    lost = [n for n in parts if not (folder / n).is_dir()]
-    if lost:
-        less = ", or set model.t5=false" * (not {*lost}.difference(LARGEST))
-        parts_lost = f"{', '.join(lost)}, which model_index.json names"
-        return f"The folder lacks {parts_lost}: fetch it again{less}"
-    return next((fault for part in parts if (fault := _network_fault(folder / part))), None)
-
-
-def _network_fault(folder: Path) -> str | None:
-    names = [f.name for f in folder.iterdir()]
-    weights = [n for n in names if n.endswith(".safetensors")]
-    tables = [n for n in names if re.search(r"\.safetensors\.index(\.\w+)?\.json$", n)]
-    for table in tables:
-        shards = set(json.loads((folder / table).read_text())["weight_map"].values())
-        if lost := sorted(shards.difference(names)):
-            return f"{folder} lacks {', '.join(lost)}, a part of {folder.name}: fetch it again"
-    for name in weights:
-        if not keys_of(folder / name):
-            return f"{folder / name} is damaged or not complete: fetch it again"
-    if not tables and any(SHARD.search(Path(n).stem) for n in weights):
-        return f"{folder} lacks the index of its weights (.safetensors.index.json): fetch it again"
-    if not weights and any(n.endswith(PICKLED) for n in names):
-        what = f"Weights of {folder.name} are pickles, which can run code"
-        return f"{what}: convert them to safetensors"
-    return None
-
-
-def _variants(folder: Path) -> set[str | None]:
-    """Read the variants of a folder's weights off their names; None is the plain one."""
-    stems = [SHARD.sub("", f.stem) for f in folder.glob("*.safetensors")]
-    return {stem.partition(".")[2] or None for stem in stems}

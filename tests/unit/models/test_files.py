@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.evaluation.samples import model_digest
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.folders import folder_fault
 from inversion_dpo.models.loading import check_model, load_pipeline
-from inversion_dpo.models.parts import folder_fault, save_pipeline
+from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
@@ -417,14 +418,15 @@ def only_half(folder, part):
 
 
 def test_parts_in_another_variant(tiny, pipe, tmp_path):
-    """An autoencoder in fp16 only is read as it is; a pipeline names the setting."""
+    """What is there in fp16 only is read as it is, alone, in a pipeline and as --policy."""
     folder = shutil.copytree(tiny("sd2"), tmp_path / "model")
     only_half(folder, "vae")
     for name in (folder, folder / "vae"):
         found = load_pipeline(ModelConfig(str(tiny("sd15")), vae=str(name))).vae
         assert torch.equal(found.encoder.conv_in.weight, pipe("sd2").vae.encoder.conv_in.weight)
-    with pytest.raises(ModelError, match=r"model.path=.*Set model.variant=fp16.*vae"):
-        load_pipeline(ModelConfig(str(folder)))
+    for m in (ModelConfig(str(folder)), side(load_config(None, []), str(folder)).config.model):
+        check_model(m)
+        assert load_pipeline(m).vae.encoder.conv_in.weight.equal(found.encoder.conv_in.weight)
 
 
 def truncated(folder, part):
@@ -476,15 +478,13 @@ def test_a_damaged_folder_names_the_part_and_the_remedy(spoil, message, part, ti
         side(load_config(None, []), str(folder))
 
 
-def test_a_folder_without_t5_names_its_setting(tmp_path):
-    parts = ("transformer", "text_encoder_3", "tokenizer_3")
-    index = {"_class_name": "StableDiffusion3Pipeline"} | dict.fromkeys(parts, ["diffusers", "X"])
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    assert folder_fault(tmp_path).endswith(
-        "tokenizer_3, which model_index.json names: fetch it again"
-    )
-    (tmp_path / "transformer").mkdir()
-    assert folder_fault(tmp_path).endswith("names: fetch it again, or set model.t5=false")
+def test_a_folder_without_t5_names_its_setting(tiny, tmp_path):
+    folder = shutil.copytree(tiny("sd3"), tmp_path / "model")
+    for part in ("text_encoder_3", "tokenizer_3", "transformer"):
+        shutil.move(folder / part, tmp_path)
+    assert folder_fault(folder).endswith("which model_index.json names: fetch it again")
+    shutil.move(tmp_path / "transformer", folder)
+    assert folder_fault(folder).endswith("names: fetch it again, or set model.t5=false")
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])

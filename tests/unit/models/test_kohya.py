@@ -20,10 +20,10 @@ from diffusers.loaders.lora_conversion_utils import (
 from safetensors.torch import load_file, save_file
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.folders import index_of
 from inversion_dpo.models.kohya import blocks_to_kohya, read_lora, to_comfyui, to_kohya, write_lora
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.lora import read_lora as read_file
-from inversion_dpo.models.parts import index_of
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 from tests.slow import slow_but

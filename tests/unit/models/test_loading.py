@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
-from inversion_dpo.models import parts
+from inversion_dpo.models import folders
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import adapt, check_model, load_pipeline
 from inversion_dpo.run.fields import ModelConfig
@@ -36,11 +36,12 @@ def test_a_hub_id_from_the_cache_offline(tiny, half, hub_cache):
     assert part.unet.dtype == part.vae.dtype == torch.float16
     by_commit = load_pipeline(ModelConfig("owner/name", "b" * 40, "fp16"))
     assert torch.equal(by_commit.unet.conv_in.weight, part.unet.conv_in.weight.float())
+    unnamed = load_pipeline(ModelConfig("owner/name", "v2"))  # there in fp16 alone
+    assert torch.equal(unnamed.unet.conv_in.weight, part.unet.conv_in.weight.float())
     refused = {
         ("owner/name", "v3", None): "owner/name.*model.revision.*hf download owner/name",
         ("owner/none", None, None): "owner/none.*neither a folder here nor in the hub's cache",
         ("owner/name", None, "fp16"): "variant=fp16.*Set model.variant to one that is there",
-        ("owner/name", "v2", None): "no file named.*Set model.variant if its files carry one",
     }
     for (name, revision, variant), message in refused.items():
         with pytest.raises(ModelError, match=message) as caught:
@@ -71,7 +72,7 @@ def test_a_gated_model_says_what_to_do(monkeypatch):
     def gated(*_, **__):
         raise GatedRepoError.__new__(GatedRepoError, "gated")
 
-    monkeypatch.setattr(parts, "hf_hub_download", gated)
+    monkeypatch.setattr(folders, "hf_hub_download", gated)
     with pytest.raises(ModelError, match="Accept its licence on the hub and log in"):
         load_pipeline(ModelConfig("owner/gated"))
 
@@ -98,9 +99,9 @@ SPOILED = {
     "weights cut short": (cut("unet/diffusion_pytorch_model.safetensors"), "Unable to load"),
     "a text encoder cut short": (cut("text_encoder/model.safetensors"), "deserializing header"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "no file named model_index.json"),
-    "an index that is none": (lambda f: (f / "model_index.json").write_text("[]"), "The folder"),
-    "a pipeline nobody knows": (settings("model_index.json", _class_name="Mine"), "attribute Mine"),
-    "code of its own": (settings("model_index.json", _class_name=["pipeline", "M"]), "must be str"),
+    "an index that is none": (lambda f: (f / "model_index.json").write_text("[]"), "names no pipe"),
+    "a pipeline nobody knows": (settings("model_index.json", _class_name="Mine"), "Mine is not s"),
+    "code of its own": (settings("model_index.json", _class_name=["p", "M"]), "'M'. is not supp"),
     "another pipeline": (
         settings("model_index.json", _class_name="StableDiffusionInpaintPipeline"),
         "StableDiffusionInpaintPipeline is not supported; supported: StableDiffusionPipeline",
@@ -119,6 +120,91 @@ def test_a_spoiled_folder_is_one_line(spoil, message, tiny, tmp_path):
     with pytest.raises(ModelError, match=message) as caught:
         adapt(load_pipeline(ModelConfig(str(folder))), 64)
     assert "\n" not in str(caught.value)
+
+
+def text(file, content):
+    return lambda folder: (folder / file).write_text(content)
+
+
+def without(file, key):
+    def change(folder):
+        path = folder / file
+        about = json.loads(path.read_text())
+        del about[key]
+        path.write_text(json.dumps(about))
+
+    return change
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1"  # what git clone leaves without git-lfs
+NAMED = {
+    "no scheduler named": (without("model_index.json", "scheduler"), "names no scheduler: take a"),
+    "a class of a newer version": (
+        settings("model_index.json", scheduler=["diffusers", "New"]),
+        "asks for diffusers.New as scheduler, which is not there",
+    ),
+    "another class of network": (
+        settings("model_index.json", unet=["diffusers", "UNet2DModel"]),
+        "says that unet is UNet2DModel, and its config.json UNet2DConditionModel",
+    ),
+    "a pipeline with more parts": (
+        settings("model_index.json", _class_name="StableDiffusionXLPipeline"),
+        "names no text_encoder_2, tokenizer_2: take a whole pipeline",
+    ),
+    "no configuration": (
+        lambda f: (f / "text_encoder/config.json").unlink(),
+        "text_encoder lacks config.json: fetch it again",
+    ),
+    "no scheduler's": (
+        lambda f: (f / "scheduler/scheduler_config.json").unlink(),
+        "scheduler lacks scheduler_config.json: fetch",
+    ),
+    "no weights": (
+        lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(),
+        "vae has no weights",
+    ),
+    "a pointer for weights": (
+        text("unet/diffusion_pytorch_model.safetensors", POINTER),
+        "unet/diffusion_pytorch_model.safetensors is damaged",
+    ),
+    "a pointer for a vocabulary": (
+        text("tokenizer/tokenizer.json", POINTER),
+        "tokenizer.json is no JSON",
+    ),
+    "an empty index": (text("model_index.json", ""), "model_index.json is no JSON"),
+    "an index of shards": (
+        text("unet/diffusion_pytorch_model.safetensors.index.json", "<html>"),
+        "safetensors.index.json is no JSON",
+    ),
+    "another width": (settings("unet/config.json", in_channels=9), "has the shape .*, and .* by c"),
+    "no scale": (settings("vae/config.json", scaling_factor=None), "does not say scaling_factor"),
+    "no lengths": (
+        without("tokenizer/tokenizer_config.json", "model_max_length"),
+        "tokenizer_config.json is lost, or lacks model_max_length",
+    ),
+    "in few bits": (
+        settings("unet/config.json", quantization_config={"load_in_4bit": True}),
+        "unet is held in few bits .*: give it in bf16, and set model.quantize",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), NAMED.values(), ids=NAMED.keys())
+def test_a_folder_with_one_fault_is_refused_before_any_work(spoil, message, tiny, tmp_path):
+    """By the name of the file or part, and with what to do."""
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        check_model(ModelConfig(str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shift_that_is_not_said_is_refused(tiny, tmp_path):
+    """The library takes none, and FLUX and Stable Diffusion 3 have one."""
+    folder = shutil.copytree(tiny("sd3"), tmp_path / "model")
+    without("vae/config.json", "shift_factor")(folder)
+    with pytest.raises(ModelError, match="vae does not say shift_factor"):
+        check_model(ModelConfig(str(folder)))
 
 
 @pytest.mark.parametrize(
