@@ -57,7 +57,7 @@ def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
         four = about.get("latent_channels") == 4
         if not four or "scaling_factor" in about:  # which SD1's does not say
             rows.append(("scaling_factor",))
-        if not four and "shift_factor" in takes:
+        if about.get("latent_channels") == 16 and "shift_factor" in takes:  # as SD3's and FLUX's
             rows.append(("shift_factor",))
     if lost := [row[0] for row in rows if said.isdisjoint(row)]:
         raise ModelError(
