@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -107,11 +106,6 @@ def left_out_text(left: int, total: int) -> str:
         f"no training size is near to, and more than an eighth would be cut; set data.fit=crop or "
         "pad, or another model.resolution"
     )
-
-
-def sizes_text(pairs: Counter[Size]) -> str:
-    """List sizes, each with its number of pairs, the most frequent first."""
-    return ", ".join(f"{named(size)} ({count})" for size, count in pairs.most_common())
 
 
 def named(size: Size) -> str:

@@ -175,7 +175,8 @@ def row_of(raw: Raw) -> Row:
     if (votes := values.get("votes")) not in (None, ""):
         if isinstance(votes, str) and re.fullmatch(r"\[\d+, ?\d+\]", votes):  # in a CSV
             votes = json.loads(votes)
-        said = _of_shares(*map(number, votes)) if _two(votes) else _NO_VOTES
+        two = isinstance(votes, list) and len(votes) == 2
+        said = _of_shares(*map(number, votes)) if two else _NO_VOTES
         if isinstance(said, Fault):
             return Row(raw.where, None, fault=said)
         preference = said[1]
@@ -221,11 +222,6 @@ def _needed(name: str, missing: str, values: Mapping[str, Any], table: Table) ->
 
 
 _NO_VOTES = Fault("bad_labels", "the votes are no list of two counts, such as [7, 3]; write one")
-
-
-def _two(votes: Any) -> bool:
-    """Tell whether the cell has the votes for each of two images."""
-    return isinstance(votes, list) and len(votes) == 2
 
 
 def _label(values: Mapping[str, Any]) -> float | str | None:

@@ -153,12 +153,6 @@ def plain(*names: str) -> Path:
     return Path(*(re.sub(r"[^\w.-]+", "--", name).strip(".-") for name in names))
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Read what :func:`judge_by` left in a run's folder, by the protocols' names."""
-    files = sorted((folder / FOLDER).glob("*.json"))
-    return [read_json(file) for file in files]
-
-
 def table_of(found: Mapping[str, Any], prompts: str) -> list[dict[str, str]]:
     """List a prompt set's rows: the reference, each model's mean, gain and win rate, the papers'.
 
@@ -233,7 +227,7 @@ def sections(folder: Path) -> list[Section]:
             " ".join(notes(found, prompts)),
             Table.of(rows, numbers=range(2, len(rows[0]))) if rows else None,
         )
-        for found in read_results(folder)
+        for found in map(read_json, sorted((folder / FOLDER).glob("*.json")))
         for prompts in found["sets"]
         for rows in [table_of(found, prompts)]
     ]

@@ -61,17 +61,14 @@ def questions(
         if faults and config.on_bad_row == "error":
             raise DataError(f"{faults[0].text}, or set data.on_bad_row=skip")
         counts.update(["skipped"] if faults else [])
-        for images in [] if faults else _asked(row.encoded, alone):
+        each = [(i, i) for i in dict.fromkeys(row.encoded)] if alone else [row.encoded]
+        for images in [] if faults else each:
             counts["pairs"] += 1
             named = content(replace(row, images=images)).hex()
             seeds = () if alone else row.seeds
             source, mask = (i if isinstance(i, bytes) else None for i in (row.source, row.mask))
             told = (row.caption or "", images, row.scene_graph)
             yield Question(named, *told, seeds, source, mask, row.group)
-
-
-def _asked(images: tuple[bytes, bytes], alone: bool) -> list[tuple[bytes, bytes]]:
-    return [(image, image) for image in dict.fromkeys(images)] if alone else [images]
 
 
 def _unlabelled(raw: Raw, alone: bool) -> Raw:

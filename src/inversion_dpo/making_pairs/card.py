@@ -58,6 +58,8 @@ def card(
         tags=["preference-pairs", "scene-graphs", "compositional-generation", "dpo"],
         configs=[{"config_name": "default", "data_files": files}],
     )
+    every = [g for part in graphs.values() for g in part]
+    complex_ones = sum(len(g.items) > 2 and len(g.relations) > 2 for g in every)
     sources = Counter(source for part in splits.values() for row in part for source in _by(row))
     return str(
         DatasetCard.from_template(
@@ -67,7 +69,7 @@ def card(
             evaluation=config.evaluation,
             total=total,
             table=split_table(graphs),
-            complex=100 * share_of_complex([g for part in graphs.values() for g in part]),
+            complex=100 * complex_ones / len(every),
             sources=sorted(sources.items()),
         )
     )
@@ -83,11 +85,6 @@ def split_table(graphs: Mapping[str, Sequence[SceneGraph]]) -> list[list[object]
         [split, len(part), len({SceneKey(g) for g in part}), *(counts[split][n] for n in sizes)]
         for split, part in graphs.items()
     ]
-
-
-def share_of_complex(graphs: Sequence[SceneGraph]) -> float:
-    """Share of graphs of at least three objects and three relations."""
-    return sum(len(g.items) > 2 and len(g.relations) > 2 for g in graphs) / len(graphs)
 
 
 def size_category(count: int) -> str:

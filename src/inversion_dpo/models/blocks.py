@@ -101,11 +101,6 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
         yield from part if isinstance(part, nn.ModuleList) else ()
 
 
-def compile_row(how: str) -> dict[str, float]:
-    """Say, for the metrics, how long this process compiled; nothing if it was not asked to."""
-    return {} if how == "no" else {"compile_seconds": round(seconds_compiling(), 1)}
-
-
 def seconds_compiling() -> float:
     """Sum the seconds that this process has spent in torch's compiler."""
     from torch._dynamo.utils import cumulative_time_spent_ns as spent

@@ -307,11 +307,6 @@ def family_of(pipeline: type | str) -> tuple[str, str]:
     raise ModelError(f"{name} is not supported; supported: {', '.join(FAMILIES)}.{base}")
 
 
-def base_name(path: str) -> str:
-    """Shorten a model's path to a name that may be given away: the hub's or asset's, no folder."""
-    return Path(path).name if Path(path).expanduser().exists() else path
-
-
 def adapt(
     pipeline: Any, resolution: Resolution, guidance_embed: float = 1.0, prompt_chunks: int = 1
 ) -> DiffusionModel:

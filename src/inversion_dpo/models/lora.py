@@ -66,16 +66,13 @@ def lora_file(name: str) -> Path:
     files = files[:1] or sorted(place.glob("*.safetensors"))
     if len(files) != 1 or files[0].suffix != ".safetensors":
         held = "several files: name one" if len(files) > 1 else "no .safetensors file"
-        pickles = [f for f in ([place] if place.is_file() else place.iterdir()) if _pickled(f)]
+        there = [place] if place.is_file() else place.iterdir()
+        pickles = [f for f in there if f.suffix in PICKLED]
         remedy = (
             f"; {pickles[0].name} can run code and is not opened: convert it" if pickles else ""
         )
         raise ModelError(f"{place} holds {held}{remedy}")
     return files[0]
-
-
-def _pickled(file: Path) -> bool:
-    return file.suffix in PICKLED
 
 
 def add_lora(pipeline: Any, name: str) -> None:

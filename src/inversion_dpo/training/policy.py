@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from inversion_dpo.models.base import DiffusionModel, ModelError, network_of
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder
 from inversion_dpo.models.graph_model import save_encoder
-from inversion_dpo.models.loading import base_name
 from inversion_dpo.models.lora import merge_lora
 from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.run.disk import steady_header
@@ -259,7 +258,8 @@ def attach(model: DiffusionModel, config: Config) -> Policy:
     if p.kind == "full":
         return FullPolicy(model)
     if p.kind == "scene_graph":
-        return SceneGraphPolicy(model, base_name(config.model.path))
+        path = Path(config.model.path)  # a folder is not named to others
+        return SceneGraphPolicy(model, path.name if path.expanduser().exists() else str(path))
     autocast = config.training.mixed_precision != "no"
     return LoraPolicy(model, p, config.training.seed, autocast=autocast)
 

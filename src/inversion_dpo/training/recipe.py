@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from inversion_dpo.data.buckets import left_out_text, sizes_text
+from inversion_dpo.data.buckets import left_out_text, named
 from inversion_dpo.data.giveaways import refuse_giveaways
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
-from inversion_dpo.models.blocks import compile_blocks, compile_model, compile_row, one_length
+from inversion_dpo.models.blocks import compile_blocks, compile_model, one_length, seconds_compiling
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.run.disk import atomic_folder
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
@@ -56,7 +56,6 @@ from inversion_dpo.training.run_files import (
     resume,
     save_policy,
     save_session,
-    tracker_of,
 )
 from inversion_dpo.training.session import Session, split_by
 from inversion_dpo.training.split import split_pairs
@@ -97,7 +96,6 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
         Terminated: SIGTERM came, and all is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
     with stage(folder, "invert"), memory_advice("inversion"):
         prepared = prepare(config, cache_root or folder / "cache")
     with stage(folder, "train"), memory_advice("training"), stop_requests() as stopping:
@@ -132,7 +130,8 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     logger.info(counts_text(cache))
     sizes = Counter(map(cache.size, range(cache.pairs)))
     if len(sizes) > 1:
-        logger.info("pairs by size: %s", sizes_text(sizes))
+        listed = ", ".join(f"{named(size)} ({count})" for size, count in sizes.most_common())
+        logger.info("pairs by size: %s", listed)
     if left := len(cache.left_out):
         logger.warning(left_out_text(left, left + cache.pairs))
     if any(cache.overlong.values()):
@@ -232,7 +231,9 @@ def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
     if session.team.main:
         peak = round(peak_memory(session.accelerator.device))
         row = last | {"peak_memory_mb": peak, "pairs": session.cache.pairs}
-        append_row(folder, row | compile_row(config.training.compile))
+        if config.training.compile != "no":
+            row["compile_seconds"] = round(seconds_compiling(), 1)
+        append_row(folder, row)
     save_policy(session, folder / "adapter")
     if config.policy.merge and session.team.main:
         atomic_folder(folder / "merged", session.policy.merge)

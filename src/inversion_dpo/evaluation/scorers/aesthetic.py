@@ -1,4 +1,9 @@
-"""Score images with LAION's aesthetic predictor 2: linear layers on CLIP ViT-L/14's embedding."""
+"""Score images with aesthetic predictors: linear layers on an image tower's embedding.
+
+LAION's predictor 2 reads CLIP ViT-L/14. Source: Schuhmann, improved-aesthetic-predictor, 2022,
+https://github.com/christophschuhmann/improved-aesthetic-predictor. Aesthetic Predictor V2.5 reads
+SigLIP. Source: https://github.com/discus0434/aesthetic-predictor-v2-5, siglip_v2_5.py.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection, SiglipVisionModel
 
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded
-from inversion_dpo.evaluation.scorers.heads import linear_head
-from inversion_dpo.evaluation.scorers.preprocess import Pixels, centre_crops
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, loaded
+from inversion_dpo.evaluation.scorers.heads import head_of
+from inversion_dpo.evaluation.scorers.preprocess import Pixels, centre_crops, squares
+
+HEAD_25 = "head.safetensors"
+ENCODER_25 = "google/siglip-so400m-patch14-384"
+PLACES_25 = (0, 2, 4, 6, 8)  # of the linear layers in the authors' Sequential
+HALF = (0.5, 0.5, 0.5)
 
 
 class AestheticScorer:
@@ -23,9 +33,9 @@ class AestheticScorer:
 
     The checkpoint is a CLIPVisionModelWithProjection. The same file holds the head's weights as
     ``layers.0.weight`` and so on, as in the ports to transformers.
-    Source: Schuhmann, improved-aesthetic-predictor, 2022,
-    https://github.com/christophschuhmann/improved-aesthetic-predictor
     """
+
+    embedding = "image_embeds"  # of the tower's outputs
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
         self.checkpoint, self.device = checkpoint, device
@@ -33,7 +43,8 @@ class AestheticScorer:
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> NDArray[np.float64]:
         """Score uint8 images [H, W, 3] as head(embedding / its norm): [B]."""
         with torch.no_grad():
-            embedding = self.model(pixel_values=self.pixels(images).to(self.device)).image_embeds
+            output = self.model(pixel_values=self.pixels(images).to(self.device))
+            embedding = getattr(output, self.embedding)
             scores = self.head(functional.normalize(embedding, dim=-1))[:, 0]
         return np.asarray(scores.double().cpu().numpy())
 
@@ -45,11 +56,34 @@ class AestheticScorer:
     @cached_property
     def head(self) -> nn.Sequential:
         """The five linear layers."""
-        try:
-            return linear_head(self.checkpoint.tensors(), "layers.").to(self.device)
-        except KeyError as error:
-            raise ScorerError(self.checkpoint.complaint(f"no head: {error} is missing")) from error
+        return head_of(self.checkpoint, "layers.").to(self.device)
 
     def pixels(self, images: Sequence[Pixels]) -> Tensor:
         """Prepare images as OpenAI's CLIP does: [B, 3, size, size]."""
         return centre_crops(images, self.model.config.image_size, half_up=True)
+
+
+class Aesthetic25Scorer(AestheticScorer):
+    """Aesthetic V2.5, about 1 to 10; it ignores the prompt. Lazily loaded.
+
+    The checkpoint is a folder with the authors' head as ``head.safetensors``. SigLIP lies beside
+    it, with its ``config.json``, or comes from the hub.
+    """
+
+    embedding = "pooler_output"
+
+    @cached_property
+    def model(self) -> Any:
+        """SigLIP's image tower."""
+        own = self.checkpoint.has("config.json")
+        source = self.checkpoint if own else Checkpoint(self.checkpoint.scorer, ENCODER_25)
+        return loaded(SiglipVisionModel, source).to(self.device)
+
+    @cached_property
+    def head(self) -> nn.Sequential:
+        """The five linear layers."""
+        return head_of(self.checkpoint, "scoring_head.", PLACES_25, HEAD_25).to(self.device)
+
+    def pixels(self, images: Sequence[Pixels]) -> Tensor:
+        """Resize both sides, whatever the shape, to [-1, 1]: [B, 3, S, S]."""
+        return squares(images, self.model.config.image_size, HALF, HALF)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import BertTokenizerFast, BlipForQuestionAnswering
 
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded
-from inversion_dpo.evaluation.scorers.preprocess import MEAN, STD, Pixels, normalised
+from inversion_dpo.evaluation.scorers.preprocess import MEAN, STD, Pixels, squares
 
 PHRASES = 8  # of a prompt, at most
 WORDS, TOKENS = 50, 35  # of a question, at most
@@ -73,9 +72,7 @@ class CompBenchScorer:
     def pixels(self, images: Sequence[Pixels]) -> Tensor:
         """Resize to a square whatever the sides, Pillow's bicubic, and normalise: [B, 3, S, S]."""
         side = self.network.config.vision_config.image_size
-        square = [Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC) for i in images]
-        pixels = torch.from_numpy(np.stack([np.asarray(i) for i in square])).permute(0, 3, 1, 2)
-        return normalised(pixels.float() / 255, MEAN, STD).to(self.device)
+        return squares(images, side, MEAN, STD).to(self.device)
 
     def yes(self, state: Tensor, question: str) -> float:
         """Compute p(yes) / (p(yes) + p(no)) of the first token of the answer.

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, loaded
+from inversion_dpo.evaluation.scorers.heads import head_of
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 
 REWARD, PICTURE = "<|Reward|>", "<|image_pad|>"
@@ -142,18 +143,8 @@ class HPSv3Scorer:
     @cached_property
     def head(self) -> nn.Sequential:
         """The rating network in float32; its dropout does nothing after training."""
-        weights = self.checkpoint.tensors()
-        layers: list[nn.Module] = []
-        try:
-            for place in LINEAR:
-                weight = weights[f"rm_head.{place}.weight"].float()
-                layer = nn.Linear(weight.shape[1], weight.shape[0])
-                bias = weights[f"rm_head.{place}.bias"].float()
-                layer.load_state_dict({"weight": weight, "bias": bias})
-                layers += [layer, nn.ReLU()]
-        except KeyError as error:
-            raise ScorerError(self.checkpoint.complaint(f"no head: {error} is missing")) from error
-        return nn.Sequential(*layers[:-1]).eval().requires_grad_(False).to(self.device)
+        first, second, last = head_of(self.checkpoint, "rm_head.", LINEAR)
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last).to(self.device)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -55,6 +55,20 @@ def whole_images(
     return normalised(torch.stack([_whole(image, size) for image in images]), mean, std)
 
 
+def squares(images: Sequence[Pixels], side: int, mean: Triple, std: Triple) -> Tensor:
+    """Resize both sides (Pillow's bicubic), whatever the shape, normalise: [B, 3, side, side].
+
+    Args:
+        images: uint8 [H, W, 3], of any sizes.
+        side: in pixels.
+        mean: of each channel.
+        std: of each channel.
+    """
+    small = [Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC) for i in images]
+    pixels = torch.from_numpy(np.stack([np.asarray(i) for i in small])).permute(0, 3, 1, 2)
+    return normalised(pixels.float() / 255, mean, std)
+
+
 def normalised(pixels: Tensor, mean: Triple, std: Triple) -> Tensor:
     """Compute (pixels [B, 3, H, W] - mean) / std of each channel."""
     means, stds = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (mean, std))

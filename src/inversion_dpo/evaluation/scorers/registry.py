@@ -369,8 +369,7 @@ def _by_itself(name: str, place: str | None) -> Named:
 
 def built(name: str, checkpoint: Checkpoint) -> Scorer:
     """Build a scorer of the registry, on the accelerator if there is one."""
-    from inversion_dpo.evaluation.scorers.aesthetic import AestheticScorer
-    from inversion_dpo.evaluation.scorers.aesthetic25 import Aesthetic25Scorer
+    from inversion_dpo.evaluation.scorers.aesthetic import Aesthetic25Scorer, AestheticScorer
     from inversion_dpo.evaluation.scorers.clip import ClipScorer
     from inversion_dpo.evaluation.scorers.hpsv3 import HPSv3Scorer
     from inversion_dpo.evaluation.scorers.image_reward import ImageRewardScorer
