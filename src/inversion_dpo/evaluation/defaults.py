@@ -99,14 +99,13 @@ def preferred(config: Config) -> str:
     e = config.evaluation
     if e.preference != AUTO or not e.scorer:
         return e.preference
-    names = e.scorer.split(",") if isinstance(e.scorer, str) else e.scorer
-    if len(names) > 1:
+    first, *others = e.scorers
+    if others:
         raise ConfigError(
             "evaluation.preference=auto needs one scorer; name the score by which the pairs "
-            f"were labelled, e.g. evaluation.preference={names[0]}"
+            f"were labelled, e.g. evaluation.preference={first}"
         )
-    several = names[0].strip() in (SCENES, SCENE_GRAPH)
-    return AUTO if several else names[0].rpartition(":")[2].strip()
+    return AUTO if first in (SCENES, SCENE_GRAPH) else first.rpartition(":")[2].strip()
 
 
 def check_scores(config: Config, prompts: Sequence[str] | None = None) -> None:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation.defaults import settled
-from inversion_dpo.evaluation.pairwise import scorer_names
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.samples import pictures, sampled_file
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
@@ -139,7 +138,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
         place = Checkpoint.at("clip", e.checkpoints.get("clip", CHECKPOINTS["clip"]))
         place.check()
         extractor = ClipFeatures(ClipScorer("clip", place))
-        if "clip" not in scorer_names(config):  # whose scorers would refuse its weights
+        if "clip" not in e.scorers:  # whose scorers would refuse its weights
             others = {k: v for k, v in e.checkpoints.items() if k != "clip"}
             config = replace(config, evaluation=replace(e, checkpoints=others))
     meters(extractor)  # what is missing is said before anything is sampled

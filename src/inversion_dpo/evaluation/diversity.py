@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inversion_dpo.evaluation.metrics import gain_row, interval_text, verdict
-from inversion_dpo.evaluation.pairwise import scorer_names
 from inversion_dpo.evaluation.samples import pictures
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
 from inversion_dpo.evaluation.scorers.registry import LPIPS
@@ -29,7 +28,7 @@ def measure_of(config: Config) -> Lpips | None:
 
     from inversion_dpo.evaluation.scorers.lpips import Lpips
 
-    if LPIPS not in scorer_names(config):
+    if LPIPS not in config.evaluation.scorers:
         return None
     if config.evaluation.seeds < 2:
         raise ConfigError(

@@ -34,7 +34,7 @@ from inversion_dpo.evaluation.metrics import (
     mean_of_groups,
     wins,
 )
-from inversion_dpo.evaluation.pairwise import in_pairs, judge_of, scorer_names
+from inversion_dpo.evaluation.pairwise import in_pairs, judge_of
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by
 from inversion_dpo.evaluation.prompt_sets import PromptSet, read_prompt_set, read_prompts
 from inversion_dpo.evaluation.readiness import check_sampling
@@ -141,7 +141,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
 def reach_servers(config: Config) -> None:
     """Ask about a grey image; ScorerError from a server that would fail once images are sampled."""
     e, grey = config.evaluation, np.full((64, 64, 3), 127, np.uint8)
-    for name in {*SERVED, PAIR} & {*scorer_names(config)}:
+    for name in {*SERVED, PAIR} & {*e.scorers}:
         short = replace(e.parser, max_tokens=ANSWER)
         backend = backend_for(name, e.checkpoints.get(name), short)
         if not hasattr(backend, "url"):

@@ -20,20 +20,10 @@ from inversion_dpo.run.processes import current_team
 PAIRWISE = "pairwise"  # in metrics.json
 
 
-def scorer_names(config: Config) -> list[str]:
-    """List the names in ``evaluation.scorer``."""
-    spec = config.evaluation.scorer or []
-    return [n.strip() for n in (spec.split(",") if isinstance(spec, str) else spec)]
-
-
 def judge_of(config: Config, store: Path | None = None) -> PairJudge | None:
     """Return the judge that ``evaluation.scorer`` names; ScorerError if no model is given."""
     e = config.evaluation
-    return (
-        PairJudge(e.checkpoints.get(PAIR), e.parser, store)
-        if PAIR in scorer_names(config)
-        else None
-    )
+    return PairJudge(e.checkpoints.get(PAIR), e.parser, store) if PAIR in e.scorers else None
 
 
 def in_pairs(files: Sequence[Path], config: Config, memo: Path) -> dict[str, Any]:

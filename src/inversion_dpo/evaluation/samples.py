@@ -169,8 +169,7 @@ def scorers_of(config: Config, store: Path | None = None) -> ScorerGroup | None:
     """Return the configured scorers, None without any; ``store`` keeps their scores."""
     e = config.evaluation
     whole = partial(read_prompt_set, e.prompts, e.limit)
-    spec = e.scorer.split(",") if isinstance(e.scorer, str) else e.scorer or []
-    alone = [name for name in spec if name.strip() not in TOGETHER]
+    alone = [name for name in e.scorers if name not in TOGETHER]
     if not alone:
         return None
     places = {name: place for name, place in e.checkpoints.items() if name not in TOGETHER}

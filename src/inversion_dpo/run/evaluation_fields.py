@@ -76,3 +76,9 @@ class EvaluationConfig:
     """Images sampled at once; lower it if memory runs out."""
     seed: Seed = 1000
     """Seed of the first image's noise."""
+
+    @property
+    def scorers(self) -> list[str]:
+        """The names in ``scorer``."""
+        names = self.scorer.split(",") if isinstance(self.scorer, str) else self.scorer or []
+        return [name.strip() for name in names]

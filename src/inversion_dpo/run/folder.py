@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
@@ -237,9 +237,9 @@ def run_file(folder: Path) -> str:
     return str(folder / "config.yaml")
 
 
-def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+def read_config(folder: Path) -> Config:
     """Load the configuration of a run's folder; ConfigError if it is none."""
-    return load_config(run_file(folder), list(overrides))
+    return load_config(run_file(folder), [])
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

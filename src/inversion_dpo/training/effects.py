@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import Config, ConfigError, load_given
+from inversion_dpo.run.fields import EvaluationConfig
 from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -75,21 +76,19 @@ def load_checked(preset: str | None, overrides: Sequence[str], command: str = "c
     config, given = load_given(preset, list(overrides))
     check_effects([config], given)
     if command != "fid":  # which has features of its own
-        check_checkpoints(overrides, config.evaluation.scorer)
+        check_checkpoints(overrides, config.evaluation)
     return config
 
 
-def check_checkpoints(overrides: Sequence[str], scorer: str | list[str] | None) -> None:
+def check_checkpoints(overrides: Sequence[str], e: EvaluationConfig) -> None:
     """Refuse weights that are typed for a scorer that is not used; a file may name many."""
-    asked = scorer.split(",") if isinstance(scorer, str) else scorer or []
-    names = {name.strip() for name in asked}
-    names |= {"clip"} if "geneval" in names else set()  # by which it names colours
+    names = {*e.scorers, *["clip"] * ("geneval" in e.scorers)}  # by which it names colours
     for text in overrides:
         key = text.partition("=")[0]
         name = key.removeprefix("evaluation.checkpoints.")
         if name != key and name not in names:
             raise ConfigError(
-                f"{key} has no effect: evaluation.scorer is {written(scorer)}. Leave it out"
+                f"{key} has no effect: evaluation.scorer is {written(e.scorer)}. Leave it out"
             )
 
 

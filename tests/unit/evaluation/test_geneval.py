@@ -27,6 +27,7 @@ from inversion_dpo.evaluation.scorers.geneval_rule import (
 )
 from inversion_dpo.evaluation.scorers.registry import load_scorers
 from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.fields import EvaluationConfig
 from inversion_dpo.training.effects import check_checkpoints
 from tools.tiny.scorers import write_tiny_scorer
 
@@ -317,9 +318,10 @@ def test_the_scorer_reads_the_sets_rows_and_keeps_by_them(scorer, places, tmp_pa
 
 
 def test_clips_weights_may_be_given_for_geneval(caplog):
-    check_checkpoints(["evaluation.checkpoints.clip=my_clip"], "geneval, pickscore")
+    given = ["evaluation.checkpoints.clip=my_clip"]
+    check_checkpoints(given, EvaluationConfig(scorer="geneval, pickscore"))
     with pytest.raises(ConfigError, match=r"checkpoints.clip has no effect"):
-        check_checkpoints(["evaluation.checkpoints.clip=my_clip"], ["pickscore"])
+        check_checkpoints(given, EvaluationConfig(scorer=["pickscore"]))
     with caplog.at_level("INFO"):
         load_scorers("geneval", {"clip": "my_clip"}, prompt_set=lambda: rows({}))
     assert "not used" not in caplog.text
