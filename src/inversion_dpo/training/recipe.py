@@ -56,6 +56,7 @@ from inversion_dpo.training.run_files import (
     resume,
     save_policy,
     save_session,
+    tracker_of,
 )
 from inversion_dpo.training.session import Session, split_by
 from inversion_dpo.training.split import split_pairs
@@ -96,6 +97,7 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
         Terminated: SIGTERM came, and all is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
     with stage(folder, "invert"), memory_advice("inversion"):
         prepared = prepare(config, cache_root or folder / "cache")
     with stage(folder, "train"), memory_advice("training"), stop_requests() as stopping:
