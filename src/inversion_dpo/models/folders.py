@@ -94,11 +94,10 @@ def folder_fault(folder: Path, given: Sequence[str] = ()) -> str | None:
     listed = {n: v for n, v in lists.items() if v[0] is None or isinstance(v[1], str)}
     kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
     asked = kind._get_signature_keys(kind)[0] if kind else set()
-    idle = (*UNUSED, *given, "transformer_2", "_class_name")
+    idle = {*UNUSED, *given, "transformer_2", "_class_name", *(n for n in LARGEST if n in listed)}
     held = [n for n, v in listed.items() if v[0]]
     if none := sorted({*asked, *listed}.difference(held, idle)):
-        remedy = "set model.t5=false" if set(none) <= set(LARGEST) else "take a whole pipeline"
-        return f"model_index.json names no {', '.join(none)}: {remedy}"
+        return f"model_index.json names no {', '.join(none)}: take a whole pipeline"
     parts = [n for n in held if n not in (*UNUSED, *given, "_class_name")]
     lost = [n for n in parts if not (folder / n).is_dir()]
     if lost:

@@ -30,7 +30,7 @@ from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.intact import check_names, check_values, check_vocabularies, check_whole
 from inversion_dpo.models.lora import add_lora, merge_lora
-from inversion_dpo.models.one_file import configuration_of, load_single_file
+from inversion_dpo.models.one_file import configuration_of, encoders_in, load_single_file
 from inversion_dpo.models.parts import (
     check_lora,
     check_place,
@@ -97,6 +97,8 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
         index = index_of(source, None if single else m.revision)
         family_of(str(index.get("_class_name")))
         parts = given_parts(source, index, m)
+    if m.t5 and index.get(LARGEST[0], [""])[0] is None:
+        logger.warning("%s has no T5 (%s): CLIP alone reads its prompts", m.path, LARGEST[0])
     if single and not m.config:
         logger.warning("model.config is not set: %s is built as %s", m.path, source)
     if single and not m.network and kind_of(path) == "network":
@@ -188,6 +190,8 @@ def check_model(m: ModelConfig) -> DiffusionModel:
         held = (network, "vae") if single and kind_of(path) == "pipeline" else (network,)
         for part in {*held}.difference(given) if single else ():
             load_part(m.path, part, source, m, read=False)
+        if single and "vae" in held:
+            encoders_in(path, source, index, torch.float32, read=False)
     if m.revision and Path(path).exists():
         raise ModelError(
             f"model.revision={m.revision} has no effect: {m.path} is not on the hub. Leave it out"

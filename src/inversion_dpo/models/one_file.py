@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Set
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -13,7 +15,8 @@ from accelerate import init_empty_weights
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import (
     LDM_UNET_KEY,
-    create_diffusers_clip_model_from_ldm,
+    convert_ldm_clip_checkpoint,
+    convert_open_clip_checkpoint,
     fetch_diffusers_config,
     infer_diffusers_model_type,
 )
@@ -24,6 +27,8 @@ from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.intact import check_loaded
 
 CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
+ENCODERS = {"text_encoder": CLIPS[:2], "text_encoder_2": CLIPS[2:]}
+UNREAD = re.compile(r"position_ids$|^text_projection|^logit_scale")  # of text encoders, by some
 NAMED_BY_COMFYUI = ("model.diffusion_model.", "diffusion_model.")  # before a network's names
 VAES = ("first_stage_model.", "vae.")  # before an autoencoder's
 SCALES = (".scale_weight", ".weight_scale")  # of weights in fp8; the others are of inputs, or marks
@@ -71,6 +76,8 @@ def network_in(
         keys = list(opened.keys())
         prefixes = VAES if part == "vae" else NAMED_BY_COMFYUI
         start = next((p for p in prefixes if any(k.startswith(p) for k in keys)), "")
+        if part == "vae" and not start and any(k.startswith(CLIPS) for k in keys):
+            raise ModelError("the file holds no autoencoder: set model.vae to one")
         own = [key for key in keys if key.startswith(start)]
         tensor = opened.get_tensor if read else _empty(file).__getitem__
         tensors = _unscaled({key.removeprefix(start): tensor(key) for key in own})
@@ -130,17 +137,63 @@ def _converted(
     given = {start + key: tensor for key, tensor in tensors.items()}
     convert = SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"]
     found = convert(config=config, checkpoint=given)
-    used = {tensor.data_ptr() for tensor in found.values()}
+    used = {_memory(tensor) for tensor in found.values()}
     given = {} if found is given else given  # most converters take out what they use
-    return found, [k.removeprefix(start) for k, v in given.items() if v.data_ptr() not in used]
+    return found, [k.removeprefix(start) for k, v in given.items() if _memory(v) not in used]
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Say where a tensor lies; without weights, all lie at 0 of a storage of their own."""
+    return tensor.untyped_storage()._cdata, tensor.data_ptr()
+
+
+def encoders_in(
+    file: str, source: str, index: Mapping[str, Any], precision: torch.dtype, read: bool = True
+) -> dict[str, nn.Module]:
+    """Load the text encoders of a whole file, told apart by name; diffusers does it by width.
+
+    Args:
+        file: a checkpoint under the original names.
+        source: the folder or hub id that says how they are built.
+        index: model_index.json of it.
+        precision: of their weights.
+        read: whether to read the weights; names and shapes alone are compared without.
+
+    Raises:
+        ModelError: one is not whole; diffusers would draw the rest at random.
+    """
+    made = {}
+    for part in ENCODERS.keys() & index.keys():
+        kind = getattr(transformers, index[part][1])
+        with init_empty_weights():
+            encoder: nn.Module = kind(kind.config_class.from_pretrained(source, subfolder=part))
+        with safe_open(file, "pt") as opened:
+            own = [key for key in opened.keys() if key.startswith(ENCODERS[part])]
+            tensor = opened.get_tensor if read else _empty(file).__getitem__
+            tensors = {key: tensor(key) for key in own}
+        openclip = [f"{start}model." for start in ENCODERS[part]]
+        start = next((s for s in openclip if any(key.startswith(s) for key in own)), None)
+        convert = convert_ldm_clip_checkpoint
+        if start:
+            convert = partial(convert_open_clip_checkpoint, encoder, prefix=start)
+        bare = "" if hasattr(encoder, "text_model") else "text_model."
+        try:
+            found = {k.removeprefix(bare): v for k, v in convert(tensors).items()}
+            missing, strange = encoder.load_state_dict(found, strict=False, assign=True)
+            check_loaded(encoder, missing, [name for name in strange if not UNREAD.search(name)])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"its {part} is not whole ({error}): fetch it again, or set model.config to a "
+                "pipeline of its family"
+            ) from error
+        made[part] = encoder.to(precision).eval() if read else encoder
+    return made
 
 
 def load_single_file(
     file: str, source: str, index: Mapping[str, Any], how: Mapping[str, Any]
 ) -> Any:
     """Load a pipeline from one file, by diffusers' own conversion.
-
-    Two text encoders are told apart by name here; diffusers does it by width.
 
     Args:
         file: a checkpoint under the original names.
@@ -159,14 +212,9 @@ def load_single_file(
         made = getattr(diffusers, index[part][1])
         about = made.load_config(source, subfolder=part)
         given[part] = network_in(file, part, made, about, how["torch_dtype"])
-    second = "text_encoder_2"
+    given |= encoders_in(file, source, index, how["torch_dtype"])
     with safe_open(file, "pt") as opened:
         keys = set(opened.keys())
-        encoder = {k: opened.get_tensor(k) for k in keys if k.startswith(CLIPS[2])}
-    if index.get(second) and encoder:
-        given[second] = create_diffusers_clip_model_from_ldm(
-            getattr(transformers, index[second][1]), encoder, second, source, how["torch_dtype"]
-        )
     pipeline = kind.from_single_file(file, config=source, **given)
     for mark in TOLD.keys() & keys:
         key, value = TOLD[mark]

@@ -211,7 +211,8 @@ def given_parts(source: str, index: Mapping[str, Any], m: ModelConfig) -> dict[s
         index: model_index.json of it.
         m: says which parts are left out.
     """
-    parts: dict[str, Any] = {n: None for n in (*UNUSED, *LARGEST[2 * m.t5 :]) if n in index}
+    left_out = (*UNUSED, *(n for n in LARGEST if not m.t5 or index.get(n) == [None, None]))
+    parts: dict[str, Any] = {n: None for n in left_out if n in index}
     if index.get("processor", ["", ""])[1] == ImagesAndText.__name__:
         how = {"subfolder": "processor", "revision": m.revision}
         parts["processor"] = ImagesAndText.from_pretrained(source, **how)

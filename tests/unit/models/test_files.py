@@ -23,6 +23,7 @@ from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
 from tests.slow import slow_but
 from tools.tiny.single_file import (
+    open_clip_to_original,
     transformer_to_original,
     unet_to_original,
     vae_to_original,
@@ -357,6 +358,43 @@ def test_a_whole_file_that_lacks_a_weight_is_refused_before_any_work(tiny, tmp_p
     save_file({k: v for k, v in tensors.items() if "decoder.conv_out" not in k}, file)
     with pytest.raises(ModelError, match="for AutoencoderKL it lacks 2 tensors"):
         check_model(m)
+    save_file({k: v for k, v in tensors.items() if not k.startswith("first_stage")}, file)
+    with pytest.raises(ModelError, match="holds no autoencoder: set model.vae"):
+        check_model(m)
+    save_file(tensors | {"model.diffusion_model.more.weight": torch.zeros(1)}, file)
+    with pytest.raises(ModelError, match="too many: 1 tensors, for example 'more.weight'"):
+        check_model(m)
+
+
+@pytest.mark.parametrize(
+    ("family", "start", "part"),
+    [
+        ("sd15", "cond_stage_model.transformer.text_model.", "text_encoder"),
+        ("sd2", "cond_stage_model.model.", "text_encoder"),
+        ("sdxl", "conditioner.embedders.0.transformer.text_model.", "text_encoder"),
+        ("sdxl", "conditioner.embedders.1.model.", "text_encoder_2"),
+    ],
+)
+def test_a_text_encoder_of_a_whole_file_is_whole_or_refused(family, start, part, tiny, tmp_path):
+    """diffusers draws what a file lacks at random, and passes over what it has too many."""
+    file = write_single_file(tiny(family), tmp_path / "model.safetensors")
+    m, tensors = ModelConfig(str(file), config=str(tiny(family))), load_file(file)
+    encoder = load_pipeline(ModelConfig(str(tiny(family)))).components[part]
+    if family == "sd2":  # whose file names them as OpenCLIP does
+        own = {f"{start}{k}": v for k, v in open_clip_to_original(encoder).items()}
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("cond")} | own
+        save_file({k: v.contiguous() for k, v in tensors.items()}, file)
+    check_model(m)
+    found = load_pipeline(m).components[part].state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in encoder.state_dict().items())
+    last = next(k for k in tensors if k.startswith(start) and "final" in k)
+    less = {k: v for k, v in tensors.items() if k != last}
+    more = tensors | {f"{last}.more": torch.ones(1)}  # those of OpenCLIP are passed over
+    for changed in (less, more) if "text_model" in start else (less,):
+        save_file(changed, file)
+        for load in (check_model, load_pipeline):
+            with pytest.raises(ModelError, match=f"its {part} is not whole .*: fetch it again"):
+                load(m)
 
 
 def test_another_pipeline_as_policy_takes_none_of_its_bases_settings(tiny, tmp_path):
@@ -541,22 +579,21 @@ def test_an_autoencoder_in_one_file_is_said_to_be_taken_on_trust(pipe, tiny, tmp
     assert "says not whose latents it makes, and is taken for this model's" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("family", "parts", "remedy"),
-    [
-        ("sd15", ["tokenizer"], "take a whole pipeline"),
-        ("sd3", ["text_encoder_3", "tokenizer_3"], "set model.t5=false"),
-    ],
-)
-def test_a_pipeline_without_a_part_says_which(family, parts, remedy, tiny, tmp_path):
-    folder = shutil.copytree(tiny(family), tmp_path / "model")
+def test_a_pipeline_without_a_part_says_which(tiny, tmp_path):
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
-    index |= dict.fromkeys(parts, [None, None])
-    (folder / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=f"names no {', '.join(parts)}: {remedy}"):
+    (folder / "model_index.json").write_text(json.dumps(index | {"tokenizer": [None, None]}))
+    with pytest.raises(ModelError, match="names no tokenizer: take a whole pipeline"):
         check_model(ModelConfig(str(folder)))
-    if family == "sd3":
-        check_model(ModelConfig(str(folder), t5=False))
+
+
+def test_a_pipeline_that_was_saved_without_t5_is_taken(tiny, caplog):
+    """As a model, and as --policy beside a model of another family."""
+    given = side(load_config(None, [f"model.path={tiny('sdxl')}"]), str(tiny("sd3-no-t5")))
+    for m in (ModelConfig(str(tiny("sd3-no-t5"))), given.config.model):
+        check_model(m)
+        assert load_pipeline(m).text_encoder_3 is None
+        assert "has no T5 (text_encoder_3): CLIP alone reads its prompts" in caplog.text
 
 
 @pytest.mark.parametrize(
