@@ -5,6 +5,7 @@ BLIP are built again from torch's own layers, under the authors' names, and load
 """
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import BertTokenizerFast, CLIPModel, CLIPTokenizer
 
+from inversion_dpo.evaluation.prompt_sets import PromptSet
 from inversion_dpo.evaluation.scorers import mps, registry
-from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError
+from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError, loaded
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import centre_crops, whole_images
 from inversion_dpo.evaluation.scorers.registry import load_scorers
@@ -618,6 +620,40 @@ def test_a_missing_weight_is_an_error_and_never_random(folders, tmp_path):
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(ScorerError, match=f"evaluation.checkpoints.{name}="):
             load_scorers(name, {name: str(folder)})(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["clip", "compbench", "compbench-spatial"])
+def test_a_tokenizer_that_was_not_fetched_is_an_error_and_never_empty(folders, tmp_path, name):
+    folder = shutil.copytree(folders[name], tmp_path / "part")
+    for file in ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"):
+        (folder / file).unlink(missing_ok=True)
+    words = load_tokenizer(name, Checkpoint.at(name, str(folders[name])))
+    assert len(words) > len(words.all_special_ids)
+    with pytest.raises(ScorerError, match=f"checkpoints.{name}=.* no vocabulary"):
+        load_tokenizer(name, Checkpoint.at(name, str(folder)))
+
+
+def load_tokenizer(name, checkpoint):
+    kind = BertTokenizerFast if name == "compbench" else CLIPTokenizer
+    return loaded(kind, checkpoint, complete=False)
+
+
+@pytest.mark.parametrize("name", ["clip", "aesthetic", "compbench"])
+def test_weights_without_their_settings_are_one_line(folders, tmp_path, name):
+    folder = shutil.copytree(folders[name], tmp_path / "part")
+    (folder / "config.json").unlink()
+    row = {"prompt": PROMPTS[0], "phrases": ["a star"]}
+    whole = PromptSet(PROMPTS[:1], [""], [None], rows=[row])
+    score = load_scorers(name, {name: str(folder)}, prompt_set=lambda: whole)
+    with pytest.raises(ScorerError, match=f"checkpoints.{name}=.* no config.json"):
+        score(IMAGES[:1], PROMPTS[:1])
+
+
+def test_a_folder_has_no_revision_and_may_have_an_at_in_its_name(folders, tmp_path):
+    named = shutil.copytree(folders["clip"], tmp_path / "me@work")
+    assert Checkpoint.at("clip", str(named)).folder == named
+    with pytest.raises(ScorerError, match="work@v9: a folder has no revision. Leave out the @"):
+        Checkpoint.at("clip", f"{named.rename(tmp_path / 'work')}@v9")
 
 
 @pytest.mark.parametrize("name", ["clip", "mps", "hpsv3", "aesthetic25", "imagereward"])

@@ -52,9 +52,18 @@ class Checkpoint:
 
     @classmethod
     def at(cls, scorer: str, place: str) -> Checkpoint:
-        """Parse a folder, or OWNER/NAME with an optional @REVISION."""
+        """Parse a folder, or OWNER/NAME with an optional @REVISION.
+
+        Raises:
+            ScorerError: a revision of a folder, which has none.
+        """
         path, _, revision = place.partition("@")
-        return cls(scorer, path, revision or None)
+        if Path(place).expanduser().is_dir():
+            return cls(scorer, place)
+        found = cls(scorer, path, revision or None)
+        if revision and Path(path).expanduser().is_dir():
+            raise ScorerError(found.complaint("a folder has no revision", "Leave out the @"))
+        return found
 
     @property
     def folder(self) -> Path | None:
@@ -159,15 +168,16 @@ def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings:
     """Call transformers' ``from_pretrained``; a missing weight is an error, never random.
 
     Args:
-        kind: a model or tokenizer class.
+        kind: a model, tokenizer or processor class.
         checkpoint: the weights or the tokenizer.
         complete: whether the class is a model, whose every weight must be there.
         settings: further arguments.
 
     Raises:
-        ScorerError: the checkpoint cannot be loaded, or misses weights.
+        ScorerError: the checkpoint cannot be loaded, or misses weights, settings or words.
     """
     if complete:
+        checkpoint.file("config.json")  # without it transformers builds some other size
         settings |= {"output_loading_info": True, "use_safetensors": True}
     try:
         result = kind.from_pretrained(**checkpoint.arguments, **settings)
@@ -175,6 +185,10 @@ def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings:
         reason = " ".join(str(error).split())[:300]
         raise ScorerError(checkpoint.complaint(reason)) from error
     if not complete:
+        words = getattr(result, "tokenizer", result)
+        special = getattr(words, "all_special_ids", None)  # None: of no tokenizer
+        if special is not None and len(words) <= len(special):  # made where files are missing
+            raise ScorerError(checkpoint.complaint("its tokenizer has no vocabulary"))
         return result
     model, info = result
     if missing := sorted(info["missing_keys"]):

@@ -87,8 +87,10 @@ class ClipScorer:
         try:
             model: Any = CLIPModel(vit_h_settings(weights)).eval().requires_grad_(False)
             model.load_state_dict(weights)
-        except (KeyError, RuntimeError) as error:
-            reason = f"its weights are neither transformers' nor open_clip's ({str(error)[:200]})"
+        except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
+            reason = (
+                f"it has no config.json, and its weights are not open_clip's ({str(error)[:200]})"
+            )
             raise ScorerError(self.checkpoint.complaint(" ".join(reason.split()))) from error
         return model.to(self.device)
 

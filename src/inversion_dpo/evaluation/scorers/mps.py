@@ -68,7 +68,7 @@ class MPSScorer:
         try:
             model: Any = CLIPModel(vit_h_settings(own)).eval().requires_grad_(False)
             model.load_state_dict(own)
-        except (KeyError, RuntimeError) as error:
+        except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
             reason = f"its weights are not MPS's ({' '.join(str(error).split())[:200]})"
             raise ScorerError(self.checkpoint.complaint(reason)) from error
         return model.to(self.device)
