@@ -213,6 +213,8 @@ def test_half_precision_errors_are_taken_in_float32():
     target, prediction = torch.full((2, 4), 300.0).half(), torch.zeros(2, 4).half()
     assert squared_error(target, prediction).tolist() == [90000.0] * 2  # over half's 65504
     assert residual_overlap(target, prediction).tolist() == [90000.0]
+    for a, b in ((target.double(), prediction), (target, prediction.double())):
+        assert squared_error(a, b).dtype == residual_overlap(a, b).dtype == torch.float32
 
 
 def test_the_overlap_is_of_residuals():
@@ -220,6 +222,9 @@ def test_the_overlap_is_of_residuals():
     target, prediction = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[0.0, 1], [1, 1]])
     assert residual_overlap(target, prediction).tolist() == [2.5]
     assert squared_error(target, prediction).tolist() == [1.0, 6.5]
+    region = torch.tensor([[0.5, 1.5]])
+    assert residual_overlap(target, prediction, region).tolist() == [2.75]
+    assert squared_error(target, prediction, region).tolist() == [1.0, 7.75]
 
 
 def test_errors_are_split_or_refused():

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler
 from inversion_dpo.maths.beta import adapted_beta, gap_weighted
 from inversion_dpo.maths.inversion import invert
 from inversion_dpo.maths.losses import (
+    LOSSES,
     METHODS,
     as_pair_errors,
     balance,
@@ -69,6 +70,24 @@ def test_dpo_bounded_by_hand():
     out = dpo_bounded(errors(*BY_HAND), beta(100.0))
     assert out.margin.item() == pytest.approx(1.748208, abs=1e-6)
     assert out.loss.item() == pytest.approx(math.log(1 + math.exp(-1.748208)), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_bounded", "smpo", "dmpo", "kto"])
+def test_a_weight_multiplies_beta(name):
+    more, loss = {"baseline": [0.01], "preference": [0.8]}, LOSSES[name].function
+    given, plain = errors(*BY_HAND, weight=[0.2], **more), errors(*BY_HAND, **more)
+    assert loss(given, beta(100.0)).loss.item() == pytest.approx(
+        loss(plain, beta(20.0)).loss.item()
+    )
+    assert loss(given, beta(100.0)).margin.item() == loss(plain, beta(20.0)).margin.item()
+
+
+@pytest.mark.parametrize("name", ["nft", "sft", "denoising"])
+def test_a_weight_multiplies_the_loss(name):
+    loss = LOSSES[name].function
+    given, plain = errors(*BY_HAND, weight=[0.2]), errors(*BY_HAND)
+    found = loss(given, beta(0.5)).loss.item()
+    assert found == pytest.approx(0.2 * loss(plain, beta(0.5)).loss.item())
 
 
 def test_dpo_bounded_holds_a_lost_loser_and_is_ktos_logit():
