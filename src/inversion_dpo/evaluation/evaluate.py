@@ -48,7 +48,7 @@ from inversion_dpo.evaluation.samples import (
 )
 from inversion_dpo.evaluation.scorers.asked import GENEVAL
 from inversion_dpo.evaluation.scorers.asking import backend_for
-from inversion_dpo.evaluation.scorers.own import Scores
+from inversion_dpo.evaluation.scorers.own import Scores, check_same
 from inversion_dpo.evaluation.scorers.registry import PER_PROMPT, SERVED
 from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.scorers.vqa import VQA
@@ -215,6 +215,7 @@ def judged(
         return compare(before, after, e.preference)
 
     by_category = {name: over(rows) for name, rows in prompt_set.by_category.items()}
+    check_same(str(e.scorer), p, r)
     whole = compare(r, p, e.preference) | {AGREEMENT: agreement(r, p, e.preference)}
     if GENEVAL in r and by_category:  # the paper's score: tasks count alike
         g, tasks = (r[GENEVAL], p[GENEVAL]), list(prompt_set.by_category.values())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from inversion_dpo.graphs.graph import Agreement, Item, Relation, SceneGraph, agreement
+from inversion_dpo.run.config import ConfigError
 from inversion_dpo.world.captions import SHAPES, SIZES, parse_caption
 from inversion_dpo.world.drawing import (
     CROP,
@@ -81,9 +82,12 @@ class SceneScores(Agreement):
 
 
 def detect(image: NDArray[np.uint8]) -> Detected:
-    """Find the objects in a uint8 image [64, 64, 3]; ValueError on any other shape."""
+    """Find the objects in a uint8 image [64, 64, 3]; ConfigError on any other shape."""
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise ValueError(f"checker needs [64, 64, 3] images, got {list(image.shape)}")
+        raise ConfigError(
+            f"evaluation.scorer=scenes reads pictures of {IMAGE_SIZE}x{IMAGE_SIZE} pixels of the "
+            f"embedded world alone, not {list(image.shape)}: give another scorer, or null"
+        )
     pixels = image.astype(float)
     ground = _ground(pixels)
     nearest = _nearest(pixels, ground)

@@ -6,6 +6,8 @@ BLIP are built again from torch's own layers, under the authors' names, and load
 
 import math
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, Sco
 from inversion_dpo.evaluation.scorers.clip import ClipScorer
 from inversion_dpo.evaluation.scorers.preprocess import centre_crops, whole_images
 from inversion_dpo.evaluation.scorers.registry import load_scorers
+from inversion_dpo.run.config import ConfigError
 from tools.tiny.scorers import WRITERS, write_tiny_scorer
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -521,8 +524,6 @@ HERE = "tests.unit.evaluation.test_scorers"
 @pytest.fixture
 def here(monkeypatch):
     """This module under a name that can be imported."""
-    import sys
-
     monkeypatch.setitem(sys.modules, "my_scorers", sys.modules[__name__])
     return "my_scorers"
 
@@ -566,8 +567,6 @@ def test_prompts_that_lose_their_end_are_counted(folders, caplog, name, tokens):
 
 
 def test_a_scorer_beside_the_reader_is_found(tmp_path, monkeypatch):
-    import sys
-
     (tmp_path / "beside_me.py").write_text("def score(images, prompts): return [1.0] * len(images)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
@@ -585,6 +584,51 @@ def test_a_scorer_beside_the_reader_is_found(tmp_path, monkeypatch):
 def test_a_bad_answer_is_named(here, function, message):
     with pytest.raises(ScorerError, match=message.replace("[", r"\[").replace("]", r"\]")):
         load_scorers(f"{here}:{function}")(IMAGES, PROMPTS)
+
+
+def test_scores_that_change_their_names_are_one_line(monkeypatch):
+    names, function = iter("aaab"), lambda images, prompts: {next(names): [1.0] * len(images)}
+    monkeypatch.setitem(sys.modules, "my_scorers", SimpleNamespace(changing=function))
+    group = load_scorers("my_scorers:changing", batch_size=1)
+    assert group(IMAGES, PROMPTS)["a"].tolist() == [1, 1]
+    with pytest.raises(ScorerError, match="gives a, b for some images only: return the same"):
+        group(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ("my_scorers:win_rate", "a scorer may not give a score called 'win_rate'"),
+        ("my_scorers:clip,clip", "two scorers give a score called 'clip'"),
+    ],
+)
+def test_names_that_cannot_stand_are_refused_before_anything_is_sampled(
+    folders, monkeypatch, spec, fault
+):
+    own = SimpleNamespace(win_rate=counted, clip=counted)
+    monkeypatch.setitem(sys.modules, "my_scorers", own)
+    with pytest.raises(ScorerError, match=fault):
+        load_scorers(spec, {"clip": str(folders["clip"])}).names(PROMPTS)
+
+
+def test_an_own_scorer_changes_no_image_and_ends_no_command(monkeypatch):
+    def spoils(images, prompts):
+        images[0][:] = 0
+        images.clear()
+        return [1.0] * len(prompts)
+
+    own = SimpleNamespace(spoils=spoils, ends=lambda images, prompts: sys.exit(0))
+    monkeypatch.setitem(sys.modules, "my_scorers", own)
+    before = IMAGES[0].copy()
+    assert load_scorers("my_scorers:spoils")(IMAGES, PROMPTS)["spoils"].tolist() == [1, 1]
+    np.testing.assert_array_equal(IMAGES[0], before)
+    with pytest.raises(ScorerError, match=r"my_scorers:ends fails in .*SystemExit\(0\)"):
+        load_scorers("my_scorers:ends")(IMAGES, PROMPTS)
+
+
+def test_the_embedded_worlds_checker_refuses_other_sizes():
+    with pytest.raises(ConfigError, match=r"scenes reads pictures of 64x64 .* not \[64, 80, 3\]"):
+        load_scorers("scenes")([picture(0, 64, 80)], PROMPTS[:1])
 
 
 @pytest.mark.parametrize(

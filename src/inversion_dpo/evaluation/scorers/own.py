@@ -6,13 +6,15 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inversion_dpo.evaluation.metrics import RESERVED
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.graphs.graph import SceneGraph
 
@@ -41,6 +43,44 @@ def imported(name: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ScorerError(f"evaluation.scorer={name!r}: {error}; write module:function") from error
     return scorer
+
+
+def asked_safely(
+    spec: str, load: Callable[[], Any], images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]
+) -> Any:
+    """Call a user's own function; whatever it raises becomes one line with its place.
+
+    It gets copies, so that it can write into them: the images are kept, and others score them too.
+    """
+    try:
+        return load()([image.copy() for image in images], list(prompts))
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ScorerError):
+            raise
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise ScorerError(
+            f"evaluation.scorer={spec} fails in {at.filename}, line {at.lineno}, on "
+            f"{len(images)} images, the first for {prompts[0][:60]!r}: "
+            f"{' '.join(repr(error).split())[:300]}. Nothing of this batch is kept: mend it, and "
+            "run the same command again"
+        ) from error
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse, by a ScorerError, names that the results use themselves, and two scores of one."""
+    for name in names:
+        if name in RESERVED or names.count(name) > 1:
+            fault = "two scorers give" if names.count(name) > 1 else "a scorer may not give"
+            raise ScorerError(f"evaluation.scorer: {fault} a score called {name!r}: rename it")
+
+
+def check_same(spec: str, names: Collection[str], before: Collection[str]) -> None:
+    """Refuse, by a ScorerError, scores that have other names than those of earlier images."""
+    if differing := sorted({*names} ^ {*before}):
+        raise ScorerError(
+            f"evaluation.scorer={spec} gives {', '.join(differing)} for some images only: return "
+            "the same names each time"
+        )
 
 
 def checked(spec: str, result: Any, count: int) -> tuple[Scores, Graphs]:

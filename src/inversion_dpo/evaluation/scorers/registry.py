@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,7 +25,16 @@ from inversion_dpo.evaluation.scorers.asked import (
     relation_of,
 )
 from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError
-from inversion_dpo.evaluation.scorers.own import Graphs, Scores, checked, imported, source_of
+from inversion_dpo.evaluation.scorers.own import (
+    Graphs,
+    Scores,
+    asked_safely,
+    check_names,
+    check_same,
+    checked,
+    imported,
+    source_of,
+)
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SCORES, SceneGraphScorer
 from inversion_dpo.evaluation.scorers.score_store import Store, score_key
@@ -115,6 +123,7 @@ class ScorerGroup:
 
     def __init__(self, members: Sequence[Named], batch_size: int, store: Store | None) -> None:
         self.members, self.batch_size, self.store = tuple(members), batch_size, store
+        self.given: dict[str, set[str]] = {}  # scorer -> the names of its scores
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> Scores:
         """Score every image for the prompt at its place."""
@@ -141,6 +150,8 @@ class ScorerGroup:
         starts = range(0, len(rows), self.batch_size)
         for member in self.members:
             parts = [self._batch(member, rows[k : k + self.batch_size]) for k in starts]
+            for part, _ in parts:
+                check_same(member.spec, part, self.given.setdefault(member.spec, {*part}))
             new = {name: np.concatenate([p[name] for p, _ in parts]) for name in parts[0][0]}
             if double := sorted(set(new) & set(scores)):
                 raise ScorerError(f"two scorers give a score called {double[0]!r}: drop one")
@@ -193,6 +204,7 @@ class ScorerGroup:
                         f"evaluation.scorer={member.spec} fails on a grey 64x64 image: "
                         f"{' '.join(str(error).split())[:400]}"
                     ) from error
+        check_names(found)
         return found
 
     def conclude(self) -> None:
@@ -244,8 +256,12 @@ def _of(spec: str) -> Sequence[str]:
 
 def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
     images, prompts, graphs = map(list, zip(*rows, strict=True))
-    more = {"graphs": graphs} if member.spec == SCENES else {}
-    scores, read = checked(member.spec, _answer(member, images, prompts, more), len(rows))
+    if ":" in member.spec:
+        answer = asked_safely(member.spec, lambda: member.call, images, prompts)
+    else:
+        more = {"graphs": graphs} if member.spec == SCENES else {}
+        answer = member.call(images, prompts, **more)
+    scores, read = checked(member.spec, answer, len(rows))
     for name, values in scores.items():
         for k in np.flatnonzero(~np.isfinite(values)).tolist():
             raise ScorerError(
@@ -254,22 +270,6 @@ def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
                 "scorer weights in float32, or leave it out of evaluation.scorer"
             )
     return scores, read
-
-
-def _answer(member: Named, images: Any, prompts: list[str], more: Mapping[str, Any]) -> Any:
-    """Call a scorer; whatever a user's own function raises becomes one line with its place."""
-    try:
-        return member.call(images, prompts, **more)
-    except Exception as error:
-        if ":" not in member.spec or isinstance(error, ScorerError):
-            raise
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise ScorerError(
-            f"evaluation.scorer={member.spec} fails in {at.filename}, line {at.lineno}, on "
-            f"{len(images)} images, the first for {prompts[0][:60]!r}: "
-            f"{' '.join(repr(error).split())[:300]}. Nothing of this batch is kept: mend it, and "
-            "run the same command again"
-        ) from error
 
 
 def load_scorers(
