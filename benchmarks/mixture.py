@@ -33,7 +33,7 @@ from mixture_model import (
 from inversion_dpo.compare.curves import figure, legend, style
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.evaluation.figures import GREY, PAPER, bare
-from inversion_dpo.maths.losses import METHODS as OBJECTIVES
+from inversion_dpo.maths.methods import METHODS as OBJECTIVES
 
 RATES = (3e-4, 1e-3, 3e-3)
 BETAS = {"dspo": (0.01, 0.1, 0.3, 1.0, 3.0), "mapo": (0.1, 0.3, 1.0, 10.0, 100.0)}

@@ -28,11 +28,11 @@ from inversion_dpo.maths.inversion import invert, recovered_noise
 from inversion_dpo.maths.losses import (
     LOSSES,
     as_pair_errors,
-    method_of,
     residual_overlap,
     safeguarded,
     squared_error,
 )
+from inversion_dpo.maths.methods import method_of
 from inversion_dpo.maths.records import Grid, Levels, LossOutput, LossSettings
 from inversion_dpo.maths.schedule import Schedule, add_noise, posterior_std, step, step_back
 from inversion_dpo.maths.targets import target_prediction

@@ -40,7 +40,8 @@ from inversion_dpo.maths.inversion import evaluations_per_image, passes
 from inversion_dpo.maths.methods import STORED
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.run.config import Config, load_config
-from inversion_dpo.trajectories.key import chosen_method, window
+from inversion_dpo.trajectories.key import window
+from inversion_dpo.trajectories.method import chosen_method
 
 ROOT = Path("runs/questions")
 PAIRS = 2000  # of the shipped file at most

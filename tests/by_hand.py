@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import torch
 from safetensors.torch import save_file
 
-from inversion_dpo.maths.losses import LOSSES, METHODS
+from inversion_dpo.maths.losses import LOSSES
+from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.maths.records import Grid, Levels, LossSettings
 from inversion_dpo.maths.schedule import Schedule, step
 from inversion_dpo.models.base import plain_guidance, same_schedule

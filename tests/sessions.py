@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
-from inversion_dpo.maths.losses import LOSSES, METHODS
+from inversion_dpo.maths.losses import LOSSES
+from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.training import recipe
 from inversion_dpo.trajectories.fill import predictions
 

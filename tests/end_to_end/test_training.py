@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from inversion_dpo.data.source import open_pairs
-from inversion_dpo.maths.losses import METHODS
+from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.maths.schedule import step
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.training import recipe as session_parts

@@ -39,7 +39,7 @@ from inversion_dpo.run.folder import occupied
 from inversion_dpo.training.beforehand import check_data, check_training
 from inversion_dpo.training.recipe import prepare
 from inversion_dpo.training.run_files import tracker_of
-from inversion_dpo.trajectories.key import chosen_method
+from inversion_dpo.trajectories.method import chosen_method
 
 logger = logging.getLogger(__name__)
 SETTLED = ("prompts", "preference")  # that evaluation.defaults fills in

@@ -29,7 +29,7 @@ from inversion_dpo.run.folder import claim, differences, read_config, read_rows,
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, train
 from inversion_dpo.training.split import split_pairs
 from inversion_dpo.trajectories.cost import evaluations_again
-from inversion_dpo.trajectories.key import chosen_method
+from inversion_dpo.trajectories.method import chosen_method
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
 PICTURED = 6  # prompts that the page shows

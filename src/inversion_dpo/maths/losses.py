@@ -2,8 +2,8 @@
 
 An error is the mean over a latent's elements of ||target - prediction||^2, of eps in diffusion
 models and of the velocity in flow models (``schedule.error_scale``). A method is a loss, a path and
-a target, see ``METHODS``. Losses are per pair; nothing is averaged inside the sigmoid. Equations
-and sources: docs/explanation/objectives.md.
+a target, see ``methods.METHODS``. Losses are per pair; nothing is averaged inside the sigmoid.
+Equations and sources: docs/explanation/objectives.md.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inversion_dpo.maths.methods import METHODS as METHODS
-from inversion_dpo.maths.methods import PATHS as PATHS
 from inversion_dpo.maths.methods import USES
-from inversion_dpo.maths.methods import Method as Method
-from inversion_dpo.maths.methods import method_of as method_of
 from inversion_dpo.maths.records import LossOutput, LossSettings, PairErrors
 
 LINKS = ("sigmoid", "hinge", "ipo")

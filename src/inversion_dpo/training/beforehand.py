@@ -30,8 +30,8 @@ from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import noise_variance
-from inversion_dpo.trajectories.key import chosen_method, spacing_of
-from inversion_dpo.trajectories.method import takes_images
+from inversion_dpo.trajectories.key import spacing_of
+from inversion_dpo.trajectories.method import chosen_method, takes_images
 
 logger = logging.getLogger(__name__)
 LEAST_PAIRS, FIRST_PAIRS = 4, 128  # needed, and looked at beforehand

@@ -19,8 +19,8 @@ from inversion_dpo.models.base import DiffusionModel, network_of
 from inversion_dpo.run.fields import Config
 from inversion_dpo.trajectories.cost import evaluations_again, example
 from inversion_dpo.trajectories.jobs import sizes_ahead
-from inversion_dpo.trajectories.key import chosen_method, extent_of, window
-from inversion_dpo.trajectories.method import takes_images
+from inversion_dpo.trajectories.key import extent_of, window
+from inversion_dpo.trajectories.method import chosen_method, takes_images
 
 TRAINED = {"lora": 2, "scene_graph": 2, "full": 3}  # forward passes that a trained image costs
 

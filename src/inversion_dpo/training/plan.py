@@ -17,7 +17,8 @@ from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.maths.targets import level_weights
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.trajectories.cache import TrajectoryCache
-from inversion_dpo.trajectories.key import chosen_method, window
+from inversion_dpo.trajectories.key import window
+from inversion_dpo.trajectories.method import chosen_method
 
 
 @dataclass(frozen=True)

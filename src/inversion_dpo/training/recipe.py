@@ -63,8 +63,8 @@ from inversion_dpo.training.split import split_pairs
 from inversion_dpo.training.step import Row, heldout, step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import fill
-from inversion_dpo.trajectories.key import chosen_method, key_of
-from inversion_dpo.trajectories.method import takes_images
+from inversion_dpo.trajectories.key import key_of
+from inversion_dpo.trajectories.method import chosen_method, takes_images
 from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from inversion_dpo.maths.methods import ENDPOINTS, STORED
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
 from inversion_dpo.run.fields import Config, ConfigError
-from inversion_dpo.trajectories.method import chosen_method as chosen_method
+from inversion_dpo.trajectories.method import chosen_method
 from inversion_dpo.trajectories.storing import Form, endpoint_size, form_of
 
 if TYPE_CHECKING:

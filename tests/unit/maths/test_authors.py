@@ -15,12 +15,12 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from inversion_dpo.maths.losses import (
     LOSSES,
-    METHODS,
     as_pair_errors,
     residual_overlap,
     safeguarded,
     with_terms,
 )
+from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.maths.records import Grid, Levels, LossSettings, NoisyStates
 from inversion_dpo.maths.schedule import posterior_std
 from inversion_dpo.maths.targets import target_prediction

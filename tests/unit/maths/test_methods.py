@@ -8,17 +8,15 @@ import torch
 
 from inversion_dpo.maths.losses import (
     LOSSES,
-    METHODS,
     as_pair_errors,
     dpo_logit,
     link_loss,
-    method_of,
     pooled,
     residual_overlap,
     safeguarded,
     squared_error,
 )
-from inversion_dpo.maths.methods import BETAS, USES
+from inversion_dpo.maths.methods import BETAS, METHODS, USES, method_of
 from inversion_dpo.maths.records import LossSettings
 
 # ---- what is taken from the table

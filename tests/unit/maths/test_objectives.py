@@ -12,7 +12,6 @@ from inversion_dpo.maths.beta import adapted_beta, gap_weighted
 from inversion_dpo.maths.inversion import invert
 from inversion_dpo.maths.losses import (
     LOSSES,
-    METHODS,
     as_pair_errors,
     balance,
     dpo,
@@ -29,6 +28,7 @@ from inversion_dpo.maths.losses import (
     squared_error,
     with_terms,
 )
+from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.maths.records import Levels, LossSettings
 from inversion_dpo.maths.targets import TARGETS, step_weights, target_prediction
 from inversion_dpo.models.schedules import discrete_schedule

@@ -10,7 +10,8 @@ from inversion_dpo.data.buckets import FITS
 from inversion_dpo.data.rankings import SCHEMES
 from inversion_dpo.evaluation.publish import KINDS
 from inversion_dpo.making_pairs.mining import MINERS
-from inversion_dpo.maths.losses import LINKS, LOSSES, METHODS, PATHS
+from inversion_dpo.maths.losses import LINKS, LOSSES
+from inversion_dpo.maths.methods import METHODS, PATHS
 from inversion_dpo.maths.schedule import SPACINGS
 from inversion_dpo.maths.targets import TARGETS, WEIGHTS
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml

@@ -8,7 +8,7 @@ from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_giv
 from inversion_dpo.run.limits import TAGS
 from inversion_dpo.run.settings import every_setting
 from inversion_dpo.training.effects import check_effects, load_checked
-from inversion_dpo.trajectories.key import chosen_method
+from inversion_dpo.trajectories.method import chosen_method
 
 IDLE = {  # setting -> what else is set, so that it has no effect
     "objective.soft_labels=true": ["kto", "dspo", "mapo", "sft", "denoising"],

@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.trajectories.key import (
-    NOWHERE,
-    CacheKey,
-    chosen_method,
-    key_of,
-    window,
-)
+from inversion_dpo.trajectories.key import NOWHERE, CacheKey, key_of, window
+from inversion_dpo.trajectories.method import chosen_method
 
 PAIRS = SimpleNamespace(fingerprint="of the pairs", single=False)
 
