@@ -28,7 +28,7 @@ from inversion_dpo.data.images import png
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.data.transforms import GREY
 from inversion_dpo.evaluation.prompt_sets import read_prompts
-from inversion_dpo.evaluation.samples import sampled
+from inversion_dpo.evaluation.samples import pictures, sampled_file
 from inversion_dpo.run.config import Config, load_config
 from inversion_dpo.training.recipe import train
 from inversion_dpo.world.drawing import COOL_GROUND, WARM_GROUND
@@ -77,7 +77,8 @@ def measured(config: Config, adapter: Path | None, memo: Path) -> dict[str, NDAr
     """Sample a model at the three shapes; return warmth and share of grey, [prompts]."""
     prompts = read_prompts(config.evaluation.prompts, config.evaluation.limit)
     bare = replace(config, evaluation=replace(config.evaluation, scorer=None))
-    images, _ = sampled(bare, adapter, memo, prompts, "policy" if adapter else "reference")
+    file = sampled_file(bare, adapter, memo, prompts, "policy" if adapter else "reference")
+    images = [np.asarray(image) for image in pictures(file)]
     return {"warmth": np.array([*map(warmth, images)]), "grey": np.array([*map(grey, images)])}
 
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
+from inversion_dpo.evaluation.samples import pictures, read_scores, sampled_file
 from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.training import recipe
@@ -24,6 +26,12 @@ def under_guidance(model, condition, scale):
 def conditional(model, condition):
     """The prediction without guidance."""
     return under_guidance(model, condition, 1.0)
+
+
+def sampled(config, adapter, memo, prompts, desc, repeats=1):
+    """One model's images and scores on the prompts."""
+    file = sampled_file(config, adapter, memo, prompts, desc, repeats)
+    return [np.array(image) for image in pictures(file)], read_scores(file)
 
 
 def loss_of(name):

@@ -15,12 +15,13 @@ import pytest
 
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation.evaluate import pairs_agree
-from inversion_dpo.evaluation.samples import commit_of, model_digest, sampled, scoring_digest
+from inversion_dpo.evaluation.samples import commit_of, model_digest, scoring_digest
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.folder import claim
 from inversion_dpo.training.recipe import train
+from tests.sessions import sampled
 from tools.tiny.scorers import write_tiny_scorer
 
 CAPTIONS = [

@@ -17,7 +17,6 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
-from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.models.base import Framing, ModelError, network_of
@@ -31,7 +30,7 @@ from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.training.states import STATES
 from inversion_dpo.trajectories.fill import predictions
-from tests.sessions import conditional, set_up, under_guidance
+from tests.sessions import conditional, sampled, set_up, under_guidance
 from tests.slow import slow_but
 from tools.tiny import flow as tiny_flow
 from tools.tiny.pipelines import SD_BETAS

@@ -15,7 +15,6 @@ from inversion_dpo.cli.main import main
 from inversion_dpo.data.images import DataError
 from inversion_dpo.evaluation.evaluate import evaluate
 from inversion_dpo.evaluation.publish import export
-from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.evaluation.sides import load_policy_pipeline
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.maths.records import LossSettings, PairErrors
@@ -27,7 +26,7 @@ from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows
 from inversion_dpo.world.checker import detect, score
 from tests.pair_files import read_pairs, write_annotations
-from tests.sessions import set_up
+from tests.sessions import sampled, set_up
 from tests.slow import slow_but
 from tools.embedded.renders import rows
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from inversion_dpo.compare.summary import over_seeds
 from inversion_dpo.evaluation.defaults import HELDOUT_FILE, MEASURING_FILE
@@ -21,7 +20,7 @@ from inversion_dpo.evaluation.evaluate import measure
 from inversion_dpo.evaluation.page import Picture, inlined
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.report import pick
-from inversion_dpo.evaluation.samples import read_images, sampled, sampled_file
+from inversion_dpo.evaluation.samples import pictures, read_images, read_scores, sampled_file
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text, read_json
@@ -145,7 +144,7 @@ def judged(
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
     metrics = measure(folder, origin or config, memo, None)
-    _, scores = sampled(config, folder / "adapter", memo, prompts, "policy")
+    scores = read_scores(sampled_file(config, folder / "adapter", memo, prompts, "policy"))
     rows = read_rows(folder / "metrics.jsonl")
     return {
         "metrics": metrics,
@@ -166,7 +165,7 @@ def curve_of(
         places.append((config.training.steps, folder / "adapter"))
     rows = []
     for step, adapter in places:
-        _, scores = sampled(config, adapter, memo, prompts, f"step {step}")
+        scores = read_scores(sampled_file(config, adapter, memo, prompts, f"step {step}"))
         rows.append({"step": step, **{k: float(np.mean(v)) for k, v in scores.items()}})
     return rows
 
@@ -214,8 +213,8 @@ def diversity(config: Config, adapter: Path | None, memo: Path, prompts: list[st
     """
     part, samples = prompts[:DIVERSITY_PROMPTS], list[list[NDArray[np.float64]]]()
     for k in range(DIVERSITY_SEEDS):
-        images, _ = sampled(seeded(config, 50_000 + 1000 * k), adapter, memo, part, "diversity")
-        small = [Image.fromarray(image) for image in images]
+        own = seeded(config, 50_000 + 1000 * k)
+        small = [*pictures(sampled_file(own, adapter, memo, part, "diversity"))]
         for picture in small:
             picture.thumbnail((64, 64))
         samples.append([np.asarray(picture, float) / 255 for picture in small])
@@ -234,7 +233,7 @@ def best_of(config: Config, memo: Path) -> dict[str, dict[str, Result]]:
     e = config.evaluation
     prompts = read_prompts(e.prompts, e.limit)
     drawn = [
-        sampled(seeded(config, 100_000 * k), None, memo, prompts, "best of n")[1]
+        read_scores(sampled_file(seeded(config, 100_000 * k), None, memo, prompts, "best of n"))
         for k in range(MOST)
     ]
     return best_of_n({name: np.stack([s[name] for s in drawn]) for name in drawn[0]}, e.preference)

@@ -113,21 +113,13 @@ def _on_disk(path: Path) -> bool:
     return any(team.collect([intact]))
 
 
-def sampled(
+def sampled_file(
     config: Config,
     adapter: Path | None,
     memo: Path,
     prompts: list[str],
     desc: str,
     repeats: int = 1,
-) -> tuple[Images, Scores]:
-    """Return one model's images and scores on the prompts, see :func:`sampled_file`."""
-    file = sampled_file(config, adapter, memo, prompts, desc, repeats)
-    return [np.array(image) for image in pictures(file)], read_scores(file)
-
-
-def sampled_file(
-    config: Config, adapter: Path | None, memo: Path, prompts: list[str], desc: str, repeats: int
 ) -> Path:
     """Return the Parquet file of one model's images and scores, made if it is not there.
 

@@ -16,9 +16,9 @@ import torch
 
 from inversion_dpo.compare.runs import seeded
 from inversion_dpo.evaluation.prompt_sets import read_prompts
-from inversion_dpo.evaluation.samples import sampled
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import PolicyConfig
+from tests.sessions import sampled
 from tests.slow import slow_but
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))  # its processes import it too
