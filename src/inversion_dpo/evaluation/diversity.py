@@ -11,7 +11,7 @@ import numpy as np
 
 from inversion_dpo.evaluation.metrics import gain_row, interval_text, verdict
 from inversion_dpo.evaluation.samples import pictures
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, device
 from inversion_dpo.evaluation.scorers.registry import LPIPS
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.processes import current_team
@@ -24,8 +24,6 @@ DIVERSITY = "diversity"  # in metrics.json
 
 def measure_of(config: Config) -> Lpips | None:
     """Return LPIPS if ``evaluation.scorer`` names it; ConfigError, ScorerError if it cannot be."""
-    import torch
-
     from inversion_dpo.evaluation.scorers.lpips import Lpips
 
     if LPIPS not in config.evaluation.scorers:
@@ -39,7 +37,7 @@ def measure_of(config: Config) -> Lpips | None:
             f"evaluation.scorer={LPIPS} needs evaluation.checkpoints.{LPIPS}=FOLDER "
             "(docs/reference/scorers.md says how to make one)"
         )
-    found = Lpips(Checkpoint.at(LPIPS, place), "cuda" if torch.cuda.is_available() else "cpu")
+    found = Lpips(Checkpoint.at(LPIPS, place), device())
     assert found.weights
     return found
 

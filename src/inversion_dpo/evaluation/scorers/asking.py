@@ -12,32 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint
-from inversion_dpo.evaluation.scorers.endpoint import Reply
+from inversion_dpo.evaluation.scorers.endpoint import Backend
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.scene_graph import backend_of, in_parallel
-from inversion_dpo.evaluation.scorers.score_store import Store, score_key
+from inversion_dpo.evaluation.scorers.scene_graph import backend_of
+from inversion_dpo.evaluation.scorers.score_store import Store, kept, score_key
 from inversion_dpo.run.fields import ParserConfig
 
 logger = logging.getLogger(__name__)
 READ = "read"  # in a result: whether the answer could be read
 Images = Sequence[Pixels]
-
-
-class Backend(Protocol):
-    """A model behind a server or on this machine."""
-
-    @property
-    def identity(self) -> str:
-        """Everything that an answer depends on besides images and question."""
-
-    def say(self, images: Images, text: str) -> Reply:
-        """Answer a question about the images."""
-
-    def starts(self, images: Images, text: str, word: str) -> float | None:
-        """Return the probability that the answer is ``word``; None if it cannot be had."""
 
 
 def backend_for(name: str, place: str | None, parser: ParserConfig) -> Any:
@@ -79,18 +65,9 @@ class Asked:
         """
         store = Store(self.store, "replies", "reply TEXT") if self.store else None
         keys = [self.key(images, text) for images, text in jobs]
-        stored = store.get(keys) if store else {}
-        new = {k: job for k, job in zip(keys, jobs, strict=True) if k not in stored}
-
-        def one(item: tuple[bytes, tuple[Images, str]]) -> dict[str, Any]:
-            key, (images, text) = item
-            result = ask(images, text)
-            if store:
-                store.put([key], [json.dumps(result)])
-            return result
-
-        fresh = dict(zip(new, in_parallel(one, new.items(), self.parallel), strict=True))
-        results = [fresh[k] if k in fresh else json.loads(stored[k]) for k in keys]
+        by_key = dict(zip(keys, jobs, strict=True))
+        answers, _ = kept(store, by_key, lambda job: json.dumps(ask(*job)), self.parallel)
+        results = [json.loads(answers[key]) for key in keys]
         self.count += len(results)
         self.faults.update(result[READ] for result in results if result[READ])
         return results

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -162,6 +163,11 @@ class Checkpoint:
         )
         where = f"evaluation.checkpoints.{self.scorer}={self.path}{at}"
         return f"{where}: {reason.rstrip('.')}. {remedy or usual}"
+
+
+def device() -> str:
+    """Name the accelerator if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings: Any) -> Any:

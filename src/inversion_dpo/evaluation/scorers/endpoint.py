@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from inversion_dpo.data.images import data_uri, png
@@ -45,6 +45,25 @@ class Reply:
     completion_tokens: int = 0
     requests: int = 1
     fault: str = ""
+
+
+class Backend(Protocol):
+    """A vision-language model behind a server or on this machine."""
+
+    @property
+    def identity(self) -> str:
+        """Everything that an answer depends on besides images and question."""
+
+    def answer(
+        self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
+    ) -> Reply:
+        """Reply to a conversation about an image."""
+
+    def say(self, images: Sequence[Pixels], text: str) -> Reply:
+        """Answer a question about the images."""
+
+    def starts(self, images: Sequence[Pixels], text: str, word: str) -> float | None:
+        """Return the probability that the answer is ``word``; None if it cannot be had."""
 
 
 class Endpoint:

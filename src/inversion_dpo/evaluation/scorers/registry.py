@@ -24,7 +24,7 @@ from inversion_dpo.evaluation.scorers.asked import (
     phrases_of,
     relation_of,
 )
-from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError
+from inversion_dpo.evaluation.scorers.checkpoint import TENSORS, Checkpoint, ScorerError, device
 from inversion_dpo.evaluation.scorers.own import (
     Graphs,
     Scores,
@@ -385,13 +385,6 @@ def built(name: str, checkpoint: Checkpoint) -> Scorer:
         "hpsv21": partial(ClipScorer, "hpsv2"),
     }
     return kinds[name](checkpoint, device())
-
-
-def device() -> str:
-    """Name the accelerator if there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _offer() -> str:

@@ -6,11 +6,10 @@ import importlib.util
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,10 @@ from inversion_dpo.evaluation.scorers.answers import (
     read_vocabulary,
     words_of,
 )
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
-from inversion_dpo.evaluation.scorers.endpoint import Reply, Turn
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, device
+from inversion_dpo.evaluation.scorers.endpoint import Backend, Turn
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.evaluation.scorers.score_store import Store, score_key
+from inversion_dpo.evaluation.scorers.score_store import Store, kept, score_key
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.graphs.matching import plain
 from inversion_dpo.run.fields import ParserConfig
@@ -40,19 +39,6 @@ COSTS = ("requests", "prompt_tokens", "completion_tokens")
 MOST_REPEATED = 4000  # characters of a refused answer that the model sees again
 
 logger = logging.getLogger(__name__)
-
-
-class Backend(Protocol):
-    """A model that answers a question about an image; ``identity`` says which."""
-
-    @property
-    def identity(self) -> str:
-        """Everything that its answers depend on besides image and question."""
-
-    def answer(
-        self, image: Pixels, system: str, turns: Sequence[Turn], schema: Mapping[str, Any]
-    ) -> Reply:
-        """Reply to a conversation about the image."""
 
 
 @dataclass(frozen=True)
@@ -131,26 +117,20 @@ class SceneGraphScorer:
         """Return the answer for each image, stored or new; several are asked for at once."""
         both = list(zip(images, offers, strict=True))
         keys = [self.key(image, offer) for image, offer in both]
-        stored = self.store.get(keys) if self.store else {}
-        self.stored += len(stored)
-        jobs = {k: job for k, job in zip(keys, both, strict=True) if k not in stored}
-        fresh = in_parallel(lambda job: self._ask(job[0], *job[1]), jobs.items(), self.parallel)
-        answers = {key: Answer(**json.loads(text)) for key, text in stored.items()}
-        answers |= dict(zip(jobs, fresh, strict=True))
-        return [answers[key] for key in keys]
+        jobs = dict(zip(keys, both, strict=True))
+        answers, stored = kept(self.store, jobs, self._ask, self.parallel)
+        self.stored += stored
+        return [Answer(**json.loads(answers[key])) for key in keys]
 
     def key(self, image: Pixels, offer: Vocabulary) -> bytes:
         """Hash everything that an answer depends on: image, model, question version, words."""
         question = f"{SCENE_GRAPH} {PROMPT_VERSION} {self.backend.identity} {offer.digest()}"
         return score_key(question, image, "")
 
-    def _ask(self, key: bytes, image: Pixels, offer: Vocabulary) -> Answer:
-        """Ask, and once more after a fault; store the answer at once."""
-        answer = ask(self.backend, image, offer)
-        if self.store:
-            self.store.put([key], [json.dumps(asdict(answer))])
+    def _ask(self, job: tuple[Pixels, Vocabulary]) -> str:
+        answer = ask(self.backend, *job)
         self.new.append(answer)
-        return answer
+        return json.dumps(asdict(answer))
 
     def conclude(self) -> None:
         """Log the number of answers, their cost and the faults."""
@@ -177,17 +157,6 @@ def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:
             turns += [Turn("assistant", reply.text[:MOST_REPEATED]), Turn("user", again)]
     costs = (sum(getattr(r, name) for r in replies) for name in COSTS)
     return Answer(graph.to_json() if graph is not None else None, fault, *costs)
-
-
-def in_parallel(call: Callable[[Any], Any], jobs: Iterable[Any], most: int) -> list[Any]:
-    """Return results in the order of the jobs; after an error, drop the jobs not begun."""
-    with ThreadPoolExecutor(max_workers=most) as pool:
-        futures = [pool.submit(call, job) for job in jobs]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def stored_answers(path: Path) -> list[Answer]:
@@ -235,12 +204,9 @@ def backend_of(parser: ParserConfig, checkpoint: str | None, name: str = SCENE_G
             parser.retries,
             parser.max_tokens,
         )
-    import torch
-
     from inversion_dpo.evaluation.scorers.local_vlm import LocalModel
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LocalModel(Checkpoint.at(name, str(checkpoint)), parser.max_tokens, device)
+    return LocalModel(Checkpoint.at(name, str(checkpoint)), parser.max_tokens, device())
 
 
 def vocabularies(

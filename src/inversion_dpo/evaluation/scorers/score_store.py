@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
+
+T = TypeVar("T")
 
 
 def score_key(scorer: str, image: NDArray[np.uint8], prompt: str) -> bytes:
@@ -64,3 +67,39 @@ class Store:
             base.close()
             raise ScorerError(f"{self.path} is damaged ({error}): delete it") from error
         return base
+
+
+def kept(
+    store: Store | None, jobs: Mapping[bytes, T], ask: Callable[[T], str], most: int
+) -> tuple[dict[bytes, str], int]:
+    """Return the answer to each job by its key, and how many of them were stored.
+
+    New answers are stored at once.
+
+    Args:
+        store: None keeps none.
+        jobs: by key.
+        ask: answers a job.
+        most: jobs that are asked about at once.
+    """
+    stored = store.get([*jobs]) if store else {}
+
+    def one(key: bytes) -> str:
+        answer = ask(jobs[key])
+        if store:
+            store.put([key], [answer])
+        return answer
+
+    new = [key for key in jobs if key not in stored]
+    return stored | dict(zip(new, in_parallel(one, new, most), strict=True)), len(stored)
+
+
+def in_parallel(call: Callable[[Any], T], jobs: Iterable[Any], most: int) -> list[T]:
+    """Return results in the order of the jobs; after an error, drop the jobs not begun."""
+    with ThreadPoolExecutor(max_workers=most) as pool:
+        futures = [pool.submit(call, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
