@@ -162,7 +162,7 @@ def refuse_giveaways(pairs: PairSource, memo: Path) -> None:
     """
     files, odd, name = Files(), Counter[str](), pairs.config.pairs
     if not memo.exists():
-        for k, pair in enumerate(islice(pairs.read(lambda number: number < DECODED), PAIRS)):
+        for k, pair in enumerate(islice(pairs.read(DECODED), PAIRS)):
             if pair.winner != pair.loser:
                 images = pair.images if k < DECODED else ()
                 files.add((pair.winner, pair.loser), images)

@@ -67,8 +67,10 @@ def rows_of(raws: Iterable[Raw], scheme: str, *, alone: bool = False) -> Iterato
 def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
     seen: set[object] = set()
     rated: list[Raw] = []
-    raws = _either_zero(raws)
+    downs: dict[float, str] = {}
     for kind, part in groupby(raws, lambda raw: "" if raw.fault else raw.table.kind):
+        if kind == "thumbs":
+            part = _either_zero(part, downs)
         if kind == "thumbs" and alone:
             yield from map(row_of, chain.from_iterable(map(_single, part)))
         elif kind in ("scored", "thumbs"):
@@ -255,11 +257,13 @@ def _thumb(value: Any) -> float | str | None:
     return max(found, 0.0) if found in (-1.0, 0.0, 0.5, 1.0) else shown(value)
 
 
-def _either_zero(raws: Iterable[Raw]) -> Iterator[Raw]:
-    """Pass rows on; DataError once thumbs are -1 in one and 0 in another."""
-    first: dict[float, str] = {}
+def _either_zero(raws: Iterable[Raw], first: dict[float, str]) -> Iterator[Raw]:
+    """Pass on rows with thumbs; DataError once these are -1 in one and 0 in another.
+
+    ``first`` collects where each of the two first stands.
+    """
     for raw in raws:
-        given = raw.values.get("thumbs") if raw.table.kind == "thumbs" else None
+        given = raw.values.get("thumbs")
         for thumb in given if isinstance(given, list) else [given]:
             if (found := number(thumb)) in (-1.0, 0.0):
                 first.setdefault(float(found or 0), raw.where)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from inversion_dpo.data.columns import Table
 from inversion_dpo.data.formats import Opened, open_rows
 from inversion_dpo.data.images import DataError, check_mask, decode_image, picture_size
 from inversion_dpo.data.rankings import rows_of
@@ -157,25 +158,25 @@ class PairSource:
         return hashlib.sha256(plain.encode()).hexdigest()
 
     @cached_property
+    def _table(self) -> Table:
+        """What the first sound row comes from; an empty table if there is none."""
+        sound = (raw.table for raw in self.opened.rows() if not raw.fault)
+        return next(sound, Table("", {}))
+
+    @property
     def thumbs(self) -> bool:
         """Whether the first sound row has a thumb up or down."""
-        return "thumbs" in self._kinds
+        return self._table.kind == "thumbs"
 
     @property
     def single(self) -> bool:
         """Whether a row is one image, given twice."""
-        return "single" in self._kinds or (self.alone and self.thumbs)
+        return self._table.kind == "single" or (self.alone and self.thumbs)
 
-    @cached_property
-    def _kinds(self) -> list[str]:
-        sound = (raw for raw in self.opened.rows() if not raw.fault)
-        return [raw.table.kind for raw in islice(sound, 1)]
-
-    @cached_property
+    @property
     def edits(self) -> bool:
         """Whether the first sound row has an image to be edited."""
-        sound = (raw for raw in self.opened.rows() if not raw.fault)
-        return any("source" in raw.table.names for raw in islice(sound, 1))
+        return "source" in self._table.names
 
     def expected(self) -> int | None:
         """How many pairs there may be, without reading an image; None if that cannot be known."""
@@ -192,10 +193,10 @@ class PairSource:
                     yield tuple(picture_size(i, "") for i in images if isinstance(i, bytes))
 
     def __iter__(self) -> Iterator[Pair]:
-        return self.read(lambda number: True)
+        return self.read(None)
 
-    def read(self, ours: Callable[[int], bool]) -> Iterator[Pair]:
-        """Read all pairs, and decode the images of those whose number is ``ours``.
+    def read(self, decoded: int | None = 0) -> Iterator[Pair]:
+        """Read all pairs, and decode the images of the first ``decoded`` ones; None: of all.
 
         Where bad rows are skipped every image is tried, since the numbers depend on it.
         """
@@ -209,7 +210,7 @@ class PairSource:
                 counts.update([reason, *["rows"] * (reason != "hidden")])
                 continue
             counts["rows"] += 1
-            wanted = ours(counts["pairs"])
+            wanted = decoded is None or counts["pairs"] < decoded
             faults, images = inspect(row, skip or wanted)
             if faults and not skip:
                 raise DataError(faults[0].text)

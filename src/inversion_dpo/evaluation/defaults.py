@@ -161,7 +161,7 @@ def _heldout_sources(
 def _fitting(config: Config) -> Iterator[tuple[Pair, Size]]:
     """Give the pairs that have a size, the others are not trained on, with it."""
     sizes = buckets(config.model.resolution)
-    for pair in open_pairs(config.data, alone=takes_images(config)).read(lambda number: False):
+    for pair in open_pairs(config.data, alone=takes_images(config)).read():
         found = place(sizes, pair.sizes, config.data.fit)
         if found.fit:
             yield pair, found.size

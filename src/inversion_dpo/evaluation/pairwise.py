@@ -14,6 +14,7 @@ from inversion_dpo.evaluation.metrics import wins
 from inversion_dpo.evaluation.samples import Images, pictures
 from inversion_dpo.evaluation.scorers.asking import READ
 from inversion_dpo.evaluation.scorers.unified_reward import PAIR, PairJudge
+from inversion_dpo.evaluation.wording import share_text
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.processes import current_team
 
@@ -76,7 +77,6 @@ def pairwise_text(metrics: Mapping[str, Any]) -> str:
     found = metrics.get(PAIRWISE) or {}
     if "win_rate" not in found:
         return f"{PAIR}: no answer could be read." if found else ""
-    share, low, high = (100 * found[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
-    text = f"{PAIR} prefers the policy's image in {share:.1f}% [{low:.1f}, {high:.1f}] of "
-    text += f"{found['n']} pairs, seen in both orders"
+    text = f"{PAIR} prefers the policy's image in {share_text(found)} of {found['n']} pairs, seen "
+    text += "in both orders"
     return text + (f"; {found['unread']} could not be read." if found["unread"] else ".")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.evaluation.metrics import win_rate
+from inversion_dpo.evaluation.metrics import wins
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_text, read_json
 
@@ -38,12 +38,11 @@ def write_people(
     Returns:
         What was written; win_rate and its Wilson interval only if at least one pair is judged.
     """
-    wins, losses = outcomes.get("first", 0), outcomes.get("second", 0)
+    won, lost = outcomes.get("first", 0), outcomes.get("second", 0)
     even = sum(n for k, n in outcomes.items() if k not in ("first", "second", "unlabelled"))
-    found: dict[str, Any] = {"policy": policy, "wins": wins, "losses": losses, "even": even}
-    if scores := [1.0] * wins + [0.0] * losses + [0.5] * even:
-        rate = win_rate([0.5] * len(scores), scores)
-        found |= {"win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high}
+    found: dict[str, Any] = {"policy": policy, "wins": won, "losses": lost, "even": even}
+    if scores := [1.0] * won + [0.0] * lost + [0.5] * even:
+        found |= wins([0.5] * len(scores), scores)
     found |= {"pairs": len(scores), "people": people}
     atomic_text(json.dumps(found, indent=1), run / PEOPLE, shared=True)
     return found

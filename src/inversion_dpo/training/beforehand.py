@@ -49,10 +49,10 @@ def check_data(config: Config) -> None:
     pairs = open_pairs(config.data, alone=takes_images(config))
     check_first(config, pairs)
     if pairs.counts["single"]:
-        deque(pairs.read(lambda number: False), 0)  # counts all
+        deque(pairs.read(), 0)  # counts all
     check_preferences(config, pairs.counts)
     if config.objective.soft_labels or config.objective.gap_weighted:
-        check_soft_labels(pair.preference for pair in pairs.read(lambda number: False))
+        check_soft_labels(pair.preference for pair in pairs.read())
 
 
 def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
@@ -168,7 +168,7 @@ def check_batch(plan: Plan, processes: int) -> None:
 def check_first(config: Config, pairs: PairSource) -> None:
     """Refuse too few pairs, and warn of shapes that are left out, by the first of them."""
     sizes, seen, left = buckets(config.model.resolution), 0, 0
-    for pair in islice(pairs.read(lambda number: number < LEAST_PAIRS), FIRST_PAIRS):
+    for pair in islice(pairs.read(LEAST_PAIRS), FIRST_PAIRS):
         seen += 1
         left += not place(sizes, pair.sizes, config.data.fit).fit
     if left:

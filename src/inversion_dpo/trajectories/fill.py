@@ -141,7 +141,7 @@ def _write_missing(
     number, left_out, texts = -1, dict[int, str](), dict[bytes, tuple[int, int]]()
     doing = "invert" if how.key.extent.last else "encode"
     with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
-        stream = grouped(pairs.read(lambda pair: False), how.key, left_out)
+        stream = grouped(pairs.read(), how.key, left_out)
         for number, chunk in enumerate(stream):
             path, digests = folder / SHARD.format(number), [job.pair.digest for job in chunk]
             places, new = text_places(texts, [text_of(job, how) for job in chunk], number)

@@ -55,5 +55,5 @@ def test_a_mask_that_cannot_be_used(tmp_path: Path, cell: str, expected: str) ->
     with pytest.raises(DataError, match=expected):
         list(open_pairs(file))
     with pytest.raises(DataError, match=expected):  # also where images wait undecoded
-        _ = [pair.mask_image for pair in open_pairs(file).read(lambda number: False)]
+        _ = [pair.mask_image for pair in open_pairs(file).read()]
     assert expected in check_pairs(file).problems[0]
