@@ -60,7 +60,6 @@ from inversion_dpo.trajectories.jobs import (
     Inverter,
     Job,
     edits,
-    grid_at,
     grouped,
     mirrored,
     regions,
@@ -127,7 +126,7 @@ def fill(
             about = {"key": asdict(key), "counts": dict(counts), "left_out": list(left_out)}
             write_manifest(folder, about, [SHARD.format(k) for k in range(shards)])
         team.wait()
-    return TrajectoryCache(folder, partial(grid_at, model, key), model.schedule.kind)
+    return TrajectoryCache(folder, how.grid_at, model.schedule.kind)
 
 
 def _write_missing(

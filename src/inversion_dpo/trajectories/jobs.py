@@ -46,18 +46,11 @@ class Inverter:
         """Take the grid that the model's own sampler has at a size, and as many pairs as fit."""
         for parts in (self.encoded, self.inverted):
             parts.limit(size, self.device)
-        return replace(self, grid=grid_at(self.model, self.key, size))
+        return replace(self, grid=self.grid_at(size))
 
-
-def grid_at(model: DiffusionModel, key: CacheKey, size: Size) -> Grid:
-    """Return the grid of the inversion at a size (height, width) in pixels.
-
-    Args:
-        model: its schedule may depend on the size.
-        key: has number and spacing of the steps.
-        size: (height, width) in pixels.
-    """
-    return model.schedule_at(size).grid(key.steps, key.spacing)
+    def grid_at(self, size: Size) -> Grid:
+        """Return the grid of the inversion at a size (height, width) in pixels."""
+        return self.model.schedule_at(size).grid(self.key.steps, self.key.spacing)
 
 
 @dataclass(frozen=True)
