@@ -65,7 +65,7 @@ def layers(names: Iterable[str], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
 
 
-def vit_h_settings(weights: dict[str, Tensor], vision_head: int = 80, text_head: int = 64) -> Any:
+def vit_h_settings(weights: dict[str, Tensor]) -> Any:
     """Derive the CLIPConfig from renamed weights; heads as wide as ViT-H's, act ``gelu``."""
     from transformers import CLIPConfig
 
@@ -76,10 +76,10 @@ def vit_h_settings(weights: dict[str, Tensor], vision_head: int = 80, text_head:
     projection = len(weights["visual_projection.weight"])
     return CLIPConfig(
         projection_dim=projection,
-        vision_config=_tower(weights, vision, len(patch), vision_head)
+        vision_config=_tower(weights, vision, len(patch), head=80)
         | {"patch_size": patch.shape[-1], "projection_dim": projection}
         | {"image_size": patch.shape[-1] * math.isqrt(positions)},
-        text_config=_tower(weights, text, vocabulary.shape[1], text_head)
+        text_config=_tower(weights, text, vocabulary.shape[1], head=64)
         | {"vocab_size": len(vocabulary), "projection_dim": projection}
         | {"max_position_embeddings": len(weights[text + "embeddings.position_embedding.weight"])}
         | {"eos_token_id": len(vocabulary) - 1, "bos_token_id": len(vocabulary) - 2},
