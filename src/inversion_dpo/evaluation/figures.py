@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from inversion_dpo.data.images import png
-from inversion_dpo.evaluation.metrics import interval_text, metric_rows, verdict
+from inversion_dpo.evaluation.metrics import interval_text, metric_rows, outcome
 from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.run.disk import atomic_bytes, atomic_figure
 
@@ -332,7 +332,8 @@ def gains(metrics: Mapping[str, Any], path: Path) -> None:
     left, right = min(left, 0.38), 1 - right
     figure.subplots_adjust(left, 0.36 / figure.get_figheight(), right, 0.98, hspace=0)
     for k, (name, row) in enumerate(rows.items()):
-        _draw_gain(figure.add_subplot(len(rows), 1, k + 1), name, row, texts[k])
+        colour = VERDICT_COLOUR[outcome(row, metrics["n_prompts"])]
+        _draw_gain(figure.add_subplot(len(rows), 1, k + 1), name, row, (texts[k], colour))
     figure.text(
         (left + right) / 2,
         0.02,
@@ -344,9 +345,9 @@ def gains(metrics: Mapping[str, Any], path: Path) -> None:
     atomic_figure(figure, path)
 
 
-def _draw_gain(axes: Axes, name: str, row: Mapping[str, float], text: str) -> None:
+def _draw_gain(axes: Axes, name: str, row: Mapping[str, float], told: tuple[str, str]) -> None:
     value, low, high = row["gain"], row["gain_low"], row["gain_high"]
-    colour = VERDICT_COLOUR[verdict(low, high)]
+    text, colour = told
     limit = 1.25 * max(abs(low), abs(high), abs(value)) or 1.0
     axes.set(xlim=(-limit, limit), ylim=(-1, 1), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

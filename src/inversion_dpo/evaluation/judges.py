@@ -12,7 +12,7 @@ from inversion_dpo.data.traits import shares_text
 from inversion_dpo.evaluation.metrics import (
     PAIRS_AGREE,
     metric_rows,
-    verdict,
+    outcome,
     win_rate,
     wins,
 )
@@ -90,7 +90,7 @@ def independent(metrics: Mapping[str, Any]) -> list[str]:
 def doubts(metrics: Mapping[str, Any]) -> list[str]:
     """Say what speaks against a labeller's gain: no judge but it, or one look on most images."""
     labelled, rows = labellers(metrics), metric_rows(metrics)
-    read = {k: verdict(r["gain_low"], r["gain_high"]) for k, r in rows.items()}
+    read = {k: outcome(r, metrics["n_prompts"]) for k, r in rows.items()}
     others = [name for name in rows if name not in labelled]
     gained = ", ".join(f"`{name}`" for name in labelled if read[name] == "gain")
     changed = {name: share for name, share in shares_of(metrics).items() if not share.chance}

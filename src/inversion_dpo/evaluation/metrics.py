@@ -24,6 +24,7 @@ RESERVED = frozenset(
     "steps training seconds structure scoring one_colour traits distance pairwise diversity "
     f"{OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT}".split()
 )
+LEAST_PROMPTS = 6  # fewer all gain, or all lose, by chance in over 5% of cases: 2 / 2**n
 _CHUNK = 1 << 20  # resampled indices held at once
 
 
@@ -146,6 +147,11 @@ def metric_rows(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def verdict(low: float, high: float, null: float = 0.0) -> str:
     """Return ``gain`` or ``loss`` if the interval lies on one side of ``null``, else ``none``."""
     return "gain" if low > null else "loss" if high < null else "none"
+
+
+def outcome(row: Mapping[str, float], prompts: int) -> str:
+    """Return :func:`verdict` on a gain; ``none`` of so few prompts that chance explains any."""
+    return "none" if prompts < LEAST_PROMPTS else verdict(row["gain_low"], row["gain_high"])
 
 
 def interval_text(

@@ -16,7 +16,7 @@ from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write
 from inversion_dpo.evaluation.metrics import PAIRS_AGREE, interval_text, metric_rows
 from inversion_dpo.evaluation.page import Section, Table
 from inversion_dpo.evaluation.scorers.asked import GENEVAL
-from inversion_dpo.evaluation.wording import remarks, share_text
+from inversion_dpo.evaluation.wording import few_text, remarks, share_text
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.processes import current_team
@@ -198,6 +198,7 @@ def notes(found: Mapping[str, Any], prompts: str) -> list[str]:
         texts.append(f"Settings: {known.source}.")
         if known.published and prompts == known.published["prompts"]:
             texts.append(f"Published: {known.published['source']}.")
+    texts += few_text(n)
     texts += remarks(next(iter(found["sets"][prompts]["models"].values())))
     if departures := found["departures"]:
         texts.append(f"Do not compare with published numbers: {'; '.join(departures)}.")

@@ -228,7 +228,7 @@ def _metrics(data: ReportData, plates: Sequence[bytes]) -> Section | None:
     labelled, same = labellers(data.metrics), data.metrics.get(AGREEMENT, {})
     rows = [
         {"metric": f"`{name}`" + " (labelled the pairs)" * (name in labelled)}
-        | {**cells(metrics[name]), "reading": read(metrics[name])}
+        | {**cells(metrics[name]), "reading": read(metrics[name], data.metrics["n_prompts"])}
         | ({"same side": share_text(same[name]) if name in same else "–"} if same else {})
         for name in names
     ]
@@ -255,8 +255,9 @@ def _categories(data: ReportData) -> Section | None:
         for name, part in data.metrics.get("categories", {}).items()
     ]
     note = (
-        f"The same comparison within each category, by `{data.preference}`. Few prompts make wide "
-        "intervals. A category whose interval includes 0 shows no measurable change."
+        f"The same comparison within each category, by `{data.preference}`. An interval of "
+        "fewer than 20 prompts is too narrow, and fewer than 6 prompts cannot tell. A category "
+        "whose interval includes 0 shows no measurable change."
     )
     table = Table.of(rows, numbers=range(1, 7))
     return Section("By category of prompt", note, table) if rows else None

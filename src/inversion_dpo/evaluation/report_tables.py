@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
-from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, decimals, metric_rows, verdict
+from inversion_dpo.evaluation.metrics import (
+    LEAST_PROMPTS,
+    OTHER_GUIDANCE,
+    decimals,
+    metric_rows,
+    verdict,
+)
 from inversion_dpo.evaluation.page import Section, Table, reading
-from inversion_dpo.evaluation.wording import gain_text, halves, share_text, shares_of
+from inversion_dpo.evaluation.wording import TOO_FEW, gain_text, halves, share_text, shares_of
 
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 
@@ -39,7 +45,7 @@ def structure(metrics: Mapping[str, Any]) -> Section | None:
         lower = name in ERRORS.values()
         rows.append(
             {"part": name, "measure": measure, "prompts": str(prompts), **cells(row)}
-            | {"reading": read(row, lower_is_better=lower)}
+            | {"reading": read(row, prompts, lower_is_better=lower)}
         )
     note = (
         "The table compares the scene graph that a prompt asks for with the one read from its "
@@ -89,8 +95,10 @@ def cells(row: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def read(row: Mapping[str, float], lower_is_better: bool = False) -> str:
+def read(row: Mapping[str, float], prompts: int, lower_is_better: bool = False) -> str:
     """Put the verdict on a gain in words, with its mark."""
+    if prompts < LEAST_PROMPTS:
+        return reading("none", TOO_FEW)
     low, high = row["gain_low"], row["gain_high"]
     kind = verdict(-high, -low) if lower_is_better else verdict(low, high)
     return reading(kind, VERDICT_WORDS[kind])

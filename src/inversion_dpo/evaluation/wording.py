@@ -8,10 +8,12 @@ from typing import Any
 from inversion_dpo.data.images import one_colour_text
 from inversion_dpo.data.traits import Share, shares_text
 from inversion_dpo.evaluation.metrics import (
+    LEAST_PROMPTS,
     OTHER_GUIDANCE,
     PAIRS_AGREE,
     interval_text,
     metric_rows,
+    outcome,
     verdict,
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
@@ -20,6 +22,8 @@ from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.training.health import FEW_PAIRS
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
+READ_SHARES = ("vqa_read", "unifiedreward_read", "parsed")  # scores: which answers could be read
+TOO_FEW = "too few prompts to tell"
 REMARKS = {
     SPATIAL: f"`{SPATIAL}` has T2I-CompBench's rule, but OWLv2's boxes in place of UniDet's: do "
     "not compare it with published numbers."
@@ -43,15 +47,19 @@ def headline(metrics: Mapping[str, Any], preference: str, setting: str, run: str
         return " ".join([sampled, *unscored(metrics, run)])
     where = f"On {metrics['n_prompts']:,} {setting}, the policy"
     share, by = share_text(metrics), f"the reference by `{preference}`"
-    outcome = {
+    told = {
         "gain": f"wins {share} against {by}",
         "loss": f"loses to {by}: it wins only {share}",
         "none": f"cannot be distinguished from {by}: it wins {share}",
     }[verdict(metrics["win_rate_low"], metrics["win_rate_high"], null=0.5)]
-    text = f"{where} {outcome}. {_statement(preference, metrics['preference'])}"
-    if metrics["n_prompts"] < FEW_PROMPTS:
-        text += " So few prompts make the intervals too narrow: read this as a trial, not a result."
-    return text
+    last = _statement(preference, metrics["preference"], metrics["n_prompts"])
+    return " ".join([f"{where} {told}.", last, *few_text(metrics["n_prompts"])])
+
+
+def few_text(prompts: int) -> list[str]:
+    """Warn in a sentence of so few prompts that intervals are too narrow; else nothing."""
+    text = "So few prompts make the intervals too narrow: read this as a trial, not a result."
+    return [text] if prompts < FEW_PROMPTS else []
 
 
 def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
@@ -84,9 +92,9 @@ def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
 
 
 def statements(metrics: Mapping[str, Any], preference: str) -> list[tuple[str, str]]:
-    """List (verdict, sentence) for images of one colour and every metric but the preferred one."""
-    return [("loss", text) for text in blank_texts(metrics)] + [
-        (verdict(row["gain_low"], row["gain_high"]), _statement(name, row))
+    """List (verdict, sentence): what spoils the numbers, and every metric but the preferred one."""
+    return [("loss", text) for text in (*blank_texts(metrics), *unread_texts(metrics))] + [
+        (outcome(row, metrics["n_prompts"]), _statement(name, row, metrics["n_prompts"]))
         for name, row in metric_rows(metrics).items()
         if name != preference
     ]
@@ -97,6 +105,17 @@ def blank_texts(metrics: Mapping[str, Any]) -> list[str]:
     total = metrics["n_prompts"] * metrics.get("seeds", 1)
     blank = metrics.get("one_colour", {}).items()
     return [f"{side}: {one_colour_text(names, total)}" for side, names in blank if names]
+
+
+def unread_texts(metrics: Mapping[str, Any]) -> list[str]:
+    """Write of each model that answers in words how many answers could not be read, if any."""
+    rows = metric_rows(metrics)
+    return [
+        f"`{name}`: {1 - rows[name]['reference']:.0%} of the answers for the reference and "
+        f"{1 - rows[name]['policy']:.0%} for the policy could not be read and have the lowest score"
+        for name in READ_SHARES
+        if name in rows and min(rows[name]["reference"], rows[name]["policy"]) < 1
+    ]
 
 
 def agreement_text(metrics: Mapping[str, Any], preference: str) -> str:
@@ -142,7 +161,8 @@ def lines(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
             *unscored(metrics, run),
         ]
     out += [f"  {text}" for text in remarks(metric_rows(metrics))]
-    out += [f"  warning: {text}" for text in blank_texts(metrics)]
+    few = few_text(metrics["n_prompts"]) if "win_rate" in metrics else []
+    out += [f"  warning: {text}" for text in (*few, *blank_texts(metrics), *unread_texts(metrics))]
     if shares := shares_of(metrics):
         out.append(f"  policy's images beside the reference's: {shares_text(shares)}")
     return out
@@ -153,10 +173,10 @@ def remarks(names: Iterable[str]) -> list[str]:
     return [REMARKS[name] for name in names if name in REMARKS]
 
 
-def _statement(name: str, row: Mapping[str, float]) -> str:
+def _statement(name: str, row: Mapping[str, float], prompts: int) -> str:
     words = {"gain": "a gain", "loss": "a loss", "none": "no measurable change"}
-    outcome = words[verdict(row["gain_low"], row["gain_high"])]
-    return f"Mean `{name}` changes by {gain_text(row)}: {outcome}."
+    told = words[outcome(row, prompts)] if prompts >= LEAST_PROMPTS else TOO_FEW
+    return f"Mean `{name}` changes by {gain_text(row)}: {told}."
 
 
 def share_text(metrics: Mapping[str, Any]) -> str:

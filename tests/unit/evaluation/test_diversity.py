@@ -96,7 +96,7 @@ def test_a_policy_that_draws_one_image_loses_diversity(folder, tmp_path):
     assert (
         row["policy"] == 0 and row["reference"] == pytest.approx(-row["gain"]) and row["gain"] < 0
     )
-    kind, text = diversity_text(found)
+    kind, text = diversity_text(found | {"n_prompts": n})
     assert kind == "loss" and "less diversity" in text and diversity_text({}) is None
     assert diversity(files, load_config(None, [])) == {}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inversion_dpo.evaluation import figures
+from inversion_dpo.evaluation import figures, report_tables
 from inversion_dpo.evaluation.metrics import compare
 from inversion_dpo.evaluation.page import inline_text
 from inversion_dpo.evaluation.report import most_changed
@@ -168,6 +168,28 @@ def test_other_metrics_are_stated_with_their_verdict() -> None:
 def test_few_prompts_carry_a_warning() -> None:
     assert "read this as a trial" in headline(scores(0.3, n=5), "warmth", "prompts")
     assert "read this as a trial" not in headline(scores(0.3), "warmth", "prompts")
+
+
+@pytest.mark.parametrize(
+    ("n", "told"), [(1, "too few prompts to tell"), (5, "too few"), (6, "a gain")]
+)
+def test_what_chance_alone_may_do_is_no_gain(n: int, told: str) -> None:
+    found = scores(0.3, n=n)
+    assert headline(found, "warmth", "prompts").count(f"{told}") == 1
+    assert statements(found, "sg_iou")[0][0] == ("gain" if n == 6 else "none")
+    assert told in report_tables.read(found["warmth"], n)
+    assert any("warning: So few prompts" in line for line in lines(found))
+
+
+def test_answers_that_could_not_be_read_are_told_beside_the_gain() -> None:
+    read, half = np.ones(100), np.arange(100) % 2.0
+    found = compare({"vqa": half, "vqa_read": half}, {"vqa": read, "vqa_read": read}, "vqa")
+    text = (
+        "`vqa_read`: 50% of the answers for the reference and 0% for the policy could not be read"
+    )
+    assert text in "\n".join(lines(found)) and text in statements(found, "vqa")[0][1]
+    whole = compare({"vqa": half, "vqa_read": read}, {"vqa": read, "vqa_read": read}, "vqa")
+    assert "could not be read" not in "\n".join(lines(whole))
 
 
 def test_report_without_scores_claims_nothing(data: ReportData, tmp_path: Path) -> None:
