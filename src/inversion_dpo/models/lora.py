@@ -10,6 +10,7 @@ LoHa and LoKr: Yeh et al., 2023, https://arxiv.org/abs/2309.14859.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
 
+logger = logging.getLogger(__name__)
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NAMED = (WEIGHTS, "adapter_model.safetensors")  # as diffusers and peft name the file
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
@@ -46,6 +48,7 @@ KEY = re.compile(
     r"|(?:lora\.down\.weight\.|lora\.down\.|lora_linear_layer\.down\.weight\.)?(?P<alpha>alpha))"
     r"(?:\.(?!weight)\w+)?(?:\.weight)?"
 )
+CHANGED = re.compile("pissa|olora|corda|loftq", re.IGNORECASE)  # ways to begin, of peft
 MAGNITUDE = "lora_magnitude_vector"  # of a DoRA
 Matrices = dict[str, Tensor]  # of a place: A and B, alpha, or what LoHa and LoKr have
 Layers = dict[Place, Matrices]
@@ -119,12 +122,15 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
     try:
         with safe_open(file, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-            settings = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            settings = _settings(file, (opened.metadata() or {}).get("lora_adapter_metadata"))
     except SafetensorError as error:
         raise ModelError(f"{file} is damaged ({error}): fetch it again") from error
-    beside = file.with_name("adapter_config.json")
-    if not settings and beside.is_file():
-        settings = json.loads(beside.read_text())
+    fp8 = {k: t.float() for k, t in tensors.items() if t.itemsize == 1 and t.is_floating_point()}
+    tensors |= fp8
+    if not settings and any(k.startswith("base_model.model.") for k in tensors):
+        logger.warning(
+            "%s has no adapter_config.json beside it: its alpha is taken to be its rank", file
+        )
     weights, changes = dict[str, Tensor](), dict[tuple[str, str], Tensor]()
     for place, matrices in find_layers(pipeline, tensors).items():
         network = getattr(pipeline, place.part)
@@ -150,6 +156,29 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
     return weights, changes
 
 
+def _settings(file: Path, told: str | None) -> dict[str, Any]:
+    """Read how a LoRA is scaled, from its header or from peft's file beside it.
+
+    Raises:
+        ModelError: it is no JSON, or made for a base that was changed when training began.
+    """
+    beside = file.with_name("adapter_config.json")
+    if not told and not beside.is_file():
+        return {}
+    place = f"the header of {file}" if told else str(beside)
+    try:
+        found = dict(json.loads(told or beside.read_text(encoding="utf-8-sig")))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{place} is no JSON of settings ({error}): fetch it again") from error
+    for key, value in found.items():
+        if key.endswith("init_lora_weights") and CHANGED.match(str(value)):
+            raise ModelError(
+                f"it began as {value} ({place}), which changes the base too: save it by peft with "
+                "path_initial_model_for_weight_conversion, or merge it first"
+            )
+    return found
+
+
 def _named(start: str, part: Matrices, shape: torch.Size) -> dict[str, Tensor]:
     """Name a module's matrices as diffusers does; of a convolution some write them as a matrix."""
     ones = (1,) * (len(shape) - 2)
@@ -172,6 +201,8 @@ def _made(place: Place, matrices: Matrices, scale: float, shape: torch.Size) -> 
         shape: of the modules' weights, below one another.
     """
     what = f"its matrices for {place.part}.{place.modules[0]}"
+    if not all(m.is_floating_point() for name, m in matrices.items() if name != "alpha"):
+        raise ModelError(f"{what} are whole numbers, of few bits: give them in bf16")
     if not all(matrix.isfinite().all() for matrix in matrices.values()):
         raise ModelError(f"{what} are not finite: train or fetch it anew")
     kohya = matrices.get("dora_scale")  # the norms of rows, or of columns

@@ -267,6 +267,40 @@ def test_loha_and_lokr_change_weights_as_peft_does(settings, tiny, pipe, tmp_pat
         assert changes["unet", layer].abs().max() > 0
 
 
+def test_a_lora_in_fp8_is_read(pipe, tmp_path):
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "", *PEFT, alpha=False)
+    eight = {k: v.to(torch.float8_e4m3fn) for k, v in lora.items()}
+    save_file(eight, tmp_path / "eight.safetensors")
+    save_file({k: v.float() for k, v in eight.items()}, tmp_path / "wide.safetensors")
+    found, wanted = (
+        read_lora(pipe("sd15"), tmp_path / f"{name}.safetensors")[0] for name in ("eight", "wide")
+    )
+    assert found and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ("<html>", "adapter_config.json is no JSON of settings .*: fetch it again"),
+        ("[1]", "adapter_config.json is no JSON of settings"),
+        ('{"init_lora_weights": "pissa_niter_16"}', "it began as pissa_niter_16.*changes the base"),
+        ('{"init_lora_weights": "OLoRA"}', "it began as OLoRA.*changes the base"),
+        (None, None),
+    ],
+)
+def test_what_scales_a_lora_of_peft_is_read_or_missed(about, message, pipe, tmp_path, caplog):
+    """Without its file the scale is not known; some kinds go with another base."""
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "base_model.model.", *PEFT, alpha=False)
+    save_file(lora, tmp_path / "adapter_model.safetensors")
+    if about is None:
+        read_lora(pipe("sd15"), tmp_path / "adapter_model.safetensors")
+        assert "no adapter_config.json beside it: its alpha is taken to be its rank" in caplog.text
+        return
+    (tmp_path / "adapter_config.json").write_text(about)
+    with pytest.raises(ModelError, match=message):
+        read_lora(pipe("sd15"), tmp_path / "adapter_model.safetensors")
+
+
 def foreign(lora):
     return lora | {"nonsense.lora_A.weight": torch.zeros(1, 1)}
 
@@ -288,6 +322,10 @@ REFUSED = {
     "values that are none": (
         lambda lora: {k: v / 0 for k, v in lora.items()},
         r"its matrices for unet\..* are not finite: train or fetch it anew",
+    ),
+    "whole numbers": (
+        lambda lora: {k: v.to(torch.int8) for k, v in lora.items()},
+        r"its matrices for unet\..* are whole numbers, of few bits: give them in bf16",
     ),
     "no LoRA": (lambda lora: {"x": torch.zeros(1)}, "1 of 1 tensors fit no layer.*'x'"),
     "nothing": (lambda lora: {}, "0 of 0 tensors.*an empty file"),
