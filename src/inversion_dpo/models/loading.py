@@ -273,16 +273,20 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
             f"{model.multiple} pixels, as this pipeline needs them: set a multiple of "
             f"{16 * model.multiple}, or one size, such as {named_size(square(m.resolution))}"
         )
-    if why := model.distilled or few_steps(pipeline.scheduler) or name_of_few_steps(m):
-        logger.warning(
-            "%s seems to be distilled to few steps (%s): training undoes that, and pairs are "
-            "inverted inexactly. Train its base model",
-            Path(m.path).name,
-            why,
-        )
     if p.kind == "full":
         network_of(model).float()
     return model
+
+
+def few_steps_text(model: DiffusionModel, m: ModelConfig) -> str | None:
+    """Say that a model seems to be distilled to few steps, and why."""
+    scheduler = model.pipeline.scheduler
+    if not (why := model.distilled or few_steps(scheduler) or name_of_few_steps(m)):
+        return None
+    return (
+        f"{Path(m.path).name} seems to be distilled to few steps ({why}): training undoes that, "
+        "and pairs are inverted inexactly. Train its base model"
+    )
 
 
 def name_of_few_steps(m: ModelConfig) -> str | None:

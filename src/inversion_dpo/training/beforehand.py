@@ -15,6 +15,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE, BETAS
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
+from inversion_dpo.models.loading import few_steps_text
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import check_room
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
@@ -71,6 +72,8 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     plan = make_plan(config, lambda _: (model.schedule, grid), square(config.model.resolution))
     check_batch(plan, current_team().size)
     check_sources(model, open_pairs(config.data, alone=takes_images(config)))
+    if text := few_steps_text(model, config.model):
+        logger.warning(text)
     if config.policy.kind == "scene_graph":
         return
     if text := rate_text(config.policy.kind, t.learning_rate):

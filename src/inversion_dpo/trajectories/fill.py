@@ -286,6 +286,11 @@ def conditions(how: Inverter, jobs: Sequence[Job], edited: Sequence[Images]) -> 
             more: dict[str, Any] = {"sources": source} if how.model.edits == "reads" else {}
             more |= {"graphs": [graph_of(job.pair)]} if how.key.scene_graph else {}
             made[key] = how.model.condition([job.pair.caption], **more)
+            if not all(part.isfinite().all() for part in made[key].values()):
+                raise ModelError(
+                    f"{job.pair.where}: its encoded caption has values that are not finite. Set "
+                    "model.dtype=float32 or bfloat16"
+                )
     return {name: joined([made[key][name] for key in keys]) for name in made[keys[0]]}
 
 

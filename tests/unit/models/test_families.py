@@ -14,11 +14,12 @@ from torch import Tensor
 from inversion_dpo.maths.inversion import Extent, invert, reconstruct
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import ModelError, joined, network_of
-from inversion_dpo.models.loading import adapt, load_model, load_pipeline, name_of_few_steps
+from inversion_dpo.models.loading import adapt, check_model, load_pipeline, name_of_few_steps
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.training.beforehand import check_training
 from inversion_dpo.training.states import with_dropout
 from inversion_dpo.trajectories.fill import predictions
 from tests.sessions import conditional, under_guidance
@@ -331,8 +332,11 @@ def test_a_prompt_that_is_cut_is_counted(family, model_of):
     ],
 )
 def test_a_model_of_few_steps_is_warned_of(family, named, why, tiny, tmp_path, caplog):
+    """Before any weight is read."""
     (tmp_path / named).symlink_to(tiny(family))
-    load_model(load_config(None, [f"model.path={tmp_path / named}"]), torch.device("cpu"))
+    settings = [f"model.path={tmp_path / named}", "model.resolution=128", "data.limit=64"]
+    config = load_config(None, settings)
+    check_training(config, check_model(config.model), tmp_path)
     assert (f"{named} seems to be distilled to few steps ({why})" in caplog.text) == bool(why)
     assert ("Train its base" in caplog.text) == bool(why)
 

@@ -601,6 +601,15 @@ def test_a_number_that_is_not_finite_is_refused_by_its_image():
             check_finite(bad, pairs)
 
 
+def test_a_caption_that_is_not_finite_is_refused_by_its_row(monkeypatch):
+    """A text encoder overflows in float16; the loss of every step would be no number."""
+    model = Pipeline()
+    broken = {"text": torch.full((1, 2), torch.inf)}
+    monkeypatch.setattr(model, "condition", lambda prompts, **_: broken)
+    with pytest.raises(ModelError, match="its encoded caption has .* Set model.dtype=float32"):
+        invert_pairs(Inverter(model, replace(KEY, extent=NOWHERE), GRID, CPU), jobs(2))
+
+
 # ---- guidance
 
 
