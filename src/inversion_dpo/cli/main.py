@@ -161,6 +161,8 @@ def sample(
 ) -> None:
     """Generate images from a run's policy, or from the reference.
 
+    A published LoRA, UNet or transformer: model.lora or model.network, a file, folder or hub id.
+
     Example: inversion-dpo sample "a red star" --run runs/mine -o png evaluation.guidance_scale=5
     """
     from inversion_dpo.data.images import png

@@ -69,7 +69,8 @@ def pairs_build(
     The settings build.* say how, and evaluation.* how images are sampled. The options below stand
     for some of them. A prompt set or scene graphs give OUTPUT/pairs.parquet. A number of prompts
     takes captions of the embedded model, and gives taste.parquet and composition.parquet.
-    With build.splits it writes a dataset with its card, in OUTPUT/dataset.
+    With build.splits it writes a dataset with its card, in OUTPUT/dataset. build.models samples
+    from runs, LoRAs and pipelines beside the model; model.lora or model.network from that alone.
 
     Example: inversion-dpo pairs build -c sd15 -o built --prompts my_prompts.txt --scorer pickscore
     """

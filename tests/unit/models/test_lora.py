@@ -11,6 +11,7 @@ from peft import LoHaConfig, LoKrConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import blocks_to_kohya
@@ -299,6 +300,20 @@ def test_what_scales_a_lora_of_peft_is_read_or_missed(about, message, pipe, tmp_
     (tmp_path / "adapter_config.json").write_text(about)
     with pytest.raises(ModelError, match=message):
         read_lora(pipe("sd15"), tmp_path / "adapter_model.safetensors")
+
+
+def test_sample_draws_from_a_published_lora(tiny, pipe, tmp_path):
+    """By the setting, in place of an option of its own; build.models takes what --policy takes."""
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q", "to_v")), "", *PEFT, alpha=False)
+    save_file({k: v * 9 for k, v in lora.items()}, tmp_path / "lora.safetensors")
+    settings = [f"model.path={tiny('sd15')}", "model.resolution=128", "evaluation.sample_steps=2"]
+    drawn = []
+    for more in ([], [f"model.lora={tmp_path}/lora.safetensors"]):
+        output = tmp_path / f"png{len(more)}"
+        with pytest.raises(SystemExit, match="0"):
+            main(["sample", "a star", "-o", str(output), *settings, *more])
+        drawn.append((output / "000000.png").read_bytes())
+    assert drawn[0] != drawn[1]
 
 
 def foreign(lora):
