@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.lora import WEIGHTS
-from inversion_dpo.models.originals import FLUX, FLUX_2, LUMINA, LUMINA_2, SD3, WAN, Table
+from inversion_dpo.models.originals import FLUX, FLUX_2, KREA_2, LUMINA, LUMINA_2, SD3, WAN, Table
 from inversion_dpo.run.disk import atomic_save
 
 BLOCKS = FLUX | WAN | LUMINA_2
@@ -31,7 +31,7 @@ OF_FLUX_2 = (
 )
 FLAT = r"transformer\.(layers|noise_refiner|context_refiner)\.\d+\.attention\."  # Z-Image
 QWEN = "QwenImage"  # in the pipeline's class: its modules are called as those of others
-SD_3 = "StableDiffusion3"  # the same
+SD_3, KREA = "StableDiffusion3", "Krea2"  # the same
 SD_3_BLOCKS: Table = {  # without the norms' layers, of which one has shift and scale exchanged
     "transformer_blocks": ("joint_blocks_", {k: v for k, v in SD3.items() if "adaLN" not in k})
 }
@@ -47,13 +47,14 @@ def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str
     """Rename an adapter's tensors as kohya's programs do; with them the file's metadata.
 
     Stable Diffusion 1, 2 and XL, Z-Image and Qwen-Image: diffusers' own names with ``.`` as ``_``
-    (``lora_unet_down_blocks_0_...``). FLUX.1, FLUX.2, Chroma, Wan, Lumina 2 and Stable Diffusion 3:
-    see :func:`blocks_to_kohya`. Every pair of matrices has its ``alpha`` beside it; diffusers'
-    converter writes the rank there, which is put right here.
+    (``lora_unet_down_blocks_0_...``). FLUX.1, FLUX.2, Chroma, Wan, Lumina 2, Stable Diffusion 3 and
+    Krea 2: see :func:`blocks_to_kohya`. Every pair of matrices has its ``alpha`` beside it;
+    diffusers' converter writes the rank there, which is put right here.
 
     Args:
         adapter: its folder.
-        kind: the class of the pipeline, if it is known; Qwen-Image and Stable Diffusion 3 need it.
+        kind: the class of the pipeline, if it is known: by it Qwen-Image, Stable Diffusion 3 and
+            Krea 2 are told apart.
 
     Raises:
         ModelError: no LoRA, one of another family, or a DoRA.
@@ -69,13 +70,15 @@ def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str
         renamed = _flat(weights, float(alpha))
     elif kind.startswith(SD_3):
         renamed = blocks_to_kohya(weights, float(alpha), SD_3_BLOCKS)
+    elif kind.startswith(KREA):
+        renamed = blocks_to_kohya(weights, float(alpha), KREA_2)
     elif any(re.match(f"{FUSED}|{OF_FLUX_2}|{RENAMED}", key) for key in weights):
         renamed = blocks_to_kohya(weights, float(alpha))
     else:
         raise ModelError(
             f"{adapter}: kohya's names are written for Stable Diffusion 1, 2, XL, FLUX.1, FLUX.2, "
-            "Chroma, Z-Image, Wan and Lumina 2; for Stable Diffusion 3 and Qwen-Image too, where "
-            "the base in model.path is within reach. For ComfyUI use --format comfyui"
+            "Chroma, Z-Image, Wan and Lumina 2; for Stable Diffusion 3, Qwen-Image and Krea 2 "
+            "too, where the base in model.path is within reach. For ComfyUI use --format comfyui"
         )
     about = {
         "ss_network_module": "networks.lora",

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_conversion_utils import (
     _convert_kohya_flux2_lora_to_diffusers,
     _convert_musubi_wan_lora_to_diffusers,
+    _convert_non_diffusers_krea2_lora_to_diffusers,
     _convert_non_diffusers_lumina2_lora_to_diffusers,
 )
 from diffusers.loaders.lora_conversion_utils import (
@@ -157,6 +158,28 @@ def test_stable_diffusion_3_there_and_back(tiny, tmp_path):
     norms = trained(tiny("sd3"), tmp_path / "norms", ["norm1.linear"])
     with pytest.raises(ModelError, match="kohya's names have nothing for .*norm1.linear"):
         to_kohya(norms, kind)
+
+
+def test_krea_2_there_and_back(tiny, tmp_path):
+    """By diffusers' reader of the original names, whose dots are underscores here, and by ours."""
+    adapter = trained(tiny("krea2"), tmp_path / "adapter", [*ATTENTION, "to_gate", "ff.up"])
+    kind = index_of(str(tiny("krea2")))["_class_name"]
+    file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya", kind)
+    kohya, ours = load_file(file), read_lora(adapter)[0]
+    names = {key.partition(".")[0].removeprefix("lora_unet_") for key in kohya}
+    assert {"blocks_0_attn_wq", "blocks_1_mlp_up", "txtfusion_refiner_blocks_0_attn_gate"} <= names
+    dotted, layer = {}, r"lora_unet_(?:(txtfusion)_)?((?:\w+_)?blocks)_(\d+)_(attn|mlp)_(\w+)"
+    for key in (key for key in kohya if "lora" in key.partition(".")[2]):
+        name, _, half = key.partition(".")
+        stem = ".".join(part for part in re.fullmatch(layer, name).groups() if part)
+        half = "A" if "down" in half else "B"
+        dotted[f"diffusion_model.{stem}.lora_{half}.weight"] = kohya[key]
+    back = _convert_non_diffusers_krea2_lora_to_diffusers(dotted)
+    assert back.keys() == ours.keys() and all(torch.equal(back[key], ours[key]) for key in ours)
+    found, changes = read_file(load_pipeline(ModelConfig(str(tiny("krea2")))), file)
+    assert not changes and found.keys() == ours.keys()
+    for key in (key for key in ours if ".lora_B." in key):
+        torch.testing.assert_close(found[key], ours[key] * ALPHA / RANK)
 
 
 WIDTH, RANK, ALPHA = 3072, 4, 8.0  # of FLUX.1, which diffusers' way back knows by heart
