@@ -128,6 +128,12 @@ def test_unified_reward_reads_its_authors_form():
         (POINT.replace("4", "44"), "coherence off the scale"),
         ("I cannot judge this image.", "no alignment"),
         ("**" + POINT + "** \nI like it", ""),
+        (POINT.replace("4", "3,5"), "no coherence"),
+        (POINT.replace("4", "1e0"), "no coherence"),
+        (POINT.replace("4", "2.5.5"), "no coherence"),
+        (POINT.replace("4", "4%"), "no coherence"),
+        (POINT.replace("4", "4/5"), ""),
+        (POINT.replace("4", "4."), ""),
     ],
 )
 def test_a_spoiled_rating_has_a_name_and_is_not_guessed(text, fault):
@@ -143,6 +149,7 @@ def test_a_spoiled_rating_has_a_name_and_is_not_guessed(text, fault):
         (PAIR.replace("Image 2", "Image 3"), "no alignment"),
         (PAIR.replace("0.3", "-0.3").replace("0.7", "1.3"), "alignment does not sum to 1"),
         ("Image 1 is better", "no alignment"),
+        (PAIR.replace("0.7", "0,7"), "no alignment"),
     ],
 )
 def test_a_spoiled_comparison_has_a_name(text, fault):

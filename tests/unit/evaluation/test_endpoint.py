@@ -133,6 +133,7 @@ def test_what_will_not_change_is_not_asked_again(status, caplog):
     assert len(script.seen) == 1 and f"HTTP {status}" in text and KEY in text
     assert "bad key *** here" in text or status == 302  # whose body is not looked at
     assert SECRET not in text + caplog.text and "\n" not in text
+    assert ("a redirect to http://127.0.0.1:9/" in text) == (status == 302)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,7 @@ def test_what_will_not_change_is_not_asked_again(status, caplog):
         [],
         "text",
         {"choices": [{"message": {"content": ["parts"]}}]},
+        {"error": {"message": "out of quota"}},
     ],
 )
 def test_what_is_no_completion_is_one_line(body):
@@ -152,6 +154,7 @@ def test_what_is_no_completion_is_one_line(body):
     with chat.serving([(200, {}, json.dumps(body).encode(), 0)]) as (url, _):
         error, _ = ask(url)
     assert "no chat completion" in str(error) and "\n" not in str(error)
+    assert json.dumps(body)[:12] in str(error)  # what the server says of itself
 
 
 def test_a_response_that_is_no_json_is_no_completion():

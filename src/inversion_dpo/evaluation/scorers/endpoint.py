@@ -141,20 +141,23 @@ class Endpoint:
     def _send(self, ask: Mapping[str, Any], read: Callable[[Any, int], Any]) -> Any:
         import openai
 
-        create = self._client.chat.completions.with_raw_response.create
+        create, said = self._client.chat.completions.with_raw_response.create, ""
         try:
             response = create(**ask)
+            said = f": {' '.join(response.text.split())[:300]}"
             return read(response.parse(), response.retries_taken + 1)
         except (openai.APIConnectionError, openai.APIStatusError) as error:
             reason = f"{type(error).__name__}, requests: {int(error.request.headers[RETRIED]) + 1}"
             if isinstance(error, openai.APIStatusError):
-                wait, text = error.response.headers.get("Retry-After"), error.response.text[:300]
+                told, text = error.response.headers, " ".join(error.response.text[:300].split())
+                wait, other = told.get("Retry-After"), told.get("Location", "")[:200]
                 reason = f"HTTP {error.status_code}, {reason}"
                 reason += f", which asks to wait {wait} s" if wait else ""
-                reason += f": {' '.join(text.split())}"
+                reason += f", a redirect to {other or 'nothing'}" if error.status_code < 400 else ""
+                reason += f": {text}" if text else ""
             raise ScorerError(self.complaint(reason)) from error
         except (AttributeError, IndexError, TypeError, ValueError, openai.OpenAIError) as error:
-            raise ScorerError(self.complaint(f"no chat completion ({error!r})")) from error
+            raise ScorerError(self.complaint(f"no chat completion ({error!r}){said}")) from error
 
     def _with_our_headers(self, request: Any) -> None:
         """Remove every header that is not ours from a request, and add the key."""

@@ -74,7 +74,8 @@ Style Score:
 
 Your task is provided as follows:
 Text Caption: [{}]"""
-NUMBER = r"([-+]?\d*\.?\d+)"
+# a number that ends there: not 3 of "3,5" or 1 of "1e9"
+NUMBER = r"([-+]?\d*\.?\d+)(?![\d.,]*\d|[^\W\d_]|%)"
 
 
 class UnifiedRewardScorer:
