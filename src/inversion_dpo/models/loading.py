@@ -29,6 +29,7 @@ from inversion_dpo.models.folders import (
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.intact import check_names, check_values, check_vocabularies, check_whole
+from inversion_dpo.models.likeness import misread_text
 from inversion_dpo.models.lora import add_lora, merge_lora
 from inversion_dpo.models.one_file import configuration_of, encoders_in, load_single_file
 from inversion_dpo.models.parts import (
@@ -275,6 +276,8 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
         )
     if p.kind == "full":
         network_of(model).float()
+    if text := misread_text(model, square(m.resolution)):
+        logger.warning(text)
     return model
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from safetensors.torch import save_file
 
 from inversion_dpo.models import folders
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.loading import adapt, check_model, load_pipeline
+from inversion_dpo.models.likeness import likeness, misread_text
+from inversion_dpo.models.loading import adapt, check_model, load_model, load_pipeline
+from inversion_dpo.run.config import load_config, resolve
 from inversion_dpo.run.fields import ModelConfig
 
 
@@ -205,6 +208,24 @@ def test_a_shift_that_is_not_said_is_refused(tiny, tmp_path):
     without("vae/config.json", "shift_factor")(folder)
     with pytest.raises(ModelError, match="vae does not say shift_factor"):
         check_model(ModelConfig(str(folder)))
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_a_scheduler_of_another_prediction_is_warned_of(kind, tmp_path, caplog):
+    """The embedded model predicts v: as eps, every picture and every error is wrong."""
+    folder = shutil.copytree(resolve("asset:pipeline"), tmp_path / "model")
+    settings("scheduler/scheduler_config.json", prediction_type=kind)(folder)
+    load_model(load_config(None, [f"model.path={folder}"]), torch.device("cpu"))
+    assert ("set prediction_type=v_prediction in" in caplog.text) == (kind == "epsilon")
+
+
+def test_eps_from_pure_noise_is_that_noise(tiny, monkeypatch):
+    model = adapt(load_pipeline(ModelConfig(str(tiny("sdxl")))), 64)
+    monkeypatch.setattr(model, "predict", lambda unet, x, t, condition: x * 2)
+    assert likeness(model, (64, 32)) == pytest.approx(1)
+    assert misread_text(model, (64, 32)) is None
+    model.schedule = replace(model.schedule, kind="v_prediction")
+    assert "100 % like it" in misread_text(model, (64, 32))
 
 
 @pytest.mark.parametrize(
