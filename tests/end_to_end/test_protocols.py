@@ -96,6 +96,31 @@ def test_a_wrong_name_is_one_line_before_anything_is_sampled(capsys, run, argume
     assert not (run / "samples").exists() and not (run / "protocols").exists()
 
 
+def test_a_run_of_another_size_is_refused(capsys, run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    text = (other / "config.yaml").read_text().replace("resolution: 64", "resolution: 128")
+    (other / "config.yaml").write_text(text)
+    asked = ["evaluate", run, "--protocol", "sd15-dpo", *QUICK, ASSET, "--against", other]
+    code, _, err = command(capsys, *asked)
+    assert code == 2 and f"{other} draws 128 pixels" in err and f"Give {other}/adapter" in err
+
+
+def test_a_protocol_takes_held_out_prompts_and_the_only_score(capsys, run):
+    asked = ["evaluation.prompts=heldout", "evaluation.limit=1", "evaluation.sample_steps=1"]
+    scores = ["evaluation.scorer=tests.end_to_end.test_protocols:brightness"]
+    asked += [*scores, "evaluation.preference=auto"]
+    code, out, err = command(capsys, "evaluate", run, "--protocol", "sd15-dpo", *asked)
+    assert code == 0 and "brightness" in out, err
+    found = json.loads((run / "protocols" / "sd15-dpo.json").read_text())
+    assert found["preference"] == "brightness" and list(found["sets"]) == ["heldout"]
+    settings = protocols.protocol_of("sd15-dpo").overrides(["evaluation.scorer=null"])
+    assert not any("preference" in text for text in settings)  # which needs a scorer
+
+
+def brightness(images, prompts):
+    return [image.mean() for image in images]
+
+
 def test_published_numbers_stand_in_their_columns_alone():
     row = {"reference": 1.0, "policy": 2.0, "gain": 1.0, "gain_low": 0.5, "gain_high": 1.5}
     row |= {"win_rate": 0.6, "win_rate_low": 0.55, "win_rate_high": 0.65}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from inversion_dpo.data.buckets import named
+from inversion_dpo.data.buckets import named, square
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.breakdown import scoring, structure
 from inversion_dpo.evaluation.changes import changes
@@ -53,7 +53,7 @@ from inversion_dpo.evaluation.scorers.registry import PER_PROMPT, SERVED
 from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.scorers.vqa import VQA
 from inversion_dpo.evaluation.sides import side, sizes_for
-from inversion_dpo.run.config import Config, to_yaml
+from inversion_dpo.run.config import Config, ConfigError, to_yaml
 from inversion_dpo.run.disk import atomic_table, atomic_text
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds, stage
 from inversion_dpo.run.processes import current_team
@@ -132,8 +132,16 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     measure_of(config)
     if not (folder / "samples").exists():
         reach_servers(config)
+    usual = config.model.resolution
     for model in models:
         drawn = side(config, model).config
+        if square(drawn.model.resolution) != square(usual):
+            raise ConfigError(
+                f"{model} draws {drawn.model.resolution} pixels, and here model.resolution is "
+                f"{usual}: images of two sizes have no noise in common. Give "
+                f"{model}/adapter, which is then sampled at {usual}, or judge in a new folder with "
+                f"--config {model}/config.yaml"
+            )
         images = 2 * len(prompts) * e.seeds
         check_sampling(drawn, folder / "samples", images, "evaluation.limit", sources)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write_metrics
 from inversion_dpo.evaluation.metrics import PAIRS_AGREE, interval_text, metric_rows
 from inversion_dpo.evaluation.page import Section, Table
@@ -48,6 +49,7 @@ class Protocol:
         pairs = {"prompts": self.prompts[0], **self.settings}.items()
         ours = {f"evaluation.{key}": written(value) for key, value in pairs}
         keys = {text.partition("=")[0] for text in given}
+        keys |= {"evaluation.preference"} if "evaluation.scorer=null" in given else set()
         return [f"{key}={value}" for key, value in ours.items() if key not in keys] + [*given]
 
     def chosen(self, overrides: Sequence[str], config: Config) -> Protocol:
@@ -107,7 +109,7 @@ def judge_by(
         ``n_prompts`` and ``models``, :func:`metrics.compare`'s rows by model and score.
     """
     configs = {
-        name: replace(config, evaluation=replace(config.evaluation, prompts=name))
+        name: settled(replace(config, evaluation=replace(config.evaluation, prompts=name)), folder)
         for name in protocol.prompts
     }
     models = list(dict.fromkeys((policy, *against)))
@@ -117,7 +119,7 @@ def judge_by(
     found = {
         "protocol": protocol.name,
         "departures": protocol.departures(config),
-        "preference": config.evaluation.preference,
+        "preference": next(iter(configs.values())).evaluation.preference,
         "sets": sets,
     }
     for name, one in configs.items():
