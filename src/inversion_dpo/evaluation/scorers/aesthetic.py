@@ -75,8 +75,7 @@ class Aesthetic25Scorer(AestheticScorer):
     @cached_property
     def model(self) -> Any:
         """SigLIP's image tower."""
-        own = self.checkpoint.has("config.json")
-        source = self.checkpoint if own else Checkpoint(self.checkpoint.scorer, ENCODER_25)
+        source = self.checkpoint.or_else(ENCODER_25, "config.json")
         return loaded(SiglipVisionModel, source).to(self.device)
 
     @cached_property

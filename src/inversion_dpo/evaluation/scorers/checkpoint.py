@@ -109,6 +109,10 @@ class Checkpoint:
             return False
         return True
 
+    def or_else(self, other: str, *files: str) -> Checkpoint:
+        """Return another repository of the hub where this place has none of the files."""
+        return self if any(map(self.has, files)) else Checkpoint(self.scorer, other)
+
     def weights(self) -> list[Path]:
         """Find the model's files on the hub: one, or those that an index names."""
         one, index = "model.safetensors", "model.safetensors.index.json"

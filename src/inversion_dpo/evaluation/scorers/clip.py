@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_processing_base import ImageProcessingMixin
 
-from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, Words, loaded
-from inversion_dpo.evaluation.scorers.open_clip import to_transformers, vit_h_settings
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, Words, loaded
+from inversion_dpo.evaluation.scorers.open_clip import clip_of, to_transformers
 from inversion_dpo.evaluation.scorers.preprocess import (
     MEAN,
     STD,
@@ -84,22 +84,14 @@ class ClipScorer:
         if self.checkpoint.has("config.json"):
             return loaded(CLIPModel, self.checkpoint).to(self.device)
         weights = to_transformers(self.checkpoint.tensors())
-        try:
-            model: Any = CLIPModel(vit_h_settings(weights)).eval().requires_grad_(False)
-            model.load_state_dict(weights)
-        except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
-            reason = (
-                f"it has no config.json, and its weights are not open_clip's ({str(error)[:200]})"
-            )
-            raise ScorerError(self.checkpoint.complaint(" ".join(reason.split()))) from error
-        return model.to(self.device)
+        fault = "it has no config.json, and its weights are not open_clip's"
+        return clip_of(weights, self.checkpoint, fault).to(self.device)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer, or the one of its form."""
-        own = any(self.checkpoint.has(name) for name in ("tokenizer.json", "vocab.json"))
-        other = self.form.tokenizer
-        source = Checkpoint(self.checkpoint.scorer, other) if other and not own else self.checkpoint
+        source, other = self.checkpoint, self.form.tokenizer
+        source = source.or_else(other, "tokenizer.json", "vocab.json") if other else source
         return loaded(CLIPTokenizer, source, complete=False)
 
     @cached_property

@@ -79,8 +79,7 @@ class ImageRewardScorer:
     @cached_property
     def tokenizer(self) -> Any:
         """BERT's tokenizer, the checkpoint's own if it has one."""
-        own = any(self.checkpoint.has(name) for name in ("tokenizer.json", "vocab.txt"))
-        source = self.checkpoint if own else Checkpoint(self.checkpoint.scorer, TOKENIZER)
+        source = self.checkpoint.or_else(TOKENIZER, "tokenizer.json", "vocab.txt")
         return loaded(BertTokenizerFast, source, complete=False)
 
     def pixels(self, images: Sequence[Pixels]) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError, Words, loaded
 from inversion_dpo.evaluation.scorers.clip import LAION_H, TOKENS
-from inversion_dpo.evaluation.scorers.open_clip import layers, vit_h_settings
+from inversion_dpo.evaluation.scorers.open_clip import clip_of, layers
 from inversion_dpo.evaluation.scorers.preprocess import Pixels, centre_crops
 
 CONDITION = (  # the authors' for the overall score
@@ -65,19 +65,12 @@ class MPSScorer:
         """CLIP, whose settings follow from its weights."""
         own = {k[6:]: v for k, v in self.weights.items() if k.startswith("model.")}
         own = {k: v for k, v in own.items() if not k.endswith("position_ids")}
-        try:
-            model: Any = CLIPModel(vit_h_settings(own)).eval().requires_grad_(False)
-            model.load_state_dict(own)
-        except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
-            reason = f"its weights are not MPS's ({' '.join(str(error).split())[:200]})"
-            raise ScorerError(self.checkpoint.complaint(reason)) from error
-        return model.to(self.device)
+        return clip_of(own, self.checkpoint, "its weights are not MPS's").to(self.device)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer, or the one that the authors name."""
-        own = any(self.checkpoint.has(name) for name in ("tokenizer.json", "vocab.json"))
-        source = self.checkpoint if own else Checkpoint(self.checkpoint.scorer, LAION_H)
+        source = self.checkpoint.or_else(LAION_H, "tokenizer.json", "vocab.json")
         return loaded(CLIPTokenizer, source, complete=False)
 
     def _text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 
 # (pattern, replacement), applied in this order to every name
 RENAMED = (
@@ -65,10 +68,25 @@ def layers(names: Iterable[str], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
 
 
+def clip_of(weights: dict[str, Tensor], checkpoint: Checkpoint, fault: str) -> Any:
+    """Build transformers' CLIP of renamed weights, whose shapes give its settings.
+
+    Args:
+        weights: by transformers' names.
+        checkpoint: where they come from.
+        fault: what is wrong where they do not fit, for the ScorerError.
+    """
+    try:
+        model: Any = CLIPModel(vit_h_settings(weights)).eval().requires_grad_(False)
+        model.load_state_dict(weights)
+    except (ArithmeticError, KeyError, RuntimeError, ValueError) as error:
+        reason = f"{fault} ({' '.join(str(error).split())[:200]})"
+        raise ScorerError(checkpoint.complaint(reason)) from error
+    return model
+
+
 def vit_h_settings(weights: dict[str, Tensor]) -> Any:
     """Derive the CLIPConfig from renamed weights; heads as wide as ViT-H's, act ``gelu``."""
-    from transformers import CLIPConfig
-
     vision, text = "vision_model.", "text_model."
     patch = weights[vision + "embeddings.patch_embedding.weight"]
     positions = len(weights[vision + "embeddings.position_embedding.weight"]) - 1
