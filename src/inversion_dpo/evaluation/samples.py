@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -32,6 +31,7 @@ from inversion_dpo.evaluation.scorers.registry import (
 )
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import graphs_for, opened, sampler_of, sizes_for, sources_for
+from inversion_dpo.models.parts import HUB
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_table, atomic_tables, read_table, sha256_of
@@ -41,7 +41,6 @@ from inversion_dpo.run.processes import current_team
 logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
 COUNTED = (".safetensors", ".json", ".txt", ".model")  # what makes a model, in its folder
-HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME
 PICTURES = 64  # images of each model that are also files
 REPEAT = 1_000_000  # between the seeds of a prompt's images
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from inversion_dpo.models.folders import LARGEST, folder_fault, variant_of
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import fitted, load_pipeline
 from inversion_dpo.models.lora import add_lora, lora_file
-from inversion_dpo.models.parts import check_lora, kind_of, named
+from inversion_dpo.models.parts import HUB, check_lora, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.fields import ModelConfig
@@ -67,7 +66,7 @@ def side(config: Config, model: str | None) -> Side:
     if is_encoder(path):
         return Side(config, path)
     m, kind = config.model, None
-    if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+    if path.exists() or HUB.fullmatch(model):
         with named("model", model):
             kind = kind_of(model)
     if kind == "lora":

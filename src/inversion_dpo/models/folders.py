@@ -65,15 +65,14 @@ def variant_of(folder: Path, variant: str | None) -> str | None:
 
 
 def folder_remedy(folder: Path) -> str:
-    """Say what a pipeline's folder lacks, or which of its files is no JSON."""
+    """Say what a pipeline's folder lacks."""
     if fault := folder_fault(folder):
-        return fault
-    if fault := next((f for file in folder.rglob("*.json") if (f := _json_fault(file))), None):
         return fault
     return "The folder needs model_index.json and safetensors weights that fit its configuration"
 
 
-def _json_fault(file: Path) -> str | None:
+def json_fault(file: Path) -> str | None:
+    """Say that a file is no JSON."""
     try:
         json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -124,7 +123,7 @@ def network_fault(folder: Path) -> str | None:
     weights = [n for n in names if n.endswith(".safetensors")]
     tables = [n for n in names if re.search(r"\.safetensors\.index(\.\w+)?\.json$", n)]
     for table in tables:
-        if fault := _json_fault(folder / table):
+        if fault := json_fault(folder / table):
             return fault
         shards = set(json.loads((folder / table).read_text())["weight_map"].values())
         if lost := sorted(shards.difference(names)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,7 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
         files = list((folder / part).glob("*.safetensors"))
         if part in given or not files:
             continue
-        held: dict[str, list[int]] = {}
-        for file in files:
-            with safe_open(file, "pt") as opened:
-                held |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}
+        held = shapes_of(files)
         names = network.state_dict().keys()
         tied = getattr(network, "_tied_weights_keys", None) or ()
         count = len(list(network.parameters())) - len(tied)
@@ -146,7 +143,7 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
                 f"{folder / part} holds {len(held)} of at least {count} weights that its "
                 f"config.json asks for, not {example!r} for example: fetch it again"
             )
-        _check_shapes(network, held, f"{folder / part}")
+        check_shapes(network, held, f"{folder / part}")
         if part not in ("unet", "transformer"):
             continue
         check_loaded(network, names - held.keys(), ())
@@ -159,8 +156,23 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
     return warnings
 
 
-def _check_shapes(network: nn.Module, held: Mapping[str, Sequence[int]], where: str) -> None:
-    """Refuse weights of other shapes than a network's, by the name that both have."""
+def shapes_of(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Read the shapes of the weights in files, by name; headers alone are read."""
+    held: dict[str, list[int]] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            held |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}
+    return held
+
+
+def check_shapes(network: nn.Module, held: Mapping[str, Sequence[int]], where: str) -> None:
+    """Refuse weights of other shapes than a network's, by the name that both have.
+
+    Args:
+        network: from a configuration, with or without weights.
+        held: shapes of a file's weights, by name.
+        where: the file or folder, for the error.
+    """
     for name, weight in network.state_dict().items():
         if name in held and [*weight.shape] != [*held[name]]:
             raise ModelError(

@@ -32,16 +32,18 @@ from inversion_dpo.models.folders import (
     folder_remedy,
     held_variant,
     index_of,
+    json_fault,
     keys_of,
     network_fault,
 )
-from inversion_dpo.models.intact import check_loaded, check_settings
+from inversion_dpo.models.intact import check_loaded, check_settings, check_shapes, shapes_of
 from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
 from inversion_dpo.models.one_file import CLIPS, configuration_of, network_in
 from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import ModelConfig
 
+HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME
 SUFFIXES = (".safetensors", ".gguf", *PICKLED)
 FITTING = (  # settings in which a part must be as the pipeline's own
     *("in_channels", "cross_attention_dim", "joint_attention_dim", "pooled_projection_dim"),
@@ -76,7 +78,7 @@ def check_place(path: str) -> None:
         raise ModelError("GGUF is not read: give bf16 safetensors, and set model.quantize")
     if place.suffix in PICKLED:
         raise ModelError("only .safetensors files are read: others can run code. Convert it")
-    of_disk = path.startswith(("/", ".")) or place.suffix in SUFFIXES or "/" not in path
+    of_disk = path.startswith(("/", ".")) or place.suffix in SUFFIXES or not HUB.fullmatch(path)
     if of_disk and not place.exists():
         raise ModelError("nothing is there: give a folder, a .safetensors file or OWNER/NAME")
     if place.is_file() and SHARD.search(place.stem):
@@ -96,7 +98,7 @@ def kind_of(name: str) -> Kind | None:
             return "lora"
         whole = any(key.startswith(CLIPS) for key in keys)
         return ("pipeline" if whole else "network") if keys else None
-    if not place.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if not place.exists() and HUB.fullmatch(name):
         place = Path(snapshot_download(name, allow_patterns=["*.json"]))
     if (place / "model_index.json").is_file():
         return "pipeline"
@@ -169,16 +171,17 @@ def _check_held(kind: Any, own: Mapping[str, Any], folder: Path) -> None:
         return
     if fault := network_fault(folder):
         raise ModelError(fault)
-    held = {key for file in folder.glob("*.safetensors") for key in keys_of(file)}
+    held = shapes_of(folder.glob("*.safetensors"))
     if not held:
         raise ModelError(f"no file named *.safetensors in {folder}: fetch its weights")
     with init_empty_weights():
         network: nn.Module = kind.from_config(own)
+    check_shapes(network, held, str(folder))
     names = network.state_dict().keys()
     if hasattr(network, "decoder"):  # of an autoencoder, whose former names diffusers knows
-        check_loaded(network, () if len(held) >= len(names) else names - held, ())
+        check_loaded(network, () if len(held) >= len(names) else names - held.keys(), ())
     else:
-        check_loaded(network, names - held, held - names)
+        check_loaded(network, names - held.keys(), held.keys() - names)
 
 
 def _places(folder: Path, part: str, variant: str | None) -> list[dict[str, str | None]]:
@@ -300,6 +303,8 @@ def _remedy(error: Exception, key: str, name: str) -> str:
         with suppress(Exception):  # a hub id that is not reached
             if (kind := kind_of(name)) in ALONE:
                 return ALONE[str(kind)]
+    if fault := next((f for file in place.rglob("*.json") if (f := json_fault(file))), None):
+        return fault
     if place.is_file() and key == "model.path":
         return (
             "Set model.config to the folder or hub id of a diffusers pipeline of this family; of a "

@@ -413,6 +413,28 @@ def test_another_pipeline_as_policy_takes_none_of_its_bases_settings(tiny, tmp_p
         check_model(m)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "config.json").write_text("<html>"), "config.json is no JSON.*fetch it"),
+        (lambda f: reshaped(next(f.glob("*.safetensors"))), "has the shape .1, 1., and"),
+    ],
+    ids=["no configuration", "another shape"],
+)
+@pytest.mark.parametrize(("key", "part"), [("vae", "vae"), ("network", "unet")])
+def test_a_part_with_one_fault_is_refused_at_once(key, part, spoil, message, tiny, tmp_path):
+    folder = shutil.copytree(tiny("sd15") / part, tmp_path / "part")
+    spoil(folder)
+    with pytest.raises(ModelError, match=f"model.{key}={folder}: .*{message}"):
+        check_model(ModelConfig(str(tiny("sd15")), **{key: str(folder)}))
+
+
+def reshaped(file):
+    """Give one weight another shape."""
+    tensors = load_file(file)
+    save_file(tensors | {min(tensors): torch.zeros(1, 1)}, file, {"format": "pt"})
+
+
 def test_a_network_of_another_model_is_refused(tiny):
     other = str(tiny("sdxl") / "unet")
     with pytest.raises(ModelError, match="model.network=.*cross_attention_dim is 32.*16"):

@@ -233,6 +233,8 @@ def test_eps_from_pure_noise_is_that_noise(tiny, monkeypatch):
     [
         ("model.safetensors", "nothing is there"),
         ("/nowhere/model.ckpt", "only .safetensors files are read"),
+        ("https://huggingface.co/owner/name", "nothing is there: give a folder.*OWNER/NAME"),
+        ("models/of/mine", "nothing is there: give a folder.*OWNER/NAME"),
     ],
 )
 def test_a_file_that_is_none_is_one_line(name, message):
