@@ -37,7 +37,7 @@ from inversion_dpo.training.checks import NotFiniteError
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import read_rows, resume, save_session
 from inversion_dpo.training.split import split_pairs
-from inversion_dpo.trajectories.cache import damaged_files
+from inversion_dpo.trajectories.writing import damaged_files
 from tests.sessions import set_up
 
 

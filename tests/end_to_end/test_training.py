@@ -32,8 +32,8 @@ from inversion_dpo.training.recipe import prepare, train
 from inversion_dpo.training.session import pairs_of_step
 from inversion_dpo.trajectories import fill as trajectories
 from inversion_dpo.trajectories import known
-from inversion_dpo.trajectories.cache import damaged_files
 from inversion_dpo.trajectories.sampling_back import round_trip_error
+from inversion_dpo.trajectories.writing import damaged_files
 from tests.sessions import set_up
 from tests.slow import slow_but
 

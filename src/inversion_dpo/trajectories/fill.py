@@ -46,14 +46,7 @@ from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import atomic_save
 from inversion_dpo.run.processes import Team
-from inversion_dpo.trajectories.cache import (
-    EMPTY,
-    TrajectoryCache,
-    is_intact,
-    is_whole,
-    write_manifest,
-    write_shard,
-)
+from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.cost import announce, evaluations_again
 from inversion_dpo.trajectories.jobs import (
     Images,
@@ -70,6 +63,13 @@ from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
+from inversion_dpo.trajectories.writing import (
+    EMPTY,
+    is_intact,
+    is_whole,
+    write_manifest,
+    write_shard,
+)
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair, PairSource

@@ -15,16 +15,16 @@ from inversion_dpo.run.disk import check_room, read_json
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
-from inversion_dpo.trajectories.cache import (
+from inversion_dpo.trajectories.cache import TrajectoryCache
+from inversion_dpo.trajectories.fill import images_of, pair_noise, predictions
+from inversion_dpo.trajectories.reading import SHARD
+from inversion_dpo.trajectories.writing import (
     MANIFEST,
-    TrajectoryCache,
     is_intact,
     is_whole,
     write_manifest,
     write_shard,
 )
-from inversion_dpo.trajectories.fill import images_of, pair_noise, predictions
-from inversion_dpo.trajectories.reading import SHARD
 
 
 def sampled_back(

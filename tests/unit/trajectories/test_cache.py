@@ -9,7 +9,7 @@ from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import cache as cache_module
 from inversion_dpo.trajectories import reading
-from inversion_dpo.trajectories.cache import damaged_files, is_whole
+from inversion_dpo.trajectories.writing import damaged_files, is_whole
 from tests.by_hand import GRID, clean, reference, state, write_cache
 
 
