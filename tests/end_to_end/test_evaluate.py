@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -90,6 +91,20 @@ def reported(trained, tmp_path_factory):
                 main([name, str(folder)])
         assert not stop.value.code
     return folder, said.getvalue()
+
+
+def test_the_report_shows_what_was_measured_whatever_changed_since(capsys, reported, tmp_path):
+    run = shutil.copytree(reported[0], tmp_path / "run")
+    shown = (run / "grid.json").read_text()
+    (tmp_path / "other.txt").write_text("a small red star\n")
+    text = (run / "evaluated.yaml").read_text()
+    text = re.sub("prompts: .*", f"prompts: {tmp_path}/other.txt", text, count=1)
+    (run / "evaluated.yaml").write_text(text)
+    code, _, err = command(capsys, "report", run)
+    assert code == 0 and (run / "grid.json").read_text() == shown, err
+    shutil.rmtree(run / "samples")
+    code, _, err = command(capsys, "report", run)
+    assert code == 2 and "was evaluated on 4 prompts" in err and "holds 1 now: run" in err
 
 
 def test_several_seeds_scorers_categories_and_the_table(capsys, run, tmp_path):

@@ -62,6 +62,7 @@ from inversion_dpo.training.notices import trained_guidance
 logger = logging.getLogger(__name__)
 Models = tuple[str | None, str | None]  # reference and policy, as sides.side takes them
 EVALUATED = "evaluated.yaml"  # the settings behind metrics.json
+SAMPLES = "samples"  # the folder of samples, and in metrics.json the names of its two files
 ANSWER = 16  # tokens of a server's answer on trial
 AGREEING = 64  # pairs that the preference is measured on
 
@@ -181,6 +182,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
     metrics |= in_pairs(files, config, memo) | diversity(files, config)
     metrics |= training_facts(Path(models[1] or os.devnull) if models else folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
+    metrics[SAMPLES] = [file.name for file in files]
     write_metrics(folder, metrics)
     if current_team().main:
         write_pictures(folder / "images", files, config)

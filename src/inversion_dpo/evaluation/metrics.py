@@ -22,7 +22,7 @@ AGREEMENT = "agreement"  # how often each score prefers the same side as the pre
 RESERVED = frozenset(
     "preference win_rate win_rate_low win_rate_high n_prompts sizes categories seeds models pairs "
     "steps training seconds structure scoring one_colour traits distance pairwise diversity "
-    f"{OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT}".split()
+    f"samples {OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT}".split()
 )
 LEAST_PROMPTS = 6  # fewer all gain, or all lose, by chance in over 5% of cases: 2 / 2**n
 _CHUNK = 1 << 20  # resampled indices held at once

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.changes import distance
 from inversion_dpo.evaluation.defaults import with_prompts_of
-from inversion_dpo.evaluation.evaluate import EVALUATED, both_sides
+from inversion_dpo.evaluation.evaluate import EVALUATED, SAMPLES, both_sides
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.judges import independent, most_worsened
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by, people_text
@@ -26,8 +27,8 @@ from inversion_dpo.evaluation.report_page import ReportData, write_report
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
-from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text, read_json
+from inversion_dpo.run.config import Config, ConfigError, load_config
+from inversion_dpo.run.disk import atomic_text, read_json, read_table
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds, run_file
 from inversion_dpo.trajectories.method import takes_images
 
@@ -97,6 +98,26 @@ def check_evaluated(folder: Path) -> None:
         raise ConfigError(f"{folder} has no metrics.json: run `inversion-dpo evaluate {folder}`")
 
 
+def measured(folder: Path, config: Config, metrics: Mapping[str, Any]) -> list[Path]:
+    """Return the samples behind ``metrics.json``, sampled again where they are gone or damaged.
+
+    What has changed since, such as the prompts or the policy, thus changes no picture.
+
+    Raises:
+        ConfigError: they are gone, and there is another number of prompts now.
+    """
+    files = [folder / SAMPLES / name for name in metrics.get(SAMPLES, ())]
+    if files and all(file.is_file() and read_table(file) is not None for file in files):
+        return files
+    e = config.evaluation
+    if (now := len(read_prompts(e.prompts, e.limit))) != metrics["n_prompts"]:
+        raise ConfigError(
+            f"{folder} was evaluated on {metrics['n_prompts']} prompts, and {e.prompts} holds "
+            f"{now} now: run `inversion-dpo evaluate {folder}` again"
+        )
+    return both_sides(folder, config, folder / SAMPLES, metrics.get("models"))
+
+
 def report(folder: Path, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     check_evaluated(folder)
@@ -105,8 +126,9 @@ def report(folder: Path, shown: int = 16) -> Path:
     config = load_config(str(made_with), []) if made_with.exists() else read_config(folder)
     config = with_prompts_of(config, folder)
     e, models = config.evaluation, metrics.get("models")
-    prompts = read_prompts(e.prompts, e.limit)
-    files = both_sides(folder, config, folder / "samples", models)
+    files = measured(folder, config, metrics)
+    every = pq.read_table(files[0], columns=["prompt"])["prompt"].to_pylist()
+    prompts = every[:: e.seeds]
     r, p = map(read_scores, files)
     show = pick(prompts, shown)
     captions = [prompts[k] for k in show]
@@ -117,7 +139,6 @@ def report(folder: Path, shown: int = 16) -> Path:
         if r
     ]
     reference, policy = (read_images(file, first) for file in files)
-    every = [text for text in prompts for _ in range(e.seeds)]
     each = f", {e.seeds} images each" if e.seeds > 1 else ""
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     worst = sorted(most_worsened(r, p, independent(metrics), LARGEST)) if r else []
