@@ -153,6 +153,8 @@ def sampled_file(
             atomic_tables(map(pq.read_table, parts), pq.read_schema(parts[0]), path)
             shutil.rmtree(parts[0].parent)
         team.wait()
+    elif current_team().main:  # a kill may have come before its parts were removed
+        shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     return path
 
 

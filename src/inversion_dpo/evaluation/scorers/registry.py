@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +272,12 @@ def _called(member: Named, rows: list[_Row]) -> tuple[Scores, Graphs]:
     return scores, read
 
 
+@cache
+def tell_unused(unused: str, names: str) -> None:
+    """Log once that a configuration names checkpoints of more scorers than a command asks."""
+    logger.info("evaluation.checkpoints.%s is not used: evaluation.scorer is %s", unused, names)
+
+
 def load_scorers(
     spec: str | Sequence[str],
     checkpoints: Mapping[str, str] | None = None,
@@ -300,11 +306,7 @@ def load_scorers(
     if unknown := sorted(set(places) - {*CHECKPOINTS, *OWN_FOLDER, *SERVED, *TOGETHER}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
     if unused := sorted({*places} - {*names, *(["clip"] if GENEVAL in names else [])}):
-        logger.info(  # a configuration may name checkpoints of more scorers than a command asks
-            "evaluation.checkpoints.%s is not used: evaluation.scorer is %s",
-            ", evaluation.checkpoints.".join(unused),
-            ",".join(names),
-        )
+        tell_unused(", evaluation.checkpoints.".join(unused), ",".join(names))
 
     def named(name: str) -> Named:
         if name == SCENE_GRAPH:
