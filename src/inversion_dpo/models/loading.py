@@ -249,7 +249,8 @@ def fitted(m: ModelConfig, base: ModelConfig) -> ModelConfig:
     Raises:
         ModelError: a configuration cannot be read, or the family is not supported.
     """
-    model = adapt(skeleton(m), m.resolution)
+    with named("model.path", m.path):
+        model = adapt(skeleton(m), m.resolution)
     idle = _idle(model)
     if m.vae and type(model.pipeline) is not type(skeleton(base)):
         idle.append("vae")

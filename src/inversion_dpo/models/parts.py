@@ -63,7 +63,8 @@ def named(key: str, name: str) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"{key}={name}: {error}") from error
+        told = f"{key}={name}" in str(error)
+        raise ModelError(str(error) if told else f"{key}={name}: {error}") from error
     except Exception as error:  # damaged files and wrong names end in nearly any error
         reason = " ".join(str(error).split()).rstrip(".")[:300]
         raise ModelError(
