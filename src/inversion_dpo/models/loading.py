@@ -13,6 +13,7 @@ from typing import Any, cast
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 
 from inversion_dpo.data.buckets import Resolution, buckets, square
 from inversion_dpo.data.buckets import named as named_size
@@ -30,7 +31,7 @@ from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
 from inversion_dpo.models.intact import check_names, check_values, check_vocabularies, check_whole
 from inversion_dpo.models.likeness import misread_text
-from inversion_dpo.models.lora import add_lora, merge_lora
+from inversion_dpo.models.lora import add_lora, lora_file, merge_lora
 from inversion_dpo.models.one_file import configuration_of, encoders_in, load_single_file
 from inversion_dpo.models.parts import (
     check_lora,
@@ -285,12 +286,22 @@ def load_model(config: Config, device: torch.device) -> DiffusionModel:
 def few_steps_text(model: DiffusionModel, m: ModelConfig) -> str | None:
     """Say that a model seems to be distilled to few steps, and why."""
     scheduler = model.pipeline.scheduler
-    if not (why := model.distilled or few_steps(scheduler) or name_of_few_steps(m)):
+    why = model.distilled or few_steps(scheduler) or name_of_few_steps(m) or _lora_of_few_steps(m)
+    if not why:
         return None
     return (
         f"{Path(m.path).name} seems to be distilled to few steps ({why}): training undoes that, "
         "and pairs are inverted inexactly. Train its base model"
     )
+
+
+def _lora_of_few_steps(m: ModelConfig) -> str | None:
+    """Tell from the header that kohya's programs write that a LoRA's base was of few steps."""
+    if not m.lora:
+        return None
+    with safe_open(lora_file(m.lora), "pt") as opened:
+        base = (opened.metadata() or {}).get("ss_sd_model_name", "")
+    return f"model.lora was trained on {base}" if DISTILLED.search(base) else None
 
 
 def name_of_few_steps(m: ModelConfig) -> str | None:

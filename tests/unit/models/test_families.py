@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SanaSprintPipeline
+from safetensors.torch import save_file
 from torch import Tensor
 
 from inversion_dpo.maths.inversion import Extent, invert, reconstruct
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import ModelError, joined, network_of
-from inversion_dpo.models.loading import adapt, check_model, load_pipeline, name_of_few_steps
+from inversion_dpo.models.loading import (
+    adapt,
+    check_model,
+    few_steps_text,
+    load_pipeline,
+    name_of_few_steps,
+)
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config
@@ -339,6 +346,16 @@ def test_a_model_of_few_steps_is_warned_of(family, named, why, tiny, tmp_path, c
     check_training(config, check_model(config.model), tmp_path)
     assert (f"{named} seems to be distilled to few steps ({why})" in caplog.text) == bool(why)
     assert ("Train its base" in caplog.text) == bool(why)
+
+
+@pytest.mark.parametrize("base", ["sd_xl_turbo_1.0.safetensors", "sd_xl_base_1.0.safetensors"])
+def test_a_lora_of_a_model_of_few_steps_is_warned_of(base, tiny, tmp_path):
+    """By the name of its base, which kohya's programs write into the file."""
+    file = tmp_path / "style.safetensors"
+    save_file({"x": torch.zeros(1)}, file, {"ss_sd_model_name": base})
+    m = ModelConfig(str(tiny("sd15")), resolution=128)
+    found = few_steps_text(check_model(m), replace(m, lora=str(file)))
+    assert ("model.lora was trained on sd_xl_turbo" in (found or "")) == ("turbo" in base)
 
 
 @pytest.mark.parametrize(
