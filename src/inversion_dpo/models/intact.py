@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPPreTrainedModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from inversion_dpo.models.base import ModelError, frozen_parts
 
@@ -19,6 +20,7 @@ UNUSED = re.compile(  # tensors of published files that networks have no place f
     r"norm_final\.weight|pos_embed|y_embedder\.y_embedding|(loss|model_ema)\..*"
 )
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+CLIP_LAYER = re.compile(r"(?:^|text_model\.)encoder\.layers\.(\d+)\.")
 LONGEST = 10_000  # tokens that CLIP may read: more is the library's word for none
 TELLING = (  # settings that weights do not show: of each row one, where the class takes it
     ("num_train_timesteps",),
@@ -55,7 +57,8 @@ def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
     rows = [row for row in TELLING if not takes.keys().isdisjoint(row)]
     if {"latent_channels", "scaling_factor"} <= takes.keys():
         four = about.get("latent_channels") == 4
-        if not four or "scaling_factor" in about:  # which SD1's does not say
+        unsaid = four and not about.get("force_upcast") and "scaling_factor" not in about
+        if not unsaid:  # as that of Stable Diffusion 1, which does not say it
             rows.append(("scaling_factor",))
         if about.get("latent_channels") == 16 and "shift_factor" in takes:  # as SD3's and FLUX's
             rows.append(("shift_factor",))
@@ -109,9 +112,14 @@ def check_vocabularies(pipeline: Any, folder: Path) -> None:
             raise ModelError(
                 f"{folder / part} has no vocabulary ({', '.join(VOCABULARIES)}): fetch it again"
             )
-        about, length = folder / part / "tokenizer_config.json", tokenizer.model_max_length
-        if not about.is_file() or (isinstance(tokenizer, CLIPTokenizer) and length > LONGEST):
-            raise ModelError(f"{about} is lost, or lacks model_max_length: fetch it again")
+        about = folder / part / "tokenizer_config.json"
+        if not about.is_file():
+            raise ModelError(f"{about} is lost: fetch it again")
+        if isinstance(tokenizer, CLIPTokenizer):
+            files = [f for f in (about, about.with_name("special_tokens_map.json")) if f.is_file()]
+            said = set().union(*(json.loads(file.read_text(encoding="utf-8")) for file in files))
+            if tokenizer.model_max_length > LONGEST or "pad_token" not in said:
+                raise ModelError(f"{about} lacks model_max_length or pad_token: fetch it again")
 
 
 def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str]:
@@ -144,6 +152,14 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
                 f"config.json asks for, not {example!r} for example: fetch it again"
             )
         check_shapes(network, held, f"{folder / part}")
+        layers = [int(m[1]) + 1 for name in held if (m := CLIP_LAYER.search(name))]
+        if isinstance(network, CLIPPreTrainedModel) and layers:
+            asked = network.config.num_hidden_layers
+            if max(layers) > asked:
+                warnings.append(
+                    f"{folder / part}: the file has {max(layers)} layers, and config.json asks for "
+                    f"{asked}: the last are not used"
+                )
         if part not in ("unet", "transformer"):
             continue
         check_loaded(network, names - held.keys(), ())

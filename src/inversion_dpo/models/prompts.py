@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLProcessor
 
-from inversion_dpo.models.base import Condition, DiffusionModel, joined
+from inversion_dpo.models.base import Condition, DiffusionModel, ModelError, joined
 
 
 class ImagesAndText(Qwen2VLProcessor):  # type: ignore[misc]
@@ -125,7 +125,16 @@ def t5_reads(pipeline: Any, name: str, longest: int) -> dict[str, int]:
 
 
 def chat_reads(tokenizer: Any, longest: int, **how: Any) -> dict[str, int]:
-    """Count what is left for a prompt of the tokens that a pipeline reads of a chat."""
+    """Count what is left for a prompt of the tokens that a pipeline reads of a chat.
+
+    Raises:
+        ModelError: the tokenizer has no template of a chat.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: it has no chat template (chat_template.jinja, or one "
+            "in tokenizer_config.json): fetch it again"
+        )
     chat = [{"role": "user", "content": ""}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **how)
     return {"tokenizer": longest - len(tokenizer(text).input_ids)}

@@ -183,8 +183,13 @@ NAMED = {
     "no scale": (settings("vae/config.json", scaling_factor=None), "does not say scaling_factor"),
     "no lengths": (
         without("tokenizer/tokenizer_config.json", "model_max_length"),
-        "tokenizer_config.json is lost, or lacks model_max_length",
+        "tokenizer_config.json lacks model_max_length",
     ),
+    "no settings of a tokenizer": (
+        lambda f: (f / "tokenizer/tokenizer_config.json").unlink(),
+        "tokenizer_config.json is lost",
+    ),
+    "no filling": (without("tokenizer/tokenizer_config.json", "pad_token"), "lacks .*or pad_token"),
     "in few bits": (
         settings("unet/config.json", quantization_config={"load_in_4bit": True}),
         "unet is held in few bits .*: give it in bf16, and set model.quantize",
@@ -200,6 +205,33 @@ def test_a_folder_with_one_fault_is_refused_before_any_work(spoil, message, tiny
     with pytest.raises(ModelError, match=message) as caught:
         check_model(ModelConfig(str(folder)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_chat_without_a_template_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny("z-image"), tmp_path / "model")
+    for file in (folder / "tokenizer").glob("*.jinja"):
+        file.unlink()
+    settings("tokenizer/tokenizer_config.json", chat_template=None)(folder)
+    with pytest.raises(ModelError, match="it has no chat template"):
+        check_model(ModelConfig(str(folder)))
+
+
+def test_layers_of_clip_that_are_not_used_are_warned_of(tiny, tmp_path, caplog):
+    folder = shutil.copytree(tiny("sdxl"), tmp_path / "model")
+    about = json.loads((folder / "text_encoder_2/config.json").read_text())
+    count = about["num_hidden_layers"]
+    settings("text_encoder_2/config.json", num_hidden_layers=count - 1)(folder)
+    load_pipeline(ModelConfig(str(folder)))
+    assert f"the file has {count} layers, and config.json asks for {count - 1}" in caplog.text
+
+
+def test_sdxls_scale_that_is_not_said_is_refused(tiny, tmp_path):
+    """The library takes Stable Diffusion 1's."""
+    folder = shutil.copytree(tiny("sdxl"), tmp_path / "model")
+    settings("vae/config.json", force_upcast=True)(folder)
+    without("vae/config.json", "scaling_factor")(folder)
+    with pytest.raises(ModelError, match="vae does not say scaling_factor"):
+        check_model(ModelConfig(str(folder)))
 
 
 def test_a_shift_that_is_not_said_is_refused(tiny, tmp_path):
