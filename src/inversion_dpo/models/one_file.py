@@ -33,6 +33,7 @@ NAMED_BY_COMFYUI = ("model.diffusion_model.", "diffusion_model.")  # before a ne
 VAES = ("first_stage_model.", "vae.")  # before an autoencoder's
 SCALES = (".scale_weight", ".weight_scale")  # of weights in fp8; the others are of inputs, or marks
 BESIDE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+WHOLE = ("I8", "U8")  # types of whole numbers, in which weights of few bits are packed
 TOLD = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
 
 
@@ -79,6 +80,9 @@ def network_in(
         if part == "vae" and not start and any(k.startswith(CLIPS) for k in keys):
             raise ModelError("the file holds no autoencoder: set model.vae to one")
         own = [key for key in keys if key.startswith(start)]
+        kinds = {k: opened.get_slice(k).get_dtype() for k in own if not k.endswith(BESIDE)}
+        if few := next((k for k, kind in kinds.items() if kind in WHOLE), None):
+            raise ModelError(f"{few} is held in few bits of an unknown kind: give it in bf16")
         tensor = opened.get_tensor if read else _empty(file).__getitem__
         tensors = _unscaled({key.removeprefix(start): tensor(key) for key in own})
     with init_empty_weights():

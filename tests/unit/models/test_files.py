@@ -143,6 +143,14 @@ def test_a_transformer_of_another_family_is_named(pipe, tiny, tmp_path):
         )
 
 
+def test_whole_numbers_are_refused_before_any_work(pipe, tiny, tmp_path):
+    tensors = {k: v.to(torch.int8) for k, v in pipe("sd15").unet.state_dict().items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    for load in (check_model, load_pipeline):
+        with pytest.raises(ModelError, match="is held in few bits of an unknown kind: give it in"):
+            load(ModelConfig(str(tiny("sd15")), network=str(tmp_path / "x.safetensors")))
+
+
 @pytest.mark.parametrize("ending", ["scale_weight", "weight_scale"])
 def test_weights_in_scaled_fp8_are_multiplied_out(ending, pipe, tiny, tmp_path):
     """As ComfyUI has them: one scale for a weight, or for a row; with marks and inputs' scales."""
