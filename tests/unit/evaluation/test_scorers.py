@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -822,6 +823,29 @@ def test_a_damaged_store_is_named(folders, tmp_path):
     store.write_bytes(b"no database" * 100)
     with pytest.raises(ScorerError, match="delete it"):
         load_scorers("clip", {"clip": str(folders["clip"])}, 2, store)(IMAGES, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("error", "offline", "told"),
+    [
+        (RemoteEntryNotFoundError, False, False),
+        (LocalEntryNotFoundError, True, False),
+        (LocalEntryNotFoundError, False, "OWNER/x: no answer"),
+        (OSError, False, "OWNER/x: no answer"),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_no_missing_file(monkeypatch, error, offline, told):
+    def download(*_, **__):
+        raise error.__new__(error) if error is RemoteEntryNotFoundError else error("no answer")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    place = Checkpoint("clip", "OWNER/x")
+    if not told:
+        assert place.has("preprocessor_config.json") is False
+    else:
+        with pytest.raises(ScorerError, match=told):
+            place.has("preprocessor_config.json")
 
 
 def test_a_reason_of_the_hub_ends_with_one_full_stop():

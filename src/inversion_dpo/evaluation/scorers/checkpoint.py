@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -102,11 +107,19 @@ class Checkpoint:
             raise ScorerError(self.complaint(" ".join(str(error).split())[:300])) from error
 
     def has(self, name: str) -> bool:
-        """Tell whether a file exists; on the hub, whether it can be downloaded."""
+        """Tell whether a file exists; offline, whether it lies in the cache.
+
+        Raises:
+            ScorerError: the hub cannot be asked; a default must not stand in for its file.
+        """
         try:
             self.file(name)
-        except ScorerError:
-            return False
+        except ScorerError as error:
+            asked = not isinstance(error.__cause__, LocalEntryNotFoundError)
+            absent = asked and isinstance(error.__cause__, EntryNotFoundError)
+            if self.folder or absent or constants.HF_HUB_OFFLINE:
+                return False
+            raise
         return True
 
     def or_else(self, other: str, *files: str) -> Checkpoint:
