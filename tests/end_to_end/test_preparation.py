@@ -14,7 +14,7 @@ from inversion_dpo.models.base import ModelError
 from inversion_dpo.training import step as training_step
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.recipe import train
-from inversion_dpo.trajectories import cache, fill, key
+from inversion_dpo.trajectories import fill, key, writing
 from tests.sessions import set_up
 from tests.slow import slow_but
 
@@ -38,7 +38,7 @@ def calls(monkeypatch):
     counted(formats, "_digest", "hashes of the pairs")
     counted(rows, "decode_image", "decoded images")
     counted(source, "decode_image", "decoded images")
-    counted(cache, "sha256_of", "verified files")
+    counted(writing, "sha256_of", "verified files")
     counted(Autoencoder, "encode", "encodings")
     return counts
 
