@@ -199,6 +199,7 @@ def test_inverting_and_sampling_keep_no_graph():
     x_0, grid = torch.randn(2, 3).double(), SCHEDULE.grid(3)
     tr = invert(x_0, grid, lambda x, t: weight * x, "epsilon")
     assert not tr.states.requires_grad and not tr.reference.requires_grad
+    assert not compared(tr, lambda x, t, p: weight * x, 1).reference.requires_grad
     again = reconstruct(tr.states[-1], grid, lambda x, t: weight * x, "epsilon")
     assert not again.requires_grad
 
@@ -338,6 +339,12 @@ def test_states_are_made_again_to_the_bit(kind, iterations, start):
     last, at = [path.moves[9, :1]], torch.tensor([9])
     again, _ = follow(path.states[9, :1], last, at, grid, kind, refined=refined)
     assert torch.equal(again[0], path.states[10, 0])
+    # one from state 3 on, and one that takes the last transition alone
+    x, at = torch.stack([path.states[3, 0], path.states[9, 1]]), torch.tensor([3, 9])
+    moves = [torch.stack([path.moves[3, 0], path.moves[9, 1]]), *path.moves[4:, :1]]
+    again, before = follow(x.requires_grad_(), moves, at, grid, kind, refined=refined)
+    assert torch.equal(again, path.states[10, :2]) and not again.requires_grad
+    assert torch.equal(before, path.states[9, :2])
 
 
 def test_recovered_noise_is_the_noise_that_was_added():

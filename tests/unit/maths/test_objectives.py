@@ -29,7 +29,7 @@ from inversion_dpo.maths.losses import (
     with_terms,
 )
 from inversion_dpo.maths.methods import METHODS
-from inversion_dpo.maths.records import Levels, LossSettings
+from inversion_dpo.maths.records import Levels, LossOutput, LossSettings
 from inversion_dpo.maths.targets import TARGETS, step_weights, target_prediction
 from inversion_dpo.models.schedules import discrete_schedule
 from tests.sessions import loss_of
@@ -88,6 +88,21 @@ def test_a_weight_multiplies_the_loss(name):
     given, plain = errors(*BY_HAND, weight=[0.2]), errors(*BY_HAND)
     found = loss(given, beta(0.5)).loss.item()
     assert found == pytest.approx(0.2 * loss(plain, beta(0.5)).loss.item())
+
+
+@pytest.mark.parametrize("name", ["nft", "kto", "denoising", "terms"])
+def test_each_image_counts_by_its_share(name):
+    def loss(loser, *shares):
+        more = {"winner_share": [shares[0]], "loser_share": [shares[1]], "winner_moved": [0.04]}
+        e = errors([0.10], [loser], [0.12], [0.25], loser_moved=[loser / 5], **more)
+        if name == "terms":
+            plain = LossOutput(torch.zeros(1), torch.zeros(1))
+            return with_terms(plain, e, beta(1.0, anchor=3.0, sft_weight=7.0)).loss.item()
+        return LOSSES[name].function(e, beta(0.5)).loss.item()
+
+    assert loss(0.3, 1.0, 0.0) == loss(0.9, 1.0, 0.0) > 0  # the loser has no share
+    mixed = 0.25 * loss(0.3, 1.0, 0.0) + 0.75 * loss(0.3, 0.0, 1.0)
+    assert loss(0.3, 0.25, 0.75) == pytest.approx(mixed)
 
 
 def test_dpo_bounded_holds_a_lost_loser_and_is_ktos_logit():
