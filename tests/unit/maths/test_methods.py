@@ -1,7 +1,9 @@
 """The table of methods, what each loss needs, and small laws of the losses."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from inversion_dpo.maths.losses import (
     safeguarded,
     squared_error,
 )
-from inversion_dpo.maths.methods import BETAS, METHODS, USES, method_of
+from inversion_dpo.maths.methods import BETAS, METHODS, PATHS, USES, Method, method_of
 from inversion_dpo.maths.records import LossSettings
 
 # ---- what is taken from the table
@@ -201,6 +203,21 @@ def test_nft_is_the_denoising_loss_of_its_two_policies(beta):
         assert out.loss.item() == pytest.approx((3 * (r * better + (1 - r) * worse)).mean().item())
         gain = (of[1] - of[0])[0] - (of[1] - of[0])[1]
         assert out.margin.item() == pytest.approx((3 * beta * gain).item())
+
+
+def test_the_usual_betas_are_those_of_the_page_of_objectives():
+    page = (Path(__file__).parents[3] / "docs/explanation/objectives.md").read_text()
+    rows = page.partition("| loss | usual β |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[c.strip() for c in row.split("|")[1:3]] for row in rows]
+    told = {
+        n: float(b.partition(";")[0]) for names, b in cells for n in re.findall(r"`(\w+)`", names)
+    }
+    assert told == BETAS
+
+
+def test_pairs_are_inverted_for_states_or_noise_of_their_inversion():
+    inverted = {path for path in PATHS if Method("dpo", path).inverts}
+    assert inverted == {"trajectory", "released", "line"}
 
 
 def test_every_loss_with_a_beta_has_a_usual_one():
