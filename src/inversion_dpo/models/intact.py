@@ -61,7 +61,7 @@ def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
         if not unsaid:  # as that of Stable Diffusion 1, which does not say it
             rows.append(("scaling_factor",))
         if about.get("latent_channels") == 16 and "shift_factor" in takes:  # as SD3's and FLUX's
-            rows.append(("shift_factor",))
+            rows += [("shift_factor",)] * ("shift_factor" not in about)  # null: it has none
     if lost := [row[0] for row in rows if said.isdisjoint(row)]:
         raise ModelError(
             f"the configuration of {part} does not say {', '.join(lost)}, and the library would "

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,6 +241,13 @@ def test_a_shift_that_is_not_said_is_refused(tiny, tmp_path):
     without("vae/config.json", "shift_factor")(folder)
     with pytest.raises(ModelError, match="vae does not say shift_factor"):
         check_model(ModelConfig(str(folder)))
+
+
+def test_the_models_that_ship_are_taken():
+    """The drawn one has 16 latent channels, and says that nothing shifts them."""
+    root = Path(__file__).parents[3]
+    for folder in ("tools/drawn/model/pipeline", "src/inversion_dpo/assets/pipeline"):
+        check_model(ModelConfig(str(root / folder)))
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
