@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from inversion_dpo.data.transforms import Size
 
 CPU = torch.device("cpu")
+SMALL = 64 * 1024  # bytes of a batch
 
 
 class TrajectoryCache:
@@ -138,11 +139,16 @@ class TrajectoryCache:
     def read_ahead(self, pairs: Sequence[int], positions: list[int] | None) -> None:
         """Read a later batch in a thread: what the next functions would read for these pairs.
 
+        A small batch is left to them: to wake the thread takes longer than to read it.
+
         positions: of the states to be read, None for no states.
         """
         while len(self._ahead) > 1:  # this batch and the next
             del self._ahead[next(iter(self._ahead))]
         pairs = tuple(pairs)
+        one = self._of_batch(pairs[:1], positions and positions[:1])
+        if len(pairs) * self._shards.size(one) < SMALL:
+            return
         waiting = self._thread.submit(lambda: self._read(self._of_batch(pairs, positions)))
         self._ahead[pairs] = positions, waiting
 

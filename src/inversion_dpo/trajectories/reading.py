@@ -93,6 +93,11 @@ class Shards:
         """Say where the tensors of a shard lie."""
         return self._file(number)[1]
 
+    def size(self, wanted: Sequence[Rows]) -> int:
+        """Count the bytes of rows."""
+        places = [(rows, self.places(rows.shard)[rows.name]) for rows in wanted]
+        return sum(len(rows.to) * (p.size // p.shape[0]) for rows, p in places)
+
     def _file(self, number: int) -> tuple[BinaryIO, dict[str, Place]]:
         with self._lock:
             if number not in self._files:

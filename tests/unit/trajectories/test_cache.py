@@ -152,7 +152,23 @@ def test_no_more_shards_are_open_than_allowed(cache, monkeypatch):
     assert torch.equal(whole[0], clean(0, 0)) and torch.equal(whole[2], clean(4, 0))
 
 
-def test_a_batch_that_was_read_ahead_is_the_same(cache, monkeypatch):
+@pytest.fixture
+def threaded(monkeypatch):
+    monkeypatch.setattr(cache_module, "SMALL", 0)
+
+
+def test_a_small_batch_is_read_when_it_is_needed(cache, monkeypatch):
+    one = cache._shards.size(cache._of_batch([3], [1]))
+    rows = cache._shards.read(cache._of_batch([3], [1]))
+    assert one == sum(place.size for place in rows.places.values())
+    monkeypatch.setattr(cache_module, "SMALL", 2 * one)
+    for pairs in ([3], [3, 0]):
+        cache.read_ahead(pairs, [1] * len(pairs))
+    assert list(cache._ahead) == [(3, 0)]
+    assert torch.equal(cache.of_images("clean", [3])[0], clean(3, 0))
+
+
+def test_a_batch_that_was_read_ahead_is_the_same(cache, threaded, monkeypatch):
     pairs, positions = [3, 0, 4], [0, 2, 1]
     alone = cache.states(pairs, positions, "transition"), cache.condition(pairs)
     clean_alone = cache.of_images("clean", pairs)
@@ -173,7 +189,7 @@ def test_a_batch_that_was_read_ahead_is_the_same(cache, monkeypatch):
     assert other.level.tolist() == [2] * 6
 
 
-def test_what_fails_ahead_fails_where_it_is_needed(cache):
+def test_what_fails_ahead_fails_where_it_is_needed(cache, threaded):
     path = cache.folder / "shard-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
     cache.read_ahead([0], [0])

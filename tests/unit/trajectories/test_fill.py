@@ -420,8 +420,11 @@ class Alone(Source):
         {"extent": NOWHERE},
     ],
 )
-def test_a_single_image_is_made_and_stored_once_and_has_the_same_bits(tmp_path, change):
+def test_a_single_image_is_made_and_stored_once_and_has_the_same_bits(
+    tmp_path, change, monkeypatch
+):
     """What a step reads of it, in memory and read ahead, and what is sampled back."""
+    monkeypatch.setattr("inversion_dpo.trajectories.cache.SMALL", 0)
     model, caches, keys = Pipeline(), [], [replace(KEY, **change, single=s) for s in (False, True)]
     encoded = {False: 0, True: 0}
 
@@ -495,7 +498,8 @@ def test_kept_states_are_stratified():
     assert {i for i, _ in rows.tolist()} == {1, 2} and {i for _, i in rows.tolist()} == {3, 4}
 
 
-def test_a_straight_line_stores_one_noise_an_image_in_16_bits(tmp_path):
+def test_a_straight_line_stores_one_noise_an_image_in_16_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("inversion_dpo.trajectories.cache.SMALL", 0)
     extent = Extent(last=3, first=3)
     cache = filled(tmp_path, replace(KEY, extent=extent, endpoint="recovered"))
     whole = filled(tmp_path)
