@@ -26,7 +26,6 @@ from inversion_dpo.cli.options import (
     Preset,
     checked,
     resolved,
-    say,
     split_settings,
 )
 from inversion_dpo.cli.settings import config, print_version
@@ -125,6 +124,7 @@ def train(
     Example: inversion-dpo train -c sd15 -o runs/mine data.pairs=my_pairs.parquet
     """
     from inversion_dpo.run.folder import claim, occupied
+    from inversion_dpo.run.processes import current_team
     from inversion_dpo.training import recipe
     from inversion_dpo.training.run_files import summary
 
@@ -132,7 +132,8 @@ def train(
     with occupied(output):
         claim(output, run)
         recipe.train(run, output)
-    say(summary(output, run))
+    if current_team().main:  # which alone is sure to find what it wrote last
+        typer.echo(summary(output, run))
 
 
 def sample(

@@ -34,6 +34,7 @@ _FREE = (
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
+BEGUN = {LOCK, "config.yaml.partial"}  # all that a kill in a run's first moment leaves
 UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock
 
 
@@ -213,7 +214,7 @@ def refuse_others(folder: Path, run: bool = True) -> None:
     if not folder.is_dir():
         raise ConfigError(f"--output {folder} is a file: give a folder")
     names = {p.name for p in folder.iterdir()}
-    if run and names - {LOCK} and "config.yaml" not in names:
+    if run and names - BEGUN and "config.yaml" not in names:
         raise ConfigError(
             f"{folder} is not empty and holds no run of ours (no config.yaml): choose another "
             "--output"

@@ -23,6 +23,7 @@ from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_yaml
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import claim, occupied, read_config, sole_writer
+from inversion_dpo.run.processes import Team
 from inversion_dpo.training.beforehand import late_texts, rate_text
 from inversion_dpo.training.split import split_pairs
 from tests.slow import slow_but
@@ -101,6 +102,22 @@ def test_a_dry_run_looks_at_the_folder_and_leaves_it_alone(
     Path("long/checkpoints/step-000012").mkdir(parents=True)
     code, printed, error = ended(*words, "long")
     assert (code, printed) == (2, "") and "training.steps=8, but long is trained for 12" in error
+
+
+def test_a_kill_in_the_first_moment_leaves_the_folder_to_the_run(tiny_config, tmp_path):
+    (tmp_path / "config.yaml.partial").write_text("model:")
+    claim(tmp_path, tiny_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_only_the_first_process_reads_what_it_has_just_written(ended, monkeypatch):
+    """The others may be done before the times are written."""
+    second = Team(rank=1, size=2)
+    monkeypatch.setattr("inversion_dpo.api.check_run", lambda *_: None)
+    monkeypatch.setattr("inversion_dpo.training.recipe.train", lambda *_: None)
+    for place in ("folder", "processes"):
+        monkeypatch.setattr(f"inversion_dpo.run.{place}.current_team", lambda: second)
+    assert ended("train", "-c", "tiny.yaml", "-o", "run") == (0, "", "")
 
 
 def test_another_model_is_refused_in_an_evaluated_run_and_waiting_weights_are_not(
