@@ -86,11 +86,18 @@ class Arm:
             given = f"training.learning_rate={rate}", f"objective.beta={beta}"
             yield (*given, f"training.batch_size={batch}", f"training.steps={steps}")
 
-    def chosen(self, *, untuned: bool) -> list[tuple[str, ...]]:
-        """List the trials; untuned only one: the highest rate, middle beta, smallest batch."""
-        if not untuned:
-            return list(self.trials())
-        return list(Arm((), self.betas[1:2], self.lengths[:1]).trials())[-1:]
+    def chosen(self, *, untuned: bool, more: Sequence[str] = ()) -> list[tuple[str, ...]]:
+        """List the trials; untuned only one: the highest rate, middle beta, smallest batch.
+
+        Where ``more`` sets one of their settings too, it stands in its place.
+        """
+        trials = list(self.trials())
+        if untuned:
+            trials = list(Arm((), self.betas[1:2], self.lengths[:1]).trials())[-1:]
+        given = {setting.partition("=")[0]: setting for setting in more}
+        return list(
+            dict.fromkeys(tuple(given.get(s.partition("=")[0], s) for s in t) for t in trials)
+        )
 
 
 def arm(loss: str, path: str, *more: str, lengths: tuple[tuple[int, int], ...] = LONG) -> Arm:
@@ -222,7 +229,7 @@ def answer(root: Path, found: dict[str, Arm], given: argparse.Namespace) -> str:
     head = ["arm", "composition gain", "exact gain", "warmth gain", "drift", "evaluations"]
     rows = [f"| {' | '.join([*head, 'seconds', 'chosen'])} |", "|---" * 8 + "|"]
     for name, one in found.items():
-        scores, trials = {}, one.chosen(untuned=given.untuned)
+        scores, trials = {}, one.chosen(untuned=given.untuned, more=given.more)
         for trial in trials[: 0 if given.untuned else None]:
             tuning = config_of(one, trial, [*TUNING, *given.more])
             label = f"{name}, tuning, {', '.join(t.partition('=')[2] for t in trial)}"

@@ -75,6 +75,15 @@ def test_untuned_arms_have_the_settings_that_the_help_names():
         assert trial in found[f"{loss}, fresh noise"].chosen(untuned=False)
 
 
+def test_a_given_setting_stands_in_the_place_of_the_trials():
+    one = script.arm("kto", "fresh noise")
+    assert one.chosen(untuned=True, more=["training.steps=180"]) == [
+        ("training.learning_rate=0.0003", "objective.beta=100")
+        + ("training.batch_size=16", "training.steps=180")
+    ]
+    assert len(one.chosen(untuned=False, more=["objective.beta=7"])) == 4  # was 12
+
+
 def test_evaluations_by_hand():
     one = arms("b")["dpo, inverted, one iteration"]
     given = ["training.batch_size=16", "training.steps=5", "evaluation.limit=7"]
