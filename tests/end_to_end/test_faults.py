@@ -35,7 +35,13 @@ from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
 from inversion_dpo.training.checks import NotFiniteError
 from inversion_dpo.training.recipe import train
-from inversion_dpo.training.run_files import read_rows, resume, save_session
+from inversion_dpo.training.run_files import (
+    read_rows,
+    resume,
+    save_best,
+    save_session,
+    summary,
+)
 from inversion_dpo.training.split import split_pairs
 from inversion_dpo.trajectories.writing import damaged_files
 from tests.sessions import set_up
@@ -295,15 +301,33 @@ def test_a_reference_of_other_weights_is_refused_by_its_hash(tiny_config, tiny_c
         load_checkpoint(checkpoint, parameters, inner, identity, "0" * 16)
 
 
-def test_the_best_checkpoint_has_the_highest_held_out_accuracy(tiny_config, tiny_caches, tmp_path):
-    config = tiny_config(
-        "training.checkpoint_every=1", "training.eval_every=1", "training.learning_rate=5e-3"
-    )
-    train(config, tmp_path, tiny_caches)
+def test_the_policy_of_the_best_checkpoint_is_kept(tiny_config, tiny_caches, tmp_path, caplog):
+    def settings(*more):
+        every = [f"training.{name}_every=1" for name in ("checkpoint", "eval", "snapshot")]
+        return tiny_config(*every, "training.learning_rate=5e-3", *more)
+
+    config = settings()
+    session = train(config, tmp_path, tiny_caches)
     rows = read_rows(tmp_path / "metrics.jsonl")
     scores = {r["step"]: r["heldout_accuracy"] for r in rows if r["step"] > 0}
-    best = int(best_checkpoint(tmp_path / "checkpoints").name[5:])
-    assert scores[best] == max(scores.values())
+    checkpoint, kept = best_checkpoint(tmp_path / "checkpoints"), tmp_path / "best"
+    best = int(checkpoint.name[5:])
+    assert scores[best] == max(scores.values()) and best < config.training.steps
+    name = "pytorch_lora_weights.safetensors"
+    of_step = tmp_path / f"snapshots/step-{best:06d}"
+    assert (kept / name).read_bytes() == (of_step / name).read_bytes()
+    assert (kept / name).read_bytes() != (tmp_path / "adapter" / name).read_bytes()
+    said = summary(tmp_path, config)
+    assert f"best held-out score: at step {best}, {kept}; judge it by" in said
+    shutil.rmtree(kept)
+    weights = checkpoint / "policy.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    save_best(session, tmp_path, config.training.steps)
+    assert f"{checkpoint}, the best checkpoint, is damaged" in caplog.text
+    assert not kept.exists() and "best held-out" not in summary(tmp_path, config)
+    kept.mkdir()
+    save_best(session, tmp_path, best)  # as if it were the last
+    assert not kept.exists()
 
 
 # ---- small parts

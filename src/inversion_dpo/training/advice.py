@@ -130,7 +130,11 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
     best = max(held, key=lambda row: row["heldout_accuracy"])
     if bounds(best)[0] > high:
         seen = f"Held-out accuracy was {best['heldout_accuracy']:.2f} at step {best['step']:.0f}"
-        change = f"Train with training.steps={best['step']:.0f} in another --output"
+        change = (
+            "Judge the policy in the run's best/ if there is one (inversion-dpo evaluate RUN "
+            f"--policy RUN/best), or train with training.steps={best['step']:.0f} in another "
+            "--output"
+        )
         found.append(Advice(f"{seen} and fell since", change))
     margins = [row["heldout_margin"] for row in held[-RISES - 1 :]]
     if len(margins) > RISES and margins == sorted(margins) and last is best:

@@ -89,10 +89,10 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     parts = frozen_parts(model.pipeline).values()
     numbers = sum(weight.numel() for part in parts for weight in part.parameters())
     whole = numbers * getattr(torch, config.model.dtype).itemsize
-    if t.snapshot_every:
-        size = whole if config.policy.kind == "full" else 4 * weights
-        size *= t.steps // t.snapshot_every
-        check_room(folder / "snapshots", size, "snapshots", "raise training.snapshot_every")
+    copies = 2 + (t.steps // t.snapshot_every if t.snapshot_every else 0)  # the last, and the best
+    size = copies * (whole if config.policy.kind == "full" else 4 * weights)
+    fewer = "raise training.snapshot_every, or set policy.kind=lora"
+    check_room(folder / "snapshots", size, "copies of the policy", fewer)
     if config.policy.merge:
         check_room(folder / "merged", whole, "merged weights", "set policy.merge=false")
 

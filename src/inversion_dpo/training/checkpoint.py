@@ -70,7 +70,7 @@ def save_checkpoint(
         keep: how many of the newest stay.
         team: the processes; each calls this.
     """
-    target = folder / f"step-{progress.step:06d}"
+    target = folder / step_name(progress.step)
     weights = whole_tensors(parameters)
     moments = whole_tensors(
         {
@@ -91,11 +91,16 @@ def save_checkpoint(
 
     if team.main:
         atomic_folder(target, fill)
-        found = sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+        found = _written(folder)
         kept = {*found[-keep:], best_checkpoint(folder)}
         for old in [p for p in found if p not in kept] + sorted(folder.glob("*.partial")):
             shutil.rmtree(old)  # also what a kill left behind
     return target
+
+
+def step_name(step: int) -> str:
+    """Name the folder of what is kept of a step."""
+    return f"step-{step:06d}"
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
@@ -104,7 +109,7 @@ def _checksum(state: Mapping[str, Any]) -> str:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """Find the checkpoint of the highest held-out score, the earliest of equal ones."""
-    states = {p: _read_state(p) for p in sorted(folder.glob("step-*"))}
+    states = {p: _read_state(p) for p in _written(folder)}
     scores = {p: s["score"] for p, s in states.items() if s and s.get("score") is not None}
     return max(scores, key=lambda p: scores[p], default=None)
 
@@ -121,15 +126,24 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Find the newest checkpoint whose checksums hold; damaged ones are named and passed over."""
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
-        state = _read_state(candidate)
-        files = {} if state is None else {candidate / n: d for n, d in state["files"].items()}
-        if candidate.suffix == ".partial":
-            continue
-        if files and all(f.exists() and sha256_of(f) == digest for f, digest in files.items()):
+    for candidate in reversed(_written(folder)):
+        if is_intact(candidate):
             return candidate
         logger.warning("%s is damaged (checksum differs): the one before it is used", candidate)
     return None
+
+
+def is_intact(checkpoint: Path) -> bool:
+    """Say whether a checkpoint's files have their checksums."""
+    state = _read_state(checkpoint)
+    files = {} if state is None else {checkpoint / n: d for n, d in state["files"].items()}
+    same = all(f.exists() and sha256_of(f) == digest for f, digest in files.items())
+    return bool(files) and same
+
+
+def _written(folder: Path) -> list[Path]:
+    """List checkpoints, oldest first, without what a kill left half written."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
 
 
 def load_checkpoint(

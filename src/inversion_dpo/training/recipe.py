@@ -54,6 +54,7 @@ from inversion_dpo.training.run_files import (
     begin_tracker,
     peak_memory,
     resume,
+    save_best,
     save_policy,
     save_session,
     tracker_of,
@@ -83,8 +84,8 @@ class Prepared:
 def train(config: Config, folder: Path, cache_root: Path | None = None) -> Session:
     """Train to ``training.steps``, from the last checkpoint if there is one; save the policy.
 
-    Leaves ``folder/adapter`` (LoRA weights or a pipeline folder), ``metrics.jsonl`` and
-    ``checkpoints/``.
+    Leaves ``folder/adapter`` (LoRA weights or a pipeline folder), ``folder/best`` if an earlier
+    checkpoint had a better held-out score, ``metrics.jsonl`` and ``checkpoints/``.
 
     Args:
         config: the run's settings.
@@ -237,6 +238,7 @@ def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
             row["compile_seconds"] = round(seconds_compiling(), 1)
         append_row(folder, row)
     save_policy(session, folder / "adapter")
+    save_best(session, folder, config.training.steps)
     if config.policy.merge and session.team.main:
         atomic_folder(folder / "merged", session.policy.merge)
     for tracker in session.accelerator.trackers:  # end_training() would end the processes' group

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from safetensors.torch import load_file
 from torch import Tensor
 
 from inversion_dpo.maths.losses import LOSSES
@@ -21,13 +24,18 @@ from inversion_dpo.run.folder import read_rows, read_seconds
 from inversion_dpo.run.sharded import is_cut, whole_tensors
 from inversion_dpo.training.checkpoint import (
     Progress,
+    best_checkpoint,
+    is_intact,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    step_name,
 )
 from inversion_dpo.training.health import FEW_PAIRS, accuracy_text
 from inversion_dpo.training.session import Session
 from inversion_dpo.trajectories.method import chosen_method
+
+logger = logging.getLogger(__name__)
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
@@ -75,7 +83,7 @@ def summary(folder: Path, config: Config) -> str:
         f"drift from the reference: {row['heldout_drift']:.3g} (mean squared, of predictions)\n"
         f"time: {seconds['invert']:.0f} s before and {seconds['train']:.0f} s in training; "
         f"peak memory: {row['peak_memory_mb']:.0f} MB\n"
-        f"policy: {folder / 'adapter'}\n"
+        f"policy: {folder / 'adapter'}{best_text(folder)}\n"
         f"next: inversion-dpo advise {folder}   what to change in the training, if anything\n"
         f"      inversion-dpo evaluate {folder}"
     )
@@ -87,6 +95,39 @@ def save_policy(session: Session, target: Path) -> None:
     tensors = whole_tensors(parameters) if is_cut(parameters) else None
     if session.team.main:
         atomic_folder(target, lambda partial: session.policy.save(partial, tensors))
+
+
+def save_best(session: Session, folder: Path, steps: int) -> None:
+    """Write the policy of the best checkpoint as ``folder/best``, unless that is the last one.
+
+    Args:
+        session: everything that is alive; its policy stays as it is.
+        folder: of the run.
+        steps: that were taken.
+    """
+    if not session.team.main:
+        return
+    best, target = best_checkpoint(folder / "checkpoints"), folder / "best"
+    if best is None or best.name == step_name(steps):
+        shutil.rmtree(target, ignore_errors=True)  # of a shorter run, which went on
+        return
+    if not is_intact(best):
+        logger.warning("%s, the best checkpoint, is damaged: %s is not written", best, target)
+        return
+    held = load_file(best / "policy.safetensors")
+    tensors = {name: held[name] for name in session.policy.trainable()}
+    atomic_folder(target, lambda partial: session.policy.save(partial, tensors))
+
+
+def best_text(folder: Path) -> str:
+    """Say which earlier policy did better on held-out pairs; "" if none did."""
+    best = best_checkpoint(folder / "checkpoints")
+    if best is None or not (folder / "best").is_dir():
+        return ""
+    return (
+        f"\nbest held-out score: at step {int(best.name[5:])}, {folder / 'best'}; "
+        f"judge it by `inversion-dpo evaluate {folder} --policy {folder / 'best'}`"
+    )
 
 
 def peak_memory(device: torch.device) -> float:

@@ -481,16 +481,15 @@ def test_of_several_scores_the_preference_is_named(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "fits", "message"),
     [
-        ("policy.merge=true", "merged weights need about .*set policy.merge=false"),
-        ("training.snapshot_every=2", "snapshots need about .*raise training.snapshot_every"),
+        ("policy.merge=true", 2, "merged weights need about .*set policy.merge=false"),
+        ("training.snapshot_every=2", 1, "copies of the policy need .*raise training.snapshot_"),
     ],
 )
-def test_a_disk_for_the_checkpoints_alone_is_refused(setting, message, tiny_config, monkeypatch):
-    """With room for them and for nothing more."""
-
-    free = iter([10**12])
+def test_a_disk_for_a_part_alone_is_refused(setting, fits, message, tiny_config, monkeypatch):
+    """With room for the checkpoints, or for them and the copies of the policy, and no more."""
+    free = iter([10**12] * fits)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=next(free, 10)))
     with pytest.raises(DiskError, match=message):
         check_run(tiny_config(setting), Path("new"))
