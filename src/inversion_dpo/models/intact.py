@@ -22,7 +22,7 @@ UNUSED = re.compile(  # tensors of published files that networks have no place f
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 CLIP_LAYER = re.compile(r"(?:^|text_model\.)encoder\.layers\.(\d+)\.")
 LONGEST = 10_000  # tokens that CLIP may read: more is the library's word for none
-TELLING = (  # settings that weights do not show: of each row one, where the class takes it
+TELLING: tuple[tuple[str, ...], ...] = (  # what weights do not show: of each row one, if taken
     ("num_train_timesteps",),
     ("beta_schedule", "trained_betas"),
     ("beta_start", "trained_betas"),
@@ -34,7 +34,12 @@ TELLING = (  # settings that weights do not show: of each row one, where the cla
     ("norm_num_groups",),
     ("flip_sin_to_cos",),
     ("freq_shift",),
+    ("hidden_act",),
+    ("feed_forward_proj", "dense_act_fn"),
+    ("rope_parameters", "rope_theta", "rope_scaling"),
 )
+OLDEST = re.compile(r"0\.[123]\.")  # of diffusers: its autoencoder had 32 groups, and no such key
+DYNAMIC = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 
 
 def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
@@ -53,8 +58,20 @@ def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
             f"{part} is held in few bits (quantization_config of its config.json): give it in "
             "bf16, and set model.quantize or quantize_text, which make few bits of it here"
         )
-    takes, said = inspect.signature(kind).parameters, {k for k, v in about.items() if v is not None}
+    said = {k for k, v in about.items() if v is not None}
+    if lost := [row[0] for row in _asked(kind, about, said) if said.isdisjoint(row)]:
+        raise ModelError(
+            f"the configuration of {part} does not say {', '.join(lost)}, and the library would "
+            "fill in another model's: fetch it again"
+        )
+
+
+def _asked(kind: type, about: Mapping[str, Any], said: set[str]) -> list[tuple[str, ...]]:
+    """List what a configuration has to say: of each row one setting."""
+    takes = inspect.signature(kind).parameters
     rows = [row for row in TELLING if not takes.keys().isdisjoint(row)]
+    if "latent_channels" in takes and OLDEST.match(str(about.get("_diffusers_version"))):
+        rows = [row for row in rows if row != ("norm_num_groups",)]
     if {"latent_channels", "scaling_factor"} <= takes.keys():
         four = about.get("latent_channels") == 4
         unsaid = four and not about.get("force_upcast") and "scaling_factor" not in about
@@ -62,11 +79,11 @@ def check_settings(part: str, kind: type, about: Mapping[str, Any]) -> None:
             rows.append(("scaling_factor",))
         if about.get("latent_channels") == 16 and "shift_factor" in takes:  # as SD3's and FLUX's
             rows += [("shift_factor",)] * ("shift_factor" not in about)  # null: it has none
-    if lost := [row[0] for row in rows if said.isdisjoint(row)]:
-        raise ModelError(
-            f"the configuration of {part} does not say {', '.join(lost)}, and the library would "
-            "fill in another model's: fetch it again"
-        )
+    if about.get("use_flow_sigmas"):  # of samplers that were made for eps
+        rows += [("flow_shift",), ("prediction_type",)]
+    if not said.isdisjoint(DYNAMIC):  # they are of no use without one another
+        rows += [(key,) for key in ("use_dynamic_shifting", *DYNAMIC)]
+    return rows
 
 
 def check_whole(network: nn.Module) -> nn.Module:
