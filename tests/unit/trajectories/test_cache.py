@@ -1,8 +1,10 @@
 """Random access to a cache that was written by hand, so that every number is known."""
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from inversion_dpo.maths.schedule import prediction_between
 from inversion_dpo.run.disk import DiskError
@@ -127,6 +129,38 @@ def test_label_noise_is_a_seeded_share(cache):
     assert cache._swapped == first
     cache.swap(numbers, 0.3, 2)
     assert cache._swapped != first
+
+
+@pytest.mark.parametrize(("swapped", "wanted"), [([], [0, 0, 1, 1]), ([0, 3], [1, 0, 1, 0])])
+def test_an_image_is_liked_above_one_half_and_label_noise_turns_it(
+    cache, monkeypatch, swapped, wanted
+):
+    chances = torch.tensor([0.0, 0.5, 0.6, 1.0])
+    monkeypatch.setattr(cache, "preference", lambda pairs: chances[list(pairs)])
+    cache.swap(swapped, 1.0, 0)
+    assert cache.liked([0, 1, 2, 3]).tolist() == [bool(w) for w in wanted]
+
+
+def test_the_region_of_a_pair_is_there_if_it_was_stored(cache):
+    assert cache.region([0]) is None
+    for number in range(3):
+        path = cache.folder / f"shard-{number:05d}.safetensors"
+        tensors = load_file(path)
+        rows = len(tensors["preference"])
+        region = 10.0 * number + torch.arange(rows).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+        save_file(tensors | {"region": region.contiguous()}, path)
+    again = cache_module.TrajectoryCache(cache.folder, lambda size: GRID, "v_prediction")
+    assert again.region([3, 4])[:, 0, 0, 0].tolist() == [11, 20]
+
+
+def test_a_pair_has_the_size_of_its_shard(cache):
+    manifest = json.loads((cache.folder / "manifest.json").read_text())
+    sizes = [[8, 16], [16, 16], [24, 8]]
+    (cache.folder / "manifest.json").write_text(json.dumps(manifest | {"sizes": sizes}))
+    grids = []
+    again = cache_module.TrajectoryCache(cache.folder, lambda size: grids.append(size), "epsilon")
+    assert [again.size(pair) for pair in range(5)] == [(8, 16)] * 2 + [(16, 16)] * 2 + [(24, 8)]
+    assert grids == [(8, 16)]
 
 
 def test_what_the_manifest_says(cache):
