@@ -114,6 +114,10 @@ def test_label_noise_exchanges_images_and_leaves_the_rest(cache):
     found = cache.of_images("clean", [2, 1])
     wanted = [clean(2, 1), clean(1, 0), clean(2, 0), clean(1, 1)]
     assert torch.equal(found, torch.stack(wanted))
+    at = cache.states([2, 1], [0, 2], "x0")
+    images = [(2, 1, 1), (1, 0, 3), (2, 0, 1), (1, 1, 3)]
+    assert torch.equal(at.x_t, torch.stack([state(*i) for i in images]))
+    assert torch.equal(at.reference, torch.stack([reference(*i) for i in images]))
     assert cache.condition([2, 1])["size"].flatten().tolist() == [21, 10, 20, 11]
     assert cache.condition([2, 1])["prompt"].flatten().tolist() == [3, 2, 3, 2]
     cache.swap([0, 2, 4], 0.0, 0)
