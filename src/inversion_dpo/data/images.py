@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,6 +87,13 @@ def picture_size(data: bytes, where: str) -> tuple[int, int]:
         pass
     width, height = decode_image(data, where).size
     return height, width
+
+
+def is_picture(data: bytes) -> bool:
+    """Tell whether data begins as an image that we read, unlike the error page of a download."""
+    with suppress(DataError):
+        return min(picture_size(data, "")) > 0
+    return False
 
 
 def check_mask(mask: Image.Image, image: Image.Image, where: str) -> None:

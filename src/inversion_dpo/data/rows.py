@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from inversion_dpo.data.columns import Table
-from inversion_dpo.data.images import DataError, check_mask, decode_image
+from inversion_dpo.data.images import DataError, check_mask, decode_image, is_picture
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
@@ -86,9 +86,9 @@ class Row:
             return "ties"
         if self.label == UNLABELLED:
             return UNLABELLED
-        sound = self.label in (0.0, 1.0)
-        same = self.images[0] == self.images[1] and isinstance(self.images[0], bytes)
-        return "identical" if sound and same and self.images[0] and not self.single else None
+        first, second = self.encoded
+        same = first == second and self.label in (0.0, 1.0) and not self.single
+        return "identical" if same and is_picture(first) else None
 
     @property
     def pictures(self) -> list[tuple[str, Encoded]]:

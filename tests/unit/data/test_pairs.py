@@ -63,6 +63,11 @@ BAD_ROWS = {
     "image null": ({"jpg_0": None}, "jpg_0: no image", "embed the file's bytes"),
     "image empty": ({"jpg_1": b""}, "jpg_1: no image", "embed the file's bytes"),
     "both images empty": ({"jpg_0": b"", "jpg_1": b""}, "jpg_0: no image", "embed"),
+    "both images one error page": (
+        {"jpg_0": b"<html>404", "jpg_1": b"<html>404"},
+        "jpg_0: the image cannot be read (it is HTML",
+        "write it again",
+    ),
     "image unreadable": ({"jpg_1": b"not an image"}, "jpg_1: the image cannot", "write it again"),
     "image truncated": ({"jpg_0": noise("JPEG")[:600]}, "jpg_0: the image cannot", "drop the row"),
 }
