@@ -110,6 +110,7 @@ class _Usable:
         counts.update(turned=int(self._seen.setdefault(key, hash(won)) != hash(won)))
         counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
         counts["masked"] += masked
+        counts["single"] += row.single
         counts["first"] += int(row.labelled and row.label == 1.0)
         self.example = self.example or in_words(row)
         self.sizes.update(row_sizes)
@@ -207,7 +208,11 @@ def _sizes_table(report: PairReport) -> list[str]:
     """List the sizes of training with their pairs, and say how many pairs have other shapes."""
     rows = [f"    {named(size):>9} {n:>8}" for size, n in report.trained_at.most_common()]
     odd = [f"{report.counts[kind]} {text}" for kind, text in _ODD.items() if report.counts[kind]]
-    lines = [f"  training sizes for model.resolution={report.resolution}, and their pairs:", *rows]
+    units = "images" if report.counts["single"] else "pairs"
+    lines = [
+        f"  training sizes for model.resolution={report.resolution}, and their {units}:",
+        *rows,
+    ]
     if small := report.counts["enlarged"]:
         lines.append(f"    {small} images are enlarged more than twice, and so blurred")
     what = {"drop": "left out", "pad": "padded", "crop": "cropped"}[report.fit]
@@ -272,13 +277,14 @@ def tokens_of(folder: str | Path) -> Measure:
 def format_report(report: PairReport) -> str:
     """Write the report as lines of text, problems last."""
     unit, longest, counts = report.measure.unit, report.measure.longest, report.counts
+    what = "images" if counts["single"] else "pairs"
     lines = [
-        f"{report.path}: {counts['pairs']} usable pairs in {counts['rows']} rows",
+        f"{report.path}: {counts['pairs']} usable {what} in {counts['rows']} rows",
         f"  left out: {counts['ties']} ties, {counts['identical']} with identical images"
         + "".join(f", {counts[k]} {words}" for k, words in _MAY_BE_LEFT_OUT.items() if counts[k]),
-        f"  kept: {counts['duplicates']} duplicate pairs"
+        f"  kept: {counts['duplicates']} duplicate {what}"
         + (f" ({counts['turned']} with the other label)" if counts["turned"] else "")
-        + f", {counts['mixed_sizes']} of two image sizes",
+        + ("" if counts["single"] else f", {counts['mixed_sizes']} of two image sizes"),
         *([f"  for example, {report.example}"] if report.example else []),
         *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),
         *([f"  edits: {counts['edits']} pairs have a source image"] if counts["edits"] else []),

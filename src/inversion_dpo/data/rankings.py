@@ -14,6 +14,7 @@ from scipy.special import ndtr
 from inversion_dpo.data.columns import DOWNS, RANKED, UPS, Table
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import (
+    EMPTY,
     UNLABELLED,
     Encoded,
     Fault,
@@ -279,7 +280,7 @@ def _ratings(raw: Raw) -> list[Rated] | Fault:
     """Give the images of a row with the ratings of each: one or several."""
     thumbs = raw.table.kind == "thumbs"
     images, scores = raw.values["images"], raw.values["thumbs" if thumbs else "scores"]
-    if thumbs and scores in (None, "", []):
+    if thumbs and (scores == [] or _empty(scores)):
         return Fault(UNLABELLED, "no thumb")
     if not isinstance(images, list):
         images, scores = [images], [scores]
@@ -297,6 +298,11 @@ def _ratings(raw: Raw) -> list[Rated] | Fault:
             return Fault("bad_rows", text)
         found.append((image, sound))
     return found
+
+
+def _empty(value: Any) -> bool:
+    """Tell whether a cell is empty, or has the word that a table's writer put for that."""
+    return value is None or str(value).strip().lower() in EMPTY
 
 
 def _key(image: Any) -> object:

@@ -15,14 +15,17 @@ _LEAKS = (
     "flatters the policy. Judge by other prompts, or drop duplicates (data.ranking=best_worst has "
     "two images of each prompt)"
 )
-_KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "skipped")
+_KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "disliked", "skipped")
 
 
 def counts_text(cache: TrajectoryCache) -> str:
-    """Say how many rows became pairs, and what was left out."""
+    """Say how many rows became pairs or single images, and what was left out."""
     rows, kept = cache.counts.get("rows", 0), _KEPT
     left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
-    text = f"{cache.pairs} pairs of {rows} rows"
+    text = f"{cache.pairs} {'images' if cache.single else 'pairs'} of {rows} rows"
+    if cache.single and cache.counts.get("disliked"):
+        liked = int(cache.liked(range(cache.pairs)).sum())
+        text += f" ({liked} liked, {cache.pairs - liked} not)"
     return f"{text}; left out: {', '.join(left)}" if left else text
 
 

@@ -51,6 +51,12 @@ def test_each_image_with_a_thumb_is_a_row(tmp_path: Path) -> None:
     assert (source.counts["disliked"], source.counts["unlabelled"]) == (2, 1)
 
 
+@pytest.mark.parametrize("word", ["nan", "N/A", "None", " "])
+def test_a_word_for_an_empty_cell_is_no_thumb(tmp_path: Path, word: str) -> None:
+    source = opened(DataConfig(pairs=str(table(tmp_path, f"{ROWS}c,red.png,{word}\n"))), alone=True)
+    assert len(list(source)) == 4 and source.counts["unlabelled"] == 2
+
+
 def test_a_prompt_with_both_gives_pairs_to_the_other_losses(tmp_path: Path) -> None:
     source = open_pairs(file := table(tmp_path))
     assert [(p.caption, p.winner, p.loser, p.single) for p in source] == [("a", RED, BLUE, False)]
@@ -158,4 +164,6 @@ def test_a_format_has_no_effect_on_the_hub() -> None:
 
 def test_thumbs_of_one_image_that_differ_are_counted(tmp_path: Path) -> None:
     report = check_pairs(table(tmp_path, "a,red.png,up\na,red.png,down\na,red.png,up\n"))
-    assert "2 duplicate pairs (1 with the other label)" in format_report(report)
+    text = format_report(report)
+    assert "3 usable images in 3 rows" in text and "and their images:" in text
+    assert "kept: 2 duplicate images (1 with the other label)\n" in text

@@ -231,10 +231,11 @@ def test_held_out_pairs_that_share_an_image_with_trained_ones_are_counted():
 
 
 def test_texts():
-    counted = SimpleNamespace(pairs=3, counts={"rows": 9, "pairs": 3, "ties": 2, "identical": 0})
-    counted.counts |= {"skipped": 4, "bad_rows": 4, "duplicates": 1, "single": 1}
+    counts = {"rows": 9, "pairs": 3, "ties": 2, "identical": 0}
+    counts |= {"skipped": 4, "bad_rows": 4, "duplicates": 1}
+    counted = SimpleNamespace(pairs=3, single=False, counts=counts)
     assert counts_text(counted) == "3 pairs of 9 rows; left out: 2 ties, 4 bad_rows"
-    assert counts_text(SimpleNamespace(pairs=0, counts={})) == "0 pairs of 0 rows"
+    assert counts_text(SimpleNamespace(pairs=0, single=False, counts={})) == "0 pairs of 0 rows"
     assert "guidance_scale=2: " in guidance_text(2.0, 0.125, 0.5)
     assert "by 0.5000 of their norm, and by 0.1250" in guidance_text(2.0, 0.125, 0.5)
     cut = SimpleNamespace(pairs=5, overlong={"tokenizer": 0, "tokenizer_2": 2})

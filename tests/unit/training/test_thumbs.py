@@ -9,6 +9,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.maths.losses import as_pair_errors
 from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.run.config import ConfigError
+from inversion_dpo.training.notices import counts_text
 from inversion_dpo.training.session import batch_of_step
 from inversion_dpo.training.step import losses, of_sides, step
 from tests.pair_files import read_pairs
@@ -96,6 +97,7 @@ def test_unequal_numbers_train_and_sft_takes_those_that_are_liked(pair_file, tmp
     thumbs = thumbs_of(pair_file, tmp_path / "thumbs.parquet", downs=5)
     session = set_up(tiny_config(thumbs, "objective.name=kto"), tmp_path / "cache")
     assert (session.cache.pairs, session.cache.counts["disliked"]) == (21, 5)
+    assert counts_text(session.cache) == "21 images of 21 rows (16 liked, 5 not)"
     plan, cache, weights = session.plan, session.cache, session.plan.settings
     liked = int(cache.liked(session.train_pairs).sum())  # both kinds weigh half of all
     half = pytest.approx(len(session.train_pairs) / 2)
