@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from inversion_dpo.data.buckets import Resolution, buckets, square
@@ -120,8 +119,6 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             for text in check_names(pipeline, folder_of(path, m.revision), parts):
                 logger.warning(text)
         check_vocabularies(pipeline, folder_of(source, None if single else m.revision))
-    # diffusers passes over a given part that its pipeline could do without: Wan's transformer
-    pipeline.register_modules(**{k: v for k, v in parts.items() if isinstance(v, torch.nn.Module)})
     if m.lora:
         with named("model.lora", m.lora):
             add_lora(pipeline, m.lora)
@@ -142,16 +139,17 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
 
 def _from_pretrained(path: str, m: ModelConfig, how: dict[str, Any]) -> Any:
     """Load a pipeline's folder or hub id; one that is there in fp16 alone, in fp16."""
-    folder = Path(path)
+    # DiffusionPipeline passes over a given part that its pipeline could do without, as Wan's
+    folder, kind = Path(path), getattr(diffusers, index_of(path, m.revision)["_class_name"])
     how |= {"revision": m.revision}
     variant = variant_of(folder, m.variant) if folder.is_dir() else m.variant
     try:
-        return DiffusionPipeline.from_pretrained(path, variant=variant, **how)
+        return kind.from_pretrained(path, variant=variant, **how)
     except OSError as error:
         if variant or folder.is_dir():
             raise
         try:
-            return DiffusionPipeline.from_pretrained(path, variant="fp16", **how)
+            return kind.from_pretrained(path, variant="fp16", **how)
         except OSError:
             raise error from None
 

@@ -17,7 +17,6 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from torch import nn
@@ -67,6 +66,11 @@ def named(key: str, name: str) -> Iterator[None]:
         raise ModelError(str(error) if told else f"{key}={name}: {error}") from error
     except Exception as error:  # damaged files and wrong names end in nearly any error
         reason = " ".join(str(error).split()).rstrip(".")[:300]
+        if "tiktoken" in reason:  # which transformers names where sentencepiece is not installed
+            raise ModelError(
+                f"{key}={name}: it has a tokenizer in SentencePiece's format alone, which needs "
+                "two more packages: pip install sentencepiece protobuf"
+            ) from error
         raise ModelError(
             f"cannot load {key}={name}: {reason}. {_remedy(error, key, name)}"
         ) from error
@@ -215,7 +219,8 @@ def given_parts(source: str, index: Mapping[str, Any], m: ModelConfig) -> dict[s
         index: model_index.json of it.
         m: says which parts are left out.
     """
-    left_out = (*UNUSED, *(n for n in LARGEST if not m.t5 or index.get(n) == [None, None]))
+    largest = (n for n in LARGEST if not m.t5 or index.get(n) == [None, None])
+    left_out = (*UNUSED, "transformer_2", *largest)
     parts: dict[str, Any] = {n: None for n in left_out if n in index}
     if index.get("processor", ["", ""])[1] == ImagesAndText.__name__:
         how = {"subfolder": "processor", "revision": m.revision}
@@ -241,7 +246,8 @@ def skeleton(m: ModelConfig) -> Any:
                     continue
                 place = {"subfolder": part, "revision": m.revision}
                 parts[part] = _without_weights(library, class_name, source, place)
-        return DiffusionPipeline.from_pretrained(source, revision=m.revision, **parts)
+        kind = getattr(diffusers, index["_class_name"])  # DiffusionPipeline reads Wan's transformer
+        return kind.from_pretrained(source, revision=m.revision, **parts)
 
 
 def _without_weights(library: str, name: str, source: str, place: dict[str, Any]) -> Any:

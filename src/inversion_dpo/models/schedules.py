@@ -36,7 +36,10 @@ def discrete_schedule(scheduler: Any) -> Schedule:
     name = type(scheduler).__name__
     remedy = "give the pipeline a DDIMScheduler with the betas that the model was trained with"
     if "beta_schedule" not in scheduler.config:
-        raise ModelError(f"{name} has no betas, so that its noise levels are not known; {remedy}")
+        raise ModelError(
+            f"{name} has no betas: a model that was trained for it, as Playground v2.5 for EDM, is "
+            f"not supported. If yours was trained with betas, {remedy}"
+        )
     try:
         ddim: Any = DDIMScheduler.from_config(scheduler.config)
     except (NotImplementedError, TypeError, ValueError) as error:

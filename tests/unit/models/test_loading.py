@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
 
 from inversion_dpo.models import folders
-from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.base import ModelError, frozen_parts
 from inversion_dpo.models.likeness import likeness, misread_text
 from inversion_dpo.models.loading import adapt, check_model, load_model, load_pipeline
+from inversion_dpo.models.parts import skeleton
 from inversion_dpo.run.config import load_config, resolve
 from inversion_dpo.run.fields import ModelConfig
 
@@ -248,6 +250,28 @@ def test_the_models_that_ship_are_taken():
     root = Path(__file__).parents[3]
     for folder in ("tools/drawn/model/pipeline", "src/inversion_dpo/assets/pipeline"):
         check_model(ModelConfig(str(root / folder)))
+
+
+def test_a_tokenizer_of_sentencepiece_says_what_to_install(tiny, tmp_path, monkeypatch):
+    """As Chroma's: without these packages transformers takes the file for one of tiktoken."""
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    folder = shutil.copytree(tiny("chroma"), tmp_path / "model")
+    (folder / "tokenizer/tokenizer.json").unlink()
+    (folder / "tokenizer/spiece.model").write_bytes(b"no words")
+    with pytest.raises(ModelError, match="pip install sentencepiece protobuf$"):
+        check_model(ModelConfig(str(folder)))
+
+
+def test_what_is_checked_beforehand_has_no_weights(tiny, tmp_path):
+    """Wan's transformers too, which its pipeline could do without: each is tens of gigabytes."""
+    folder = shutil.copytree(tiny("wan"), tmp_path / "model")
+    shutil.copytree(folder / "transformer", folder / "transformer_2")
+    second = ["diffusers", "WanTransformer3DModel"]
+    settings("model_index.json", transformer_2=second)(folder)
+    made = skeleton(ModelConfig(str(folder)))
+    assert made.transformer_2 is None
+    for part, network in frozen_parts(made).items():
+        assert all(weight.is_meta for weight in network.parameters()), part
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
