@@ -34,6 +34,7 @@ from inversion_dpo.run.fields import DataConfig
 HUB = "hf:"
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SAVED = ("state.json", "dataset_dict.json")
+_SPLIT = re.compile(r"(train|val|test|dev|eval)[a-z_]*", re.IGNORECASE)  # begins a file's name
 _SUFFIXES = {
     ".parquet": "parquet",
     **dict.fromkeys(TEXTS, "table"),
@@ -88,7 +89,14 @@ def open_rows(config: DataConfig) -> Opened:
     _check_effects(config, kind)
     if kind == "dataset":
         return _open_saved(path, config.split, columns)
-    if config.split != DataConfig().split:
+    if splits := _splits(files) if kind in ("parquet", "webdataset") else {}:
+        if config.split not in splits:
+            raise DataError(
+                f"{path} holds files of several splits; set data.split to one of "
+                f"{', '.join(splits)}"
+            )
+        files = splits[config.split]
+    elif config.split != DataConfig().split:
         raise DataError(
             f"data.split={config.split} has no effect: {path} is no dataset with splits. Leave it "
             "out, or give the split's own file"
@@ -234,6 +242,21 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
                 "path"
             )
     return kind, files
+
+
+def _splits(files: list[Path]) -> dict[str, list[Path]]:
+    """Sort files by the split that begins their names, as in test-00000-of-00002.parquet.
+
+    Empty if they tell of no two kinds of splits, or one is of no split.
+    """
+    found: dict[str, list[Path]] = {}
+    kinds: set[str] = set()
+    for file in files:
+        if not (begins := _SPLIT.match(file.name)):
+            return {}
+        kinds.add(begins[1].lower())
+        found.setdefault(re.split(r"[-_.]\d|\.", file.name)[0], []).append(file)
+    return found if len(kinds) > 1 else {}
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -103,7 +103,7 @@ class DataConfig:
     ] = "auto"
     """Format of the pairs; name it if a folder holds several. A table is CSV or JSON."""
     split: str = "train"
-    """Split of a Hugging Face dataset."""
+    """Split of a Hugging Face dataset, or of files in a folder: train-*.parquet, test-*.parquet."""
     revision: Annotated[str | None, Effect("data.pairs=hf:.*")] = None
     """Branch, tag or commit of a dataset on the hub; set it to pin the pairs."""
     columns: dict[str, str] = field(default_factory=dict)

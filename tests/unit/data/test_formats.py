@@ -195,6 +195,19 @@ def test_a_split_of_saved_datasets(tmp_path: Path) -> None:
         triples(folder, split="test")
 
 
+def test_of_files_of_several_splits_one_split_is_read(tmp_path: Path) -> None:
+    """As a dataset that was downloaded has them; trained on together they would leak."""
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test_unique-00000-of-00001"):
+        row = {"winner": [RED], "loser": [BLUE], "caption": [name]}
+        pq.write_table(pa.table(row), tmp_path / f"{name}.parquet")
+    assert [c[:7] for c, *_ in triples(tmp_path)] == ["train-0", "train-0"]
+    assert [c[:6] for c, *_ in triples(tmp_path, split="test_unique")] == ["test_u"]
+    with pytest.raises(DataError, match="several splits; set data.split to one of test_unique, tr"):
+        triples(tmp_path, split="test")
+    (tmp_path / "test_unique-00000-of-00001.parquet").rename(tmp_path / "more.parquet")
+    assert len(triples(tmp_path)) == 3  # no split, so that all files are meant
+
+
 def test_a_damaged_dataset_is_named(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     arrow = next(folder.glob("*.arrow"))
