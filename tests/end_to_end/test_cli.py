@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from inversion_dpo.cli.main import main
+from inversion_dpo.evaluation import sample_files as sample_file_module
 from inversion_dpo.run.config import to_yaml
 from inversion_dpo.run.folder import claim
 from tools.tiny.scorers import write_tiny_scorer
@@ -36,7 +38,8 @@ ENDED = re.compile(
     r"held-out accuracy (0|1)\.\d\d of 4 pairs \(95% interval .* to .*\): few pairs.*\n"
     r"drift from the reference: .*\n"
     r"time: \d+ s before and \d+ s in training; peak memory: \d+ MB\n"
-    r"policy: .*adapter\nnext: inversion-dpo advise .*\n +inversion-dpo evaluate "
+    r"policy: .*adapter\n(best held-out score: at step \d, .*best`\n)?"
+    r"next: inversion-dpo advise .*\n +inversion-dpo evaluate "
 )
 
 
@@ -76,6 +79,44 @@ def test_train_evaluate_report_and_sample(capsys, settings, tmp_path):
     clip = f"evaluation.checkpoints.clip={write_tiny_scorer('clip', tmp_path / 'clip')}"
     code, text, err = run(capsys, "fid", out, "--real", out / "images", clip)
     assert code == 0 and "reference" in text and "policy" in text, err
+
+
+def test_sample_keeps_its_pictures_and_replaces_no_other(capsys, settings, tmp_path, monkeypatch):
+    """Killed after the first batch it goes on; another prompt is refused before any weight."""
+    asked = ["sample", "a red star", "a blå circle", "-c", settings]
+    more = ["evaluation.batch_size=1", "evaluation.guidance_scale=2"]
+    whole, out = tmp_path / "whole", tmp_path / "png"
+    assert run(capsys, *asked, "-o", whole, *more)[0] == 0
+    written, atomic = [], sample_file_module.atomic_bytes
+
+    def once(data, path, **given):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        atomic(data, path, **given)
+
+    monkeypatch.setattr(sample_file_module, "atomic_bytes", once)
+    assert run(capsys, *asked, "-o", out, *more)[0] == 130
+    monkeypatch.undo()
+    first = (out / "000000.png").stat().st_mtime_ns
+    code, text, _ = run(capsys, *asked, "-o", out, *more)
+    assert code == 0 and text.split() == [str(out / f"00000{k}.png") for k in (0, 1)]
+    assert (out / "000000.png").stat().st_mtime_ns == first
+    for name in ("000000.png", "000001.png"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    with Image.open(out / "000001.png") as image:
+        assert image.text["prompt"] == "a blå circle" and image.text["seed"] == "1"
+    refuse = lambda *_: pytest.fail("loaded")  # noqa: E731
+    monkeypatch.setattr("inversion_dpo.evaluation.sides.sampler_of", refuse)
+    assert run(capsys, *asked, "-o", out, *more)[0] == 0  # all there
+    others = ([more[0], "evaluation.guidance_scale=3"], [*more, "--seed", "1"], more[:1])
+    for changed in others:
+        code, _, err = run(capsys, *asked, "-o", out, *changed)
+        assert code == 2 and "is of another prompt, model or setting" in err and str(out) in err
+    code, _, err = run(capsys, "sample", "a green square", "-c", settings, "-o", out, *more)
+    assert code == 2 and "000000.png" in err and "'a green square'" in err
+    (out / "000000.png").write_bytes(b"no picture")
+    assert run(capsys, *asked, "-o", out, *more)[0] == 2
 
 
 def test_a_finished_run_is_not_repeated(capsys, settings, tiny_run, tmp_path):

@@ -163,15 +163,14 @@ def sample(
     """Generate images from a run's policy, or from the reference.
 
     A published LoRA, UNet or transformer: model.lora or model.network, a file, folder or hub id.
+    Each PNG holds its prompt and seed as text. Typed again, the command makes what is missing.
 
     Example: inversion-dpo sample "a red star" --run runs/mine -o png evaluation.guidance_scale=5
     """
-    from inversion_dpo.data.images import png
     from inversion_dpo.evaluation.prompt_sets import prompts_to_sample, sources_to_sample
     from inversion_dpo.evaluation.readiness import check_sampling
+    from inversion_dpo.evaluation.sample_files import draw, missing, sample_files
     from inversion_dpo.evaluation.sides import sampler_of
-    from inversion_dpo.run.disk import atomic_bytes
-    from inversion_dpo.run.faults import memory_advice
     from inversion_dpo.run.fields import ConfigError
     from inversion_dpo.run.folder import run_file
 
@@ -180,21 +179,18 @@ def sample(
     settings = resolved("sample", run_file(run) if run else config, overrides)
     sources = sources_to_sample(source or [], len(asked))
     check_sampling(settings, output, len(asked), "the number of prompts", sources or [None])
-    sampler = sampler_of(settings, run / "adapter" if run else None)
-    if scene_graph and not sampler.takes_graphs:
+    adapter, seeds = run / "adapter" if run else None, [seed + k for k in range(len(asked))]
+    files = sample_files(settings, adapter, output, asked, seeds, sources)
+    absent = missing(files)
+    sampler = sampler_of(settings, adapter) if absent else None
+    if sampler and scene_graph and not sampler.takes_graphs:
         raise ConfigError(
             "--scene-graph needs a model that takes scene graphs: --run of a training with "
             "policy.kind=scene_graph, or --config of a file that sets model.scene_graph"
         )
-    seeds = [seed + k for k in range(len(asked))]
-    for first in range(0, len(asked), settings.evaluation.batch_size):  # each is kept when made
-        part = slice(first, first + settings.evaluation.batch_size)
-        with memory_advice("sampling"):
-            images = sampler.draw(asked[part], seeds[part], sources=sources[part], desc="sample")
-        output.mkdir(parents=True, exist_ok=True)
-        for s, image in zip(seeds[part], images, strict=True):
-            atomic_bytes(png(image), output / f"{s:06d}.png", shared=True)
-            typer.echo(str(output / f"{s:06d}.png"))
+    if sampler:
+        draw(sampler, files, absent, asked, sources)
+    typer.echo("\n".join(str(file.path) for file in files))
 
 
 for command in (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageStat, UnidentifiedImageError, features
+from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:
     import torch
@@ -124,10 +125,12 @@ def one_colour_text(found: Sequence[str], total: int) -> str:
     )
 
 
-def png(image: NDArray[np.uint8]) -> bytes:
-    """Encode uint8 [H, W, 3] losslessly."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+def png(image: NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
+    """Encode uint8 [H, W, 3] losslessly, with text that the file says of itself."""
+    buffer, about = io.BytesIO(), PngInfo()
+    for key, value in (text or {}).items():
+        about.add_itxt(key, value)
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()
 
 

@@ -1,0 +1,130 @@
+"""The PNG files of ``inversion-dpo sample``: each says what it shows and how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from inversion_dpo.data.images import png
+from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.sampler import Prompt, Sampler
+from inversion_dpo.run.config import Config
+from inversion_dpo.run.disk import atomic_bytes
+from inversion_dpo.run.faults import memory_advice
+from inversion_dpo.run.fields import ConfigError
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """A file to be: its prompt and seed, and a hash of all that decides its image."""
+
+    path: Path
+    prompt: str
+    seed: int
+    digest: str
+
+    @property
+    def text(self) -> dict[str, str]:
+        """What the PNG says, as text chunks."""
+        return {"prompt": self.prompt, "seed": str(self.seed), "inversion-dpo": self.digest}
+
+    def write(self, image: NDArray[np.uint8]) -> None:
+        """Write the image, whole or not at all."""
+        atomic_bytes(png(image, self.text), self.path, shared=True)
+
+
+def sample_files(
+    config: Config,
+    adapter: Path | None,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    sources: Sequence[Image.Image | None],
+) -> list[SampleFile]:
+    """Name the file of each image, and hash what decides it.
+
+    The weights count by the names, sizes and times of their files.
+
+    Args:
+        config: of it ``model``, and the steps and guidance of ``evaluation``.
+        adapter: folder of the policy; None: the model as it is.
+        folder: of the files.
+        prompts: texts, or scene graphs with their captions.
+        seeds: one for each prompt.
+        sources: the image that each prompt edits; nothing, or None each, where none does.
+    """
+    e, files = config.evaluation, sorted(adapter.rglob("*")) if adapter else []
+    weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    how = f"{config.model} {e.sample_steps} {e.guidance_scale} {weights}"
+    found = []
+    for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        graph = prompt if isinstance(prompt, SceneGraph) else None
+        source = sources[k] if sources else None
+        text = f"{how} {graph.to_json() if graph else ''} {graph.caption if graph else prompt}"
+        pixels = source.convert("RGB").tobytes() if source else b""
+        digest = hashlib.sha256(text.encode() + pixels).hexdigest()[:16]
+        caption = graph.caption if graph else str(prompt)
+        found.append(SampleFile(folder / f"{seed:06d}.png", caption, seed, digest))
+    return found
+
+
+def missing(files: Sequence[SampleFile]) -> list[int]:
+    """List, by place, the files that are not there yet.
+
+    Raises:
+        ConfigError: one is there and shows something else; it is not replaced.
+    """
+    absent = []
+    for k, file in enumerate(files):
+        if not file.path.exists():
+            absent.append(k)
+        elif said(file.path) != file.text:
+            raise ConfigError(
+                f"{file.path} is of another prompt, model or setting than {file.prompt!r}: delete "
+                "it, or choose another --output"
+            )
+    return absent
+
+
+def draw(
+    sampler: Sampler,
+    files: Sequence[SampleFile],
+    places: Sequence[int],
+    prompts: Sequence[Prompt],
+    sources: Sequence[Image.Image | None],
+) -> None:
+    """Draw some of the files, in batches; each batch is kept when it is made.
+
+    Args:
+        sampler: of the model and its settings.
+        files: all of them.
+        places: of those to draw.
+        prompts: one for each file.
+        sources: the image that each prompt edits, or nothing.
+    """
+    size = sampler.config.evaluation.batch_size
+    for first in range(0, len(places), size):
+        part = places[first : first + size]
+        given, seeds = [prompts[k] for k in part], [files[k].seed for k in part]
+        edited = [sources[k] for k in part] if sources else []
+        with memory_advice("sampling"):
+            images = sampler.draw(given, seeds, sources=edited, desc="sample")
+        for k, image in zip(part, images, strict=True):
+            files[k].path.parent.mkdir(parents=True, exist_ok=True)
+            files[k].write(image)
+
+
+def said(path: Path) -> dict[str, str]:
+    """Read what a PNG of ``sample`` says of itself; nothing if it is none."""
+    try:
+        with Image.open(path) as image:
+            text = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    return text
