@@ -348,21 +348,26 @@ def test_batch_order_covers_every_pair_once_an_epoch():
 # ---- start-up checks
 
 
+@pytest.mark.parametrize(
+    ("far", "beta", "message"),
+    [(0.5, 2000, "not the reference"), (1e-3, 1e7, "is .*, where .* log 2 = .*: .* lower obj")],
+)
 def test_policy_that_is_not_the_reference_is_refused(
-    tiny_config, tiny_caches, tmp_path, monkeypatch
+    far, beta, message, tiny_config, tiny_caches, tmp_path, monkeypatch
 ):
+    """Also where the errors agree, and beta makes a preference of the rest."""
     real = session_parts.attach
 
     def spoiled(*model_and_config):
         policy = real(*model_and_config)
         for name, parameter in policy.trainable().items():
             if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
+                torch.nn.init.normal_(parameter, std=far)
         return policy
 
     monkeypatch.setattr(session_parts, "attach", spoiled)
-    with pytest.raises(StartupError, match="not the reference"):
-        train(tiny_config(), tmp_path, tiny_caches)
+    with pytest.raises(StartupError, match=message):
+        train(tiny_config(f"objective.beta={beta}"), tmp_path, tiny_caches)
 
 
 def test_zero_gradient_is_refused(tiny_config, tiny_caches, tmp_path):

@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import torch
 
+from inversion_dpo.maths.losses import as_pair_errors
 from inversion_dpo.run.sharded import total
 from inversion_dpo.training.health import Row
 from inversion_dpo.training.session import Session, batch_of_step
 
 logger = logging.getLogger(__name__)
+NEAR = 0.1  # of log 2: what rounding may do to the first loss; a logit of rounding alone moves it
 CHECKED_STEPS = 3  # LoRA's A only moves once B has: look after the third step
 
 
@@ -46,6 +48,10 @@ def check_step(session: Session, number: int, row: Row) -> None:
         exact = session.accelerator.mixed_precision == "no"
         exact = exact and session.model.pipeline.dtype == torch.float32
         check_is_reference(row, tolerance=1e-3 if exact else 5e-2)
+        same = as_pair_errors(torch.ones(2), torch.ones(2))
+        first = plan.loss.function(same, plan.settings).loss.item()
+        if math.isclose(first, math.log(2), rel_tol=1e-6) and not plan.settings.sft_weight:
+            check_is_log_2(row["loss"])
     if number == 0 and on_saddle:
         logger.warning(
             "objective.target=reference has exactly zero gradient while the policy is the "
@@ -84,6 +90,20 @@ def check_is_reference(row: Row, tolerance: float) -> None:
                 f"{math.log(2):.4f}. The cache or the adapter does not belong to this model: "
                 "delete the cache folder and run again"
             )
+
+
+def check_is_log_2(loss: float) -> None:
+    """Refuse a loss of pairs at step 0 that is further than NEAR from log 2.
+
+    Errors may agree to a few per cent while beta makes of the rest a logit as large as any pair's.
+    """
+    if not abs(loss - math.log(2)) <= NEAR:
+        raise StartupError(
+            f"at step 0 the loss is {loss:.4f}, where policy and reference are one and it should "
+            f"be log 2 = {math.log(2):.4f}, within {NEAR}: their predictions differ by rounding, "
+            "and objective.beta makes a preference of that. Set model.dtype=float32, and "
+            "training.mixed_precision=bf16 for its speed, or lower objective.beta"
+        )
 
 
 # ---------------------------------------------------------------- during the run

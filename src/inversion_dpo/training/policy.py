@@ -120,6 +120,7 @@ class LoraPolicy:
         for module in self.network.modules():
             if isinstance(module, BaseTunerLayer):  # DoRA multiplies outside autocast's operations
                 module.cast_input_dtype_enabled = p.dora or not (autocast or narrow)
+                widen_magnitudes(module)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """List trainable parameters by name."""
@@ -155,6 +156,20 @@ class LoraPolicy:
         """Add the adapter to the weights and write the whole pipeline; ends the training."""
         merge_lora(self.model.pipeline)
         save_pipeline(self.model.pipeline, folder)
+
+
+def widen_magnitudes(layer: BaseTunerLayer) -> None:
+    """Compute a new DoRA's magnitudes in float32, in which it takes the weights' norms.
+
+    peft rounds them to the frozen weights' precision, so that the policy were not the reference.
+    """
+    for name, dora in getattr(layer, "lora_magnitude_vector", {}).items():
+        dora.update_layer(
+            base_layer=layer.get_base_layer(),
+            lora_A=layer.lora_A[name].weight,
+            lora_B=layer.lora_B[name].weight,
+            scaling=layer.scaling[name],
+        )
 
 
 def device_of(network: nn.Module) -> torch.device:
