@@ -19,6 +19,10 @@ from inversion_dpo.models.base import ModelError, frozen_parts
 UNUSED = re.compile(  # tensors of published files that networks have no place for
     r"norm_final\.weight|pos_embed|y_embedder\.y_embedding|(loss|model_ema)\..*"
 )
+WRAPPERS = re.compile(  # in names: torch.compile's, FSDP's, checkpointing's and DDP's
+    r"(?:(?<=[._])|^)(?:_orig_mod[._]|(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
+    r"|(?:(?<=\.)|^)module\."
+)
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 CLIP_LAYER = re.compile(r"(?:^|text_model\.)encoder\.layers\.(\d+)\.")
 LONGEST = 10_000  # tokens that CLIP may read: more is the library's word for none
@@ -190,11 +194,21 @@ def check_names(pipeline: Any, folder: Path, given: Collection[str]) -> list[str
 
 
 def shapes_of(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Read the shapes of the weights in files, by name; headers alone are read."""
+    """Read the shapes of the weights in files, by name; headers alone are read.
+
+    Raises:
+        ModelError: names of a wrapper around the network are among theirs.
+    """
     held: dict[str, list[int]] = {}
     for file in files:
         with safe_open(file, "pt") as opened:
             held |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}
+        if wrapped := next((m for name in held if (m := WRAPPERS.search(name))), None):
+            raise ModelError(
+                f"{file} has {wrapped[0]!r} in its names, of a wrapper such as DDP's or "
+                "torch.compile's: save the network inside it (accelerator.unwrap_model), or give "
+                "this file itself as model.network or model.vae, where that is left out"
+            )
     return held
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.intact import WRAPPERS
 from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
 
@@ -127,7 +128,7 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
         raise ModelError(f"{file} is damaged ({error}): fetch it again") from error
     fp8 = {k: t.float() for k, t in tensors.items() if t.itemsize == 1 and t.is_floating_point()}
     tensors |= fp8
-    if not settings and any(k.startswith("base_model.model.") for k in tensors):
+    if not settings and any("base_model.model." in k for k in tensors):
         logger.warning(
             "%s has no adapter_config.json beside it: its alpha is taken to be its rank", file
         )
@@ -252,7 +253,7 @@ def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
         example = strange[0] if strange else next(iter(tensors), "an empty file")
         count = len(strange) or len(tensors)
         remedy = "give a LoRA of this model"
-        if strange and all(_of_a_layer(pipeline, key) for key in strange):
+        if strange and all(_of_a_layer(pipeline, k) and k[-1] != ")" for k in strange):
             remedy = (
                 "only LoRA, DoRA, LoHa and LoKr are read. Merge the file by the program that made "
                 "it, and give the whole model"
@@ -279,7 +280,7 @@ def _kind(pipeline: Any) -> str:
 
 def _bare(key: str) -> tuple[tuple[str, ...], str]:
     """Cut off a key's start: the parts of a pipeline that it may be for, and the rest."""
-    bare = key.removeprefix("base_model.model.")
+    bare = WRAPPERS.sub("", key).removeprefix("base_model.model.")
     start, parts = next((s, p) for s, p in STARTS.items() if re.match(s, bare))
     return parts, re.sub(f"^(?:{start})", "", bare).removeprefix("base_model.model.")
 
@@ -313,7 +314,7 @@ def _sorted(
         place = next((tables[part][n] for n in names if n in tables[part]), None)
         name = found["own"] or str(found.lastgroup)
         if place is None or name in layers.get(place, {}):
-            strange.append(key)
+            strange.append(key + " (a second time)" * (place is not None))
         else:
             layers.setdefault(place, {})[name] = tensor
     return layers, strange

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.intact import check_loaded
+from inversion_dpo.models.intact import WRAPPERS, check_loaded
 
 CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
 ENCODERS = {"text_encoder": CLIPS[:2], "text_encoder_2": CLIPS[2:]}
@@ -84,7 +84,11 @@ def network_in(
         if few := next((k for k, kind in kinds.items() if kind in WHOLE), None):
             raise ModelError(f"{few} is held in few bits of an unknown kind: give it in bf16")
         tensor = opened.get_tensor if read else _empty(file).__getitem__
-        tensors = _unscaled({key.removeprefix(start): tensor(key) for key in own})
+        names = {WRAPPERS.sub("", key.removeprefix(start)): key for key in own}
+        if len(names) < len(own):
+            twice = next(key for key in own if key not in names.values())
+            raise ModelError(f"{twice!r} is there twice, once inside a wrapper: save it anew")
+        tensors = _unscaled({name: tensor(key) for name, key in names.items()})
     with init_empty_weights():
         network: nn.Module = kind.from_config(config)
     try:

@@ -93,6 +93,20 @@ def test_a_transformer_in_one_file(family, names, pipe, tiny, tmp_path):
         )
 
 
+@pytest.mark.parametrize("start", ["_orig_mod.", "module."])
+def test_a_network_that_was_saved_in_its_wrapper(start, pipe, tiny, tmp_path):
+    """One file is read without the wrapper's name; a folder is refused with that remedy."""
+    network, folder = pipe("flux").transformer, shutil.copytree(tiny("flux"), tmp_path / "model")
+    file = next((folder / "transformer").glob("*.safetensors"))
+    save_file({f"{start}{k}": v for k, v in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match=f"{start}' in its names, .* as model.network"):
+        check_model(ModelConfig(str(folder)))
+    m = ModelConfig(str(tiny("flux")), network=str(file))
+    check_model(m)
+    found, theirs = load_pipeline(m).transformer.state_dict(), network.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in theirs.items())
+
+
 def test_lumina_2_in_its_original_names_has_every_weight_at_its_place():
     """Key by key at its real widths, which diffusers' converter knows by heart."""
     from accelerate import init_empty_weights

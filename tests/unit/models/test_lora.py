@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,24 @@ def test_every_spelling_leads_to_the_same_layers(family, spelling, pipe, tmp_pat
     for layer, (down, up) in lora.items():
         assert torch.equal(weights[f"{part}.{layer}.lora_A.weight"], down)
         assert torch.equal(weights[f"{part}.{layer}.lora_B.weight"], up * ALPHA / RANK)
+
+
+@pytest.mark.parametrize("start", ["module.", "{}._orig_mod.", "base_model.model.module.{}."])
+def test_the_names_of_wrappers_are_left_out(start, pipe, tmp_path):
+    """DDP's and torch.compile's; inside the network too, where blocks are wrapped one by one."""
+    for family, part in (("sd15", "unet"), ("flux", "transformer")):
+        lora = random_lora(network_of(pipe(family)), ("to_q",))
+        inner = {re.sub(r"(blocks\.\d+)\.", r"\1._orig_mod.", k): v for k, v in lora.items()}
+        save_file(pairs(inner, start.format(part), *PEFT), tmp_path / "lora.safetensors")
+        weights, _ = read_lora(pipe(family), tmp_path / "lora.safetensors")
+        assert weights.keys() == {f"{part}.{n}.lora_{x}.weight" for n in lora for x in "AB"}
+    flat = pairs(lora, "lora_unet__orig_mod_", *KOHYA, flat=True)
+    save_file(flat, tmp_path / "lora.safetensors")
+    assert read_lora(pipe(family), tmp_path / "lora.safetensors")[0].keys() == weights.keys()
+    twice = pairs(lora, "", *PEFT) | pairs(lora, "module.", *PEFT)
+    save_file({k: v.clone() for k, v in twice.items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(ModelError, match=r"fit no layer .* \(a second time\)': give a L"):
+        read_lora(pipe(family), tmp_path / "lora.safetensors")
 
 
 def test_the_original_unets_names(pipe, tmp_path):
