@@ -97,15 +97,28 @@ def is_picture(data: bytes) -> bool:
     return False
 
 
-def check_mask(mask: Image.Image, image: Image.Image, where: str) -> None:
-    """Raise DataError, which calls it ``where``, for a mask of another size, or of nothing."""
+def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
+    """Decode the mask of an image, which is of its size, opaque, and white somewhere.
+
+    DataError, which calls it ``where``, is for any other one: transparency could mean either part.
+    """
+    mask = decode_image(data, where)
     if mask.size != image.size:
         sizes = " and ".join(f"{i.width}x{i.height}" for i in (mask, image))
         raise DataError(
             f"{where}: mask and image are {sizes} pixels; save the mask at the image's size"
         )
+    opacity = Image.open(io.BytesIO(data), formats=_FORMATS).convert("RGBA").getchannel("A")
+    if opacity.getextrema() != (255, 255):
+        raise DataError(
+            f"{where}: the mask is transparent in places; save it in black and white, where white "
+            "counts"
+        )
     if np.asarray(mask.convert("L")).max() < 128:
-        raise DataError(f"{where}: the mask is black; paint white what counts, or drop the row")
+        raise DataError(
+            f"{where}: nothing in the mask is white; paint white what counts, or drop the row"
+        )
+    return mask
 
 
 def one_colour(image: Image.Image | NDArray[np.uint8]) -> bool:

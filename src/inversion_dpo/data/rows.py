@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from inversion_dpo.data.columns import Table
-from inversion_dpo.data.images import DataError, check_mask, decode_image, is_picture
+from inversion_dpo.data.images import DataError, decode_image, decode_mask, is_picture
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
@@ -156,9 +156,10 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
             faults.append(Fault("broken_images", text))
         elif decode:
             try:
-                images.append(image := decode_image(data, place))
-                if name == "mask" and not faults:
-                    check_mask(image, images[0], place)
+                masks = name == "mask" and not faults
+                images.append(
+                    decode_mask(data, images[0], place) if masks else decode_image(data, place)
+                )
             except DataError as error:
                 faults.append(Fault("broken_images", str(error)))
     return faults, images

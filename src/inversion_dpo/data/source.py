@@ -17,7 +17,7 @@ from PIL import Image
 
 from inversion_dpo.data.columns import Table
 from inversion_dpo.data.formats import Opened, open_rows
-from inversion_dpo.data.images import DataError, check_mask, decode_image, picture_size
+from inversion_dpo.data.images import DataError, decode_image, decode_mask, picture_size
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import Row, inspect
 from inversion_dpo.graphs.graph import SceneGraph
@@ -79,9 +79,7 @@ class Pair:
         """The mask, if there is one; DataError names the row of one that cannot be used."""
         if self.mask is None:
             return None
-        mask = decode_image(self.mask, where := f"{self.where}, mask")
-        check_mask(mask, self.images[0], where)
-        return mask
+        return decode_mask(self.mask, self.images[0], f"{self.where}, mask")
 
     @property
     def _where_source(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from inversion_dpo.data.check import format_report
 from inversion_dpo.data.images import DataError
@@ -20,6 +21,7 @@ def table(folder: Path, text: str = TABLE) -> Path:
     (put_images(folder) / "masked.csv").write_text(text)
     (folder / "black.png").write_bytes(encoded("black"))
     (folder / "wide.png").write_bytes(encoded("white", (9, 6)))
+    Image.new("RGBA", (8, 6), (0, 0, 0, 0)).save(folder / "clear.png")  # over white it is white
     (folder / "broken.png").write_bytes(RED[:40])
     return folder / "masked.csv"
 
@@ -45,7 +47,8 @@ def test_a_ranking_has_one_mask(tmp_path: Path) -> None:
     [
         ("", "row 1, mask: no mask; give a white one if the whole image counts, or drop the row"),
         ("wide.png", "row 1, mask: mask and image are 9x6 and 8x6 pixels; save the mask at the"),
-        ("black.png", "row 1, mask: the mask is black; paint white what counts, or drop the row"),
+        ("black.png", "row 1, mask: nothing in the mask is white; paint white what counts, or dro"),
+        ("clear.png", "row 1, mask: the mask is transparent in places; save it in black and whit"),
         ("broken.png", "row 1, mask: the image cannot be read"),
         ("none.png", "row 1, mask: there is no file 'none.png'"),
     ],
