@@ -33,6 +33,7 @@ CARD_SETTINGS = (
     "inversion.t_start",
     "inversion.guidance_scale",
     "objective.guidance_scale",
+    "model.guidance_embed",
     "policy.rank",
     "policy.alpha",
     "policy.dora",
@@ -44,6 +45,7 @@ CARD_SETTINGS = (
     "training.seed",
     "model.resolution",
 )
+UNTOUCHED = ("model.guidance_embed", Config().model.guidance_embed)  # of most models: no input
 
 
 class PublishError(RuntimeError):
@@ -102,11 +104,13 @@ def card(run: Path, config: Config) -> str:
     base = hub_id(m.path)
     network = hub_id(m.network or "")
     data = hub_id(config.data.pairs.removeprefix("hf:")) if "hf:" in config.data.pairs else None
+    edits = next((run / "images").glob("*-source.png"), None)
+    task = "image-to-image" if edits else "text-to-image"
     about = ModelCardData(
         base_model=[network, base] if base and network else network or base,
         library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=["text-to-image", "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
+        pipeline_tag=task,
+        tags=[task, "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
         datasets=[data] if data else None,
     )
     values, rows, method = flat(config), metric_rows(metrics), chosen_method(config)
@@ -128,7 +132,11 @@ def card(run: Path, config: Config) -> str:
         grid=(run / "grid.png").is_file(),
         data=data or plain(Path(resolve(config.data.pairs)).name),
         config=config,
-        settings=[(key, values[key]) for key in CARD_SETTINGS if values[key] is not None],
+        settings=[
+            (key, values[key])
+            for key in CARD_SETTINGS
+            if values[key] is not None and (key, values[key]) != UNTOUCHED
+        ],
         metrics=metrics,
         rows={plain(name): row for name, row in rows.items()},
         gains={plain(name): gain_text(row, digits=4) for name, row in rows.items()},

@@ -73,6 +73,15 @@ def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
     assert "`objective.beta` | `2000.0`" in body and 'load_lora_weights("' in body
 
 
+def test_the_card_of_edits_names_their_task_and_the_networks_guidance(run):
+    assert "guidance_embed" not in card(run, load_config("sd15", []))
+    (run / "images").mkdir()
+    (run / "images/000-source.png").write_bytes(b"")
+    head, body = parts(card(run, load_config("flux", ["model.guidance_embed=2.5"])))
+    assert head["pipeline_tag"] == head["tags"][0] == "image-to-image"
+    assert "| `model.guidance_embed` | `2.5` |" in body
+
+
 def test_the_card_of_a_run_that_was_not_judged_claims_nothing(run):
     """The method's own target and beta are named; no sample and no score is spoken of."""
     kto = load_config("sd15", ["objective.name=kto", "objective.beta=null"])
