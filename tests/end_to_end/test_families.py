@@ -408,6 +408,7 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path, cache
         ["model.quantize=nf4"],
         ["model.quantize=fp8"],
         ["model.dtype=bfloat16", "policy.adapter_dtype=model"],
+        ["model.offload=true"],
     ],
     ids=" ".join,
 )
