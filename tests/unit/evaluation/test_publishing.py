@@ -107,7 +107,8 @@ def tables(text):
 
 
 def test_the_card_is_whole_as_markdown(run):
-    settings, scores = tables(parts(card(run, load_config(str(run / "config.yaml"), [])))[1])
+    config = load_config(str(run / "config.yaml"), ["model.guidance_embed=2.5"])
+    settings, scores = tables(parts(card(run, config))[1])
     assert [row[0] for row in settings[1:]] == [f"`{key}`" for key in publishing.CARD_SETTINGS]
     assert [row[0] for row in scores] == ["score", "`warmth`", "`sg_iou`"]
     assert {len(row) for row in scores} == {4}
