@@ -61,7 +61,11 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
         "training/test_released.py",
         "maths/test_authors.py",
     ],
-    "training/step.py": ["training/test_step.py"],
+    "training/step.py": [
+        "training/test_step.py",
+        "training/test_step_parts.py",
+        "training/test_released.py",
+    ],
     "training/plan.py": ["training/test_plan.py", "training/test_released.py"],
     "training/session.py": ["training/test_session.py"],
     "training/recipe.py": ["training/test_recipe.py", "training/test_learning_rate.py"],

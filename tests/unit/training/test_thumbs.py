@@ -11,7 +11,7 @@ from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.training.notices import counts_text
 from inversion_dpo.training.session import batch_of_step
-from inversion_dpo.training.step import losses, of_sides, step
+from inversion_dpo.training.step import losses, step
 from tests.pair_files import read_pairs
 from tests.sessions import loss_of, set_up
 from tests.slow import slow_but
@@ -34,18 +34,6 @@ def test_single_images_have_the_loss_of_their_pairs(name):
     together, apart = (loss_of(name)(e, settings) for e in (pairs, single))
     torch.testing.assert_close(together.loss, (apart.loss[:P] + apart.loss[P:]) / 2)
     torch.testing.assert_close(together.margin, apart.margin[:P] + apart.margin[P:])
-
-
-def test_errors_are_means_over_the_side_that_has_them():
-    row = {"loss": 1.0, "winner_error": 0.25, "loser_error": 0.0, "winners": 0.5, "losers": 0.0}
-    assert of_sides(row) == {"loss": 1.0, "winner_error": 0.5}
-    # nine of ten are disliked, all of them right, and the liked one is wrong: no better than chance
-    row = {"accuracy": 0.9, "winner_right": 0.0, "loser_right": 0.9, "winners": 0.1, "losers": 0.9}
-    assert of_sides(row) == {"accuracy": 0.5}
-    assert of_sides({"winner_error": 0.25, "loser_error": 0.0}) == {
-        "winner_error": 0.25,
-        "loser_error": 0.0,
-    }
 
 
 @pytest.fixture(scope="module")
