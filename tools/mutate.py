@@ -173,7 +173,8 @@ def _run(tests: Sequence[str], mutant: Mutant | None, scratch: Path) -> None:
             sys.meta_path.insert(0, Changed(name, PACKAGE / mutant.file, mutant.code))
         import pytest
 
-        quick = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(scratch / "temp")]
+        quick = ["-x", "-q", "-p", "no:cacheprovider", "-p", "xdist.plugin"]  # for its worker_id
+        quick += ["--basetemp", str(scratch / "temp")]
         code = int(pytest.main([*quick, *(f"tests/unit/{test}" for test in tests)]))
     finally:
         os._exit(code)
