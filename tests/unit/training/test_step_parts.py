@@ -117,13 +117,19 @@ def test_measurements_are_float32_without_a_gradient_and_zero_gaps_count_as_zero
     assert all(v.dtype == torch.float32 and not v.requires_grad for v in row.values())
 
 
+def test_the_gap_is_that_of_the_further_image():
+    e = as_pair_errors(torch.ones(4), torch.tensor([4.0, 1.0, 1.0, 2.0]))
+    row = measurements(LossOutput(torch.ones(2), torch.ones(2)), e, compared=True)
+    assert row["pair_gap"].item() == pytest.approx((3 / 4 + 1 / 2) / 2)
+
+
 def test_errors_are_means_over_the_side_that_has_them():
     row = {"loss": 1.0, "winner_error": 0.25, "loser_error": 0.0, "winners": 0.5, "losers": 0.0}
     assert of_sides(row) == {"loss": 1.0, "winner_error": 0.5}
     # nine of ten are disliked, all of them right, and the liked one is wrong: no better than chance
     row = {"accuracy": 0.9, "winner_right": 0.0, "loser_right": 0.9, "winners": 0.1, "losers": 0.9}
     assert of_sides(row) == {"accuracy": 0.5}
-    whole = {"winner_error": 0.25, "loser_error": 0.0}
+    whole = {"winner_error": 0.25, "loser_error": 0.5}
     assert of_sides(whole) == whole
 
 
@@ -136,6 +142,7 @@ def test_rows_of_single_images_are_of_sides_in_a_step_and_held_out(cache, monkey
     session = make_session(cache, heldout_pairs=[4])
 
     def given(session, batch, generators, **more):
+        assert torch.is_grad_enabled() != more.get("compare", False)  # held-out ones need none
         anchor = 0 * session.network.weight
         return LossOutput(torch.ones(len(batch)) + anchor, torch.zeros(len(batch))), None, 3
 
