@@ -128,6 +128,17 @@ def test_merging_is_refused_under_fsdp_alone(merge, kind, monkeypatch):
     assert asked == [{"mixed_precision": "bf16"}]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_offloading_is_for_one_process(processes, monkeypatch):
+    engine = SimpleNamespace(distributed_type=DistributedType.NO, num_processes=processes)
+    monkeypatch.setattr(recipe, "Accelerator", lambda **given: engine)
+    if processes == 1:
+        assert recipe.make_accelerator(config("model.offload=true")) is engine
+    else:
+        with pytest.raises(ConfigError, match="model.offload=true is for one process"):
+            recipe.make_accelerator(config("model.offload=true"))
+
+
 def test_a_policy_stays_on_the_device_and_the_rest_leaves(monkeypatch):
     moved, emptied = [], []
 
@@ -281,6 +292,18 @@ def test_checkpointing_is_done_where_asked(prepared):
     assert prepared.model.pipeline.unet.calls == ["checkpointing", "train"]
 
 
+@pytest.mark.parametrize("name", ["leak_text", "known_prompts_text", "rare_text"])
+@pytest.mark.parametrize("text", ["", "look at these pairs"])
+def test_what_a_notice_says_is_logged_if_it_says_anything(
+    prepared, monkeypatch, caplog, name, text
+):
+    caplog.set_level(logging.INFO)
+    for each in ("leak_text", "known_prompts_text", "rare_text"):
+        monkeypatch.setattr(recipe, each, lambda *_, said=text * (each == name): said)
+    set_up(config("data.holdout=0.4"), prepared)
+    assert [r.message for r in caplog.records if r.message in ("", text)] == [text] * bool(text)
+
+
 # ---- the steps
 
 
@@ -413,10 +436,30 @@ def test_the_end_writes_the_policy(cache, tmp_path, monkeypatch, merge, main):
     session.policy.merge = lambda folder: folder.mkdir() or merged.append(folder.name)
     tracker = SimpleNamespace(finish=lambda: ended.append("tracker"))
     session.accelerator.trackers = [tracker]
-    finish(session, config(f"policy.merge={merge}".lower()), tmp_path, {"step": 7})
-    assert rows == [{"step": 7, "peak_memory_mb": 124, "pairs": 5}] * main
+    best = []
+    monkeypatch.setattr(recipe, "save_best", lambda session, folder, steps: best.append(steps))
+    settings = config(f"policy.merge={merge}".lower(), "training.steps=7")
+    finish(session, settings, tmp_path, {"step": 7})
+    assert rows == [{"step": 7, "peak_memory_mb": 124, "pairs": 5}] * main and best == [7]
     assert saved == ["adapter"] and merged == ["merged.partial"] * (merge and main)
     assert ended == ["tracker", "wait"]
+
+
+def test_the_seconds_of_compilation_are_written_to_a_tenth(cache, tmp_path, monkeypatch):
+    rows = []
+    monkeypatch.setattr(recipe, "append_row", lambda folder, row: rows.append(row))
+    monkeypatch.setattr(recipe, "save_policy", lambda session, target: None)
+    monkeypatch.setattr(recipe, "seconds_compiling", lambda: 1.26)
+    finish(make_session(cache), config("training.compile=default"), tmp_path, {"step": 7})
+    assert rows[0]["compile_seconds"] == 1.3
+
+
+def test_seconds_are_written_to_a_thousandth(cache, tmp_path, monkeypatch):
+    made, ticks = Steps(monkeypatch), iter(k / 7 for k in range(1000))
+    monkeypatch.setattr(recipe, "time", SimpleNamespace(time=lambda: next(ticks)))
+    last, _ = run(cache, tmp_path, *EVERY)
+    assert [r["seconds"] for r in made.rows[:3]] == [0.143, 0.286, 0.429]
+    assert last["seconds"] == 1.0
 
 
 def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
