@@ -8,7 +8,7 @@ import torch
 from inversion_dpo.maths.records import Grid, Levels
 from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.training.plan import make_plan, with_gap
+from inversion_dpo.training.plan import balanced, make_plan, with_gap
 
 ALPHA = torch.linspace(1.0, 0.1, 11, dtype=torch.float64)
 LEVELS = Levels(ALPHA, (1 - ALPHA**2).sqrt())
@@ -99,3 +99,25 @@ def test_the_mean_gap_is_that_of_the_training_pairs():
     cache = SimpleNamespace(preference=lambda pairs: p[pairs])
     assert with_gap(plan(), cache, [0, 1, 2]).gap == pytest.approx(2 / 3)
     assert with_gap(plan(), cache, [0, 1]).gap == pytest.approx(0.8)
+
+
+def test_a_loss_without_beta_has_one_of_one():
+    assert plan("objective.name=sft", "objective.path=noise").settings.beta == 1.0
+
+
+@pytest.mark.parametrize(
+    ("single", "liked", "share", "weights"),
+    [
+        (True, [1, 0, 0, 0, 1, 0, 0, 0], 0.5, (2.0, 2 / 3)),  # two of eight
+        (True, [1, 1, 1, 0], 0.5, (2 / 3, 2.0)),
+        (False, [1, 1, 1], 0.8, (1.6, 0.4)),  # three pairs: as many of both
+        (True, [1, 1], 0.5, (1.0, 1.0)),  # nothing to balance
+        (True, [0, 0], 0.5, (1.0, 1.0)),
+        (True, [1, 0, 0], None, (1.0, 1.0)),
+    ],
+)
+def test_liked_images_weigh_their_share_of_all(single, liked, share, weights):
+    given = torch.tensor(liked, dtype=torch.bool)
+    cache = SimpleNamespace(single=single, liked=lambda pairs: given[pairs])
+    found = balanced(plan(), share, cache, list(range(len(liked)))).settings
+    assert (found.liked, found.disliked) == pytest.approx(weights)
