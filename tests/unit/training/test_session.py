@@ -1,10 +1,20 @@
 """The order in which a training visits the pairs."""
 
+import dataclasses
+import itertools
 from collections import Counter
 
 import torch
 
-from inversion_dpo.training.session import batch_of_step, epoch_of_step, epoch_order, pairs_of_step
+from inversion_dpo.training.session import (
+    Session,
+    batch_of_step,
+    epoch_batches,
+    epoch_of_step,
+    epoch_order,
+    pairs_of_step,
+    split_by,
+)
 
 
 def test_epochs_are_permutations_laid_end_to_end():
@@ -48,3 +58,26 @@ def test_each_batch_is_of_one_bucket_and_every_pair_is_seen_equally_often():
     assert names != sorted(names) and Counter(names) == {0: 13, 1: 7, 2: 2}
     other = [of[batch_of_step(buckets, 4, 8, number)[0][0]] for number in range(22)]
     assert names != other
+
+
+def test_items_are_split_by_size_and_keep_their_order():
+    sizes = {"a": (8, 16), "b": (8, 8), "c": (8, 16), "d": (8, 8)}
+    assert split_by("cadb", sizes.get) == [["d", "b"], ["c", "a"]]
+    assert split_by([], sizes.get) == []
+
+
+def test_the_batches_of_an_epoch_are_shuffled_by_seed_and_epoch():
+    """Recorded runs must come back: 2 and 1 batches, in an order drawn for minus the epoch."""
+    generator = torch.Generator().manual_seed(7 * 1_000_003 - 2)
+    order = torch.randperm(3, generator=generator).tolist()
+    names, following = [0, 0, 1], [itertools.count(2), itertools.count(1)]
+    wanted = [(names[i], next(following[names[i]])) for i in order]
+    assert epoch_batches((8, 4), 4, 7, 2) == wanted
+    buckets = [list(range(8)), list(range(8, 12))]
+    for k, (bucket, place) in enumerate(wanted):
+        assert batch_of_step(buckets, 4, 7, 3 + k) == pairs_of_step(buckets[bucket], 4, 7, place)
+
+
+def test_a_session_has_left_out_and_taken_nothing_at_first():
+    fields = {f.name: f.default for f in dataclasses.fields(Session)}
+    assert fields["skipped"] == fields["updates"] == 0
