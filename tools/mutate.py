@@ -58,6 +58,7 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "trajectories/sampling_back.py": ["trajectories/test_fill.py"],
     "training/states.py": [
         "training/test_states.py",
+        "training/test_step.py",
         "training/test_released.py",
         "maths/test_authors.py",
     ],
