@@ -20,6 +20,7 @@ from inversion_dpo.training.health import (
     Advice,
     Row,
     accuracy_text,
+    beta_text,
     complaints,
 )
 from inversion_dpo.trajectories.method import chosen_method
@@ -154,7 +155,8 @@ def decided(steps: Sequence[Row]) -> list[Advice]:
     if len(factors) < WINDOW or not (mean := fmean(factors)) < DECIDED:
         return []
     seen = f"The mean gradient factor of the last {WINDOW} steps is {mean:.2f}: pairs are decided"
-    return [Advice(seen, "More steps change little; stop here, or lower objective.beta")]
+    change = f"More steps change little; stop here, or {beta_text(steps[-1], raised=False)}"
+    return [Advice(seen, change)]
 
 
 def without_reference(row: Row) -> Advice:

@@ -39,6 +39,18 @@ class Advice:
         return ". ".join(part for part in (self.seen, self.change) if part)
 
 
+def beta_text(row: Row, raised: bool = True) -> str:
+    """Word how to raise or lower beta: one that adapts, as the row tells, is replaced by a number.
+
+    Args:
+        row: of the last step.
+        raised: or lowered.
+    """
+    if "beta" not in row:
+        return f"{'raise' if raised else 'lower'} objective.beta"
+    return f"set objective.beta to a number {'above' if raised else 'below'} auto's {row['beta']:g}"
+
+
 def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
     """Look at consecutive rows of a loss with a reference: advice for each kind of trouble."""
     rows = [r for r in rows if {"margin", "winner_error"} <= {*r} and math.isfinite(r["loss"])]
@@ -53,6 +65,7 @@ def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
         )
     if len(rows) < WINDOW:
         return found
+    tie = beta_text(rows[-1])
     keys = ("margin", "winner_error", "winner_error_ref", "drift")
     margin, winner, winner_ref, drift = (fmean(r[k] for r in rows) for k in keys)
     gaps = [r["pair_gap"] for r in rows if "pair_gap" in r]
@@ -70,23 +83,23 @@ def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
         found["flat loss"] = Advice(
             f"the loss has stayed at {start:.3f}, its value at the reference, for {len(rows)} "
             "steps: the policy does not leave the reference",
-            "Raise training.learning_rate or objective.beta, or see whether winners and losers "
-            "differ at all",
+            f"Raise training.learning_rate, or {tie}, or see whether winners and losers differ at "
+            "all",
         )
     if margin > 0 and winner > TOO_FAR * winner_ref:
         found["loser only"] = Advice(
             f"the margin rises only through the losers: the error on winners is {winner:.4g}, more "
             f"than twice the reference's {winner_ref:.4g}. Images get worse while accuracy rises",
-            "Lower training.learning_rate or raise objective.beta, and stop early",
+            f"Lower training.learning_rate or {tie}, and stop early",
         )
     if drift > winner_ref:
         found["drift"] = Advice(
             f"the policy has drifted: its distance to the reference, {drift:.4g}, exceeds the "
             f"reference's own error on winners, {winner_ref:.4g}",
-            "Lower training.learning_rate or training.steps, or raise objective.beta"
+            f"Lower training.learning_rate or training.steps, or {tie}"
             if fmean(r.get("gradient_factor", 0.0) for r in rows) < UNDECIDED
-            else "Raise objective.beta: at this one margins stay small, and nothing holds the "
-            "policy. If that is not enough, lower training.learning_rate",
+            else f"{tie[0].upper()}{tie[1:]}: at this one margins stay small, and nothing holds "
+            "the policy. If that is not enough, lower training.learning_rate",
         )
     return found
 

@@ -109,6 +109,20 @@ def test_decided_pairs_say_nothing_about_a_loss_without_sigmoid(tmp_path):
     assert "Nothing to change." in text(advise(kto))
 
 
+@pytest.mark.parametrize(
+    ("changes", "change"),
+    [
+        ({"drift": 0.2}, "or set objective.beta to a number above auto's 200"),
+        ({"drift": 0.2, "gradient_factor": 0.49}, "Set objective.beta to a number above auto's"),
+        ({"gradient_factor": 0.02}, "or set objective.beta to a number below auto's 200"),
+    ],
+)
+def test_a_beta_that_adapts_is_replaced_by_a_number(tmp_path, changes, change):
+    """It cannot be raised, and has been lowered to this one."""
+    (one,) = [a for a in advise(run_of(tmp_path, **changes, beta=200.0)) if a.change]
+    assert change in one.change
+
+
 def test_a_folder_without_steps_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a run"):
         advise(tmp_path)
