@@ -8,6 +8,7 @@ import signal
 import stat
 import threading
 import time
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -31,8 +32,15 @@ from inversion_dpo.run.faults import (
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.run.folder import LOCK, BusyError, occupied
 from inversion_dpo.run.processes import share
+from inversion_dpo.training import checkpoint as checkpoint_module
 from inversion_dpo.training import step as training
-from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint, latest_checkpoint
+from inversion_dpo.training.checkpoint import (
+    CheckpointError,
+    Progress,
+    best_checkpoint,
+    better_checkpoint,
+    latest_checkpoint,
+)
 from inversion_dpo.training.checks import NotFiniteError
 from inversion_dpo.training.recipe import train
 from inversion_dpo.training.run_files import (
@@ -310,9 +318,15 @@ def test_the_policy_of_the_best_checkpoint_is_kept(tiny_config, tiny_caches, tmp
     session = train(config, tmp_path, tiny_caches)
     rows = read_rows(tmp_path / "metrics.jsonl")
     scores = {r["step"]: r["heldout_accuracy"] for r in rows if r["step"] > 0}
-    checkpoint, kept = best_checkpoint(tmp_path / "checkpoints"), tmp_path / "best"
-    best = int(checkpoint.name[5:])
-    assert scores[best] == max(scores.values()) and best < config.training.steps
+    best = int(best_checkpoint(tmp_path / "checkpoints").name[5:])
+    assert scores[best] == max(scores.values())
+    best, kept = config.training.steps - 1, tmp_path / "best"
+    checkpoint = tmp_path / f"checkpoints/step-{best:06d}"
+    told = json.loads((checkpoint / "state.json").read_text()) | {"score": 2.0}
+    del told["checksum"]
+    told["checksum"] = checkpoint_module._checksum(told)
+    (checkpoint / "state.json").write_text(json.dumps(told))
+    save_best(session, tmp_path, config.training.steps)
     name = "pytorch_lora_weights.safetensors"
     of_step = tmp_path / f"snapshots/step-{best:06d}"
     assert (kept / name).read_bytes() == (of_step / name).read_bytes()
@@ -328,6 +342,19 @@ def test_the_policy_of_the_best_checkpoint_is_kept(tiny_config, tiny_caches, tmp
     kept.mkdir()
     save_best(session, tmp_path, best)  # as if it were the last
     assert not kept.exists()
+
+
+def test_a_last_checkpoint_as_good_as_the_best_has_no_other_beside_it(tmp_path):
+    for step, score in ((3, 0.5), (6, 0.75), (8, 0.75), (9, None)):
+        state = asdict(Progress(step, 1.0, "same", score=score)) | {"files": {}}
+        folder = tmp_path / f"step-{step:06d}"
+        folder.mkdir()
+        told = state | {"checksum": checkpoint_module._checksum(state)}
+        (folder / "state.json").write_text(json.dumps(told))
+    assert best_checkpoint(tmp_path).name == "step-000006"
+    assert better_checkpoint(tmp_path, 8) is None
+    assert better_checkpoint(tmp_path, 3).name == better_checkpoint(tmp_path, 9).name
+    assert better_checkpoint(tmp_path / "none", 8) is None
 
 
 # ---- small parts

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -109,9 +110,21 @@ def _checksum(state: Mapping[str, Any]) -> str:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """Find the checkpoint of the highest held-out score, the earliest of equal ones."""
-    states = {p: _read_state(p) for p in _written(folder)}
-    scores = {p: s["score"] for p, s in states.items() if s and s.get("score") is not None}
+    scores = _scores(folder)
     return max(scores, key=lambda p: scores[p], default=None)
+
+
+def better_checkpoint(folder: Path, step: int) -> Path | None:
+    """Find the best checkpoint if its held-out score is above that of a step."""
+    scores, best = _scores(folder), best_checkpoint(folder)
+    last = scores.get(folder / step_name(step), -math.inf)
+    return best if best is not None and scores[best] > last else None
+
+
+def _scores(folder: Path) -> dict[Path, float]:
+    """Read the held-out scores of the checkpoints that have one, oldest first."""
+    states = {p: _read_state(p) for p in _written(folder)}
+    return {p: s["score"] for p, s in states.items() if s and s.get("score") is not None}
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:

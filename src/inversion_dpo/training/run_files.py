@@ -25,11 +25,11 @@ from inversion_dpo.run.sharded import is_cut, whole_tensors
 from inversion_dpo.training.checkpoint import (
     Progress,
     best_checkpoint,
+    better_checkpoint,
     is_intact,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
-    step_name,
 )
 from inversion_dpo.training.health import FEW_PAIRS, accuracy_text
 from inversion_dpo.training.session import Session
@@ -98,7 +98,7 @@ def save_policy(session: Session, target: Path) -> None:
 
 
 def save_best(session: Session, folder: Path, steps: int) -> None:
-    """Write the policy of the best checkpoint as ``folder/best``, unless that is the last one.
+    """Write the policy of the best checkpoint as ``folder/best``, if the last one scores less.
 
     Args:
         session: everything that is alive; its policy stays as it is.
@@ -107,8 +107,8 @@ def save_best(session: Session, folder: Path, steps: int) -> None:
     """
     if not session.team.main:
         return
-    best, target = best_checkpoint(folder / "checkpoints"), folder / "best"
-    if best is None or best.name == step_name(steps):
+    best, target = better_checkpoint(folder / "checkpoints", steps), folder / "best"
+    if best is None:
         shutil.rmtree(target, ignore_errors=True)  # of a shorter run, which went on
         return
     if not is_intact(best):
