@@ -18,6 +18,7 @@ from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, read_json, sha256_of
 from inversion_dpo.run.folder import alone_at, flat, read_config
+from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method
 
 FORMATS = ("diffusers", "kohya", "comfyui")
@@ -116,6 +117,8 @@ def card(run: Path, config: Config) -> str:
     values, rows, method = flat(config), metric_rows(metrics), chosen_method(config)
     values["objective.target"] = method.target
     values["objective.beta"] = values["objective.beta"] or BETAS.get(method.loss)
+    idle = without_effect(config) - {"objective.target"}  # which every method has, given or not
+    idle |= {k for k in CARD_SETTINGS if values[k] is None or (k, values[k]) == UNTOUCHED}
     template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
     written = template.render(
         card_data=about.to_yaml(),
@@ -132,11 +135,7 @@ def card(run: Path, config: Config) -> str:
         grid=(run / "grid.png").is_file(),
         data=data or plain(Path(resolve(config.data.pairs)).name),
         config=config,
-        settings=[
-            (key, values[key])
-            for key in CARD_SETTINGS
-            if values[key] is not None and (key, values[key]) != UNTOUCHED
-        ],
+        settings=[(key, values[key]) for key in CARD_SETTINGS if key not in idle],
         metrics=metrics,
         rows={plain(name): row for name, row in rows.items()},
         gains={plain(name): gain_text(row, digits=4) for name, row in rows.items()},

@@ -73,6 +73,14 @@ def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
     assert "`objective.beta` | `2000.0`" in body and 'load_lora_weights("' in body
 
 
+def test_the_card_lists_no_setting_without_effect(run):
+    """All weights have no rank, and KTO inverts nothing."""
+    text = card(run, load_config("sd15", ["objective.name=kto", "policy.kind=full"]))
+    listed = [row[0].strip("`") for row in tables(parts(text)[1])[0][1:]]
+    assert not [key for key in listed if key.startswith(("policy.", "inversion."))]
+    assert {"objective.target", "objective.beta", "training.steps"} <= {*listed}
+
+
 def test_the_card_of_edits_names_their_task_and_the_networks_guidance(run):
     assert "guidance_embed" not in card(run, load_config("sd15", []))
     (run / "images").mkdir()
