@@ -304,6 +304,38 @@ def test_what_a_notice_says_is_logged_if_it_says_anything(
     assert [r.message for r in caplog.records if r.message in ("", text)] == [text] * bool(text)
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("objective.name=kto", ["balanced"]),
+        ("objective.gap_weighted=true", ["with_gap"]),
+        ("objective.beta=7", []),
+    ],
+)
+def test_what_a_plan_asks_of_the_pairs_is_measured(prepared, monkeypatch, given, asked):
+    told = []
+    for name in ("with_gap", "balanced"):
+        noted = lambda plan, *_, name=name: told.append(name) or plan  # noqa: E731
+        monkeypatch.setattr(recipe, name, noted)
+    monkeypatch.setattr(recipe, "check_usable", lambda *_: None)
+    set_up(config("data.holdout=0.4", given), prepared)
+    assert told == asked
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize(("name", "all_of_them"), [("sft", False), ("kto", True)])
+def test_of_single_images_sft_takes_those_that_are_liked(
+    prepared, monkeypatch, single, name, all_of_them
+):
+    cache = prepared.cache
+    monkeypatch.setattr(cache, "single", single)
+    monkeypatch.setattr(cache, "liked", lambda pairs: torch.tensor([p % 2 == 0 for p in pairs]))
+    monkeypatch.setattr(recipe, "check_usable", lambda *_: None)
+    session = set_up(config("data.holdout=0.4", f"objective.name={name}"), prepared)
+    whole = [0, 1, 2, 3, 4] if all_of_them or not single else [0, 2, 4]
+    assert sorted(session.train_pairs + session.heldout_pairs) == whole
+
+
 # ---- the steps
 
 
@@ -454,8 +486,16 @@ def test_the_seconds_of_compilation_are_written_to_a_tenth(cache, tmp_path, monk
     assert rows[0]["compile_seconds"] == 1.3
 
 
+def test_the_accuracy_of_the_first_step_is_rounding_and_not_written(cache, tmp_path, monkeypatch):
+    made = Steps(monkeypatch)
+    row = {"loss": 0.5, "accuracy": 0.75}
+    monkeypatch.setattr(recipe, "step", lambda session, number, rate: dict(row))
+    run(cache, tmp_path, *EVERY)
+    assert ["accuracy" in r for r in made.rows] == [False] + [True] * 6
+
+
 def test_seconds_are_written_to_a_thousandth(cache, tmp_path, monkeypatch):
-    made, ticks = Steps(monkeypatch), iter(k / 7 for k in range(1000))
+    made, ticks = Steps(monkeypatch), iter(1000 + k / 7 for k in range(1000))
     monkeypatch.setattr(recipe, "time", SimpleNamespace(time=lambda: next(ticks)))
     last, _ = run(cache, tmp_path, *EVERY)
     assert [r["seconds"] for r in made.rows[:3]] == [0.143, 0.286, 0.429]
