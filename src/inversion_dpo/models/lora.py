@@ -47,7 +47,7 @@ KEY = re.compile(
     r"|(?P<B>lora_B|lora_up|lora\.up|lora_linear_layer\.up|(?<=lora[12]\.)up)"
     r"|(?P<own>lora_magnitude_vector|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
     r"|(?:lora\.down\.weight\.|lora\.down\.|lora_linear_layer\.down\.weight\.)?(?P<alpha>alpha))"
-    r"(?:\.(?!weight)\w+)?(?:\.weight)?"
+    r"(?:\.(?!weight|bias)\w+)?(?:\.weight)?"
 )
 CHANGED = re.compile("pissa|olora|corda|loftq", re.IGNORECASE)  # ways to begin, of peft
 MAGNITUDE = "lora_magnitude_vector"  # of a DoRA
@@ -126,8 +126,8 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
             settings = _settings(file, (opened.metadata() or {}).get("lora_adapter_metadata"))
     except SafetensorError as error:
         raise ModelError(f"{file} is damaged ({error}): fetch it again") from error
-    fp8 = {k: t.float() for k, t in tensors.items() if t.itemsize == 1 and t.is_floating_point()}
-    tensors |= fp8
+    eight = [k for k, t in tensors.items() if t.itemsize == 1 and t.is_floating_point()]
+    tensors |= {k: tensors[k].float() for k in eight}
     if not settings and any("base_model.model." in k for k in tensors):
         logger.warning(
             "%s has no adapter_config.json beside it: its alpha is taken to be its rank", file
@@ -141,8 +141,8 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
         loadable = place.part in pipeline._lora_loadable_modules
         if MAGNITUDE in made and not loadable:
             raise ModelError(
-                f"it has a DoRA for {place.part}, which {_kind(pipeline)} cannot take: give a LoRA "
-                "without one for that part"
+                f"it has a DoRA for {place.part}, which {type(pipeline).__name__} cannot take: "
+                "give a LoRA without one for that part"
             )
         start = 0
         for name, shape in zip(place.modules, shapes, strict=True):
@@ -154,6 +154,8 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
                 changes[place.part, name] = part["B"] @ part["A"].float()
             else:
                 weights |= _named(f"{place.part}.{name}.", part, shape)
+    if not any(v.any() for k, v in (weights | changes).items() if "lora_A" not in k):
+        logger.warning("%s changes nothing: its matrices B, or its alphas, are 0", file)
     return weights, changes
 
 
@@ -259,8 +261,8 @@ def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
                 "it, and give the whole model"
             )
         raise ModelError(
-            f"{count} of {len(tensors)} tensors fit no layer of {_kind(pipeline)}, for example "
-            f"{example!r}: {remedy}"
+            f"{count} of {len(tensors)} tensors fit no layer of {type(pipeline).__name__}, for "
+            f"example {example!r}: {remedy}"
         )
     return layers
 
@@ -272,10 +274,6 @@ def _of_a_layer(pipeline: Any, key: str) -> bool:
     tables = [places(getattr(pipeline, part), part) for part in held]
     stems = [name.rsplit(".", count)[0] for count in (1, 2)]
     return any(n in table for table in tables for stem in stems for n in _spellings(stem))
-
-
-def _kind(pipeline: Any) -> str:
-    return type(pipeline).__name__
 
 
 def _bare(key: str) -> tuple[tuple[str, ...], str]:
@@ -354,6 +352,8 @@ def _scale(matrices: Matrices, settings: Mapping[str, Any], place: Place) -> flo
     if not ranks and "r" not in named:
         return 1.0  # LoKr with whole factors
     rank = ranks[-1] if ranks else named["r"]
+    if not rank or ("alpha" in matrices and matrices["alpha"].numel() != 1):
+        raise ModelError(f"{place.modules[0]} has a rank of 0, or several alphas: fetch it again")
     patterns = (named.get("alpha_pattern") or {}).items()
     own = [v for name, v in patterns if re.fullmatch(rf"(.*\.)?({name})", place.modules[0])]
     alpha = (own or [named.get("lora_alpha", named.get("alpha", rank))])[0]
@@ -394,6 +394,6 @@ def _check(pipeline: Any, weights: Mapping[str, Tensor], name: str) -> None:
             lost.append(key)
     if lost:
         raise ModelError(
-            f"{len(lost)} of {len(weights)} tensors of {name} did not reach {_kind(pipeline)}, for "
-            f"example {lost[0]!r}"
+            f"{len(lost)} of {len(weights)} tensors of {name} did not reach "
+            f"{type(pipeline).__name__}, for example {lost[0]!r}"
         )

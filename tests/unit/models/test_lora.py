@@ -361,6 +361,14 @@ REFUSED = {
         lambda lora: {k: v.to(torch.int8) for k, v in lora.items()},
         r"its matrices for unet\..* are whole numbers, of few bits: give them in bf16",
     ),
+    "a rank of 0": (
+        lambda lora: {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in lora.items()},
+        "to_q has a rank of 0, or several alphas: fetch it again",
+    ),
+    "several alphas": (
+        lambda lora: lora | {f"{min(lora)[:-14]}.alpha": torch.ones(2)},
+        "to_q has a rank of 0, or several alphas: fetch it again",
+    ),
     "no LoRA": (lambda lora: {"x": torch.zeros(1)}, "1 of 1 tensors fit no layer.*'x'"),
     "nothing": (lambda lora: {}, "0 of 0 tensors.*an empty file"),
     "a layer twice": (
@@ -370,6 +378,10 @@ REFUSED = {
     "a bias beside the matrices": (
         lambda lora: lora | {f"{min(lora)[:-14]}.diff_b": torch.ones(1)},
         "1 of .* tensors fit no layer.*diff_b': only LoRA, DoRA, LoHa and LoKr are read",
+    ),
+    "a bias of peft's": (
+        lambda lora: lora | {f"{min(lora)[:-14]}.lora_B.bias": torch.ones(1)},
+        "1 of .* tensors fit no layer.*lora_B.bias': only LoRA, DoRA, LoHa and LoKr are read",
     ),
 }
 
@@ -394,6 +406,16 @@ def test_a_lora_that_does_not_fit_whole_is_refused(spoil, message, pipe, tiny, t
             with pytest.raises(ModelError, match=message) as caught:
                 side(config, str(policy))
             assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nought", ["lora_B", "alpha"])
+def test_a_lora_that_changes_nothing_is_warned_of(nought, pipe, tmp_path, caplog):
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "", *PEFT)
+    for none in (False, True):
+        given = {k: v * (nought not in k or not none) for k, v in lora.items()}
+        save_file(given, tmp_path / "lora.safetensors")
+        read_lora(pipe("sd15"), tmp_path / "lora.safetensors")
+        assert ("changes nothing: its matrices B, or its alphas, are 0" in caplog.text) == none
 
 
 @pytest.mark.parametrize("end", ["diff", "oft_blocks", "on_input", "a1.weight"])
