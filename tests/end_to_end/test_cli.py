@@ -1,6 +1,7 @@
 """The command as a user types it, good input and bad, on the tiny random pipeline."""
 
 import json
+import os
 import re
 import shutil
 
@@ -115,6 +116,13 @@ def test_sample_keeps_its_pictures_and_replaces_no_other(capsys, settings, tmp_p
         assert code == 2 and "is of another prompt, model or setting" in err and str(out) in err
     code, _, err = run(capsys, "sample", "a green square", "-c", settings, "-o", out, *more)
     assert code == 2 and "000000.png" in err and "'a green square'" in err
+    base = shutil.copytree(yaml.safe_load(settings.read_text())["model"]["path"], tmp_path / "base")
+    again = [*more, f"model.path={base}"]
+    monkeypatch.undo()
+    assert run(capsys, *asked, "-o", tmp_path / "of_base", *again)[0] == 0
+    os.utime(base / "model_index.json", ns=(1, 1))  # as if it were trained further, in its place
+    code, _, err = run(capsys, *asked, "-o", tmp_path / "of_base", *again)
+    assert code == 2 and "is of another prompt, model or setting" in err
     (out / "000000.png").write_bytes(b"no picture")
     assert run(capsys, *asked, "-o", out, *more)[0] == 2
 

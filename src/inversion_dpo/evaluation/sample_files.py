@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inversion_dpo.data.images import png
+from inversion_dpo.evaluation.samples import commits_of, model_places
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.sampler import Prompt, Sampler
 from inversion_dpo.run.config import Config
@@ -49,7 +50,8 @@ def sample_files(
 ) -> list[SampleFile]:
     """Name the file of each image, and hash what decides it.
 
-    The weights count by the names, sizes and times of their files.
+    The weights count by the names, sizes and times of their files: to hash them takes longer than
+    to sample a few images.
 
     Args:
         config: of it ``model``, and the steps and guidance of ``evaluation``.
@@ -59,9 +61,12 @@ def sample_files(
         seeds: one for each prompt.
         sources: the image that each prompt edits; nothing, or None each, where none does.
     """
-    e, files = config.evaluation, sorted(adapter.rglob("*")) if adapter else []
-    weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    e, named = config.evaluation, model_places(config, adapter)
+    places = [Path(name).expanduser() for name in named]
+    tree = [f for p in places for f in ([p] if p.is_file() else sorted(p.rglob("*")))]
+    weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in tree if f.is_file()]
     how = f"{config.model} {e.sample_steps} {e.guidance_scale} {weights}"
+    how += f" {commits_of(config, named)}"
     found = []
     for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         graph = prompt if isinstance(prompt, SceneGraph) else None

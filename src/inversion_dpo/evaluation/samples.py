@@ -50,11 +50,23 @@ def model_digest(config: Config, adapter: Path | None) -> str:
 
     A repository of the hub counts by its commit, as far as that can be known here.
     """
+    named = model_places(config, adapter)
+    return f"{config.model}{commits_of(config, named)}" + digest_of(
+        Path(name).expanduser() for name in named
+    )
+
+
+def model_places(config: Config, adapter: Path | None) -> list[str]:
+    """List what a model is made of: files, folders and hub ids, with the adapter last."""
     m = config.model
     parts = [m.path, m.config, m.network, m.vae, m.lora, m.scene_graph]
-    named = [resolve(name) for name in (*parts, str(adapter) if adapter else None) if name]
-    commits = [commit_of(n, m.revision if n == m.path else None) for n in named if HUB.fullmatch(n)]
-    return f"{m}{commits}" + digest_of(Path(name).expanduser() for name in named)
+    return [resolve(name) for name in (*parts, str(adapter) if adapter else None) if name]
+
+
+def commits_of(config: Config, named: Iterable[str]) -> list[str]:
+    """Find the commits of those that are repositories of the hub."""
+    m = config.model
+    return [commit_of(n, m.revision if n == m.path else None) for n in named if HUB.fullmatch(n)]
 
 
 @cache
