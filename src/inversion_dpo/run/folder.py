@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -266,11 +266,20 @@ def read_seconds(folder: Path) -> dict[str, float]:
 
 @contextmanager
 def stage(folder: Path, name: str) -> Iterator[None]:
-    """Add the time spent inside to the run's ``seconds.json``."""
+    """Add the time spent inside to the run's ``seconds.json``, also if it is interrupted."""
     start = time.time()
-    yield
-    if not current_team().main:
-        return
-    seconds = read_seconds(folder)
-    seconds[name] = round(seconds.get(name, 0.0) + time.time() - start, 2)
-    atomic_text(json.dumps(seconds), folder / "seconds.json")
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, DiskError):  # the first error is the one to tell
+            _add_seconds(folder, name, time.time() - start)
+        raise
+    _add_seconds(folder, name, time.time() - start)
+
+
+def _add_seconds(folder: Path, name: str, spent: float) -> None:
+    """Add seconds to those of a stage; the first process writes."""
+    if current_team().main:
+        seconds = read_seconds(folder)
+        seconds[name] = round(seconds.get(name, 0.0) + spent, 2)
+        atomic_text(json.dumps(seconds), folder / "seconds.json")
