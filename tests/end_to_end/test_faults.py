@@ -332,7 +332,9 @@ def test_the_policy_of_the_best_checkpoint_is_kept(tiny_config, tiny_caches, tmp
     assert (kept / name).read_bytes() == (of_step / name).read_bytes()
     assert (kept / name).read_bytes() != (tmp_path / "adapter" / name).read_bytes()
     said = summary(tmp_path, config)
-    assert f"best held-out score: at step {best}, {kept}; judge it by" in said
+    assert (
+        f"best held-out score: at step {best}, above the last one's; that policy is {kept}" in said
+    )
     shutil.rmtree(kept)
     weights = checkpoint / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")

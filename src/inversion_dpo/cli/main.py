@@ -147,7 +147,9 @@ def sample(
     ] = None,
     scene_graph: Annotated[
         Path | None,
-        typer.Option(help="LAION-SG's JSON, a graph for each image; prompts: its captions."),
+        typer.Option(
+            help="LAION-SG's JSON, a graph for each image; without prompts, its captions."
+        ),
     ] = None,
     source: Annotated[
         list[Path] | None,
@@ -162,8 +164,9 @@ def sample(
 ) -> None:
     """Generate images from a run's policy, or from the reference.
 
-    A published LoRA, UNet or transformer: model.lora or model.network, a file, folder or hub id.
-    Each PNG holds its prompt and seed as text. Typed again, the command makes what is missing.
+    For a published LoRA set model.lora, for a UNet or transformer model.network: a file, folder or
+    hub id. Each PNG holds prompt, seed and a hash of the settings as text. Typed again, the command
+    makes what is missing; a file that was made otherwise stops it.
 
     Example: inversion-dpo sample "a red star" --run runs/mine -o png evaluation.guidance_scale=5
     """

@@ -111,8 +111,8 @@ def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
     opacity = Image.open(io.BytesIO(data), formats=_FORMATS).convert("RGBA").getchannel("A")
     if opacity.getextrema() != (255, 255):
         raise DataError(
-            f"{where}: the mask is transparent in places; save it in black and white, where white "
-            "counts"
+            f"{where}: the mask is transparent in places; save it in black and white, white "
+            "where errors shall count"
         )
     if np.asarray(mask.convert("L")).max() < 128:
         raise DataError(

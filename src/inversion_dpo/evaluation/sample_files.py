@@ -91,8 +91,9 @@ def missing(files: Sequence[SampleFile]) -> list[int]:
             absent.append(k)
         elif said(file.path) != file.text:
             raise ConfigError(
-                f"{file.path} is of another prompt, model or setting than {file.prompt!r}: delete "
-                "it, or choose another --output"
+                f"{file.path} is there and is not replaced: it was made with another prompt, seed, "
+                f"model or setting than {file.prompt!r} has now. Delete it, or choose another "
+                "--output"
             )
     return absent
 

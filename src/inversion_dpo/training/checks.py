@@ -95,13 +95,13 @@ def check_is_reference(row: Row, tolerance: float) -> None:
 def check_is_log_2(loss: float) -> None:
     """Refuse a loss of pairs at step 0 that is further than NEAR from log 2.
 
-    Errors may agree to a few per cent while beta makes of the rest a logit as large as any pair's.
+    Errors may differ by a few per cent, which a high beta turns into a large logit.
     """
     if not abs(loss - math.log(2)) <= NEAR:
         raise StartupError(
-            f"at step 0 the loss is {loss:.4f}, where policy and reference are one and it should "
-            f"be log 2 = {math.log(2):.4f}, within {NEAR}: their predictions differ by rounding, "
-            "and objective.beta makes a preference of that. Set model.dtype=float32, and "
+            f"at step 0 the loss is {loss:.4f}, where policy and reference are the same and "
+            f"it should be log 2 = {math.log(2):.4f}, within {NEAR}: their predictions differ by "
+            "rounding, and objective.beta magnifies that. Set model.dtype=float32, and "
             "training.mixed_precision=bf16 for its speed, or lower objective.beta"
         )
 

@@ -124,9 +124,10 @@ def best_text(folder: Path) -> str:
     best = best_checkpoint(folder / "checkpoints")
     if best is None or not (folder / "best").is_dir():
         return ""
+    step, policy = int(best.name[5:]), folder / "best"
     return (
-        f"\nbest held-out score: at step {int(best.name[5:])}, {folder / 'best'}; "
-        f"judge it by `inversion-dpo evaluate {folder} --policy {folder / 'best'}`"
+        f"\nbest held-out score: at step {step}, above the last one's; that policy is {policy}: "
+        f"judge it by `inversion-dpo evaluate {folder} --policy {policy}`"
     )
 
 
