@@ -1,11 +1,13 @@
 """What a run's trajectories depend on: equal keys share a cache, and no others."""
 
+import hashlib
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from inversion_dpo.maths.records import Extent
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey, key_of, window
 from inversion_dpo.trajectories.method import chosen_method
@@ -77,6 +79,9 @@ def test_a_name_is_sixteen_digits_of_everything():
         "model.resolution=128",
         "model.guidance_embed=2",
         "model.prompt_chunks=2",
+        "model.dtype=bfloat16",
+        "data.mask=differ",
+        "inversion.steps=9",
         "inversion.spacing=even",
         "inversion.guidance_scale=2",
         "inversion.fixed_point_iterations=1",
@@ -95,7 +100,15 @@ def test_a_setting_that_changes_trajectories_changes_the_key(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["objective.beta=7", "training.steps=9", "policy.rank=2", "inversion.reconstruct=true"],
+    [
+        "objective.beta=7",
+        "objective.target=transition",
+        "training.steps=9",
+        "training.seed=9",  # which only draws who is mirrored
+        "policy.rank=2",
+        "inversion.reconstruct=true",
+        "inversion.batch_size=65",  # 32 pairs at once, as of 64 images
+    ],
 )
 def test_other_settings_do_not(override):
     assert key(override) == key()
@@ -109,6 +122,20 @@ def test_the_weights_the_schedule_and_the_pairs_count():
     assert keys[0].pairs == "of the pairs"
 
 
+def test_the_order_in_which_a_schedule_is_written_does_not_count():
+    one, other = model(), model()
+    one.pipeline.scheduler.config = {"steps": 1000, "kind": "v"}
+    other.pipeline.scheduler.config = {"kind": "v", "steps": 1000}
+    assert key(of=one) == key(of=other)
+
+
+def test_a_single_image_is_no_pair_of_it_with_itself():
+    alone = SimpleNamespace(fingerprint=PAIRS.fingerprint, single=True)
+    found = key_of(config(), alone, model())
+    assert found.single and found.sides == 1 and found.name() != key().name()
+    assert not key().single and key().sides == 2
+
+
 def test_how_paths_would_be_made_makes_no_difference_where_there_are_none():
     noise = "objective.name=diffusion_dpo"
     plain = key(noise)
@@ -120,7 +147,7 @@ def test_how_paths_would_be_made_makes_no_difference_where_there_are_none():
         "objective.guidance_scale=2",
     ):
         assert key(noise, override) == plain
-    assert plain.reference_guidance == 1.0 and plain.steps == 10
+    assert plain.reference_guidance == 1.0 and plain.steps == 10 and plain.extent.last == 0
 
 
 @pytest.mark.parametrize(("size", "per_shard"), [(1, 1), (2, 1), (5, 2), (6, 3)])
@@ -138,6 +165,16 @@ def test_a_straight_line_needs_the_top_alone_and_known_noise_no_path():
     assert known.smaller() == line.smaller() == {} and known.pair_size(10, 3) == 83
     with pytest.raises(ConfigError, match="set data.flip=false"):
         key("objective.path=known", "data.flip=true")
+
+
+def test_the_released_script_trains_every_state_of_its_own_grid():
+    released = "objective.name=inversion_dpo_released"
+    found = key(released, "objective.t_min=0.5", "inversion.spacing=even", "inversion.keep=2")
+    assert window(config(released, "objective.t_max=0.5")) == (1, 10)
+    assert found.spacing == "released" and found.keep == (2, 1, 10)
+    assert key("inversion.spacing=even").spacing == "even"
+    with pytest.raises(ConfigError, match="inversion.reconstruct=true does not fit"):
+        window(config(released, "inversion.reconstruct=true"))
 
 
 def test_kept_states_are_drawn_from_the_window_and_flips_from_the_seed():
@@ -159,6 +196,84 @@ def test_a_new_encoder_counts_by_its_tokens_and_a_trained_one_by_its_weights():
     assert new == ["new 4", "new 4"]
     trained = [key("model.scene_graph=x", of=encoder(w)).scene_graph for w in (1.0, 2.0)]
     assert trained[0] != trained[1] and len(trained[0]) == 64
+
+
+# ---- a key that is written out
+
+
+KEY = CacheKey(
+    pairs="p",
+    fit="crop",
+    flip_seed=None,
+    model="m",
+    schedule="{}",
+    resolution=64,
+    guidance_embed=1.0,
+    steps=10,
+    spacing="sampler",
+    guidance_scale=1.0,
+    extent=Extent(last=3),
+    pairs_per_shard=2,
+    keep=None,
+    precision="bfloat16 bf16",
+    prompt_chunks=1,
+    scene_graph=None,
+    reference_guidance=1.0,
+)
+WRITTEN = (
+    '{"pairs": "p", "fit": "crop", "flip_seed": null, "model": "m", "schedule": "{}", '
+    '"resolution": 64, "guidance_embed": 1.0, "steps": 10, "spacing": "sampler", '
+    '"guidance_scale": 1.0, "extent": {"start": 0, "first": 1, "last": 3, "iterations": 0}, '
+    '"pairs_per_shard": 2, "keep": null, "precision": "bfloat16 bf16", "prompt_chunks": 1, '
+    '"scene_graph": null, "reference_guidance": 1.0, "mask": "given", "layout": 8}'
+)
+
+
+def test_a_cache_on_a_disk_is_found_by_the_name_that_it_was_given():
+    """Another name inverts everybody's pairs again: only with a new LAYOUT, on purpose."""
+    assert KEY.name() == hashlib.sha256(WRITTEN.encode()).hexdigest()[:16]
+
+
+HALF, WHOLE = "float16 no", "float32 no"  # the network's numbers have 2 bytes, or 4
+
+
+@pytest.mark.parametrize(
+    ("change", "bytes_an_image"),  # of one number of a latent: x_0 has 4
+    [
+        ({}, 4 + 4 * 2),  # predictions of the states 0 to 3
+        ({"precision": HALF}, 4 + 4 * 2),
+        ({"precision": WHOLE}, 4 + 4 * 4),
+        ({"precision": "float32 bf16"}, 4 + 4 * 2),  # the network's autocast counts
+        ({"guidance_scale": 2.0, "reference_guidance": 2.0}, 4 + 4 * 4),  # mixed in float32
+        ({"guidance_scale": 2.0, "extent": Extent(first=2, last=3)}, 4 + 2 * 2 + 3 * 4),
+        ({"reference_guidance": 2.0, "extent": Extent(first=2, last=3)}, 4 + 2 * 4 + 3 * 2),
+        ({"extent": NOWHERE}, 4),
+        ({"extent": Extent(3, 3, 3), "endpoint": "recovered"}, 2 + 2),
+    ],
+)
+def test_the_bytes_of_a_pair_by_hand(change, bytes_an_image):
+    """Ten numbers of a latent, and 3 bytes of text, which a pair has once."""
+    found = replace(KEY, **change)
+    assert found.pair_size(10, 3) == 2 * 10 * bytes_an_image + 3
+    assert replace(found, single=True).pair_size(10, 3) == 10 * bytes_an_image + 3
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, {}),  # of three states four cannot be kept, the rest is as small as it gets
+        ({"extent": Extent(last=4)}, {}),
+        ({"extent": Extent(first=3, last=6)}, {}),
+        ({"extent": Extent(last=5)}, {"inversion.keep=4": {"keep": (4, 1, 5)}}),
+        ({"extent": Extent(first=3, last=9)}, {"inversion.keep=4": {"keep": (4, 3, 9)}}),
+        ({"extent": Extent(last=5), "keep": (5, 1, 5)}, {}),
+        ({"precision": WHOLE}, {"training.mixed_precision=bf16": {"precision": "bf16"}}),
+        ({"guidance_scale": 2.0}, {"inversion.guidance_scale=1": {"guidance_scale": 1.0}}),
+    ],
+)
+def test_what_would_make_a_cache_smaller(change, wanted):
+    found = replace(KEY, **change)
+    assert found.smaller() == {k: replace(found, **other) for k, other in wanted.items()}
 
 
 def test_what_does_not_go_together_is_an_error_of_the_configuration():
