@@ -98,7 +98,7 @@ def is_picture(data: bytes) -> bool:
 
 
 def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
-    """Decode the mask of an image, which is of its size, opaque, and white somewhere.
+    """Decode the mask of an image, which is of its size, opaque, and white somewhere; to greys.
 
     DataError, which calls it ``where``, is for any other one: transparency could mean either part.
     """
@@ -114,11 +114,12 @@ def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
             f"{where}: the mask is transparent in places; save it in black and white, white "
             "where errors shall count"
         )
-    if np.asarray(mask.convert("L")).max() < 128:
+    grey = mask.convert("L")  # readers look at one channel
+    if np.asarray(grey).max() < 128:
         raise DataError(
             f"{where}: nothing in the mask is white; paint white what counts, or drop the row"
         )
-    return mask
+    return grey.convert("RGB")
 
 
 def one_colour(image: Image.Image | NDArray[np.uint8]) -> bool:

@@ -106,8 +106,7 @@ def sizes_ahead(pairs: PairSource, resolution: Resolution, fit: str) -> tuple[Co
 def turned(job: Job, key: CacheKey) -> tuple[Image.Image, ...]:
     """Give winner, loser and any source, all mirrored if the pair is to be."""
     pair = job.pair
-    source = pair.source_image if pair.source else None
-    images = pair.images if source is None else (*pair.images, source)
+    images = (*pair.images, source) if (source := pair.source_image) else pair.images
     return flip(*images) if mirrored(pair, key) else images
 
 
@@ -124,8 +123,8 @@ def edits(model: DiffusionModel, job: Job, given: Images) -> Images:
         job: the pair.
         given: that image, or nothing.
     """
-    size = model.source_size(job.place.size) if given else job.place.size
-    return [fit(source, size, job.place.fit).image for source in given]
+    size, how = job.place.size, job.place.fit
+    return [fit(source, model.source_size(size), how).image for source in given]
 
 
 def sources(model: DiffusionModel, edited: Sequence[Images]) -> Tensor:

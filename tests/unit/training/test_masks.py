@@ -1,7 +1,6 @@
 """Errors that count in a region only: weights by hand, and a whole step."""
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,43 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from inversion_dpo.data.buckets import Place
-from inversion_dpo.data.images import DataError
-from inversion_dpo.data.source import Pair
-from inversion_dpo.data.transforms import fit
 from inversion_dpo.maths.losses import residual_overlap, squared_error
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.training.beforehand import check_preferences
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.step import losses, pair_errors
-from inversion_dpo.trajectories.jobs import Job, regions
-from inversion_dpo.trajectories.key import CacheKey
 from tests.sessions import set_up
-from tests.unit.trajectories.test_fill import KEY
 
 
 def png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(pixels, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def key(mask: str, flip: int | None = None) -> CacheKey:
-    return replace(KEY, mask=mask, flip_seed=flip)
-
-
-def jobs(mask, winner, loser, mode="crop", size=(4, 4)):
-    pair = Pair(
-        0, "a", png(winner), png(loser), None, "here", mask=None if mask is None else png(mask)
-    )
-    job = Job(0, pair, Place(size, mode))
-    return [job], [fit(image, size, mode) for image in pair.images]
-
-
-GREY = np.full((4, 4), 100)
-FLAT = np.full((2, 8), 9)
-LEFT = np.array([[255, 255, 0, 0]] * 4)
-CORNER = np.zeros((4, 4)) + [[255, 0, 0, 0]] * np.eye(4)[:, :1]  # one pixel, top left
 
 
 def test_the_mean_over_the_region_by_hand():
@@ -60,49 +34,6 @@ def test_the_mean_over_the_region_by_hand():
     ones = torch.ones(1, 1, 2, 2)
     noise = torch.randn(5, 3, 2, 2)
     assert torch.equal(squared_error(noise, noise[:1], ones), squared_error(noise, noise[:1]))
-
-
-def test_weights_of_latent_pixels_by_hand():
-    """White is the left half, or a quarter of the first latent pixel; grey bars never count."""
-    of = lambda *given, how="given", **more: regions(  # noqa: E731
-        *jobs(*given, **more), key(how), (2, 2)
-    )["region"].tolist()
-    assert of(LEFT, GREY, GREY) == [[[[2, 0], [2, 0]]]]
-    assert of(CORNER, GREY, GREY) == [[[[4, 0], [0, 0]]]]
-    assert of(GREY * 0 + 255, GREY, GREY) == [[[[1, 1], [1, 1]]]]
-    wide = np.full((2, 4), 255)
-    padded = regions(*jobs(wide, wide, wide, mode="pad"), key("given"), (4, 4))["region"]
-    assert padded[0, 0, :, 0].tolist() == [0, 2, 2, 0]
-    more = GREY + 17 * (LEFT > 0)
-    assert of(None, GREY, more, how="differ") == [[[[2, 0], [2, 0]]]]
-    assert regions(*jobs(LEFT, GREY, GREY), key("none"), (2, 2)) == {}
-    assert regions(*jobs(None, GREY, GREY), key("given"), (2, 2)) == {}
-
-
-def test_a_mirrored_pair_has_a_mirrored_mask(monkeypatch):
-    monkeypatch.setattr("inversion_dpo.trajectories.jobs.flips", lambda *given: True)
-    found = regions(*jobs(LEFT, GREY, GREY), key("given", 0), (2, 2))["region"]
-    assert found.tolist() == [[[[0, 2], [0, 2]]]]
-
-
-@pytest.mark.parametrize(
-    ("given", "how", "expected"),
-    [
-        (
-            (None, GREY, GREY + 16),
-            "differ",
-            "here: its images nowhere differ by more than 16 of 255",
-        ),
-        (
-            (np.eye(1, 8)[[0] * 2] * 255, *[np.full((2, 8), 9)] * 2),
-            "given",
-            "here: its mask is cut",
-        ),
-    ],
-)
-def test_a_region_of_nothing_is_refused(given, how, expected):
-    with pytest.raises(DataError, match=expected + ".*; drop the row, or set data.mask=none"):
-        regions(*jobs(*given), key(how), (2, 2))
 
 
 def test_single_images_do_not_differ(tiny_config):
