@@ -17,7 +17,7 @@ from inversion_dpo.data.annotations import MAX_LISTED, listed
 from inversion_dpo.data.buckets import Resolution, buckets, named, place
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.giveaways import Files, Giveaway, refusal
-from inversion_dpo.data.images import DataError
+from inversion_dpo.data.images import DataError, counting, mask_oddities, odd_masks_text
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import Fault, Row, inspect
 from inversion_dpo.data.source import content, no_pairs
@@ -61,7 +61,8 @@ class PairReport:
     speaks of the usable pairs: image_sizes {(width, height): images}, trained_at {(height, width):
     pairs} under ``resolution`` and ``fit``, captions (least, median, most in ``measure``'s unit),
     long_captions (longer than its longest), first_preferred (share of labelled rows with label_0 =
-    1), traits (what else winners have more of), giveaways (what their files have), example (one
+    1), marked (median share of the pixels that masks count), traits (what else winners have more
+    of), giveaways (what their files have), example (one
     pair in words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``, of those alike the first 5.
     """
@@ -76,6 +77,7 @@ class PairReport:
     measure: Measure
     long_captions: int
     first_preferred: float | None
+    marked: float | None
     traits: Mapping[str, Share]
     giveaways: tuple[Giveaway, ...]
     example: str
@@ -96,20 +98,23 @@ class _Usable:
         self.fit, self.measure, self.resolution = config.fit, measure, resolution
         self.counts, self.lengths, self.example = Counter[str](), list[int](), ""
         self.sizes, self.trained_at = Counter[tuple[int, int]](), Counter[Size]()
-        self.tally, self.files = Tally(), Files()
+        self.tally, self.files, self.marked = Tally(), Files(), list[float]()
         self._seen, self._thumbs = dict[bytes, int](), dict[object, set[object]]()
 
     def add(self, row: Row, images: Sequence[Image.Image]) -> None:
         """Count a row and its images, those of a source and a mask among them."""
         counts, masked = self.counts, row.mask is not None
         shapes = [image.size[::-1] for image in images[: len(images) - masked]]
-        images = images[: 2 - row.single]
+        whole, images = images, images[: 2 - row.single]
         key, row_sizes = content(row), [image.size for image in images]
         won = row.label if row.single else row.encoded[:: 1 if row.label else -1][0]
         counts.update(pairs=1, duplicates=int(key in self._seen), labelled=int(row.labelled))
         counts.update(turned=int(self._seen.setdefault(key, hash(won)) != hash(won)))
         counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
         counts["masked"] += masked
+        if masked:
+            self.marked.append(float(counting(whole[-1]).mean()))
+            counts.update(mask_oddities(whole[-1]))
         counts["single"] += row.single
         counts["first"] += int(row.labelled and row.label == 1.0)
         self.example = self.example or in_words(row)
@@ -195,6 +200,7 @@ def check_pairs(
         measure=measure,
         long_captions=sum(n > measure.longest for n in lengths),
         first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
+        marked=statistics.median(usable.marked) if usable.marked else None,
         traits=usable.tally.shares(),
         giveaways=giveaways,
         example=usable.example,
@@ -289,9 +295,12 @@ def format_report(report: PairReport) -> str:
         *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),
         *([f"  edits: {counts['edits']} pairs have a source image"] if counts["edits"] else []),
         *(
-            [f"  masks: {counts['masked']} pairs say where errors count"]
-            if counts["masked"]
-            else []
+            []
+            if report.marked is None
+            else [
+                f"  masks: {counts['masked']} {what} say where errors count: white, "
+                f"{report.marked:.1%} of the pixels (median)"
+            ]
         ),
     ]
     if report.image_sizes:
@@ -310,7 +319,7 @@ def format_report(report: PairReport) -> str:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
     lines += format_shares(report.traits)
     lines += [f"  ! by their files, winners are {g}" for g in report.giveaways]
-    lines += [f"  ! {text}" for text in oddities_text(counts)]
+    lines += [f"  ! {text}" for text in (*oddities_text(counts), *odd_masks_text(counts))]
     lines += format_statistics(report.graphs)
     head = (
         f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
@@ -318,7 +327,7 @@ def format_report(report: PairReport) -> str:
         f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['giveaways']} giveaways, "
         f"{counts['bad_graphs']} scene graphs); rows count from 0"
     )
-    marked = oddities_text(counts) or report.giveaways
+    marked = oddities_text(counts) or odd_masks_text(counts) or report.giveaways
     if report.ok and (marked or not all(s.chance for s in report.traits.values())):
         return "\n".join([*lines, "  no broken rows; look at what is marked with !"])
     return "\n".join([*lines, *listed(head, report.problems, report.problems_total)])

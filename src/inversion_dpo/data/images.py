@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
+WHITE = 128  # of 255: the level from which a pixel of a mask counts
+ODD_MASKS = {
+    "mask_whole": "masks count everything: is black and white inverted?",
+    "mask_little": "masks count a thousandth of the image or less",
+    "mask_grey": f"masks are grey in over 5% of their pixels: a pixel counts from level {WHITE} of "
+    "255 on; save them in black and white",
+}
 _FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []))
 _OTHERS = {  # what a file is instead, by its first bytes
     b"GIF8": "a GIF",
@@ -98,9 +105,10 @@ def is_picture(data: bytes) -> bool:
 
 
 def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
-    """Decode the mask of an image, which is of its size, opaque, and white somewhere; to greys.
+    """Decode the mask of an image as grey levels: of its size, opaque, and white somewhere.
 
     DataError, which calls it ``where``, is for any other one: transparency could mean either part.
+    A pixel counts from the level ``WHITE`` on: :func:`counting`.
     """
     mask = decode_image(data, where)
     if mask.size != image.size:
@@ -114,12 +122,30 @@ def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
             f"{where}: the mask is transparent in places; save it in black and white, white "
             "where errors shall count"
         )
-    grey = mask.convert("L")  # readers look at one channel
-    if np.asarray(grey).max() < 128:
+    mask = mask.convert("L")
+    if not counting(mask).any():
         raise DataError(
             f"{where}: nothing in the mask is white; paint white what counts, or drop the row"
         )
-    return grey.convert("RGB")
+    return mask
+
+
+def counting(mask: Image.Image) -> NDArray[np.bool_]:
+    """Tell which pixels [height, width] of a grey mask count."""
+    return np.asarray(mask) >= WHITE
+
+
+def mask_oddities(mask: Image.Image) -> list[str]:
+    """List the kinds of ``ODD_MASKS`` that a grey mask is."""
+    levels, share = np.asarray(mask), counting(mask).mean()
+    grey = ((levels >= 32) & (levels < 224)).mean()  # JPEG's rings beside an edge are fainter
+    odd = {"mask_whole": share >= 0.99, "mask_little": share <= 0.001, "mask_grey": grey > 0.05}
+    return [kind for kind, found in odd.items() if found]
+
+
+def odd_masks_text(counts: Mapping[str, int]) -> list[str]:
+    """Write a line for each kind of odd masks that there are."""
+    return [f"{counts[kind]} {words}" for kind, words in ODD_MASKS.items() if counts[kind]]
 
 
 def one_colour(image: Image.Image | NDArray[np.uint8]) -> bool:

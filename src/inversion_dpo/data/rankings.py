@@ -29,6 +29,10 @@ from inversion_dpo.data.rows import (
 from inversion_dpo.run.fields import DataConfig
 
 SCHEME = DataConfig().ranking  # the default
+_NUMBERS = {  # our columns of numbers that are compared, and what of them has one unit
+    **{name: name for name in ("scores", "ranks", "preferences", "preference_0", "label_0")},
+    **dict.fromkeys(("share_0", "share_1"), "share"),
+}
 Rated = tuple[Any, list[float]]  # an image and its ratings, higher is better
 # Which pairs (better, worse) a ranking gives, from its places, the best first: one pair; each image
 # with the next one down; every two. Images of equal rank keep their order; their pairs are ties.
@@ -69,7 +73,7 @@ def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
     seen: set[object] = set()
     rated: list[Raw] = []
     downs: dict[float, str] = {}
-    for kind, part in groupby(raws, lambda raw: "" if raw.fault else raw.table.kind):
+    for kind, part in groupby(_one_unit(raws), lambda raw: "" if raw.fault else raw.table.kind):
         if kind == "thumbs":
             part = _either_zero(part, downs)
         if kind == "thumbs" and alone:
@@ -223,7 +227,7 @@ def _rated_pairs(raw: Raw, rated: list[Rated], common: float, scheme: str) -> It
 
     one = "thumb" if raw.table.kind == "thumbs" else "score"
     words = [
-        f"{'mean' if len(ratings) > 1 else one} {round(mean, 1):g}"
+        f"{'mean' if len(ratings) > 1 else one} {mean:.4g}"
         for mean, (_, ratings) in zip(means, rated, strict=True)
     ]
     images = [image for image, _ in rated]
@@ -274,6 +278,35 @@ def _either_zero(raws: Iterable[Raw], first: dict[float, str]) -> Iterator[Raw]:
                 "down, and leave the cell empty where there is none"
             )
         yield raw
+
+
+def _one_unit(raws: Iterable[Raw]) -> Iterator[Raw]:
+    """Pass on rows; DataError once numbers of a kind are per cent in one cell and not in another.
+
+    Of "85%" and "90" nobody knows which is more.
+    """
+    first: dict[tuple[str, bool], str] = {}
+    for raw in raws:
+        for ours, kind in _NUMBERS.items():
+            for cell in _flat(raw.values.get(ours)):
+                if isinstance(number(cell), float):
+                    percent = isinstance(cell, str) and cell.strip().endswith("%")
+                    name = raw.table.names.get(ours, ours)
+                    first.setdefault((kind, percent), f"{raw.where}: {name} is {shown(cell)}")
+            if (kind, True) in first and (kind, False) in first:
+                raise DataError(
+                    f"{first[kind, False]}, and {first[kind, True]}: write all of them in per "
+                    "cent, or none"
+                )
+        yield raw
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Give the cells of lists within lists."""
+    if isinstance(value, list):
+        yield from chain.from_iterable(map(_flat, value))
+    else:
+        yield value
 
 
 def _ratings(raw: Raw) -> list[Rated] | Fault:

@@ -157,8 +157,9 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         elif decode:
             try:
                 masks = name == "mask" and not faults
+                winner = images[row.label == 0.0 and not row.single] if masks else None
                 images.append(
-                    decode_mask(data, images[0], place) if masks else decode_image(data, place)
+                    decode_mask(data, winner, place) if winner else decode_image(data, place)
                 )
             except DataError as error:
                 faults.append(Fault("broken_images", str(error)))

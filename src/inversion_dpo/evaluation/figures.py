@@ -27,8 +27,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from inversion_dpo.data.images import png
 from inversion_dpo.evaluation.metrics import interval_text, metric_rows, outcome
-from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.run.disk import atomic_bytes, atomic_figure
+from inversion_dpo.training.health import heldout_share
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
 VERDICT_COLOUR = {"gain": BLUE, "loss": ORANGE, "none": GREY}
@@ -280,7 +280,7 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
     drawn = [(s, *xy) for s in panel.series if len((xy := points(history, s))[0])]
     thin = any(series.held_out for series, *_ in drawn)
     for series, steps, values in drawn:
-        _draw_series(axes, series, steps, values, thin, share_ends(history, series, values))
+        _draw_series(axes, series, steps, values, thin, share_ends(history, series))
     axes.set_title(panel.title, size=11, color=INK, loc="left", weight="bold")
     axes.set_xlabel("step", size=9, color=GREY)
     if len(drawn) > 1:
@@ -304,13 +304,12 @@ def _draw_series(
     axes.plot(steps, smooth, color=series.colour, lw=width, alpha=alpha, label=series.label)
 
 
-def share_ends(history: History, series: Series, values: Floats) -> Ends:
+def share_ends(history: History, series: Series) -> Ends:
     """Return the ends [2, n] of the intervals of held-out accuracies; None for other series."""
     rows = [row for row in history if _number(row, series.key)]
     if series.key != "heldout_accuracy" or not all(row.get("heldout_pairs") for row in rows):
         return None
-    counts = [int(row["heldout_pairs"]) for row in rows]
-    return np.array([wilson(p, n)[1:] for p, n in zip(values, counts, strict=True)]).T
+    return np.array([heldout_share(row)[1:] for row in rows]).T
 
 
 def running_mean(values: Floats, window: int) -> Floats:

@@ -269,7 +269,7 @@ def _training(
     panels = [(panel.title, panel.note, data) for panel, data in drawn]
     note = (
         "Faint lines are single batches, strong lines their running mean. Marked points are "
-        "held-out pairs."
+        "held out."
     )
     wanted = {"heldout_accuracy", "heldout_pairs"}
     if last := next((row for row in reversed(history) if wanted <= set(row)), None):

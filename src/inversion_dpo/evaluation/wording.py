@@ -18,8 +18,7 @@ from inversion_dpo.evaluation.metrics import (
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
 from inversion_dpo.evaluation.scorers.asked import SPATIAL
-from inversion_dpo.maths.intervals import wilson
-from inversion_dpo.training.health import FEW_PAIRS
+from inversion_dpo.training.health import FEW_PAIRS, heldout_share, heldout_units
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
 READ_SHARES = ("vqa_read", "unifiedreward_read", "parsed")  # scores: which answers could be read
@@ -66,14 +65,16 @@ def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
     """Write what is known without a scorer: held-out accuracy, what changed, what to do next."""
     training, shares, texts = metrics.get("training") or {}, shares_of(metrics), []
     if n := round(training.get("heldout_pairs", 0)):
-        share, low, high = wilson(training["heldout_accuracy"], n)
+        share, low, high = heldout_share(training)
+        units = heldout_units(training)
+        puts = "tells liked from disliked" if units == "images" else "puts the winner first"
         chance = {"gain": "more often than", "loss": "less often than", "none": "no different from"}
         texts.append(
-            f"The policy puts the winner first in {share:.0%} [{100 * low:.0f}, {100 * high:.0f}] "
-            f"of {n} held-out pairs, {chance[verdict(low, high, null=0.5)]} chance."
+            f"The policy {puts} in {share:.0%} [{100 * low:.0f}, {100 * high:.0f}] "
+            f"of {n} held-out {units}, {chance[verdict(low, high, null=0.5)]} chance."
         )
     if n and n < FEW_PAIRS:
-        texts.append("So few pairs say little.")
+        texts.append(f"So few {heldout_units(training)} say little.")
     changed = {name: s for name, s in shares.items() if not s.chance}
     if changed:
         texts.append(

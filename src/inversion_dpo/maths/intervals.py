@@ -7,7 +7,7 @@ from statistics import NormalDist
 TAIL = (1 - 0.95) / 2  # outside of each end of a 95% interval
 
 
-def wilson(p: float, n: int, outside: float = TAIL) -> tuple[float, float, float]:
+def wilson(p: float, n: float, outside: float = TAIL) -> tuple[float, float, float]:
     """Return a share p of n trials with the ends of Wilson's score interval, in [0, 1].
 
     Args:

@@ -22,6 +22,8 @@ from inversion_dpo.training.health import (
     accuracy_text,
     beta_text,
     complaints,
+    heldout_share,
+    heldout_units,
 )
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -106,13 +108,14 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
     """
     if not held or held[-1]["heldout_pairs"] < FEW_PAIRS:
         few = held[-1]["heldout_pairs"] if held else 0
-        seen = f"Only {few:.0f} held-out pairs were measured: they cannot say what was learned"
-        return [Advice(seen, "Give more pairs, or raise data.holdout")]
+        units = heldout_units(held[-1] if held else {})
+        seen = f"Only {few:.0f} held-out {units} were measured: they cannot say what was learned"
+        return [Advice(seen, f"Give more {units}, or raise data.holdout")]
     last = held[-1]
     if not math.isfinite(last["heldout_accuracy"]):
         seen = f"The held-out measurements of step {last['step']:.0f} are not finite"
         return [Advice(seen, "Lower training.learning_rate, or set training.mixed_precision=bf16")]
-    low, high = bounds(last)
+    _, low, high = heldout_share(last)
     if low <= 0.5:
         what = "no better than chance" if high >= 0.5 else "worse than chance"
         return [
@@ -129,7 +132,7 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
         seen = f"Training pairs are told apart in {share:.0%}, more than held-out ones: memorised"
         found.append(Advice(seen, "Give more pairs, lower training.steps or policy.rank"))
     best = max(held, key=lambda row: row["heldout_accuracy"])
-    if bounds(best)[0] > high:
+    if heldout_share(best)[1] > high:
         seen = f"Held-out accuracy was {best['heldout_accuracy']:.2f} at step {best['step']:.0f}"
         change = (
             "Judge the policy in the run's best/ if there is one (inversion-dpo evaluate RUN "
@@ -142,11 +145,6 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
         seen = f"Held-out margin and accuracy still rise after {len(steps)} steps"
         found.append(Advice(seen, "Raise training.steps and run the same command again"))
     return found
-
-
-def bounds(row: Row) -> tuple[float, float]:
-    """Return the ends of the 95% interval of a row's held-out accuracy."""
-    return wilson(row["heldout_accuracy"], round(row["heldout_pairs"]))[1:]
 
 
 def decided(steps: Sequence[Row]) -> list[Advice]:
@@ -183,7 +181,7 @@ def judged(metrics: Mapping[str, Any], held: Sequence[Row]) -> list[Advice]:
     if low > 0.5:
         return [Advice(f"{seen}{GAIN}")]
     what = "no measurable change" if high >= 0.5 else "a loss"
-    taught = bool(held) and bounds(held[-1])[0] > 0.5
+    taught = bool(held) and heldout_share(held[-1])[1] > 0.5
     if not taught:
         return [Advice(f"{seen}: {what}")]
     return [

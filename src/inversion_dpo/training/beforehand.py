@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from inversion_dpo.data.buckets import buckets, left_out_text, place, square
-from inversion_dpo.data.images import DataError
+from inversion_dpo.data.images import DataError, mask_oddities, odd_masks_text
 from inversion_dpo.data.source import PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE, BETAS
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
@@ -169,13 +169,17 @@ def check_batch(plan: Plan, processes: int) -> None:
 
 
 def check_first(config: Config, pairs: PairSource) -> None:
-    """Refuse too few pairs, and warn of shapes that are left out, by the first of them."""
-    sizes, seen, left = buckets(config.model.resolution), 0, 0
+    """Refuse too few pairs; warn of shapes that are left out and odd masks, by the first ones."""
+    sizes, seen, left, odd = buckets(config.model.resolution), 0, 0, Counter[str]()
     for pair in islice(pairs.read(LEAST_PAIRS), FIRST_PAIRS):
         seen += 1
         left += not place(sizes, pair.sizes, config.data.fit).fit
+        if config.data.mask == "given" and (mask := pair.mask_image):
+            odd.update(mask_oddities(mask))
     if left:
         logger.warning("of the first pairs, %s", left_out_text(left, seen))
+    for text in odd_masks_text(odd):
+        logger.warning("of the masks of the first %d rows, %s", seen, text)
     check_count(config.data.pairs, seen if seen == FIRST_PAIRS else seen - left)
 
 

@@ -104,11 +104,28 @@ def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
     return found
 
 
+def heldout_share(row: Row) -> tuple[float, float, float]:
+    """Return the held-out accuracy of a row that has one, with the ends of its 95% interval.
+
+    Of single images it is the mean of two shares, of those that are liked and those that are not.
+    It varies as a share of 4 / (1/n + 1/m) trials does, for n of one kind and m of the other.
+    """
+    total = row["heldout_pairs"]
+    liked = row.get("heldout_liked", 0.0)
+    trials = 4 * liked * (total - liked) / total if 0 < liked < total else total
+    return wilson(row["heldout_accuracy"], trials)
+
+
+def heldout_units(row: Row) -> str:
+    """Name what the held-out measurements of a row are of: pairs, or single images."""
+    return "images" if "heldout_liked" in row else "pairs"
+
+
 def accuracy_text(row: Row) -> str:
-    """Write the held-out accuracy with its number of pairs and Wilson's 95% interval."""
-    pairs = round(row["heldout_pairs"])
-    share, low, high = wilson(row["heldout_accuracy"], pairs)
-    return f"held-out accuracy {share:.2f} of {pairs} pairs (95% interval {low:.2f} to {high:.2f})"
+    """Write the held-out accuracy with its number of pairs or images, and Wilson's 95% interval."""
+    share, low, high = heldout_share(row)
+    total = f"{row['heldout_pairs']:.0f} {heldout_units(row)}"
+    return f"held-out accuracy {share:.2f} of {total} (95% interval {low:.2f} to {high:.2f})"
 
 
 def status(row: Row) -> str:

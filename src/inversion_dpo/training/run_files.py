@@ -77,7 +77,7 @@ def summary(folder: Path, config: Config) -> str:
         errors = row["heldout_winner_error"], row["heldout_winner_error_ref"]
         learned = f"held-out error on winners {errors[0]:.4g}, the reference's {errors[1]:.4g}"
     elif row["heldout_pairs"] < FEW_PAIRS:
-        learned += ": few pairs; more of them, or a larger data.holdout, make it surer"
+        learned += ": few; more of them, or a larger data.holdout, make it surer"
     return (
         f"{learned}\n"
         f"drift from the reference: {row['heldout_drift']:.3g} (mean squared, of predictions)\n"

@@ -304,6 +304,8 @@ def heldout(session: Session, limit: int = 128, draws: int = 2) -> Row:
         rows.append((len(chunk) / len(items) if number < len(chunks) else 0.0, row))
     settle(session.network)
     mean = total(rows, session.accelerator.device, team)
-    mean = of_sides(mean) if session.cache.single else mean
     mean["pairs"] = float(len(pairs))
+    if session.cache.single:
+        liked = session.cache.liked(pairs) | ("labels" not in plan.loss.uses)
+        mean = of_sides(mean) | {"liked": float(liked.sum())}
     return {f"heldout_{k}": v for k, v in mean.items() if k != "loss"}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from inversion_dpo.data.buckets import Place, Resolution, buckets, place
-from inversion_dpo.data.images import DataError, stack_pixels
+from inversion_dpo.data.images import DataError, counting, stack_pixels
 from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import DiffusionModel
@@ -153,7 +153,8 @@ def regions(
             masks.append(((winner - loser).abs() * 127.5).amax(1) > DIFFER + 0.5)
         elif key.mask == "given" and (mask := job.pair.mask_image):
             mask = ImageOps.mirror(mask) if mirrored(job.pair, key) else mask
-            masks.append(stack_pixels([fit(mask, job.place.size, job.place.fit).image])[:, 0] > 0)
+            white = Image.fromarray(counting(mask))  # first: resizing blurs no level but an edge
+            masks.append(stack_pixels([fit(white, job.place.size, job.place.fit).image])[:, 0] > 0)
     if not masks:
         return {}
     area = adaptive_avg_pool2d(torch.stack(masks).float(), (size[0], size[1]))

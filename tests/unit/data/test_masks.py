@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from inversion_dpo.data.check import format_report
-from inversion_dpo.data.images import DataError
+from inversion_dpo.data.images import DataError, counting, mask_oddities
 from tests.pair_files import check_pairs, open_pairs
 from tests.unit.data.test_formats import BLUE, RED, WHITE, encoded, put_images
 
@@ -30,8 +31,10 @@ def test_a_table_names_a_mask_for_each_pair(tmp_path: Path) -> None:
     source = open_pairs(file := table(tmp_path))
     found = list(source)
     assert [p.mask for p in found] == [WHITE, WHITE] and source.counts["masked"] == 2
-    assert found[0].mask_image.getpixel((0, 0)) == (255, 255, 255)  # type: ignore[union-attr]
-    assert "masks: 2 pairs say where errors count" in format_report(check_pairs(file))
+    assert found[0].mask_image.getpixel((0, 0)) == 255  # type: ignore[union-attr]
+    text = format_report(check_pairs(file))
+    assert "masks: 2 pairs say where errors count: white, 100.0% of the pixels (median)" in text
+    assert "! 2 masks count everything: is black and white inverted?" in text
     plain = next(iter(open_pairs(table(tmp_path, TABLE.replace("mask", "x")))))
     assert plain.mask is plain.mask_image is None and plain.digest != found[0].digest
 
@@ -40,6 +43,45 @@ def test_a_ranking_has_one_mask(tmp_path: Path) -> None:
     row = {"images": [RED, BLUE], "ranks": [2, 1], "caption": "a", "mask": WHITE}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     assert [p.mask for p in open_pairs(tmp_path / "a.parquet")] == [WHITE]
+
+
+@pytest.mark.parametrize(
+    ("levels", "counted", "odd"),
+    [
+        ([0] * 6 + [255] * 6, 6, []),
+        ([127] + [255] * 11, 11, ["mask_grey"]),
+        ([0] + [200] * 11, 11, ["mask_grey"]),
+        ([0] * 999 + [128], 1, ["mask_little"]),
+        ([255] * 999 + [0], 999, ["mask_whole"]),
+        ([20, 240] * 100, 100, []),  # as JPEG leaves them
+    ],
+)
+def test_a_pixel_counts_from_128_on(levels: list[int], counted: int, odd: list[str]) -> None:
+    mask = Image.fromarray(np.array([levels], np.uint8))
+    assert counting(mask).sum() == counted and mask_oddities(mask) == odd
+
+
+@pytest.mark.parametrize("colour", ["red", "blue", "yellow", "cyan"])
+def test_a_colour_counts_by_its_brightness(tmp_path: Path, colour: str) -> None:
+    """Yellow and cyan are bright; a red or a blue region is named, not left out in silence."""
+    file = table(tmp_path, TABLE.replace("white.png", "colour.png"))
+    (tmp_path / "colour.png").write_bytes(encoded(colour))
+    if colour in ("yellow", "cyan"):
+        assert all(counting(p.mask_image).all() for p in open_pairs(file) if p.mask_image)
+    else:
+        with pytest.raises(DataError, match="row 0, mask: nothing in the mask is white"):
+            list(open_pairs(file))
+
+
+@pytest.mark.parametrize("label", [1, 0])
+def test_a_mask_has_the_winners_size(tmp_path: Path, label: int) -> None:
+    names = ["wide.png", "red.png"][:: 1 if label else -1]
+    text = f"image_0,image_1,label_0,mask,prompt\n{','.join(names)},{label},wide.png,a\n"
+    file = table(tmp_path, text)
+    (pair,) = open_pairs(file)
+    assert pair.mask_image is not None and check_pairs(file).ok
+    with pytest.raises(DataError, match="row 0, mask: mask and image are 9x6 and 8x6 pixels"):
+        list(open_pairs(table(tmp_path, text.replace(f",{label},", f",{1 - label},"))))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_ratings_of_several_people_become_one_pair(tmp_path: Path) -> None:
     assert pair.preference == pytest.approx((1 + math.erf(z / math.sqrt(2))) / 2)
     report = check_pairs(tmp_path / "ratings.csv", **SCORES)
     assert report.ok
-    words = 'prompt "a": red.png (mean 3.7) over blue.png (1.7)'
+    words = 'prompt "a": red.png (mean 3.667) over blue.png (1.667)'
     assert words in format_report(report)
 
 
@@ -74,6 +74,43 @@ def test_a_score_that_is_none_is_named(tmp_path: Path) -> None:
     file = table(tmp_path, RATED + "b,red.png,good,x\n")
     with pytest.raises(DataError, match="line 8 of ratings.csv, row 6: the score is 'good'; write"):
         list(open_pairs(file, **SCORES))
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        (
+            HEAD + "a,red.png,85%,x\na,blue.png,90,x\n",
+            SCORES,
+            "line 3 of ratings.csv, row 1: rating is '90', and line 2 of .*rating is '85%': write",
+        ),
+        (
+            "image1,image2,votes_image1,votes_image2,prompt\nred.png,blue.png,60%,40,a\n",
+            {},
+            "row 0: votes_image2 is '40', and .* row 0: votes_image1 is '60%': write all",
+        ),
+        (
+            "prompt,jpg_0,jpg_1,label_0,preference_0\na,red.png,blue.png,1,90%\n"
+            "b,red.png,blue.png,1,0.9\n",
+            {},
+            "row 1: preference_0 is '0.9', and .*row 0: preference_0 is '90%'",
+        ),
+    ],
+)
+def test_per_cent_beside_plain_numbers_is_refused(
+    tmp_path: Path, text: str, settings: dict[str, Any], expected: str
+) -> None:
+    """By 85% and 90 nobody knows which image is the better one."""
+    for on_bad_row in ("error", "skip"):
+        with pytest.raises(DataError, match=expected):
+            list(open_pairs(table(tmp_path, text), on_bad_row=on_bad_row, **settings))
+
+
+def test_per_cent_throughout_is_read(tmp_path: Path) -> None:
+    file = table(tmp_path, HEAD + 'a,red.png,85 %,x\na,blue.png,"90,5%",x\n')
+    (pair,) = open_pairs(file, **SCORES)
+    assert pair.winner == BLUE
+    assert "blue.png (score 0.905) over red.png (0.85)" in check_pairs(file, **SCORES).example
 
 
 @pytest.mark.parametrize("name", ["rating", "Aesthetic score", "stars", "MOS"])

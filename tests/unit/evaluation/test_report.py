@@ -210,6 +210,9 @@ def test_report_without_scores_claims_nothing(data: ReportData, tmp_path: Path) 
     ):
         assert words in text
     assert "[66, 82] of 100 held-out pairs" in " ".join(lines(metrics, "runs/mine"))
+    single = metrics | {"training": training | {"heldout_liked": 50.0}}
+    told = "tells liked from disliked in 75% [66, 82] of 100 held-out images"
+    assert told in " ".join(lines(single, "runs/mine"))
     assert "<h2>Metrics" not in text and "<h2>Training" not in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.json", "grid.png", "report.html"]
 

@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from inversion_dpo.training.health import EARLY, WINDOW, Watch, complaints, status
+from inversion_dpo.maths.intervals import wilson
+from inversion_dpo.training.health import (
+    EARLY,
+    WINDOW,
+    Watch,
+    accuracy_text,
+    complaints,
+    heldout_share,
+    status,
+)
 
 
 def rows(count=WINDOW, first=20, **changes):
@@ -88,6 +97,16 @@ def test_watch_complains_once_and_reports_when_measured(caplog):
         watch.see({**rows(1)[0], "heldout_accuracy": 0.625, "heldout_pairs": 16})
     assert caplog.text.count("has drifted") == 1
     assert caplog.text.count("accuracy 0.62 of 16 pairs (95% interval 0.39 to 0.82)") == 1
+
+
+def test_single_images_are_counted_by_kind():
+    """Shares of 90 liked and 10 disliked vary as one of 36 trials: pq (1/90 + 1/10) / 4."""
+    row = {"heldout_accuracy": 0.75, "heldout_pairs": 100.0, "heldout_liked": 90.0}
+    assert heldout_share(row) == wilson(0.75, 36)
+    low, high = wilson(0.75, 36)[1:]
+    expected = f"held-out accuracy 0.75 of 100 images (95% interval {low:.2f} to {high:.2f})"
+    assert accuracy_text(row) == expected
+    assert heldout_share(row | {"heldout_liked": 100.0}) == wilson(0.75, 100)  # of one kind
 
 
 def test_status_names_what_is_there():

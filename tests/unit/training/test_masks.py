@@ -11,7 +11,7 @@ from PIL import Image
 
 from inversion_dpo.maths.losses import residual_overlap, squared_error
 from inversion_dpo.run.config import ConfigError
-from inversion_dpo.training.beforehand import check_preferences
+from inversion_dpo.training.beforehand import check_data, check_preferences
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.step import losses, pair_errors
 from tests.sessions import set_up
@@ -39,6 +39,16 @@ def test_the_mean_over_the_region_by_hand():
 def test_single_images_do_not_differ(tiny_config):
     with pytest.raises(ConfigError, match="data.mask=differ compares the images of pairs"):
         check_preferences(tiny_config("data.mask=differ", "objective.name=kto"), {"single": 4})
+
+
+def test_odd_masks_are_counted_before_a_training(tiny_config, pair_file, tmp_path, caplog):
+    few = pq.read_table(pair_file).to_pylist()[:5]
+    masks = [np.full((64, 64), 255)] * 2 + [np.arange(64) * 4 * np.ones((64, 1))] * 3
+    rows = [{**row, "mask": png(mask)} for row, mask in zip(few, masks, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    check_data(tiny_config(f"data.pairs={tmp_path / 'pairs.parquet'}"))
+    assert "of the masks of the first 5 rows, 2 masks count everything" in caplog.text
+    assert "of the masks of the first 5 rows, 3 masks are grey" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from inversion_dpo.maths.records import LossSettings
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.training.notices import counts_text
 from inversion_dpo.training.session import batch_of_step
-from inversion_dpo.training.step import losses, step
+from inversion_dpo.training.step import heldout, losses, step
 from tests.pair_files import read_pairs
 from tests.sessions import loss_of, set_up
 from tests.slow import slow_but
@@ -97,6 +97,8 @@ def test_unequal_numbers_train_and_sft_takes_those_that_are_liked(pair_file, tmp
     mean = torch.where(kinds, weights.liked, weights.disliked).mean().item()
     assert row["loss"] == pytest.approx(mean / 2) and weights.liked < 1 < weights.disliked
     assert row["evaluations"] == 4 * plan.batch_size
+    found, held = heldout(session), cache.liked(session.heldout_pairs)
+    assert (found["heldout_pairs"], found["heldout_liked"]) == (len(held), int(held.sum()))
     session = set_up(tiny_config(thumbs, "objective.name=sft"), tmp_path / "cache")
     assert len(session.train_pairs) + len(session.heldout_pairs) == 16
     assert bool(session.cache.liked(session.train_pairs).all())

@@ -219,6 +219,13 @@ def test_levels_of_a_mask_count_from_the_middle_on():
     assert weights((LEFT // 255 * 128 + 127 * (LEFT == 0), GREY, GREY)) == [[[[2, 0], [2, 0]]]]
 
 
+def test_levels_are_judged_before_a_mask_is_shrunk():
+    """Three quarters of the left half are white, if barely; their mean with black is not."""
+    mask = np.kron(LEFT > 0, [[129, 129], [129, 0]])
+    large = np.full((8, 8), 100)
+    assert weights((mask, large, large)) == [[[[2, 0], [2, 0]]]]
+
+
 def test_a_light_colour_in_a_mask_is_white_and_a_dark_one_black():
     """As the check of the row has it: green is light, whatever its red is; blue is dark."""
     mask = np.zeros((4, 4, 3))
