@@ -105,7 +105,7 @@ function arrange() {
 
 async function pair() {
   const found = await get(`/api/pair?number=${number("number")}`);
-  element("paircaption").textContent = found.caption;
+  element("paircaption").textContent = `“${found.caption}”. Click an image to invert it.`;
   element("choices").replaceChildren(...found.images.map((name) => made(
     "button", { className: "look", onclick: () => film(name, found.caption) }, image(name, "of the pair"),
   )));
