@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.intact import WRAPPERS
+from inversion_dpo.models.lora_names import bare_of, flat_of, spellings, split
 from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
 
@@ -32,23 +32,6 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 NAMED = (WEIGHTS, "adapter_model.safetensors")  # as diffusers and peft name the file
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 GIVEN = "given"  # the adapter's name in the pipeline
-NETWORK = "lora_unet_|lora_transformer_|unet\\.|transformer\\.|(?:model\\.)?diffusion_model\\."
-STARTS = {  # of a key -> the pipeline's part; a T5 is the second encoder of some pipelines
-    r"lora_te3_|te3_|text_encoder_3\.|text_encoders\.t5xxl\.transformer\.": (
-        "text_encoder_3",
-        "text_encoder_2",
-    ),
-    r"lora_te2_|te2_|text_encoder_2\.|text_encoders\.clip_g\.transformer\.": ("text_encoder_2",),
-    r"lora_te1?_|te1?_|text_encoder\.|text_encoders\.clip_l\.transformer\.": ("text_encoder",),
-    f"{NETWORK}|": ("unet", "transformer"),
-}
-KEY = re.compile(
-    r"(.+?)[._](?:(?P<A>lora_A|lora_down|lora\.down|lora_linear_layer\.down|(?<=lora[12]\.)down)"
-    r"|(?P<B>lora_B|lora_up|lora\.up|lora_linear_layer\.up|(?<=lora[12]\.)up)"
-    r"|(?P<own>lora_magnitude_vector|dora_scale|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"
-    r"|(?:lora\.down\.weight\.|lora\.down\.|lora_linear_layer\.down\.weight\.)?(?P<alpha>alpha))"
-    r"(?:\.(?!weight|bias)\w+)?(?:\.weight)?"
-)
 CHANGED = re.compile("pissa|olora|corda|loftq", re.IGNORECASE)  # ways to begin, of peft
 MAGNITUDE = "lora_magnitude_vector"  # of a DoRA
 Matrices = dict[str, Tensor]  # of a place: A and B, alpha, or what LoHa and LoKr have
@@ -269,24 +252,11 @@ def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
 
 def _of_a_layer(pipeline: Any, key: str) -> bool:
     """Say whether a key begins with a layer's name, so that its end is of an unknown kind."""
-    parts, name = _bare(key)
+    parts, name = bare_of(key)
     held = [p for p in parts if getattr(pipeline, p, None) is not None]
     tables = [places(getattr(pipeline, part), part) for part in held]
     stems = [name.rsplit(".", count)[0] for count in (1, 2)]
-    return any(n in table for table in tables for stem in stems for n in _spellings(stem))
-
-
-def _bare(key: str) -> tuple[tuple[str, ...], str]:
-    """Cut off a key's start: the parts of a pipeline that it may be for, and the rest."""
-    bare = WRAPPERS.sub("", key).removeprefix("base_model.model.")
-    start, parts = next((s, p) for s, p in STARTS.items() if re.match(s, bare))
-    return parts, re.sub(f"^(?:{start})", "", bare).removeprefix("base_model.model.")
-
-
-def _split(key: str) -> tuple[tuple[str, ...], re.Match[str] | None]:
-    """Split a key into the parts of a pipeline that it may be for, and layer and matrix."""
-    parts, name = _bare(key)
-    return parts, KEY.fullmatch(name)
+    return any(n in table for table in tables for stem in stems for n in spellings(stem))
 
 
 def _sorted(
@@ -301,14 +271,14 @@ def _sorted(
     """
     layers, strange, tables = Layers(), list[str](), dict[str, dict[str, Place]]()
     for key, tensor in tensors.items():
-        parts, found = _split(key)
+        parts, found = split(key)
         part = next((p for p in parts if getattr(pipeline, p, None) is not None), None)
         if part is None or found is None:
             strange.append(key)
             continue
         if part not in tables:
             tables[part] = places(getattr(pipeline, part), part)
-        names = _spellings(other.get(_flat(found[1]), found[1]))
+        names = spellings(other.get(flat_of(found[1]), found[1]))
         place = next((tables[part][n] for n in names if n in tables[part]), None)
         name = found["own"] or str(found.lastgroup)
         if place is None or name in layers.get(place, {}):
@@ -318,21 +288,9 @@ def _sorted(
     return layers, strange
 
 
-def _flat(layer: str) -> str:
-    return layer.replace(".", "_").replace("_processor_", "_")
-
-
-def _spellings(layer: str) -> Iterator[str]:
-    """Yield what a layer may be called in the pipeline, dots as underscores."""
-    flat = re.sub("self_attn_to_(q|k|v|out)$", r"self_attn_\1_proj", _flat(layer))
-    for name in (flat, flat.removeprefix("text_model_"), f"text_model_{flat}"):
-        yield name
-        yield f"{name}_0"  # to_out was a list later
-
-
 def _of_unet(pipeline: Any, keys: Sequence[str]) -> dict[str, str]:
     """Ask diffusers what it calls the original UNet's layers of these keys; nothing if it fails."""
-    flat = sorted({_flat(found[1]) for key in keys if (found := _split(key)[1])})
+    flat = sorted({flat_of(found[1]) for key in keys if (found := split(key)[1])})
     numbers = {
         f"lora_unet_{name}.lora_{half}.weight": torch.full((1, 1), float(k))
         for k, name in enumerate(flat)
@@ -342,7 +300,7 @@ def _of_unet(pipeline: Any, keys: Sequence[str]) -> dict[str, str]:
         named, _ = pipeline.lora_state_dict(numbers, unet_config=pipeline.unet.config)
     except (ValueError, KeyError, IndexError):
         return {}
-    return {flat[int(v)]: found[1] for k, v in named.items() if (found := _split(k)[1])}
+    return {flat[int(v)]: found[1] for k, v in named.items() if (found := split(k)[1])}
 
 
 def _scale(matrices: Matrices, settings: Mapping[str, Any], place: Place) -> float:

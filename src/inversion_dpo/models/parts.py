@@ -36,7 +36,8 @@ from inversion_dpo.models.folders import (
     network_fault,
 )
 from inversion_dpo.models.intact import check_loaded, check_settings, check_shapes, shapes_of
-from inversion_dpo.models.lora import KEY, NAMED, PICKLED, lora_file, read_lora
+from inversion_dpo.models.lora import NAMED, PICKLED, lora_file, read_lora
+from inversion_dpo.models.lora_names import KEY
 from inversion_dpo.models.one_file import CLIPS, configuration_of, network_in
 from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
