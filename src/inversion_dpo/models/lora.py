@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.lora_names import bare_of, flat_of, spellings, split
+from inversion_dpo.models.lora_names import WORDS, bare_of, flat_of, part_of, spellings, split
 from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
 
@@ -33,6 +33,7 @@ NAMED = (WEIGHTS, "adapter_model.safetensors")  # as diffusers and peft name the
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 GIVEN = "given"  # the adapter's name in the pipeline
 CHANGED = re.compile("pissa|olora|corda|loftq", re.IGNORECASE)  # ways to begin, of peft
+OF_CLIP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # as diffusers' loader asks
 MAGNITUDE = "lora_magnitude_vector"  # of a DoRA
 Matrices = dict[str, Tensor]  # of a place: A and B, alpha, or what LoHa and LoKr have
 Layers = dict[Place, Matrices]
@@ -78,8 +79,9 @@ def add_lora(pipeline: Any, name: str) -> None:
         if isinstance(module, QuantizedLinear):
             few = f"model.quantize{'_text' * part.startswith('text')}=null"
             raise ModelError(
-                f"what LoHa and LoKr add to {part} cannot be added to weights in few bits or in "
-                f"main memory: set {few if module.kind else 'model.offload=false'}"
+                f"what it adds to {part}.{layer} (LoHa, LoKr, or a LoRA of a text encoder) cannot "
+                "be added to weights in few bits or in main memory: set "
+                f"{few if module.kind else 'model.offload=false'}"
             )
         module.weight.data += change.to(module.weight)
     for part in sorted({key.split(".")[0] for key in weights}):
@@ -121,11 +123,13 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
         shapes = [network.get_submodule(name).weight.shape for name in place.modules]
         whole = torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
         made = _made(place, matrices, _scale(matrices, settings, place), whole)
-        loadable = place.part in pipeline._lora_loadable_modules
+        loadable = place.part in pipeline._lora_loadable_modules and (
+            not place.part.startswith("text") or place.modules[0].endswith(OF_CLIP)
+        )
         if MAGNITUDE in made and not loadable:
             raise ModelError(
-                f"it has a DoRA for {place.part}, which {type(pipeline).__name__} cannot take: "
-                "give a LoRA without one for that part"
+                f"it has a DoRA for {place.part}.{place.modules[0]}, which "
+                f"{type(pipeline).__name__} cannot take: give a LoRA without one for that part"
             )
         start = 0
         for name, shape in zip(place.modules, shapes, strict=True):
@@ -237,7 +241,7 @@ def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
     if strange or not layers:
         example = strange[0] if strange else next(iter(tensors), "an empty file")
         count = len(strange) or len(tensors)
-        remedy = "give a LoRA of this model"
+        remedy = _absent(pipeline, strange) or "give a LoRA of this model"
         if strange and all(_of_a_layer(pipeline, k) and k[-1] != ")" for k in strange):
             remedy = (
                 "only LoRA, DoRA, LoHa and LoKr are read. Merge the file by the program that made "
@@ -248,6 +252,20 @@ def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
             f"example {example!r}: {remedy}"
         )
     return layers
+
+
+def _absent(pipeline: Any, keys: Sequence[str]) -> str | None:
+    """Say what to do where all keys are for one thing that the pipeline holds none of."""
+    if keys and all(key.startswith(WORDS) for key in keys):
+        return (
+            "embeddings of new words are not read, so that prompts with those words would mean "
+            "something else. Save the LoRA without them, for prompts without those words"
+        )
+    parts = {part_of(pipeline, bare_of(key)[0]) for key in keys}
+    part = parts.pop() if len(parts) == 1 else None
+    if part is None or getattr(pipeline, part) is not None:
+        return None
+    return f"they are for {part}, which is not loaded: set model.t5=true if the pipeline has it"
 
 
 def _of_a_layer(pipeline: Any, key: str) -> bool:
@@ -272,8 +290,8 @@ def _sorted(
     layers, strange, tables = Layers(), list[str](), dict[str, dict[str, Place]]()
     for key, tensor in tensors.items():
         parts, found = split(key)
-        part = next((p for p in parts if getattr(pipeline, p, None) is not None), None)
-        if part is None or found is None:
+        part = part_of(pipeline, parts)
+        if part is None or found is None or getattr(pipeline, part) is None:
             strange.append(key)
             continue
         if part not in tables:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from inversion_dpo.models.intact import WRAPPERS
 
 NETWORK = "lora_unet_|lora_transformer_|unet\\.|transformer\\.|(?:model\\.)?diffusion_model\\."
-STARTS = {  # of a key -> the pipeline's part; a T5 is the second encoder of some pipelines
+STARTS = {  # of a key -> the pipeline's part; which encoder is T5 depends on the pipeline
     r"lora_te3_|te3_|text_encoder_3\.|text_encoders\.t5xxl\.transformer\.": (
         "text_encoder_3",
         "text_encoder_2",
+        "text_encoder",
     ),
     r"lora_te2_|te2_|text_encoder_2\.|text_encoders\.clip_g\.transformer\.": ("text_encoder_2",),
-    r"lora_te1?_|te1?_|text_encoder\.|text_encoders\.clip_l\.transformer\.": ("text_encoder",),
+    r"lora_te1?_|te1?_|text_encoder\.|text_encoders\.\w+\.transformer\.": ("text_encoder",),
     f"{NETWORK}|": ("unet", "transformer"),
 }
+WORDS = "bundle_emb."  # before embeddings of new words, by OneTrainer and AUTOMATIC1111
+LANGUAGE = ("", "text_model_", "model_", "language_model_", "model_language_model_")
 KEY = re.compile(
     r"(.+?)[._](?:(?P<A>lora_A|lora_down|lora\.down|lora_linear_layer\.down|(?<=lora[12]\.)down)"
     r"|(?P<B>lora_B|lora_up|lora\.up|lora_linear_layer\.up|(?<=lora[12]\.)up)"
@@ -39,6 +43,11 @@ def split(key: str) -> tuple[tuple[str, ...], re.Match[str] | None]:
     return parts, KEY.fullmatch(name)
 
 
+def part_of(pipeline: Any, parts: Sequence[str]) -> str | None:
+    """Choose the first part that a pipeline's class has, loaded or not."""
+    return next((part for part in parts if hasattr(pipeline, part)), None)
+
+
 def flat_of(layer: str) -> str:
     """Write a layer's name with underscores for its dots."""
     return layer.replace(".", "_").replace("_processor_", "_")
@@ -47,6 +56,7 @@ def flat_of(layer: str) -> str:
 def spellings(layer: str) -> Iterator[str]:
     """Yield what a layer may be called in the pipeline, dots as underscores."""
     flat = re.sub("self_attn_to_(q|k|v|out)$", r"self_attn_\1_proj", flat_of(layer))
-    for name in (flat, flat.removeprefix("text_model_"), f"text_model_{flat}"):
+    bare = flat.removeprefix(max((n for n in LANGUAGE if flat.startswith(n)), key=len))
+    for name in (flat, *(start + bare for start in LANGUAGE)):
         yield name
         yield f"{name}_0"  # to_out was a list later

@@ -208,6 +208,65 @@ def test_what_flux_loras_are_called_elsewhere(pipe, tmp_path):
     assert (changes["text_encoder_2", t5] == RANK * ALPHA / RANK).all() and len(changes) == 1
 
 
+T5_LAYER, LLM_LAYER = "encoder.block.0.layer.0.SelfAttention.q", "layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "layer", "key"),
+    [
+        ("chroma", "text_encoder", T5_LAYER, f"lora_te_{T5_LAYER.replace('.', '_')}"),
+        ("chroma", "text_encoder", T5_LAYER, f"lora_te3_{T5_LAYER.replace('.', '_')}"),
+        ("chroma", "text_encoder", T5_LAYER, f"text_encoder.{T5_LAYER}"),
+        ("chroma", "text_encoder", T5_LAYER, f"text_encoders.t5xxl.transformer.{T5_LAYER}"),
+        ("wan", "text_encoder", T5_LAYER, f"text_encoders.umt5xxl.transformer.{T5_LAYER}"),
+        (
+            "z-image",
+            "text_encoder",
+            LLM_LAYER,
+            f"text_encoders.qwen3_4b.transformer.model.{LLM_LAYER}",
+        ),
+        ("z-image", "text_encoder", LLM_LAYER, f"lora_te_model_{LLM_LAYER.replace('.', '_')}"),
+        (
+            "qwen-image",
+            "text_encoder",
+            f"model.language_model.{LLM_LAYER}",
+            f"text_encoders.qwen25_7b.transformer.model.{LLM_LAYER}",
+        ),
+        ("sdxl", "text_encoder_2", "text_projection", "lora_te2_text_projection"),
+    ],
+)
+def test_parts_for_text_encoders_that_diffusers_does_not_load(
+    family, part, layer, key, pipe, fresh, tmp_path
+):
+    """T5 alone, language models, and layers of CLIP that its loader passes over."""
+    weight = getattr(pipe(family), part).get_submodule(layer).weight
+    down, up = torch.randn(RANK, weight.shape[1]), torch.randn(len(weight), RANK)
+    names = KOHYA if key.startswith("lora_") else PEFT
+    save_file(
+        {f"{key}.{n}": m for n, m in zip(names, (down, up), strict=True)},
+        tmp_path / "x.safetensors",
+    )
+    changed = fresh(family)
+    add_lora(changed, str(tmp_path / "x.safetensors"))
+    torch.testing.assert_close(
+        getattr(changed, part).get_submodule(layer).weight, weight + up @ down
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("bundle_emb.word.clip_l", "'bundle_emb.*': embeddings of new words are not read, so .*"),
+        ("lora_te3_x.alpha", "'lora_te3_.*': they are for text_encoder_3, .* set model.t5=true"),
+    ],
+)
+def test_what_a_lora_has_beside_layers_is_named(more, message, pipe, tmp_path):
+    lora = pairs(random_lora(pipe("sd3-no-t5").transformer, ("to_q",)), "transformer.", *PEFT)
+    save_file(lora | {more: torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=rf"1 of {len(lora) + 1} tensors .*{message}"):
+        add_lora(pipe("sd3-no-t5"), str(tmp_path / "x.safetensors"))
+
+
 def test_a_lokr_of_a_fused_layer_is_cut_into_its_parts(pipe, tmp_path):
     size = pipe("z-image").transformer.layers[0].attention.to_q.weight.shape
     whole = torch.randn(3 * size[0], size[1])
