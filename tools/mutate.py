@@ -51,7 +51,7 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "maths/schedule.py": MATHS,
     "maths/targets.py": ["maths/test_targets.py", "maths/test_objectives.py"],
     "trajectories/cache.py": ["trajectories/test_cache.py", "trajectories/test_fill.py"],
-    "trajectories/writing.py": ["trajectories/test_cache.py", "trajectories/test_fill.py"],
+    "trajectories/writing.py": ["trajectories/test_writing.py"],
     "trajectories/key.py": ["trajectories/test_key.py"],
     "trajectories/fill.py": ["trajectories/test_fill.py"],
     "trajectories/jobs.py": ["trajectories/test_jobs.py"],

@@ -8,10 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from inversion_dpo.maths.schedule import prediction_between
 from inversion_dpo.run.disk import DiskError
-from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import cache as cache_module
 from inversion_dpo.trajectories import reading
-from inversion_dpo.trajectories.writing import damaged_files, is_whole
 from tests.by_hand import GRID, clean, reference, state, write_cache
 
 
@@ -256,25 +254,3 @@ def test_rows_of_several_types_and_lengths_come_together(tmp_path):
     assert not found[[0, 3], 3:].any() and not found[1, 1:].any()
     alone = shards.read([reading.Rows("text", 2, 0, [0])]).on(torch.device("cpu"))["text"]
     assert alone.dtype == torch.bfloat16 and torch.equal(alone, half.bfloat16())
-
-
-def test_damage_is_named_each_file_by_one_process(cache):
-    assert damaged_files(cache.folder) == []
-    missing, cut = (cache.folder / f"shard-{k:05d}.safetensors" for k in (1, 2))
-    missing.unlink()
-    cut.write_bytes(cut.read_bytes()[:-1])
-    assert damaged_files(cache.folder) == [missing, cut]
-
-    class One(Team):
-        def collect(self, found):  # without the others' share
-            return found
-
-    shares = [damaged_files(cache.folder, One(rank, 2)) for rank in (0, 1)]
-    assert shares == [[missing], [cut]]  # empty, 0, 1, 2: every second file
-
-
-def test_a_damaged_manifest_is_named_and_the_cache_made_again(cache, caplog):
-    file = cache.folder / "manifest.json"
-    file.write_text(file.read_text()[:-9])
-    assert not is_whole(cache.folder, Team())
-    assert "manifest.json is damaged" in caplog.text
