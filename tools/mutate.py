@@ -55,7 +55,7 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "trajectories/key.py": ["trajectories/test_key.py"],
     "trajectories/fill.py": ["trajectories/test_fill.py"],
     "trajectories/jobs.py": ["trajectories/test_jobs.py"],
-    "trajectories/sampling_back.py": ["trajectories/test_fill.py"],
+    "trajectories/sampling_back.py": ["trajectories/test_sampling_back.py"],
     "training/states.py": [
         "training/test_states.py",
         "training/test_step.py",

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inversion_dpo.maths.inversion import Predict, invert, reconstruct, reconstruction_error
-from inversion_dpo.models.base import DiffusionModel, network_of
+from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError, network_of
 from inversion_dpo.run.disk import check_room, read_json
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
@@ -44,6 +44,9 @@ def sampled_back(
     Returns:
         A cache of the same pairs, in a folder inside the other. Its shards hold ``reconstructed``
         [2P, *] and ``reconstruction`` [2P], the relative error.
+
+    Raises:
+        ModelError: a value is not finite; it names the pair.
     """
     team = team or Team()
     name = f"reconstruction-{how.guidance_scale:g}-{how.fixed_point_iterations}-{how.start}"
@@ -64,6 +67,9 @@ def sampled_back(
             x_0, back = way_back(model, cache, number, how)
             parts.limit(cache.sizes[number], x_0.device)
             again = torch.cat(parts.of(len(pairs), back))
+            for row in (~again.isfinite().flatten(1).all(1)).nonzero():
+                pair = pairs[int(row) // cache.sides]
+                raise ModelError(f"pair {pair}: its latent, sampled back, has {OVERFLOW}")
             error = reconstruction_error(x_0, again)
             worse = [round(e, 6) for e in error.reshape(-1, cache.sides).amax(1).tolist()]
             tensors = {"reconstructed": again.cpu(), "reconstruction": error.cpu()}

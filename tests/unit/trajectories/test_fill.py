@@ -44,7 +44,7 @@ from inversion_dpo.trajectories.fill import (
 )
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey
 from inversion_dpo.trajectories.known import known_noise
-from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
+from inversion_dpo.trajectories.sampling_back import sampled_back
 from inversion_dpo.trajectories.storing import form_of, kept_steps
 from tests.by_hand import GRID, Model, Scaled
 
@@ -261,48 +261,6 @@ def test_a_shard_is_of_one_size_and_numbers_follow_the_stream():
 
 
 # ---- one shard
-
-
-@pytest.mark.parametrize(
-    ("change", "evaluations"),
-    [
-        ({}, 3),  # sampled down from the state that is stored
-        ({"keep": (2, 1, 3)}, 7),  # which is not stored: inverted again
-        ({"extent": Extent(last=2)}, 7),  # or not pure noise
-        ({"extent": NOWHERE}, 7),
-    ],
-)
-def test_sampling_back_is_a_report_beside_any_cache(tmp_path, change, evaluations):
-    cache, model = filled(tmp_path, replace(KEY, **change)), Pipeline()
-    before = {p: p.read_bytes() for p in cache.folder.glob("*")}
-    back = sampled_back(model, cache, InversionConfig(steps=3))
-    assert model.calls == evaluations * 10 and back.pairs == 5
-    clean, again = (c.of_images(n, [2, 3]) for c, n in ((cache, "clean"), (back, "reconstructed")))
-    errors = (again - clean).flatten(1).norm(dim=1) / clean.flatten(1).norm(dim=1)
-    assert (errors[0] - errors[2]).abs() > 1e-4  # the worse image of a pair counts
-    wanted = torch.maximum(*errors.chunk(2)).tolist()
-    assert back.errors[2:4] == pytest.approx(wanted, abs=2e-6) and len(back.errors) == 5
-    x = clean[0]
-    for i in range(3):
-        x = step(x, prediction(x, i, 3), GRID.levels[i], GRID.levels[i + 1], KIND)
-    for i in (3, 2, 1):
-        x = step(x, prediction(x, i, 3), GRID.levels[i], GRID.levels[i - 1], KIND)
-    torch.testing.assert_close(again[0], x)
-    assert {p: p.read_bytes() for p in before} == before
-    sampled_back(model, cache, InversionConfig(steps=3))
-    assert model.calls == evaluations * 10  # it is there
-    assert back.folder != sampled_back(model, cache, InversionConfig(steps=3, t_start=0.4)).folder
-
-
-def test_only_a_damaged_part_is_sampled_back_again(tmp_path):
-    cache, model = filled(tmp_path), Pipeline()
-    folder = sampled_back(model, cache, InversionConfig(steps=3)).folder
-    path = folder / "shard-00001.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + b"?")
-    model.calls = 0
-    sampled_back(model, cache, InversionConfig(steps=3))
-    assert path.read_bytes() == whole and model.calls == 3 * 4
 
 
 def test_a_start_with_noise_has_each_pairs_own(tmp_path):
@@ -675,22 +633,6 @@ def test_a_shard_made_in_parts_is_the_same_to_the_bit(change, monkeypatch, caplo
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
     assert caplog.text.count("memory ran out: computing at most 3 pairs at once") == 2
-
-
-def test_the_round_trip_is_that_of_the_first_shard(tmp_path):
-    cache, model = filled(tmp_path), Pipeline()
-    for scale in (1.0, 2.0):
-        errors = []
-        for k, side in ((k, side) for k in (0, 1) for side in (0, 1)):
-            x_0 = x = cache.of_images("clean", [k])[side].double()
-            prompt = scale * (k + 1)  # the empty one's number is 0
-            for i in (1, 2, 3):
-                x = step(x, prediction(x, i - 1, prompt), GRID.levels[i - 1], GRID.levels[i], KIND)
-            for i in (3, 2, 1):
-                x = step(x, prediction(x, i, prompt), GRID.levels[i], GRID.levels[i - 1], KIND)
-            errors.append(((x - x_0).norm() / x_0.norm()).item())
-        wanted = sum(errors) / 4
-        assert round_trip_error(model, cache, scale) == pytest.approx(wanted, rel=1e-4)
 
 
 # ---- what is said beforehand
