@@ -99,6 +99,7 @@ class _Usable:
         self.counts, self.lengths, self.example = Counter[str](), list[int](), ""
         self.sizes, self.trained_at = Counter[tuple[int, int]](), Counter[Size]()
         self.tally, self.files, self.marked = Tally(), Files(), list[float]()
+        self.kinds = Counter[bool]()
         self._seen, self._thumbs = dict[bytes, int](), dict[object, set[object]]()
 
     def add(self, row: Row, images: Sequence[Image.Image]) -> None:
@@ -127,12 +128,17 @@ class _Usable:
         if row.preference is not None and row.single:
             counts.update(["down" if row.label == 0.0 else "up"])
             self._thumbs.setdefault((row.caption, row.source), set()).add(row.label)
-        if not row.single:
+        if row.single:
+            kind = row.label == 1.0
+            self.kinds[kind] += 1
+            measured = images[: self.kinds[kind] <= MEASURED_PAIRS]
+            self.files.add_single(row.encoded[0], kind, *measured)
+        else:
             order = 1 if row.label else -1
             self.tally.add(*map(traits, images[::order]))
             counts.update(oddities(images))
-            measured = images[::order][: 2 * (self.tally.pairs <= MEASURED_PAIRS)]
-            self.files.add(row.encoded[::order], measured)
+            few = self.tally.pairs <= MEASURED_PAIRS
+            self.files.add(row.encoded[::order], images[::order][: 2 * few])
 
     @property
     def both(self) -> int:
@@ -318,7 +324,7 @@ def format_report(report: PairReport) -> str:
     if report.first_preferred is not None:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
     lines += format_shares(report.traits)
-    lines += [f"  ! by their files, winners are {g}" for g in report.giveaways]
+    lines += [f"  ! by their files, {g.who} are {g}" for g in report.giveaways]
     lines += [f"  ! {text}" for text in (*oddities_text(counts), *odd_masks_text(counts))]
     lines += format_statistics(report.graphs)
     head = (

@@ -11,10 +11,9 @@ import io
 import json
 import logging
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +22,12 @@ from PIL import Image
 from scipy.special import betaincinv
 
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.source import PairSource
+from inversion_dpo.data.source import Pair, PairSource
 from inversion_dpo.data.traits import oddities, oddities_text
 from inversion_dpo.run.disk import read_json, writing
 
 PAIRS, DECODED = 500, 128  # pairs looked at before a training: file headers, and pixels
+MOST = 10_000  # single images that are looked at, or wait for one of the other kind
 ALPHA = 0.001  # of the two-sided interval; small, as a dozen traits are looked at
 LIMIT, MEASURED_LIMIT = 0.55, 0.75  # a larger bound is refused; content moves what is measured
 SIDE = 512  # pixels of an image's top left corner that are measured
@@ -51,7 +51,8 @@ class Giveaway:
     """A trait that winners and losers differ in by more than chance.
 
     words: how winners are. hits: winners that are so, among ``differing`` of ``pairs``. least: how
-    often the trait alone finds the winner, at least. refused: whether this is too often.
+    often the trait alone finds the winner, at least. refused: whether this is too often. single:
+    whether a pair is an image that is liked, and another one that is not.
     """
 
     words: str
@@ -60,6 +61,12 @@ class Giveaway:
     pairs: int
     least: float
     refused: bool
+    single: bool = False
+
+    @property
+    def who(self) -> str:
+        """Name those that the words are about."""
+        return "liked images" if self.single else "winners"
 
     def __str__(self) -> str:
         where = "" if self.differing == self.pairs else f" that differ, of {self.pairs}"
@@ -67,21 +74,34 @@ class Giveaway:
 
 
 class Files:
-    """Counts, trait by trait, which of a pair's two files has more of it."""
+    """Counts, trait by trait, which of a pair's two files has more of it.
+
+    Of single images one that is liked and one that is not make a pair, in their order.
+    """
 
     def __init__(self) -> None:
         self.pairs = Counter[bool]()  # by whether pixels were measured
         self.more, self.less = Counter[str](), Counter[str]()
+        self.single = False
+        self._waiting: dict[bool, deque[dict[str, float]]] = {True: deque(), False: deque()}
 
     def add(self, encoded: Sequence[bytes], decoded: Sequence[Image.Image] = ()) -> None:
         """Count one pair, the winner first; what is measured only where images are decoded."""
-        first, second = (traits_of(data) for data in encoded)
-        if decoded:
-            first, second = (
-                t | pixel_traits(np.asarray(image.convert("L"), np.float32))
-                for t, image in zip((first, second), decoded, strict=True)
-            )
-        self.pairs.update([False, *[True] * bool(decoded)])
+        images = decoded or (None, None)
+        first, second = (_all_traits(*each) for each in zip(encoded, images, strict=True))
+        self._count(first, second)
+
+    def add_single(self, encoded: bytes, liked: bool, decoded: Image.Image | None = None) -> None:
+        """Count an image and an earlier one of the other kind, or let it wait for one."""
+        self.single, found = True, _all_traits(encoded, decoded)
+        if others := self._waiting[not liked]:
+            self._count(*(found, others.popleft())[:: 1 if liked else -1])
+        elif len(self._waiting[liked]) < MOST:
+            self._waiting[liked].append(found)
+
+    def _count(self, first: dict[str, float], second: dict[str, float]) -> None:
+        decoded = "blocks" in first and "blocks" in second
+        self.pairs.update([False, *[True] * decoded])
         for name in first.keys() | second.keys():
             if name in TRAITS and not (name in first and name in second):
                 continue  # the quality of a JPEG beside a PNG
@@ -103,8 +123,14 @@ class Files:
             warned, refused = (LIMIT, MEASURED_LIMIT) if name in MEASURED else (0.5, LIMIT)
             if least > warned:
                 word = words[0] if more > less else words[1]
-                found.append(Giveaway(word, hits, differing, pairs, least, least > refused))
+                sure = least > refused
+                found.append(Giveaway(word, hits, differing, pairs, least, sure, self.single))
         return sorted(found, key=lambda g: (-g.least, g.words))
+
+
+def _all_traits(data: bytes, image: Image.Image | None) -> dict[str, float]:
+    measured = pixel_traits(np.asarray(image.convert("L"), np.float32)) if image else {}
+    return traits_of(data) | measured
 
 
 def traits_of(data: bytes) -> dict[str, float]:
@@ -162,9 +188,10 @@ def refuse_giveaways(pairs: PairSource, memo: Path) -> None:
     """
     files, odd, name = Files(), Counter[str](), pairs.config.pairs
     if not memo.exists():
-        for k, pair in enumerate(islice(pairs.read(DECODED), PAIRS)):
-            if pair.winner != pair.loser:
-                images = pair.images if k < DECODED else ()
+        for pair, images in _looked_at(pairs):
+            if pair.single:
+                files.add_single(pair.winner, pair.preference > 0.5, *images[:1])
+            elif pair.winner != pair.loser:
                 files.add((pair.winner, pair.loser), images)
                 odd.update(oddities(images) if images else [])
         memo.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +206,20 @@ def refuse_giveaways(pairs: PairSource, memo: Path) -> None:
         _log.warning(giveaways_text(name, found))
 
 
+def _looked_at(pairs: PairSource) -> Iterator[tuple[Pair, Sequence[Image.Image]]]:
+    """Give the first pairs, or the first single images of each kind; the very first decoded."""
+    seen = Counter[bool]()  # pairs count as preferred
+    for pair in pairs.read(0):
+        kind = not pair.single or pair.preference > 0.5
+        seen[kind] += 1
+        if seen[kind] <= PAIRS:
+            yield pair, pair.images if seen[kind] <= DECODED else ()
+        if seen[True] >= PAIRS and not (
+            pair.single and seen[False] < PAIRS and seen.total() < MOST
+        ):
+            return
+
+
 def refusal(name: str, found: Sequence[Giveaway]) -> str:
     """Say what files give away and how to go on all the same."""
     return f"{giveaways_text(name, found)}, or set data.allow_giveaways=true"
@@ -187,8 +228,10 @@ def refusal(name: str, found: Sequence[Giveaway]) -> str:
 def giveaways_text(name: str, found: Sequence[Giveaway]) -> str:
     """Say what files give away, and the remedy."""
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    one = found[0]
+    others, what = ("the others", "all images") if one.single else ("losers", "both of a pair")
     return (
-        f"{name}: the files tell winners from losers. Winners are {'; '.join(map(str, found[:4]))}"
-        f"{more}. A policy learns this in place of the preference: save both images of a pair in "
-        "one shape, size, format and quality"
+        f"{name}: the files tell {one.who} from {others}. {one.who.capitalize()} are "
+        f"{'; '.join(map(str, found[:4]))}{more}. A policy learns this in place of the preference: "
+        f"save {what} in one shape, size, format and quality"
     )

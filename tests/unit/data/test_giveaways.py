@@ -13,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from inversion_dpo.data import giveaways, source
 from inversion_dpo.data.check import format_report
 from inversion_dpo.data.giveaways import Files, pixel_traits, refuse_giveaways, traits_of
 from inversion_dpo.data.images import DataError
+from inversion_dpo.data.source import PairSource
+from inversion_dpo.run.fields import DataConfig
 from tests.pair_files import check_pairs, open_pairs
 
 RNG = np.random.default_rng(0)
@@ -44,6 +47,19 @@ def again(quality: int) -> bytes:
     return stored(Image.open(io.BytesIO(stored(picture(), "JPEG", quality=quality))))
 
 
+def thumbs_of(
+    folder: Path, liked: Callable[[], bytes], other: Callable[[], bytes], n: int = 40
+) -> Path:
+    """A file of n images that are liked, then of n that are not."""
+    rows = [
+        {"image": make(), "thumb": thumb, "prompt": f"{k}"}
+        for make, thumb in ((liked, "up"), (other, "down"))
+        for k in range(n)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
 def pairs_of(
     folder: Path,
     winner: Callable[[], bytes],
@@ -66,6 +82,10 @@ def pairs_of(
         )
     pq.write_table(pa.Table.from_pylist(rows), folder / "p.parquet")
     return folder / "p.parquet"
+
+
+def open_alone(data: Path) -> PairSource:
+    return source.open_pairs(DataConfig(pairs=str(data)), alone=True)
 
 
 def plain() -> bytes:
@@ -111,6 +131,35 @@ def test_files_that_give_labels_away_are_refused(
     report = check_pairs(data)
     assert not report.ok and f"! by their files, winners are {words}" in format_report(report)
     assert "no problems" not in format_report(report)
+
+
+@pytest.mark.parametrize("name", ["size", "format", "a JPEG of before"])
+def test_single_images_give_their_thumbs_away_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A policy learns what all liked images have in common; those that are not come late here."""
+    monkeypatch.setattr(giveaways, "PAIRS", 30)
+    liked, other, words = GIVEN[name]
+    data = thumbs_of(tmp_path, liked, other)
+    with pytest.raises(DataError, match=f"Liked images are .*{words[:6]}.*save all images in one"):
+        refuse_giveaways(open_alone(data), tmp_path / "memo.json")
+    report = check_pairs(data)
+    assert not report.ok and "! by their files, liked images are " in format_report(report)
+
+
+def test_thumbs_on_images_of_one_kind_are_not_marked(tmp_path: Path) -> None:
+    data = thumbs_of(tmp_path, plain, plain)
+    refuse_giveaways(open_alone(data), tmp_path / "memo.json")
+    assert check_pairs(data).ok and check_pairs(data).giveaways == ()
+    few = pairs_of(tmp_path, plain, plain, 3)
+    assert check_pairs(few).ok
+
+
+def test_an_image_is_counted_beside_an_earlier_one_of_the_other_kind() -> None:
+    files, large = Files(), lambda: stored(picture(80, 80))
+    for image, liked in ((plain, False), (plain, False), (large, True), (large, True), (large, 1)):
+        files.add_single(image(), bool(liked))
+    assert (files.pairs[False], files.more["pixels"], files.less["pixels"]) == (2, 2, 0)
 
 
 def test_whoever_asks_for_it_is_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
