@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -149,15 +150,15 @@ def regions(
     masks = []
     for k, job in enumerate(jobs):
         if key.mask == "differ":
-            winner, loser = (stack_pixels([f.image]) for f in fitted[2 * k : 2 * k + 2])
-            masks.append(((winner - loser).abs() * 127.5).amax(1) > DIFFER + 0.5)
+            winner, loser = (np.asarray(f.image, np.int16) for f in fitted[2 * k : 2 * k + 2])
+            masks.append((abs(winner - loser) > DIFFER).any(2))
         elif key.mask == "given" and (mask := job.pair.mask_image):
             mask = ImageOps.mirror(mask) if mirrored(job.pair, key) else mask
             white = Image.fromarray(counting(mask))  # first: resizing blurs no level but an edge
-            masks.append(stack_pixels([fit(white, job.place.size, job.place.fit).image])[:, 0] > 0)
+            masks.append(counting(fit(white, job.place.size, job.place.fit).image.convert("L")))
     if not masks:
         return {}
-    area = adaptive_avg_pool2d(torch.stack(masks).float(), (size[0], size[1]))
+    area = adaptive_avg_pool2d(torch.tensor(np.stack(masks)[:, None]).float(), (size[0], size[1]))
     mean = area.mean((1, 2, 3), keepdim=True)
     for job, nothing in zip(jobs, (mean.flatten() == 0).tolist(), strict=True):
         if nothing:

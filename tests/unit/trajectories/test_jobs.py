@@ -205,7 +205,7 @@ def weights(*rows, mask="given", place=None, size=(2, 2), **more):
     ]
     fitted = [fit(image, place.size, place.fit) for pair in pairs for image in pair.images]
     found = regions([Job(0, p, place) for p in pairs], fitted, key(mask=mask, **more), size)
-    return found["region"].tolist() if found else None
+    return found["region"].tolist() if found else found
 
 
 def test_a_mask_weighs_latent_pixels_by_their_white_part():
@@ -213,6 +213,11 @@ def test_a_mask_weighs_latent_pixels_by_their_white_part():
     assert weights((LEFT, GREY, GREY)) == [[[[2, 0], [2, 0]]]]
     assert weights((CORNER, GREY, GREY)) == [[[[4, 0], [0, 0]]]]
     assert weights((GREY * 0 + 255, GREY, GREY)) == [[[[1, 1], [1, 1]]]]
+
+
+def test_latents_may_be_higher_than_wide():
+    assert weights((LEFT, GREY, GREY), size=(4, 2)) == [[[[2, 0]] * 4]]
+    assert weights((LEFT, GREY, GREY), size=(1, 4)) == [[[[2, 2, 0, 0]]]]
 
 
 def test_levels_of_a_mask_count_from_the_middle_on():
@@ -257,8 +262,7 @@ def test_each_pair_has_its_own_region():
 
 
 def test_without_a_mask_or_its_use_all_counts_alike():
-    assert weights((LEFT, GREY, GREY), mask="none") is None
-    assert weights((None, GREY, GREY)) is None
+    assert weights((LEFT, GREY, GREY), mask="none") == weights((None, GREY, GREY)) == {}
 
 
 def test_a_mirrored_pair_has_a_mirrored_mask(monkeypatch):
