@@ -53,7 +53,7 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "trajectories/cache.py": ["trajectories/test_cache.py", "trajectories/test_fill.py"],
     "trajectories/writing.py": ["trajectories/test_writing.py"],
     "trajectories/key.py": ["trajectories/test_key.py"],
-    "trajectories/fill.py": ["trajectories/test_fill.py"],
+    "trajectories/fill.py": ["trajectories/test_shard.py", "trajectories/test_fill.py"],
     "trajectories/jobs.py": ["trajectories/test_jobs.py"],
     "trajectories/sampling_back.py": ["trajectories/test_sampling_back.py"],
     "training/states.py": [

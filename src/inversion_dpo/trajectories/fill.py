@@ -197,20 +197,22 @@ def text_places(
 
 def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
     """Refuse a shard with values that are not finite; ModelError names the image and the remedy."""
-    for k in (~shard.get("pair.source", torch.zeros(0, 1)).isfinite().flatten(1).all(1)).nonzero():
-        raise ModelError(f"{pairs[int(k)].where}, source: its latent has {OVERFLOW}")
+    for (pair,) in not_finite(shard["pair.source"], 1) if "pair.source" in shard else ():
+        raise ModelError(f"{pairs[pair].where}, source: its latent has {OVERFLOW}")
     of_images = ("clean", "endpoint")
     for name in (*of_images, "anchors", *PREDICTIONS):
         if name not in shard:
             continue
         rows = shard[name].unflatten(0, (len(pairs), -1)) if name in of_images else shard[name]
-        bad = (~rows.isfinite().flatten(2).all(2)).nonzero().tolist()
-        if bad:
-            pair, side = bad[0][0] // (len(rows) // len(pairs)), bad[0][1]
+        for row, side in not_finite(rows, 2):
+            where = pairs[row // (len(rows) // len(pairs))].where
             what = "latent" if name == "clean" else "inverted path"
-            raise ModelError(
-                f"{pairs[pair].where}, {('winner', 'loser')[side]}: its {what} has {OVERFLOW}"
-            )
+            raise ModelError(f"{where}, {('winner', 'loser')[side]}: its {what} has {OVERFLOW}")
+
+
+def not_finite(t: Tensor, axes: int) -> list[list[int]]:
+    """List the places along the first axes where a tensor has values that are not finite."""
+    return (~t.isfinite().flatten(axes).all(axes)).nonzero().tolist()
 
 
 def invert_pairs(

@@ -16,7 +16,7 @@ from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import TrajectoryCache
-from inversion_dpo.trajectories.fill import images_of, pair_noise, predictions
+from inversion_dpo.trajectories.fill import images_of, not_finite, pair_noise, predictions
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.writing import (
     MANIFEST,
@@ -67,8 +67,8 @@ def sampled_back(
             x_0, back = way_back(model, cache, number, how)
             parts.limit(cache.sizes[number], x_0.device)
             again = torch.cat(parts.of(len(pairs), back))
-            for row in (~again.isfinite().flatten(1).all(1)).nonzero():
-                pair = pairs[int(row) // cache.sides]
+            for (row,) in not_finite(again, 1):
+                pair = pairs[row // cache.sides]
                 raise ModelError(f"pair {pair}: its latent, sampled back, has {OVERFLOW}")
             error = reconstruction_error(x_0, again)
             worse = [round(e, 6) for e in error.reshape(-1, cache.sides).amax(1).tolist()]
