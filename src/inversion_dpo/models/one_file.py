@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from functools import partial
 from typing import Any
 
@@ -74,20 +74,12 @@ def network_in(
     if kind.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
         raise ModelError(f"{kind.__name__} is not read from one file: give its folder")
     with safe_open(file, "pt") as opened:
-        keys = list(opened.keys())
-        prefixes = VAES if part == "vae" else NAMED_BY_COMFYUI
-        start = next((p for p in prefixes if any(k.startswith(p) for k in keys)), "")
-        if part == "vae" and not start and any(k.startswith(CLIPS) for k in keys):
-            raise ModelError("the file holds no autoencoder: set model.vae to one")
-        own = [key for key in keys if key.startswith(start)]
-        kinds = {k: opened.get_slice(k).get_dtype() for k in own if not k.endswith(BESIDE)}
+        names = _names(part, opened.keys())
+        own = [key for key in names.values() if not key.endswith(BESIDE)]
+        kinds = {key: opened.get_slice(key).get_dtype() for key in own}
         if few := next((k for k, kind in kinds.items() if kind in WHOLE), None):
             raise ModelError(f"{few} is held in few bits of an unknown kind: give it in bf16")
         tensor = opened.get_tensor if read else _empty(file).__getitem__
-        names = {WRAPPERS.sub("", key.removeprefix(start)): key for key in own}
-        if len(names) < len(own):
-            twice = next(key for key in own if key not in names.values())
-            raise ModelError(f"{twice!r} is there twice, once inside a wrapper: save it anew")
         tensors = _unscaled({name: tensor(key) for name, key in names.items()})
     with init_empty_weights():
         network: nn.Module = kind.from_config(config)
@@ -106,6 +98,28 @@ def network_in(
             stays = full & set(name.split("."))
             tensor.data = tensor.data.to(torch.float32 if stays else precision)
     return network.eval()
+
+
+def _names(part: str, keys: Iterable[str]) -> dict[str, str]:
+    """Map names without wrappers and starts, such as ``transformer.``, to a network's keys.
+
+    Args:
+        part: the network's name in the pipeline.
+        keys: of a file that may hold more.
+    """
+    bare = {key: WRAPPERS.sub("", key) for key in keys}
+    prefixes = VAES if part == "vae" else NAMED_BY_COMFYUI
+    start = next((p for p in prefixes if any(n.startswith(p) for n in bare.values())), "")
+    if part == "vae" and not start and any(n.startswith(CLIPS) for n in bare.values()):
+        raise ModelError("the file holds no autoencoder: set model.vae to one")
+    own = [key for key, name in bare.items() if name.startswith(start)]
+    names = {bare[key].removeprefix(start): key for key in own}
+    if len(names) < len(own):
+        twice = next(key for key in own if key not in names.values())
+        raise ModelError(f"{twice!r} is there twice, once inside a wrapper: save it anew")
+    while len({name.partition(".")[0] for name in names}) == 1 < len(names):
+        names = {name.partition(".")[2]: key for name, key in names.items()}
+    return names
 
 
 def _unscaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,9 +143,12 @@ def _renamed(
         return tensors, []
     try:
         found, lost = _converted(kind, config, tensors)
-    except (KeyError, IndexError, ValueError, RuntimeError):
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
         if 2 * len(names & tensors.keys()) < len(names):
-            raise
+            raise ValueError(
+                f"its names, for example {min(tensors, default='none')!r}, are not all diffusers' "
+                f"or not all the original ones: {type(error).__name__} {error}"
+            ) from error
         return tensors, []
     fewer = len(names & found.keys()) < len(names & tensors.keys())
     return (tensors, []) if fewer else (found, lost)

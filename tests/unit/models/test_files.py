@@ -107,6 +107,26 @@ def test_a_network_that_was_saved_in_its_wrapper(start, pipe, tiny, tmp_path):
     assert all(torch.equal(found[k], v) for k, v in theirs.items())
 
 
+@pytest.mark.parametrize("start", ["transformer.", "pipe.dit.", "_orig_mod.diffusion_model."])
+@pytest.mark.parametrize("names", [transformer_to_original, lambda network: network.state_dict()])
+def test_a_start_that_all_names_share_is_left_out(start, names, pipe, tiny, tmp_path):
+    """As trainers save it, and inside a wrapper."""
+    network, file = pipe("sd3").transformer, tmp_path / "x.safetensors"
+    save_file({f"{start}{k}": v.clone() for k, v in names(network).items()}, file)
+    m = ModelConfig(str(tiny("sd3")), network=str(file))
+    check_model(m)
+    found = load_pipeline(m).transformer.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in network.state_dict().items())
+
+
+def test_a_start_that_half_of_the_names_have_is_told_in_words(pipe, tiny, tmp_path):
+    tensors = pipe("sd3").transformer.state_dict()
+    half = {f"{'transformer.' * (k % 2)}{n}": v for k, (n, v) in enumerate(tensors.items())}
+    save_file(half, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="its names, for example '.*', are not all diffusers' or"):
+        check_model(ModelConfig(str(tiny("sd3")), network=str(tmp_path / "x.safetensors")))
+
+
 def test_lumina_2_in_its_original_names_has_every_weight_at_its_place():
     """Key by key at its real widths, which diffusers' converter knows by heart."""
     from accelerate import init_empty_weights
