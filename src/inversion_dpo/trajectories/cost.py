@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def announce(how: Inverter, pairs: PairSource, folder: Path) -> None:
+def announce(how: Inverter, pairs: PairSource, folder: Path, processes: int = 1) -> None:
     """Log, before the work begins, size and time of the cache; DiskError if it does not fit.
 
     Both are foretold from the sizes of the first pairs, and grow with the number of pixels.
@@ -33,6 +33,7 @@ def announce(how: Inverter, pairs: PairSource, folder: Path) -> None:
         how: model, key and device; one step is timed, of pictures of the most frequent size.
         pairs: their number counts, which a stream may not know.
         folder: where the cache will lie.
+        processes: that share the shards among them.
     """
     known, key = pairs.expected(), how.key
     sizes, share = sizes_ahead(pairs, key.resolution, key.fit)
@@ -56,7 +57,7 @@ def announce(how: Inverter, pairs: PairSource, folder: Path) -> None:
     every = condition | model.framing([Framing(side, (0, 0), side)])
     seconds = seconds_of_batch(how, x_0, every, batch) * pixels
     evaluations = evaluations_per_image(key.extent, *scales, evaluations_again(model, *scales))
-    minutes = seconds * evaluations * -(-count // batch) / 60
+    minutes = seconds * evaluations * -(-count // (batch * processes)) / 60
     logger.info(
         "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
         key.steps,

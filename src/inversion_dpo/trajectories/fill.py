@@ -114,7 +114,7 @@ def fill(
         count = pairs.expected() if team.main else None
         if team.main:
             folder.mkdir(parents=True, exist_ok=True)
-            announce(how, pairs, folder)
+            announce(how, pairs, folder, team.size)
             atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
         team.wait()
         shards, left_out = _write_missing(folder, how, pairs, count, team)

@@ -137,7 +137,7 @@ class Shards:
         block = Block(torch.empty(end, dtype=torch.uint8, pin_memory=pinned), places)
         tensors, memory = block.on(torch.device("cpu")), block.memory.numpy().data
         for name, parts in named.items():
-            whole, step = places[name], places[name].size // max(1, places[name].shape[0])
+            whole, step = places[name], places[name].size // places[name].shape[0]
             if any(p.shape[1:] != whole.shape[1:] for _, p in parts):
                 tensors[name].zero_()
             for rows, p in parts:

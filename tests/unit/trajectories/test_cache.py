@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.maths.schedule import prediction_between
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.trajectories import cache as cache_module
-from inversion_dpo.trajectories import reading
 from tests.by_hand import GRID, clean, reference, state, write_cache
 
 
@@ -181,13 +180,6 @@ def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path, last):
     assert again.inverted == (last > 0)
 
 
-def test_no_more_shards_are_open_than_allowed(cache, monkeypatch):
-    monkeypatch.setattr(reading, "OPEN", 2)
-    whole = cache.of_images("clean", [0, 2, 4, 0])
-    assert len(cache._shards._files) == 2
-    assert torch.equal(whole[0], clean(0, 0)) and torch.equal(whole[2], clean(4, 0))
-
-
 @pytest.fixture
 def threaded(monkeypatch):
     monkeypatch.setattr(cache_module, "SMALL", 0)
@@ -238,19 +230,3 @@ def test_what_fails_ahead_fails_where_it_is_needed(cache, threaded):
 def test_a_state_without_a_prediction_is_refused(cache):
     with pytest.raises(ValueError, match="no prediction of state 4"):
         cache.states([0], [3], "x0")
-
-
-def test_rows_of_several_types_and_lengths_come_together(tmp_path):
-    one = torch.arange(12.0).reshape(2, 3, 2)
-    two, half = torch.ones(1, 5, 2), torch.tensor([[[0.5, -2.0]]])
-    for number, tensor in enumerate((one, two, half.bfloat16())):
-        save_file({"text": tensor}, tmp_path / f"shard-{number:05d}.safetensors")
-    shards = reading.Shards(tmp_path)
-    wanted = [reading.Rows("text", *place) for place in ((2, 0, [1]), (0, 0, [3, 0]), (1, 0, [2]))]
-    found = shards.read(wanted).on(torch.device("cpu"))["text"]
-    assert found.shape == (4, 5, 2) and found.dtype == torch.float32
-    assert torch.equal(found[3, :3], one[0]) and torch.equal(found[0, :3], one[1])
-    assert torch.equal(found[2:3], two) and torch.equal(found[1, :1], half[0])
-    assert not found[[0, 3], 3:].any() and not found[1, 1:].any()
-    alone = shards.read([reading.Rows("text", 2, 0, [0])]).on(torch.device("cpu"))["text"]
-    assert alone.dtype == torch.bfloat16 and torch.equal(alone, half.bfloat16())

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,22 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from inversion_dpo.data.buckets import Place
-from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import Pair
 from inversion_dpo.data.transforms import flips
 from inversion_dpo.maths.inversion import compared, invert
 from inversion_dpo.maths.records import Extent, Grid, Levels
-from inversion_dpo.maths.schedule import KINDS, Schedule, add_noise, prediction_of, step
+from inversion_dpo.maths.schedule import KINDS, Schedule, add_noise, step
 from inversion_dpo.maths.targets import target_prediction
-from inversion_dpo.models.base import ModelError, plain_guidance
-from inversion_dpo.run import disk
-from inversion_dpo.run.disk import DiskError
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.run.fields import ConfigError, InversionConfig
 from inversion_dpo.run.processes import Team
-from inversion_dpo.trajectories import cost
 from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories import jobs as grouping
-from inversion_dpo.trajectories.cost import announce
 from inversion_dpo.trajectories.fill import (
     Inverter,
     Job,
@@ -43,9 +36,7 @@ from inversion_dpo.trajectories.fill import (
     predictions,
 )
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey
-from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.sampling_back import sampled_back
-from inversion_dpo.trajectories.storing import form_of, kept_steps
 from tests.by_hand import GRID, Model, Scaled
 
 CPU, SIDE, KIND = torch.device("cpu"), 2, "v_prediction"
@@ -436,26 +427,6 @@ def test_a_text_is_stored_once_in_the_first_shard_that_has_it(tmp_path):
     assert again.condition([2])["prompt"].flatten().tolist() == [2, 2]
 
 
-def test_kept_states_are_stratified():
-    def kept(k, low, high, numbers=range(400), **more):
-        extent = Extent(first=low, last=high, **more)
-        return kept_steps(numbers, form_of(extent, (k, low, high), 1.0, 1.0))
-
-    rows = kept(3, 4, 12)  # one of each of 4-6, 7-9, 10-12
-    for column, low in enumerate((4, 7, 10)):
-        assert set(rows[:, column].tolist()) == {low, low + 1, low + 2}
-    assert torch.equal(kept(3, 4, 12, range(100, 120)), rows[100:120])  # by the pair's number
-    assert kept(5, 2, 3).tolist() == [[2, 3]] * 400  # two indices are two states
-    rows = kept(4, 1, 20)  # two neighbours in each half
-    assert {tuple(r) for r in rows[:, :2].tolist()} == {(i, i + 1) for i in range(1, 11, 2)}
-    assert {tuple(r) for r in rows[:, 2:].tolist()} == {(i, i + 1) for i in range(11, 21, 2)}
-    count = rows.flatten().bincount()[1:]
-    assert count.min() > 50 and count.max() < 110  # 80 of each index
-    assert {tuple(r) for r in kept(2, 1, 5).tolist()} == {(1, 2), (2, 3), (3, 4), (4, 5)}
-    rows = kept(2, 1, 4, start=2)  # states with noise do not follow from one another
-    assert {i for i, _ in rows.tolist()} == {1, 2} and {i for _, i in rows.tolist()} == {3, 4}
-
-
 def test_a_straight_line_stores_one_noise_an_image_in_16_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("inversion_dpo.trajectories.cache.SMALL", 0)
     extent = Extent(last=3, first=3)
@@ -473,44 +444,6 @@ def test_a_straight_line_stores_one_noise_an_image_in_16_bits(tmp_path, monkeypa
     assert stored.get_tensor("x_T_variance").shape == (4,)
     per_pair = sum(stored.get_tensor(n).nbytes for n in ("clean", "endpoint")) / 2
     assert replace(KEY, endpoint="recovered").pair_size(4, 7) == per_pair + 7
-
-
-def seeded(number, seeds, size=SIDE):
-    return Job(
-        number, replace(pair(number), seeds=seeds, decoded=(picture(9, 9, size),) * 2), PLACE
-    )
-
-
-PLACE = Place((SIDE, SIDE), "pad", "")
-
-
-def test_known_noise_is_drawn_again_from_the_seeds():
-    model = Pipeline()
-    model.pipeline.dtype = torch.float32
-    how = Inverter(model, replace(KEY, endpoint="known", extent=NOWHERE), GRID, CPU)
-    jobs, x_0 = [seeded(0, (7, 8)), seeded(1, (9, 2**40))], torch.randn(4, 1, SIDE, SIDE)
-    noise = torch.stack(
-        [torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(s))
-         for s in (7, 8, 9, 2**40)]
-    )  # fmt: skip
-
-    def knows(of):
-        """A model that predicts this noise of each image, wherever it is."""
-        level = GRID.levels[2]  # of four, at four fifths
-        found = prediction_of(x_0, of, level, KIND)
-        model.predict = lambda *_: found
-
-    knows(noise)
-    assert torch.equal(known_noise(how, x_0, {}, jobs)["endpoint"], noise)
-    knows(-noise)
-    with pytest.raises(DataError, match="only 0 of 4 images fit the noise of their seeds"):
-        known_noise(how, x_0, {}, jobs)
-    for job, what in (
-        (seeded(2, ()), "needs the columns seed_0 and seed_1.*set objective.path=line"),
-        (seeded(2, (1, 2), 2 * SIDE), "needs images at the size of training"),
-    ):
-        with pytest.raises(DataError, match=what):
-            known_noise(how, x_0, {}, [*jobs, job])
 
 
 def test_the_variance_is_that_of_the_recovered_noise(tmp_path):
@@ -592,28 +525,6 @@ def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
         assert model.calls == before + 2  # one evaluation for each image, not two
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"guidance_scale": 2.0, "reference_guidance": 2.0},
-        {"guidance_scale": 2.0},
-        {"guidance_scale": 2.0, "reference_guidance": 3.0},
-        {"reference_guidance": 3.0, "extent": Extent(first=2, last=3)},
-        {"extent": Extent(start=1, last=3, iterations=2)},
-        {"extent": Extent(first=2, last=2)},
-    ],
-)
-@pytest.mark.parametrize("rescaled", [False, True])
-def test_the_time_is_that_of_the_evaluations_that_are_done(change, rescaled, caplog, monkeypatch):
-    """Where a family rescales guided predictions, one of another guidance takes two."""
-    model, key = Pipeline(), replace(KEY, **change)
-    model.combine = (lambda *p: plain_guidance(*p)) if rescaled else plain_guidance
-    invert_pairs(Inverter(model, key, GRID, CPU), jobs(2))
-    text, _ = said(caplog, monkeypatch, 2, change, 60.0, rescaled)  # one batch of four images
-    assert f"and {model.calls / 4:.1f} min" in text
-
-
 @pytest.mark.parametrize("change", [{}, {"extent": Extent(1, 1, 3), "keep": (2, 1, 3)}])
 def test_a_shard_made_in_parts_is_the_same_to_the_bit(change, monkeypatch, caplog):
     """Memory for three pairs at once, of five: they are encoded and inverted two by two."""
@@ -633,77 +544,3 @@ def test_a_shard_made_in_parts_is_the_same_to_the_bit(change, monkeypatch, caplo
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
     assert caplog.text.count("memory ran out: computing at most 3 pairs at once") == 2
-
-
-# ---- what is said beforehand
-
-
-def said(caplog, monkeypatch, count, change=None, seconds=3.0, rescaled=False, shapes=()):
-    """Megabytes and minutes, where one evaluation of a batch takes so many seconds."""
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**10))
-    clock = iter([0.0, seconds])
-    monkeypatch.setattr(cost, "time", SimpleNamespace(time=lambda: next(clock)))
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        model = Pipeline()
-        model.combine = (lambda *p: plain_guidance(*p)) if rescaled else plain_guidance
-        pairs = SimpleNamespace(expected=lambda: count, edits=False, shapes=lambda most: shapes)
-        announce(Inverter(model, replace(KEY, **change or {}), GRID, CPU), pairs, Path("none"))
-    return caplog.messages[0], model.calls
-
-
-def test_size_and_time_are_worked_out_beforehand(caplog, monkeypatch):
-    # an image: 16 bytes, and the predictions at four levels; a prompt: 4 bytes
-    text, calls = said(caplog, monkeypatch, 1_000_000)
-    assert calls == 4
-    megabytes, minutes = re.search(r"about (\d+) MB on disk and ([\d.]+) min", text).groups()
-    assert int(megabytes) == 2 * 16 * 5 + 4
-    # 500,000 batches of four images, each four evaluations of 3 s
-    assert float(minutes) == 500_000 * 4 * 3 / 60
-    assert text.startswith("inverting pairs in 3 steps: about")
-    fewer = "training.mixed_precision=bf16 would need about 100 MB on disk"
-    assert caplog.messages[1:] == [fewer]  # of three states keep=4 saves nothing
-    said(caplog, monkeypatch, 1_000_000, {"extent": Extent(last=20), "precision": "bfloat16 bf16"})
-    assert caplog.messages[1:] == ["inversion.keep=4 would need about 164 MB on disk"]
-
-
-def test_the_estimate_is_of_the_pictures_own_sizes(caplog, monkeypatch):
-    """Two portraits, a square, and a pair that is left out; the portrait's bucket is timed."""
-    shapes = [((96, 64),) * 2] * 2 + [((64, 64),) * 2, ((64, 96), (96, 64))]
-    change = {"resolution": 64, "fit": "drop"}
-    text, calls = said(caplog, monkeypatch, 10_000, change, shapes=shapes)
-    pixels = (2 * 80 * 48 + 64 * 64) / 3
-    megabytes = 7500 * replace(KEY, **change).pair_size(round(pixels), 4) / 1e6
-    minutes = 3750 * 4 * 3 / 60 * pixels / (80 * 48)
-    assert f"about {megabytes:.0f} MB on disk and {minutes:.1f} min" in text and calls == 4
-
-
-@pytest.mark.parametrize("extent", [KEY.extent, NOWHERE])
-def test_a_cache_that_does_not_fit_is_refused_before_the_first_forward(
-    tmp_path, monkeypatch, extent
-):
-    key = replace(KEY, extent=extent)
-    needed = 5 * (2 * 16 * (5 if extent.last else 1) + 4)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    model = Pipeline()
-    with pytest.raises(DiskError, match=r"trajectories need about .* MB more .*lower .*data.limit"):
-        filled(tmp_path, key, model)
-    assert model.calls == 0
-    (tmp_path / key.name() / "begun").write_bytes(b"0")  # what is written already is not needed
-    filled(tmp_path, key, model)
-
-
-def test_fewer_states_need_less_room(caplog, monkeypatch):
-    text, _ = said(caplog, monkeypatch, 1_000_000, {"keep": (1, 1, 3)})
-    assert f"about {2 * 16 * 3 + 4} MB" in text
-    text, calls = said(caplog, monkeypatch, 1_000_000, {"extent": NOWHERE})
-    assert f"about {2 * 16 + 4} MB" in text and calls == 0
-
-
-def test_a_stream_is_said_by_the_thousand_and_a_few_pairs_by_a_small_batch(caplog, monkeypatch):
-    text, _ = said(caplog, monkeypatch, None, seconds=3.0)
-    assert "for every 1,000 pairs, about 0 MB on disk and 100.0 min" in text
-    text, calls = said(caplog, monkeypatch, 1)
-    assert calls == 2 and "and 0.2 min" in text  # one batch of two images, four times 3 s
-    text, _ = said(caplog, monkeypatch, 3)
-    assert "and 0.4 min" in text  # six images are two batches

@@ -219,6 +219,13 @@ def test_pairs_that_are_left_out_are_counted_and_listed(tmp_path):
     assert cache.digests == [pair(k).digest for k in (0, 2, 4)]
 
 
+def test_steps_are_those_of_the_schedule_at_the_square(tmp_path):
+    model, asked = Pipeline(), []
+    model.schedule_at = lambda size: asked.append(size) or model.schedule
+    fill(tmp_path, model, Source(), replace(KEY, resolution=32, fit="crop"), device=CPU)
+    assert set(asked) == {(32, 32)} and all(isinstance(size, tuple) for size in asked)
+
+
 def test_no_pair_that_fits_is_an_error_with_a_remedy(tmp_path):
     source, key = Wide(range(5)), replace(KEY, fit="drop")
     with pytest.raises(DataError, match=r"some\.csv: 5 of 5 pairs are left out.*data\.fit=crop"):

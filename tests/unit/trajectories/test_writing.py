@@ -67,7 +67,7 @@ class One(Team):
 def test_a_shard_is_intact_once_its_entry_lies_beside_it(shard, caplog):
     assert is_intact(shard, ["d"])
     shard.with_suffix(".json").unlink()  # as a run leaves it that is killed between the two
-    assert not is_intact(shard, ["d"]) and not caplog.messages
+    assert is_intact(shard, ["d"]) is False and not caplog.messages
 
 
 @pytest.mark.parametrize("text", ["", '{"digests": ["d"], "sha', '{"digests": ["d"]}'])
@@ -258,5 +258,5 @@ def test_processes_wait_until_damaged_files_are_gone(whole):
 def test_a_damaged_manifest_is_named_and_the_cache_made_again(whole, caplog):
     file = whole / "manifest.json"
     file.write_text(file.read_text()[:-9])
-    assert not is_whole(whole, Team())
+    assert is_whole(whole, Team()) is False
     assert "manifest.json is damaged" in caplog.text and "It is made again" in caplog.text
