@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,8 +18,8 @@ from inversion_dpo.data.buckets import Resolution, buckets, named, place
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.giveaways import Files, Giveaway, refusal
 from inversion_dpo.data.images import DataError, counting, mask_oddities, odd_masks_text
-from inversion_dpo.data.rankings import rows_of
-from inversion_dpo.data.rows import Fault, Row, inspect
+from inversion_dpo.data.rankings import flat, rows_of
+from inversion_dpo.data.rows import NO_ROWS, Fault, Raw, Row, inspect, number
 from inversion_dpo.data.source import content, no_pairs
 from inversion_dpo.data.traits import Share, Tally, format_shares, oddities, oddities_text, traits
 from inversion_dpo.data.transforms import Size
@@ -61,8 +61,9 @@ class PairReport:
     speaks of the usable pairs: image_sizes {(width, height): images}, trained_at {(height, width):
     pairs} under ``resolution`` and ``fit``, captions (least, median, most in ``measure``'s unit),
     long_captions (longer than its longest), first_preferred (share of labelled rows with label_0 =
-    1), marked (median share of the pixels that masks count), traits (what else winners have more
-    of), giveaways (what their files have), example (one
+    1), marked (median share of the pixels that masks count), ratings (their number, the least and
+    the most, if there are any), idle (columns, folders and files that nothing is read from), traits
+    (what else winners have more of), giveaways (what their files have), example (one
     pair in words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``, of those alike the first 5.
     """
@@ -78,6 +79,8 @@ class PairReport:
     long_captions: int
     first_preferred: float | None
     marked: float | None
+    ratings: tuple[float, ...]
+    idle: tuple[str, ...]
     traits: Mapping[str, Share]
     giveaways: tuple[Giveaway, ...]
     example: str
@@ -89,6 +92,25 @@ class PairReport:
     def ok(self) -> bool:
         """Whether :func:`open_pairs` takes this data, scene graphs included, row by row."""
         return self.problems_total == 0
+
+
+class _Told:
+    """What raw rows tell before anything is made of them."""
+
+    def __init__(self) -> None:
+        self.idle, self.ratings = dict[str, None](), list[float]()  # number, least, most
+
+    def watch(self, raws: Iterable[Raw]) -> Iterator[Raw]:
+        """Pass on rows; note what is not read, and between what numbers ratings lie."""
+        for raw in raws:
+            stray = raw.fault and raw.fault.kind == "strays"
+            self.idle |= dict.fromkeys([raw.where] if stray else raw.table.idle)
+            scores = raw.values.get("scores") if raw.table.kind == "scored" else None
+            for x in map(number, flat(scores)):
+                if isinstance(x, float) and math.isfinite(x):
+                    total, least, most = self.ratings or (0, x, x)
+                    self.ratings = [total + 1, min(least, x), max(most, x)]
+            yield raw
 
 
 class _Usable:
@@ -171,9 +193,11 @@ def check_pairs(
     usable, counts = _Usable(config, measure, resolution), Counter[str]()
     graphs, total = list[SceneGraph](), 0
     alike = dict[str, list[str]]()  # problems that differ in their numbers alone
-    for row in islice(rows_of(open_rows(config).rows(), config.ranking, alone=True), config.limit):
+    told = _Told()
+    raws = told.watch(open_rows(config).rows())
+    for row in islice(rows_of(raws, config.ranking, alone=True), config.limit):
         if reason := row.left_out:
-            counts.update([reason, *["rows"] * (reason != "hidden")])
+            counts.update([reason, *["rows"] * (reason not in NO_ROWS)])
             continue
         counts["rows"] += 1
         found, images = inspect(row)
@@ -188,13 +212,9 @@ def check_pairs(
             usable.add(row, images)
     counts.update(usable.counts)
     counts["both"] = usable.both
-    problems = [text for texts in alike.values() for text in texts][:MAX_LISTED]
-    if not counts["pairs"] and not total:
-        problems, total = [no_pairs(config.pairs, counts)], 1
     giveaways, lengths = tuple(usable.files.found()), usable.lengths
-    if any(g.refused for g in giveaways) and not config.allow_giveaways:
-        counts["giveaways"] = 1
-        problems, total = [*problems, refusal(config.pairs, giveaways)], total + 1
+    whole = _of_all(config, counts, giveaways, total)
+    problems = [text for texts in alike.values() for text in texts][:MAX_LISTED]
     return PairReport(
         path=config.pairs,
         counts=counts,
@@ -207,13 +227,26 @@ def check_pairs(
         long_captions=sum(n > measure.longest for n in lengths),
         first_preferred=counts["first"] / counts["labelled"] if counts["labelled"] else None,
         marked=statistics.median(usable.marked) if usable.marked else None,
+        ratings=tuple(told.ratings),
+        idle=tuple(told.idle),
         traits=usable.tally.shares(),
         giveaways=giveaways,
         example=usable.example,
         graphs=statistics_of(graphs),
-        problems=tuple(problems),
-        problems_total=total,
+        problems=(*problems, *whole),
+        problems_total=total + len(whole),
     )
+
+
+def _of_all(
+    config: DataConfig, counts: Counter[str], giveaways: Sequence[Giveaway], total: int
+) -> list[str]:
+    """List the problems of the data as a whole, beside ``total`` of single rows."""
+    found = [] if counts["pairs"] or total else [no_pairs(config.pairs, counts)]
+    if any(g.refused for g in giveaways) and not config.allow_giveaways:
+        counts["giveaways"] = 1
+        found.append(refusal(config.pairs, giveaways))
+    return found
 
 
 def _sizes_table(report: PairReport) -> list[str]:
@@ -229,6 +262,16 @@ def _sizes_table(report: PairReport) -> list[str]:
         lines.append(f"    {small} images are enlarged more than twice, and so blurred")
     what = {"drop": "left out", "pad": "padded", "crop": "cropped"}[report.fit]
     return [*lines, f"    {what} by data.fit={report.fit}: {' and '.join(odd)}"] if odd else lines
+
+
+def _ratings_line(ratings: Sequence[float]) -> list[str]:
+    """Say between what numbers ratings lie: one scale for all people, or not."""
+    if not ratings:
+        return []
+    total, least, most = ratings
+    return [
+        f"  ratings: {total:g} from {least:g} to {most:g}, taken for one scale, higher is better"
+    ]
 
 
 def in_words(row: Row) -> str:
@@ -299,7 +342,8 @@ def format_report(report: PairReport) -> str:
         + ("" if counts["single"] else f", {counts['mixed_sizes']} of two image sizes"),
         *([f"  for example, {report.example}"] if report.example else []),
         *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),
-        *([f"  edits: {counts['edits']} pairs have a source image"] if counts["edits"] else []),
+        *_ratings_line(report.ratings),
+        *([f"  edits: {counts['edits']} {what} have a source image"] if counts["edits"] else []),
         *(
             []
             if report.marked is None
@@ -323,6 +367,9 @@ def format_report(report: PairReport) -> str:
         )
     if report.first_preferred is not None:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
+    if report.idle:
+        more = f" and {n} more" if (n := len(report.idle) - ALIKE) > 0 else ""
+        lines.append(f"  not read: {', '.join(map(repr, report.idle[:ALIKE]))}{more}")
     lines += format_shares(report.traits)
     lines += [f"  ! by their files, {g.who} are {g}" for g in report.giveaways]
     lines += [f"  ! {text}" for text in (*oddities_text(counts), *odd_masks_text(counts))]

@@ -115,6 +115,7 @@ class Table:
     kind: one of :data:`LAYOUTS`. names: the table's own names by ours. folder: the image files that
     rows name lie in here; None if paths are not followed. stem: the file's name without its suffix,
     if the table holds rankings. root: the folder that paths may lead to, ``folder`` by default.
+    idle: columns, or folders, that nothing is read from.
     """
 
     kind: str
@@ -122,6 +123,7 @@ class Table:
     folder: Path | None = None
     stem: str = ""
     root: Path | None = None
+    idle: tuple[str, ...] = ()
 
 
 def find_table(
@@ -151,7 +153,8 @@ def find_table(
         if set(LAYOUTS[kind]) <= set(names) and not (kind == "unrated" and rated):
             keep = {n: names[n] for n in (*LAYOUTS[kind], *OPTIONAL) if n in names}
             stem = file.stem if file and kind in RANKED else ""
-            return Table(kind, keep, file.parent if file else None, stem)
+            idle = _unread(there, keep.values())
+            return Table(kind, keep, file.parent if file else None, stem, idle=idle)
     nearest = max(
         [kind for kind in meant or LAYOUTS if kind != "unrated"] or LAYOUTS,
         key=lambda kind: (len(set(LAYOUTS[kind]) & set(names)), bool(rated) and kind == "scored"),
@@ -174,6 +177,13 @@ def find_table(
         + (" (higher is better)" if "scores" in missing else "")
         + (_CHOICES.format(where) if missing == ["loser"] and where.endswith(_CHOSEN_IN) else "")
     )
+
+
+def _unread(there: list[str], read: Iterable[str]) -> tuple[str, ...]:
+    """List the columns that nothing is read from, neither from them nor from within them."""
+    outer = [c for c in there if c.partition(".")[0] in (c, "") or c.partition(".")[0] not in there]
+    tops = {top(name, outer) for name in read}
+    return tuple(c for c in outer if c and c not in tops)
 
 
 def check_one_caption(

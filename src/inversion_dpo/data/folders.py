@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from inversion_dpo.data.columns import DOWNS, UPS, Table
@@ -60,7 +61,7 @@ def read_folders(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
         folder: that holds the others.
         names: those of the winners, the losers and any sources and masks.
     """
-    table = Table("chosen", names, folder)
+    table = Table("chosen", names, folder, idle=_other_folders(folder, names))
     sides: dict[str, dict[str, list[Path]]] = {ours: {} for ours in names}
     for ours, name in names.items():
         for path in sorted((folder / name).rglob("*")):
@@ -68,7 +69,9 @@ def read_folders(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
                 yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
             elif path.suffix.lower() in PICTURES:
                 sides[ours].setdefault(_stem(path, folder / name), []).append(path)
-    for stem in sorted(sides["winner"].keys() | sides["loser"].keys()):
+    stems = sides["winner"].keys() | sides["loser"].keys()
+    yield from _strays(folder, names.values(), stems, table)
+    for stem in sorted(stems):
         where = f"{folder.name}, images {stem}"
         fault = _unpaired(stem, {names[ours]: sides[ours].get(stem, []) for ours in names})
         caption = None if fault else _caption([folder / n for n in (*names.values(), ".")], stem)
@@ -85,7 +88,8 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     Further folders have the source or the mask of each, by its name.
     """
     beside = {ours: name for ours, name in names.items() if ours in BESIDE}
-    table = Table("thumbs", {"images": "image", "thumbs": "folder"} | beside, folder)
+    columns = {"images": "image", "thumbs": "folder"} | beside
+    table = Table("thumbs", columns, folder, idle=_other_folders(folder, names))
     found = {
         ours: {
             _stem(path, folder / name): path.relative_to(folder).as_posix()
@@ -94,6 +98,7 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
         }
         for ours, name in beside.items()
     }
+    stems = set[str]()
     for name, thumb in ((names["winner"], 1), (names["loser"], 0)):
         for path in sorted((folder / name).rglob("*")):
             where = path.relative_to(folder)
@@ -101,16 +106,40 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
                 yield Raw(path.name, table, {}, Fault("hidden", "not of the data"))
             elif path.suffix.lower() in PICTURES:
                 stem = _stem(path, folder / name)
+                stems.add(stem)
                 caption = _caption([folder / name, folder], stem)
                 fault = caption if isinstance(caption, Fault) else None
                 values = {"images": where.as_posix(), "thumbs": thumb, "caption": caption}
                 values |= {ours: side[stem] for ours, side in found.items() if stem in side}
                 yield Raw(f"{folder.name}, {where.as_posix()}", table, values, fault)
+    yield from _strays(folder, names.values(), stems, table)
 
 
 def _stem(path: Path, folder: Path) -> str:
-    """Name an image by its place in its folder, without its suffix."""
-    return path.relative_to(folder).with_suffix("").as_posix()
+    """Name an image by its place in its folder, without its suffix, accents as one character."""
+    name = path.relative_to(folder).with_suffix("").as_posix()
+    return unicodedata.normalize("NFC", name)
+
+
+def _other_folders(folder: Path, names: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}/" for name in subfolders(folder) if name not in names.values())
+
+
+def _strays(
+    folder: Path, names: Iterable[str], stems: Collection[str], table: Table
+) -> Iterator[Raw]:
+    """Give the files in these folders that belong to no row: of other kinds, or of other names."""
+    for name in names:
+        for path in sorted((folder / name).rglob("*")):
+            known = path.suffix.lower() in (*PICTURES, *CAPTIONS)
+            if (
+                path.is_dir()
+                or is_hidden(path.name)
+                or (known and _stem(path, folder / name) in stems)
+            ):
+                continue
+            where = path.relative_to(folder).as_posix()
+            yield Raw(where, table, {}, Fault("strays", "of no row"))
 
 
 def captions_of(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -133,7 +162,8 @@ def _unpaired(stem: str, found: Mapping[str, list[Path]]) -> Fault | None:
 
 def _caption(folders: list[Path], stem: str) -> str | Fault:
     endings = [form for suffix in CAPTIONS for form in (suffix, suffix.upper())]
-    named = (folder / f"{stem}{ending}" for folder in folders for ending in endings)
+    forms = dict.fromkeys(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))
+    named = (f / f"{form}{ending}" for f in folders for form in forms for ending in endings)
     files = [path for path in named if path.is_file()]
     try:
         texts = {path.read_text(encoding="utf-8-sig").strip() for path in files}

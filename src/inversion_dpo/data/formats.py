@@ -61,11 +61,23 @@ class Opened:
 
 
 def open_rows(config: DataConfig) -> Opened:
-    """Find out what the data is and prepare to read it.
+    """Find out what the data is and prepare to read it, without masks that do not count.
 
     Local data is identified by the SHA-256 of its files, those that a table names included; a
     stream from the hub by dataset, commit, configuration and split.
     """
+    opened = _opened(config)
+    if config.mask == "given":
+        return opened
+    return replace(opened, rows=lambda: map(_without_mask, opened.rows()))
+
+
+def _without_mask(raw: Raw) -> Raw:
+    table = replace(raw.table, names={k: v for k, v in raw.table.names.items() if k != "mask"})
+    return replace(raw, table=table, values={**raw.values, "mask": None})
+
+
+def _opened(config: DataConfig) -> Opened:
     columns, given = our_names(config.columns), resolve(config.pairs)
     path = Path(given)
     if given.startswith(HUB) and config.format not in ("auto", "dataset"):
@@ -104,7 +116,7 @@ def open_rows(config: DataConfig) -> Opened:
     if kind == "annotated":
         return _open_annotated(path)
     if kind in KINDS:
-        return _open_folders(path, columns, kind)
+        return _open_folders(path, columns, kind, masked=config.mask == "given")
     if kind == "hpdv3":  # path1 is the preferred image of each row
         kind, columns = "table", {"winner": "path1", "loser": "path2", **columns}
     root = Path(config.root).expanduser() if config.root else None
@@ -267,9 +279,10 @@ def _digest(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _open_folders(path: Path, columns: Mapping[str, str], kind: str) -> Opened:
+def _open_folders(path: Path, columns: Mapping[str, str], kind: str, *, masked: bool) -> Opened:
     """Images in two folders, with caption files: pairs of equal names, or liked and disliked."""
     names = two_folders(path, columns, kind)
+    names = {k: name for k, name in names.items() if masked or k != "mask"}
     rows = partial(read_thumbs if kind == "thumbs" else read_folders, path, names)
 
     def identity() -> str:

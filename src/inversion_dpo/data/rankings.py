@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -255,7 +256,8 @@ def _single(raw: Raw) -> Iterator[Raw]:
 
 def _thumb(value: Any) -> float | str | None:
     """Read a thumb as 1 (up), 0 or -1 (down) or 0.5 (neither)."""
-    word = value.strip(" :").lower().replace(" ", "_") if isinstance(value, str) else None
+    word = value.strip(" :").lower() if isinstance(value, str) else None
+    word = re.sub(r"(?<=[a-z])[ -](?=[a-z])", "_", word) if word else word  # not of -1
     if word in (*UPS, *DOWNS):
         return float(word in UPS)
     found = number(value if word is None else word)
@@ -288,7 +290,7 @@ def _one_unit(raws: Iterable[Raw]) -> Iterator[Raw]:
     first: dict[tuple[str, bool], str] = {}
     for raw in raws:
         for ours, kind in _NUMBERS.items():
-            for cell in _flat(raw.values.get(ours)):
+            for cell in flat(raw.values.get(ours)):
                 if isinstance(number(cell), float):
                     percent = isinstance(cell, str) and cell.strip().endswith("%")
                     name = raw.table.names.get(ours, ours)
@@ -301,10 +303,10 @@ def _one_unit(raws: Iterable[Raw]) -> Iterator[Raw]:
         yield raw
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def flat(value: Any) -> Iterator[Any]:
     """Give the cells of lists within lists."""
     if isinstance(value, list):
-        yield from chain.from_iterable(map(_flat, value))
+        yield from chain.from_iterable(map(flat, value))
     else:
         yield value
 
@@ -313,8 +315,8 @@ def _ratings(raw: Raw) -> list[Rated] | Fault:
     """Give the images of a row with the ratings of each: one or several."""
     thumbs = raw.table.kind == "thumbs"
     images, scores = raw.values["images"], raw.values["thumbs" if thumbs else "scores"]
-    if thumbs and (scores == [] or _empty(scores)):
-        return Fault(UNLABELLED, "no thumb")
+    if scores == [] or _empty(scores):
+        return Fault(UNLABELLED, "no thumb or score")
     if not isinstance(images, list):
         images, scores = [images], [scores]
     if not isinstance(scores, list) or len(scores) != len(images):

@@ -25,7 +25,8 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
 PICTURES = (*IMAGES, ".jfif", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jxl")
 EMPTY = ("", "nan", "none", "null", "<na>", "#n/a", "n/a", "na")  # what tables write for no text
 UNLABELLED = "unlabelled"  # the label of a row that says itself that it has none
-LEFT_OUT = ("unpaired", "hidden", UNLABELLED)  # kinds of faults that are no faults of the data
+NO_ROWS = ("hidden", "strays")  # files beside the data, of the system or of the user
+LEFT_OUT = ("unpaired", *NO_ROWS, UNLABELLED)  # kinds of faults that are no faults of the data
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ def row_of(raw: Raw) -> Row:
         if isinstance(said, Fault):
             return Row(raw.where, None, fault=said)
         preference = said[1]
+        if not labelled and said[0] in (0.5, UNLABELLED):  # else the order or a label says it
+            label = said[0]
     if table.kind == "shares":
         said = _of_shares(number(values["share_0"]), number(values.get("share_1")))
         if isinstance(said, Fault):

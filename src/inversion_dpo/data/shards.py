@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from inversion_dpo.data.images import DataError
-from inversion_dpo.data.rows import MAX_IMAGE_BYTES, PICTURES, Fault, Raw, is_hidden
+from inversion_dpo.data.rows import MAX_IMAGE_BYTES, PICTURES, Fault, Raw, is_hidden, shown
 from inversion_dpo.data.tables import Placed, parse_object, records
 
 _PACKED: dict[bytes, Callable[[Any], Any]] = {  # by a file's first bytes
@@ -54,7 +54,7 @@ def _samples(file: Path) -> Iterator[Placed]:
                     hidden += 1
                     continue
                 if key not in (None, (folder, stem)):
-                    yield "", _fields(sample)
+                    yield _place(key), _fields(sample)
                     done, sample = done + 1, []
                 key = (folder, stem)
                 sample.append((field.lower(), content))
@@ -64,8 +64,13 @@ def _samples(file: Path) -> Iterator[Placed]:
         what = f"is damaged in row {done}" if key else "cannot be read as a tar, plain or packed"
         raise DataError(f"{file} {what} ({error}); copy or download it again") from error
     if key:
-        yield "", _fields(sample)
+        yield _place(key), _fields(sample)
     yield from [("", Fault("hidden", "not of the data"))] * hidden
+
+
+def _place(key: tuple[str, str] | None) -> str:
+    """Begin a row's place with the names of its members, which a shard is searched for."""
+    return f"sample {shown('/'.join(filter(None, key)))} of " if key else ""
 
 
 def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes | Fault]]:

@@ -19,7 +19,7 @@ from inversion_dpo.data.columns import Table
 from inversion_dpo.data.formats import Opened, open_rows
 from inversion_dpo.data.images import DataError, decode_image, decode_mask, picture_size
 from inversion_dpo.data.rankings import rows_of
-from inversion_dpo.data.rows import Row, inspect
+from inversion_dpo.data.rows import NO_ROWS, Row, inspect
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import DataConfig
@@ -124,10 +124,10 @@ class PairSource:
     alone: give images with a thumb one by one, in place of the pairs that they make.
 
     counts, of the iteration begun last: rows, pairs; left out: ties, identical (one image twice),
-    unpaired (a ranking of one image), unlabelled, hidden (files of the system, which are no rows);
-    duplicates, edits, masked, single (one image) and disliked (of these; all kept); and of rows
-    skipped as unusable: skipped, and by reason bad_labels, empty_captions, broken_images,
-    bad_paths, bad_rows.
+    unpaired (a ranking of one image), unlabelled, hidden and strays (files of the system and of the
+    user, which are no rows); duplicates, edits, masked, single (one image) and disliked (of these;
+    all kept); and of rows skipped as unusable: skipped, and by reason bad_labels, empty_captions,
+    broken_images, bad_paths, bad_rows.
 
     Iterating raises DataError for a file that cannot be read, for a bad row unless
     ``data.on_bad_row`` is skip, and when there is no usable pair at all.
@@ -205,7 +205,7 @@ class PairSource:
         rows = rows_of(self.opened.rows(), self.config.ranking, alone=self.alone)
         for index, row in enumerate(rows):
             if reason := row.left_out:
-                counts.update([reason, *["rows"] * (reason != "hidden")])
+                counts.update([reason, *["rows"] * (reason not in NO_ROWS)])
                 continue
             counts["rows"] += 1
             wanted = decoded is None or counts["pairs"] < decoded

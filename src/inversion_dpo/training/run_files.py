@@ -31,7 +31,7 @@ from inversion_dpo.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from inversion_dpo.training.health import FEW_PAIRS, accuracy_text
+from inversion_dpo.training.health import FEW_PAIRS, accuracy_text, heldout_units
 from inversion_dpo.training.session import Session
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -77,7 +77,8 @@ def summary(folder: Path, config: Config) -> str:
         errors = row["heldout_winner_error"], row["heldout_winner_error_ref"]
         learned = f"held-out error on winners {errors[0]:.4g}, the reference's {errors[1]:.4g}"
     elif row["heldout_pairs"] < FEW_PAIRS:
-        learned += ": few; more of them, or a larger data.holdout, make it surer"
+        units = heldout_units(row)
+        learned += f": few {units}; more of them, or a larger data.holdout, make it surer"
     return (
         f"{learned}\n"
         f"drift from the reference: {row['heldout_drift']:.3g} (mean squared, of predictions)\n"

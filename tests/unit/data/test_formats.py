@@ -317,6 +317,13 @@ def test_a_shard_of_two_images_and_json(tmp_path: Path) -> None:
     assert triples(file) == [("b", BLUE, RED)]
 
 
+def test_a_sample_of_a_shard_is_named_by_its_key(tmp_path: Path) -> None:
+    both = {"x/1.winner.png": RED, "x/1.loser.png": BLUE, "x/1.txt": b"a"}
+    file = shard(tmp_path / "a.tar", both | {"x/2.winner.png": RED, "x/2.txt": b"b"})
+    with pytest.raises(DataError, match=r"sample 'x/2' of a\.tar, row 1, loser: no image"):
+        triples(file)
+
+
 @pytest.mark.parametrize("cut", [700, 1536, -1024])
 def test_a_truncated_shard_is_named(tmp_path: Path, cut: int) -> None:
     members = {"1.winner.png": RED, "1.loser.png": BLUE, "1.txt": b"a"}

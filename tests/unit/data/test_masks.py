@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,21 @@ def test_a_ranking_has_one_mask(tmp_path: Path) -> None:
     row = {"images": [RED, BLUE], "ranks": [2, 1], "caption": "a", "mask": WHITE}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     assert [p.mask for p in open_pairs(tmp_path / "a.parquet")] == [WHITE]
+
+
+@pytest.mark.parametrize("how", ["none", "differ"])
+def test_no_mask_is_needed_that_does_not_count(tmp_path: Path, how: Any) -> None:
+    file = table(tmp_path, TABLE.replace("white.png,b", ",b"))
+    assert [pair.mask for pair in open_pairs(file, mask=how)] == [None, None]
+    report = check_pairs(file, mask=how)
+    assert report.ok and "masks:" not in format_report(report)
+    for name, image in (("w/1", RED), ("l/1", BLUE), ("mask/2", WHITE)):
+        (tmp_path / "two" / name[0:-2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "two" / f"{name}.png").write_bytes(image)
+    (tmp_path / "two" / "1.txt").write_text("a")
+    assert len(list(open_pairs(tmp_path / "two", mask=how))) == 1
+    with pytest.raises(DataError, match="mask has no image 1"):
+        list(open_pairs(tmp_path / "two"))
 
 
 @pytest.mark.parametrize(

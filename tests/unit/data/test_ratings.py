@@ -113,6 +113,23 @@ def test_per_cent_throughout_is_read(tmp_path: Path) -> None:
     assert "blue.png (score 0.905) over red.png (0.85)" in check_pairs(file, **SCORES).example
 
 
+@pytest.mark.parametrize("cell", ["", " ", "N/A", "nan"])
+def test_an_empty_rating_is_counted_and_left_out(tmp_path: Path, cell: str) -> None:
+    source = open_pairs(table(tmp_path, f"{RATED}a,green.png,{cell},x\n"), **SCORES)
+    assert [p.winner for p in source] == [RED] and source.counts["unlabelled"] == 1
+
+
+def test_the_check_tells_the_scale_and_what_is_not_read(tmp_path: Path) -> None:
+    """People who rate from 1 to 5 and from 1 to 100 are seen by it; so is a misspelt column."""
+    file = table(tmp_path, RATED + "b,red.png,80,w\nb,blue.png,20,w\n")
+    text = format_report(check_pairs(file, **SCORES))
+    assert "ratings: 8 from 1 to 80, taken for one scale, higher is better" in text
+    assert "not read: 'rater'\n" in text
+    row = {"caption": "a", "chosen": {"image": RED, "by": 1}, "rejected": {"image": BLUE}, "x": 1}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    assert check_pairs(tmp_path / "a.parquet").idle == ("x",)
+
+
 @pytest.mark.parametrize("name", ["rating", "Aesthetic score", "stars", "MOS"])
 def test_ratings_are_not_taken_for_ranks(tmp_path: Path, name: str) -> None:
     file = table(tmp_path, RATED.replace("rating", name))
@@ -234,6 +251,28 @@ def test_two_folders_of_equal_names(tmp_path: Path, names: tuple[str, str]) -> N
     assert open_pairs(folder, columns=columns).fingerprint != before
 
 
+def test_what_belongs_to_no_pair_of_the_folders_is_listed(tmp_path: Path) -> None:
+    """An image of an unknown suffix, a caption without images, a folder of another name."""
+    folder = two(tmp_path)
+    for name in ("w/3.jpe", "w/9.txt", "old/1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    source = open_pairs(folder)
+    assert len(list(source)) == 2 and source.counts["strays"] == 2 and source.counts["rows"] == 2
+    report = check_pairs(folder)
+    assert report.ok and "not read: 'old/', 'w/3.jpe', 'w/9.txt'\n" in format_report(report)
+
+
+def test_accents_may_be_spelled_in_two_ways(tmp_path: Path) -> None:
+    """As one character on Linux, as two on macOS."""
+    folder = two(tmp_path)
+    for name, new in (("w/1.png", "é"), ("w/1.txt", "é"), ("l/1.png", "e\u0301")):
+        (folder / name).rename(folder / name.replace("1", new))
+    (folder / "l" / "1.txt").unlink(missing_ok=True)
+    assert [p.winner for p in open_pairs(folder)] == [GREEN, RED]
+    assert check_pairs(folder).idle == ()
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
@@ -280,6 +319,10 @@ def test_hpdv3s_own_columns(tmp_path: Path) -> None:
             (pair,) = open_pairs(data, format="hpdv3")
             assert (pair.caption, pair.winner, pair.loser) == ("a", RED, BLUE)
             assert pair.preference == expected
+    text = json.dumps([row, row | {"choice_dist": [6, 6]}, row | {"choice_dist": [0, 0]}])
+    (tmp_path / "train.json").write_text(text)
+    source = open_pairs(tmp_path, format="hpdv3")
+    assert len(list(source)) == source.counts["ties"] == source.counts["unlabelled"] == 1
     (tmp_path / "train.json").write_text(json.dumps([row | {"choice_dist": [9, -3]}]))
     with pytest.raises(DataError, match="train.json, row 0: the votes are 9 and -3; write counts"):
         list(open_pairs(tmp_path, format="hpdv3"))

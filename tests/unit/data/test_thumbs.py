@@ -86,7 +86,9 @@ def test_thumbs_of_several_people_are_counted(tmp_path: Path) -> None:
     assert 0.5 < ranked[0].preference < 1.0
 
 
-@pytest.mark.parametrize("words", [("+1", "-1"), (":thumbsup:", ":-1:"), ("1.0", "-1.0")])
+@pytest.mark.parametrize(
+    "words", [("+1", "-1"), ("thumbs up", "Thumbs-Down"), (":thumbsup:", ":-1:"), ("1.0", "-1.0")]
+)
 def test_thumbs_of_other_tools(tmp_path: Path, words: tuple[str, str]) -> None:
     up, down = words
     file = table(tmp_path, f"a,red.png,{up}\na,blue.png,{down}\nb,green.png,\n")
@@ -110,6 +112,14 @@ def test_two_folders_of_unequal_numbers(tmp_path: Path) -> None:
     before = open_pairs(tmp_path).fingerprint
     (tmp_path / "disliked" / "1.txt").write_text("another")
     assert open_pairs(tmp_path).fingerprint != before
+
+
+def test_what_is_no_image_is_listed(tmp_path: Path) -> None:
+    two(tmp_path)
+    for name in ("liked/7.tmp", "disliked/9.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(singles(tmp_path)) == 3
+    assert check_pairs(tmp_path).idle == ("liked/7.tmp", "disliked/9.txt")
 
 
 def test_two_folders_of_any_names(tmp_path: Path) -> None:
