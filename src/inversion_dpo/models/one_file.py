@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Set
@@ -26,11 +27,13 @@ from torch import Tensor, nn
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.intact import WRAPPERS, check_loaded
 
+logger = logging.getLogger(__name__)
 CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
 ENCODERS = {"text_encoder": CLIPS[:2], "text_encoder_2": CLIPS[2:]}
 UNREAD = re.compile(r"position_ids$|^text_projection|^logit_scale")  # of text encoders, by some
 NAMED_BY_COMFYUI = ("model.diffusion_model.", "diffusion_model.")  # before a network's names
 VAES = ("first_stage_model.", "vae.")  # before an autoencoder's
+IDLE = re.compile(r"[^.]*$|model_ema\.|denoiser\.|loss\.")  # of training, and of the schedule
 SCALES = (".scale_weight", ".weight_scale")  # of weights in fp8; the others are of inputs, or marks
 BESIDE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
 WHOLE = ("I8", "U8")  # types of whole numbers, in which weights of few bits are packed
@@ -122,6 +125,27 @@ def _names(part: str, keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def unread_text(file: str, whole: bool) -> str | None:
+    """Say which tensors of a file are not read, though they are no tables of a schedule.
+
+    Args:
+        file: safetensors.
+        whole: whether the file is read as a pipeline, or its network alone.
+    """
+    with safe_open(file, "pt") as opened:
+        bare = {WRAPPERS.sub("", key): key for key in opened.keys()}
+    known = NAMED_BY_COMFYUI + (CLIPS + VAES) * whole
+    if not any(name.startswith(known) for name in bare):
+        return None
+    beside = [k for name, k in bare.items() if not (name.startswith(known) or IDLE.match(name))]
+    if not beside:
+        return None
+    why = "no part of the pipeline has such names"
+    if not whole:
+        why = "the network alone is, and text encoders and autoencoder come from elsewhere"
+    return f"{file}: {len(beside)} tensors are not read, for example {min(beside)!r}: {why}"
+
+
 def _unscaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Multiply weights in fp8 by their scales, as ComfyUI does: one for a weight or for a row."""
     for key in [key for key in tensors if key.endswith(SCALES)]:
@@ -193,9 +217,10 @@ def encoders_in(
         with init_empty_weights():
             encoder: nn.Module = kind(kind.config_class.from_pretrained(source, subfolder=part))
         with safe_open(file, "pt") as opened:
-            own = [key for key in opened.keys() if key.startswith(ENCODERS[part])]
+            bare = {WRAPPERS.sub("", key): key for key in opened.keys()}
+            own = [name for name in bare if name.startswith(ENCODERS[part])]
             tensor = opened.get_tensor if read else _empty(file).__getitem__
-            tensors = {key: tensor(key) for key in own}
+            tensors = {name: tensor(bare[name]) for name in own}
         openclip = [f"{start}model." for start in ENCODERS[part]]
         start = next((s for s in openclip if any(key.startswith(s) for key in own)), None)
         convert = convert_ldm_clip_checkpoint
@@ -238,6 +263,8 @@ def load_single_file(
         about = made.load_config(source, subfolder=part)
         given[part] = network_in(file, part, made, about, how["torch_dtype"])
     given |= encoders_in(file, source, index, how["torch_dtype"])
+    if text := unread_text(file, whole=True):
+        logger.warning(text)
     with safe_open(file, "pt") as opened:
         keys = set(opened.keys())
     pipeline = kind.from_single_file(file, config=source, **given)

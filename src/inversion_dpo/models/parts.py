@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -35,14 +36,21 @@ from inversion_dpo.models.folders import (
     keys_of,
     network_fault,
 )
-from inversion_dpo.models.intact import check_loaded, check_settings, check_shapes, shapes_of
+from inversion_dpo.models.intact import (
+    WRAPPERS,
+    check_loaded,
+    check_settings,
+    check_shapes,
+    shapes_of,
+)
 from inversion_dpo.models.lora import NAMED, PICKLED, lora_file, read_lora
 from inversion_dpo.models.lora_names import KEY
-from inversion_dpo.models.one_file import CLIPS, configuration_of, network_in
+from inversion_dpo.models.one_file import CLIPS, configuration_of, network_in, unread_text
 from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import ModelConfig
 
+logger = logging.getLogger(__name__)
 HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # OWNER/NAME
 SUFFIXES = (".safetensors", ".gguf", *PICKLED)
 FITTING = (  # settings in which a part must be as the pipeline's own
@@ -102,7 +110,7 @@ def kind_of(name: str) -> Kind | None:
             raise ModelError("it is damaged or not complete: fetch it again")
         if any(KEY.fullmatch(key) or key.startswith("lora_") for key in keys):
             return "lora"
-        whole = any(key.startswith(CLIPS) for key in keys)
+        whole = any(WRAPPERS.sub("", key).startswith(CLIPS) for key in keys)
         return ("pipeline" if whole else "network") if keys else None
     if not place.exists() and HUB.fullmatch(name):
         place = Path(snapshot_download(name, allow_patterns=["*.json"]))
@@ -150,6 +158,8 @@ def load_part(
     kind = getattr(diffusers, index[part][1])
     config = kind.load_config(source, subfolder=part, revision=revision)
     if Path(path).is_file():
+        if read and part in NETWORKS and (text := unread_text(path, whole=False)):
+            logger.warning(text)
         return network_in(path, part, kind, config, precision, read)
     first: Exception | None = None
     for how in _places(Path(path), part, m.variant):

@@ -439,6 +439,43 @@ def test_a_text_encoder_of_a_whole_file_is_whole_or_refused(family, start, part,
                 load(m)
 
 
+def test_what_of_a_whole_file_is_not_read_is_counted(tiny, tmp_path, caplog):
+    """Strange parts; and all but the network, where that alone is taken."""
+    folder = str(tiny("sd15"))
+    file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
+    tensors, whole = load_file(file), ModelConfig(str(file), config=folder)
+    idle = {"betas": torch.zeros(2), "model_ema.decay": torch.zeros(1)}
+    strange = {"control_model.a": torch.zeros(1)}
+    less = {k: v for k, v in tensors.items() if not k.startswith("cond_stage")}
+    beside = sum(not k.startswith("model.diffusion_model.") for k in tensors)
+    alone = ModelConfig(folder, network=str(file))
+    of_vae = sum(k.startswith("first_stage") for k in tensors)
+    for held, m, count in (
+        (tensors | idle, whole, 0),
+        (tensors | strange, whole, 1),
+        (tensors, alone, beside),
+        (less, whole, of_vae),
+    ):
+        save_file(held, file)
+        caplog.clear()
+        load_pipeline(m)
+        told = [r.message for r in caplog.records if "tensors are not read, for" in r.message]
+        assert [text.partition(f"{file}: ")[2].split()[0] for text in told] == [str(count)][:count]
+
+
+def test_a_whole_file_in_a_wrapper_is_read_whole(pipe, tiny, tmp_path):
+    """DDP's, around all parts: text encoders and autoencoder are its own."""
+    file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
+    save_file({f"module.{k}": v + 1 for k, v in load_file(file).items()}, file)
+    m = ModelConfig(str(file), config=str(tiny("sd15")))
+    check_model(m)
+    found = load_pipeline(m)
+    for part in ("unet", "vae", "text_encoder"):
+        theirs = pipe("sd15").components[part].state_dict()
+        for name, tensor in found.components[part].state_dict().items():
+            assert torch.equal(tensor, theirs[name] + (not name.endswith("position_ids"))), name
+
+
 def test_another_pipeline_as_policy_takes_none_of_its_bases_settings(tiny, tmp_path):
     """A folder has its own autoencoder and variant, another family no chunks of CLIP's."""
     variant = tmp_path / "fp16"
