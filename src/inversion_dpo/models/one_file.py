@@ -226,9 +226,9 @@ def encoders_in(
         convert = convert_ldm_clip_checkpoint
         if start:
             convert = partial(convert_open_clip_checkpoint, encoder, prefix=start)
-        bare = "" if hasattr(encoder, "text_model") else "text_model."
+        lost = "" if hasattr(encoder, "text_model") else "text_model."
         try:
-            found = {k.removeprefix(bare): v for k, v in convert(tensors).items()}
+            found = {k.removeprefix(lost): v for k, v in convert(tensors).items()}
             missing, strange = encoder.load_state_dict(found, strict=False, assign=True)
             check_loaded(encoder, missing, [name for name in strange if not UNREAD.search(name)])
         except (KeyError, ValueError, RuntimeError) as error:
