@@ -23,6 +23,8 @@ WRAPPERS = re.compile(  # in names: torch.compile's, FSDP's, checkpointing's and
     r"(?:(?<=[._])|^)(?:_orig_mod[._]|(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
     r"|(?:(?<=\.)|^)module\."
 )
+SCALES = (".scale_weight", ".weight_scale")  # of weights in fp8, as ComfyUI has them
+WHOLE = ("I8", "U8")  # types of whole numbers, in which weights of few bits are packed
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 CLIP_LAYER = re.compile(r"(?:^|text_model\.)encoder\.layers\.(\d+)\.")
 LONGEST = 10_000  # tokens that CLIP may read: more is the library's word for none
@@ -197,12 +199,18 @@ def shapes_of(files: Iterable[Path]) -> dict[str, list[int]]:
     """Read the shapes of the weights in files, by name; headers alone are read.
 
     Raises:
-        ModelError: names of a wrapper around the network are among theirs.
+        ModelError: a wrapper around the network has given names, or weights are of few bits.
     """
     held: dict[str, list[int]] = {}
     for file in files:
         with safe_open(file, "pt") as opened:
-            held |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+        held |= {name: weight.get_shape() for name, weight in slices.items()}
+        if few := next((n for n, w in slices.items() if packed(n, w.get_dtype())), None):
+            raise ModelError(
+                f"{file}: {few!r} is of weights in few bits, which are not read from a folder: "
+                "give them in bf16, or a network in scaled fp8 as this file itself (model.network)"
+            )
         if wrapped := next((m for name in held if (m := WRAPPERS.search(name))), None):
             raise ModelError(
                 f"{file} has {wrapped[0]!r} in its names, of a wrapper such as DDP's or "
@@ -210,6 +218,11 @@ def shapes_of(files: Iterable[Path]) -> dict[str, list[int]]:
                 "this file itself as model.network or model.vae, where that is left out"
             )
     return held
+
+
+def packed(name: str, dtype: str) -> bool:
+    """Say whether a tensor is of weights in few bits: packed, or a scale of them."""
+    return dtype in WHOLE or name.endswith(SCALES)
 
 
 def check_shapes(network: nn.Module, held: Mapping[str, Sequence[int]], where: str) -> None:

@@ -196,6 +196,10 @@ def check_model(m: ModelConfig) -> DiffusionModel:
         raise ModelError(
             f"model.revision={m.revision} has no effect: {m.path} is not on the hub. Leave it out"
         )
+    if m.variant and Path(path).exists() and variant_of(Path(path), m.variant) != m.variant:
+        raise ModelError(
+            f"model.variant={m.variant} has no effect: {m.path} has no such files. Leave it out"
+        )
     for key, part in (("vae", "vae"), ("network", network), ("scene_graph", "")):
         if name := getattr(m, key):
             with named(f"model.{key}", name):

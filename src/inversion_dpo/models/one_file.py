@@ -25,7 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.intact import WRAPPERS, check_loaded
+from inversion_dpo.models.intact import SCALES, WHOLE, WRAPPERS, check_loaded
 
 logger = logging.getLogger(__name__)
 CLIPS = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
@@ -34,9 +34,7 @@ UNREAD = re.compile(r"position_ids$|^text_projection|^logit_scale")  # of text e
 NAMED_BY_COMFYUI = ("model.diffusion_model.", "diffusion_model.")  # before a network's names
 VAES = ("first_stage_model.", "vae.")  # before an autoencoder's
 IDLE = re.compile(r"[^.]*$|model_ema\.|denoiser\.|loss\.")  # of training, and of the schedule
-SCALES = (".scale_weight", ".weight_scale")  # of weights in fp8; the others are of inputs, or marks
-BESIDE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
-WHOLE = ("I8", "U8")  # types of whole numbers, in which weights of few bits are packed
+BESIDE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")  # of inputs, or marks
 TOLD = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
 
 

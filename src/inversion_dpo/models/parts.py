@@ -95,6 +95,8 @@ def check_place(path: str) -> None:
     of_disk = path.startswith(("/", ".")) or place.suffix in SUFFIXES or not HUB.fullmatch(path)
     if of_disk and not place.exists():
         raise ModelError("nothing is there: give a folder, a .safetensors file or OWNER/NAME")
+    if place.is_file() and place.suffix != ".safetensors" and not keys_of(place):
+        raise ModelError("it is no safetensors file, and no others are read")
     if place.is_file() and SHARD.search(place.stem):
         raise ModelError("this is one of several files: give the folder that holds them all")
     if place.exists() and kind_of(path) == "lora":
@@ -156,6 +158,11 @@ def load_part(
     revision = m.revision if source == os.path.expanduser(m.path) else None
     index, precision = index_of(source, revision), getattr(torch, m.dtype)
     kind = getattr(diffusers, index[part][1])
+    if Path(source).is_dir() and not (Path(source) / part / "config.json").is_file():
+        raise ModelError(
+            f"{source} has no {part}/config.json, which says what fits there: fetch that file; the "
+            "weights beside it are not needed"
+        )
     config = kind.load_config(source, subfolder=part, revision=revision)
     if Path(path).is_file():
         if read and part in NETWORKS and (text := unread_text(path, whole=False)):

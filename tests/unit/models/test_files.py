@@ -289,6 +289,14 @@ def test_a_file_of_another_kind_says_what_to_do(name, message, tiny, tmp_path):
             load_pipeline(ModelConfig(**m))
 
 
+@pytest.mark.parametrize("key", ["path", "network", "vae"])
+def test_a_file_that_is_no_safetensors_is_called_so(key, tiny, tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"0" * 99)
+    m = {"path": str(tiny("sd15")), key: str(tmp_path / "x.onnx")}
+    with pytest.raises(ModelError, match=f"model.{key}=.*: it is no safetensors file"):
+        check_model(ModelConfig(**m))
+
+
 def test_shards_of_a_variant_and_shards_without_their_index(tiny, tmp_path):
     vae = AutoencoderKL.from_pretrained(tiny("sd15") / "vae")
     vae.save_pretrained(tmp_path, variant="fp16", max_shard_size="30KB")
@@ -615,6 +623,57 @@ def test_a_damaged_folder_names_the_part_and_the_remedy(spoil, message, part, ti
         check_model(ModelConfig(str(folder)))
     with pytest.raises(ConfigError, match=message.format(part)):  # as --policy
         side(load_config(None, []), str(folder))
+
+
+def in_few_bits(folder, part, scale):
+    """Whole numbers, or fp8 with a scale, under the names of a folder."""
+    file = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(n for n, w in tensors.items() if w.ndim == 2)
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn if scale else torch.int8)
+    more = {f"{name.removesuffix('.weight')}.weight_scale": torch.ones(1)} if scale else {}
+    save_file(tensors | more, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("scale", [False, True], ids=["whole numbers", "scaled fp8"])
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_weights_in_few_bits_in_a_folder_are_refused(part, scale, tiny, tmp_path):
+    """The library takes the numbers as they are, without their scale."""
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    in_few_bits(folder, part, scale)
+    for load in (check_model, load_pipeline):
+        with pytest.raises(ModelError, match=f"{part}/.* is of weights in few bits, .* in bf16"):
+            load(ModelConfig(str(folder)))
+    if part != "text_encoder":
+        key = "network" if part == "unet" else part
+        with pytest.raises(ModelError, match=f"model.{key}=.* is of weights in few bits"):
+            check_model(ModelConfig(str(tiny("sd15")), **{key: str(folder / part)}))
+
+
+def test_a_variant_that_is_not_there_is_refused(tiny, tmp_path):
+    """The plain files would be read in its place."""
+    folder = shutil.copytree(tiny("sd2"), tmp_path / "model")
+    for part in ("vae", None):
+        if part:
+            only_half(folder, part)
+            check_model(ModelConfig(str(folder), variant="fp16"))
+        with pytest.raises(ModelError, match=f"model.variant=ema has no effect: {folder} has no s"):
+            check_model(ModelConfig(str(folder), variant="ema"))
+
+
+@pytest.mark.parametrize(("key", "part"), [("vae", "vae"), ("network", "unet")])
+def test_a_folder_without_the_part_that_is_given_asks_for_its_configuration(
+    key, part, tiny, tmp_path
+):
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    shutil.rmtree(folder / part)
+    m = ModelConfig(str(folder), **{key: str(tiny("sd15") / part)})
+    with pytest.raises(ModelError, match=f"{folder} has no {part}/config.json.*: fetch that file"):
+        check_model(m)
+    (folder / part).mkdir()
+    shutil.copy(tiny("sd15") / part / "config.json", folder / part)
+    check_model(m)
+    load_pipeline(m)
 
 
 def test_a_folder_without_t5_names_its_setting(tiny, tmp_path):
