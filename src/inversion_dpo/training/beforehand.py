@@ -26,6 +26,7 @@ from inversion_dpo.training.notices import (
     guidances_text,
     noise_text,
     trained_guidance,
+    unvisited_text,
 )
 from inversion_dpo.training.plan import Plan, make_plan
 from inversion_dpo.training.policy import attach, make_optimizer
@@ -71,7 +72,10 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     grid = grid_for(model.schedule, "inversion.steps", steps, spacing_of(config))
     plan = make_plan(config, lambda _: (model.schedule, grid), square(config.model.resolution))
     check_batch(plan, current_team().size)
-    check_sources(model, open_pairs(config.data, alone=takes_images(config)))
+    pairs = open_pairs(config.data, alone=takes_images(config))
+    check_sources(model, pairs)
+    if text := unvisited_text(pairs.expected(), config):
+        logger.warning(text)
     if text := few_steps_text(model, config.model):
         logger.warning(text)
     if config.policy.kind == "scene_graph":

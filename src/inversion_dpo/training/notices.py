@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from inversion_dpo.models.base import DiffusionModel
@@ -44,6 +45,24 @@ def rare_text(counts: list[int], t: TrainingConfig) -> str:
         "training.steps, or name one size, such as model.resolution=1024x1024"
     )
     return text if rare else ""
+
+
+def unvisited_text(count: int | None, config: Config) -> str:
+    """Say that pairs are prepared which no step will see; empty if each is seen, or none counted.
+
+    Args:
+        count: of all pairs, as far as that is known beforehand.
+        config: the run's settings.
+    """
+    t, share = config.training, 1 - config.data.holdout
+    visits = t.steps * t.batch_size
+    if count is None or count * share <= visits:
+        return ""
+    return (
+        f"{t.steps} steps of {t.batch_size} pairs see {visits:,} pairs, and all {count:,} would be "
+        f"inverted or encoded for them. Set data.limit={math.ceil(visits / share)}, which takes "
+        "the first ones, or raise training.steps"
+    )
 
 
 def leak_text(images: Sequence[Sequence[str]], trained: list[int], held: list[int]) -> str:

@@ -24,7 +24,7 @@ from inversion_dpo.run.config import ConfigError, load_config, preset_names, to_
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import claim, occupied, read_config, sole_writer
 from inversion_dpo.run.processes import Team
-from inversion_dpo.training.beforehand import late_texts, rate_text
+from inversion_dpo.training.beforehand import late_texts, rate_text, unvisited_text
 from inversion_dpo.training.split import split_pairs
 from tests.slow import slow_but
 
@@ -212,6 +212,19 @@ def test_what_a_training_ends_before_is_said():
         "training.snapshot_every=6 exceeds training.steps=5: no copy of the policy is made",
     ]
     assert not late_texts(load_config(None, ["training.steps=10"]).training)
+
+
+def test_pairs_that_no_step_sees_are_said_before_they_are_inverted(caplog, tmp_path):
+    """Of Pick-a-Pic's pairs the preset for SDXL sees one in fifty."""
+    settings = "training.steps=3", "training.batch_size=6", "data.holdout=0.1"
+    config = load_config(None, settings)
+    assert not unvisited_text(20, config) and not unvisited_text(None, config)
+    assert unvisited_text(21, config) == (
+        "3 steps of 6 pairs see 18 pairs, and all 21 would be inverted or encoded for them. "
+        "Set data.limit=20, which takes the first ones, or raise training.steps"
+    )
+    check_run(config, tmp_path / "run")
+    assert "see 18 pairs, and all 2,000 would be" in caplog.text
 
 
 def test_a_wrong_setting_of_an_evaluation_is_not_kept(tiny_config, tmp_path):
