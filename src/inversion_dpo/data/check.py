@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from inversion_dpo.data.annotations import MAX_LISTED, listed
 from inversion_dpo.data.buckets import Resolution, buckets, named, place
@@ -36,6 +37,7 @@ _ODD = {
     "mixed_shapes": "pairs of two shapes",
     "odd_shapes": "pairs far from every size",
 }
+SOON = 3.0  # seconds in which no progress is shown
 ALIKE = 5  # problems of one kind that are spelled out
 MEASURED_PAIRS = 1000  # pairs whose pixels are measured for giveaways
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
@@ -193,9 +195,10 @@ def check_pairs(
     usable, counts = _Usable(config, measure, resolution), Counter[str]()
     graphs, total = list[SceneGraph](), 0
     alike = dict[str, list[str]]()  # problems that differ in their numbers alone
-    told = _Told()
-    raws = told.watch(open_rows(config).rows())
-    for row in islice(rows_of(raws, config.ranking, alone=True), config.limit):
+    told, opened = _Told(), open_rows(config)
+    raws = told.watch(opened.rows())
+    rows = islice(rows_of(raws, config.ranking, alone=True), config.limit)
+    for row in _shown(rows, opened.count(), config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason not in NO_ROWS)])
             continue
@@ -247,6 +250,15 @@ def _of_all(
         counts["giveaways"] = 1
         found.append(refusal(config.pairs, giveaways))
     return found
+
+
+def _shown(rows: Iterable[Row], count: int | None, limit: int | None) -> Iterator[Row]:
+    """Give the rows one after another, and show how many of them are read, if it takes long."""
+    total = limit if count is None else min(count, limit or count)
+    with tqdm(desc="check", total=total, unit="row", mininterval=1.0, delay=SOON) as bar:
+        for row in rows:
+            yield row
+            bar.update(not row.left_out)
 
 
 def _sizes_table(report: PairReport) -> list[str]:

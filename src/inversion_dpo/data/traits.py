@@ -44,13 +44,15 @@ def traits(image: Image.Image) -> Traits:
     small = image.copy()
     small.thumbnail((SIDE, SIDE))
     rgb = np.asarray(small, np.float32) / 255
+    red, green, blue = np.moveaxis(rgb, 2, 0)
+    most, least = np.maximum(red, green), np.minimum(red, green)  # np.ptp takes 25 times longer
     luma = rgb @ np.array(LUMA, np.float32)
     edges = [np.abs(np.diff(luma, axis=k)).mean() if luma.shape[k] > 1 else 0.0 for k in (0, 1)]
     found = (
         luma.mean(),
         luma.std(),
-        np.ptp(rgb, axis=2).mean(),
-        (rgb[..., 0] - rgb[..., 2]).mean(),
+        (np.maximum(most, blue) - np.minimum(least, blue)).mean(),
+        (red - blue).mean(),
         sum(edges),
     )
     return dict(zip(TRAITS, map(float, found), strict=True))
