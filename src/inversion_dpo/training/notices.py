@@ -47,8 +47,8 @@ def rare_text(counts: list[int], t: TrainingConfig) -> str:
     return text if rare else ""
 
 
-def unvisited_text(count: int | None, config: Config) -> str:
-    """Say that pairs are prepared which no step will see; empty if each is seen, or none counted.
+def unvisited_text(count: int | None, config: Config) -> str | None:
+    """Say that pairs are prepared which no step will see; None if each is seen, or none counted.
 
     Args:
         count: of all pairs, as far as that is known beforehand.
@@ -57,7 +57,7 @@ def unvisited_text(count: int | None, config: Config) -> str:
     t, share = config.training, 1 - config.data.holdout
     visits = t.steps * t.batch_size
     if count is None or count * share <= visits:
-        return ""
+        return None
     return (
         f"{t.steps} steps of {t.batch_size} pairs see {visits:,} pairs, and all {count:,} would be "
         f"inverted or encoded for them. Set data.limit={math.ceil(visits / share)}, which takes "
