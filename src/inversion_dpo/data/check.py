@@ -196,8 +196,7 @@ def check_pairs(
     graphs, total = list[SceneGraph](), 0
     alike = dict[str, list[str]]()  # problems that differ in their numbers alone
     told, opened = _Told(), open_rows(config)
-    raws = told.watch(opened.rows())
-    rows = islice(rows_of(raws, config.ranking, alone=True), config.limit)
+    rows = islice(rows_of(told.watch(opened.rows()), config.ranking, alone=True), config.limit)
     for row in _shown(rows, opened.count(), config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason not in NO_ROWS)])
