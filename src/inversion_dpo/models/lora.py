@@ -118,7 +118,14 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
             "%s has no adapter_config.json beside it: its alpha is taken to be its rank", file
         )
     weights, changes = dict[str, Tensor](), dict[tuple[str, str], Tensor]()
-    for place, matrices in find_layers(pipeline, tensors).items():
+    layers = find_layers(pipeline, tensors)
+    if len({"alpha" in matrices for matrices in layers.values()}) > 1 and not settings:
+        lost = [place for place, matrices in layers.items() if "alpha" not in matrices]
+        logger.warning(
+            "%s: %d of %d layers have no alpha, for example %s: it is taken to be their rank",
+            *(file, len(lost), len(layers), lost[0].modules[0]),
+        )
+    for place, matrices in layers.items():
         network = getattr(pipeline, place.part)
         shapes = [network.get_submodule(name).weight.shape for name in place.modules]
         whole = torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
@@ -235,6 +242,8 @@ def find_layers(pipeline: Any, tensors: Mapping[str, Tensor]) -> Layers:
         own = {(place.part, name) for name in place.modules}
         if len(halves & matrices.keys()) == 1 or not matrices.keys() - {"alpha"}:
             strange.append(f"{place.part}.{place.modules[0]} (half a pair)")
+        if len({name.partition("_")[0] for name in matrices} & {"B", "hada", "lokr"}) > 1:
+            strange.append(f"{place.part}.{place.modules[0]} (of two kinds)")
         if own & seen:
             strange.append(f"{place.part}.{place.modules[0]} (a second time)")
         seen |= own
@@ -330,12 +339,30 @@ def _scale(matrices: Matrices, settings: Mapping[str, Any], place: Place) -> flo
     rank = ranks[-1] if ranks else named["r"]
     if not rank or ("alpha" in matrices and matrices["alpha"].numel() != 1):
         raise ModelError(f"{place.modules[0]} has a rank of 0, or several alphas: fetch it again")
-    patterns = (named.get("alpha_pattern") or {}).items()
-    own = [v for name, v in patterns if re.fullmatch(rf"(.*\.)?({name})", place.modules[0])]
-    alpha = (own or [named.get("lora_alpha", named.get("alpha", rank))])[0]
     if "alpha" in matrices:
         alpha = float(matrices["alpha"])
-    return float(alpha) / (math.sqrt(rank) if named.get("use_rslora") else rank)
+    else:
+        alpha = _told(named, "alpha", named.get("lora_alpha", named.get("alpha", rank)), place)
+        if _told(named, "rank", named.get("r", rank), place) != rank:
+            raise ModelError(
+                f"{place.modules[0]} has a rank of {rank}, and the file's settings say another, "
+                "by which its scale is not known: fetch it again"
+            )
+    return alpha / (math.sqrt(rank) if named.get("use_rslora") else rank)
+
+
+def _told(settings: Mapping[str, Any], what: str, usual: Any, place: Place) -> float:
+    """Read the alpha or rank of a layer from settings: its pattern's, or the usual one."""
+    patterns = (settings.get(f"{what}_pattern") or {}).items()
+    own = [v for name, v in patterns if re.fullmatch(rf"(.*\.)?({name})", place.modules[0])]
+    number = (own or [usual])[0]
+    try:
+        return float(number)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"the file's settings give {place.modules[0]} the {what} {number!r}, which is no "
+            "number: fetch it again"
+        ) from error
 
 
 def _change(matrices: Matrices, scale: float, shape: torch.Size) -> Tensor:
@@ -345,6 +372,8 @@ def _change(matrices: Matrices, scale: float, shape: torch.Size) -> Tensor:
     def factor(name: str, core: str) -> Tensor:
         if name in m:
             return m[name]
+        if lost := [f"{name}_{end}" for end in "ab" if f"{name}_{end}" not in m]:
+            raise ModelError(f"it lacks {lost[0]}, of the factors of LoHa or LoKr: fetch it again")
         a, b = m[f"{name}_a"], m[f"{name}_b"]
         if core in m:  # of a convolution
             return torch.einsum("ijkl,jr,ip->prkl", m[core], b, a)

@@ -8,7 +8,9 @@ from typing import Any
 
 from inversion_dpo.models.intact import WRAPPERS
 
-NETWORK = "lora_unet_|lora_transformer_|unet\\.|transformer\\.|(?:model\\.)?diffusion_model\\."
+NETWORK = (
+    "lora_unet_|lora_transformer_|lycoris_|unet\\.|transformer\\.|(?:model\\.)?diffusion_model\\."
+)
 STARTS = {  # of a key -> the pipeline's part; which encoder is T5 depends on the pipeline
     r"lora_te3_|te3_|text_encoder_3\.|text_encoders\.t5xxl\.transformer\.": (
         "text_encoder_3",

@@ -66,6 +66,7 @@ SPELLINGS = {
     ),
     "bare": lambda lora, part: pairs(lora, "", *PEFT),
     "kohya": lambda lora, part: pairs(lora, "lora_unet_", *KOHYA, flat=True),
+    "LyCORIS": lambda lora, part: pairs(lora, "lycoris_", *KOHYA, flat=True),
     "ComfyUI": lambda lora, part: pairs(lora, "diffusion_model.", *PEFT),
 }
 
@@ -380,6 +381,34 @@ def test_what_scales_a_lora_of_peft_is_read_or_missed(about, message, pipe, tmp_
         read_lora(pipe("sd15"), tmp_path / "adapter_model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"r": RANK, "lora_alpha": None}, "the alpha None, which is no number: fetch it again"),
+        ({"r": RANK, "lora_alpha": 1, "alpha_pattern": {"to_q": "x"}}, "the alpha 'x', which is"),
+        ({"r": 9, "lora_alpha": 9}, f"has a rank of {RANK}, and the file's settings say another"),
+        ({"r": RANK, "rank_pattern": {"to_q": 9}}, f"to_q has a rank of {RANK}, and the file's"),
+    ],
+)
+def test_settings_that_scale_another_lora_are_refused(about, message, pipe, tmp_path):
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "unet.", *PEFT, alpha=False)
+    told = {f"unet.{key}": value for key, value in about.items()}
+    save_file(lora, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(told)})
+    with pytest.raises(ModelError, match=message):
+        read_lora(pipe("sd15"), tmp_path / "x.safetensors")
+
+
+def test_layers_that_lost_their_alpha_are_counted(pipe, tmp_path, caplog):
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "lora_unet_", *KOHYA, flat=True)
+    save_file(lora, tmp_path / "lora.safetensors")
+    read_lora(pipe("sd15"), tmp_path / "lora.safetensors")
+    assert not caplog.text
+    lora.pop(next(key for key in lora if key.endswith("alpha")))
+    save_file(lora, tmp_path / "lora.safetensors")
+    read_lora(pipe("sd15"), tmp_path / "lora.safetensors")
+    assert f"1 of {(len(lora) + 1) // 3} layers have no alpha, for example" in caplog.text
+
+
 def test_sample_draws_from_a_published_lora(tiny, pipe, tmp_path):
     """By the setting, in place of an option of its own; build.models takes what --policy takes."""
     lora = pairs(random_lora(pipe("sd15").unet, ("to_q", "to_v")), "", *PEFT, alpha=False)
@@ -433,6 +462,14 @@ REFUSED = {
     "a layer twice": (
         lambda lora: lora | {f"unet.{k}": v.clone() for k, v in lora.items()},
         r"\d+ of \d+ tensors fit no layer",
+    ),
+    "a LoKr beside the matrices": (
+        lambda lora: lora | {f"{min(lora)[:-14]}.lokr_w1": torch.ones(1, 1)},
+        r"1 of \d+ tensors fit no layer.*to_q \(of two kinds\)': give a L",
+    ),
+    "a factor less": (
+        lambda lora: lora | {"mid_block.attentions.0.proj_in.hada_w1_a": torch.ones(1, 1)},
+        "it lacks hada_w1_b, of the factors of LoHa or LoKr: fetch it again",
     ),
     "a bias beside the matrices": (
         lambda lora: lora | {f"{min(lora)[:-14]}.diff_b": torch.ones(1)},
