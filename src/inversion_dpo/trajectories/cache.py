@@ -94,6 +94,7 @@ class TrajectoryCache:
         """
         drawn = torch.rand(len(pairs), generator=torch.Generator().manual_seed(seed)) < share
         self._swapped = frozenset(p for p, d in zip(pairs, drawn.tolist(), strict=True) if d)
+        self._ahead.clear()  # of the images as they stood before
 
     def positions(self, low: int, high: int) -> tuple[int, int]:
         """Return first and last position of the states between grid indices low and high.

@@ -217,6 +217,13 @@ def test_a_batch_that_was_read_ahead_is_the_same(cache, threaded, monkeypatch):
     assert other.level.tolist() == [2] * 6
 
 
+def test_label_noise_turns_what_was_read_ahead_too(cache, threaded):
+    cache.read_ahead([2, 1], [0, 2])
+    cache.swap([0, 2, 4], 1.0, 0)
+    images = [(2, 1), (1, 0), (2, 0), (1, 1)]
+    assert torch.equal(cache.of_images("clean", [2, 1]), torch.stack([clean(*i) for i in images]))
+
+
 def test_what_fails_ahead_fails_where_it_is_needed(cache, threaded):
     path = cache.folder / "shard-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
