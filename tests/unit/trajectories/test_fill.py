@@ -18,7 +18,7 @@ from inversion_dpo.maths.inversion import compared, invert
 from inversion_dpo.maths.records import Extent, Grid, Levels
 from inversion_dpo.maths.schedule import KINDS, Schedule, add_noise, step
 from inversion_dpo.maths.targets import target_prediction
-from inversion_dpo.models.base import ModelError
+from inversion_dpo.models.base import ModelError, plain_guidance
 from inversion_dpo.run.fields import ConfigError, InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
@@ -499,7 +499,7 @@ def test_a_number_that_is_not_finite_is_refused_by_its_image():
 def test_a_caption_that_is_not_finite_is_refused_by_its_row(monkeypatch):
     """A text encoder overflows in float16; the loss of every step would be no number."""
     model = Pipeline()
-    broken = {"text": torch.full((1, 2), torch.inf)}
+    broken = {"text": torch.tensor([[0.0, torch.inf]]), "length": torch.tensor([[2]])}
     monkeypatch.setattr(model, "condition", lambda prompts, **_: broken)
     with pytest.raises(ModelError, match="its encoded caption has .* Set model.dtype=float32"):
         invert_pairs(Inverter(model, replace(KEY, extent=NOWHERE), GRID, CPU), jobs(2))
@@ -509,7 +509,7 @@ def test_a_caption_that_is_not_finite_is_refused_by_its_row(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("along", "wanted"), [(1.0, 1.0), (2.0, 2.0), (2.0, 1.0), (1.0, 3.0), (2.0, 5.0)]
+    ("along", "wanted"), [(1.0, 1.0), (2.0, 2.0), (2.0, 1.0), (1.0, 3.0), (2.0, 5.0), (5.0, 2.0)]
 )
 def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
     """A prompt's number is added to the prediction: s times it under guidance s, 0 if empty."""
@@ -523,6 +523,27 @@ def test_stored_predictions_have_the_guidance_that_is_wanted(along, wanted):
         before = model.calls
         torch.testing.assert_close(compare(x, t, followed), 0.1 * x + 1 + wanted * prompts)
         assert model.calls == before + 2  # one evaluation for each image, not two
+
+
+@pytest.mark.parametrize(
+    ("along", "wanted", "evaluations"), [(2.0, 1.0, 1), (1.0, 3.0, 1), (2.0, 3.0, 2)]
+)
+def test_rescaled_guidance_is_that_of_both_predictions(along, wanted, evaluations):
+    """A family that brings the guided prediction to the length of the other, as Qwen's does."""
+    model, x, t = Pipeline(), torch.ones(1, 1, 2, 2), torch.tensor([10])
+
+    def combine(p_u, p_c, scale):
+        mixed = plain_guidance(p_u, p_c, scale)
+        return mixed * p_c.norm() / mixed.norm() / 2
+
+    model.combine = combine
+    predict, compare = predictions(model, {"prompt": torch.tensor([[3.0]])}, along, wanted)
+    p_u, p_c = (0.1 * x + 1 + prompt for prompt in (0, 3))
+    followed, before = predict(x, t), model.calls + evaluations
+    torch.testing.assert_close(followed, combine(p_u, p_c, along) if along != 1 else p_c)
+    expected = combine(p_u, p_c, wanted) if wanted != 1 else p_c
+    torch.testing.assert_close(compare(x, t, followed), expected)
+    assert model.calls == before
 
 
 @pytest.mark.parametrize("change", [{}, {"extent": Extent(1, 1, 3), "keep": (2, 1, 3)}])
