@@ -17,6 +17,11 @@ def cache(tmp_path):
     return write_cache(tmp_path / "cache")
 
 
+@pytest.fixture
+def threaded(monkeypatch):
+    monkeypatch.setattr(cache_module, "SMALL", 0)
+
+
 def test_images_are_winners_then_losers_of_any_shard(cache):
     found = cache.of_images("clean", [3, 0, 4])
     wanted = [clean(p, side) for side in (0, 1) for p in (3, 0, 4)]
@@ -96,10 +101,13 @@ def test_a_prompt_is_both_images_and_a_frame_is_its_own(cache):
     assert cache.empty["prompt"].tolist() == [[-7]]
 
 
-def test_the_first_shard_knows_what_a_condition_has(cache):
+def test_the_first_shard_knows_what_a_cache_has(cache, threaded):
     for k in (1, 2):
         (cache.folder / f"shard-{k:05d}.safetensors").unlink()
     assert cache.condition([1])["prompt"].flatten().tolist() == [2, 2]
+    assert cache.region([1]) is None
+    cache.read_ahead([0], [0])
+    assert torch.equal(cache.states([0], [0], "x0").x_t[0], state(0, 0, 1))
 
 
 def test_preferences_are_of_pairs(cache):
@@ -130,6 +138,12 @@ def test_label_noise_is_a_seeded_share(cache):
     assert cache._swapped == first
     cache.swap(numbers, 0.3, 2)
     assert cache._swapped != first
+
+
+def test_a_share_of_nothing_turns_no_label_whatever_is_drawn(cache, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.zeros(count))
+    cache.swap([0, 1, 2], 0.0, 0)
+    assert not cache._swapped
 
 
 @pytest.mark.parametrize(("swapped", "wanted"), [([], [0, 0, 1, 1]), ([0, 3], [1, 0, 1, 0])])
@@ -180,18 +194,18 @@ def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path, last):
     assert again.inverted == (last > 0)
 
 
-@pytest.fixture
-def threaded(monkeypatch):
-    monkeypatch.setattr(cache_module, "SMALL", 0)
-
-
 def test_a_small_batch_is_read_when_it_is_needed(cache, monkeypatch):
+    cache.read_ahead([3, 0], [1, 1])  # some hundred bytes
+    assert not cache._ahead
     one = cache._shards.size(cache._of_batch([3], [1]))
     rows = cache._shards.read(cache._of_batch([3], [1]))
     assert one == sum(place.size for place in rows.places.values())
     monkeypatch.setattr(cache_module, "SMALL", 2 * one)
     for pairs in ([3], [3, 0]):
         cache.read_ahead(pairs, [1] * len(pairs))
+    assert list(cache._ahead) == [(3, 0)]
+    monkeypatch.setattr(cache_module, "SMALL", 2 * one + 1)
+    cache.read_ahead([0, 3], [1, 1])  # twice the size of one
     assert list(cache._ahead) == [(3, 0)]
     assert torch.equal(cache.of_images("clean", [3])[0], clean(3, 0))
 
