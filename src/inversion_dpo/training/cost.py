@@ -140,6 +140,9 @@ def estimate(config: Config, model: DiffusionModel) -> list[str]:
         f"forward passes, by image: {job.inversion:,.0f} for the inversion of {of}, "
         f"{job.training:,.0f} in training"
     ]
+    t = config.training
+    visits = t.steps * t.batch_size / ((count or 1) * (1 - config.data.holdout))
+    lines += [f"training sees each pair {visits:,.1f} times"] if count else []
     sizes, _ = sizes_ahead(pairs, config.model.resolution, config.data.fit)
     ((size, _),) = sizes.most_common(1)
     forward = forward_flops(model, size, edited=pairs.edits)

@@ -45,12 +45,13 @@ def test_a_dry_run_estimates_without_weights(tiny, pair_file, monkeypatch):
     assert forward_flops(known, (128, 128)) > 3 * forward_flops(known, (64, 64)) > 1e6
     unknown = check_model(ModelConfig(str(tiny("z-image"))))
     config = load_config(None, [*STEPS, f"data.pairs={pair_file}"])
-    assert len(estimate(config, known)) == 1  # nobody plans for less than seconds
+    assert len(estimate(config, known)) == 2  # nobody plans for less than seconds
     monkeypatch.setattr(cost, "SHORT", 0)
     text = estimate(config, known)
     assert "160 for the inversion of 16 pairs, 120 in training" in text[0]
-    assert "TFLOP each: about" in text[1] and "inversion is assumed" in text[2]
-    assert "`invert` times it" in estimate(config, unknown)[1]
+    assert text[1] == "training sees each pair 2.1 times"  # 10 steps of 3, of 16 less a tenth
+    assert "TFLOP each: about" in text[2] and "inversion is assumed" in text[3]
+    assert "`invert` times it" in estimate(config, unknown)[2]
 
 
 def test_the_cost_of_a_job_reads_what_a_card_was_measured_to_do(tmp_path, monkeypatch):
