@@ -134,6 +134,7 @@ def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run
     assert browser.complaints() == []
 
     from inversion_dpo import evaluate, report
+    from inversion_dpo.evaluation.people import write_people
 
     shutil.copytree(run, tmp_path / "judged")
     assert evaluate(tmp_path / "judged")["people"] == found
@@ -141,7 +142,11 @@ def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run
     page_text = report(tmp_path / "judged").read_text()
     assert "Judged by people" in page_text and f"better one in {value}% " in page_text
     assert f"[{', '.join(interval)}]" in page_text
-    assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["people"] == found
+    metrics = tmp_path / "judged" / "metrics.json"
+    assert json.loads(metrics.read_text())["people"] == found
+    write_people(tmp_path / "judged", found["policy"], {}, 0)  # all labels were taken back
+    assert "Judged by people" not in report(tmp_path / "judged").read_text()
+    assert "people" not in json.loads(metrics.read_text())
 
 
 @pytest.mark.slow  # it waits for the page to look again

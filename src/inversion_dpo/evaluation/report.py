@@ -143,8 +143,8 @@ def report(folder: Path, shown: int = 16) -> Path:
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     worst = sorted(most_worsened(r, p, independent(metrics), LARGEST)) if r else []
     judged = None if models else judged_by(folder, config)
-    if judged:
-        metrics[PEOPLE_JUDGE] = judged
+    if metrics.pop(PEOPLE_JUDGE, None) or judged:  # labels may have been taken back
+        metrics |= {PEOPLE_JUDGE: judged} if judged else {}
         atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
     data = ReportData(
         title=title(models),

@@ -12,9 +12,11 @@ from inversion_dpo.trajectories.cache import TrajectoryCache
 
 LEAST_NOISE, MOST_NOISE = 0.5, 2.0  # variance of x_T that is good enough
 _LEAKS = (
-    "held-out pairs have an image that is trained on too, in another pair: held-out accuracy "
-    "flatters the policy. Judge by other prompts, or drop duplicates (data.ranking=best_worst has "
-    "two images of each prompt)"
+    "of {1} held-out pairs have an image that is trained on too, in another pair: held-out "
+    "accuracy flatters the policy. Judge by other prompts, or drop duplicates "
+    "(data.ranking=best_worst has two images of each prompt)",
+    "of {1} held-out images are trained on too, in another row: held-out accuracy flatters the "
+    "policy. Drop duplicates",
 )
 _KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "disliked", "skipped")
 
@@ -65,21 +67,28 @@ def unvisited_text(count: int | None, config: Config) -> str | None:
     )
 
 
-def leak_text(images: Sequence[Sequence[str]], trained: list[int], held: list[int]) -> str:
+def leak_text(
+    images: Sequence[Sequence[str]], trained: list[int], held: list[int], *, single: bool = False
+) -> str:
     """Say how many held-out pairs have an image that is trained on too; empty if none has.
 
     Args:
         images: marks of each pair's images; none in a cache of an older version.
         trained: numbers of pairs.
         held: of those held out.
+        single: whether each is one image.
     """
     seen = {mark for pair in trained for mark in (images and images[pair])}
     shared = sum(not seen.isdisjoint(images and images[pair]) for pair in held)
-    return f"{shared} of {len(held)} {_LEAKS}" if shared else ""
+    return ("{0} " + _LEAKS[single]).format(shared, len(held)) if shared else ""
 
 
 def known_prompts_text(
-    texts: Sequence[tuple[int, int]], trained: list[int], held: list[int]
+    texts: Sequence[tuple[int, int]],
+    trained: list[int],
+    held: list[int],
+    *,
+    single: bool = False,
 ) -> str:
     """Say how many held-out pairs have a prompt that is trained on too; empty if none has.
 
@@ -87,10 +96,12 @@ def known_prompts_text(
         texts: what each pair's prompt is told by.
         trained: numbers of pairs.
         held: of those held out.
+        single: whether each is one image.
     """
     seen = {texts[pair] for pair in trained}
     shared = sum(texts[pair] in seen for pair in held)
-    text = f"{shared} of {len(held)} held-out pairs have a prompt that is trained on too"
+    units = "images" if single else "pairs"
+    text = f"{shared} of {len(held)} held-out {units} have a prompt that is trained on too"
     return text if shared else ""
 
 

@@ -134,7 +134,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     sizes = Counter(map(cache.size, range(cache.pairs)))
     if len(sizes) > 1:
         listed = ", ".join(f"{named(size)} ({count})" for size, count in sizes.most_common())
-        logger.info("pairs by size: %s", listed)
+        logger.info("%s by size: %s", "images" if cache.single else "pairs", listed)
     if left := len(cache.left_out):
         logger.warning(left_out_text(left, left + cache.pairs))
     if any(cache.overlong.values()):
@@ -164,9 +164,10 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     if cache.single and loss == "sft":  # there is nothing to avoid
         usable = [pair for pair in usable if bool(cache.liked([pair]))]
     train_pairs, heldout_pairs = split_pairs(usable, config.data.holdout, cache.images)
-    if leak := leak_text(cache.images, train_pairs, heldout_pairs):
+    if leak := leak_text(cache.images, train_pairs, heldout_pairs, single=cache.single):
         logger.warning(leak)
-    if known := known_prompts_text(cache.texts, train_pairs, heldout_pairs):
+    split = train_pairs, heldout_pairs
+    if known := known_prompts_text(cache.texts, *split, single=cache.single):
         logger.info(known)
     if config.data.label_noise:
         cache.swap(train_pairs, config.data.label_noise, t.seed)

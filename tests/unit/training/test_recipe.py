@@ -18,6 +18,7 @@ from inversion_dpo.training.checkpoint import Progress
 from inversion_dpo.training.notices import (
     counts_text,
     guidance_text,
+    known_prompts_text,
     leak_text,
     overlong_text,
     rare_text,
@@ -238,6 +239,10 @@ def test_fewer_than_four_pairs_are_refused(cache, tmp_path, monkeypatch, pairs, 
 def test_held_out_pairs_that_share_an_image_with_trained_ones_are_counted():
     images = [["a", "b"], ["c", "d"], ["b", "e"], ["f", "f"]]
     assert leak_text(images, [0, 1], [2, 3]).startswith("1 of 2 held-out pairs have an image that")
+    one = leak_text([["a"], ["b"], ["a"], ["c"]], [0, 1], [2, 3], single=True)
+    assert one.startswith("1 of 2 held-out images are trained on too, in another row")
+    known = known_prompts_text([(0, 0), (0, 1), (0, 0)], [0], [1, 2], single=True)
+    assert known == "1 of 2 held-out images have a prompt that is trained on too"
     assert leak_text(images, [0, 1], [3]) == leak_text([], [0, 1], [2]) == ""
 
 
@@ -299,7 +304,7 @@ def test_what_a_notice_says_is_logged_if_it_says_anything(
 ):
     caplog.set_level(logging.INFO)
     for each in ("leak_text", "known_prompts_text", "rare_text"):
-        monkeypatch.setattr(recipe, each, lambda *_, said=text * (each == name): said)
+        monkeypatch.setattr(recipe, each, lambda *_, said=text * (each == name), **__: said)
     set_up(config("data.holdout=0.4"), prepared)
     assert [r.message for r in caplog.records if r.message in ("", text)] == [text] * bool(text)
 
