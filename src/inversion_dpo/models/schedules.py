@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -17,6 +18,8 @@ from inversion_dpo.maths.schedule import Schedule
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.run.fields import ConfigError
 
+FLOW = "flow_prediction"
+SPACINGS = ("leading", "linspace", "trailing")
 Shift = Callable[[int], float] | float | None  # a function of the number of steps, or a number
 
 
@@ -29,19 +32,21 @@ def discrete_schedule(scheduler: Any) -> Schedule:
     next under linspace, nor under trailing where N does not divide T.
 
     Raises:
-        ModelError: a scheduler without betas or of betas that DDIM does not know, another
-            prediction type, or eps-prediction with zero terminal SNR, where the prediction says
-            nothing about the image.
+        ModelError: a scheduler without betas or of betas that DDIM does not know, noise that does
+            not rise, another prediction type, or eps-prediction with zero terminal SNR, where the
+            prediction says nothing about the image.
     """
-    name = type(scheduler).__name__
+    name, config = type(scheduler).__name__, scheduler.config
     remedy = "give the pipeline a DDIMScheduler with the betas that the model was trained with"
-    if "beta_schedule" not in scheduler.config:
+    own = inspect.signature(type(scheduler)).parameters  # others' settings may be left over
+    if "beta_schedule" not in own or config.get("timestep_type") == "continuous":
         raise ModelError(
-            f"{name} has no betas: a model that was trained for it, as Playground v2.5 for EDM, is "
-            f"not supported. If yours was trained with betas, {remedy}"
+            f"{name}{' of continuous timesteps' * ('beta_schedule' in own)} has no betas: a model "
+            "that was trained for it, as Playground v2.5 and CosXL for EDM, or for flow matching, "
+            f"is not supported. If yours was trained with betas, {remedy}"
         )
     try:
-        ddim: Any = DDIMScheduler.from_config(scheduler.config)
+        ddim: Any = DDIMScheduler.from_config(config)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(f"the betas of {name} are not known ({error}); {remedy}") from error
     kind = ddim.config.prediction_type
@@ -49,7 +54,16 @@ def discrete_schedule(scheduler: Any) -> Schedule:
         raise ModelError(
             f"the scheduler's prediction_type is {kind!r}; supported: epsilon, v_prediction"
         )
-    alpha_bar = ddim.alphas_cumprod.double()
+    alpha_bar, total = ddim.alphas_cumprod.double(), ddim.config.num_train_timesteps
+    if len(alpha_bar) != total or not (alpha_bar[0] < 1 and (alpha_bar.diff() < 0).all()):
+        raise ModelError(
+            f"the scheduler's betas make no noise that rises over {total} timesteps: fetch its "
+            "scheduler_config.json again"
+        )
+    if (spacing := ddim.config.timestep_spacing) not in SPACINGS:
+        raise ModelError(
+            f"the scheduler's timestep_spacing is {spacing!r}; supported: {', '.join(SPACINGS)}"
+        )
     if kind == "epsilon" and alpha_bar[-1] < 1e-6:
         raise ModelError(
             "at the scheduler's last timestep nothing is left of the image (zero terminal SNR, by "
@@ -159,13 +173,20 @@ def flow_schedule(
         flux_sigmas: start from linspace(1, 1/N, N) as FLUX's pipeline does.
 
     Raises:
-        ModelError: another scheduler, or noise that does not rise from data to noise.
+        ModelError: another scheduler, one that contradicts itself, or noise that does not rise
+            from data to noise.
     """
     euler, config = isinstance(scheduler, FlowMatchEulerDiscreteScheduler), scheduler.config
     if not (euler or config.get("use_flow_sigmas")):
         raise ModelError(
             f"{type(scheduler).__name__} is not supported for this model; give it a "
             "FlowMatchEulerDiscreteScheduler"
+        )
+    other = config.get("prediction_type") != FLOW or config.get("use_dynamic_shifting")
+    if not euler and other:
+        raise ModelError(
+            f"{type(scheduler).__name__} with use_flow_sigmas needs prediction_type={FLOW} and "
+            "use_dynamic_shifting=false; its scheduler_config.json says otherwise"
         )
     total = config.num_train_timesteps
 
@@ -185,7 +206,9 @@ def flow_schedule(
             told = torch.cat([told[:1], own.timesteps.double().flip(0)])
         return Grid(told, Levels(1 - sigma, sigma))
 
-    table = sampler(total).levels.sigma[1:]
+    final, table = sampler(total).levels.sigma[:1], sampler(total).levels.sigma[1:]
     if not (0 < table[0] and (table.diff() > 0).all()):
         raise ModelError("the scheduler's noise levels do not rise: set invert_sigmas=false")
-    return Schedule("flow_prediction", table * total, Levels(1 - table, table), sampler)
+    if final:
+        raise ModelError("the scheduler leaves noise in the image: set final_sigmas_type=zero")
+    return Schedule(FLOW, table * total, Levels(1 - table, table), sampler)

@@ -190,6 +190,22 @@ def test_a_flow_table_is_ascending_and_shifted():
             ),
             "'flow_prediction'; supported: epsilon, v_prediction",
         ),
+        (EDMEulerScheduler.from_config(DDIMScheduler(**SD).config), "EDMEulerScheduler has no"),
+        (
+            FlowMatchEulerDiscreteScheduler.from_config(PNDMScheduler(**SD).config),
+            "FlowMatchEulerDiscreteScheduler has no betas: .* or for flow matching, is not",
+        ),
+        (
+            EulerDiscreteScheduler(
+                **SD, prediction_type="v_prediction", timestep_type="continuous"
+            ),
+            "EulerDiscreteScheduler of continuous timesteps has no betas.*CosXL",
+        ),
+        (DDIMScheduler(trained_betas=[0.01] * 10), "make no noise that rises over 1000 timesteps"),
+        (DDIMScheduler(trained_betas=[1.5] * 1000), "make no noise that rises over 1000"),
+        (DDIMScheduler(trained_betas=[float("nan")] * 1000), "make no noise that rises over 1000"),
+        (DDIMScheduler(beta_start=0, beta_end=0), "make no noise that rises over 1000 timesteps"),
+        (DDIMScheduler(**SD, timestep_spacing="even"), "timestep_spacing is 'even'; supported: le"),
     ],
 )
 def test_a_scheduler_that_says_nothing_of_the_noise_is_refused(scheduler, message):
@@ -229,6 +245,22 @@ def test_a_flow_grid_is_eulers_step_for_step(settings, flux_sigmas, steps):
 def test_levels_that_fall_are_refused():
     with pytest.raises(ModelError, match="invert_sigmas=false"):
         flow_schedule(FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prediction_type": "epsilon"}, "needs prediction_type=flow_prediction"),
+        ({"use_dynamic_shifting": True}, "needs .* use_dynamic_shifting=false"),
+        ({"final_sigmas_type": "sigma_min"}, "leaves noise in the image: .*final_sigmas_type=zero"),
+    ],
+)
+def test_a_solver_that_contradicts_flow_matching_is_refused(settings, message):
+    """As eps it would sample something else; and the image has to be at the level 0."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    flow_schedule(UniPCMultistepScheduler(**flow))
+    with pytest.raises(ModelError, match=message):
+        flow_schedule(UniPCMultistepScheduler(**flow | settings))
 
 
 def test_flow_needs_its_scheduler():
