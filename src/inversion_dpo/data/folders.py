@@ -61,7 +61,7 @@ def read_folders(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
         folder: that holds the others.
         names: those of the winners, the losers and any sources and masks.
     """
-    table = Table("chosen", names, folder, idle=_other_folders(folder, names))
+    table = Table("chosen", names, folder, idle=_unread(folder, names))
     sides: dict[str, dict[str, list[Path]]] = {ours: {} for ours in names}
     for ours, name in names.items():
         for path in sorted((folder / name).rglob("*")):
@@ -89,7 +89,7 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     """
     beside = {ours: name for ours, name in names.items() if ours in BESIDE}
     columns = {"images": "image", "thumbs": "folder"} | beside
-    table = Table("thumbs", columns, folder, idle=_other_folders(folder, names))
+    table = Table("thumbs", columns, folder, idle=_unread(folder, names))
     found = {
         ours: {
             _stem(path, folder / name): path.relative_to(folder).as_posix()
@@ -121,8 +121,11 @@ def _stem(path: Path, folder: Path) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _other_folders(folder: Path, names: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"{name}/" for name in subfolders(folder) if name not in names.values())
+def _unread(folder: Path, names: Mapping[str, str]) -> tuple[str, ...]:
+    """List what lies beside the folders and is no caption."""
+    there = [f for f in sorted(folder.iterdir()) if not is_hidden(f.name)]
+    others = [f for f in there if f.is_dir() or f.suffix.lower() not in CAPTIONS]
+    return tuple(f.name + "/" * f.is_dir() for f in others if f.name not in names.values())
 
 
 def _strays(

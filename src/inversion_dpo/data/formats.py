@@ -222,7 +222,9 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
     }
     tables = [f for f in there if f.suffix.lower() in (*TEXTS, *SPREADSHEETS)]
     if len(tables) == 1 and (asked in ("table", "hpdv3") or not any(held.values())):
-        held[asked if asked != "auto" else _kind_of(tables[0])] = tables
+        folders = any(two_folders(folder, columns, kind) for kind in KINDS)
+        if not (asked == "auto" and folders) or _of_pairs(tables[0], columns):
+            held[asked if asked != "auto" else _kind_of(tables[0])] = tables
     for kind in KINDS:
         if asked == kind or not any(held.values()):
             held[kind] = [folder / n for n in two_folders(folder, columns, kind).values()]
@@ -254,6 +256,14 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
                 "path"
             )
     return kind, files
+
+
+def _of_pairs(file: Path, columns: Mapping[str, str]) -> bool:
+    """Tell whether a table has pairs, rankings or thumbs, rather than notes on the images."""
+    try:
+        return next(read_text(file, columns)).table.kind != "unrated"
+    except (DataError, StopIteration):
+        return False
 
 
 def _splits(files: list[Path]) -> dict[str, list[Path]]:

@@ -263,6 +263,29 @@ def test_what_belongs_to_no_pair_of_the_folders_is_listed(tmp_path: Path) -> Non
     assert report.ok and "not read: 'old/', 'w/3.jpe', 'w/9.txt'\n" in format_report(report)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("notes.json", '{"made": "today"}'),
+        ("captions.csv", "image,prompt\n1.png,a\n"),
+        ("pairs.xlsx", "PK"),
+        ("empty.csv", ""),
+    ],
+)
+def test_a_table_of_no_pairs_beside_two_folders_is_only_listed(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (two(tmp_path) / name).write_text(text)
+    assert len(list(open_pairs(tmp_path))) == 2
+    assert check_pairs(tmp_path).idle == (name,)
+
+
+def test_a_table_of_pairs_in_two_folders_is_read(tmp_path: Path) -> None:
+    (two(tmp_path) / "pairs.csv").write_text("winner,loser,prompt\nw/1.png,l/1.png,mine\n")
+    assert [p.caption for p in open_pairs(tmp_path)] == ["mine"]
+    assert [p.caption for p in open_pairs(tmp_path, format="folders")] == ["a", "b"]
+
+
 def test_accents_may_be_spelled_in_two_ways(tmp_path: Path) -> None:
     """As one character on Linux, as two on macOS."""
     folder = two(tmp_path)
