@@ -31,7 +31,7 @@ from inversion_dpo.run.faults import (
 )
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.run.folder import LOCK, BusyError, occupied
-from inversion_dpo.run.processes import share
+from inversion_dpo.run.processes import Team, share
 from inversion_dpo.training import checkpoint as checkpoint_module
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import (
@@ -276,7 +276,7 @@ def test_a_damaged_shard_is_named_and_made_again_alone(tiny_config, tiny_run, tm
     shards = sorted(folder.glob("shard-*.safetensors"))
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in shards}
     shards[1].write_bytes(before[shards[1]][0][:-9])
-    assert damaged_files(folder) == [shards[1]]
+    assert damaged_files(folder, Team()) == [shards[1]]
     set_up(tiny_config(), tmp_path / "caches")
     assert "shard-00001.safetensors is missing or damaged" in caplog.text
     assert all(p.read_bytes() == before[p][0] for p in shards)

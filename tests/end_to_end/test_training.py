@@ -23,6 +23,7 @@ from inversion_dpo.data.source import open_pairs
 from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.maths.schedule import step
 from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.processes import Team
 from inversion_dpo.training import recipe as session_parts
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import CheckpointError, best_checkpoint
@@ -429,7 +430,7 @@ def test_a_flipped_bit_in_a_shard_is_detected(tiny_run, tmp_path):
     data = bytearray(shard.read_bytes())
     data[-7] ^= 1
     shard.write_bytes(bytes(data))
-    assert damaged_files(folder) == [shard]
+    assert damaged_files(folder, Team()) == [shard]
 
 
 def test_points_hold_the_three_targets(tiny_config, tiny_caches):

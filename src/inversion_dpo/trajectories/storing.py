@@ -84,7 +84,7 @@ def smallest(t: Tensor) -> Tensor:
 
 
 def packed(
-    path: Trajectory, form: Form, noise: Tensor | None, steps: Tensor | None, *, sides: int = 2
+    path: Trajectory, form: Form, noise: Tensor | None, steps: Tensor | None, *, sides: int
 ) -> dict[str, Tensor]:
     """Take out of a path [.., 2P, *] the rows that are stored.
 

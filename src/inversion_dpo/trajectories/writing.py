@@ -27,12 +27,11 @@ logger = logging.getLogger(__name__)
 MANIFEST, EMPTY = "manifest.json", "empty.safetensors"
 
 
-def damaged_files(folder: Path, team: Team | None = None) -> list[Path]:
+def damaged_files(folder: Path, team: Team) -> list[Path]:
     """List files of a finished cache that are missing or differ from the manifest's checksum.
 
-    With a team each process reads its share of the files, and all get the whole list.
+    Each process reads its share of the files, and all get the whole list.
     """
-    team = team or Team()
     listed = sorted(read_json(folder / MANIFEST)["shards"].items())
     mine = [(folder / name, digest) for name, digest in listed[team.rank :: team.size]]
     damaged = [str(p) for p, digest in mine if not p.exists() or sha256_of(p) != digest]

@@ -186,7 +186,7 @@ def test_the_empty_prompt_is_one_of_the_files(shard):
     empty.write_bytes(b"of no prompt")
     write_manifest(shard.parent, {}, [shard.name])
     empty.write_bytes(b"of another one")
-    assert damaged_files(shard.parent) == [empty]
+    assert damaged_files(shard.parent, Team()) == [empty]
 
 
 def test_without_room_for_the_manifest_the_cache_is_not_finished(shard, monkeypatch):
@@ -215,7 +215,7 @@ def test_damaged_files_are_named_and_deleted_with_the_manifest(whole, caplog):
     missing, cut = (whole / SHARD.format(k) for k in (0, 1))
     missing.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
-    assert damaged_files(whole) == [missing, cut]
+    assert damaged_files(whole, Team()) == [missing, cut]
     assert not is_whole(whole, Team())
     assert names(whole) == ["shard-00000.json", "shard-00001.json"]
     assert [m.partition(" is missing")[0] for m in caplog.messages] == [str(missing), str(cut)]
