@@ -53,12 +53,21 @@ def test_rows_lie_where_they_are_asked_for(tmp_path):
 
 
 def test_numbers_of_fewer_bits_become_those_of_the_others(tmp_path):
-    """Two rows of bfloat16, of one of two lengths, beside one of float32."""
-    one, two = torch.tensor([[1.5, 2.0], [3.0, -4.0]]), torch.tensor([[1.25, 7.0, 0.5]])
+    """Two of three rows in bfloat16, shorter than the one beside them in float32."""
+    one, two = torch.tensor([[9.0], [1.5], [3.0]]), torch.tensor([[1.25, 7.0, 0.5]])
     shards = write(tmp_path, {"x": one.bfloat16()}, {"x": two})
-    found = shards.read([Rows("x", 0, 0, [2, 0]), Rows("x", 1, 0, [1])]).on(CPU)["x"]
+    found = shards.read([Rows("x", 0, 1, [2, 0]), Rows("x", 1, 0, [1])]).on(CPU)["x"]
     assert found.dtype == torch.float32
-    assert found.tolist() == [[3, -4, 0], [1.25, 7, 0.5], [1.5, 2, 0]]
+    assert found.tolist() == [[3, 0, 0], [1.25, 7, 0.5], [1.5, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_rows_end_in_zeros_whatever_the_memory_held(tmp_path, monkeypatch, dtype):
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **more: empty(*size, **more).fill_(77))
+    shards = write(tmp_path, {"x": torch.ones(1, 1)}, {"x": torch.ones(1, 3, dtype=dtype)})
+    found = shards.read([Rows("x", 0, 0, [1]), Rows("x", 1, 0, [0])]).on(CPU)["x"]
+    assert found.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_every_tensor_begins_where_any_type_can_be_read(tmp_path):

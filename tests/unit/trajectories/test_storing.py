@@ -15,6 +15,9 @@ def test_kept_states_are_stratified():
     rows = kept(3, 4, 12)  # one of each of 4-6, 7-9, 10-12
     for column, low in enumerate((4, 7, 10)):
         assert set(rows[:, column].tolist()) == {low, low + 1, low + 2}
+    rows = kept(3, 1, 10)  # ten indices are as even as can be: 3, 4 and 3 of them
+    assert [set(column.tolist()) for column in rows.T] == [{1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10}]
+    rows = kept(3, 4, 12)
     assert torch.equal(kept(3, 4, 12, range(100, 120)), rows[100:120])  # by the pair's number
     assert kept(5, 2, 3).tolist() == [[2, 3]] * 400  # two indices are two states
     rows = kept(4, 1, 20)  # two neighbours in each half
