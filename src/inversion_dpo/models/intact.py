@@ -27,6 +27,7 @@ SCALES = (".scale_weight", ".weight_scale")  # of weights in fp8, as ComfyUI has
 WHOLE = ("I8", "U8")  # types of whole numbers, in which weights of few bits are packed
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 CLIP_LAYER = re.compile(r"(?:^|text_model\.)encoder\.layers\.(\d+)\.")
+PATCH = 4  # pixels of latents in a token, whose channels some networks count
 LONGEST = 10_000  # tokens that CLIP may read: more is the library's word for none
 TELLING: tuple[tuple[str, ...], ...] = (  # what weights do not show: of each row one, if taken
     ("num_train_timesteps",),
@@ -238,6 +239,27 @@ def check_shapes(network: nn.Module, held: Mapping[str, Sequence[int]], where: s
             raise ModelError(
                 f"{where}: {name!r} has the shape {[*held[name]]}, and {[*weight.shape]} by "
                 "config.json: one of the two is of another model"
+            )
+
+
+def check_channels(network: Any, vae: Any) -> None:
+    """Refuse a network that takes more than latents, as those for inpainting do, or makes more.
+
+    Args:
+        network: of diffusers.
+        vae: its autoencoder.
+
+    Raises:
+        ModelError: names the channels of both.
+    """
+    latents = next(c for n in ("latent_channels", "z_dim") if (c := vae.config.get(n)))
+    for key in ("in_channels", "out_channels"):
+        channels = network.config.get(key)
+        if channels not in (None, latents, PATCH * latents):
+            raise ModelError(
+                f"its {type(network).__name__} has {key}={channels}, and latents have {latents} "
+                f"({PATCH * latents} in patches): models for inpainting, for control images, or of "
+                "a learned variance are not supported"
             )
 
 

@@ -28,7 +28,13 @@ from inversion_dpo.models.folders import (
 )
 from inversion_dpo.models.graph_encoder import SceneGraphEncoder, install, shape_for
 from inversion_dpo.models.graph_model import SceneGraphModel, load_encoder
-from inversion_dpo.models.intact import check_names, check_values, check_vocabularies, check_whole
+from inversion_dpo.models.intact import (
+    check_channels,
+    check_names,
+    check_values,
+    check_vocabularies,
+    check_whole,
+)
 from inversion_dpo.models.likeness import misread_text
 from inversion_dpo.models.lora import add_lora, lora_file, merge_lora
 from inversion_dpo.models.one_file import configuration_of, encoders_in, load_single_file
@@ -351,6 +357,7 @@ def adapt(
     file, name = family_of(type(pipeline))
     family = getattr(import_module(f"inversion_dpo.models.{file}"), name)
     use = Use(square(resolution), guidance_embed, prompt_chunks)
+    check_channels(getattr(pipeline, family.component), pipeline.vae)
     model: DiffusionModel = family(pipeline, use)
     if any(side % model.multiple for side in use.size):
         raise ModelError(

@@ -676,6 +676,25 @@ def test_a_folder_without_the_part_that_is_given_asks_for_its_configuration(
     load_pipeline(m)
 
 
+@pytest.mark.parametrize(
+    ("layer", "key", "channels"),
+    [("conv_in", "in_channels", 9), ("conv_in", "in_channels", 8), ("conv_out", "out_channels", 8)],
+    ids=["inpainting", "a source image", "a learned variance"],
+)
+def test_a_network_of_other_channels_is_refused(layer, key, channels, tiny, tmp_path):
+    """It would take no latents, or make more than a prediction: an error of the first step."""
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    file = next((folder / "unet").glob("*.safetensors"))
+    tensors, axis = load_file(file), int(layer == "conv_in")
+    for name in [f"{layer}.weight", f"{layer}.bias"][: 2 - axis]:
+        tensors[name] = tensors[name].repeat_interleave(3, axis).narrow(axis, 0, channels)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file, {"format": "pt"})
+    about = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps(about | {key: channels}))
+    with pytest.raises(ModelError, match=f"has {key}={channels}, and latents have 4 .*inpainting"):
+        check_model(ModelConfig(str(folder), resolution=128))
+
+
 def test_a_folder_without_t5_names_its_setting(tiny, tmp_path):
     folder = shutil.copytree(tiny("sd3"), tmp_path / "model")
     for part in ("text_encoder_3", "tokenizer_3", "transformer"):
