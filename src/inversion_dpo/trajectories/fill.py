@@ -6,12 +6,12 @@ missing shards, on any number of processes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from tqdm import tqdm
 from inversion_dpo.data.buckets import left_out_text, square
 from inversion_dpo.data.images import DataError, stack_pixels
 from inversion_dpo.data.source import graph_of
-from inversion_dpo.data.transforms import Fitted, fit
 from inversion_dpo.maths.inversion import (
     Compare,
     Predict,
@@ -52,12 +51,14 @@ from inversion_dpo.trajectories.jobs import (
     Images,
     Inverter,
     Job,
-    edits,
+    Pictures,
     grouped,
-    mirrored,
+    one_ahead,
+    pictures,
     regions,
     sources,
-    turned,
+    text_of,
+    text_places,
 )
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
@@ -74,6 +75,7 @@ from inversion_dpo.trajectories.writing import (
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair, PairSource
 
+THREADS = 8  # decode pictures, at most
 logger = logging.getLogger(__name__)
 
 
@@ -137,62 +139,76 @@ def _write_missing(
     Returns:
         The number of all shards; and of each pair that is left out its place, and why.
     """
-    number, left_out, texts = -1, dict[int, str](), dict[bytes, tuple[int, int]]()
+    number, left_out = -1, dict[int, str]()
     doing = "invert" if how.key.extent.last else "encode"
-    with tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar:
+    threads = max(1, min(THREADS, (os.cpu_count() or 1) // team.size))
+    with (
+        tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar,
+        ThreadPoolExecutor(threads, "pictures") as pool,
+    ):
         stream = grouped(pairs.read(), how.key, left_out)
-        for number, chunk in enumerate(stream):
-            path, digests = folder / SHARD.format(number), [job.pair.digest for job in chunk]
-            places, new = text_places(texts, [text_of(job, how) for job in chunk], number)
-            if number % team.size == team.rank and not is_intact(path, digests):
-                shard = invert_pairs(how.at(chunk[0].place.size), chunk, new)
-                check_finite(shard, [job.pair for job in chunk])
-                entry = {
-                    "pairs": [job.number for job in chunk],
-                    "size": chunk[0].place.size,
-                    "digests": digests,
-                    "images": [job.pair.marks for job in chunk],
-                    "overlong": overlong(how.model, [job.pair.caption for job in chunk]),
-                    "errors": [],
-                    "texts": places,
-                }
-                write_shard(path, shard, entry)
-            bar.update(len(chunk))
+        try:
+            for task in one_ahead(_tasks(folder, how, stream, team, pool)):
+                number = task.number
+                if task.pictures:
+                    _write(folder, how, task)
+                bar.update(len(task.jobs))
+        finally:
+            pool.shutdown(cancel_futures=True)
     return number + 1, left_out
 
 
-# ---------------------------------------------------------------- one shard
+@dataclass(frozen=True)
+class Task:
+    """A shard on its way.
 
-
-def text_of(job: Job, how: Inverter) -> bytes:
-    """Identify what a pair's condition is made of: caption; and graph and source, if they count."""
-    pair, read = job.pair, None
-    graph = pair.scene_graph if how.key.scene_graph else None
-    if how.model.edits == "reads":
-        source = hashlib.sha256(pair.source or b"").hexdigest()
-        read = source, job.place.size, job.place.fit, mirrored(pair, how.key)
-    return hashlib.sha256(json.dumps([pair.caption, graph, read]).encode()).digest()[:16]
-
-
-def text_places(
-    texts: dict[bytes, tuple[int, int]], chunk: Sequence[bytes], number: int
-) -> tuple[list[tuple[int, int]], list[int]]:
-    """Find where the conditions of a shard's pairs are stored: in the first shard that has them.
-
-    Args:
-        texts: (shard, row) of each text so far; those of this shard are added.
-        chunk: the text of each pair.
-        number: of the shard.
-
-    Returns:
-        (shard, row) for each pair; and of each row that this shard stores, its pair.
+    number: of the shard. places: (shard, row) of each pair's condition. new: the pairs whose
+    conditions this shard stores. pictures: of each pair, decoded in other threads; none if another
+    process writes this shard, or it is there.
     """
-    new: list[int] = []
-    for k, text in enumerate(chunk):
-        if text not in texts:
-            texts[text] = number, len(new)
-            new.append(k)
-    return [texts[text] for text in chunk], new
+
+    number: int
+    jobs: list[Job]
+    digests: list[str]
+    places: list[tuple[int, int]]
+    new: list[int]
+    pictures: list[Future[Pictures]]
+
+
+def _tasks(
+    folder: Path, how: Inverter, stream: Iterable[list[Job]], team: Team, pool: Executor
+) -> Iterator[Task]:
+    """Give the shards in turn, and have the pictures of those to be written here decoded."""
+    texts = dict[bytes, tuple[int, int]]()
+    for number, jobs in enumerate(stream):
+        digests = [job.pair.digest for job in jobs]
+        places, new = text_places(texts, [text_of(job, how) for job in jobs], number)
+        mine = number % team.size == team.rank
+        missing = mine and not is_intact(folder / SHARD.format(number), digests)
+        ours = jobs if missing else []
+        images = [pool.submit(pictures, how.model, job, how.key) for job in ours]
+        yield Task(number, jobs, digests, places, new, images)
+
+
+def _write(folder: Path, how: Inverter, task: Task) -> None:
+    """Invert the pairs of a shard and write it."""
+    jobs, size = task.jobs, task.jobs[0].place.size
+    images = [decoded.result() for decoded in task.pictures]
+    shard = invert_pairs(how.at(size), jobs, task.new, images)
+    check_finite(shard, [job.pair for job in jobs])
+    entry = {
+        "pairs": [job.number for job in jobs],
+        "size": size,
+        "digests": task.digests,
+        "images": [job.pair.marks for job in jobs],
+        "overlong": overlong(how.model, [job.pair.caption for job in jobs]),
+        "errors": [],
+        "texts": task.places,
+    }
+    write_shard(folder / SHARD.format(task.number), shard, entry)
+
+
+# ---------------------------------------------------------------- one shard
 
 
 def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
@@ -216,7 +232,10 @@ def not_finite(t: Tensor, axes: int) -> list[list[int]]:
 
 
 def invert_pairs(
-    how: Inverter, jobs: list[Job], new: Sequence[int] | None = None
+    how: Inverter,
+    jobs: list[Job],
+    new: Sequence[int] | None = None,
+    images: Sequence[Pictures] = (),
 ) -> dict[str, Tensor]:
     """Make one shard, see :class:`TrajectoryCache`.
 
@@ -224,18 +243,16 @@ def invert_pairs(
         how: model, key and device.
         jobs: P pairs of one size; the noise depends on their numbers.
         new: the pairs whose conditions are stored here, all by default.
+        images: of the pairs, decoded here by default.
     """
     model, key, pairs = how.model, how.key, [job.pair for job in jobs]
-    images, fitted = [turned(job, key) for job in jobs], list[Fitted]()
-    for job, (winner, loser, *_) in zip(jobs, images, strict=True):
-        both = (winner, loser)[: key.sides]
-        fitted += [fit(image, job.place.size, job.place.fit) for image in both]
+    images = images or [pictures(model, job, key) for job in jobs]
+    fitted, edited = [f for made in images for f in made.fitted], [made.edited for made in images]
 
     def encode(s: slice) -> Tensor:
         return model.encode(stack_pixels([f.image for f in fitted[images_of(s, key.sides)]]))
 
     x_0 = torch.cat(how.encoded.of(len(jobs), encode))
-    edited = [edits(model, job, given[2:]) for job, given in zip(jobs, images, strict=True)]
     condition, shared = conditions(how, jobs, edited), Condition()
     if pairs[0].source:  # as all of them have, or none
         parts = how.encoded.of(len(jobs), lambda s: sources(model, edited[s]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from inversion_dpo.trajectories.key import CacheKey
 if TYPE_CHECKING:
     from inversion_dpo.data.source import Pair, PairSource
 
+T = TypeVar("T")
 Images = Sequence[Image.Image]
 LOOKED_AT = 256  # rows, to foretell the sizes of all
 DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
@@ -87,6 +90,37 @@ def grouped(pairs: Iterable[Pair], key: CacheKey, left_out: dict[int, str]) -> I
     yield from (jobs for _, jobs in sorted(waiting.items()))
 
 
+def text_of(job: Job, how: Inverter) -> bytes:
+    """Identify what a pair's condition is made of: caption; and graph and source, if they count."""
+    pair, read = job.pair, None
+    graph = pair.scene_graph if how.key.scene_graph else None
+    if how.model.edits == "reads":
+        source = hashlib.sha256(pair.source or b"").hexdigest()
+        read = source, job.place.size, job.place.fit, mirrored(pair, how.key)
+    return hashlib.sha256(json.dumps([pair.caption, graph, read]).encode()).digest()[:16]
+
+
+def text_places(
+    texts: dict[bytes, tuple[int, int]], chunk: Sequence[bytes], number: int
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Find where the conditions of a shard's pairs are stored: in the first shard that has them.
+
+    Args:
+        texts: (shard, row) of each text so far; those of this shard are added.
+        chunk: the text of each pair.
+        number: of the shard.
+
+    Returns:
+        (shard, row) for each pair; and of each row that this shard stores, its pair.
+    """
+    new: list[int] = []
+    for k, text in enumerate(chunk):
+        if text not in texts:
+            texts[text] = number, len(new)
+            new.append(k)
+    return [texts[text] for text in chunk], new
+
+
 def sizes_ahead(pairs: PairSource, resolution: Resolution, fit: str) -> tuple[Counter[Size], float]:
     """Count the sizes of the first pairs, and which share of them gets one; none without pairs.
 
@@ -116,16 +150,39 @@ def mirrored(pair: Pair, key: CacheKey) -> bool:
     return key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0)
 
 
-def edits(model: DiffusionModel, job: Job, given: Images) -> Images:
-    """Bring the image that a pair edits to its size.
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a pair at its size: winner and loser, or one alone; and any that it edits."""
+
+    fitted: list[Fitted]
+    edited: Images
+
+
+def pictures(model: DiffusionModel, job: Job, key: CacheKey) -> Pictures:
+    """Decode the images of a pair and bring them to its size.
 
     Args:
-        model: of a family that edits.
+        model: says the size of an image to be edited.
         job: the pair.
-        given: that image, or nothing.
+        key: says how many sides count, and whether pairs are mirrored.
+
+    Raises:
+        DataError: an image cannot be read; it names the row.
     """
+    winner, loser, *source = turned(job, key)
     size, how = job.place.size, job.place.fit
-    return [fit(source, model.source_size(size), how).image for source in given]
+    both = (winner, loser)[: key.sides]
+    edited = [fit(image, model.source_size(size), how).image for image in source]
+    return Pictures([fit(image, size, how) for image in both], edited)
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Give each item once the next one is made, whose pictures are decoded meanwhile."""
+    held = list[T]()
+    for item in items:
+        yield from held
+        held = [item]
+    yield from held
 
 
 def sources(model: DiffusionModel, edited: Sequence[Images]) -> Tensor:

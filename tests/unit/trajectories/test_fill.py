@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import replace
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +36,9 @@ from inversion_dpo.trajectories.fill import (
     pair_noise,
     predictions,
 )
+from inversion_dpo.trajectories.jobs import pictures
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey
+from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.sampling_back import sampled_back
 from tests.by_hand import GRID, Model, Scaled
 
@@ -123,6 +126,30 @@ class Source:
 
 def filled(tmp_path, key=KEY, model=None):
     return fill(tmp_path, model or Pipeline(), Source(), key, device=CPU)
+
+
+def test_the_next_pictures_are_decoded_while_these_are_inverted(tmp_path, monkeypatch):
+    """And nothing is decoded for a shard that is there."""
+    decoded, waited = [Event() for _ in range(5)], []
+
+    def decode(model, job, key):
+        decoded[job.number].set()
+        return pictures(model, job, key)
+
+    def invert(how, these, *more):
+        waited.append(decoded[min(these[-1].number + 1, 4)].wait(timeout=30))
+        return invert_pairs(how, these, *more)
+
+    monkeypatch.setattr(module, "pictures", decode)
+    monkeypatch.setattr(module, "invert_pairs", invert)
+    cache = filled(tmp_path)
+    assert waited == [True] * 3
+    (cache.folder / "manifest.json").unlink()
+    (cache.folder / SHARD.format(1)).unlink()
+    decoded = [Event() for _ in range(5)]
+    monkeypatch.setattr(module, "invert_pairs", invert_pairs)
+    filled(tmp_path)
+    assert [event.is_set() for event in decoded] == [False, False, True, True, False]
 
 
 def red(value):

@@ -18,8 +18,9 @@ from inversion_dpo.trajectories import jobs as module
 from inversion_dpo.trajectories.jobs import (
     Inverter,
     Job,
-    edits,
     grouped,
+    one_ahead,
+    pictures,
     regions,
     sizes_ahead,
     sources,
@@ -177,9 +178,17 @@ class Doubling:
 
 def test_a_source_comes_to_the_size_that_the_model_reads():
     job = Job(0, edit(), Place((2, 4), "crop"))
-    (found,) = edits(Doubling(), job, [Image.new("RGB", (5, 5))])
+    given = replace(job, pair=edit(source=png([[9] * 5] * 5)))
+    (found,) = pictures(Doubling(), given, key()).edited
     assert found.size == (8, 4)
-    assert edits(None, job, []) == []
+    assert pictures(None, job, key()).edited == []
+
+
+def test_an_item_is_given_once_the_next_is_made():
+    made = []
+    items = (made.append(k) or k for k in range(3))
+    assert [(k, *made) for k in one_ahead(items)] == [(0, 0, 1), (1, 0, 1, 2), (2, 0, 1, 2)]
+    assert list(one_ahead([])) == []
 
 
 def test_sources_are_encoded_in_the_order_of_their_pairs():

@@ -23,8 +23,8 @@ from inversion_dpo.trajectories.fill import (
     invert_pairs,
     noise_variance,
     predictions,
-    text_of,
 )
+from inversion_dpo.trajectories.jobs import text_of
 from inversion_dpo.trajectories.key import NOWHERE
 from tests.by_hand import GRID
 from tests.unit.trajectories.test_fill import (
