@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections import Counter
@@ -11,19 +10,20 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from inversion_dpo.data.annotations import MAX_LISTED, listed
-from inversion_dpo.data.buckets import Resolution, buckets, named, place
+from inversion_dpo.data.buckets import Resolution, named
 from inversion_dpo.data.formats import open_rows
-from inversion_dpo.data.giveaways import Files, Giveaway, refusal
-from inversion_dpo.data.images import DataError, counting, mask_oddities, odd_masks_text
-from inversion_dpo.data.rankings import flat, rows_of
-from inversion_dpo.data.rows import NO_ROWS, Fault, Raw, Row, inspect, number
-from inversion_dpo.data.source import content, no_pairs
-from inversion_dpo.data.traits import Share, Tally, format_shares, oddities, oddities_text, traits
+from inversion_dpo.data.giveaways import Giveaway, refusal
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.masks import odd_masks_text
+from inversion_dpo.data.rankings import rows_of
+from inversion_dpo.data.rows import NO_ROWS, Fault, Row
+from inversion_dpo.data.source import no_pairs
+from inversion_dpo.data.traits import Share, format_shares, oddities_text
 from inversion_dpo.data.transforms import Size
+from inversion_dpo.data.usable import Told, Usable
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
 from inversion_dpo.run.fields import DataConfig
@@ -39,7 +39,6 @@ _ODD = {
 }
 SOON = 3.0  # seconds in which no progress is shown
 ALIKE = 5  # problems of one kind that are spelled out
-MEASURED_PAIRS = 1000  # pairs whose pixels are measured for giveaways
 MAX_CAPTION_WORDS = 77  # CLIP reads 77 tokens: more words than that are certainly cut
 
 
@@ -96,80 +95,6 @@ class PairReport:
         return self.problems_total == 0
 
 
-class _Told:
-    """What raw rows tell before anything is made of them."""
-
-    def __init__(self) -> None:
-        self.idle, self.ratings = dict[str, None](), list[float]()  # number, least, most
-
-    def watch(self, raws: Iterable[Raw]) -> Iterator[Raw]:
-        """Pass on rows; note what is not read, and between what numbers ratings lie."""
-        for raw in raws:
-            stray = raw.fault and raw.fault.kind == "strays"
-            self.idle |= dict.fromkeys([raw.where] if stray else raw.table.idle)
-            scores = raw.values.get("scores") if raw.table.kind == "scored" else None
-            for x in map(number, flat(scores)):
-                if isinstance(x, float) and math.isfinite(x):
-                    total, least, most = self.ratings or (0, x, x)
-                    self.ratings = [total + 1, min(least, x), max(most, x)]
-            yield raw
-
-
-class _Usable:
-    """What is counted of the rows that can be trained on, one after another."""
-
-    def __init__(self, config: DataConfig, measure: Measure, resolution: Resolution) -> None:
-        self.fit, self.measure, self.resolution = config.fit, measure, resolution
-        self.counts, self.lengths, self.example = Counter[str](), list[int](), ""
-        self.sizes, self.trained_at = Counter[tuple[int, int]](), Counter[Size]()
-        self.tally, self.files, self.marked = Tally(), Files(), list[float]()
-        self.kinds = Counter[bool]()
-        self._seen, self._thumbs = dict[bytes, int](), dict[object, set[object]]()
-
-    def add(self, row: Row, images: Sequence[Image.Image]) -> None:
-        """Count a row and its images, those of a source and a mask among them."""
-        counts, masked = self.counts, row.mask is not None
-        shapes = [image.size[::-1] for image in images[: len(images) - masked]]
-        whole, images = images, images[: 2 - row.single]
-        key, row_sizes = content(row), [image.size for image in images]
-        won = row.label if row.single else row.encoded[:: 1 if row.label else -1][0]
-        counts.update(pairs=1, duplicates=int(key in self._seen), labelled=int(row.labelled))
-        counts.update(turned=int(self._seen.setdefault(key, hash(won)) != hash(won)))
-        counts.update(mixed_sizes=len(set(row_sizes)) > 1, edits=row.source is not None)
-        counts["masked"] += masked
-        if masked:
-            self.marked.append(float(counting(whole[-1]).mean()))
-            counts.update(mask_oddities(whole[-1]))
-        counts["single"] += row.single
-        counts["first"] += int(row.labelled and row.label == 1.0)
-        self.example = self.example or in_words(row)
-        self.sizes.update(row_sizes)
-        at = place(buckets(self.resolution), shapes, self.fit)
-        counts.update([at.odd] if at.odd else [])
-        counts["enlarged"] += sum(4 * w * h < math.prod(at.size) for w, h in row_sizes)
-        self.trained_at.update([at.size] if at.fit else [])
-        self.lengths.append(self.measure.length(row.caption or ""))
-        if row.preference is not None and row.single:
-            counts.update(["down" if row.label == 0.0 else "up"])
-            self._thumbs.setdefault((row.caption, row.source), set()).add(row.label)
-        if row.single:
-            kind = row.label == 1.0
-            self.kinds[kind] += 1
-            measured = images[: self.kinds[kind] <= MEASURED_PAIRS]
-            self.files.add_single(row.encoded[0], kind, *measured)
-        else:
-            order = 1 if row.label else -1
-            self.tally.add(*map(traits, images[::order]))
-            counts.update(oddities(images))
-            few = self.tally.pairs <= MEASURED_PAIRS
-            self.files.add(row.encoded[::order], images[::order][: 2 * few])
-
-    @property
-    def both(self) -> int:
-        """Prompts that have a thumb up and a thumb down."""
-        return sum(len(labels) == 2 for labels in self._thumbs.values())
-
-
 def _keep(problem: str, alike: dict[str, list[str]]) -> None:
     """Keep the first few problems of a kind, and of the first kinds only: files may be long."""
     kind = re.sub(r"\d+", "", problem)
@@ -192,17 +117,17 @@ def check_pairs(
         DataError: for a whole file: missing, damaged, of no known format, a column missing.
     """
     measure = measure or Measure()
-    usable, counts = _Usable(config, measure, resolution), Counter[str]()
+    usable, counts = Usable(config, measure.length, resolution), Counter[str]()
     graphs, total = list[SceneGraph](), 0
     alike = dict[str, list[str]]()  # problems that differ in their numbers alone
-    told, opened = _Told(), open_rows(config)
+    told, opened = Told(), open_rows(config)
     rows = islice(rows_of(told.watch(opened.rows()), config.ranking, alone=True), config.limit)
     for row in _shown(rows, opened.count(), config.limit):
         if reason := row.left_out:
             counts.update([reason, *["rows"] * (reason not in NO_ROWS)])
             continue
         counts["rows"] += 1
-        found, images = inspect(row)
+        found, images = usable.look(row)
         graph = _graph(row)
         faults = [*found, graph] if isinstance(graph, Fault) else found
         counts.update(fault.kind for fault in faults)
@@ -285,15 +210,6 @@ def _ratings_line(ratings: Sequence[float]) -> list[str]:
     ]
 
 
-def in_words(row: Row) -> str:
-    """Say which image of a row is over which, so that reversed labels are seen."""
-    prompt = " ".join((row.caption or "").split())[:80]
-    if row.single:
-        return f'prompt "{prompt}": {row.called[0]}'
-    first, second = row.called[:: 1 if row.label else -1]
-    return f'prompt "{prompt}": {first} over {second}'
-
-
 def thumbs_text(counts: Counter[str]) -> str:
     """Say how many thumbs there are, and which methods can take them."""
     return (
@@ -359,8 +275,9 @@ def format_report(report: PairReport) -> str:
             []
             if report.marked is None
             else [
-                f"  masks: {counts['masked']} {what} say where errors count: white, "
-                f"{report.marked:.1%} of the pixels (median)"
+                f"  masks: {counts['masked'] or counts['pairs']} {what} say where errors count"
+                f"{'' if counts['masked'] else ' by where they differ'}: in {report.marked:.1%} of "
+                "the pixels (median)"
             ]
         ),
     ]

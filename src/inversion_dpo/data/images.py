@@ -17,14 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_IMAGE_PIXELS = 2**26  # a larger image is refused before it is decoded
-WHITE = 128  # of 255: the level from which a pixel of a mask counts
-ODD_MASKS = {
-    "mask_whole": "masks count everything: is black and white inverted?",
-    "mask_little": "masks count a thousandth of the image or less",
-    "mask_grey": f"masks are grey in over 5% of their pixels: a pixel counts from level {WHITE} of "
-    "255 on; save them in black and white",
-}
-_FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []))
+FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []))
 _OTHERS = {  # what a file is instead, by its first bytes
     b"GIF8": "a GIF",
     b"BM": "a BMP",
@@ -48,7 +41,7 @@ def decode_image(data: bytes, where: str) -> Image.Image:
     DataError, which calls it ``where``, is for any other file, a truncated one and a huge one.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise ValueError(f"{image.width}x{image.height} is over {MAX_IMAGE_PIXELS} pixels")
         if (frames := _frames(image)) > 1:
@@ -85,7 +78,7 @@ def _frames(image: Image.Image) -> int:
 def picture_size(data: bytes, where: str) -> tuple[int, int]:
     """Read (height, width) of an upright picture, from its header; DataError as for decoding."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             plain = image.format == "PNG" and not any(mark in data for mark in _PNG_TURNED)
             if _frames(image) == 1 and (plain or image.format != "PNG"):  # or getexif() decodes it
                 turned = not plain and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
@@ -102,50 +95,6 @@ def is_picture(data: bytes) -> bool:
     with suppress(DataError):
         return min(picture_size(data, "")) > 0
     return False
-
-
-def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
-    """Decode the mask of an image as grey levels: of its size, opaque, and white somewhere.
-
-    DataError, which calls it ``where``, is for any other one: transparency could mean either part.
-    A pixel counts from the level ``WHITE`` on: :func:`counting`.
-    """
-    mask = decode_image(data, where)
-    if mask.size != image.size:
-        sizes = " and ".join(f"{i.width}x{i.height}" for i in (mask, image))
-        raise DataError(
-            f"{where}: mask and image are {sizes} pixels; save the mask at the image's size"
-        )
-    opacity = Image.open(io.BytesIO(data), formats=_FORMATS).convert("RGBA").getchannel("A")
-    if opacity.getextrema() != (255, 255):
-        raise DataError(
-            f"{where}: the mask is transparent in places; save it in black and white, white "
-            "where errors shall count"
-        )
-    mask = mask.convert("L")
-    if not counting(mask).any():
-        raise DataError(
-            f"{where}: nothing in the mask is white; paint white what counts, or drop the row"
-        )
-    return mask
-
-
-def counting(mask: Image.Image) -> NDArray[np.bool_]:
-    """Tell which pixels [height, width] of a grey mask count."""
-    return np.asarray(mask) >= WHITE
-
-
-def mask_oddities(mask: Image.Image) -> list[str]:
-    """List the kinds of ``ODD_MASKS`` that a grey mask is."""
-    levels, share = np.asarray(mask), counting(mask).mean()
-    grey = ((levels >= 32) & (levels < 224)).mean()  # JPEG's rings beside an edge are fainter
-    odd = {"mask_whole": share >= 0.99, "mask_little": share <= 0.001, "mask_grey": grey > 0.05}
-    return [kind for kind, found in odd.items() if found]
-
-
-def odd_masks_text(counts: Mapping[str, int]) -> list[str]:
-    """Write a line for each kind of odd masks that there are."""
-    return [f"{counts[kind]} {words}" for kind, words in ODD_MASKS.items() if counts[kind]]
 
 
 def one_colour(image: Image.Image | NDArray[np.uint8]) -> bool:

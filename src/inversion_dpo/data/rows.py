@@ -17,7 +17,8 @@ from urllib.parse import unquote
 from PIL import Image
 
 from inversion_dpo.data.columns import Table
-from inversion_dpo.data.images import DataError, decode_image, decode_mask, is_picture
+from inversion_dpo.data.images import DataError, decode_image, is_picture
+from inversion_dpo.data.masks import decode_mask
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files

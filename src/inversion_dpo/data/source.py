@@ -17,7 +17,8 @@ from PIL import Image
 
 from inversion_dpo.data.columns import Table
 from inversion_dpo.data.formats import Opened, open_rows
-from inversion_dpo.data.images import DataError, decode_image, decode_mask, picture_size
+from inversion_dpo.data.images import DataError, decode_image, picture_size
+from inversion_dpo.data.masks import decode_mask
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import NO_ROWS, Row, inspect
 from inversion_dpo.graphs.graph import SceneGraph

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from inversion_dpo.data.buckets import buckets, left_out_text, place, square
-from inversion_dpo.data.images import DataError, mask_oddities, odd_masks_text
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.masks import mask_oddities, odd_masks_text, region
 from inversion_dpo.data.source import PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE, BETAS
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
@@ -173,13 +174,19 @@ def check_batch(plan: Plan, processes: int) -> None:
 
 
 def check_first(config: Config, pairs: PairSource) -> None:
-    """Refuse too few pairs; warn of shapes that are left out and odd masks, by the first ones."""
+    """Refuse too few pairs, and regions of nothing; warn of shapes left out and of odd masks.
+
+    The first ones tell.
+    """
     sizes, seen, left, odd = buckets(config.model.resolution), 0, 0, Counter[str]()
     for pair in islice(pairs.read(LEAST_PAIRS), FIRST_PAIRS):
         seen += 1
-        left += not place(sizes, pair.sizes, config.data.fit).fit
-        if config.data.mask == "given" and (mask := pair.mask_image):
-            odd.update(mask_oddities(mask))
+        at = place(sizes, pair.sizes, config.data.fit)
+        left += not at.fit
+        mask = pair.mask_image if config.data.mask == "given" else None
+        odd.update(mask_oddities(mask) if mask else ())
+        if at.fit and (mask or (config.data.mask == "differ" and not pair.single)):
+            region(pair.images, mask, at.size, at.fit, pair.where)
     if left:
         logger.warning("of the first pairs, %s", left_out_text(left, seen))
     for text in odd_masks_text(odd):

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from inversion_dpo.data.buckets import Place, Resolution, buckets, place
-from inversion_dpo.data.images import DataError, counting, stack_pixels
+from inversion_dpo.data.images import stack_pixels
+from inversion_dpo.data.masks import region
 from inversion_dpo.data.transforms import Fitted, Size, fit, flip, flips
 from inversion_dpo.maths.records import Grid
 from inversion_dpo.models.base import DiffusionModel
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Images = Sequence[Image.Image]
 LOOKED_AT = 256  # rows, to foretell the sizes of all
-DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
 
 
 @dataclass(frozen=True)
@@ -206,20 +206,13 @@ def regions(
     """
     masks = []
     for k, job in enumerate(jobs):
-        if key.mask == "differ":
-            winner, loser = (np.asarray(f.image, np.int16) for f in fitted[2 * k : 2 * k + 2])
-            masks.append((abs(winner - loser) > DIFFER).any(2))
-        elif key.mask == "given" and (mask := job.pair.mask_image):
-            mask = ImageOps.mirror(mask) if mirrored(job.pair, key) else mask
-            white = Image.fromarray(counting(mask))  # first: resizing blurs no level but an edge
-            masks.append(counting(fit(white, job.place.size, job.place.fit).image.convert("L")))
+        mask = job.pair.mask_image if key.mask == "given" else None
+        if mask and mirrored(job.pair, key):
+            mask = ImageOps.mirror(mask)
+        if mask or key.mask == "differ":
+            both = [f.image for f in fitted[2 * k : 2 * k + 2]]
+            masks.append(region(both, mask, job.place.size, job.place.fit, job.pair.where))
     if not masks:
         return {}
     area = adaptive_avg_pool2d(torch.tensor(np.stack(masks)[:, None]).float(), (size[0], size[1]))
-    mean = area.mean((1, 2, 3), keepdim=True)
-    for job, nothing in zip(jobs, (mean.flatten() == 0).tolist(), strict=True):
-        if nothing:
-            why = f"its images nowhere differ by more than {DIFFER} of 255 levels"
-            why = why if key.mask == "differ" else "its mask is cut off with the edge of the image"
-            raise DataError(f"{job.pair.where}: {why}; drop the row, or set data.mask=none")
-    return {"region": area / mean}
+    return {"region": area / area.mean((1, 2, 3), keepdim=True)}

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from inversion_dpo.data.check import format_report
-from inversion_dpo.data.images import DataError, counting, mask_oddities
+from inversion_dpo.data.images import DataError
+from inversion_dpo.data.masks import counting, mask_oddities
 from tests.pair_files import check_pairs, open_pairs
 from tests.unit.data.test_formats import BLUE, RED, WHITE, encoded, put_images
 
@@ -34,7 +35,7 @@ def test_a_table_names_a_mask_for_each_pair(tmp_path: Path) -> None:
     assert [p.mask for p in found] == [WHITE, WHITE] and source.counts["masked"] == 2
     assert found[0].mask_image.getpixel((0, 0)) == 255  # type: ignore[union-attr]
     text = format_report(check_pairs(file))
-    assert "masks: 2 pairs say where errors count: white, 100.0% of the pixels (median)" in text
+    assert "masks: 2 pairs say where errors count: in 100.0% of the pixels (median)" in text
     assert "! 2 masks count everything: is black and white inverted?" in text
     plain = next(iter(open_pairs(table(tmp_path, TABLE.replace("mask", "x")))))
     assert plain.mask is plain.mask_image is None and plain.digest != found[0].digest
@@ -46,12 +47,35 @@ def test_a_ranking_has_one_mask(tmp_path: Path) -> None:
     assert [p.mask for p in open_pairs(tmp_path / "a.parquet")] == [WHITE]
 
 
+def test_a_region_of_nothing_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    """Where two images hardly differ, or a white edge is cut off: named before any inversion."""
+    wide, edge, faint = (np.full((40, 100, 3), level, np.uint8) for level in (90, 0, 90))
+    edge[0], faint[:, :50] = 255, 100
+    for name, pixels in (("wide", wide), ("edge", edge), ("faint", faint)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    other = Image.fromarray(np.concatenate([faint[:, :50] + 99, faint[:, 50:]], 1))
+    other.save(tmp_path / "other.png")
+    text = "winner,loser,prompt\nwide.png,other.png,a\nwide.png,faint.png,b\n"
+    (tmp_path / "pairs.csv").write_text(text)
+    report = check_pairs(tmp_path / "pairs.csv", resolution=64, mask="differ", fit="pad")
+    assert report.problems == (
+        "line 3 of pairs.csv, row 1: its images nowhere differ by more than 16 of 255 levels; "
+        "drop the row, or set data.mask=none",
+    )
+    half = "masks: 1 pairs say where errors count by where they differ: in 41.7% of"
+    assert half in format_report(report)  # of 96x32 it fills 80x32, and differs in half
+    text = "winner,loser,prompt,mask\nwide.png,other.png,a,edge.png\n"
+    (tmp_path / "pairs.csv").write_text(text)
+    report = check_pairs(tmp_path / "pairs.csv", resolution=64, fit="crop")
+    assert "row 0: its mask is cut off with the edge of the image; drop" in report.problems[0]
+
+
 @pytest.mark.parametrize("how", ["none", "differ"])
 def test_no_mask_is_needed_that_does_not_count(tmp_path: Path, how: Any) -> None:
     file = table(tmp_path, TABLE.replace("white.png,b", ",b"))
     assert [pair.mask for pair in open_pairs(file, mask=how)] == [None, None]
     report = check_pairs(file, mask=how)
-    assert report.ok and "masks:" not in format_report(report)
+    assert report.ok and ("masks:" in format_report(report)) == (how == "differ")
     for name, image in (("w/1", RED), ("l/1", BLUE), ("mask/2", WHITE)):
         (tmp_path / "two" / name[0:-2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "two" / f"{name}.png").write_bytes(image)

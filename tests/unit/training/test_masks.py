@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from inversion_dpo.data.images import DataError
 from inversion_dpo.maths.losses import residual_overlap, squared_error
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.training.beforehand import check_data, check_preferences
@@ -49,6 +50,17 @@ def test_odd_masks_are_counted_before_a_training(tiny_config, pair_file, tmp_pat
     check_data(tiny_config(f"data.pairs={tmp_path / 'pairs.parquet'}"))
     assert "of the masks of the first 5 rows, 2 masks count everything" in caplog.text
     assert "of the masks of the first 5 rows, 3 masks are grey" in caplog.text
+
+
+def test_images_that_nowhere_differ_are_refused_before_a_training(tiny_config, pair_file, tmp_path):
+    few = pq.read_table(pair_file).to_pylist()[:5]
+    grey = [png(np.full((64, 64), level)) for level in (100, 116)]
+    few[4] |= {"jpg_0": grey[0], "jpg_1": grey[1]}
+    pq.write_table(pa.Table.from_pylist(few), tmp_path / "pairs.parquet")
+    data = f"data.pairs={tmp_path / 'pairs.parquet'}"
+    check_data(tiny_config(data))
+    with pytest.raises(DataError, match="row 4: its images nowhere differ by more than 16"):
+        check_data(tiny_config(data, "data.mask=differ"))
 
 
 @pytest.fixture(scope="module")
