@@ -31,7 +31,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 NAMED = (WEIGHTS, "adapter_model.safetensors")  # as diffusers and peft name the file
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 GIVEN = "given"  # the adapter's name in the pipeline
-CHANGED = re.compile("pissa|olora|corda|loftq", re.IGNORECASE)  # ways to begin, of peft
+CHANGED = re.compile("pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)  # ways to begin, of peft
 OF_CLIP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # as diffusers' loader asks
 Layers = dict[Place, Matrices]
 

@@ -365,6 +365,7 @@ def test_a_lora_in_fp8_is_read(pipe, tmp_path):
         ("[1]", "adapter_config.json is no JSON of settings"),
         ('{"init_lora_weights": "pissa_niter_16"}', "it began as pissa_niter_16.*changes the base"),
         ('{"init_lora_weights": "OLoRA"}', "it began as OLoRA.*changes the base"),
+        ('{"init_lora_weights": "lora_ga"}', "it began as lora_ga.*changes the base"),
         (None, None),
     ],
 )
