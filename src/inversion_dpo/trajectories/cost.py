@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def announce(how: Inverter, pairs: PairSource, folder: Path, processes: int = 1) -> None:
+def announce(how: Inverter, pairs: PairSource, folder: Path, processes: int) -> None:
     """Log, before the work begins, size and time of the cache; DiskError if it does not fit.
 
     Both are foretold from the sizes of the first pairs, and grow with the number of pixels.

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from inversion_dpo.data.transforms import Framing
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.models.base import plain_guidance
 from inversion_dpo.run import disk
@@ -70,6 +71,26 @@ def test_what_saves_nothing_is_not_said(caplog, monkeypatch):
     assert keep.pair_size(4, 4) == 4 * 2 * 20 + 4
 
 
+def test_of_few_pairs_so_many_count_as_are_used(caplog, monkeypatch):
+    """Half of three are two, a quarter of one is one: a batch, of four evaluations of 3 s."""
+    fits, odd = ((64, 64),) * 2, ((64, 96), (96, 64))
+    change = {"resolution": 64, "fit": "drop"}
+    for count, shapes in ((3, [fits, odd]), (1, [fits, odd, odd, odd])):
+        text, _ = said(caplog, monkeypatch, count, change, shapes=shapes)
+        assert "and 0.2 min" in text
+
+
+def test_a_grey_picture_as_large_as_it_will_be_is_encoded(caplog, monkeypatch):
+    encoded, framed = [], []
+    encode, framing = Pipeline.encode, Pipeline.framing
+    monkeypatch.setattr(
+        Pipeline, "encode", lambda self, x: encoded.append(x.shape) or encode(self, x)
+    )
+    monkeypatch.setattr(Pipeline, "framing", lambda self, f: framed.extend(f) or framing(self, f))
+    said(caplog, monkeypatch, 5, {"resolution": "4x2", "fit": "pad"})
+    assert encoded == [(1, 3, 2, 4)] and framed == [Framing((2, 4), (0, 0), (2, 4))]
+
+
 def test_the_estimate_is_of_the_pictures_own_sizes(caplog, monkeypatch):
     """Two portraits, a square, and a pair that is left out; the portrait's bucket is timed."""
     shapes = [((96, 64),) * 2] * 2 + [((64, 64),) * 2, ((64, 96), (96, 64))]
@@ -87,9 +108,11 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_first_forward(
 ):
     key = replace(KEY, extent=extent)
     needed = 5 * (2 * 16 * (5 if extent.last else 1) + 4)
+    fewer = "set inversion.keep, or lower inversion.steps or data.limit"
+    remedy = fewer if extent.last else "choose another --output, lower data.limit"
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     model = Pipeline()
-    with pytest.raises(DiskError, match=r"trajectories need about .* MB more .*lower .*data.limit"):
+    with pytest.raises(DiskError, match=f"trajectories need about .* MB more .*{remedy}"):
         filled(tmp_path, key, model)
     assert model.calls == 0
     (tmp_path / key.name() / "begun").write_bytes(b"0")  # what is written already is not needed
@@ -141,6 +164,7 @@ def test_an_evaluation_is_timed_as_it_will_be_done(monkeypatch):
 
     def noted(network, x, t, condition):
         asked.append((len(x), t.tolist(), torch.is_grad_enabled()))
+        assert condition["prompt"].shape == (len(x), 1)
         return predict(network, x, t, condition)
 
     model.predict = noted

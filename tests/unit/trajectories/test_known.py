@@ -7,7 +7,8 @@ import torch
 
 from inversion_dpo.data.buckets import Place
 from inversion_dpo.data.images import DataError
-from inversion_dpo.maths.schedule import prediction_of
+from inversion_dpo.maths.records import Levels
+from inversion_dpo.maths.schedule import Schedule, prediction_of
 from inversion_dpo.trajectories.jobs import Inverter, Job
 from inversion_dpo.trajectories.key import NOWHERE
 from inversion_dpo.trajectories.known import known_noise
@@ -56,6 +57,11 @@ def test_known_noise_is_drawn_again_from_the_seeds():
     assert torch.equal(found(noise)[0], noise)
 
 
+def test_a_pair_alone_is_enough():
+    noise = drawn(7, 8)
+    assert torch.equal(found(noise, SEEDS[:1])[0], noise)
+
+
 def test_it_is_drawn_in_the_pipelines_type_and_stored_in_float32():
     noise = drawn(7, 8, 9, 2**40, dtype=torch.bfloat16).float()
     again, _, _ = found(noise, dtype=torch.bfloat16)
@@ -76,6 +82,19 @@ def test_the_check_is_at_four_fifths_of_the_way_with_the_noise_and_its_negative(
     for (x_t, t, condition, grad), sign in zip(asked, (1, -1), strict=True):
         torch.testing.assert_close(x_t, 0.8 * x_0 + sign * 0.6 * noise)
         assert t.tolist() == [20] * 4 and condition == {"prompt": "as it is"} and not grad
+
+
+def test_four_fifths_of_ten_steps_are_eight():
+    alpha = 1 - torch.arange(11, dtype=torch.float64) / 12
+    model = Pipeline()
+    model.pipeline.dtype, asked = torch.float32, []
+    levels = Levels(alpha, (1 - alpha**2).sqrt())
+    model.schedule = Schedule(KIND, 10 * torch.arange(11), levels, lambda _: None)
+    model.predict = lambda network, x_t, t, condition: asked.extend(t.tolist()) or 0 * x_t
+    how = Inverter(model, replace(KEY, endpoint="known", extent=NOWHERE), GRID, CPU)
+    with pytest.raises(DataError, match="only 0 of 2"):  # a network that sees no noise fits none
+        known_noise(how, torch.zeros(2, 1, SIDE, SIDE), {}, [seeded(0, (7, 8))])
+    assert asked == [80] * 4
 
 
 @pytest.mark.parametrize("known", [3, 4])
