@@ -100,7 +100,7 @@ def test_follow(browser, page, width, dark):
     row = browser.driver.find_element("css selector", "#rows .row").text.split("\n")
     assert row[1:] == ["reference", "step-000004", "step-000008", "adapter"] and len(row[0]) > 5
     key = "document.querySelectorAll('#panels figcaption')[1].innerText"
-    assert "held-out pairs" in browser.until(key) and "at step" not in browser.until(key)
+    assert "held out" in browser.until(key) and "at step" not in browser.until(key)
     browser.driver.execute_script(
         "const box = panels.querySelectorAll('svg')[1]; const at = box.getBoundingClientRect();"
         "box.dispatchEvent(new PointerEvent('pointermove', {clientX: at.left + at.width * 0.6}))"

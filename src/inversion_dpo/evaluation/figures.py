@@ -78,8 +78,9 @@ PANELS = (
     ),
     Panel(
         "implicit accuracy",
-        "Share of pairs whose implicit reward puts the winner first; 0.5 is chance. Training "
-        "accuracy that rises while held-out accuracy stays is memorisation. Bars: 95% intervals.",
+        "Share of pairs whose implicit reward puts the winner first, or of single images whose "
+        "reward has the sign of their thumb; 0.5 is chance. Training accuracy that rises while "
+        "held-out accuracy stays is memorisation. Bars: 95% intervals.",
         _both("accuracy"),
         0.5,
     ),

@@ -17,15 +17,15 @@ const PHASES = {
 const ENDED = ["trained", "evaluated"];
 // title, what it says, lines: name and column, or a column less that of the reference
 const lines = (column, less = "") => [
-  ["training pairs", column, less && column + less],
-  ["held-out pairs", `heldout_${column}`, less && `heldout_${column}${less}`],
+  ["training", column, less && column + less],
+  ["held out", `heldout_${column}`, less && `heldout_${column}${less}`],
 ];
 const PANELS = [
   ["Loss", "What every step lowers. Single steps are noisy.", lines("loss")],
-  ["Pairs told apart", "Share of pairs whose winner the policy favours, compared with the reference. Chance is 0.5.", lines("accuracy")],
+  ["Told apart", "Share of pairs whose winner the policy favours, or of single images that it favours as their thumb says, compared with the reference. Chance is 0.5.", lines("accuracy")],
   ["Margin", "How much more the policy favours the winner than the loser. Above 0 is right.", lines("margin")],
   ["Gradient factor", "How much a pair still pulls: 0.5 at the reference, near 0 once it is decided.", lines("gradient_factor")],
-  ["Beta", "The tie to the reference, as objective.beta=auto adapts it.", [["training pairs", "beta", ""]]],
+  ["Beta", "The tie to the reference, as objective.beta=auto adapts it.", [["training", "beta", ""]]],
   ["Winners: error less the reference's", "Below 0 the policy predicts winners better than the reference.", lines("winner_error", "_ref")],
   ["Losers: error less the reference's", "Above 0 the policy moves away from losers. If winners rise as well, images get worse.", lines("loser_error", "_ref")],
   ["Distance from the reference", "How far predictions have moved. A steep rise often shows in the images.", lines("drift")],
