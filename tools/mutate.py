@@ -58,7 +58,7 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "trajectories/writing.py": ["trajectories/test_writing.py"],
     "trajectories/key.py": ["trajectories/test_key.py"],
     "trajectories/fill.py": ["trajectories/test_shard.py", "trajectories/test_fill.py"],
-    "trajectories/jobs.py": ["trajectories/test_jobs.py"],
+    "trajectories/jobs.py": ["trajectories/test_jobs.py", "trajectories/test_shard.py"],
     "trajectories/sampling_back.py": ["trajectories/test_sampling_back.py"],
     "training/states.py": [
         "training/test_states.py",

@@ -24,6 +24,7 @@ from inversion_dpo.trajectories.jobs import (
     regions,
     sizes_ahead,
     sources,
+    text_places,
     turned,
 )
 from tests.unit.trajectories.test_key import KEY
@@ -84,6 +85,14 @@ def test_numbers_leave_out_what_is_left_out_and_rows_do_not():
     assert [(job.number, job.pair.row) for job in shard] == [(0, 0), (1, 2), (2, 4)]
     assert left_out == {1: "odd_shapes", 3: "odd_shapes"}
     assert {job.place.fit for job in shard} == {"crop"}
+
+
+def test_a_text_is_stored_in_the_first_shard_that_has_it():
+    """Two of three pairs share theirs; the next shard stores only what is new."""
+    texts = {}
+    assert text_places(texts, [b"a", b"b", b"a"], 0) == ([(0, 0), (0, 1), (0, 0)], [0, 1])
+    assert text_places(texts, [b"b", b"c", b"d"], 1) == ([(0, 1), (1, 0), (1, 1)], [1, 2])
+    assert text_places(texts, [b"d"], 2) == ([(1, 1)], [])
 
 
 # ---- what is foretold

@@ -255,6 +255,22 @@ def test_the_first_process_alone_counts_announces_and_joins(tmp_path, unwaiting,
     assert model.calls == 4 * 4 + 4 + (4 + 2) * 4  # the trial of a batch, and two shards
 
 
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(64, 1, 8), (6, 1, 6), (6, 2, 3), (2, 4, 1), (None, 1, 1)]
+)
+def test_processes_share_the_cores_that_decode(
+    tmp_path, monkeypatch, unwaiting, cores, processes, threads
+):
+    asked, real = [], module.ThreadPoolExecutor
+    monkeypatch.setattr(module.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(
+        module, "ThreadPoolExecutor", lambda most, name: asked.append(most) or real(most, name)
+    )
+    team = Team(0, processes)
+    module._write_missing(tmp_path, how_of(Pipeline()), Source(), None, team)
+    assert asked == [threads]
+
+
 @pytest.mark.parametrize(("key", "doing"), [(KEY, "invert"), (ENCODED, "encode")])
 def test_the_bar_says_what_is_done_and_of_how_many(tmp_path, capsys, key, doing):
     filled(tmp_path / "new" / "folder", key)
