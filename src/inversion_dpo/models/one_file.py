@@ -108,7 +108,7 @@ def _names(part: str, keys: Iterable[str]) -> dict[str, str]:
         part: the network's name in the pipeline.
         keys: of a file that may hold more.
     """
-    bare = {key: WRAPPERS.sub("", key) for key in keys}
+    bare = {key: WRAPPERS.sub("", key) for key in keys if key not in TOLD}
     prefixes = VAES if part == "vae" else NAMED_BY_COMFYUI
     start = next((p for p in prefixes if any(n.startswith(p) for n in bare.values())), "")
     if part == "vae" and not start and any(n.startswith(CLIPS) for n in bare.values()):
@@ -142,6 +142,24 @@ def unread_text(file: str, whole: bool) -> str | None:
     if not whole:
         why = "the network alone is, and text encoders and autoencoder come from elsewhere"
     return f"{file}: {len(beside)} tensors are not read, for example {min(beside)!r}: {why}"
+
+
+def check_marks(file: str, scheduler: Mapping[str, Any]) -> None:
+    """Compare what a file says of its schedule with a scheduler's configuration.
+
+    Raises:
+        ModelError: the file has a mark of another schedule.
+    """
+    with safe_open(file, "pt") as opened:
+        marks = TOLD.keys() & set(opened.keys())
+    for mark in sorted(marks):
+        key, value = TOLD[mark]
+        if scheduler.get(key) != value:
+            raise ModelError(
+                f"its mark {mark!r} asks for a scheduler of {key}={str(value).lower()}, which this "
+                "pipeline's has not: set model.config to a folder whose scheduler has; of "
+                "model.network, model.path"
+            )
 
 
 def _unscaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -263,14 +281,6 @@ def load_single_file(
     given |= encoders_in(file, source, index, how["torch_dtype"])
     if text := unread_text(file, whole=True):
         logger.warning(text)
-    with safe_open(file, "pt") as opened:
-        keys = set(opened.keys())
     pipeline = kind.from_single_file(file, config=source, **given)
-    for mark in TOLD.keys() & keys:
-        key, value = TOLD[mark]
-        if pipeline.scheduler.config.get(key) != value:
-            raise ModelError(
-                f"its mark {mark!r} asks for a scheduler of {key}={str(value).lower()}, which that "
-                "of model.config has not: set model.config to a folder whose scheduler has"
-            )
+    check_marks(file, pipeline.scheduler.config)
     return pipeline

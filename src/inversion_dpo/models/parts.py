@@ -18,6 +18,7 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
+from diffusers import DDIMScheduler
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from torch import nn
@@ -45,7 +46,13 @@ from inversion_dpo.models.intact import (
 )
 from inversion_dpo.models.lora import NAMED, PICKLED, lora_file, read_lora
 from inversion_dpo.models.lora_names import KEY
-from inversion_dpo.models.one_file import CLIPS, configuration_of, network_in, unread_text
+from inversion_dpo.models.one_file import (
+    CLIPS,
+    check_marks,
+    configuration_of,
+    network_in,
+    unread_text,
+)
 from inversion_dpo.models.prompts import ImagesAndText
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import ModelConfig
@@ -165,6 +172,9 @@ def load_part(
         )
     config = kind.load_config(source, subfolder=part, revision=revision)
     if Path(path).is_file():
+        if part in NETWORKS:
+            place = {"subfolder": "scheduler", "revision": revision}
+            check_marks(path, DDIMScheduler.load_config(source, **place))  # any class reads it
         if read and part in NETWORKS and (text := unread_text(path, whole=False)):
             logger.warning(text)
         return network_in(path, part, kind, config, precision, read)

@@ -313,8 +313,24 @@ def test_a_mark_of_another_schedule_is_heard(mark, tiny, tmp_path):
     """No weight says it; the scheduler in model.config is the base model's."""
     file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
     save_file(load_file(file) | {mark: torch.empty(0)}, file)
-    with pytest.raises(ModelError, match=f"mark '{mark}' asks for .*set model.config to a folder"):
-        load_pipeline(ModelConfig(str(file), config=str(tiny("sd15"))))
+    message = f"mark '{mark}' asks for .*set model.config to a folder"
+    for m in (
+        ModelConfig(str(file), config=str(tiny("sd15"))),
+        ModelConfig(str(tiny("sd15")), network=str(file)),
+    ):
+        for load in (check_model, load_pipeline):
+            with pytest.raises(ModelError, match=message):
+                load(m)
+
+
+def test_a_mark_beside_a_network_of_its_schedule_is_no_weight(pipe, tiny, tmp_path):
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    about = folder / "scheduler/scheduler_config.json"
+    told = json.loads(about.read_text()) | {"prediction_type": "v_prediction"}
+    about.write_text(json.dumps(told))
+    unet = {k: v.clone() for k, v in pipe("sd15").unet.state_dict().items()}
+    save_file(unet | {"v_pred": torch.empty(0)}, tmp_path / "x.safetensors")
+    load_pipeline(ModelConfig(str(folder), network=str(tmp_path / "x.safetensors")))
 
 
 def test_a_part_beside_a_revision(tiny, hub_cache):
