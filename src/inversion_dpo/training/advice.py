@@ -129,7 +129,8 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
     recent = [row["accuracy"] for row in steps[-WINDOW:] if "accuracy" in row]
     share, least, _ = wilson(fmean(recent), len(recent) * batch)
     if least > high:
-        seen = f"Training pairs are told apart in {share:.0%}, more than held-out ones: memorised"
+        units = heldout_units(last)
+        seen = f"Training {units} are told apart in {share:.0%}, more than held-out ones: memorised"
         found.append(Advice(seen, "Give more pairs, lower training.steps or policy.rank"))
     best = max(held, key=lambda row: row["heldout_accuracy"])
     if heldout_share(best)[1] > high:
