@@ -37,7 +37,7 @@ def settings(tiny_config, tmp_path):
 
 OTHERWISE = "made with another prompt, seed, model or setting"
 ENDED = re.compile(
-    r"held-out accuracy (0|1)\.\d\d of 4 pairs \(95% interval .* to .*\): few;.*\n"
+    r"held-out accuracy (0|1)\.\d\d of 4 pairs \(95% interval .* to .*\): few pairs;.*\n"
     r"drift from the reference: .*\n"
     r"time: \d+ s before and \d+ s in training; peak memory: \d+ MB\n"
     r"policy: .*adapter\n(best held-out score: at step \d, .*best`\n)?"
