@@ -26,6 +26,9 @@ _PACKED: dict[bytes, Callable[[Any], Any]] = {  # by a file's first bytes
     b"BZ": bz2.open,
     b"\xfd7": lzma.open,
 }
+_APART = Fault(
+    "bad_rows", "its members stand apart in the tar; write those of a sample in a row: sort by name"
+)
 
 
 def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
@@ -38,7 +41,7 @@ def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
 
 
 def _samples(file: Path) -> Iterator[Placed]:
-    done, hidden = 0, 0
+    done, hidden, before = 0, 0, set[tuple[str, str]]()
     key: tuple[str, str] | None = None
     sample: list[tuple[str, bytes | Fault]] = []
     try:
@@ -53,9 +56,10 @@ def _samples(file: Path) -> Iterator[Placed]:
                 if any(map(is_hidden, member.split("/"))):
                     hidden += 1
                     continue
-                if key not in (None, (folder, stem)):
-                    yield _place(key), _fields(sample)
+                if key and key != (folder, stem):
+                    yield _place(key), _APART if key in before else _fields(sample)
                     done, sample = done + 1, []
+                    before.add(key)
                 key = (folder, stem)
                 sample.append((field.lower(), content))
         if start not in _PACKED:
@@ -64,13 +68,13 @@ def _samples(file: Path) -> Iterator[Placed]:
         what = f"is damaged in row {done}" if key else "cannot be read as a tar, plain or packed"
         raise DataError(f"{file} {what} ({error}); copy or download it again") from error
     if key:
-        yield _place(key), _fields(sample)
+        yield _place(key), _APART if key in before else _fields(sample)
     yield from [("", Fault("hidden", "not of the data"))] * hidden
 
 
-def _place(key: tuple[str, str] | None) -> str:
+def _place(key: tuple[str, str]) -> str:
     """Begin a row's place with the names of its members, which a shard is searched for."""
-    return f"sample {shown('/'.join(filter(None, key)))} of " if key else ""
+    return f"sample {shown('/'.join(filter(None, key)))} of "
 
 
 def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes | Fault]]:

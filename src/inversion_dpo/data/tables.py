@@ -29,6 +29,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw
 
 _READ_ROWS = 64  # rows decoded from Parquet or Arrow at a time
+_FIRST = 20  # rows that may lack columns before one has all
 TEXTS = (".csv", ".tsv", ".json", ".jsonl")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 Columns = Mapping[str, str]
@@ -156,9 +157,10 @@ def records(
         beside: the file whose folder holds the images that rows name; None if they hold them.
 
     Raises:
-        DataError: a column missing.
+        DataError: a column is in none of the first rows.
     """
     table, seen, names = None, set[str](), dict[str, None]()
+    waiting: list[tuple[str, dict[str, Any]]] = []
     for index, (line, row) in enumerate(rows):
         where = f"{line}{file.name}, row {index}"
         if isinstance(row, Fault):
@@ -168,8 +170,18 @@ def records(
         if table is None or not row.keys() <= seen:
             seen |= row.keys()
             names |= dict.fromkeys(inner_names(row))
-            table = find_table(str(file), names, columns, beside)
-        yield Raw(where, table, cells(row, table))
+            try:
+                table = find_table(str(file), names, columns, beside)
+            except DataError:
+                if table or len(waiting) == _FIRST:
+                    raise
+                waiting.append((where, row))
+                continue
+        for place, early in (*waiting, (where, row)):
+            yield Raw(place, table, cells(early, table))
+        waiting = []
+    if waiting:
+        find_table(str(file), names, columns, beside)
 
 
 def parse_object(text: str | bytes) -> dict[str, Any] | Fault:

@@ -317,6 +317,30 @@ def test_a_shard_of_two_images_and_json(tmp_path: Path) -> None:
     assert triples(file) == [("b", BLUE, RED)]
 
 
+def test_members_of_a_sample_that_stand_apart_are_named(tmp_path: Path) -> None:
+    members = {f"{k}.{side}.png": RED for side in ("winner", "loser") for k in (1, 2)}
+    file = shard(tmp_path / "a.tar", members | {"1.txt": b"a", "2.txt": b"b"})
+    with pytest.raises(DataError, match="sample '1' of a.tar, row 2: its members stand apart"):
+        triples(file)
+    apart = [text for text in check_pairs(file).problems if "stand apart in the tar" in text]
+    assert len(apart) == 4 and "sample '1' of a.tar, row 2: its members" in apart[0]
+
+
+def test_a_first_row_that_lacks_a_column_is_one_bad_row(tmp_path: Path) -> None:
+    sound = {"2.winner.png": RED, "2.loser.png": BLUE, "2.txt": b"b"}
+    file = shard(tmp_path / "a.tar", {"1.winner.png": RED, "1.txt": b"a"} | sound)
+    with pytest.raises(DataError, match="sample '1' of a.tar, row 0, loser: no image"):
+        triples(file)
+    assert len(list(open_pairs(file, on_bad_row="skip"))) == 1
+    lines = [{"winner": "a.png", "prompt": "a"}] * 21
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataError, match="a.jsonl lacks the columns loser; it has winner, prompt"):
+        triples(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text(json.dumps(lines[0]))
+    with pytest.raises(DataError, match="a.jsonl lacks the columns loser; it has winner, prompt"):
+        triples(tmp_path / "a.jsonl")
+
+
 def test_a_sample_of_a_shard_is_named_by_its_key(tmp_path: Path) -> None:
     both = {"x/1.winner.png": RED, "x/1.loser.png": BLUE, "x/1.txt": b"a"}
     file = shard(tmp_path / "a.tar", both | {"x/2.winner.png": RED, "x/2.txt": b"b"})
