@@ -26,9 +26,6 @@ _PACKED: dict[bytes, Callable[[Any], Any]] = {  # by a file's first bytes
     b"BZ": bz2.open,
     b"\xfd7": lzma.open,
 }
-_APART = Fault(
-    "bad_rows", "its members stand apart in the tar; write those of a sample in a row: sort by name"
-)
 
 
 def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
@@ -41,7 +38,7 @@ def read_shard(file: Path, columns: Mapping[str, str]) -> Iterator[Raw]:
 
 
 def _samples(file: Path) -> Iterator[Placed]:
-    done, hidden, before = 0, 0, set[tuple[str, str]]()
+    done, hidden, before = 0, 0, dict[tuple[str, str], set[str]]()
     key: tuple[str, str] | None = None
     sample: list[tuple[str, bytes | Fault]] = []
     try:
@@ -57,9 +54,9 @@ def _samples(file: Path) -> Iterator[Placed]:
                     hidden += 1
                     continue
                 if key and key != (folder, stem):
-                    yield _place(key), _APART if key in before else _fields(sample)
+                    _check_apart(file, key, sample, before)
+                    yield f"{_named(key)} of ", _fields(sample)
                     done, sample = done + 1, []
-                    before.add(key)
                 key = (folder, stem)
                 sample.append((field.lower(), content))
         if start not in _PACKED:
@@ -68,13 +65,32 @@ def _samples(file: Path) -> Iterator[Placed]:
         what = f"is damaged in row {done}" if key else "cannot be read as a tar, plain or packed"
         raise DataError(f"{file} {what} ({error}); copy or download it again") from error
     if key:
-        yield _place(key), _APART if key in before else _fields(sample)
+        _check_apart(file, key, sample, before)
+        yield f"{_named(key)} of ", _fields(sample)
     yield from [("", Fault("hidden", "not of the data"))] * hidden
 
 
-def _place(key: tuple[str, str]) -> str:
-    """Begin a row's place with the names of its members, which a shard is searched for."""
-    return f"sample {shown('/'.join(filter(None, key)))} of "
+def _check_apart(
+    file: Path,
+    key: tuple[str, str],
+    sample: list[tuple[str, bytes | Fault]],
+    before: dict[tuple[str, str], set[str]],
+) -> None:
+    """Raise DataError if this is a further part of an earlier sample, not one of the same name.
+
+    ``before`` collects the fields of each.
+    """
+    fields = {field for field, _ in sample}
+    if before.setdefault(key, fields).isdisjoint(fields):
+        raise DataError(
+            f"{file}: the members of {_named(key)} stand apart; write those of a sample in a "
+            "row: sort the tar by name"
+        )
+
+
+def _named(key: tuple[str, str]) -> str:
+    """Name a sample as its members are, which a shard is searched for."""
+    return f"sample {shown('/'.join(filter(None, key)))}"
 
 
 def _members(stream: IO[bytes]) -> Iterator[tuple[str, bytes | Fault]]:
