@@ -21,6 +21,7 @@ NETWORKS = ("unet", "transformer")  # what is trained is one of these parts
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 WEIGHTED = (*NETWORKS, *ENCODERS, "vae")  # the parts that have weights
 LARGEST = ("text_encoder_3", "tokenizer_3")  # T5 of Stable Diffusion 3
+OF_DIFFUSERS = "diffusion_pytorch_model"  # begins the names of its files of weights
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # by text to image
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # at the end of a file's name
 
@@ -113,8 +114,9 @@ def _part_fault(folder: Path) -> str | None:
         return f"{folder} lacks {config}: fetch it again"
     if (fault := network_fault(folder)) or folder.name not in WEIGHTED:
         return fault
-    weights = any(folder.glob("*.safetensors"))
-    return None if weights else f"{folder} has no weights (.safetensors): fetch it again"
+    name = f"{'model' if folder.name in ENCODERS else OF_DIFFUSERS}*.safetensors"
+    weights = any(folder.glob(name))
+    return None if weights else f"{folder} has no weights ({name}): fetch it again"
 
 
 def network_fault(folder: Path) -> str | None:

@@ -28,6 +28,7 @@ from inversion_dpo.models.folders import (
     ENCODERS,
     LARGEST,
     NETWORKS,
+    OF_DIFFUSERS,
     SHARD,
     UNUSED,
     folder_remedy,
@@ -204,9 +205,11 @@ def _check_held(kind: Any, own: Mapping[str, Any], folder: Path) -> None:
         return
     if fault := network_fault(folder):
         raise ModelError(fault)
-    held = shapes_of(folder.glob("*.safetensors"))
+    held = shapes_of(folder.glob(f"{OF_DIFFUSERS}*.safetensors"))
     if not held:
-        raise ModelError(f"no file named *.safetensors in {folder}: fetch its weights")
+        raise ModelError(
+            f"no file named {OF_DIFFUSERS}*.safetensors in {folder}: fetch its weights"
+        )
     with init_empty_weights():
         network: nn.Module = kind.from_config(own)
     check_shapes(network, held, str(folder))

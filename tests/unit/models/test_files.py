@@ -575,6 +575,22 @@ def test_a_safety_checker_is_never_loaded_and_never_lost(checked, tmp_path, capl
     assert load_pipeline(ModelConfig(str(tmp_path / "again"))).unet is not None
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_weights_under_another_name_are_not_taken_for_whole(part, tiny, tmp_path):
+    """The library looks for its own names alone, after everything was checked."""
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    file = next((folder / part).glob("*.safetensors"))
+    file.rename(file.with_name("mine.safetensors"))
+    with pytest.raises(ModelError, match=rf"{part} has no weights \(\w+\*.safetensors\): fetch"):
+        check_model(ModelConfig(str(folder)))
+    if part != "text_encoder":
+        key = "network" if part == "unet" else part
+        with pytest.raises(
+            ModelError, match=r"no file named diffusion_pytorch_model\*.safetensors"
+        ):
+            check_model(ModelConfig(str(tiny("sd15")), **{key: str(folder / part)}))
+
+
 def only_half(folder, part):
     file = next((folder / part).glob("*.safetensors"))
     file.rename(file.with_suffix(".fp16.safetensors"))
