@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.lora_matrices import MAGNITUDE, Matrices, made_of, scale_of
+from inversion_dpo.models.lora_matrices import MAGNITUDE, Matrices, made_of, scale_of, unheard_text
 from inversion_dpo.models.lora_names import WORDS, bare_of, flat_of, part_of, spellings, split
 from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
@@ -116,6 +116,9 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
         )
     weights, changes = dict[str, Tensor](), dict[tuple[str, str], Tensor]()
     layers = find_layers(pipeline, tensors)
+    scales = {place: scale_of(held, settings, place) for place, held in layers.items()}
+    if text := unheard_text(settings, layers):
+        logger.warning("%s: %s", file, text)
     if len({"alpha" in matrices for matrices in layers.values()}) > 1 and not settings:
         lost = [place for place, matrices in layers.items() if "alpha" not in matrices]
         logger.warning(
@@ -126,7 +129,7 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
         network = getattr(pipeline, place.part)
         shapes = [network.get_submodule(name).weight.shape for name in place.modules]
         whole = torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
-        made = made_of(place, matrices, scale_of(matrices, settings, place), whole)
+        made = made_of(place, matrices, scales[place], whole)
         loadable = place.part in pipeline._lora_loadable_modules and (
             not place.part.startswith("text") or place.modules[0].endswith(OF_CLIP)
         )

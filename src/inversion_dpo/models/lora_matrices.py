@@ -92,16 +92,44 @@ def scale_of(matrices: Matrices, settings: Mapping[str, Any], place: Place) -> f
 
 def _told(settings: Mapping[str, Any], what: str, usual: Any, place: Place) -> float:
     """Read the alpha or rank of a layer from settings: its pattern's, or the usual one."""
-    patterns = (settings.get(f"{what}_pattern") or {}).items()
-    own = [v for name, v in patterns if re.fullmatch(rf"(.*\.)?({name})", place.modules[0])]
-    number = (own or [usual])[0]
     try:
-        return float(number)
-    except (TypeError, ValueError) as error:
+        pattern = (settings.get(f"{what}_pattern") or {}).items()
+        own = [value for name, value in pattern if _matches(name, place)]
+        number = float((own or [usual])[0])
+    except (AttributeError, TypeError, ValueError, re.error):
+        number = math.nan
+    if not math.isfinite(number):
         raise ModelError(
-            f"the file's settings give {place.modules[0]} the {what} {number!r}, which is no "
-            "number: fetch it again"
-        ) from error
+            f"the file's settings give no number as the {what} of {place.modules[0]}: fetch it "
+            "again"
+        )
+    return number
+
+
+def _matches(name: str, place: Place) -> bool:
+    """Say whether a name of settings is a layer's; of CLIP it may be the former one."""
+    layer = place.modules[0]
+    return any(re.fullmatch(rf"(.*\.)?({name})", n) for n in (layer, f"text_model.{layer}"))
+
+
+def unheard_text(settings: Mapping[str, Any], layers: Mapping[Place, Matrices]) -> str | None:
+    """Say which layers settings scale that the file has not; they may have other names there.
+
+    Raises:
+        ModelError: settings of a DoRA, whose magnitudes the file lacks.
+    """
+    lost = list[str]()
+    for key, value in settings.items():
+        part, _, what = key.rpartition(".")
+        own = {place: m for place, m in layers.items() if part in ("", place.part)}
+        if what == "alpha_pattern":
+            lost += [n for n in value or () if not any(_matches(n, place) for place in own)]
+        held = set[str]().union(*own.values())
+        if what == "use_dora" and value and own and held.isdisjoint((MAGNITUDE, "dora_scale")):
+            raise ModelError("it lacks the magnitudes of the DoRA that it is: fetch it again")
+    if not lost:
+        return None
+    return f"its settings scale {len(lost)} layers that it does not have, for example {lost[0]!r}"
 
 
 def _change(matrices: Matrices, scale: float, shape: torch.Size) -> Tensor:

@@ -385,8 +385,12 @@ def test_what_scales_a_lora_of_peft_is_read_or_missed(about, message, pipe, tmp_
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"r": RANK, "lora_alpha": None}, "the alpha None, which is no number: fetch it again"),
-        ({"r": RANK, "lora_alpha": 1, "alpha_pattern": {"to_q": "x"}}, "the alpha 'x', which is"),
+        ({"r": RANK, "lora_alpha": None}, "no number as the alpha of .*: fetch it again"),
+        ({"r": RANK, "lora_alpha": 1, "alpha_pattern": {"to_q": "x"}}, "no number as the alpha"),
+        ({"r": RANK, "lora_alpha": 1, "alpha_pattern": ["to_q"]}, "no number as the alpha"),
+        ({"r": RANK, "lora_alpha": 1, "alpha_pattern": {"(to_q": 1}}, "no number as the alpha"),
+        ({"r": RANK, "lora_alpha": float("inf")}, "no number as the alpha"),
+        ({"r": RANK, "lora_alpha": 1, "use_dora": True}, "lacks the magnitudes of the DoRA"),
         ({"r": 9, "lora_alpha": 9}, f"has a rank of {RANK}, and the file's settings say another"),
         ({"r": RANK, "rank_pattern": {"to_q": 9}}, f"to_q has a rank of {RANK}, and the file's"),
     ],
@@ -397,6 +401,23 @@ def test_settings_that_scale_another_lora_are_refused(about, message, pipe, tmp_
     save_file(lora, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(told)})
     with pytest.raises(ModelError, match=message):
         read_lora(pipe("sd15"), tmp_path / "x.safetensors")
+
+
+def test_alphas_of_layers_that_are_not_there_are_counted(pipe, tmp_path, caplog):
+    """Under the names of another program they would be passed over, and the scale be wrong."""
+    layer = "encoder.layers.0.self_attn.q_proj"
+    weight = pipe("sd15").text_encoder.get_submodule(layer).weight
+    matrices = {layer: (torch.ones(RANK, weight.shape[1]), torch.ones(len(weight), RANK))}
+    lora = pairs(matrices, "text_encoder.", *PEFT, alpha=False)
+    for name, alpha, warned in ((f"text_model.{layer}", 6.0, False), ("blocks.0.q", 4.0, True)):
+        told = {"r": RANK, "lora_alpha": 4.0, "alpha_pattern": {name: 6.0}}
+        told = {f"text_encoder.{key}": value for key, value in told.items()}
+        save_file(lora, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(told)})
+        weights, _ = read_lora(pipe("sd15"), tmp_path / "x.safetensors")
+        assert (weights[f"text_encoder.{layer}.lora_B.weight"] == alpha / RANK).all()
+        assert (
+            "scale 1 layers that it does not have, for example 'blocks" in caplog.text
+        ) == warned
 
 
 def test_layers_that_lost_their_alpha_are_counted(pipe, tmp_path, caplog):
