@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from inversion_dpo.models.base import ModelError
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,15 @@ def _on(value: Tensor | float, z: Tensor) -> Tensor | float:
 
 def scaled(vae: Any) -> Autoencoder:
     """Latents times ``scaling_factor``."""
-    return Autoencoder(vae, 0.0, vae.config.scaling_factor)
+    return Autoencoder(vae, 0.0, *_numbers(vae, "scaling_factor"))
 
 
 def shifted(vae: Any) -> Autoencoder:
     """Latents less ``shift_factor``, times ``scaling_factor``."""
-    return Autoencoder(vae, vae.config.shift_factor or 0.0, vae.config.scaling_factor)
+    return Autoencoder(vae, vae.config.shift_factor or 0.0, *_numbers(vae, "scaling_factor"))
 
 
-def normalised(vae: Any, factor: float = 1.0, video: bool = False) -> Autoencoder:
+def normalised(vae: Any, factor: Tensor | float = 1.0, video: bool = False) -> Autoencoder:
     """Latents less ``latents_mean``, over ``latents_std``, times a factor.
 
     Args:
@@ -66,6 +70,18 @@ def normalised(vae: Any, factor: float = 1.0, video: bool = False) -> Autoencode
     """
     mean, std = (
         torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1)
-        for v in (vae.config.latents_mean, vae.config.latents_std)
+        for v in (vae.config.latents_mean, _numbers(vae, "latents_std"))
     )
     return Autoencoder(vae, mean, factor / std, video)
+
+
+def _numbers(vae: Any, name: str) -> list[float]:
+    """Read a setting by which latents are divided; ModelError unless it has positive numbers."""
+    given = getattr(vae.config, name)
+    numbers = list(given) if isinstance(given, Sequence) else [given]
+    if not all(isinstance(n, int | float) and 0 < n < math.inf for n in numbers):
+        raise ModelError(
+            f"{name} of the autoencoder is {given!r}, which no latents can be divided by: fetch "
+            "its config.json again"
+        )
+    return numbers

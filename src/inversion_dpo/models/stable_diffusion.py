@@ -78,7 +78,8 @@ class StableDiffusionXL:
         self.reads = clip_reads(pipeline, use.prompt_chunks)
         vae: Any = pipeline.vae
         known = all(vae.config.get(f"latents_{n}") is not None for n in ("mean", "std"))
-        autoencoder = normalised(vae, vae.config.scaling_factor) if known else scaled(vae)
+        autoencoder = scaled(vae)
+        autoencoder = normalised(vae, autoencoder.scale) if known else autoencoder
         self.encode, self.decode = autoencoder.encode, autoencoder.decode
 
     @torch.no_grad()

@@ -1,8 +1,13 @@
 """Latents are scaled as each pipeline undoes it, whatever its autoencoder's configuration says."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from inversion_dpo.models.autoencoders import normalised, scaled, shifted
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import adapt
 from tests.slow import slow_but
 
@@ -56,3 +61,19 @@ def test_encoding_undoes_the_scale_of_decoding(family, config, fresh):
         mode = pipe.vae.encode(images).latent_dist.mode()
         wanted = pipe.vae.decode(mode).sample.clamp(-1, 1)
     torch.testing.assert_close(model.decode(model.encode(images)), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "named"),
+    [
+        (scaled, {"scaling_factor": 0.0}, "scaling_factor of the autoencoder is 0.0"),
+        (shifted, {"scaling_factor": math.nan}, "is nan"),
+        (shifted, {"scaling_factor": "0.18"}, "is '0.18'"),
+        (normalised, {"latents_mean": [0.0, 0.0], "latents_std": [1.0, 0.0]}, r"\[1.0, 0.0\]"),
+        (normalised, {"latents_mean": [0.0], "latents_std": [math.inf]}, "latents_std"),
+    ],
+)
+def test_a_scale_that_no_latents_can_be_divided_by_is_refused(make, config, named):
+    vae = SimpleNamespace(config=SimpleNamespace(shift_factor=0.0, **config))
+    with pytest.raises(ModelError, match=named):
+        make(vae)
