@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +51,12 @@ def _on(value: Tensor | float, z: Tensor) -> Tensor | float:
 
 def scaled(vae: Any) -> Autoencoder:
     """Latents times ``scaling_factor``."""
-    return Autoencoder(vae, 0.0, *_numbers(vae, "scaling_factor"))
+    return Autoencoder(vae, 0.0, _numbers(vae, "scaling_factor")[0])
 
 
 def shifted(vae: Any) -> Autoencoder:
     """Latents less ``shift_factor``, times ``scaling_factor``."""
-    return Autoencoder(vae, vae.config.shift_factor or 0.0, *_numbers(vae, "scaling_factor"))
+    return Autoencoder(vae, vae.config.shift_factor or 0.0, _numbers(vae, "scaling_factor")[0])
 
 
 def normalised(vae: Any, factor: Tensor | float = 1.0, video: bool = False) -> Autoencoder:
@@ -78,7 +77,7 @@ def normalised(vae: Any, factor: Tensor | float = 1.0, video: bool = False) -> A
 def _numbers(vae: Any, name: str) -> list[float]:
     """Read a setting by which latents are divided; ModelError unless it has positive numbers."""
     given = getattr(vae.config, name)
-    numbers = list(given) if isinstance(given, Sequence) else [given]
+    numbers = list(given) if isinstance(given, list | tuple) else [given]
     if not all(isinstance(n, int | float) and 0 < n < math.inf for n in numbers):
         raise ModelError(
             f"{name} of the autoencoder is {given!r}, which no latents can be divided by: fetch "
