@@ -199,7 +199,7 @@ def refuse_giveaways(pairs: PairSource, memo: Path) -> None:
             partial.write_text(json.dumps([asdict(giveaway) for giveaway in files.found()]))
     for text in oddities_text(odd):
         _log.warning("%s: of the first pairs, %s", name, text)
-    found = [Giveaway(**giveaway) for giveaway in read_json(memo)]
+    found = [Giveaway(**giveaway) for giveaway in read_json(memo, list)]
     if any(g.refused for g in found) and not pairs.config.allow_giveaways:
         raise DataError(refusal(name, found))
     if found:

@@ -161,6 +161,8 @@ def images_in(folder: Path) -> list[Path]:
 
     Hidden files, such as ``._1.png`` of macOS, are left out and counted.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"--real {folder} is no folder: give one with real images")
     every = sorted(f for f in folder.glob("*") if f.suffix.lower() in ENDINGS)
     files = [f for f in every if not f.name.startswith(".")]
     if len(files) < len(every):

@@ -21,6 +21,7 @@ from inversion_dpo.evaluation.changes import changes
 from inversion_dpo.evaluation.defaults import (
     check_scores,
     evaluation_prompts,
+    evaluation_sizes,
     has_sources,
     settled,
 )
@@ -126,7 +127,14 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     """
     e = config.evaluation
     prompts = evaluation_prompts(config)
-    sources = has_sources(config, prompts)
+    if again := len(prompts) - len({*prompts}):
+        logger.warning(
+            "evaluation.prompts: %d of %d prompts repeat an earlier one. The intervals count each "
+            "as a prompt of its own and are too narrow: leave them out, and raise evaluation.seeds",
+            again,
+            len(prompts),
+        )
+    sources, sizes = has_sources(config, prompts), evaluation_sizes(config, prompts)
     check_scores(config, prompts)
     if judge := judge_of(config):
         judge.asked.check()
@@ -144,7 +152,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
                 f"--config {model}/config.yaml"
             )
         images = 2 * len(prompts) * e.seeds
-        check_sampling(drawn, folder / "samples", images, "evaluation.limit", sources)
+        check_sampling(drawn, folder / "samples", images, "evaluation.limit", sources, sizes)
 
 
 def reach_servers(config: Config) -> None:

@@ -6,6 +6,7 @@ The embedded world is a prompt set too; only this module and the registry of sco
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -218,7 +219,17 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             is_json, where = file.suffix.lower() == ".jsonl", f"{file}, line {number}"
+            if not is_json and is_object(line):
+                raise ConfigError(f"{where} is a JSON object: give the file a name in .jsonl")
             yield _row(line, where, file.parent) if is_json else _Row(line.strip())
+
+
+def is_object(line: str) -> bool:
+    """Tell whether a line is an object of JSON, which no prompt is."""
+    try:
+        return line.lstrip().startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parquet_rows(file: Path) -> Iterator[_Row]:
@@ -318,6 +329,11 @@ def prompts_to_sample(prompts: list[str], file: Path | None) -> list[str | Scene
     if file is None:
         if not prompts:
             raise ConfigError("give at least one prompt, or --scene-graph FILE")
+        if files := [*filter(os.path.isfile, prompts)]:
+            raise ConfigError(
+                f"{files[0]} is a file: give the prompts themselves, each in quotes. To draw those "
+                f"of a file, two images each: `inversion-dpo pairs sample --prompts {files[0]}`"
+            )
         return list(prompts)
     graphs, problems = read_annotations(file)
     if problems:

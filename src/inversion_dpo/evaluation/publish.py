@@ -69,11 +69,7 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     config, adapter = read_config(run), run / "adapter"
     if not adapter.is_dir():
         raise PublishError(f"{run} has no adapter: finish its training first")
-    for file in adapter.rglob("*.safetensors"):
-        try:
-            safe_open(file, "np")  # reads the header, and the file's length
-        except SafetensorError as error:
-            raise PublishError(f"{file} is damaged ({error}): run its training again") from error
+    check_weights(adapter)
 
     def fill(folder: Path) -> None:
         shutil.copytree(adapter, folder)
@@ -93,6 +89,25 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     with alone_at(folder):
         atomic_folder(folder, fill)
     return folder
+
+
+def check_weights(adapter: Path) -> None:
+    """Refuse a policy without weights, with damaged ones, or with numbers that are not finite."""
+    files = sorted(adapter.rglob("*.safetensors"))
+    if not files:
+        raise PublishError(f"{adapter} holds no .safetensors file: run its training again")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118, it is no dictionary
+                    weight = opened.get_tensor(name)
+                    if weight.is_floating_point() and not weight.float().isfinite().all():
+                        raise PublishError(
+                            f"{file}: {name} is not finite. The policy draws nothing: train with a "
+                            "lower training.learning_rate in another --output"
+                        )
+        except SafetensorError as error:
+            raise PublishError(f"{file} is damaged ({error}): run its training again") from error
 
 
 def card(run: Path, config: Config) -> str:

@@ -29,10 +29,11 @@ from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.disk import atomic_text, read_json, read_table
-from inversion_dpo.run.folder import read_config, read_rows, read_seconds, run_file
+from inversion_dpo.run.folder import read_config, read_rows, read_seconds, run_file, whole
 from inversion_dpo.trajectories.method import takes_images
 
 logger = logging.getLogger(__name__)
+WRITTEN = ("n_prompts", "seeds", "traits", "seconds", "models", SAMPLES)  # by every evaluation
 LARGEST = 6  # changes, or regressions, that a report shows
 
 
@@ -122,8 +123,13 @@ def report(folder: Path, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     check_evaluated(folder)
     metrics = read_json(folder / "metrics.json")
+    if lost := [name for name in WRITTEN if name not in metrics]:
+        raise ConfigError(
+            f"{folder / 'metrics.json'} has no {', no '.join(lost)}: it is damaged. Run "
+            f"`inversion-dpo evaluate {folder}` again; kept samples are not drawn anew"
+        )
     made_with = folder / EVALUATED
-    config = load_config(str(made_with), []) if made_with.exists() else read_config(folder)
+    config = load_config(whole(made_with), []) if made_with.exists() else read_config(folder)
     config = with_prompts_of(config, folder)
     e, models = config.evaluation, metrics.get("models")
     files = measured(folder, config, metrics)

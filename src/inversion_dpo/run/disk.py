@@ -160,10 +160,18 @@ def atomic_tables(
         writer.add_key_value_metadata({_CONTENT: _content(rows, schema)})
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file that a command wrote; DiskError if it is damaged."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file that a command wrote; DiskError if it is damaged.
+
+    Args:
+        path: of the file.
+        kind: what it holds as a whole.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds a {type(found).__name__}")
+        return found
     except ValueError as error:
         raise DiskError(
             f"{path} is damaged ({error}): delete it and run the command again that wrote it"

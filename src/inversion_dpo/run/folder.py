@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import DiskError, atomic_text, check_writable, read_json
 from inversion_dpo.run.processes import current_team
-from inversion_dpo.run.settings import every_setting
+from inversion_dpo.run.settings import every_setting, groups
 
 # What may differ when a run is continued: it changes how far or how it is looked at, or where
 # weights wait, not what the steps done so far would have been.
@@ -235,7 +235,21 @@ def run_file(folder: Path) -> str:
                 "model.path, model.network or model.lora"
             )
         raise ConfigError(f"{folder} is not a run: it has no config.yaml. {remedy}")
-    return str(folder / "config.yaml")
+    return whole(folder / "config.yaml")
+
+
+def whole(written: Path) -> str:
+    """Return the path of settings that a command wrote; ConfigError if a part of them is gone.
+
+    A file that is cut short can be read all the same, and what is gone would be the default.
+    """
+    text = "\n" + written.read_text(encoding="utf-8", errors="replace")
+    if lost := [name for name in groups() if "." not in name and f"\n{name}:" not in text]:
+        raise ConfigError(
+            f"{written} has no {', no '.join(lost)}: it is damaged, or of another version. Put the "
+            "file back from a copy, or run the command again that wrote it"
+        )
+    return str(written)
 
 
 def read_config(folder: Path) -> Config:
@@ -244,13 +258,23 @@ def read_config(folder: Path) -> Config:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the metrics rows of a run, torn lines left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """Read the metrics rows of a run.
+
+    A torn last line, as a kill leaves it, is left out. Other damaged lines are counted.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    rows, damaged = list[dict[str, Any]](), list[int]()
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # as a kill leaves it
-            continue
+            row = json.loads(line or "{}")
+        except ValueError:
+            row = None
+        if row and isinstance(row, dict) and "step" in row:
+            rows.append(row)
+        elif line:
+            damaged.append(number)
+    if damaged and (len(damaged) > 1 or text.endswith("\n")):
+        logger.warning("%s: %d damaged lines left out, first %d", path, len(damaged), damaged[0])
     return rows
 
 
@@ -258,9 +282,10 @@ def read_seconds(folder: Path) -> dict[str, float]:
     """Read the wall-clock seconds of each stage, summed over interruptions."""
     path = folder / "seconds.json"
     try:
-        return dict(read_json(path)) if path.exists() else {}
-    except DiskError as error:  # no reason to stop a run
-        logger.warning("%s. Earlier times are lost", error)
+        found = read_json(path) if path.exists() else {}
+        return {name: float(spent) for name, spent in found.items()}
+    except (DiskError, TypeError, ValueError) as error:  # no reason to stop a run
+        logger.warning("%s: %s. Earlier times are lost", path, error)
         return {}
 
 

@@ -25,13 +25,14 @@ _PATHS: dict[str, frozenset[str]] = {
 
 GROUPS = tuple(dict.fromkeys(key.partition(".")[0] for key in every_setting()))
 _RUN = tuple(group for group in GROUPS if group != "build")  # of train, invert and demo
-READS = {  # command -> the groups that it reads; any other command reads those of a run
+_DRAWS = tuple(f"evaluation.{name}" for name in ("sample_steps", "guidance_scale", "batch_size"))
+READS = {  # command -> groups or settings that it reads; any other reads the groups of a run
     "config": GROUPS,
     "compare": GROUPS,
     "pairs check": ("data",),
     "pairs build": ("model", "evaluation", "build"),
-    "pairs sample": ("model", "evaluation"),
-    "sample": ("model", "evaluation"),
+    "pairs sample": ("model", *_DRAWS),
+    "sample": ("model", *_DRAWS),
     "evaluate": ("model", "data", "evaluation"),
     "fid": ("model", "evaluation"),
     "web": ("model", "data", "inversion", "evaluation"),
@@ -93,16 +94,20 @@ def check_checkpoints(overrides: Sequence[str], e: EvaluationConfig) -> None:
 
 
 def check_command(overrides: Sequence[str], command: str) -> None:
-    """Refuse a setting that is typed twice, or in a group that the command does not read."""
+    """Refuse a setting that is typed twice, or that the command does not read."""
     values: dict[str, str] = {}
     for key, _, value in (text.partition("=") for text in overrides):
         if values.setdefault(key, value) != value:
             raise ConfigError(f"{key} is given twice, as {values[key]} and {value}: give it once")
         read = READS.get(command, _RUN)
-        if (group := key.partition(".")[0]) in GROUPS and group not in read:
+        group = key.partition(".")[0]
+        if group in GROUPS and not {key, group}.intersection(read):
+            named = ", ".join(f"{name}.*" if name in GROUPS else name for name in read)
+            hint = (
+                " (--seed is the seed)" if (command, key) == ("sample", "evaluation.seed") else ""
+            )
             raise ConfigError(
-                f"{key} has no effect in `{command}`, which reads "
-                f"{', '.join(f'{name}.*' for name in read)}: leave it out"
+                f"{key} has no effect in `{command}`, which reads {named}{hint}: leave it out"
             )
 
 

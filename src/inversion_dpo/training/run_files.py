@@ -72,7 +72,7 @@ def resume(session: Session, folder: Path) -> Progress:
 def summary(folder: Path, config: Config) -> str:
     """Say how a finished training went, where its policy is and what to do next."""
     row, seconds = read_rows(folder / "metrics.jsonl")[-1], read_seconds(folder)
-    learned = accuracy_text(row)
+    learned, spent = accuracy_text(row), [seconds.get(k, 0.0) for k in ("invert", "train")]
     if not LOSSES[chosen_method(config).loss].reference:
         errors = row["heldout_winner_error"], row["heldout_winner_error_ref"]
         learned = f"held-out error on winners {errors[0]:.4g}, the reference's {errors[1]:.4g}"
@@ -82,7 +82,7 @@ def summary(folder: Path, config: Config) -> str:
     return (
         f"{learned}\n"
         f"drift from the reference: {row['heldout_drift']:.3g} (mean squared, of predictions)\n"
-        f"time: {seconds['invert']:.0f} s before and {seconds['train']:.0f} s in training; "
+        f"time: {spent[0]:.0f} s before and {spent[1]:.0f} s in training; "
         f"peak memory: {row['peak_memory_mb']:.0f} MB\n"
         f"policy: {folder / 'adapter'}{best_text(folder)}\n"
         f"next: inversion-dpo advise {folder}   what to change in the training, if anything\n"

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from inversion_dpo.cli import main as cli
 from inversion_dpo.cli.options import split_settings
-from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.folder import run_file
 from inversion_dpo.training.effects import load_checked
 
 APP = typer.main.get_command(cli.app)
+TASTE = to_yaml(load_config("taste", []))
 PAIRS = APP.commands["pairs"]
 COMMANDS = {n: c for n, c in APP.commands.items() if n != "pairs"}
 COMMANDS |= {f"pairs {n}": c for n, c in PAIRS.commands.items()}
@@ -50,6 +51,9 @@ def test_a_prompt_is_a_prompt_and_a_setting_a_setting():
     [
         ("sample text modl.resolution=64 -o {}", "unknown key 'modl'; did you mean 'model'"),
         ("sample text training.steps=3 -o {}", "training.steps has no effect in `sample`"),
+        ("sample text evaluation.seed=3 -o {}", "batch_size (--seed is the seed): leave it out"),
+        ("sample text evaluation.limit=3 -o {}", "evaluation.limit has no effect in `sample`"),
+        ("pairs sample evaluation.scorer=clip -o {}.parquet", "scorer has no effect in `pairs sam"),
         ("pairs build objective.beta=3 -o {}", "objective.beta has no effect in `pairs build`"),
         ("pairs build --samples 3 build.samples=4 -o {}", "build.samples is given twice"),
         ("pairs sample data.limit=3 -o {}.parquet", "data.limit has no effect in `pairs sample`"),
@@ -73,7 +77,7 @@ def test_a_prompt_is_a_prompt_and_a_setting_a_setting():
 def test_a_mistake_is_one_line_before_anything_is_made(capsys, tmp_path, words, message):
     run, new = tmp_path / "run", tmp_path / "new"
     run.mkdir()
-    (run / "config.yaml").touch()
+    (run / "config.yaml").write_text(TASTE)
     filled = [word.replace("{run}", str(run)).replace("{}", str(new)) for word in words.split()]
     assert message.replace("{run}", str(run)) in refused(capsys, *filled)
     assert not list(new.rglob("*"))
@@ -132,7 +136,7 @@ def test_a_run_may_have_an_equals_sign_in_its_name(tmp_path):
     """As those of `compare --vary objective.beta=1,2`."""
     folder = tmp_path / "x0 beta=1-0"
     folder.mkdir()
-    (folder / "config.yaml").touch()
+    (folder / "config.yaml").write_text(TASTE)
     assert run_file(folder) == str(folder / "config.yaml")
 
 

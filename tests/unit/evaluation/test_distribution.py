@@ -86,6 +86,8 @@ def test_bad_input_is_one_line(tmp_path):
         distances(pictures(0, 3), pictures(0, 5), 2048)
     with pytest.raises(ConfigError, match="holds no PNG"):
         images_in(tmp_path)
+    with pytest.raises(ConfigError, match="none is no folder: give one with real images"):
+        images_in(tmp_path / "none")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="clip, inception"):
         measure(tmp_path, None, tmp_path, "vgg")

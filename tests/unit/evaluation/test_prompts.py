@@ -1,11 +1,19 @@
 """Prompt sets from files, and the compositional set that ships."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from inversion_dpo.evaluation.prompt_sets import graph_of_prompt, read_prompt_set, read_prompts
-from inversion_dpo.run.config import PACKAGE, ConfigError
+from inversion_dpo.evaluation.evaluate import check
+from inversion_dpo.evaluation.prompt_sets import (
+    graph_of_prompt,
+    prompts_to_sample,
+    read_prompt_set,
+    read_prompts,
+)
+from inversion_dpo.models.base import ModelError
+from inversion_dpo.run.config import PACKAGE, ConfigError, load_config
 from inversion_dpo.world.captions import parse_caption
 from inversion_dpo.world.scene_prompts import split_of
 from tools.embedded.compositional import (
@@ -53,6 +61,8 @@ def test_genevals_own_file_is_understood(tmp_path):
         ("p.jsonl", '{"prompt": " "}', "line 1 has no text"),
         ("p.csv", "prompt,category\na,b", "is a table: give a text file with one prompt a line"),
         ("p.JSON", '["a"]', "is a table"),
+        ("p.ndjson", 'one\n{"prompt": "a"}', "line 2 is a JSON object: give the file a name in"),
+        ("p.txt", '{"prompt": "a"}', "line 1 is a JSON object"),
     ],
 )
 def test_bad_files_name_file_and_line(tmp_path, name, text, message):
@@ -149,3 +159,24 @@ def test_prompts_may_have_the_size_of_their_images(tmp_path):
         path.write_text(json.dumps({"prompt": "a", "size": size}))
         with pytest.raises(ConfigError, match='line 1, "size": write it as "832x1216"'):
             read_prompt_set(str(path), None)
+
+
+def test_a_file_is_not_sampled_as_a_prompt(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat")
+    assert prompts_to_sample(["a cat", "a {brace", "猫" * 200, "\0"], None)
+    with pytest.raises(ConfigError, match=r"prompts.txt is a file: give the prompts themselves"):
+        prompts_to_sample(["a cat", str(file)], None)
+
+
+def test_what_would_stop_or_mislead_an_evaluation_is_said_first(tmp_path, caplog):
+    file = tmp_path / "p.jsonl"
+    config = load_config("taste", [f"evaluation.prompts={file}", "evaluation.limit=null"])
+    rows = [{"prompt": "a large red star"}, {"prompt": "a large red star"}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    check(config, tmp_path / "run")
+    assert "1 of 2 prompts repeat an earlier one" in caplog.text
+    file.write_text("\n".join(map(json.dumps, [rows[0], {"prompt": "a", "size": "65x64"}])))
+    config = replace(config, evaluation=replace(config.evaluation, scorer=None))
+    with pytest.raises(ModelError, match="images of 65x64: both sides must be multiples of 16"):
+        check(config, tmp_path / "run")

@@ -59,6 +59,17 @@ def test_a_second_export_of_one_run_is_refused(run, tmp_path):
     assert not (run / "export").exists()
 
 
+def test_a_policy_that_draws_nothing_is_not_exported(run):
+    file = run / "adapter" / "pytorch_lora_weights.safetensors"
+    file.write_bytes(save({"weights": np.array([1, np.nan], np.float32)}))
+    with pytest.raises(PublishError, match="lora_weights.safetensors: weights is not finite"):
+        export(run)
+    file.unlink()
+    with pytest.raises(PublishError, match="adapter holds no .safetensors file: run its training"):
+        export(run)
+    assert not (run / "export").exists()
+
+
 def test_the_card_has_the_hubs_metadata_and_the_numbers(run):
     export(run)
     head, body = parts((run / "export" / "README.md").read_text())

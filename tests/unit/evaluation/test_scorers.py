@@ -587,6 +587,26 @@ def test_a_bad_answer_is_named(here, function, message):
         load_scorers(f"{here}:{function}")(IMAGES, PROMPTS)
 
 
+def test_an_answer_in_bfloat16_is_taken_and_odd_ones_are_named(monkeypatch):
+    own = SimpleNamespace(
+        half=lambda images, prompts: torch.tensor([1.5, 2.5], dtype=torch.bfloat16),
+        turned=lambda images, prompts: np.array([1 + 1j, 2]),
+        numbered=lambda images, prompts: {3: [1.0, 2.0]},
+        nameless=lambda images, prompts: {" ": [1.0, 2.0]},
+        graded=lambda images, prompts: [torch.ones((), requires_grad=True)] * 2,
+    )
+    monkeypatch.setitem(sys.modules, "my_scorers", own)
+    assert load_scorers("my_scorers:half")(IMAGES, PROMPTS)["half"].tolist() == [1.5, 2.5]
+    for name, fault in (
+        ("turned", "no list of numbers .they are complex"),
+        ("numbered", "a score is called 3: give it a name"),
+        ("nameless", "a score is called ' ': give it a name"),
+        ("graded", "no list of numbers"),
+    ):
+        with pytest.raises(ScorerError, match=fault):
+            load_scorers(f"my_scorers:{name}")(IMAGES, PROMPTS)
+
+
 def test_scores_that_change_their_names_are_one_line(monkeypatch):
     names, function = iter("aaab"), lambda images, prompts: {next(names): [1.0] * len(images)}
     monkeypatch.setitem(sys.modules, "my_scorers", SimpleNamespace(changing=function))

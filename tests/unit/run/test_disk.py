@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.run import disk, folder
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import (
     DiskError,
     atomic_folder,
@@ -116,3 +117,31 @@ def test_a_file_of_ours_that_is_damaged_is_named(tmp_path, caplog):
     assert folder.read_seconds(tmp_path) == {} and "Earlier times are lost" in caplog.text
     (tmp_path / "rows").write_text('{"step": 0}\n{"st\n{"step": 1}\n')
     assert folder.read_rows(tmp_path / "rows") == [{"step": 0}, {"step": 1}]
+
+
+def test_damage_of_other_kinds_is_named_or_counted(tmp_path, caplog):
+    for text in ("[1]", '{"train": "x"}', '{"train": null}'):
+        (tmp_path / "seconds.json").write_text(text)
+        caplog.clear()
+        assert folder.read_seconds(tmp_path) == {} and "Earlier times are lost" in caplog.text
+    with pytest.raises(DiskError, match=r"seconds.json is damaged \(it holds a dict\)"):
+        read_json(tmp_path / "seconds.json", list)
+    rows = tmp_path / "rows"
+    rows.write_bytes(b'{"step": 0}\n\xff\xfe\n3\nnull\n{"loss": 1}\n{"step": 1}\n')
+    caplog.clear()
+    assert folder.read_rows(rows) == [{"step": 0}, {"step": 1}]
+    assert "rows: 4 damaged lines left out, first 2" in caplog.text
+    rows.write_text('{"step": 0}\n{"st')
+    caplog.clear()
+    assert folder.read_rows(rows) == [{"step": 0}] and not caplog.text  # what a kill leaves
+
+
+def test_settings_of_a_run_that_are_cut_short_are_not_read_as_defaults(tmp_path):
+    file = tmp_path / "config.yaml"
+    whole = to_yaml(load_config("taste", []))
+    file.write_text(whole)
+    assert folder.read_config(tmp_path) == load_config("taste", [])
+    file.write_text(whole[: whole.index("training:")])
+    load_config(str(file), [])  # as YAML it is whole
+    with pytest.raises(ConfigError, match="config.yaml has no .*evaluation.*: it is damaged"):
+        folder.read_config(tmp_path)

@@ -126,6 +126,6 @@ def test_a_beta_that_adapts_is_replaced_by_a_number(tmp_path, changes, change):
 def test_a_folder_without_steps_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a run"):
         advise(tmp_path)
-    (tmp_path / "config.yaml").touch()
+    (tmp_path / "config.yaml").write_text(to_yaml(load_config("taste", [])))
     with pytest.raises(ConfigError, match="no training step"):
         advise(tmp_path)

@@ -96,6 +96,8 @@ def checked(spec: str, result: Any, count: int) -> tuple[Scores, Graphs]:
         len(graphs) == count and all(isinstance(g, SceneGraph | None) for g in graphs)
     ):
         raise ScorerError(f"scorer {spec}: {GRAPH} must be a SceneGraph or None for each image")
+    if odd := [name for name in scores if not (isinstance(name, str) and name.strip())]:
+        raise ScorerError(f"scorer {spec}: a score is called {odd[0]!r}: give it a name in letters")
     out = {name: _numbers(spec, name, values, count) for name, values in scores.items()}
     if not out:
         raise ScorerError(f"scorer {spec} returned no score; return one number for each image")
@@ -105,8 +107,13 @@ def checked(spec: str, result: Any, count: int) -> tuple[Scores, Graphs]:
 def _numbers(spec: str, name: str, values: Any, count: int) -> NDArray[np.float64]:
     try:
         plain = values.detach().cpu() if hasattr(values, "detach") else values
-        array = np.asarray(plain, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        if str(getattr(plain, "dtype", "")) == "torch.bfloat16":  # which NumPy does not have
+            plain = plain.float()
+        array = np.asarray(plain)
+        if np.iscomplexobj(array):
+            raise TypeError("they are complex")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ScorerError(f"scorer {spec}: {name} is no list of numbers ({error})") from error
     if array.shape != (count,):
         raise ScorerError(
