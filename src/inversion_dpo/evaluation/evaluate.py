@@ -31,6 +31,7 @@ from inversion_dpo.evaluation.metrics import (
     AGREEMENT,
     OTHER_GUIDANCE,
     PAIRS_AGREE,
+    WEIGHTS,
     compare,
     mean_of_groups,
     wins,
@@ -42,6 +43,7 @@ from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.repairs import repairs
 from inversion_dpo.evaluation.samples import (
     REPEAT,
+    digest_of,
     read_scores,
     sampled_file,
     scorers_of,
@@ -191,6 +193,9 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
     metrics |= training_facts(Path(models[1] or os.devnull) if models else folder, config)
     metrics |= {"seconds": read_seconds(folder), "models": list(models) if models else None}
     metrics[SAMPLES] = [file.name for file in files]
+    judged_policy = Path((models or (None, folder))[1] or os.devnull)
+    own = judged_policy / "adapter"
+    metrics[WEIGHTS] = digest_of([own if own.is_dir() else judged_policy])
     write_metrics(folder, metrics)
     if current_team().main:
         write_pictures(folder / "images", files, config)

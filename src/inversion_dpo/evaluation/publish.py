@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from typing import Any
 from jinja2 import Template
 from safetensors import SafetensorError, safe_open
 
-from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, metric_rows
+from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, WEIGHTS, metric_rows
+from inversion_dpo.evaluation.samples import digest_of
 from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
@@ -21,6 +23,7 @@ from inversion_dpo.run.folder import alone_at, flat, read_config
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method
 
+logger = logging.getLogger(__name__)
 FORMATS = ("diffusers", "kohya", "comfyui")
 KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -70,6 +73,13 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     if not adapter.is_dir():
         raise PublishError(f"{run} has no adapter: finish its training first")
     check_weights(adapter)
+    if of_others(run):
+        logger.warning(
+            "%s is of other models, or of the policy before it was trained further: the card "
+            "states no score. Run `inversion-dpo evaluate %s` and `report`, then export again",
+            run / "metrics.json",
+            run,
+        )
 
     def fill(folder: Path) -> None:
         shutil.copytree(adapter, folder)
@@ -81,7 +91,7 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
             with suppress(OSError, ValueError):  # a base that is not within reach
                 kind = index_of(resolve(m.config or m.path), m.revision)["_class_name"]
             write_lora(adapter, folder / f"{run.resolve().name}-{form}.safetensors", form, kind)
-        if (run / "grid.png").is_file():
+        if (run / "grid.png").is_file() and not of_others(run):
             shutil.copy(run / "grid.png", folder / "grid.png")
         atomic_text(card(run, config), folder / "README.md")
 
@@ -110,12 +120,30 @@ def check_weights(adapter: Path) -> None:
             raise PublishError(f"{file} is damaged ({error}): run its training again") from error
 
 
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Read a run's ``metrics.json``; empty if it was not evaluated."""
+    file = run / "metrics.json"
+    return dict(read_json(file)) if file.is_file() else {}
+
+
+def of_others(run: Path) -> bool:
+    """Tell whether ``metrics.json`` is of another policy than the run's own as it is now.
+
+    It is too if the reference was another than the configuration's model.
+    """
+    metrics = read_metrics(run)
+    models, weights = metrics.get("models"), metrics.get(WEIGHTS)
+    if weights is None:  # of an earlier version
+        return bool(models)
+    return bool(models and models[0]) or weights != digest_of([run / "adapter"])
+
+
 def card(run: Path, config: Config) -> str:
     """Write the model card as Markdown with the hub's metadata and without local paths."""
     from huggingface_hub import ModelCardData
 
-    file = run / "metrics.json"
-    metrics: dict[str, Any] = read_json(file) if file.is_file() else {}
+    others = of_others(run)
+    metrics = {} if others else read_metrics(run)
     m, lora = config.model, config.policy.kind == "lora"
     base = hub_id(m.path)
     network = hub_id(m.network or "")
@@ -147,7 +175,7 @@ def card(run: Path, config: Config) -> str:
         network=described(m.network, ("unet", "transformer")),
         vae=described(m.vae, ("vae",)),
         whole=config.policy.kind == "full",
-        grid=(run / "grid.png").is_file(),
+        grid=(run / "grid.png").is_file() and not others,
         data=data or plain(Path(resolve(config.data.pairs)).name),
         config=config,
         settings=[(key, values[key]) for key in CARD_SETTINGS if key not in idle],

@@ -211,8 +211,10 @@ def atomic_folder(target: Path, fill: Callable[[Path], None]) -> None:
         fill(partial)
         for path in sorted(partial.rglob("*")):
             _flush(path)
-        if target.exists():
+        if target.is_dir():
             shutil.rmtree(target)
+        elif target.exists():
+            raise DiskError(f"{target} is a file, and a folder goes there: move it away")
 
 
 def steady_header(path: Path) -> None:

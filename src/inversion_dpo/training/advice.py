@@ -55,7 +55,11 @@ def advise(folder: Path) -> list[Advice]:
     causes = [*broken(steps), *warnings.values()]
     metrics = read_json(result) if result.exists() else {}
     found = judged(metrics, held) if metrics else []
-    if metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
+    reference, policy = metrics.get("models") or (None, None)
+    if reference or (policy and Path(policy).resolve() != folder.resolve()):
+        seen = f"metrics.json compares other models: {policy} with {reference or 'the base model'}"
+        found = [Advice(seen, f"Run `inversion-dpo evaluate {folder}`, or judge others elsewhere")]
+    elif metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
         seen = f"The images are of step {metrics['steps']:.0f}, the training is further"
         found = [Advice(seen, f"Run `inversion-dpo evaluate {folder}` again")]
     if "margin" in steps[-1]:

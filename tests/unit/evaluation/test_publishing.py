@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from inversion_dpo.evaluation import publish as publishing
 from inversion_dpo.evaluation.page import Table
 from inversion_dpo.evaluation.publish import PublishError, card, export, hub_id, push
+from inversion_dpo.evaluation.samples import digest_of
 from inversion_dpo.models.kohya import NAMERS
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.folder import BusyError, alone_at, claim
@@ -68,6 +69,31 @@ def test_a_policy_that_draws_nothing_is_not_exported(run):
     with pytest.raises(PublishError, match="adapter holds no .safetensors file: run its training"):
         export(run)
     assert not (run / "export").exists()
+
+
+@pytest.mark.parametrize("change", ["reference", "policy", "trained", "before"])
+def test_the_card_states_no_score_of_other_models(run, caplog, change):
+    own = {"models": None, "policy_weights": digest_of([run / "adapter"])}
+    (run / "grid.png").write_bytes(b"picture")
+    for models in (None, [None, "this/run"]):  # the second as later rounds have it
+        (run / "metrics.json").write_text(json.dumps(METRICS | own | {"models": models}))
+        export(run)
+        assert "0.750 [0.700, 0.800]" in (run / "export/README.md").read_text() and not caplog.text
+    changes = {
+        "reference": {"models": ["some/other", "this/run"]},
+        "policy": {"models": [None, "some/other"], "policy_weights": "0" * 16},
+        "trained": {},
+        "before": {"models": [None, "some/other"], "policy_weights": None},
+    }
+    (run / "metrics.json").write_text(json.dumps(METRICS | own | changes[change]))
+    if change == "trained":
+        weights = save({"weights": np.ones(9, np.float32)})
+        (run / "adapter/pytorch_lora_weights.safetensors").write_bytes(weights)
+    export(run)
+    text = (run / "export/README.md").read_text()
+    assert "It was not scored" in text and "0.750" not in text and "grid.png" not in text
+    assert not (run / "export/grid.png").exists()
+    assert "the card states no score. Run `inversion-dpo evaluate" in caplog.text
 
 
 def test_the_card_has_the_hubs_metadata_and_the_numbers(run):

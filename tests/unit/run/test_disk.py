@@ -95,6 +95,8 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError):
         atomic_folder(tmp_path / "b", lambda folder: [folder.mkdir(), 1 / 0])
+    with pytest.raises(DiskError, match="a.txt is a file, and a folder goes there"):
+        atomic_folder(path, lambda folder: folder.mkdir())
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and path.read_text() == "old"
 
 

@@ -56,6 +56,11 @@ CASES = {
     "worse images": ({"images": win(0.3, 0.2, 0.4)}, "a loss, although", "snapshots"),
     "unscored": ({"images": {"n_prompts": 4}}, "not scored", "evaluation.scorer"),
     "stale": ({"images": win(0.7, 0.6, 0.8) | {"steps": 5}}, "are of step 5", "evaluate"),
+    "others": (
+        {"images": win(0.7, 0.6, 0.8) | {"models": [None, "some/other"]}},
+        "compares other models: some/other with the base model",
+        "judge others elsewhere",
+    ),
     "not finite": ({"held": [{"accuracy": float("nan")}]}, "are not finite", "bf16"),
     "rising": (
         {"held": [{"accuracy": 0.6 + k / 50, "margin": k / 10} for k in range(4)]},
@@ -129,3 +134,8 @@ def test_a_folder_without_steps_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(load_config("taste", [])))
     with pytest.raises(ConfigError, match="no training step"):
         advise(tmp_path)
+
+
+def test_images_of_a_later_round_are_the_runs_own(tmp_path):
+    run = run_of(tmp_path, images=win(0.7, 0.6, 0.8) | {"models": [None, str(tmp_path)]})
+    assert any(advice.seen.endswith("a gain") for advice in advise(run))
