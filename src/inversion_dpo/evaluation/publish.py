@@ -19,7 +19,7 @@ from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, read_json, sha256_of
-from inversion_dpo.run.folder import alone_at, flat, read_config
+from inversion_dpo.run.folder import alone_at, flat, read_config, read_rows
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -73,6 +73,12 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     if not adapter.is_dir():
         raise PublishError(f"{run} has no adapter: finish its training first")
     check_weights(adapter)
+    rows = read_rows(run / "metrics.jsonl")
+    if rows and "pairs" not in rows[-1]:  # which the last row of a training has
+        raise PublishError(
+            f"{run} is trained to step {rows[-1]['step'] + 1} of {config.training.steps}, and its "
+            "adapter is of an earlier end: finish its training first, by the same command"
+        )
     if of_others(run):
         logger.warning(
             "%s is of other models, or of the policy before it was trained further: the card "
