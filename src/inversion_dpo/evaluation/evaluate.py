@@ -43,7 +43,6 @@ from inversion_dpo.evaluation.readiness import check_sampling
 from inversion_dpo.evaluation.repairs import repairs
 from inversion_dpo.evaluation.samples import (
     REPEAT,
-    digest_of,
     read_scores,
     sampled_file,
     scorers_of,
@@ -57,7 +56,7 @@ from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.scorers.vqa import VQA
 from inversion_dpo.evaluation.sides import side, sizes_for
 from inversion_dpo.run.config import Config, ConfigError, to_yaml
-from inversion_dpo.run.disk import atomic_table, atomic_text
+from inversion_dpo.run.disk import atomic_table, atomic_text, digest_of
 from inversion_dpo.run.folder import read_config, read_rows, read_seconds, stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.notices import trained_guidance

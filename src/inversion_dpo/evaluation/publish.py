@@ -14,11 +14,10 @@ from jinja2 import Template
 from safetensors import SafetensorError, safe_open
 
 from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, WEIGHTS, metric_rows
-from inversion_dpo.evaluation.samples import digest_of
 from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
-from inversion_dpo.run.disk import atomic_folder, atomic_text, read_json, sha256_of
+from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, read_json, sha256_of
 from inversion_dpo.run.folder import alone_at, flat, read_config, read_rows
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method

@@ -34,13 +34,19 @@ from inversion_dpo.evaluation.sides import graphs_for, opened, sampler_of, sizes
 from inversion_dpo.models.parts import HUB
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
-from inversion_dpo.run.disk import atomic_folder, atomic_table, atomic_tables, read_table, sha256_of
+from inversion_dpo.run.disk import (
+    atomic_folder,
+    atomic_table,
+    atomic_tables,
+    content_of,
+    digest_of,
+    read_table,
+)
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.processes import current_team
 
 logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
-COUNTED = (".safetensors", ".json", ".txt", ".model")  # what makes a model, in its folder
 PICTURES = 64  # images of each model that are also files
 REPEAT = 1_000_000  # between the seeds of a prompt's images
 
@@ -89,28 +95,6 @@ def scoring_digest(config: Config) -> str:
         text += f" {e.parser} {e.prompts}"
         places += [Path(resolve(e.prompts)), Path(e.parser.vocabulary or "").expanduser()]
     return text + digest_of(p for p in places if p != Path())
-
-
-def digest_of(places: Iterable[Path]) -> str:
-    """Hash files, and in folders all files of weights or configuration."""
-    digest = hashlib.sha256()
-    for place in places:
-        files = [place] if place.is_file() else sorted(place.rglob("*")) if place.exists() else []
-        for file in files:
-            if file.is_file() and (file == place or file.suffix in COUNTED):
-                digest.update(f"{file.name} {content_of(file)} ".encode())
-    return digest.hexdigest()[:16]
-
-
-def content_of(file: Path) -> str:
-    """Hash a file, once for as long as its size and time stay the same."""
-    about = file.stat()
-    return _content_of(file, about.st_size, about.st_mtime_ns)
-
-
-@cache
-def _content_of(file: Path, size: int, changed: int) -> str:
-    return sha256_of(file)
 
 
 def _on_disk(path: Path) -> bool:

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     from torch import Tensor
 
+COUNTED = (".safetensors", ".json", ".txt", ".model")  # what makes a model, in its folder
 # What the system says of a disk that takes no more, or a folder that must not be written to.
 REFUSALS = (
     errno.ENOSPC,
@@ -239,6 +241,28 @@ def sha256_of(path: Path) -> str:
     """Hash a file (SHA-256), read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(places: Iterable[Path]) -> str:
+    """Hash files, and in folders all files of weights or configuration."""
+    digest = hashlib.sha256()
+    for place in places:
+        files = [place] if place.is_file() else sorted(place.rglob("*")) if place.exists() else []
+        for file in files:
+            if file.is_file() and (file == place or file.suffix in COUNTED):
+                digest.update(f"{file.name} {content_of(file)} ".encode())
+    return digest.hexdigest()[:16]
+
+
+def content_of(file: Path) -> str:
+    """Hash a file, once for as long as its size and time stay the same."""
+    about = file.stat()
+    return _content_of(file, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _content_of(file: Path, size: int, changed: int) -> str:
+    return sha256_of(file)
 
 
 def _flush(path: Path) -> None:

@@ -14,9 +14,9 @@ from safetensors.numpy import save
 from inversion_dpo.evaluation import publish as publishing
 from inversion_dpo.evaluation.page import Table
 from inversion_dpo.evaluation.publish import PublishError, card, export, hub_id, push
-from inversion_dpo.evaluation.samples import digest_of
 from inversion_dpo.models.kohya import NAMERS
 from inversion_dpo.run.config import load_config
+from inversion_dpo.run.disk import digest_of
 from inversion_dpo.run.folder import BusyError, alone_at, claim
 
 ROW = {"reference": 0.5, "policy": 0.6, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
