@@ -98,7 +98,7 @@ def invert(
     with occupied(output):
         claim(output, run)
         with stage(output, "invert"), memory_advice("inversion"):
-            prepared = prepare(run, output / "cache")
+            prepared = prepare(run, run.inversion.folder(output), reuse=True)
         if not current_team().main:
             return
         model, cache, i = prepared.model, prepared.cache, run.inversion

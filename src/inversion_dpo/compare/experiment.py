@@ -148,6 +148,11 @@ def compare(root: Path, plan: Plan) -> Path:
         raise ConfigError(
             "compare needs evaluation.scorer: give a scorer's name or module:function"
         )
+    if base.inversion.cache:
+        raise ConfigError(
+            "inversion.cache has no effect in `compare`, whose runs share OUTPUT/cache and time "
+            "their inversion: leave it out"
+        )
     check_rounds(plan.rounds, base)
     check_build(plan)
     plans = [overrides for _, runs in lines(plan, root) for overrides in runs]

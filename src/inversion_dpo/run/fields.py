@@ -7,6 +7,7 @@ of ``build_fields.py``.
 from __future__ import annotations
 
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Strict
@@ -158,6 +159,12 @@ class InversionConfig:
     """Leave out pairs whose relative reconstruction error is larger; needs reconstruct=true."""
     batch_size: Count = 64
     """Images of a shard: inverted at once as a GPU's memory allows, a few at once elsewhere."""
+    cache: str | None = None
+    """Folder for what is encoded and inverted, which several runs may share; null: OUTPUT/cache."""
+
+    def folder(self, output: Path) -> Path:
+        """Return the folder of caches of a run."""
+        return Path(self.cache).expanduser() if self.cache else output / "cache"
 
     @property
     def start(self) -> int:

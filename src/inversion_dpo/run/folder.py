@@ -23,6 +23,7 @@ from inversion_dpo.run.settings import every_setting, groups
 # weights wait, not what the steps done so far would have been.
 _FREE = (
     "model.offload",
+    "inversion.cache",
     "training.steps",
     "training.checkpoint_every",
     "training.keep_checkpoints",

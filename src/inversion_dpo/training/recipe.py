@@ -90,7 +90,8 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     Args:
         config: the run's settings.
         folder: the run's folder, which is made if need be.
-        cache_root: the folder of caches, ``folder/cache`` by default.
+        cache_root: the folder of caches, ``inversion.cache`` by default. In one that is given here
+            nothing is taken over from another cache, so that its inversion can be timed.
 
     Raises:
         StartupError, DataError, ModelError, CheckpointError, NotFiniteError, OutOfMemoryError,
@@ -100,7 +101,8 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     folder.mkdir(parents=True, exist_ok=True)
     tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
     with stage(folder, "invert"), memory_advice("inversion"):
-        prepared = prepare(config, cache_root or folder / "cache")
+        root = cache_root or config.inversion.folder(folder)
+        prepared = prepare(config, root, reuse=cache_root is None)
     with stage(folder, "train"), memory_advice("training"), stop_requests() as stopping:
         session = set_up(config, prepared)
         progress = resume(session, folder)
@@ -110,8 +112,14 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     return session
 
 
-def prepare(config: Config, cache_root: Path) -> Prepared:
-    """Load the model, read the pairs, invert what is not inverted yet."""
+def prepare(config: Config, cache_root: Path, *, reuse: bool = False) -> Prepared:
+    """Load the model, read the pairs, invert what is not inverted yet.
+
+    Args:
+        config: the run's settings.
+        cache_root: the folder of caches.
+        reuse: whether shards that another of them has are taken over.
+    """
     accelerator, team = make_accelerator(config), current_team()
     pairs = open_pairs(config.data, alone=takes_images(config))
     refuse_giveaways(pairs, cache_root / f"giveaways-{pairs.fingerprint[:16]}.json")
@@ -121,7 +129,7 @@ def prepare(config: Config, cache_root: Path) -> Prepared:
     check_sources(model, pairs)
     key = key_of(config, pairs, model)
     with accelerator.autocast():
-        cache = fill(cache_root, model, pairs, key, device=accelerator.device, team=team)
+        cache = fill(cache_root, model, pairs, key, team=team, reuse=reuse)
         back = (
             sampled_back(model, cache, config.inversion, team)
             if config.inversion.reconstruct

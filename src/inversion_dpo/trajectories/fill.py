@@ -6,11 +6,13 @@ missing shards, on any number of processes.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,6 @@ from inversion_dpo.maths.inversion import (
     recovered_noise,
 )
 from inversion_dpo.models.base import (
-    OVERFLOW,
     Condition,
     DiffusionModel,
     Guidance,
@@ -43,7 +44,8 @@ from inversion_dpo.models.base import (
 )
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.schedules import grid_for
-from inversion_dpo.run.disk import atomic_save
+from inversion_dpo.run.disk import atomic_save, atomic_text
+from inversion_dpo.run.folder import alone_at
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.cost import announce, evaluations_again
@@ -53,6 +55,7 @@ from inversion_dpo.trajectories.jobs import (
     Job,
     Pictures,
     grouped,
+    made_of,
     one_ahead,
     pictures,
     regions,
@@ -63,17 +66,20 @@ from inversion_dpo.trajectories.jobs import (
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
 from inversion_dpo.trajectories.reading import SHARD
-from inversion_dpo.trajectories.storing import PREDICTIONS, kept_steps, packed
+from inversion_dpo.trajectories.storing import check_finite, kept_steps, packed
 from inversion_dpo.trajectories.writing import (
     EMPTY,
+    KEY,
     is_intact,
     is_whole,
+    neighbours,
+    take_over,
     write_manifest,
     write_shard,
 )
 
 if TYPE_CHECKING:
-    from inversion_dpo.data.source import Pair, PairSource
+    from inversion_dpo.data.source import PairSource
 
 THREADS = 8  # decode pictures, at most
 logger = logging.getLogger(__name__)
@@ -85,8 +91,8 @@ def fill(
     pairs: PairSource,
     key: CacheKey,
     *,
-    device: torch.device,
     team: Team | None = None,
+    reuse: bool = False,
 ) -> TrajectoryCache:
     """Invert all pairs that are missing or damaged, and open the cache; idempotent.
 
@@ -97,8 +103,8 @@ def fill(
         model: the frozen reference.
         pairs: read only if the cache is not whole.
         key: everything that the trajectories depend on.
-        device: where the network computes.
         team: the processes that share the shards among them; all must call this.
+        reuse: whether shards that another cache in ``root`` has are taken from there.
 
     Returns:
         The cache, whose checksums hold.
@@ -107,39 +113,48 @@ def fill(
         ConfigError: the schedule has not so many steps.
         DataError: no pair fits a size.
         ModelError: a value is not finite; it names the image.
+        BusyError: another run fills this cache.
     """
     team, folder = team or Team(), root / key.name()
     schedule = model.schedule_at(square(key.resolution))
     grid = grid_for(schedule, "inversion.steps", key.steps, key.spacing)
-    how = Inverter(model, key, grid, device)
+    how = Inverter(model, key, grid, team.device)
     if not is_whole(folder, team):
-        count = pairs.expected() if team.main else None
-        if team.main:
-            folder.mkdir(parents=True, exist_ok=True)
-            announce(how, pairs, folder, team.size)
-            atomic_save({k: v.cpu() for k, v in model.empty().items()}, folder / EMPTY)
-        team.wait()
-        shards, left_out = _write_missing(folder, how, pairs, count, team)
-        if not shards:
-            raise DataError(f"{pairs.config.pairs}: {left_out_text(len(left_out), len(left_out))}")
-        team.wait()
-        if team.main:
-            counts = pairs.counts + Counter(left_out.values())
-            about = {"key": asdict(key), "counts": dict(counts), "left_out": list(left_out)}
-            write_manifest(folder, about, [SHARD.format(k) for k in range(shards)])
-        team.wait()
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_at(folder) if team.main else nullcontext():
+            _finish(folder, how, pairs, team, neighbours(key, folder) if reuse else [])
     return TrajectoryCache(folder, how.grid_at, model.schedule.kind)
 
 
+def _finish(
+    folder: Path, how: Inverter, pairs: PairSource, team: Team, caches: Sequence[Path]
+) -> None:
+    """Write what is missing of a cache, the manifest last."""
+    if team.main:
+        announce(how, pairs, folder, team.size)
+        atomic_text(json.dumps(asdict(how.key), indent=1), folder / KEY)
+        atomic_save({k: v.cpu() for k, v in how.model.empty().items()}, folder / EMPTY)
+    team.wait()
+    shards, left_out = _write_missing(folder, how, pairs, team, caches)
+    if not shards:
+        raise DataError(f"{pairs.config.pairs}: {left_out_text(len(left_out), len(left_out))}")
+    team.wait()
+    if team.main:
+        counts = pairs.counts + Counter(left_out.values())
+        about = {"key": asdict(how.key), "counts": dict(counts), "left_out": list(left_out)}
+        write_manifest(folder, about, [SHARD.format(k) for k in range(shards)])
+    team.wait()
+
+
 def _write_missing(
-    folder: Path, how: Inverter, pairs: PairSource, count: int | None, team: Team
+    folder: Path, how: Inverter, pairs: PairSource, team: Team, caches: Sequence[Path]
 ) -> tuple[int, dict[int, str]]:
     """Write this process's share of the missing shards.
 
     Returns:
         The number of all shards; and of each pair that is left out its place, and why.
     """
-    number, left_out = -1, dict[int, str]()
+    number, left_out, count = -1, dict[int, str](), pairs.expected() if team.main else None
     doing = "invert" if how.key.extent.last else "encode"
     threads = max(1, min(THREADS, (os.cpu_count() or 1) // team.size))
     with (
@@ -148,7 +163,7 @@ def _write_missing(
     ):
         stream = grouped(pairs.read(), how.key, left_out)
         try:
-            for task in one_ahead(_tasks(folder, how, stream, team, pool)):
+            for task in one_ahead(_tasks(folder, how, stream, team, pool, caches)):
                 number = task.number
                 if task.pictures:
                     _write(folder, how, task)
@@ -162,32 +177,41 @@ def _write_missing(
 class Task:
     """A shard on its way.
 
-    number: of the shard. places: (shard, row) of each pair's condition. new: the pairs whose
-    conditions this shard stores. pictures: of each pair, decoded in other threads; none if another
-    process writes this shard, or it is there.
+    number: of the shard. made_of: see :func:`.jobs.made_of`. places: (shard, row) of each pair's
+    condition. new: the pairs whose conditions this shard stores. pictures: of each pair, decoded in
+    other threads; none if another process writes this shard, or it is there.
     """
 
     number: int
     jobs: list[Job]
     digests: list[str]
+    made_of: str
     places: list[tuple[int, int]]
     new: list[int]
     pictures: list[Future[Pictures]]
 
 
 def _tasks(
-    folder: Path, how: Inverter, stream: Iterable[list[Job]], team: Team, pool: Executor
+    folder: Path,
+    how: Inverter,
+    stream: Iterable[list[Job]],
+    team: Team,
+    pool: Executor,
+    caches: Sequence[Path],
 ) -> Iterator[Task]:
     """Give the shards in turn, and have the pictures of those to be written here decoded."""
-    texts = dict[bytes, tuple[int, int]]()
+    texts, told = dict[bytes, tuple[int, int]](), set[Path]()
     for number, jobs in enumerate(stream):
-        digests = [job.pair.digest for job in jobs]
+        digests, path = [job.pair.digest for job in jobs], folder / SHARD.format(number)
         places, new = text_places(texts, [text_of(job, how) for job in jobs], number)
-        mine = number % team.size == team.rank
-        missing = mine and not is_intact(folder / SHARD.format(number), digests)
-        ours = jobs if missing else []
-        images = [pool.submit(pictures, how.model, job, how.key) for job in ours]
-        yield Task(number, jobs, digests, places, new, images)
+        made, images = made_of(jobs, places), list[Future[Pictures]]()
+        if number % team.size == team.rank and not is_intact(path, digests, made):
+            if not (cache := take_over(path, digests, made, caches)):
+                images = [pool.submit(pictures, how.model, job, how.key) for job in jobs]
+            elif cache not in told:
+                logger.info("what %s has of these pairs is taken over, not made again", cache)
+                told.add(cache)
+        yield Task(number, jobs, digests, made, places, new, images)
 
 
 def _write(folder: Path, how: Inverter, task: Task) -> None:
@@ -200,6 +224,7 @@ def _write(folder: Path, how: Inverter, task: Task) -> None:
         "pairs": [job.number for job in jobs],
         "size": size,
         "digests": task.digests,
+        "made_of": task.made_of,
         "images": [job.pair.marks for job in jobs],
         "overlong": overlong(how.model, [job.pair.caption for job in jobs]),
         "errors": [],
@@ -209,26 +234,6 @@ def _write(folder: Path, how: Inverter, task: Task) -> None:
 
 
 # ---------------------------------------------------------------- one shard
-
-
-def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
-    """Refuse a shard with values that are not finite; ModelError names the image and the remedy."""
-    for (pair,) in not_finite(shard["pair.source"], 1) if "pair.source" in shard else ():
-        raise ModelError(f"{pairs[pair].where}, source: its latent has {OVERFLOW}")
-    of_images = ("clean", "endpoint")
-    for name in (*of_images, "anchors", *PREDICTIONS):
-        if name not in shard:
-            continue
-        rows = shard[name].unflatten(0, (len(pairs), -1)) if name in of_images else shard[name]
-        for row, side in not_finite(rows, 2):
-            where = pairs[row // (len(rows) // len(pairs))].where
-            what = "latent" if name == "clean" else "inverted path"
-            raise ModelError(f"{where}, {('winner', 'loser')[side]}: its {what} has {OVERFLOW}")
-
-
-def not_finite(t: Tensor, axes: int) -> list[list[int]]:
-    """List the places along the first axes where a tensor has values that are not finite."""
-    return (~t.isfinite().flatten(axes).all(axes)).nonzero().tolist()
 
 
 def invert_pairs(

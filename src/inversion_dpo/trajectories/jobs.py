@@ -121,6 +121,21 @@ def text_places(
     return [texts[text] for text in chunk], new
 
 
+def made_of(jobs: Sequence[Job], places: Sequence[tuple[int, int]]) -> str:
+    """Hash what a shard depends on besides captions and images, and the cache's key.
+
+    Args:
+        jobs: its pairs; noise is drawn from their numbers.
+        places: where their conditions are stored.
+    """
+    known = [
+        (j.number, j.pair.preference, j.pair.scene_graph, j.pair.seeds, j.place.size, j.place.fit)
+        + (j.pair.source is None, j.pair.mask is None)
+        for j in jobs
+    ]
+    return hashlib.sha256(json.dumps([known, places]).encode()).hexdigest()
+
+
 def sizes_ahead(pairs: PairSource, resolution: Resolution, fit: str) -> tuple[Counter[Size], float]:
     """Count the sizes of the first pairs, and which share of them gets one; none without pairs.
 

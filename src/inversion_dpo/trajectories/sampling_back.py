@@ -16,8 +16,9 @@ from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import TrajectoryCache
-from inversion_dpo.trajectories.fill import images_of, not_finite, pair_noise, predictions
+from inversion_dpo.trajectories.fill import images_of, pair_noise, predictions
 from inversion_dpo.trajectories.reading import SHARD
+from inversion_dpo.trajectories.storing import not_finite
 from inversion_dpo.trajectories.writing import (
     MANIFEST,
     is_intact,

@@ -11,12 +11,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inversion_dpo.maths.records import Extent, Trajectory
+from inversion_dpo.models.base import OVERFLOW, ModelError
+
+if TYPE_CHECKING:
+    from inversion_dpo.data.source import Pair
 
 PREDICTIONS = ("predictions", "moves")
 STEPS = ("anchors", *PREDICTIONS)  # [.., 2, *], of both images of a pair; [.., 1, *] of one
@@ -157,3 +162,23 @@ def kept_steps(numbers: Sequence[int], form: Form) -> Tensor:
         shift = int(rng.integers(count % run + 1))  # of an odd number, one index is left over
         rows.append([i + shift + j for i in first for j in range(run)])
     return torch.tensor(rows)
+
+
+def check_finite(shard: dict[str, Tensor], pairs: list[Pair]) -> None:
+    """Refuse a shard with values that are not finite; ModelError names the image and the remedy."""
+    for (pair,) in not_finite(shard["pair.source"], 1) if "pair.source" in shard else ():
+        raise ModelError(f"{pairs[pair].where}, source: its latent has {OVERFLOW}")
+    of_images = ("clean", "endpoint")
+    for name in (*of_images, "anchors", *PREDICTIONS):
+        if name not in shard:
+            continue
+        rows = shard[name].unflatten(0, (len(pairs), -1)) if name in of_images else shard[name]
+        for row, side in not_finite(rows, 2):
+            where = pairs[row // (len(rows) // len(pairs))].where
+            what = "latent" if name == "clean" else "inverted path"
+            raise ModelError(f"{where}, {('winner', 'loser')[side]}: its {what} has {OVERFLOW}")
+
+
+def not_finite(t: Tensor, axes: int) -> list[list[int]]:
+    """List the places along the first axes where a tensor has values that are not finite."""
+    return (~t.isfinite().flatten(axes).all(axes)).nonzero().tolist()

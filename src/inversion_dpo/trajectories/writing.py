@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from inversion_dpo.run.disk import (
     sha256_of,
 )
 from inversion_dpo.run.processes import Team
+from inversion_dpo.trajectories.key import CacheKey
 
 logger = logging.getLogger(__name__)
-MANIFEST, EMPTY = "manifest.json", "empty.safetensors"
+MANIFEST, EMPTY, KEY = "manifest.json", "empty.safetensors", "key.json"
 
 
 def damaged_files(folder: Path, team: Team) -> list[Path]:
@@ -55,16 +58,69 @@ def is_whole(folder: Path, team: Team) -> bool:
     return finished and not damaged
 
 
-def is_intact(path: Path, digests: list[str]) -> bool:
-    """Tell whether a shard of these pairs was finished and has its checksum."""
+def is_intact(path: Path, digests: list[str], made_of: str = "", *, ours: bool = True) -> bool:
+    """Tell whether a shard of these pairs was finished and has its checksum.
+
+    Args:
+        path: of the shard.
+        digests: of its pairs.
+        made_of: a hash of whatever else of the pairs it depends on.
+        ours: whether to warn of a shard that is not so.
+    """
     try:
         entry = json.loads(path.with_suffix(".json").read_text())
-        same = entry["digests"] == digests and entry["sha256"] == sha256_of(path)
-    except (FileNotFoundError, ValueError, KeyError):
+        same = entry["digests"] == digests and entry.get("made_of", "") == made_of
+        same = same and entry["sha256"] == sha256_of(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    if not same:
+    if ours and not same:
         logger.warning("%s is damaged or of other pairs: making it again", path)
     return bool(same)
+
+
+def neighbours(key: CacheKey, folder: Path) -> list[Path]:
+    """Find the caches beside one whose keys differ from its own by the pairs alone.
+
+    So do those of the same file before a row was added or mended.
+
+    Args:
+        key: of the cache.
+        folder: of the cache.
+    """
+    wanted, found = json.loads(json.dumps(asdict(key))), list[Path]()
+    for file in sorted(folder.parent.glob(f"*/{KEY}")):
+        try:
+            known = read_json(file)
+        except DiskError:
+            continue
+        same = isinstance(known, dict) and known | {"pairs": key.pairs} == wanted
+        found += [file.parent] if same and file.parent != folder else []
+    return found
+
+
+def take_over(path: Path, digests: list[str], made_of: str, caches: Sequence[Path]) -> Path | None:
+    """Link a shard from a cache that has the same one, which takes no room; None if none can be.
+
+    Args:
+        path: of the shard that is missing.
+        digests: of its pairs.
+        made_of: see :func:`is_intact`.
+        caches: :func:`neighbours`.
+
+    Returns:
+        The cache that has it.
+    """
+    for cache in caches:
+        if not is_intact(cache / path.name, digests, made_of, ours=False):
+            continue
+        try:
+            for name in (path.name, path.with_suffix(".json").name):  # the entry last
+                (path.parent / name).unlink(missing_ok=True)
+                os.link(cache / name, path.parent / name)
+        except OSError:  # another disk, or one that knows no links
+            continue
+        return cache
+    return None
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -> None:

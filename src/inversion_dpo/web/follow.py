@@ -72,7 +72,7 @@ def phase(run: Path, config: Config, rows: list[dict[str, Any]], pairs: int | No
     if rows:
         ended = "evaluated" if (run / "metrics.json").exists() else "trained"
         return Phase(ended, steps, steps, None, log)
-    shards = sorted((run / "cache").glob("*/shard-*.json"), key=_written)
+    shards = sorted(config.inversion.folder(run).glob("*/shard-*.json"), key=_written)
     if not shards:
         return Phase("waiting", 0, None, None, run / "config.yaml")
     shards = [p for p in shards if p.parent == shards[-1].parent]  # the cache that grows

@@ -175,6 +175,7 @@ def test_what_the_user_gives_wins_over_what_was_tuned():
         ("evaluation.scorer=no_module:score", "no_module"),
         ("evaluation.scorer=math:sqrt", "math:sqrt fails on a grey 64x64 image"),
         ("evaluation.scorer=null", "compare needs evaluation.scorer"),
+        ("inversion.cache=all", "inversion.cache has no effect in `compare`"),
         ("evaluation.prompts=hf:x", "hf:OWNER/NAME:COLUMN"),
         ("data.pairs=/no/pairs.parquet", "/no/pairs.parquet"),
         ("model.resolution=1600", "MB are free"),

@@ -2,7 +2,9 @@
 
 import logging
 import math
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -170,8 +172,9 @@ class Prepares:
         self.key = SimpleNamespace(guidance_scale=guidance, prompt_chunks=2, name=lambda: "key")
         self.model.reads, self.model.edits = {"tokenizer": 150}, "never"
 
-        def fill(root, model, pairs, key, *, device, team):
-            self.filled.append((root, model, pairs, key, device, team))
+        def fill(root, model, pairs, key, *, team, reuse):
+            self.reuse = reuse
+            self.filled.append((root, model, pairs, key, team))
             return cache
 
         def error(model, cache, scale):
@@ -202,9 +205,25 @@ def test_preparing_fills_once_and_says_what_there_is(cache, tmp_path, monkeypatc
     made = Prepares(monkeypatch, cache)
     prepared = prepare(config(), tmp_path / "root")
     assert prepared.cache is cache and prepared.model is made.model
-    assert len(made.filled) == 1 and made.filled[0][0] == tmp_path / "root"
+    assert len(made.filled) == 1 and made.filled[0][0] == tmp_path / "root" and not made.reuse
     assert made.asked == [] and made.looked == [tmp_path / f"root/giveaways-{'f' * 16}.json"]
     assert caplog.messages == ["5 pairs of 7 rows; left out: 2 ties"]
+
+
+@pytest.mark.parametrize(
+    ("given", "setting", "root", "reuse"),
+    [(None, "null", "run/cache", True), (None, "all", "all", True), ("own", "all", "own", False)],
+)
+def test_where_a_cache_lies_and_whether_it_takes_from_others(
+    monkeypatch, tmp_path, given, setting, root, reuse
+):
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipe, "prepare", lambda c, root, reuse: asked.append((root, reuse)))
+    monkeypatch.setattr(recipe, "set_up", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train(config(f"inversion.cache={setting}"), Path("run"), given and Path(given))
+    assert asked == [(Path(root), reuse)]
 
 
 @pytest.mark.parametrize(("guidance", "main", "asked"), [(2.0, True, [1.0, 2.0]), (2.0, False, [])])
@@ -512,8 +531,8 @@ def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
     session = SimpleNamespace(accelerator="accelerator")
 
     def part(name, result=None):
-        def made(*given):
-            called.append((name, given))
+        def made(*given, **named):
+            called.append((name, (*given, *named.values())))
             return result
 
         monkeypatch.setattr(recipe, name, made)
@@ -541,12 +560,12 @@ def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
         "run_steps",
         "finish",
     ]
-    assert given["prepare"] == (settings, folder / "cache")
+    assert given["prepare"] == (settings, folder / "cache", True)
     assert given["set_up"] == (settings, "prepared")
     assert given["begin_tracker"][-1] == 5 and given["run_steps"][3] is progress
     assert given["finish"] == (session, settings, folder, {"step": 8})
     train(settings, folder, tmp_path / "caches")
-    assert called[8] == ("prepare", (settings, tmp_path / "caches"))
+    assert called[8] == ("prepare", (settings, tmp_path / "caches", False))
 
 
 def test_a_batch_of_more_pairs_than_there_are_is_said():

@@ -21,13 +21,13 @@ from inversion_dpo.maths.schedule import KINDS, Schedule, add_noise, step
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import ModelError, plain_guidance
 from inversion_dpo.run.fields import ConfigError, InversionConfig
+from inversion_dpo.run.folder import BusyError, alone_at
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories import jobs as grouping
 from inversion_dpo.trajectories.fill import (
     Inverter,
     Job,
-    check_finite,
     conditions,
     fill,
     grouped,
@@ -40,6 +40,7 @@ from inversion_dpo.trajectories.jobs import pictures
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.sampling_back import sampled_back
+from inversion_dpo.trajectories.storing import check_finite
 from tests.by_hand import GRID, Model, Scaled
 
 CPU, SIDE, KIND = torch.device("cpu"), 2, "v_prediction"
@@ -125,7 +126,7 @@ class Source:
 
 
 def filled(tmp_path, key=KEY, model=None):
-    return fill(tmp_path, model or Pipeline(), Source(), key, device=CPU)
+    return fill(tmp_path, model or Pipeline(), Source(), key)
 
 
 def test_the_next_pictures_are_decoded_while_these_are_inverted(tmp_path, monkeypatch):
@@ -194,7 +195,7 @@ def test_every_number_of_a_cache_by_hand(tmp_path):
 def test_a_whole_cache_is_only_opened(tmp_path):
     filled(tmp_path)
     model = Pipeline()
-    again = fill(tmp_path, model, None, KEY, device=CPU)
+    again = fill(tmp_path, model, None, KEY)
     assert again.pairs == 5 and model.calls == 0
 
 
@@ -245,10 +246,63 @@ def test_processes_share_the_shards(tmp_path, monkeypatch):
     sources = [Source(), Source()]
     for rank in (1, 0):
         how = Inverter(Pipeline(), KEY, GRID, CPU)
-        assert module._write_missing(folder, how, sources[rank], 5, Team(rank, 2)) == (3, {})
+        assert module._write_missing(folder, how, sources[rank], Team(rank, 2), []) == (3, {})
         names = sorted(p.name for p in folder.glob("*.safetensors"))
         assert names == [f"shard-{k:05d}.safetensors" for k in ([1] if rank else [0, 1, 2])]
     assert sources[0].decoded == sources[1].decoded == 0  # only shards to be made are decoded
+
+
+def more(**changes):
+    """Seven pairs: the five, of which some differ in what their caption and images do not say."""
+    source = Source(7)
+    for number, change in changes.items():
+        source.pairs[int(number[1:])] = replace(source.pairs[int(number[1:])], **change)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "again"),
+    [
+        (more(), {}, [4, 5, 6]),  # rows were added: the last shard was not full
+        (more(p2={"preference": 0.5}), {}, [2, 3, 4, 5, 6]),
+        (more(p0={"seeds": (1, 2)}), {}, [0, 1, 4, 5, 6]),
+        (more(p3={"scene_graph": "{}"}), {}, [2, 3, 4, 5, 6]),
+        (more(p1={"caption": "abz"}), {}, [0, 1, 4, 5, 6]),
+        (more(p1={"caption": "abc"}), {}, range(7)),  # now the caption of 2 is stored with 1
+        (more(), {"fit": "crop"}, range(7)),
+    ],
+)
+def test_what_another_cache_has_is_not_made_again(tmp_path, monkeypatch, source, key, again):
+    filled(tmp_path)
+    key, made = replace(KEY, pairs="seven", **key), []
+    monkeypatch.setattr(
+        module,
+        "invert_pairs",
+        lambda how, jobs, *rest: (
+            made.extend(job.number for job in jobs) or invert_pairs(how, jobs, *rest)
+        ),
+    )
+    cache = fill(tmp_path, Pipeline(), source, key, reuse=True)
+    assert made == list(again)
+    plain = fill(tmp_path / "new", Pipeline(), source, key)
+    for one, other in zip(*(sorted(c.folder.glob("shard*")) for c in (cache, plain)), strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert cache.digests == plain.digests and cache.texts == plain.texts
+
+
+def test_nothing_is_taken_over_unless_that_is_asked_for(tmp_path, monkeypatch):
+    first, model = Pipeline(), Pipeline()
+    filled(tmp_path, model=first)
+    fill(tmp_path, model, Source(), replace(KEY, pairs="again"))
+    assert model.calls == first.calls
+    monkeypatch.setattr(module, "invert_pairs", None)  # everything is there
+    fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="third"), reuse=True)
+
+
+def test_a_cache_that_another_run_fills_is_left_alone(tmp_path):
+    tmp_path.joinpath(KEY.name()).mkdir()
+    with alone_at(tmp_path / KEY.name()), pytest.raises(BusyError, match="is being written"):
+        filled(tmp_path)
 
 
 def test_pairs_that_need_no_path_are_encoded_only(tmp_path, caplog):
@@ -410,7 +464,7 @@ def test_a_single_image_is_made_and_stored_once_and_has_the_same_bits(
 
     model.encode = encode
     for key in keys:
-        cache = fill(tmp_path, model, Alone(), key, device=CPU)
+        cache = fill(tmp_path, model, Alone(), key)
         caches.append((cache, sampled_back(model, cache, InversionConfig(steps=3))))
     assert encoded == {False: 11, True: 6}  # of five pairs, and one for the time that they take
     (twice, back), (once, back_once) = caches
@@ -443,13 +497,13 @@ def test_a_text_is_stored_once_in_the_first_shard_that_has_it(tmp_path):
                 self.pairs[k] = replace(self.pairs[k], caption=caption)
 
     model = Pipeline()
-    cache = fill(tmp_path, model, Repeating(), KEY, device=CPU)
+    cache = fill(tmp_path, model, Repeating(), KEY)
     assert cache.texts == [(0, 0), (0, 1), (0, 0), (0, 0), (2, 0)]
     assert "condition.prompt" not in set(cache.shard(1).keys())
     assert cache.condition([4, 3, 1])["prompt"].flatten().tolist() == [4, 2, 1] * 2
     (cache.folder / "manifest.json").unlink()
     (cache.folder / "shard-00000.json").unlink()
-    again = fill(tmp_path, model, Repeating(), KEY, device=CPU)
+    again = fill(tmp_path, model, Repeating(), KEY)
     assert again.texts == cache.texts
     assert again.condition([2])["prompt"].flatten().tolist() == [2, 2]
 

@@ -21,7 +21,6 @@ from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.sampling_back import round_trip_error, sampled_back
 from tests.by_hand import GRID
 from tests.unit.trajectories.test_fill import (
-    CPU,
     KEY,
     KIND,
     SIDE,
@@ -147,7 +146,7 @@ def test_processes_share_the_shards_and_the_first_one_writes_the_manifest(
 def test_room_is_asked_for_before_anything_is_computed(tmp_path, monkeypatch, single):
     """Of five pairs, or single images, four numbers of 4 bytes an image."""
     source = Alone() if single else Source()
-    cache = fill(tmp_path, Pipeline(), source, replace(KEY, single=single), device=CPU)
+    cache = fill(tmp_path, Pipeline(), source, replace(KEY, single=single))
     model, needed = Pipeline(), 5 * (1 if single else 2) * 4 * 4
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     what = "reconstructions need about .*, set inversion.reconstruct=false or data.limit"
@@ -198,7 +197,7 @@ def test_a_single_image_in_one_shard_is_enough(tmp_path):
     source = Alone()
     source.pairs = source.pairs[:1]
     key = replace(KEY, single=True)
-    cache = fill(tmp_path, Pipeline(), source, key, device=CPU)
+    cache = fill(tmp_path, Pipeline(), source, key)
     assert len(sampled_back(Pipeline(), cache, HOW).errors) == 1
     assert isinstance(round_trip_error(Pipeline(), cache, 1.0), float)
 
@@ -208,7 +207,7 @@ def test_a_pair_that_is_not_finite_on_its_way_back_is_named(tmp_path, single):
     """A network in float16 may overflow; the report's every number would be none."""
     source = Alone() if single else Source()
     key = replace(KEY, single=single, extent=NOWHERE)
-    cache, model = fill(tmp_path, Pipeline(), source, key, device=CPU), Pipeline()
+    cache, model = fill(tmp_path, Pipeline(), source, key), Pipeline()
     predict = model.predict
 
     def overflowing(network, x, t, condition):

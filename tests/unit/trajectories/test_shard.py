@@ -17,7 +17,6 @@ from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories.fill import (
     Inverter,
     Job,
-    check_finite,
     conditions,
     fill,
     invert_pairs,
@@ -26,6 +25,7 @@ from inversion_dpo.trajectories.fill import (
 )
 from inversion_dpo.trajectories.jobs import text_of
 from inversion_dpo.trajectories.key import NOWHERE
+from inversion_dpo.trajectories.storing import check_finite
 from tests.by_hand import GRID
 from tests.unit.trajectories.test_fill import (
     CPU,
@@ -213,7 +213,7 @@ class Wide(Source):
 
 
 def test_pairs_that_are_left_out_are_counted_and_listed(tmp_path):
-    cache = fill(tmp_path, Pipeline(), Wide(), replace(KEY, fit="drop"), device=CPU)
+    cache = fill(tmp_path, Pipeline(), Wide(), replace(KEY, fit="drop"))
     assert cache.counts == {"rows": 6, "pairs": 5, "ties": 1, "odd_shapes": 2}
     assert cache.left_out == [1, 3] and cache.pairs == 3
     assert cache.digests == [pair(k).digest for k in (0, 2, 4)]
@@ -222,14 +222,14 @@ def test_pairs_that_are_left_out_are_counted_and_listed(tmp_path):
 def test_steps_are_those_of_the_schedule_at_the_square(tmp_path):
     model, asked = Pipeline(), []
     model.schedule_at = lambda size: asked.append(size) or model.schedule
-    fill(tmp_path, model, Source(), replace(KEY, resolution=32, fit="crop"), device=CPU)
+    fill(tmp_path, model, Source(), replace(KEY, resolution=32, fit="crop"))
     assert set(asked) == {(32, 32)} and all(isinstance(size, tuple) for size in asked)
 
 
 def test_no_pair_that_fits_is_an_error_with_a_remedy(tmp_path):
     source, key = Wide(range(5)), replace(KEY, fit="drop")
     with pytest.raises(DataError, match=r"some\.csv: 5 of 5 pairs are left out.*data\.fit=crop"):
-        fill(tmp_path, Pipeline(), source, key, device=CPU)
+        fill(tmp_path, Pipeline(), source, key)
     assert not (tmp_path / key.name() / "manifest.json").exists()
 
 
@@ -247,11 +247,11 @@ def test_the_first_process_alone_counts_announces_and_joins(tmp_path, unwaiting,
     (root / KEY.name()).mkdir(parents=True)  # by the first process
     model = Pipeline()
     with pytest.raises(FileNotFoundError):  # the manifest, for which it would have waited
-        fill(root, model, source, KEY, device=CPU, team=Team(1, 2))
+        fill(root, model, source, KEY, team=Team(1, 2))
     names = sorted(p.name for p in (root / KEY.name()).iterdir())
     assert names == ["shard-00001.json", "shard-00001.safetensors"]
     assert model.calls == 4 * 4 and not capsys.readouterr().err
-    fill(root, model, Source(), KEY, device=CPU, team=Team(0, 2))
+    fill(root, model, Source(), KEY, team=Team(0, 2))
     assert model.calls == 4 * 4 + 4 + (4 + 2) * 4  # the trial of a batch, and two shards
 
 
@@ -267,7 +267,7 @@ def test_processes_share_the_cores_that_decode(
         module, "ThreadPoolExecutor", lambda most, name: asked.append(most) or real(most, name)
     )
     team = Team(0, processes)
-    module._write_missing(tmp_path, how_of(Pipeline()), Source(), None, team)
+    module._write_missing(tmp_path, how_of(Pipeline()), Source(), team, [])
     assert asked == [threads]
 
 

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import torch
 
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.source import open_pairs
@@ -117,7 +116,7 @@ def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, tmp_pat
     model = studio.sampler(None).model
     source = open_pairs(config.data)
     source.limit = 1
-    cache = fill(tmp_path, model, source, key_of(config, source, model), device=torch.device("cpu"))
+    cache = fill(tmp_path, model, source, key_of(config, source, model))
     (pair,), shard = source, cache.shard(0)
     errors = sampled_back(model, cache, config.inversion).shard(0).get_tensor("reconstruction")
     for k, data in enumerate((pair.winner, pair.loser)):
