@@ -78,7 +78,7 @@ def options(
 def invert(
     output: Output, overrides: Overrides = None, config: Preset = DEFAULT, dry_run: DryRun = False
 ) -> None:
-    """Recover every pair's noise trajectories and keep them in OUTPUT/cache.
+    """Recover every pair's noise trajectories and keep them in OUTPUT/cache or inversion.cache.
 
     `train` does this itself; use it to prepare a cache ahead, to see what guidance costs, or,
     with inversion.reconstruct=true, which pairs the reference cannot reproduce.
