@@ -15,7 +15,7 @@ from inversion_dpo.data.transforms import Size, fit
 DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
 WHITE = 128  # of 255: the level from which a pixel of a mask counts
 ODD_MASKS = {
-    "mask_whole": "masks count everything: is black and white inverted?",
+    "mask_whole": "masks count everything: are black and white swapped?",
     "mask_little": "masks count a thousandth of the image or less",
     "mask_grey": f"masks are grey in over 5% of their pixels: a pixel counts from level {WHITE} of "
     "255 on; save them in black and white",

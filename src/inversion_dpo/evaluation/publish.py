@@ -75,8 +75,8 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     rows = read_rows(run / "metrics.jsonl")
     if rows and "pairs" not in rows[-1]:  # which the last row of a training has
         raise PublishError(
-            f"{run} is trained to step {rows[-1]['step'] + 1} of {config.training.steps}, and its "
-            "adapter is of an earlier end: finish its training first, by the same command"
+            f"{run} is trained to step {rows[-1]['step'] + 1} of {config.training.steps}, and "
+            "adapter/ is from before it was continued: finish it first, by the same command"
         )
     if of_others(run):
         logger.warning(

@@ -210,7 +210,7 @@ def shapes_of(files: Iterable[Path]) -> dict[str, list[int]]:
         if few := next((n for n, w in slices.items() if packed(n, w.get_dtype())), None):
             raise ModelError(
                 f"{file}: {few!r} is of weights in few bits, which are not read from a folder: "
-                "give them in bf16, or a network in scaled fp8 as this file itself (model.network)"
+                "give them in bf16. Give a network in scaled fp8 as this file (model.network)"
             )
         if wrapped := next((m for name in held if (m := WRAPPERS.search(name))), None):
             raise ModelError(

@@ -140,7 +140,7 @@ def unread_text(file: str, whole: bool) -> str | None:
         return None
     why = "no part of the pipeline has such names"
     if not whole:
-        why = "the network alone is, and text encoders and autoencoder come from elsewhere"
+        why = "only the network is; the other parts come from model.config or model.path"
     return f"{file}: {len(beside)} tensors are not read, for example {min(beside)!r}: {why}"
 
 
@@ -156,9 +156,9 @@ def check_marks(file: str, scheduler: Mapping[str, Any]) -> None:
         key, value = TOLD[mark]
         if scheduler.get(key) != value:
             raise ModelError(
-                f"its mark {mark!r} asks for a scheduler of {key}={str(value).lower()}, which this "
-                "pipeline's has not: set model.config to a folder whose scheduler has; of "
-                "model.network, model.path"
+                f"its mark {mark!r} asks for a scheduler of {key}={str(value).lower()}, and the "
+                "pipeline has another: set model.config to a folder with such a scheduler (for a "
+                "file in model.network: model.path)"
             )
 
 

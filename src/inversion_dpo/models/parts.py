@@ -104,7 +104,9 @@ def check_place(path: str) -> None:
     if of_disk and not place.exists():
         raise ModelError("nothing is there: give a folder, a .safetensors file or OWNER/NAME")
     if place.is_file() and place.suffix != ".safetensors" and not keys_of(place):
-        raise ModelError("it is no safetensors file, and no others are read")
+        raise ModelError(
+            "it is no safetensors file, and no others are read: convert it, or fetch another one"
+        )
     if place.is_file() and SHARD.search(place.stem):
         raise ModelError("this is one of several files: give the folder that holds them all")
     if place.exists() and kind_of(path) == "lora":

@@ -58,7 +58,8 @@ def advise(folder: Path) -> list[Advice]:
     reference, policy = metrics.get("models") or (None, None)
     if reference or (policy and Path(policy).resolve() != folder.resolve()):
         seen = f"metrics.json compares other models: {policy} with {reference or 'the base model'}"
-        found = [Advice(seen, f"Run `inversion-dpo evaluate {folder}`, or judge others elsewhere")]
+        change = f"Run `inversion-dpo evaluate {folder}`; compare other models in a new folder"
+        found = [Advice(seen, change)]
     elif metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
         seen = f"The images are of step {metrics['steps']:.0f}, the training is further"
         found = [Advice(seen, f"Run `inversion-dpo evaluate {folder}` again")]

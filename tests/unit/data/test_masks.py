@@ -36,7 +36,7 @@ def test_a_table_names_a_mask_for_each_pair(tmp_path: Path) -> None:
     assert found[0].mask_image.getpixel((0, 0)) == 255  # type: ignore[union-attr]
     text = format_report(check_pairs(file))
     assert "masks: 2 pairs say where errors count: in 100.0% of the pixels (median)" in text
-    assert "! 2 masks count everything: is black and white inverted?" in text
+    assert "! 2 masks count everything: are black and white swapped?" in text
     plain = next(iter(open_pairs(table(tmp_path, TABLE.replace("mask", "x")))))
     assert plain.mask is plain.mask_image is None and plain.digest != found[0].digest
 

@@ -99,7 +99,9 @@ def test_the_card_states_no_score_of_other_models(run, caplog, change):
 def test_a_training_that_goes_on_is_not_exported(run):
     """Its adapter is that of fewer steps than the card would say."""
     (run / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\n{"step": 49, "loss": 1}\n')
-    with pytest.raises(PublishError, match="trained to step 50 of .* of an earlier end: finish"):
+    with pytest.raises(
+        PublishError, match="trained to step 50 of .* before it was continued: finish"
+    ):
         export(run)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 100, "pairs": 9}\n')

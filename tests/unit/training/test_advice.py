@@ -59,7 +59,7 @@ CASES = {
     "others": (
         {"images": win(0.7, 0.6, 0.8) | {"models": [None, "some/other"]}},
         "compares other models: some/other with the base model",
-        "judge others elsewhere",
+        "compare other models in a new folder",
     ),
     "not finite": ({"held": [{"accuracy": float("nan")}]}, "are not finite", "bf16"),
     "rising": (
