@@ -206,7 +206,8 @@ def _ratings_line(ratings: Sequence[float]) -> list[str]:
         return []
     total, least, most = ratings
     return [
-        f"  ratings: {total:g} from {least:g} to {most:g}, taken for one scale, higher is better"
+        f"  ratings: {total:,.0f} between {least:g} and {most:g}, taken for one scale, higher is "
+        "better"
     ]
 
 

@@ -286,7 +286,8 @@ def read_seconds(folder: Path) -> dict[str, float]:
         found = read_json(path) if path.exists() else {}
         return {name: float(spent) for name, spent in found.items()}
     except (DiskError, TypeError, ValueError) as error:  # no reason to stop a run
-        logger.warning("%s: %s. Earlier times are lost", path, error)
+        named = error if isinstance(error, DiskError) else f"{path} is damaged ({error})"
+        logger.warning("%s. Earlier times are lost", named)
         return {}
 
 

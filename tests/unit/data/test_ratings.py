@@ -123,7 +123,7 @@ def test_the_check_tells_the_scale_and_what_is_not_read(tmp_path: Path) -> None:
     """People who rate from 1 to 5 and from 1 to 100 are seen by it; so is a misspelt column."""
     file = table(tmp_path, RATED + "b,red.png,80,w\nb,blue.png,20,w\n")
     text = format_report(check_pairs(file, **SCORES))
-    assert "ratings: 8 from 1 to 80, taken for one scale, higher is better" in text
+    assert "ratings: 8 between 1 and 80, taken for one scale, higher is better" in text
     assert "not read: 'rater'\n" in text
     row = {"caption": "a", "chosen": {"image": RED, "by": 1}, "rejected": {"image": BLUE}, "x": 1}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")

@@ -126,6 +126,7 @@ def test_damage_of_other_kinds_is_named_or_counted(tmp_path, caplog):
         (tmp_path / "seconds.json").write_text(text)
         caplog.clear()
         assert folder.read_seconds(tmp_path) == {} and "Earlier times are lost" in caplog.text
+        assert caplog.text.count("seconds.json") == 1
     with pytest.raises(DiskError, match=r"seconds.json is damaged \(it holds a dict\)"):
         read_json(tmp_path / "seconds.json", list)
     rows = tmp_path / "rows"
