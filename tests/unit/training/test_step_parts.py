@@ -9,6 +9,7 @@ import torch
 from inversion_dpo.maths.losses import as_pair_errors
 from inversion_dpo.maths.records import LossOutput, NoisyStates
 from inversion_dpo.training import step as module
+from inversion_dpo.training.checks import StartupError, check_is_log_2
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.step import (
     adapt,
@@ -240,3 +241,12 @@ def test_a_factor_that_is_decided_counts_as_a_millionth(cache, factor, logit):
     session = make_session(cache, make_plan(gradient_factor=0.2), coefficients={"beta": 0.5})
     adapt(session, {"loss": 0.1, "grad_norm": 1.0, "gradient_factor": factor}, 0.2)
     assert session.coefficients["logit"] == pytest.approx(0.05 * 4 * logit, rel=1e-5)
+
+
+def test_a_first_loss_that_rounding_moved_is_warned_of_in_16_bits_and_refused_in_32(caplog):
+    """SDXL's preset has bfloat16 and beta 5000: a refusal would come after the inversion."""
+    check_is_log_2(math.log(2) + 0.099, exact=True)
+    check_is_log_2(1.1032, exact=False)
+    assert "at step 0 the loss is 1.1032" in caplog.text
+    with pytest.raises(StartupError, match="lower objective.beta"):
+        check_is_log_2(1.1032, exact=True)
