@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def announce(how: Inverter, pairs: PairSource, folder: Path, processes: int) -> None:
+def announce(
+    how: Inverter, pairs: PairSource, folder: Path, processes: int, caches: Sequence[Path] = ()
+) -> None:
     """Log, before the work begins, size and time of the cache; DiskError if it does not fit.
 
     Both are foretold from the sizes of the first pairs, and grow with the number of pixels.
@@ -34,6 +37,7 @@ def announce(how: Inverter, pairs: PairSource, folder: Path, processes: int) -> 
         pairs: their number counts, which a stream may not know.
         folder: where the cache will lie.
         processes: that share the shards among them.
+        caches: whose shards are linked where they are the same, which takes no room.
     """
     known, key = pairs.expected(), how.key
     sizes, share = sizes_ahead(pairs, key.resolution, key.fit)
@@ -49,7 +53,10 @@ def announce(how: Inverter, pairs: PairSource, folder: Path, processes: int) -> 
     if known:
         fewer = "set inversion.keep, or lower inversion.steps or data.limit"
         fewer = fewer if key.extent.last else "lower data.limit"
-        check_room(folder, size, "trajectories", fewer)
+        linked = sum(path.stat().st_size for cache in caches for path in cache.glob("shard-*"))
+        check_room(folder, size - linked, "trajectories", fewer)
+    if caches:
+        logger.info("what caches beside it have of these pairs takes neither room nor time")
     if not key.extent.last:
         logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size / 1e6)
         return

@@ -131,7 +131,7 @@ def _finish(
 ) -> None:
     """Write what is missing of a cache, the manifest last."""
     if team.main:
-        announce(how, pairs, folder, team.size)
+        announce(how, pairs, folder, team.size, caches)
         atomic_text(json.dumps(asdict(how.key), indent=1), folder / KEY)
         atomic_save({k: v.cpu() for k, v in how.model.empty().items()}, folder / EMPTY)
     team.wait()

@@ -16,10 +16,10 @@ from inversion_dpo.run import disk
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.trajectories import cost
 from inversion_dpo.trajectories.cost import announce, evaluations_again, example, seconds_of_batch
-from inversion_dpo.trajectories.fill import Inverter, invert_pairs
+from inversion_dpo.trajectories.fill import Inverter, fill, invert_pairs
 from inversion_dpo.trajectories.key import NOWHERE
 from tests.by_hand import GRID
-from tests.unit.trajectories.test_fill import CPU, KEY, SIDE, Pipeline, filled, jobs
+from tests.unit.trajectories.test_fill import CPU, KEY, SIDE, Pipeline, Source, filled, jobs
 from tests.unit.trajectories.test_shard import Editor
 
 
@@ -117,6 +117,20 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_first_forward(
     assert model.calls == 0
     (tmp_path / key.name() / "begun").write_bytes(b"0")  # what is written already is not needed
     filled(tmp_path, key, model)
+
+
+def test_what_is_linked_needs_no_room(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    filled(tmp_path)
+    linked = sum(path.stat().st_size for path in (tmp_path / KEY.name()).glob("shard-*"))
+    needed, key = 5 * (2 * 16 * 5 + 4), replace(KEY, pairs="again")
+    monkeypatch.setattr(
+        disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=max(0, needed - linked))
+    )
+    with pytest.raises(DiskError, match="trajectories need about"):
+        fill(tmp_path, Pipeline(), Source(), key)
+    fill(tmp_path, Pipeline(), Source(), key, reuse=True)
+    assert "takes neither room nor time" in caplog.text
 
 
 def test_fewer_states_need_less_room(caplog, monkeypatch):
