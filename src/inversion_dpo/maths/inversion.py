@@ -112,11 +112,15 @@ def follow(
         c_x, c_p = 1 / c_x, -c_p / c_x
     at = (start + torch.arange(len(moves))[:, None]).clamp(max=grid.steps - 1)
     c_x, c_p = (like(c[at].flatten(), x).unflatten(0, at.shape) for c in (c_x, c_p))
-    again, before = x.clone(), x.clone()
+    before, ended = x, []
     for j, move in enumerate(moves):
         n = len(move)
-        before[:n] = again[:n]
-        again[:n] = c_x[j, :n] * again[:n] + c_p[j, :n] * move.to(x)
+        if n < len(x):
+            ended.append((x[n:], before[n:]))
+            x = x[:n]
+        x, before = c_x[j, :n] * x + c_p[j, :n] * move.to(x), x
+    ended.append((x, before))
+    again, before = (torch.cat(parts) for parts in zip(*ended[::-1], strict=True))
     return again, before
 
 

@@ -140,7 +140,8 @@ class TrajectoryCache:
     def read_ahead(self, pairs: Sequence[int], positions: list[int] | None) -> None:
         """Read a later batch in a thread: what the next functions would read for these pairs.
 
-        A small batch is left to them: to wake the thread takes longer than to read it.
+        A small batch is left to them, and the system told of it: to wake the thread takes longer
+        than to read it.
 
         positions: of the states to be read, None for no states.
         """
@@ -149,7 +150,7 @@ class TrajectoryCache:
         pairs = tuple(pairs)
         one = self._of_batch(pairs[:1], positions and positions[:1])
         if len(pairs) * self._shards.size(one) < SMALL:
-            return
+            return self._shards.announce(self._of_batch(pairs, positions))
         waiting = self._thread.submit(lambda: self._read(self._of_batch(pairs, positions)))
         self._ahead[pairs] = positions, waiting
 

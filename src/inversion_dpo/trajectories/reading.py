@@ -1,7 +1,8 @@
 """Read rows of tensors out of safetensors files by their place, into one piece of memory.
 
 A mapped file has the system read ahead of every page that is touched, many times what a batch
-needs. Here consecutive rows are one ``preadv``, which waits for the disk without Python's lock.
+needs. Here the system is first told of all rows of a batch, so that the disk finds them together;
+then consecutive rows are one ``preadv``, which waits for the disk without Python's lock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -56,10 +57,15 @@ class Place:
     shape: tuple[int, ...]
     begin: int
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Its bytes."""
         return prod(self.shape) * self.dtype.itemsize
+
+    @cached_property
+    def of_row(self) -> int:
+        """Bytes of a row."""
+        return self.size // self.shape[0]
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,7 @@ class Shards:
 
     def size(self, wanted: Sequence[Rows]) -> int:
         """Count the bytes of rows."""
-        places = [(rows, self.places(rows.shard)[rows.name]) for rows in wanted]
-        return sum(len(rows.to) * (p.size // p.shape[0]) for rows, p in places)
+        return sum(len(rows.to) * self.places(rows.shard)[rows.name].of_row for rows in wanted)
 
     def _file(self, number: int) -> tuple[BinaryIO, dict[str, Place]]:
         with self._lock:
@@ -118,6 +123,16 @@ class Shards:
                 )
             return self._files[number]
 
+    def announce(self, wanted: Sequence[Rows]) -> None:
+        """Tell the system which rows will be read, so that the disk serves them together."""
+        if not hasattr(os, "posix_fadvise"):  # macOS has none
+            return
+        for rows in wanted:
+            file, places = self._file(rows.shard)
+            p = places[rows.name]
+            there = p.begin + rows.first * p.of_row, len(rows.to) * p.of_row
+            os.posix_fadvise(file.fileno(), *there, os.POSIX_FADV_WILLNEED)
+
     def read(self, wanted: Sequence[Rows], *, pinned: bool = False) -> Block:
         """Read rows; those of one name become one tensor.
 
@@ -135,36 +150,46 @@ class Shards:
             places[name] = Place(dtype, shape, end)
             end += -(-places[name].size // ALIGNED) * ALIGNED
         block = Block(torch.empty(end, dtype=torch.uint8, pin_memory=pinned), places)
+        self.announce(wanted)
         tensors, memory = block.on(torch.device("cpu")), block.memory.numpy().data
         for name, parts in named.items():
-            whole, step = places[name], places[name].size // places[name].shape[0]
+            whole = places[name]
             if any(p.shape[1:] != whole.shape[1:] for _, p in parts):
                 tensors[name].zero_()
             for rows, p in parts:
-                size = p.size // p.shape[0]
+                file, _ = self._file(rows.shard)
+                offset = p.begin + rows.first * p.of_row
                 if p.dtype == whole.dtype:
-                    starts = [whole.begin + k * step for k in rows.to]
-                    self._fill(rows, p, [memory[s : s + size] for s in starts])
+                    starts = [whole.begin + k * whole.of_row for k in rows.to]
+                    fill(file, offset, [memory[s : s + p.of_row] for s in starts])
                     continue
-                raw = bytearray(size * len(rows.to))
-                self._fill(rows, p, [memoryview(raw)])
+                raw = bytearray(p.of_row * len(rows.to))
+                fill(file, offset, [memoryview(raw)])
                 found = torch.frombuffer(raw, dtype=p.dtype).view(-1, *p.shape[1:])
                 tensors[name][list(rows.to), : found.shape[1]] = found.to(whole.dtype)
         return block
 
-    def _fill(self, rows: Rows, place: Place, buffers: list[memoryview]) -> None:
-        """Read consecutive rows of a tensor into buffers, one after another."""
-        file, _ = self._file(rows.shard)
-        offset = place.begin + rows.first * (place.size // place.shape[0])
-        while buffers:
-            done = os.preadv(file.fileno(), buffers[:BUFFERS], offset)
-            if not done:
-                raise DiskError(f"{file.name} ends too early: run the same command again")
-            offset += done
-            while buffers and done >= len(buffers[0]):
-                done -= len(buffers.pop(0))
-            if done:
-                buffers[0] = buffers[0][done:]
+
+def fill(file: BinaryIO, offset: int, buffers: list[memoryview]) -> None:
+    """Read a file into buffers, one after another.
+
+    Args:
+        file: open, unbuffered.
+        offset: of the first byte.
+        buffers: to be filled; the list is used up.
+
+    Raises:
+        DiskError: the file ends before the buffers are full.
+    """
+    while buffers:
+        done = os.preadv(file.fileno(), buffers[:BUFFERS], offset)
+        if not done:
+            raise DiskError(f"{file.name} ends too early: run the same command again")
+        offset += done
+        while buffers and done >= len(buffers[0]):
+            done -= len(buffers.pop(0))
+        if done:
+            buffers[0] = buffers[0][done:]
 
 
 def climb(transitions: Sequence[int]) -> tuple[list[int], list[int]]:

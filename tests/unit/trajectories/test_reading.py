@@ -99,6 +99,30 @@ def test_more_rows_than_one_call_of_the_system_takes(tmp_path):
     assert torch.equal(found[to], torch.arange(count))
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_the_system_is_told_of_all_rows_before_the_first_is_read(tmp_path, monkeypatch):
+    shards = write(tmp_path, {"a": torch.arange(50.0).reshape(5, 10)}, {"b": torch.arange(6)})
+    calls = []
+    advise, real = os.posix_fadvise, os.preadv
+    monkeypatch.setattr(
+        reading.os, "posix_fadvise", lambda f, *what: (calls.append(what), advise(f, *what))
+    )
+    monkeypatch.setattr(
+        reading.os, "preadv", lambda f, *what: (calls.append("read"), real(f, *what))[1]
+    )
+    a, b = shards.places(0)["a"].begin, shards.places(1)["b"].begin
+    shards.read([Rows("a", 0, 1, [0, 2]), Rows("b", 1, 5, [0]), Rows("a", 0, 4, [1])])
+    told = [(a + 40, 80), (b + 40, 8), (a + 160, 40)]
+    assert calls == [(*t, os.POSIX_FADV_WILLNEED) for t in told] + ["read"] * 3
+
+
+def test_rows_are_read_where_the_system_takes_no_advice(tmp_path, monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr(reading.os, "posix_fadvise", raising=False)
+    shards = write(tmp_path, {"a": torch.arange(5)})
+    assert shards.read([Rows("a", 0, 2, [1, 0])]).on(CPU)["a"].tolist() == [3, 2]
+
+
 @pytest.mark.parametrize("most", [1, 3, 8, 11])
 def test_a_disk_that_gives_few_bytes_at_a_time(tmp_path, monkeypatch, most):
     shards = write(tmp_path, {"a": torch.arange(9)})
