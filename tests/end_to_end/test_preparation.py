@@ -34,7 +34,7 @@ def calls(monkeypatch):
         monkeypatch.setattr(module, name, call)
 
     counted(loading, "load_pipeline", "loads of the model")
-    counted(key, "identity", "hashes of the weights")
+    counted(key, "identity_of", "hashes of the weights")
     counted(formats, "_digest", "hashes of the pairs")
     counted(rows, "decode_image", "decoded images")
     counted(source, "decode_image", "decoded images")

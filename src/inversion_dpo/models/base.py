@@ -258,3 +258,30 @@ def identity(modules: Iterable[nn.Module]) -> str:
             flat = tensor.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def identity_of(pipeline: Any) -> str:
+    """SHA-256 over all that a pipeline's latents, conditions and predictions depend on.
+
+    Besides its networks these are its tokenizers and its own switches, such as SDXL's
+    ``force_zeros_for_empty_prompt``.
+    """
+    switches = {k: v for k, v in getattr(pipeline, "config", {}).items() if isinstance(v, bool)}
+    switches.pop("requires_safety_checker", None)  # of images that are shown
+    parts = [identity(frozen_parts(pipeline).values()), switches]
+    for name, part in sorted(pipeline.components.items()):
+        words = getattr(part, "tokenizer", part)  # a processor holds one
+        if hasattr(words, "get_vocab"):
+            parts.append([name, *how_it_splits(words)])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def how_it_splits(tokenizer: Any) -> list[Any]:
+    """Say all by which a tokenizer turns a text into numbers."""
+    rules = tokenizer.get_vocab()
+    if hasattr(tokenizer, "backend_tokenizer"):
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        for of_the_last_call in ("padding", "truncation"):
+            rules.pop(of_the_last_call, None)
+    named = ("model_max_length", "padding_side", "special_tokens_map", "chat_template")
+    return [rules, *(str(getattr(tokenizer, n, None)) for n in named)]

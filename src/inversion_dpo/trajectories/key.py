@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from inversion_dpo.data.buckets import Resolution
 from inversion_dpo.maths.methods import ENDPOINTS, STORED
 from inversion_dpo.maths.records import Extent
-from inversion_dpo.models.base import DiffusionModel, frozen_parts, identity
+from inversion_dpo.models.base import DiffusionModel, identity, identity_of
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.trajectories.method import chosen_method
 from inversion_dpo.trajectories.storing import Form, endpoint_size, form_of
@@ -30,7 +30,7 @@ class CacheKey:
     pairs: str  # fingerprint of the pairs' source
     fit: str  # how images come to their size
     flip_seed: int | None  # of the mirrored pairs; None: no pair is
-    model: str  # identity of the frozen weights
+    model: str  # identity of the frozen weights and of what turns prompts into their input
     schedule: str  # the scheduler's configuration
     resolution: Resolution
     guidance_embed: float
@@ -150,7 +150,7 @@ def key_of(config: Config, pairs: PairSource, model: DiffusionModel) -> CacheKey
         mask=config.data.mask,
         single=pairs.single,
         flip_seed=config.training.seed if config.data.flip else None,
-        model=identity(frozen_parts(model.pipeline).values()),
+        model=identity_of(model.pipeline),
         schedule=json.dumps(dict(model.pipeline.scheduler.config), sort_keys=True, default=str),
         resolution=config.model.resolution,
         guidance_embed=config.model.guidance_embed,

@@ -6,6 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from inversion_dpo.maths.records import Extent
 from inversion_dpo.run.config import ConfigError, load_config
@@ -120,6 +123,40 @@ def test_the_weights_the_schedule_and_the_pairs_count():
     keys = [key(), key(of=model(2.0)), key(of=other)]
     assert len({k.name() for k in keys}) == 3
     assert keys[0].pairs == "of the pairs"
+
+
+def splitting(words):
+    """A tokenizer that knows these words."""
+    rules = Tokenizer(WordLevel({w: k for k, w in enumerate(words)}, unk_token="?"))
+    return PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="?", pad_token="?")
+
+
+def reading(tokenizer, **switches):
+    """A model whose prompts go through this tokenizer, or a processor that holds one."""
+    found = model(config=switches)
+    found.pipeline.components["words"] = tokenizer
+    return found
+
+
+def test_what_turns_prompts_into_numbers_counts():
+    """The same weights read other numbers of a prompt, so its conditions are others."""
+    one, same, other, short = (splitting(w) for w in ("?ab", "?ab", "?ba", "?ab"))
+    short.model_max_length = 7
+    held = SimpleNamespace(tokenizer=other)
+    slow = SimpleNamespace(get_vocab=lambda: {"a": 0})  # of no rules but its words
+    found = [key(of=reading(t)).name() for t in (one, other, short, slow)]
+    assert len({key().name(), *found}) == 5
+    same("a", padding="max_length", truncation=True, max_length=3)  # leaves its mark inside
+    assert key(of=reading(same)).name() == found[0]
+    assert key(of=reading(held)).name() == found[1]
+
+
+def test_a_pipelines_own_switches_count():
+    """SDXL's empty prompt is zeros by one of them; where a file lies counts nothing."""
+    plain = key(of=reading(None)).name()
+    zeros = reading(None, force_zeros_for_empty_prompt=True)
+    elsewhere = reading(None, _name_or_path="there", requires_safety_checker=True)
+    assert key(of=zeros).name() != plain == key(of=elsewhere).name()
 
 
 def test_the_order_in_which_a_schedule_is_written_does_not_count():
