@@ -131,7 +131,7 @@ def prepare(config: Config, cache_root: Path, *, reuse: bool = False) -> Prepare
     with accelerator.autocast():
         cache = fill(cache_root, model, pairs, key, team=team, reuse=reuse)
         back = (
-            sampled_back(model, cache, config.inversion, team)
+            sampled_back(model, cache, config.inversion, team, pairs.read())
             if config.inversion.reconstruct
             else None
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError, netw
 from inversion_dpo.run.disk import check_room, read_json
 from inversion_dpo.run.faults import Parts
 from inversion_dpo.run.fields import InversionConfig
+from inversion_dpo.run.folder import alone_at
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import images_of, pair_noise, predictions
@@ -27,9 +31,16 @@ from inversion_dpo.trajectories.writing import (
     write_shard,
 )
 
+if TYPE_CHECKING:
+    from inversion_dpo.data.source import Pair
+
 
 def sampled_back(
-    model: DiffusionModel, cache: TrajectoryCache, how: InversionConfig, team: Team | None = None
+    model: DiffusionModel,
+    cache: TrajectoryCache,
+    how: InversionConfig,
+    team: Team | None = None,
+    pairs: Iterable[Pair] = (),
 ) -> TrajectoryCache:
     """Reconstruct all pairs that are not reconstructed yet; idempotent.
 
@@ -41,6 +52,7 @@ def sampled_back(
         cache: of its pairs; all processes must call this.
         how: guidance, refinement and added noise of the inversion.
         team: the processes that share the shards among them.
+        pairs: of the cache, read only to name the file and row of one that goes wrong.
 
     Returns:
         A cache of the same pairs, in a folder inside the other. Its shards hold ``reconstructed``
@@ -48,43 +60,60 @@ def sampled_back(
 
     Raises:
         ModelError: a value is not finite; it names the pair.
+        BusyError: another run samples these pairs back.
     """
     team = team or Team()
     name = f"reconstruction-{how.guidance_scale:g}-{how.fixed_point_iterations}-{how.start}"
     folder = cache.folder / name
-    names, parts = [SHARD.format(k) for k in range(len(cache.sizes))], Parts()
     if not is_whole(folder, team):
         if team.main:
             numbers = cache.shard(0).get_tensor("clean")[0].numel()
             what, size = "reconstructions", 1.0 * cache.sides * cache.pairs * 4 * numbers
             check_room(folder, size, what, "set inversion.reconstruct=false or data.limit")
         folder.mkdir(exist_ok=True)
-        mine = range(team.rank, len(names), team.size)
-        for number in tqdm(mine, "sample back", unit="batch", disable=not team.main):
-            pairs = cache.of_shard[number]
-            digests = [cache.digests[pair] for pair in pairs]
-            if is_intact(folder / names[number], digests):
-                continue
-            x_0, back = way_back(model, cache, number, how)
-            parts.limit(cache.sizes[number], x_0.device)
-            again = torch.cat(parts.of(len(pairs), back))
-            for (row,) in not_finite(again, 1):
-                pair = pairs[row // cache.sides]
-                raise ModelError(f"pair {pair}: its latent, sampled back, has {OVERFLOW}")
-            error = reconstruction_error(x_0, again)
-            worse = [round(e, 6) for e in error.reshape(-1, cache.sides).amax(1).tolist()]
-            tensors = {"reconstructed": again.cpu(), "reconstruction": error.cpu()}
-            write_shard(
-                folder / names[number],
-                tensors,
-                {"digests": digests, "overlong": {}, "errors": worse, "pairs": pairs}
-                | {"size": cache.sizes[number], "texts": [cache.texts[pair] for pair in pairs]},
-            )
-        team.wait()
-        if team.main:
-            write_manifest(folder, read_json(cache.folder / MANIFEST), names)
-        team.wait()
+        with alone_at(folder) if team.main else nullcontext():
+            _finish(folder, model, cache, how, team, pairs)
     return TrajectoryCache(folder, cache.grid_at, cache.kind)
+
+
+def _finish(
+    folder: Path,
+    model: DiffusionModel,
+    cache: TrajectoryCache,
+    how: InversionConfig,
+    team: Team,
+    given: Iterable[Pair],
+) -> None:
+    """Write what is missing of the reconstructions, the manifest last."""
+    names, parts = [SHARD.format(k) for k in range(len(cache.sizes))], Parts()
+    mine = range(team.rank, len(names), team.size)
+    for number in tqdm(mine, "sample back", unit="batch", disable=not team.main):
+        pairs = cache.of_shard[number]
+        digests = [cache.digests[pair] for pair in pairs]
+        if is_intact(folder / names[number], digests):
+            continue
+        x_0, back = way_back(model, cache, number, how)
+        parts.limit(cache.sizes[number], x_0.device)
+        again = torch.cat(parts.of(len(pairs), back))
+        for (row,) in not_finite(again, 1):
+            pair = pairs[row // cache.sides]
+            places = (p.where for p in given if p.digest == cache.digests[pair])
+            side = "" if cache.single else f", {('winner', 'loser')[row % 2]}"
+            where = f"{next(places, f'pair {pair}')}{side}"
+            raise ModelError(f"{where}: its latent, sampled back, has {OVERFLOW}")
+        error = reconstruction_error(x_0, again)
+        worse = [round(e, 6) for e in error.reshape(-1, cache.sides).amax(1).tolist()]
+        tensors = {"reconstructed": again.cpu(), "reconstruction": error.cpu()}
+        write_shard(
+            folder / names[number],
+            tensors,
+            {"digests": digests, "overlong": {}, "errors": worse, "pairs": pairs}
+            | {"size": cache.sizes[number], "texts": [cache.texts[pair] for pair in pairs]},
+        )
+    team.wait()
+    if team.main:
+        write_manifest(folder, read_json(cache.folder / MANIFEST), names)
+    team.wait()
 
 
 def way_back(

@@ -14,6 +14,7 @@ from inversion_dpo.models.base import ModelError
 from inversion_dpo.run import disk
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.fields import InversionConfig
+from inversion_dpo.run.folder import BusyError, alone_at
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.fill import fill
 from inversion_dpo.trajectories.key import NOWHERE
@@ -216,8 +217,19 @@ def test_a_pair_that_is_not_finite_on_its_way_back_is_named(tmp_path, single):
         return found
 
     model.predict = overflowing
-    with pytest.raises(ModelError, match=r"pair 3: .* not finite. Set model.dtype=float32"):
-        sampled_back(model, cache, HOW)
+    side, named = ("", "pair 3") if single else (", winner", "pairs.csv, row 7")
+    known = [replace(p, where="pairs.csv, row 7") for p in source.pairs[3:4] * (not single)]
+    message = rf"{named}{side}: .* not finite. Set model.dtype=float32"
+    with pytest.raises(ModelError, match=message):
+        sampled_back(model, cache, HOW, pairs=known)
+
+
+def test_two_runs_do_not_sample_the_same_pairs_back_at_once(tmp_path):
+    cache = filled(tmp_path)
+    busy = pytest.raises(BusyError, match="reconstruction-1-0-0 is being written already")
+    with alone_at(cache.folder / "reconstruction-1-0-0"), busy:
+        sampled_back(Pipeline(), cache, HOW)
+    assert len(sampled_back(Pipeline(), cache, HOW).errors) == 5
 
 
 def test_the_round_trip_is_that_of_the_first_shard(tmp_path):
