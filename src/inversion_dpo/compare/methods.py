@@ -78,7 +78,7 @@ class Variant:
 
 
 def parse_methods(text: str) -> list[str]:
-    """Split a comma-separated list of methods; ConfigError names an unknown one."""
+    """Split a comma-separated list of methods; ConfigError names an unknown or repeated one."""
     names = [n.strip() for n in text.split(",") if n.strip()]
     for name in names:
         if name not in METHODS:
@@ -87,7 +87,10 @@ def parse_methods(text: str) -> list[str]:
             raise ConfigError(f"--methods: no method {name!r}; one of {', '.join(METHODS)}{hint}")
     if not names:
         raise ConfigError(f"--methods names none; one of {', '.join(METHODS)}")
-    return list(dict.fromkeys(names))
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"--methods names {name} twice: give each method once")
+    return names
 
 
 def parse_vary(text: str) -> tuple[str, list[str]]:

@@ -102,6 +102,8 @@ def check_build(config: Config, output: Path) -> None:
     known = scorers_of(config).names([g.caption for g in graphs if not g.items])
     if odd := [name for name in b.by if name not in known]:
         raise ConfigError(f"build.by: {odd[0]!r} is no score; choose from {', '.join(known)}")
+    if repeated := [name for name in b.by if b.by.count(name) > 1]:
+        raise ConfigError(f"build.by names {repeated[0]} twice: give each score once")
     images = b.samples * (sum(b.splits.values()) or min(len(graphs), b.limit or len(graphs)))
     asked, captions = details_of(b.prompts), [graph.caption for graph in graphs]
     sources, sizes = [asked.source_of.get(c) for c in captions], asked.size_of.values()

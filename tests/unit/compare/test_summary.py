@@ -128,7 +128,9 @@ def test_every_method_has_as_many_trials_and_loads(name):
 
 
 def test_methods_and_varied_keys_are_checked():
-    assert parse_methods("x0, sft,x0") == ["x0", "sft"]
+    assert parse_methods("x0, sft,") == ["x0", "sft"]
+    with pytest.raises(ConfigError, match="--methods names x0 twice: give each method once"):
+        parse_methods("x0, sft,x0")
     with pytest.raises(ConfigError, match="did you mean 'diffusion_dpo'"):
         parse_methods("difusion_dpo")
     assert parse_vary("objective.beta=1, 2") == ("objective.beta", ["1", "2"])

@@ -658,6 +658,7 @@ def test_the_embedded_worlds_checker_refuses_other_sizes():
         ("pikscore", {}, "did you mean 'pickscore'"),
         ("", {}, "names no scorer"),
         ("clip,", {}, "names no scorer"),
+        ("clip,scenes, clip", {}, "evaluation.scorer names clip twice: give each scorer once"),
         ("no.such.module:f", {}, "module:function"),
         ("clip", {"clop": "x"}, "evaluation.checkpoints.clop"),
         ("clip", {"clip": "/no/such/folder"}, "no such folder"),

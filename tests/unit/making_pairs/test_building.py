@@ -169,6 +169,8 @@ def test_what_does_not_come_out_is_said(tmp_path):
         build(settings(splits={"dev": 3}), tmp_path / "b")
     with pytest.raises(ConfigError, match="build.by: 'beauty' is no score; choose from"):
         build(settings(by=["beauty"]), tmp_path / "c")
+    with pytest.raises(ConfigError, match="build.by names warmth twice: give each score once"):
+        build(settings(by=["warmth", "sg_iou", "warmth"]), tmp_path / "d")
 
 
 def test_models_take_turns_with_the_reference(tmp_path, monkeypatch):

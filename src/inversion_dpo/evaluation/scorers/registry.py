@@ -297,11 +297,13 @@ def load_scorers(
         prompt_set: returns all prompts with their graphs; only scene-graph needs and calls it.
 
     Raises:
-        ScorerError: no scorer, an unknown name, or a checkpoint for an unknown scorer.
+        ScorerError: no scorer, an unknown or repeated name, or a checkpoint for an unknown scorer.
     """
     names = [part.strip() for part in (spec.split(",") if isinstance(spec, str) else spec)]
     if not names or not all(names):
         raise ScorerError(f"evaluation.scorer={spec!r} names no scorer; {_offer()}")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ScorerError(f"evaluation.scorer names {repeated[0]} twice: give each scorer once")
     places = dict(checkpoints or {})
     if unknown := sorted(set(places) - {*CHECKPOINTS, *OWN_FOLDER, *SERVED, *TOGETHER}):
         raise ScorerError(f"evaluation.checkpoints.{unknown[0]}: no such scorer; {_offer()}")
@@ -325,7 +327,7 @@ def load_scorers(
             return _with_rows(name, places, prompt_set)
         return _by_itself(name, places.get(name))
 
-    members = [named(name) for name in dict.fromkeys(names)]
+    members = [named(name) for name in names]
     return ScorerGroup(members, batch_size, Store(store) if store else None)
 
 
