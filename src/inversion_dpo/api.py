@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inversion_dpo.run.fields import Config, ConfigError, EvaluationConfig
-from inversion_dpo.run.folder import check_output, claim, claimed, occupied, read_config, run_file
+from inversion_dpo.run.folder import (
+    check_output,
+    claim,
+    claimed,
+    going_on,
+    occupied,
+    read_config,
+    run_file,
+)
 from inversion_dpo.training.effects import load_checked
 
 if TYPE_CHECKING:
@@ -171,6 +179,8 @@ def sample(
     from inversion_dpo.evaluation.sides import sampler_of
 
     folder = Path(run)
+    if policy and (text := going_on(folder)):
+        logger.warning(text)
     sampler = sampler_of(read_config(folder), folder / "adapter" if policy else None)
     seeds = [seed + k for k in range(len(prompts))]
     return sampler.draw(prompts, seeds, sources=sources)

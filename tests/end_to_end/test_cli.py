@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from inversion_dpo import api
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import sample_files as sample_file_module
 from inversion_dpo.run.config import to_yaml
@@ -81,6 +82,29 @@ def test_train_evaluate_report_and_sample(capsys, settings, tmp_path):
     clip = f"evaluation.checkpoints.clip={write_tiny_scorer('clip', tmp_path / 'clip')}"
     code, text, err = run(capsys, "fid", out, "--real", out / "images", clip)
     assert code == 0 and "reference" in text and "policy" in text, err
+
+
+def test_a_policy_from_before_its_training_was_continued_is_named(
+    capsys, settings, tiny_run, tmp_path, caplog
+):
+    """The run was killed at step 3 of a longer training; the policy of the shorter one is there."""
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copy(settings, out / "config.yaml")
+    rows = (out / "metrics.jsonl").read_text().splitlines()[:3]
+    (out / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    said = rf"{out} is trained to step 3 of \d+, and adapter/ is from before it was continued"
+    asked = ["sample", "a red star", "--run", out, "-o", tmp_path / "png"]
+    for command in (["evaluate", out, "evaluation.limit=2"], asked):
+        caplog.clear()
+        code, _, err = run(capsys, *command)
+        assert code == 0, err
+        assert len(re.findall(said, caplog.text)) == 1, command
+    caplog.clear()
+    api.sample(out, ["a red star"])
+    assert re.search(said, caplog.text)
+    caplog.clear()
+    api.sample(out, ["a red star"], policy=False)
+    assert not caplog.text
 
 
 def test_sample_keeps_its_pictures_and_replaces_no_other(capsys, settings, tmp_path, monkeypatch):

@@ -175,13 +175,15 @@ def sample(
     from inversion_dpo.evaluation.sample_files import draw, missing, sample_files
     from inversion_dpo.evaluation.sides import sampler_of
     from inversion_dpo.run.fields import ConfigError
-    from inversion_dpo.run.folder import run_file
+    from inversion_dpo.run.folder import going_on, run_file
 
     texts, overrides = split_settings(prompts or [])
     asked = prompts_to_sample(texts, scene_graph)
     settings = resolved("sample", run_file(run) if run else config, overrides)
     sources = sources_to_sample(source or [], len(asked))
     check_sampling(settings, output, len(asked), "the number of prompts", sources or [None])
+    if run and (text := going_on(run)):
+        logging.getLogger(__name__).warning(text)
     adapter, seeds = run / "adapter" if run else None, [seed + k for k in range(len(asked))]
     files = sample_files(settings, adapter, output, asked, seeds, sources)
     absent = missing(files)

@@ -57,7 +57,7 @@ from inversion_dpo.evaluation.scorers.vqa import VQA
 from inversion_dpo.evaluation.sides import side, sizes_for
 from inversion_dpo.run.config import Config, ConfigError, to_yaml
 from inversion_dpo.run.disk import atomic_table, atomic_text, digest_of
-from inversion_dpo.run.folder import read_config, read_rows, read_seconds, stage
+from inversion_dpo.run.folder import going_on, read_config, read_rows, read_seconds, stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.notices import trained_guidance
 
@@ -145,6 +145,8 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     usual = config.model.resolution
     for model in models:
         drawn = side(config, model).config
+        if model and (text := going_on(Path(model))):
+            logger.warning(text)
         if square(drawn.model.resolution) != square(usual):
             raise ConfigError(
                 f"{model} draws {drawn.model.resolution} pixels, and here model.resolution is "

@@ -18,7 +18,7 @@ from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, read_json, sha256_of
-from inversion_dpo.run.folder import alone_at, flat, read_config, read_rows
+from inversion_dpo.run.folder import alone_at, flat, going_on, read_config
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -72,12 +72,8 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
     if not adapter.is_dir():
         raise PublishError(f"{run} has no adapter: finish its training first")
     check_weights(adapter)
-    rows = read_rows(run / "metrics.jsonl")
-    if rows and "pairs" not in rows[-1]:  # which the last row of a training has
-        raise PublishError(
-            f"{run} is trained to step {rows[-1]['step'] + 1} of {config.training.steps}, and "
-            "adapter/ is from before it was continued: finish it first, by the same command"
-        )
+    if text := going_on(run):
+        raise PublishError(text)
     if of_others(run):
         logger.warning(
             "%s is of other models, or of the policy before it was trained further: the card "

@@ -279,6 +279,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def going_on(run: Path) -> str:
+    """Say that a run's policy is from before its training was continued; empty if it is not."""
+    rows = read_rows(run / "metrics.jsonl") if (run / "adapter").is_dir() else []
+    if not rows or "pairs" in rows[-1]:  # which the last row of a training has
+        return ""
+    return (
+        f"{run} is trained to step {rows[-1]['step'] + 1} of {read_config(run).training.steps}, "
+        "and adapter/ is from before it was continued: finish it first, by the same command"
+    )
+
+
 def read_seconds(folder: Path) -> dict[str, float]:
     """Read the wall-clock seconds of each stage, summed over interruptions."""
     path = folder / "seconds.json"
