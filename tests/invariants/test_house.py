@@ -333,6 +333,12 @@ def test_no_file_names_a_path_of_one_machine() -> None:
     assert hits == []
 
 
+def test_no_command_left_a_folder_named_by_a_setting() -> None:
+    """As a run does whose --output was left out before KEY=VALUE."""
+    names = [path.relative_to(ROOT).as_posix() for path in text_files()]
+    assert [name for name in names if "=" in name] == []
+
+
 @pytest.mark.parametrize(
     "offender",
     [
