@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import accumulate
@@ -127,11 +128,12 @@ class Shards:
         """Tell the system which rows will be read, so that the disk serves them together."""
         if not hasattr(os, "posix_fadvise"):  # macOS has none
             return
-        for rows in wanted:
-            file, places = self._file(rows.shard)
-            p = places[rows.name]
-            there = p.begin + rows.first * p.of_row, len(rows.to) * p.of_row
-            os.posix_fadvise(file.fileno(), *there, os.POSIX_FADV_WILLNEED)
+        with suppress(OSError):  # of a file system that takes no advice
+            for rows in wanted:
+                file, places = self._file(rows.shard)
+                p = places[rows.name]
+                there = p.begin + rows.first * p.of_row, len(rows.to) * p.of_row
+                os.posix_fadvise(file.fileno(), *there, os.POSIX_FADV_WILLNEED)
 
     def read(self, wanted: Sequence[Rows], *, pinned: bool = False) -> Block:
         """Read rows; those of one name become one tensor.
