@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from inversion_dpo.data.columns import Table
-from inversion_dpo.data.formats import Opened, open_rows
+from inversion_dpo.data.formats import HUB, Opened, open_rows
 from inversion_dpo.data.images import DataError, decode_image, picture_size
 from inversion_dpo.data.masks import decode_mask
 from inversion_dpo.data.rankings import rows_of
@@ -181,6 +181,11 @@ class PairSource:
         """How many pairs there may be, without reading an image; None if that cannot be known."""
         count = self.opened.count()
         return self.limit if count is None else min(count, self.limit or count)
+
+    @property
+    def quick(self) -> bool:
+        """Whether to read all pairs once more takes little: none is streamed, no image decoded."""
+        return not self.config.pairs.startswith(HUB) and self.config.on_bad_row != "skip"
 
     def shapes(self, most: int) -> Iterator[tuple[tuple[int, int], ...]]:
         """Read the sizes of the images of the first rows, from headers; without unusable rows."""

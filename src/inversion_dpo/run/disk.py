@@ -86,16 +86,20 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def check_room(folder: Path, size: float, what: str, remedy: str = "") -> None:
+def check_room(
+    folder: Path, size: float, what: str, remedy: str = "", *, whole: bool = True
+) -> None:
     """Refuse work whose result does not fit; DiskError names both sizes.
 
     Args:
-        folder: where it will be written; it need not be there yet. What it holds is part of it.
+        folder: where it will be written; it need not be there yet.
         size: of the result in bytes, roughly.
         what: the result's name.
         remedy: the settings that make it smaller, if any do.
+        whole: whether what the folder holds is a part of the result.
     """
-    size -= sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    if whole:
+        size -= sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     free = shutil.disk_usage(_nearest(folder)).free
     if free < size:
         raise DiskError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,9 @@ from inversion_dpo.data.transforms import Framing, Size
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.models.base import Condition, DiffusionModel, network_of, plain_guidance
 from inversion_dpo.run.disk import check_room
-from inversion_dpo.trajectories.jobs import Inverter, sizes_ahead, sources
+from inversion_dpo.trajectories.jobs import Inverter, lots, sizes_ahead, sources
+from inversion_dpo.trajectories.reading import SHARD
+from inversion_dpo.trajectories.writing import is_of
 
 if TYPE_CHECKING:
     from inversion_dpo.data.source import PairSource
@@ -25,22 +29,65 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Missing:
+    """What of a cache is still to be made, as its own entries and those of caches beside it say.
+
+    sizes: of the pictures of the pairs that no cache has; None if nothing is there, or if looking
+    would take as long as the work. total: pairs in all. held: bytes that may be of these pairs.
+    """
+
+    sizes: Counter[Size] | None = None
+    total: int = 0
+    held: int = 0
+
+
+def missing(how: Inverter, pairs: PairSource, folder: Path, caches: Sequence[Path]) -> Missing:
+    """Find the pairs that no cache has; they are read for it, and no image is decoded.
+
+    Args:
+        how: model and key.
+        pairs: of the cache.
+        folder: of the cache.
+        caches: whose shards are linked where they are the same.
+    """
+    places = folder, *caches
+    held = sum(file.stat().st_size for place in places for file in place.glob("shard-*"))
+    if not held or not pairs.quick:
+        return Missing(held=held)
+    sizes, total = Counter[Size](), 0
+    for lot in lots(pairs.read(), how, {}):
+        total += len(lot.jobs)
+        name = SHARD.format(lot.number)
+        if not any(is_of(place / name, lot.digests, lot.made_of) for place in places):
+            sizes.update(job.place.size for job in lot.jobs)
+    return Missing(sizes, total)
+
+
 def announce(
-    how: Inverter, pairs: PairSource, folder: Path, processes: int, caches: Sequence[Path] = ()
+    how: Inverter, pairs: PairSource, folder: Path, processes: int, absent: Missing
 ) -> None:
     """Log, before the work begins, size and time of the cache; DiskError if it does not fit.
 
-    Both are foretold from the sizes of the first pairs, and grow with the number of pixels.
+    Both are foretold from the sizes of the first pairs, or of those that are missing, and grow with
+    the number of pixels.
 
     Args:
         how: model, key and device; one step is timed, of pictures of the most frequent size.
         pairs: their number counts, which a stream may not know.
         folder: where the cache will lie.
         processes: that share the shards among them.
-        caches: whose shards are linked where they are the same, which takes no room.
+        absent: what is still to be made, if a part of it is there.
     """
-    known, key = pairs.expected(), how.key
-    sizes, share = sizes_ahead(pairs, key.resolution, key.fit)
+    known, key, which, share = pairs.expected(), how.key, " pairs", 1.0
+    if (sizes := absent.sizes) is None:
+        sizes, share = sizes_ahead(pairs, key.resolution, key.fit)
+    elif not sizes:
+        logger.info("all %d pairs are there already", absent.total)
+        return
+    else:
+        known = sizes.total()
+        which = f" {known} of {absent.total} pairs (the others are there)"
     ((side, _),) = sizes.most_common(1)
     pixels = sum(h * w * n for (h, w), n in sizes.items()) / sizes.total() / math.prod(side)
     model, how = how.model, how.at(side)
@@ -53,29 +100,37 @@ def announce(
     if known:
         fewer = "set inversion.keep, or lower inversion.steps or data.limit"
         fewer = fewer if key.extent.last else "lower data.limit"
-        linked = sum(path.stat().st_size for cache in caches for path in cache.glob("shard-*"))
-        check_room(folder, size - linked, "trajectories", fewer)
-    if caches:
-        logger.info("what caches beside it have of these pairs takes neither room nor time")
+        check_room(folder, size - absent.held, "trajectories", fewer, whole=False)
+    if absent.held:
+        logger.info("what caches have of these pairs already takes neither room nor time")
     if not key.extent.last:
-        logger.info("encoding pairs, none is inverted: %sabout %.0f MB on disk", per, size / 1e6)
+        logger.info("encoding%s, none is inverted: %sabout %.0f MB on disk", which, per, size / 1e6)
         return
-    batch, scales = min(key.pairs_per_shard, count), (key.guidance_scale, key.reference_guidance)
     every = condition | model.framing([Framing(side, (0, 0), side)])
-    seconds = seconds_of_batch(how, x_0, every, batch) * pixels
-    evaluations = evaluations_per_image(key.extent, *scales, evaluations_again(model, *scales))
-    minutes = seconds * evaluations * -(-count // (batch * processes)) / 60
-    logger.info(
-        "inverting pairs in %d steps: %sabout %.0f MB on disk and %.1f min",
-        key.steps,
-        per,
-        size / 1e6,
-        minutes,
-    )
-    for setting, other in key.smaller().items():
+    minutes = pixels * minutes_of(how, x_0, every, count, processes)
+    told = f"{per}about {size / 1e6:.0f} MB on disk and {minutes:.1f} min"
+    logger.info("inverting%s in %d steps: %s", which, key.steps, told)
+    for setting, other in key.smaller().items() if absent == Missing() else ():
         less = count * other.pair_size(latent, text) / 1e6
         if less < 0.95 * size / 1e6:
             logger.info("%s would need %sabout %.0f MB on disk", setting, per, less)
+
+
+def minutes_of(how: Inverter, x_0: Tensor, condition: Condition, count: int, among: int) -> float:
+    """Foretell how long it takes to invert pairs, from the time of one evaluation.
+
+    Args:
+        how: model, key, grid and device.
+        x_0: a latent (1, *).
+        condition: of its image, [1, ...] each.
+        count: of pairs.
+        among: processes that share them.
+    """
+    key, scales = how.key, (how.key.guidance_scale, how.key.reference_guidance)
+    batch, again = min(key.pairs_per_shard, count), evaluations_again(how.model, *scales)
+    seconds = seconds_of_batch(how, x_0, condition, batch)
+    evaluations = evaluations_per_image(key.extent, *scales, again)
+    return seconds * evaluations * -(-count // (batch * among)) / 60
 
 
 def example(model: DiffusionModel, size: Size, *, edited: bool) -> Condition:

@@ -48,20 +48,19 @@ from inversion_dpo.run.disk import atomic_save, atomic_text
 from inversion_dpo.run.folder import alone_at
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import TrajectoryCache
-from inversion_dpo.trajectories.cost import announce, evaluations_again
+from inversion_dpo.trajectories.cost import announce, evaluations_again, missing
 from inversion_dpo.trajectories.jobs import (
     Images,
     Inverter,
     Job,
+    Lot,
     Pictures,
-    grouped,
-    made_of,
+    lots,
     one_ahead,
     pictures,
     regions,
     sources,
     text_of,
-    text_places,
 )
 from inversion_dpo.trajectories.key import CacheKey
 from inversion_dpo.trajectories.known import known_noise
@@ -130,8 +129,9 @@ def _finish(
     folder: Path, how: Inverter, pairs: PairSource, team: Team, caches: Sequence[Path]
 ) -> None:
     """Write what is missing of a cache, the manifest last."""
+    absent = missing(how, pairs, folder, caches)
     if team.main:
-        announce(how, pairs, folder, team.size, caches)
+        announce(how, pairs, folder, team.size, absent)
         atomic_text(json.dumps(asdict(how.key), indent=1), folder / KEY)
         atomic_save({k: v.cpu() for k, v in how.model.empty().items()}, folder / EMPTY)
     team.wait()
@@ -161,13 +161,13 @@ def _write_missing(
         tqdm(total=count, desc=doing, unit="pair", mininterval=1.0, disable=not team.main) as bar,
         ThreadPoolExecutor(threads, "pictures") as pool,
     ):
-        stream = grouped(pairs.read(), how.key, left_out)
+        stream = lots(pairs.read(), how, left_out)
         try:
             for task in one_ahead(_tasks(folder, how, stream, team, pool, caches)):
-                number = task.number
+                number = task.lot.number
                 if task.pictures:
                     _write(folder, how, task)
-                bar.update(len(task.jobs))
+                bar.update(len(task.lot.jobs))
         finally:
             pool.shutdown(cancel_futures=True)
     return number + 1, left_out
@@ -177,60 +177,53 @@ def _write_missing(
 class Task:
     """A shard on its way.
 
-    number: of the shard. made_of: see :func:`.jobs.made_of`. places: (shard, row) of each pair's
-    condition. new: the pairs whose conditions this shard stores. pictures: of each pair, decoded in
-    other threads; none if another process writes this shard, or it is there.
+    pictures: of each pair, decoded in other threads; none if another process writes this shard, or
+    it is there.
     """
 
-    number: int
-    jobs: list[Job]
-    digests: list[str]
-    made_of: str
-    places: list[tuple[int, int]]
-    new: list[int]
+    lot: Lot
     pictures: list[Future[Pictures]]
 
 
 def _tasks(
     folder: Path,
     how: Inverter,
-    stream: Iterable[list[Job]],
+    stream: Iterable[Lot],
     team: Team,
     pool: Executor,
     caches: Sequence[Path],
 ) -> Iterator[Task]:
     """Give the shards in turn, and have the pictures of those to be written here decoded."""
-    texts, told = dict[bytes, tuple[int, int]](), set[Path]()
-    for number, jobs in enumerate(stream):
-        digests, path = [job.pair.digest for job in jobs], folder / SHARD.format(number)
-        places, new = text_places(texts, [text_of(job, how) for job in jobs], number)
-        made, images = made_of(jobs, places), list[Future[Pictures]]()
-        if number % team.size == team.rank and not is_intact(path, digests, made):
-            if not (cache := take_over(path, digests, made, caches)):
-                images = [pool.submit(pictures, how.model, job, how.key) for job in jobs]
+    told = set[Path]()
+    for lot in stream:
+        path, what = folder / SHARD.format(lot.number), (lot.digests, lot.made_of)
+        images = list[Future[Pictures]]()
+        if lot.number % team.size == team.rank and not is_intact(path, *what):
+            if not (cache := take_over(path, *what, caches)):
+                images = [pool.submit(pictures, how.model, job, how.key) for job in lot.jobs]
             elif cache not in told:
                 logger.info("what %s has of these pairs is taken over, not made again", cache)
                 told.add(cache)
-        yield Task(number, jobs, digests, made, places, new, images)
+        yield Task(lot, images)
 
 
 def _write(folder: Path, how: Inverter, task: Task) -> None:
     """Invert the pairs of a shard and write it."""
-    jobs, size = task.jobs, task.jobs[0].place.size
-    images = [decoded.result() for decoded in task.pictures]
-    shard = invert_pairs(how.at(size), jobs, task.new, images)
+    lot, jobs = task.lot, task.lot.jobs
+    size, images = jobs[0].place.size, [decoded.result() for decoded in task.pictures]
+    shard = invert_pairs(how.at(size), jobs, lot.new, images)
     check_finite(shard, [job.pair for job in jobs])
     entry = {
         "pairs": [job.number for job in jobs],
         "size": size,
-        "digests": task.digests,
-        "made_of": task.made_of,
+        "digests": lot.digests,
+        "made_of": lot.made_of,
         "images": [job.pair.marks for job in jobs],
         "overlong": overlong(how.model, [job.pair.caption for job in jobs]),
         "errors": [],
-        "texts": task.places,
+        "texts": lot.places,
     }
-    write_shard(folder / SHARD.format(task.number), shard, entry)
+    write_shard(folder / SHARD.format(lot.number), shard, entry)
 
 
 # ---------------------------------------------------------------- one shard

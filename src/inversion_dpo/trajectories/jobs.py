@@ -136,6 +136,37 @@ def made_of(jobs: Sequence[Job], places: Sequence[tuple[int, int]]) -> str:
     return hashlib.sha256(json.dumps([known, places]).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Lot:
+    """The pairs of a shard, and what tells it from one of others.
+
+    number: of the shard. made_of: see :func:`made_of`. places: (shard, row) of each pair's
+    condition. new: the pairs whose conditions this shard stores.
+    """
+
+    number: int
+    jobs: list[Job]
+    digests: list[str]
+    made_of: str
+    places: list[tuple[int, int]]
+    new: list[int]
+
+
+def lots(pairs: Iterable[Pair], how: Inverter, left_out: dict[int, str]) -> Iterator[Lot]:
+    """Give the pairs of each shard in turn, see :func:`grouped`.
+
+    Args:
+        pairs: in their order.
+        how: model and key.
+        left_out: where the place of a pair that gets no bucket is written, with the reason.
+    """
+    texts = dict[bytes, tuple[int, int]]()
+    for number, jobs in enumerate(grouped(pairs, how.key, left_out)):
+        places, new = text_places(texts, [text_of(job, how) for job in jobs], number)
+        digests = [job.pair.digest for job in jobs]
+        yield Lot(number, jobs, digests, made_of(jobs, places), places, new)
+
+
 def sizes_ahead(pairs: PairSource, resolution: Resolution, fit: str) -> tuple[Counter[Size], float]:
     """Count the sizes of the first pairs, and which share of them gets one; none without pairs.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from inversion_dpo.run.disk import (
     atomic_text,
     read_json,
     sha256_of,
+    writing,
 )
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.key import CacheKey
@@ -67,15 +69,33 @@ def is_intact(path: Path, digests: list[str], made_of: str = "", *, ours: bool =
         made_of: a hash of whatever else of the pairs it depends on.
         ours: whether to warn of a shard that is not so.
     """
-    try:
-        entry = json.loads(path.with_suffix(".json").read_text())
-        same = entry["digests"] == digests and entry.get("made_of", "") == made_of
-        same = same and entry["sha256"] == sha256_of(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if (entry := _entry(path)) is None:
         return False
+    same = is_of(path, digests, made_of) and entry["sha256"] == sha256_of(path)
     if ours and not same:
         logger.warning("%s is damaged or of other pairs: making it again", path)
-    return bool(same)
+    return same
+
+
+def is_of(path: Path, digests: list[str], made_of: str) -> bool:
+    """Tell whether there is a shard that says it is of these pairs, without reading it whole.
+
+    Args:
+        path: of the shard.
+        digests: of its pairs.
+        made_of: see :func:`is_intact`.
+    """
+    entry = _entry(path) or {}
+    return entry.get("digests") == digests and entry.get("made_of", "") == made_of
+
+
+def _entry(path: Path) -> dict[str, Any] | None:
+    """Read the entry of a shard that is there; None if it is none."""
+    try:
+        entry: dict[str, Any] = read_json(path.with_suffix(".json"))
+    except (OSError, DiskError):
+        return None
+    return entry if path.exists() and {"digests", "sha256"} <= entry.keys() else None
 
 
 def neighbours(key: CacheKey, folder: Path) -> list[Path]:
@@ -99,7 +119,9 @@ def neighbours(key: CacheKey, folder: Path) -> list[Path]:
 
 
 def take_over(path: Path, digests: list[str], made_of: str, caches: Sequence[Path]) -> Path | None:
-    """Link a shard from a cache that has the same one, which takes no room; None if none can be.
+    """Link a shard from a cache that has the same one, or copy it; None if no cache has it.
+
+    A link takes no room. A copy is for file systems that know no links.
 
     Args:
         path: of the shard that is missing.
@@ -115,12 +137,21 @@ def take_over(path: Path, digests: list[str], made_of: str, caches: Sequence[Pat
             continue
         try:
             for name in (path.name, path.with_suffix(".json").name):  # the entry last
-                (path.parent / name).unlink(missing_ok=True)
-                os.link(cache / name, path.parent / name)
-        except OSError:  # another disk, or one that knows no links
+                _link(cache / name, path.parent / name)
+        except FileNotFoundError:  # somebody deleted it meanwhile
             continue
         return cache
     return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Put a file under a second name, or a copy of it; DiskError if the disk refuses both."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with writing(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -> None:

@@ -15,7 +15,13 @@ from inversion_dpo.models.base import plain_guidance
 from inversion_dpo.run import disk
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.trajectories import cost
-from inversion_dpo.trajectories.cost import announce, evaluations_again, example, seconds_of_batch
+from inversion_dpo.trajectories.cost import (
+    Missing,
+    announce,
+    evaluations_again,
+    example,
+    seconds_of_batch,
+)
 from inversion_dpo.trajectories.fill import Inverter, fill, invert_pairs
 from inversion_dpo.trajectories.key import NOWHERE
 from tests.by_hand import GRID
@@ -36,7 +42,7 @@ def said(
         model.combine = (lambda *p: plain_guidance(*p)) if rescaled else plain_guidance
         pairs = SimpleNamespace(expected=lambda: count, edits=False, shapes=lambda most: shapes)
         how = Inverter(model, replace(KEY, **change or {}), GRID, CPU)
-        announce(how, pairs, Path("none"), processes)
+        announce(how, pairs, Path("none"), processes, Missing())
     return caplog.messages[0], model.calls
 
 
@@ -115,22 +121,47 @@ def test_a_cache_that_does_not_fit_is_refused_before_the_first_forward(
     with pytest.raises(DiskError, match=f"trajectories need about .* MB more .*{remedy}"):
         filled(tmp_path, key, model)
     assert model.calls == 0
-    (tmp_path / key.name() / "begun").write_bytes(b"0")  # what is written already is not needed
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
     filled(tmp_path, key, model)
 
 
-def test_what_is_linked_needs_no_room(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_is_linked_needs_no_room(tmp_path, monkeypatch, caplog, quick):
     caplog.set_level(logging.INFO)
     filled(tmp_path)
-    linked = sum(path.stat().st_size for path in (tmp_path / KEY.name()).glob("shard-*"))
-    needed, key = 5 * (2 * 16 * 5 + 4), replace(KEY, pairs="again")
-    monkeypatch.setattr(
-        disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=max(0, needed - linked))
-    )
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    source, key = Source(), replace(KEY, pairs="again")
+    source.quick = quick
     with pytest.raises(DiskError, match="trajectories need about"):
-        fill(tmp_path, Pipeline(), Source(), key)
-    fill(tmp_path, Pipeline(), Source(), key, reuse=True)
-    assert "takes neither room nor time" in caplog.text
+        fill(tmp_path, Pipeline(), source, key)
+    fill(tmp_path, Pipeline(), source, key, reuse=True)
+    told = "all 5 pairs are there already" if quick else "have of these pairs already takes neither"
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_only_what_is_missing_is_foretold(tmp_path, monkeypatch, caplog, reuse):
+    """Seven pairs, of which the first four are there: in the cache itself, or in one beside it."""
+    caplog.set_level(logging.INFO)
+    key, size = replace(KEY, pairs="seven"), 2 * 16 * 5 + 4
+    if reuse:
+        filled(tmp_path)
+    else:
+        cache = fill(tmp_path, Pipeline(), Source(7), key)
+        for file in [cache.folder / "manifest.json", *cache.folder.glob("shard-0000[23].*")]:
+            file.unlink()
+    caplog.clear()
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * size - 1))
+    with pytest.raises(DiskError, match="trajectories need about"):
+        fill(tmp_path, Pipeline(), Source(7), key, reuse=reuse)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * size))
+    monkeypatch.setattr(cost, "seconds_of_batch", lambda *_: 15.0)
+    fill(tmp_path, Pipeline(), Source(7), key, reuse=reuse)
+    foretold = [text for text in caplog.messages if text.startswith("inverting")]
+    assert foretold == [
+        "inverting 3 of 7 pairs (the others are there) in 3 steps: about 0 MB on disk and 2.0 min"
+    ]
+    assert "would need" not in caplog.text  # under other settings nothing were there
 
 
 def test_fewer_states_need_less_room(caplog, monkeypatch):

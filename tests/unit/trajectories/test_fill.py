@@ -1,5 +1,6 @@
 """Filling a cache, with an autoencoder and a network that can be worked out by hand."""
 
+import errno
 import json
 import logging
 from collections import Counter
@@ -25,18 +26,18 @@ from inversion_dpo.run.folder import BusyError, alone_at
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories import fill as module
 from inversion_dpo.trajectories import jobs as grouping
+from inversion_dpo.trajectories import writing
 from inversion_dpo.trajectories.fill import (
     Inverter,
     Job,
     conditions,
     fill,
-    grouped,
     invert_pairs,
     noise_variance,
     pair_noise,
     predictions,
 )
-from inversion_dpo.trajectories.jobs import pictures
+from inversion_dpo.trajectories.jobs import grouped, pictures
 from inversion_dpo.trajectories.key import NOWHERE, CacheKey
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.sampling_back import sampled_back
@@ -109,7 +110,7 @@ def pair(number):
 class Source:
     """Five pairs, counted as they are read."""
 
-    counts, edits = Counter(rows=6, pairs=5, ties=1), False
+    counts, edits, quick = Counter(rows=6, pairs=5, ties=1), False, True
 
     def __init__(self, count=5):
         self.pairs, self.decoded = [pair(k) for k in range(count)], None
@@ -223,7 +224,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path):
     (cache.folder / "shard-00002.json").unlink()  # without its entry a shard counts as missing
     model = Pipeline()
     filled(tmp_path, model=model)
-    assert model.calls == 4 + 2 * 4  # a last shard of one pair
+    assert model.calls == 2 + 2 * 4  # a last shard of one pair, timed first
 
 
 def test_a_shard_of_other_pairs_or_bytes_is_made_again(tmp_path, caplog):
@@ -297,6 +298,19 @@ def test_nothing_is_taken_over_unless_that_is_asked_for(tmp_path, monkeypatch):
     assert model.calls == first.calls
     monkeypatch.setattr(module, "invert_pairs", None)  # everything is there
     fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="third"), reuse=True)
+
+
+def test_without_links_what_another_cache_has_is_copied(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(writing.os, "link", refused)
+    first = filled(tmp_path)
+    monkeypatch.setattr(module, "invert_pairs", None)  # everything is there
+    second = fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="again"), reuse=True)
+    for file in first.folder.glob("shard*"):
+        copy = second.folder / file.name
+        assert copy.read_bytes() == file.read_bytes() and not copy.samefile(file)
 
 
 def test_a_cache_that_another_run_fills_is_left_alone(tmp_path):
