@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Template
 from safetensors import SafetensorError, safe_open
@@ -17,8 +16,8 @@ from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, WEIGHTS, metric_row
 from inversion_dpo.evaluation.wording import gain_text, win_text
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
-from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, read_json, sha256_of
-from inversion_dpo.run.folder import alone_at, flat, going_on, read_config
+from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, sha256_of
+from inversion_dpo.run.folder import alone_at, flat, going_on, read_config, read_metrics
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -119,12 +118,6 @@ def check_weights(adapter: Path) -> None:
                         )
         except SafetensorError as error:
             raise PublishError(f"{file} is damaged ({error}): run its training again") from error
-
-
-def read_metrics(run: Path) -> dict[str, Any]:
-    """Read a run's ``metrics.json``; empty if it was not evaluated."""
-    file = run / "metrics.json"
-    return dict(read_json(file)) if file.is_file() else {}
 
 
 def of_others(run: Path) -> bool:

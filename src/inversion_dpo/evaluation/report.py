@@ -28,8 +28,15 @@ from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.run.config import Config, ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text, read_json, read_table
-from inversion_dpo.run.folder import read_config, read_rows, read_seconds, run_file, whole
+from inversion_dpo.run.disk import atomic_text, read_table
+from inversion_dpo.run.folder import (
+    read_config,
+    read_metrics,
+    read_rows,
+    read_seconds,
+    run_file,
+    whole,
+)
 from inversion_dpo.trajectories.method import takes_images
 
 logger = logging.getLogger(__name__)
@@ -122,7 +129,7 @@ def measured(folder: Path, config: Config, metrics: Mapping[str, Any]) -> list[P
 def report(folder: Path, shown: int = 16) -> Path:
     """Write ``report.html`` of an evaluated run, with PNG copies of its figures."""
     check_evaluated(folder)
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_metrics(folder)
     if lost := [name for name in WRITTEN if name not in metrics]:
         raise ConfigError(
             f"{folder / 'metrics.json'} has no {', no '.join(lost)}: it is damaged. Run "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -270,13 +271,45 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line or "{}")
         except ValueError:
             row = None
-        if row and isinstance(row, dict) and "step" in row:
+        if row and isinstance(row, dict) and "step" in row and all(map(_is_number, row.values())):
             rows.append(row)
         elif line:
             damaged.append(number)
     if damaged and (len(damaged) > 1 or text.endswith("\n")):
         logger.warning("%s: %d damaged lines left out, first %d", path, len(damaged), damaged[0])
     return rows
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Read what ``evaluate`` measured in a run's folder; empty if it was not evaluated.
+
+    DiskError if the file is damaged, or has something else where others read numbers.
+    """
+    file, shares = run / "metrics.json", ("win_rate", "win_rate_low", "win_rate_high")
+    found = read_json(file) if file.is_file() else {}
+    models, rows = found.get("models"), [found]
+    rows += [row for row in found.values() if isinstance(row, dict) and "gain" in row]
+    numbers = [(f"steps {found.get('steps')}", _is_number(found.get("steps", 0)))]
+    for row in rows:
+        given = [name for name in (*shares, "gain", "gain_low", "gain_high") if name in row]
+        numbers += [(f"{k} {row[k]}", _is_number(row[k]) and math.isfinite(row[k])) for k in given]
+        lost = [name for name in shares if "win_rate" in row and name not in row]
+        numbers += [(f"no {name}", False) for name in lost]
+    named = models is None or (
+        isinstance(models, list)
+        and len(models) == 2
+        and all(model is None or isinstance(model, str) for model in models)
+    )
+    if wrong := [text for text, sound in [(f"models {models}", named), *numbers] if not sound]:
+        raise DiskError(
+            f"{file} is damaged ({wrong[0]}): run `inversion-dpo evaluate {run}` again; kept "
+            "samples are not drawn anew"
+        )
+    return dict(found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def going_on(run: Path) -> str:

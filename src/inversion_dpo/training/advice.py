@@ -11,8 +11,8 @@ from typing import Any
 from inversion_dpo.maths.intervals import wilson
 from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import ConfigError
-from inversion_dpo.run.disk import read_json
-from inversion_dpo.run.folder import read_config, read_rows, run_file
+from inversion_dpo.run.disk import DiskError
+from inversion_dpo.run.folder import read_config, read_metrics, read_rows, run_file
 from inversion_dpo.training.health import (
     FEW_PAIRS,
     SAME_IMAGES,
@@ -30,6 +30,12 @@ from inversion_dpo.trajectories.method import chosen_method
 DECIDED = 0.1  # mean gradient factor below which most pairs have no say any more
 RISES = 3  # held-out measurements in a row that rise
 GAIN = ": a gain"
+NEEDS = {  # what a row with some columns has besides
+    ("margin",): ("loss", "drift"),
+    ("margin", "winner_error"): ("winner_error_ref",),
+    ("heldout_pairs",): ("heldout_accuracy", "heldout_margin"),
+    ("heldout_winner_error",): ("heldout_winner_error_ref",),
+}
 
 
 def advise(folder: Path) -> list[Advice]:
@@ -40,6 +46,7 @@ def advise(folder: Path) -> list[Advice]:
 
     Raises:
         ConfigError: nothing was trained there.
+        DiskError: a file is damaged.
     """
     rows = read_rows(folder / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
@@ -49,11 +56,11 @@ def advise(folder: Path) -> list[Advice]:
             f"{folder} holds no training step: run `inversion-dpo train --config "
             f"{folder / 'config.yaml'} --output {folder}`"
         )
+    check_rows(folder / "metrics.jsonl", rows)
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
-    loss, result = chosen_method(config).loss, folder / "metrics.json"
+    loss, metrics = chosen_method(config).loss, read_metrics(folder)
     warnings = warned(steps)
     causes = [*broken(steps), *warnings.values()]
-    metrics = read_json(result) if result.exists() else {}
     found = judged(metrics, held) if metrics else []
     reference, policy = metrics.get("models") or (None, None)
     if reference or (policy and Path(policy).resolve() != folder.resolve()):
@@ -66,7 +73,7 @@ def advise(folder: Path) -> list[Advice]:
     if "margin" in steps[-1]:
         found = learned(steps, held, config.training.batch_size) + found
         found += decided(steps) if "link" in USES[loss] else []
-    elif held:
+    elif held and "heldout_winner_error" in held[-1]:
         found.insert(0, without_reference(held[-1]))
     if any(advice.seen.endswith(GAIN) for advice in found):  # what was feared did not happen
         causes = broken(steps) + [
@@ -76,6 +83,28 @@ def advise(folder: Path) -> list[Advice]:
     elif causes:  # mend these first: what follows from them needs no remedy of its own
         found = [Advice(advice.seen) for advice in found]
     return causes + found
+
+
+def check_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Refuse rows of a training that lack a part, as nothing but damage makes them.
+
+    Args:
+        file: that they were read from.
+        rows: of numbers.
+
+    Raises:
+        DiskError: names file, step and part.
+    """
+    for row in rows:
+        lost = [k for has, more in NEEDS.items() if {*has} <= {*row} for k in more if k not in row]
+        share, pairs = row.get("heldout_accuracy", 0.5), row.get("heldout_pairs", 1.0)
+        if not lost and not (1 <= pairs < 1e9 and (0 <= share <= 1 or math.isnan(share))):
+            lost = ["possible held-out accuracy"]
+        if lost:
+            raise DiskError(
+                f"{file}: the line of step {row['step']} is damaged (it has no {lost[0]}): take "
+                "that line out"
+            )
 
 
 def broken(steps: Sequence[Row]) -> list[Advice]:

@@ -54,7 +54,7 @@ def beta_text(row: Row, raised: bool = True) -> str:
 def complaints(rows: Sequence[Row]) -> dict[str, Advice]:
     """Look at consecutive rows of a loss with a reference: advice for each kind of trouble."""
     rows = [r for r in rows if {"margin", "winner_error"} <= {*r} and math.isfinite(r["loss"])]
-    early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY]
+    early = [r["accuracy"] for r in rows if 0 < r["step"] <= EARLY and "accuracy" in r]
     found = {}
     if len(early) >= EARLY and min(early) == 1.0:
         found["perfect at once"] = Advice(

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
+from inversion_dpo.run.disk import DiskError
 from inversion_dpo.training.advice import advise, text
 
 SOUND = {
@@ -139,3 +140,50 @@ def test_a_folder_without_steps_is_refused(tmp_path):
 def test_images_of_a_later_round_are_the_runs_own(tmp_path):
     run = run_of(tmp_path, images=win(0.7, 0.6, 0.8) | {"models": [None, str(tmp_path)]})
     assert any(advice.seen.endswith("a gain") for advice in advise(run))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"win_rate": None}, "win_rate None"),
+        ({"win_rate_low": float("inf")}, "win_rate_low inf"),
+        ({"win_rate_high": "0.8"}, "win_rate_high 0.8"),
+        ({"steps": None}, "steps None"),
+        ({"models": "runs/x"}, "models runs/x"),
+        ({"models": [None, 5]}, r"models \[None, 5\]"),
+        ({"warmth": {"gain": 0.1, "gain_low": None}}, "gain_low None"),
+    ],
+)
+def test_a_damaged_evaluation_is_named(tmp_path, change, fault):
+    run = run_of(tmp_path, images=win(0.7, 0.6, 0.8) | change)
+    message = rf"metrics.json is damaged \({fault}\): run `inversion-dpo evaluate .* again"
+    with pytest.raises(DiskError, match=message):
+        advise(run)
+
+
+def test_an_evaluation_that_lacks_an_end_of_its_interval_is_named(tmp_path):
+    with pytest.raises(DiskError, match=r"metrics.json is damaged \(no win_rate_low\)"):
+        advise(run_of(tmp_path, images={"win_rate": 0.7, "win_rate_high": 0.8}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "part"),
+    [
+        ({"drift": None}, 0, "drift"),
+        ({"winner_error_ref": None}, 0, "winner_error_ref"),
+        ({"held": [{"pairs": float("nan")}]}, 10, "possible held-out accuracy"),
+        ({"held": [{"pairs": 0.0}]}, 10, "possible held-out accuracy"),
+        ({"held": [{"accuracy": -1.0}]}, 10, "possible held-out accuracy"),
+    ],
+)
+def test_a_row_that_lacks_a_part_is_named(tmp_path, changes, step, part):
+    message = rf"metrics.jsonl: the line of step {step} is damaged \(it has no {part}\): take that"
+    with pytest.raises(DiskError, match=message):
+        advise(run_of(tmp_path, **changes))
+
+
+def test_a_row_of_something_else_than_numbers_is_left_out_and_counted(tmp_path, caplog):
+    run = run_of(tmp_path, loss="0.6")
+    with pytest.raises(ConfigError, match="holds no training step"):
+        advise(run)
+    assert "metrics.jsonl: 60 damaged lines left out, first 1" in caplog.text
