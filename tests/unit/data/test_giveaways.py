@@ -178,7 +178,8 @@ def test_whoever_asks_for_it_is_warned(tmp_path: Path, caplog: pytest.LogCapture
 
 def test_a_few_per_cent_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """16 of 200 pairs: the trait alone is right in 54%, and in 50.5% at least."""
-    data = pairs_of(tmp_path, lambda: stored(picture(48, 72)), plain, 200, 16)
+    small = (lambda: stored(picture(24, 36)), lambda: stored(picture(32, 32)))
+    data = pairs_of(tmp_path, *small, 200, 16)
     with caplog.at_level(logging.WARNING):
         refuse_giveaways(open_pairs(data), tmp_path / "memo.json")
     assert "narrower in shape in 16 of 16 pairs that differ, of 200" in caplog.text

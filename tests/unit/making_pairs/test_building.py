@@ -26,7 +26,7 @@ from tests.pair_files import write_annotations
 SMALL = BuildConfig(
     prompts="scenes",
     mix={"1/0": 1, "2/1": 1},
-    splits={"train": 20, "test": 8},
+    splits={"train": 12, "test": 4},
     samples=4,
     guidance_scales=[1.0, 2.0],
     by=["warmth"],
@@ -36,12 +36,12 @@ SMALL = BuildConfig(
     name="small",
     licence="apache-2.0",
 )
-painted = []
+painted, checked = [], []
 
 
 @pytest.fixture(autouse=True)
 def painter(monkeypatch):
-    """Plain grounds, warmer from seed to seed; notes what was asked for."""
+    """Plain grounds, warmer from seed to seed; notes what was asked for and checked before."""
 
     def drawing(sources, details):
         def draw(asked, seeds, source):
@@ -58,7 +58,11 @@ def painter(monkeypatch):
         return draw
 
     painted.clear()
+    checked.clear()
     monkeypatch.setattr("inversion_dpo.making_pairs.build.drawing", drawing)
+    monkeypatch.setattr(
+        "inversion_dpo.making_pairs.build.check_sampling", lambda *asked: checked.append(asked)
+    )
 
 
 def settings(**changes):
@@ -71,8 +75,9 @@ def rows_of(folder):
 
 def test_a_dataset_in_splits(tmp_path):
     made = build(settings(), tmp_path)
-    assert made == {"dataset/train/train-00000-of-00001": 20, "dataset/test/test-00000-of-00001": 8}
-    for split, count in (("train", 20), ("test", 8)):
+    assert [asked[:2] for asked in checked] == [(settings(), tmp_path)]
+    assert made == {"dataset/train/train-00000-of-00001": 12, "dataset/test/test-00000-of-00001": 4}
+    for split, count in (("train", 12), ("test", 4)):
         rows = rows_of(tmp_path / "dataset" / split)
         assert {split_of(r["caption"]) for r in rows} == {split}
         sizes = [len(parse_caption(r["caption"]).items) for r in rows]
@@ -83,7 +88,7 @@ def test_a_dataset_in_splits(tmp_path):
             assert r["source_0"].startswith("reference, guidance ")
     card = (tmp_path / "dataset" / "README.md").read_text()
     assert card.startswith("---\n") and "\nlicense: apache-2.0\n" in card
-    assert "| train | 20 |" in card and "| 1 object | 2 objects |" in card
+    assert "| train | 12 |" in card and "| 1 object | 2 objects |" in card
     assert "path: train/*.parquet" in card and str(tmp_path) not in card
     for name in ("pairs.png", "distributions.png", "config.yaml", "SHA256SUMS"):
         assert (tmp_path / "dataset" / name).stat().st_size > 100
@@ -91,7 +96,7 @@ def test_a_dataset_in_splits(tmp_path):
 
 def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setattr("inversion_dpo.making_pairs.card.write_card", lambda *told: None)
-    few = {"splits": {"train": 8, "test": 4}}
+    few = {"splits": {"train": 4, "test": 2}}
     build(settings(**few), tmp_path / "whole")
     sums = (tmp_path / "whole" / "dataset" / "SHA256SUMS").read_text()
     painted.clear()
@@ -163,7 +168,7 @@ class Brightness:
 
 
 def test_what_does_not_come_out_is_said(tmp_path):
-    with pytest.raises(DataError, match="test-1-0: only 0 of 4 pairs came out"):
+    with pytest.raises(DataError, match="test-1-0: only 0 of 2 pairs came out"):
         build(settings(least=5), tmp_path / "a")
     with pytest.raises(ConfigError, match="build.splits.dev is unknown: the embedded world"):
         build(settings(splits={"dev": 3}), tmp_path / "b")

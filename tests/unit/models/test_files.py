@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.evaluation.samples import model_digest
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.folders import folder_fault
+from inversion_dpo.models.folders import folder_fault, index_of
 from inversion_dpo.models.loading import check_model, load_pipeline
+from inversion_dpo.models.one_file import encoders_in
 from inversion_dpo.models.parts import save_pipeline
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError, load_config
@@ -441,26 +442,41 @@ def test_a_whole_file_that_lacks_a_weight_is_refused_before_any_work(tiny, tmp_p
         ("sdxl", "conditioner.embedders.1.model.", "text_encoder_2"),
     ],
 )
-def test_a_text_encoder_of_a_whole_file_is_whole_or_refused(family, start, part, tiny, tmp_path):
+def test_a_text_encoder_of_a_whole_file_is_whole_or_refused(
+    family, start, part, pipe, tiny, tmp_path
+):
     """diffusers draws what a file lacks at random, and passes over what it has too many."""
-    file = write_single_file(tiny(family), tmp_path / "model.safetensors")
-    m, tensors = ModelConfig(str(file), config=str(tiny(family))), load_file(file)
-    encoder = load_pipeline(ModelConfig(str(tiny(family)))).components[part]
+    file, folder = tmp_path / "model.safetensors", str(tiny(family))
+    write_single_file(tiny(family), file)
+    tensors, encoder = load_file(file), pipe(family).components[part]
     if family == "sd2":  # whose file names them as OpenCLIP does
         own = {f"{start}{k}": v for k, v in open_clip_to_original(encoder).items()}
         tensors = {k: v for k, v in tensors.items() if not k.startswith("cond")} | own
         save_file({k: v.contiguous() for k, v in tensors.items()}, file)
-    check_model(m)
-    found = load_pipeline(m).components[part].state_dict()
+
+    def load(read=True):
+        return encoders_in(str(file), folder, index_of(folder), torch.float32, read)[part]
+
+    found = load().state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in encoder.state_dict().items())
     last = next(k for k in tensors if k.startswith(start) and "final" in k)
     less = {k: v for k, v in tensors.items() if k != last}
     more = tensors | {f"{last}.more": torch.ones(1)}  # those of OpenCLIP are passed over
     for changed in (less, more) if "text_model" in start else (less,):
         save_file(changed, file)
-        for load in (check_model, load_pipeline):
+        for read in (False, True):
             with pytest.raises(ModelError, match=f"its {part} is not whole .*: fetch it again"):
-                load(m)
+                load(read)
+
+
+def test_a_whole_file_without_a_text_encoders_weight_is_refused(tiny, tmp_path):
+    file = write_single_file(tiny("sd15"), tmp_path / "model.safetensors")
+    m = ModelConfig(str(file), config=str(tiny("sd15")))
+    check_model(m)
+    save_file({k: v for k, v in load_file(file).items() if "final_layer_norm" not in k}, file)
+    for load in (check_model, load_pipeline):
+        with pytest.raises(ModelError, match="its text_encoder is not whole .*: fetch it again"):
+            load(m)
 
 
 def test_what_of_a_whole_file_is_not_read_is_counted(tiny, tmp_path, caplog):
