@@ -112,7 +112,7 @@ def test_label_kill_restart_export_train(
         main(["pairs", "export", str(tmp_path / "labels.sqlite"), "-o", str(pairs)])
     assert not stop.value.code
     out = capsys.readouterr().out
-    assert "18 pairs: 17 preferences, 1 ties" in out and "2 both bad, 4 not labelled" in out
+    assert "18 pairs: 17 preferences, 1 tie," in out and "2 both bad, 4 not labelled" in out
     found = read_pairs(pairs)
     assert len(found.pairs) == 17 and found.ties == 1
     assert all(warmth(p.winner) > warmth(p.loser) for p in found.pairs)

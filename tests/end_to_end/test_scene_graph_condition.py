@@ -239,7 +239,7 @@ def test_pictures_of_a_file_of_graphs(encoder, tmp_path, pair_file, capsys):
     code, printed = command(
         capsys, "sample", "a star", "--run", encoder[0], "--scene-graph", file, "--output", out
     )
-    assert code == 2 and "1 prompts and 6 scene graphs" in printed.err
+    assert code == 2 and "1 prompt and 6 scene graphs" in printed.err
     rows_ = json.loads(file.read_text())
     rows_[2]["items"][0].pop("label")
     file.write_text(json.dumps(rows_))

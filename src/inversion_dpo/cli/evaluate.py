@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, resolved, say
+from inversion_dpo.run.words import counted
 
 
 def evaluate(
@@ -111,7 +112,7 @@ def fid(
         f = found[word]
         typer.echo(
             f"{word:9s} FID {f['fid']:.4f}  KID {f['kid']:.5f} (over subsets: {f['kid_std']:.5f})  "
-            f"{f['images']} images against {found['real']}, features {features}"
+            f"{counted(f['images'], 'image')} against {found['real']}, features {features}"
         )
 
 

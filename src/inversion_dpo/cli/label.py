@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, FirstSeed, Overrides, Preset, resolved
+from inversion_dpo.run.words import counted
 
 if TYPE_CHECKING:
     from inversion_dpo.run.fields import Config
@@ -199,7 +200,7 @@ def pairs_sample(
     model = [o for o in overrides or () if o.startswith("model.")]
     given = [] if config == DEFAULT else ["-c", str(config)]
     words = join(["inversion-dpo", "web", str(output), *given, *model])
-    typer.echo(f"{made} pairs in {output}\nnext: {words}")
+    typer.echo(f"{counted(made, 'pair')} in {output}\nnext: {words}")
 
 
 def page_of(

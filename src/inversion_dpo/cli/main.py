@@ -29,6 +29,7 @@ from inversion_dpo.cli.options import (
     split_settings,
 )
 from inversion_dpo.cli.settings import config, print_version
+from inversion_dpo.run.words import counted
 
 
 class Commands(TyperGroup):
@@ -102,7 +103,7 @@ def invert(
         if not current_team().main:
             return
         model, cache, i = prepared.model, prepared.cache, run.inversion
-        typer.echo(f"{cache.pairs} pairs in {cache.folder}")
+        typer.echo(f"{counted(cache.pairs, 'image' if cache.single else 'pair')} in {cache.folder}")
         if not cache.inverted:
             name = run.objective.name
             typer.echo(f"encoded, not inverted: objective.name={name} looks at no trajectories")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved
+from inversion_dpo.run.words import counted
 
 pairs_app = typer.Typer(
     help="Check, import, sample, build and export preference pairs.", no_args_is_help=True
@@ -93,7 +94,7 @@ def pairs_build(
         typer.echo(to_yaml(run), nl=False)
         raise typer.Exit
     for name, count in build(run, output).items():
-        typer.echo(f"{count} pairs in {output / name}.parquet")
+        typer.echo(f"{counted(count, 'pair')} in {output / name}.parquet")
 
 
 @pairs_app.command("import")
@@ -125,6 +126,6 @@ def pairs_import(
     with sole_writer(output):
         counts = import_choices(choices, output, dict(p.split("=", 1) for p in columns or []))
     typer.echo(
-        f"{counts['pairs']} pairs of {counts['rows']} choices in {output}; without a majority: "
-        f"{counts['ties']}, neither image: {counts['neither']}"
+        f"{counted(counts['pairs'], 'pair')} of {counted(counts['rows'], 'choice')} in "
+        f"{output}; without a majority: {counts['ties']}, neither image: {counts['neither']}"
     )

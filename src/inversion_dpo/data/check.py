@@ -27,15 +27,16 @@ from inversion_dpo.data.usable import Told, Usable
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, statistics_of
 from inversion_dpo.run.fields import DataConfig
+from inversion_dpo.run.words import counted
 
 _MAY_BE_LEFT_OUT = {
-    "unpaired": "rankings of one image",
-    "unlabelled": "unlabelled",
-    "hidden": "hidden files",
+    "unpaired": ("ranking of one image", "rankings of one image"),
+    "unlabelled": ("unlabelled", "unlabelled"),
+    "hidden": ("hidden file", "hidden files"),
 }
 _ODD = {
-    "mixed_shapes": "pairs of two shapes",
-    "odd_shapes": "pairs far from every size",
+    "mixed_shapes": "of two shapes",
+    "odd_shapes": "far from every size",
 }
 SOON = 3.0  # seconds in which no progress is shown
 ALIKE = 5  # problems of one kind that are spelled out
@@ -188,16 +189,44 @@ def _shown(rows: Iterable[Row], count: int | None, limit: int | None) -> Iterato
 def _sizes_table(report: PairReport) -> list[str]:
     """List the sizes of training with their pairs, and say how many pairs have other shapes."""
     rows = [f"    {named(size):>9} {n:>8}" for size, n in report.trained_at.most_common()]
-    odd = [f"{report.counts[kind]} {text}" for kind, text in _ODD.items() if report.counts[kind]]
+    odd = [
+        f"{counted(n, 'pair')} {text}" for kind, text in _ODD.items() if (n := report.counts[kind])
+    ]
     units = "images" if report.counts["single"] else "pairs"
     lines = [
         f"  training sizes for model.resolution={report.resolution}, and their {units}:",
         *rows,
     ]
     if small := report.counts["enlarged"]:
-        lines.append(f"    {small} images are enlarged more than twice, and so blurred")
+        images = counted(small, "image is", "images are")
+        lines.append(f"    {images} enlarged more than twice, and so blurred")
     what = {"drop": "left out", "pad": "padded", "crop": "cropped"}[report.fit]
     return [*lines, f"    {what} by data.fit={report.fit}: {' and '.join(odd)}"] if odd else lines
+
+
+def _left_out_line(counts: Counter[str]) -> str:
+    """Say how many rows make no pair, by reason."""
+    more = [f", {counted(counts[k], *w)}" for k, w in _MAY_BE_LEFT_OUT.items() if counts[k]]
+    ties = counted(counts["ties"], "tie")
+    return f"  left out: {ties}, {counts['identical']} with identical images{''.join(more)}"
+
+
+def _edits_line(edits: int, what: str) -> list[str]:
+    """Say how many pairs or images are of edits."""
+    having = counted(edits, f"{what} has", f"{what}s have")
+    return [f"  edits: {having} a source image"] if edits else []
+
+
+def _masks_line(report: PairReport, what: str) -> list[str]:
+    """Say where errors count, if that is not everywhere."""
+    if report.marked is None:
+        return []
+    masked = report.counts["masked"]
+    saying = counted(masked or report.counts["pairs"], f"{what} says", f"{what}s say")
+    return [
+        f"  masks: {saying} where errors count{'' if masked else ' by where they differ'}: in "
+        f"{report.marked:.1%} of the pixels (median)"
+    ]
 
 
 def _ratings_line(ratings: Sequence[float]) -> list[str]:
@@ -215,7 +244,8 @@ def thumbs_text(counts: Counter[str]) -> str:
     """Say how many thumbs there are, and which methods can take them."""
     return (
         f"  thumbs: {counts['up']} up, {counts['down']} down; objective.name=kto and nft take each "
-        f"image by itself, other methods pairs of the {counts['both']} prompts that have both"
+        f"image by itself, other methods pairs of the "
+        f"{counted(counts['both'], 'prompt that has', 'prompts that have')} both"
     )
 
 
@@ -260,31 +290,24 @@ def tokens_of(folder: str | Path) -> Measure:
 def format_report(report: PairReport) -> str:
     """Write the report as lines of text, problems last."""
     unit, longest, counts = report.measure.unit, report.measure.longest, report.counts
-    what = "images" if counts["single"] else "pairs"
+    what = "image" if counts["single"] else "pair"
     lines = [
-        f"{report.path}: {counts['pairs']} usable {what} in {counts['rows']} rows",
-        f"  left out: {counts['ties']} ties, {counts['identical']} with identical images"
-        + "".join(f", {counts[k]} {words}" for k, words in _MAY_BE_LEFT_OUT.items() if counts[k]),
-        f"  kept: {counts['duplicates']} duplicate {what}"
+        f"{report.path}: {counted(counts['pairs'], f'usable {what}')} in "
+        + counted(counts["rows"], "row"),
+        _left_out_line(counts),
+        f"  kept: {counted(counts['duplicates'], f'duplicate {what}')}"
         + (f" ({counts['turned']} with the other label)" if counts["turned"] else "")
         + ("" if counts["single"] else f", {counts['mixed_sizes']} of two image sizes"),
         *([f"  for example, {report.example}"] if report.example else []),
         *([thumbs_text(counts)] if counts["up"] + counts["down"] else []),
         *_ratings_line(report.ratings),
-        *([f"  edits: {counts['edits']} {what} have a source image"] if counts["edits"] else []),
-        *(
-            []
-            if report.marked is None
-            else [
-                f"  masks: {counts['masked'] or counts['pairs']} {what} say where errors count"
-                f"{'' if counts['masked'] else ' by where they differ'}: in {report.marked:.1%} of "
-                "the pixels (median)"
-            ]
-        ),
+        *_edits_line(counts["edits"], what),
+        *_masks_line(report, what),
     ]
     if report.image_sizes:
         common = report.image_sizes.most_common(5)
-        more = f" and {n} other sizes" if (n := len(report.image_sizes) - len(common)) else ""
+        others = len(report.image_sizes) - len(common)
+        more = f" and {counted(others, 'other size')}" if others else ""
         sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in common)
         lines.append(f"  image sizes (images): {sizes}{more}")
         lines += _sizes_table(report)
@@ -292,7 +315,7 @@ def format_report(report: PairReport) -> str:
         least, median, most = report.captions
         lines.append(
             f"  caption {unit}: {least} to {most}, median {median:g}; "
-            f"{report.long_captions} captions over {longest} {unit}"
+            f"{counted(report.long_captions, 'caption')} over {longest} {unit}"
         )
     if report.first_preferred is not None:
         lines.append(f"  image 0 preferred: {report.first_preferred:.1%} (near 50% is unbiased)")
@@ -304,10 +327,11 @@ def format_report(report: PairReport) -> str:
     lines += [f"  ! {text}" for text in (*oddities_text(counts), *odd_masks_text(counts))]
     lines += format_statistics(report.graphs)
     head = (
-        f"  problems: {report.problems_total} ({counts['bad_labels']} labels, "
-        f"{counts['empty_captions']} captions, {counts['broken_images']} images, "
-        f"{counts['bad_paths']} paths, {counts['bad_rows']} rows, {counts['giveaways']} giveaways, "
-        f"{counts['bad_graphs']} scene graphs); rows count from 0"
+        f"  problems: {report.problems_total} ({counted(counts['bad_labels'], 'label')}, "
+        f"{counted(counts['empty_captions'], 'caption')}, "
+        f"{counted(counts['broken_images'], 'image')}, {counted(counts['bad_paths'], 'path')}, "
+        f"{counted(counts['bad_rows'], 'row')}, {counted(counts['giveaways'], 'giveaway')}, "
+        f"{counted(counts['bad_graphs'], 'scene graph')}); rows count from 0"
     )
     marked = oddities_text(counts) or odd_masks_text(counts) or report.giveaways
     if report.ok and (marked or not all(s.chance for s in report.traits.values())):

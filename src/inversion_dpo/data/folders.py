@@ -9,6 +9,7 @@ from pathlib import Path
 from inversion_dpo.data.columns import DOWNS, UPS, Table
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import IMAGES, PICTURES, Fault, Raw, is_hidden
+from inversion_dpo.run.words import counted
 
 WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")
 LOSERS = ("l", "loser", "losers", "rejected", "bad", "worse", "lose")
@@ -154,7 +155,7 @@ def captions_of(folder: Path, names: Iterable[str]) -> list[Path]:
 def _unpaired(stem: str, found: Mapping[str, list[Path]]) -> Fault | None:
     for name, paths in found.items():
         if len(paths) != 1:
-            count = "no image" if not paths else f"{len(paths)} images"
+            count = "no image" if not paths else counted(len(paths), "image")
             text = (
                 f"{name} has {count} {stem}; keep one in each folder ({', '.join(IMAGES)}), or set "
                 "data.format=thumbs if they are no pairs"

@@ -11,14 +11,19 @@ from PIL import Image
 
 from inversion_dpo.data.images import FORMATS, DataError, decode_image
 from inversion_dpo.data.transforms import Size, fit
+from inversion_dpo.run.words import counted
 
 DIFFER = 16  # of 255 levels in a channel, above which two pixels differ
 WHITE = 128  # of 255: the level from which a pixel of a mask counts
 ODD_MASKS = {
-    "mask_whole": "masks count everything: are black and white swapped?",
-    "mask_little": "masks count a thousandth of the image or less",
-    "mask_grey": f"masks are grey in over 5% of their pixels: a pixel counts from level {WHITE} of "
-    "255 on; save them in black and white",
+    "mask_whole": ("mask counts", "masks count", "everything: are black and white swapped?"),
+    "mask_little": ("mask counts", "masks count", "a thousandth of the image or less"),
+    "mask_grey": (
+        "mask is",
+        "masks are",
+        f"grey in over 5% of the pixels: a pixel counts from level {WHITE} of 255 on; save masks "
+        "in black and white",
+    ),
 }
 
 
@@ -63,7 +68,11 @@ def mask_oddities(mask: Image.Image) -> list[str]:
 
 def odd_masks_text(counts: Mapping[str, int]) -> list[str]:
     """Write a line for each kind of odd masks that there are."""
-    return [f"{counts[kind]} {words}" for kind, words in ODD_MASKS.items() if counts[kind]]
+    return [
+        f"{counted(counts[kind], one, many)} {words}"
+        for kind, (one, many, words) in ODD_MASKS.items()
+        if counts[kind]
+    ]
 
 
 def region(

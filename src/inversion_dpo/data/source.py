@@ -24,6 +24,7 @@ from inversion_dpo.data.rows import NO_ROWS, Row, inspect
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import DataConfig
+from inversion_dpo.run.words import counted
 
 _LISTED = 5  # rows that the warning about skipped ones spells out
 _log = logging.getLogger(__name__)
@@ -265,16 +266,18 @@ def no_pairs(name: str | Path, counts: Counter[str], *, thumbs: bool = False) ->
     if thumbs:
         return (
             f"{name}: no prompt has both a thumb up and a thumb down, so there is no pair in "
-            f"{counts['rows']} rows ({counts['ties']} ties, {counts['unpaired']} prompts of one "
-            f"image, {counts['unlabelled']} without a thumb, {counts['skipped']} skipped); set "
+            f"{counted(counts['rows'], 'row')} ({counted(counts['ties'], 'tie')}, "
+            f"{counted(counts['unpaired'], 'prompt')} of one image, {counts['unlabelled']} without "
+            f"a thumb, {counts['skipped']} skipped); set "
             "objective.name=kto or nft, which take each image by itself"
         )
     if not counts["rows"]:
         return f"{name} has no rows; export it again with at least one labelled pair"
     return (
-        f"{name}: no usable pair in {counts['rows']} rows ({counts['ties']} ties, "
-        f"{counts['identical']} with identical images, {counts['unpaired']} of one image, "
-        f"{counts['unlabelled']} unlabelled, {counts['skipped']} skipped); add "
+        f"{name}: no usable pair in {counted(counts['rows'], 'row')} "
+        f"({counted(counts['ties'], 'tie')}, {counts['identical']} with identical images, "
+        f"{counts['unpaired']} of one image, {counts['unlabelled']} unlabelled, "
+        f"{counts['skipped']} skipped); add "
         "rows that prefer one image (label_0 0 or 1)"
     )
 
@@ -284,7 +287,11 @@ def _skipped(name: str, counts: Counter[str], bad: list[str]) -> str:
     kinds = ("bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows")
     reasons = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
     more = counts["skipped"] - len(bad)
-    lines = [f"{name}: {counts['skipped']} rows cannot be used and were skipped ({reasons}):", *bad]
+    lines = [
+        f"{name}: {counted(counts['skipped'], 'row was', 'rows were')} skipped, as unusable "
+        f"({reasons}):",
+        *bad,
+    ]
     return "\n  ".join([*lines, f"... and {more} more"] if more else lines)
 
 

@@ -27,6 +27,7 @@ from inversion_dpo.data.columns import (
 )
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw
+from inversion_dpo.run.words import counted
 
 _READ_ROWS = 64  # rows decoded from Parquet or Arrow at a time
 _FIRST = 20  # rows that may lack columns before one has all
@@ -133,7 +134,9 @@ def read_dataset(dataset: Any, name: str, columns: Columns) -> Iterator[Raw]:
             batch = next(batches, None)
         except Exception as error:  # whatever the network, the disk or a decoder gives
             reason = " ".join(str(error).split())
-            raise DataError(f"{name} breaks off after {read} rows ({reason}); try again") from error
+            raise DataError(
+                f"{name} breaks off after {counted(read, 'row')} ({reason}); try again"
+            ) from error
         if batch is None:
             return
         if table is None:
@@ -257,7 +260,9 @@ def _uneven(cells: int, columns: int, comma: str) -> Fault:
         remedy = f"complete the row; cells are parted by {comma!r}, as in the first row"
     if columns == 1:
         remedy = "the first row must name the columns, with no title above it"
-    return Fault("bad_rows", f"{cells} cells under {columns} columns; {remedy}")
+    return Fault(
+        "bad_rows", f"{counted(cells, 'cell')} under {counted(columns, 'column')}; {remedy}"
+    )
 
 
 def _separator(stream: TextIO) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from inversion_dpo.data.images import one_colour
 from inversion_dpo.maths.intervals import wilson
+from inversion_dpo.run.words import counted
 
 GRID, LEVELS = 32, 4  # parts a side, and levels of 255 that no part of two like pictures differs by
 SIDE = 256  # pixels; larger images are looked at in this size, so that sharpness can be compared
@@ -59,10 +60,10 @@ def traits(image: Image.Image) -> Traits:
 
 
 ODDITIES = {  # kinds of pairs that hold no preference
-    "alike": "pairs have two images that look the same: they hold no preference, and still change "
-    "the model; leave them out",
-    "one_colour": "pairs have an image of one colour, which a safety checker or a failed sampling "
-    "leaves; leave them out",
+    "alike": "two images that look the same: such pairs hold no preference, and still change the "
+    "model; leave them out",
+    "one_colour": "an image of one colour, which a safety checker or a failed sampling leaves; "
+    "leave such pairs out",
 }
 
 
@@ -74,7 +75,11 @@ def oddities(images: Sequence[Image.Image]) -> list[str]:
 
 def oddities_text(counts: Mapping[str, int]) -> list[str]:
     """Write a line for each kind of odd pairs that there are."""
-    return [f"{counts[kind]} {words}" for kind, words in ODDITIES.items() if counts[kind]]
+    return [
+        f"{counted(counts[kind], 'pair has', 'pairs have')} {words}"
+        for kind, words in ODDITIES.items()
+        if counts[kind]
+    ]
 
 
 def alike(first: Image.Image, second: Image.Image) -> bool:

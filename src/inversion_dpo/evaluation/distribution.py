@@ -33,6 +33,7 @@ from inversion_dpo.evaluation.sides import side
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.folder import occupied
+from inversion_dpo.run.words import counted
 
 logger = logging.getLogger(__name__)
 FEATURES = ("clip", "inception")
@@ -166,7 +167,8 @@ def images_in(folder: Path) -> list[Path]:
     every = sorted(f for f in folder.glob("*") if f.suffix.lower() in ENDINGS)
     files = [f for f in every if not f.name.startswith(".")]
     if len(files) < len(every):
-        logger.warning("--real %s: %d hidden files left out", folder, len(every) - len(files))
+        hidden = counted(len(every) - len(files), "hidden file")
+        logger.warning("--real %s: %s left out", folder, hidden)
     if not files:
         raise ConfigError(f"--real {folder} holds no PNG, JPEG or WebP files")
     return files

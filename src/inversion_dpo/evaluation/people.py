@@ -11,6 +11,7 @@ from typing import Any
 from inversion_dpo.evaluation.metrics import wins
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_text, read_json
+from inversion_dpo.run.words import counted
 
 PEOPLE = "people.json"
 PEOPLE_JUDGE = "people"  # the same in metrics.json
@@ -65,9 +66,9 @@ def judged_by(run: Path, config: Config) -> dict[str, Any] | None:
 def people_text(found: Mapping[str, Any]) -> str:
     """Write people's judgement as two sentences."""
     share, low, high = (100 * found[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
-    people = "1 person" if found["people"] == 1 else f"{found['people']} people"
+    people = counted(found["people"], "person", "people")
     return (
-        f"{people} compared {found['pairs']} pairs of pictures without knowing the models. The "
-        f"policy's is the better one in {share:.1f}% [{low:.1f}, {high:.1f}]; ties, and pairs on "
-        "which people differ, count half."
+        f"{people} compared {counted(found['pairs'], 'pair')} of pictures without knowing the "
+        f"models. The policy's is the better one in {share:.1f}% [{low:.1f}, {high:.1f}]; "
+        "ties, and pairs on which people differ, count half."
     )

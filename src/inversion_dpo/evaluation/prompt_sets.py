@@ -24,6 +24,7 @@ from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
+from inversion_dpo.run.words import counted
 
 T = TypeVar("T")
 
@@ -310,8 +311,8 @@ def sources_to_sample(files: Sequence[Path], prompts: int) -> list[Image.Image]:
     """
     if len(files) not in (0, 1, prompts):
         raise ConfigError(
-            f"{prompts} prompts and {len(files)} images to edit: give --source once for all, or "
-            "once for each prompt"
+            f"{counted(prompts, 'prompt')} and {counted(len(files), 'image')} to edit: give "
+            "--source once for all, or once for each prompt"
         )
     try:
         found = [decode_image(file.read_bytes(), str(file)) for file in files]
@@ -341,8 +342,8 @@ def prompts_to_sample(prompts: list[str], file: Path | None) -> list[str | Scene
         raise ConfigError(f"--scene-graph {file.parent}: {problems[0]}{more}; correct the file")
     if prompts and len(prompts) != len(graphs):
         raise ConfigError(
-            f"{len(prompts)} prompts and {len(graphs)} scene graphs in {file}: give a prompt for "
-            "each graph, or none"
+            f"{counted(len(prompts), 'prompt')} and {counted(len(graphs), 'scene graph')} in "
+            f"{file}: give a prompt for each graph, or none"
         )
     bare = [k for k, graph in enumerate(graphs) if not graph.caption.strip()]
     if bare and not prompts:

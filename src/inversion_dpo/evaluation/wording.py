@@ -18,6 +18,7 @@ from inversion_dpo.evaluation.metrics import (
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
 from inversion_dpo.evaluation.scorers.asked import SPATIAL
+from inversion_dpo.run.words import counted
 from inversion_dpo.training.health import FEW_PAIRS, heldout_share, heldout_units
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
@@ -125,7 +126,7 @@ def agreement_text(metrics: Mapping[str, Any], preference: str) -> str:
         return ""
     share, low, high = (100 * agree[key] for key in ("share", "low", "high"))
     text = (
-        f"Measured on {agree['n']} pairs: the winner has the higher `{preference}` in "
+        f"Measured on {counted(agree['n'], 'pair')}: the winner has the higher `{preference}` in "
         f"{share:.0f}% [{low:.0f}, {high:.0f}]."
     )
     if low <= 50:
@@ -142,13 +143,17 @@ def lines(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
     ]
     if "win_rate" in metrics:
         seeds = f" of {metrics['seeds']} images" if metrics.get("seeds", 1) > 1 else ""
-        out.append(f"win rate {win_text(metrics)} on {metrics['n_prompts']} prompts{seeds}")
+        out.append(
+            f"win rate {win_text(metrics)} on {counted(metrics['n_prompts'], 'prompt')}{seeds}"
+        )
     if people := metrics.get(PEOPLE_JUDGE):
-        out.append(f"judged by people: win rate {win_text(people)} on {people['pairs']} pairs")
+        out.append(
+            f"judged by people: win rate {win_text(people)} on {counted(people['pairs'], 'pair')}"
+        )
     for name, part in metrics.get("categories", {}).items():
         out.append(
             f"  {name}: gain {gain_text(part['preference'])}, win rate {part['win_rate']:.3f}, "
-            f"{part['n_prompts']} prompts"
+            + counted(part["n_prompts"], "prompt")
         )
     if other := metrics.get(OTHER_GUIDANCE):
         out.append(
@@ -158,7 +163,7 @@ def lines(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
         out += [f"    {name}: gain {gain_text(r)}" for name, r in metric_rows(other).items()]
     if not out:
         out = [
-            f"{metrics['n_prompts']} prompts were sampled but not scored",
+            f"{counted(metrics['n_prompts'], 'prompt was', 'prompts were')} sampled but not scored",
             *unscored(metrics, run),
         ]
     out += [f"  {text}" for text in remarks(metric_rows(metrics))]

@@ -23,6 +23,7 @@ from inversion_dpo.data.rows import Fault, Raw, Row, inspect, row_of
 from inversion_dpo.data.source import content
 from inversion_dpo.data.tables import read_objects
 from inversion_dpo.making_pairs.candidates import write_rows
+from inversion_dpo.run.words import counted
 
 # ours -> the names that are understood by themselves
 KNOWN = {
@@ -109,7 +110,9 @@ def import_choices(
         votes.count += 1
         votes.voices.add(voice if voice is not None else f"row {votes.count}")
     if not found:
-        raise DataError(f"{file} names no choice in {counts['rows']} rows; nothing was written")
+        raise DataError(
+            f"{file} names no choice in {counted(counts['rows'], 'row')}; nothing was written"
+        )
     rows = [votes.row() for votes in found.values()]
     there = {"seed_0", "seed_1"}.union(*rows)
     write_rows(output, rows, pa.schema([column for column in SCHEMA if column[0] in there]))

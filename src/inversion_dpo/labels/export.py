@@ -16,6 +16,7 @@ from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import CHOICES, UNSURE, outcome
 from inversion_dpo.run.disk import writing
+from inversion_dpo.run.words import counted
 
 LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5, "split": 0.5}
 KEPT = (*LABELS, "up", "down", "rated")  # outcomes that are written
@@ -136,11 +137,12 @@ def summary(counts: Mapping[str, int], kind: str = "pairs") -> str:
         written = {k: counts[k] for k in ("up", "down", "split", "rated") if counts.get(k)}
         detail = "".join(f", {n} {k}" for k, n in written.items() if k != "rated")
         left = f"{counts.get(UNSURE, 0)} unsure, {counts.get('unlabelled', 0)} not labelled"
-        return f"{sum(written.values())} images{detail}; left out: {left}"
+        return f"{counted(sum(written.values()), 'image')}{detail}; left out: {left}"
     kept = sum(counts.get(name, 0) for name in LABELS)
     ties, split = counts.get("tie", 0), counts.get("split", 0)
     return (
-        f"{kept} pairs: {kept - ties - split} preferences, {ties} ties, {split} contradicted "
+        f"{counted(kept, 'pair')}: {counted(kept - ties - split, 'preference')}, "
+        f"{counted(ties, 'tie')}, {split} contradicted "
         "without a majority (written as ties; training leaves ties out); left out: "
         f"{counts.get('bad', 0)} both bad, {counts.get('unlabelled', 0)} not labelled"
     )

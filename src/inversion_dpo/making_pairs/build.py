@@ -39,6 +39,7 @@ from inversion_dpo.run.disk import check_writable, sha256_of
 from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.words import counted
 
 SEEDS = 1_000_000  # room for the samples of one cell
 LABELLINGS = {  # of the shipped pairs: least differences of winner and loser
@@ -141,12 +142,13 @@ def single_graphs(config: Config) -> list[SceneGraph]:
         graphs, problems = read_annotations(b.prompts)
         if problems:
             raise DataError(
-                f"{problems[0]} (and {len(problems) - 1} more rows); see "
+                f"{problems[0]} (and {counted(len(problems) - 1, 'more row')}); see "
                 f"`inversion-dpo pairs check {b.prompts}`"
             )
         if silent := [g for g in graphs if not g.caption.strip()]:
             raise DataError(
-                f"{b.prompts}: {len(silent)} graphs have no caption_ori to sample by: write one"
+                f"{b.prompts}: {counted(len(silent), 'graph has', 'graphs have')} no "
+                "caption_ori to sample by: write one"
             )
         return graphs
     asked = read_prompt_set(b.prompts, None, b.seed + 1, "--prompts (build.prompts)")

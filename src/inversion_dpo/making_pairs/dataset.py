@@ -19,6 +19,7 @@ from inversion_dpo.making_pairs.candidates import (
 )
 from inversion_dpo.run.config import Config, to_yaml
 from inversion_dpo.run.disk import atomic_folder, atomic_text, sha256_of
+from inversion_dpo.run.words import counted
 
 SHARD = 2000  # pairs in a file
 CHECKSUMS = "SHA256SUMS"
@@ -77,7 +78,10 @@ def refuse_leaks(splits: Mapping[str, Sequence[Labelled]]) -> None:
         for split, pairs in splits.items()
     }
     if found := leaks(graphs):
-        raise DataError(f"{len(found)} scenes leak between splits, the first: {found[0]}")
+        raise DataError(
+            f"{counted(len(found), 'scene leaks', 'scenes leak')} between splits, the first: "
+            f"{found[0]}"
+        )
 
 
 def leaks(splits: Mapping[str, Iterable[SceneGraph]]) -> list[str]:
@@ -96,7 +100,10 @@ def refuse_repeats(splits: Mapping[str, Sequence[Labelled]]) -> None:
     """Raise DataError if an image, by its bytes, stands in more than one pair."""
     images = [c.jpg for pairs in splits.values() for p in pairs for c in (p.winner, p.loser)]
     if repeated := len(images) - len(set(images)):
-        raise DataError(f"{repeated} images stand in more than one pair; set build.once=true")
+        raise DataError(
+            f"{counted(repeated, 'image stands', 'images stand')} in more than one pair; set "
+            "build.once=true"
+        )
 
 
 def write_checksums(folder: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CLIPPreTrainedModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from inversion_dpo.models.base import ModelError, frozen_parts
+from inversion_dpo.run.words import counted
 
 UNUSED = re.compile(  # tensors of published files that networks have no place for
     r"norm_final\.weight|pos_embed|y_embedder\.y_embedding|(loss|model_ema)\..*"
@@ -97,7 +98,10 @@ def check_whole(network: nn.Module) -> nn.Module:
     """Refuse a network whose weights the file held in part only."""
     missing = [n for n, p in network.named_parameters() if p.is_meta]
     if missing:
-        raise ModelError(f"{len(missing)} weights are missing, for example {missing[0]!r}")
+        raise ModelError(
+            f"{counted(len(missing), 'weight is', 'weights are')} missing, for example "
+            f"{missing[0]!r}"
+        )
     return network
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from inversion_dpo.run.words import counted
+
 if TYPE_CHECKING:
     import torch
 
@@ -123,7 +125,8 @@ class Parts:
                     raise
             # outside the handler, whose error holds on to what is to be freed
             self.most = (part.stop - first + 1) // 2
-            logger.warning("memory ran out: computing at most %d pairs at once", self.most)
+            most = counted(self.most, "pair")
+            logger.warning("memory ran out: computing at most %s at once", most)
             free_memory()
         return done
 

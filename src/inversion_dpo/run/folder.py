@@ -19,6 +19,7 @@ from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import DiskError, atomic_text, check_writable, read_json
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting, groups
+from inversion_dpo.run.words import counted
 
 # What may differ when a run is continued: it changes how far or how it is looked at, or where
 # weights wait, not what the steps done so far would have been.
@@ -181,10 +182,11 @@ def refuse_other_run(folder: Path, config: Config, remedy: str = "") -> None:
         for key, text in (differences(folder, config) if owner.exists() else {}).items()
         if key not in _FREE and not key.startswith(("evaluation.", "build."))
     ]
+    more = f" (and {counted(len(changed) - 1, 'more key differs', 'more keys differ')})"
     if changed and (folder / "checkpoints").exists():
         raise ConfigError(
             f"{folder} holds another run: {changed[0]}"
-            f"{f' (and {len(changed) - 1} more keys differ)' if len(changed) > 1 else ''}. "
+            f"{more if len(changed) > 1 else ''}. "
             + (
                 remedy
                 or "Repeat that run's settings to resume it, or choose another --output. To train "
@@ -199,8 +201,9 @@ def refuse_fewer_steps(folder: Path, steps: int) -> None:
     done = max((int(step) for step in kept if step.isdigit()), default=0)
     if done > steps:
         raise ConfigError(
-            f"training.steps={steps}, but {folder} is trained for {done} steps. Raise it, or choose"
-            f" another --output. To go back, delete the later ones in {folder / 'checkpoints'}"
+            f"training.steps={steps}, but {folder} is trained for {counted(done, 'step')}. Raise "
+            "it, or choose another --output. To go back, delete the later ones in "
+            f"{folder / 'checkpoints'}"
         )
 
 
@@ -276,7 +279,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         elif line:
             damaged.append(number)
     if damaged and (len(damaged) > 1 or text.endswith("\n")):
-        logger.warning("%s: %d damaged lines left out, first %d", path, len(damaged), damaged[0])
+        lines = counted(len(damaged), "damaged line")
+        logger.warning("%s: %s left out, first %d", path, lines, damaged[0])
     return rows
 
 

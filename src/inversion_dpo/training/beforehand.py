@@ -21,6 +21,7 @@ from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import check_room
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.words import counted
 from inversion_dpo.training.notices import (
     LEAST_NOISE,
     MOST_NOISE,
@@ -197,7 +198,9 @@ def check_first(config: Config, pairs: PairSource) -> None:
 def check_count(source: str, count: int) -> None:
     """Refuse too few pairs."""
     if count < LEAST_PAIRS:
-        raise DataError(f"{source}: only {count} usable pairs; give at least {LEAST_PAIRS}")
+        raise DataError(
+            f"{source}: only {counted(count, 'usable pair')}; give at least {LEAST_PAIRS}"
+        )
 
 
 def check_preferences(config: Config, counts: Mapping[str, int]) -> None:

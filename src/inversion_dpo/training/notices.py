@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.fields import Config, TrainingConfig
+from inversion_dpo.run.words import counted
 from inversion_dpo.training.session import epoch_of_step
 from inversion_dpo.trajectories.cache import TrajectoryCache
 
@@ -24,8 +25,10 @@ _KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "disliked",
 def counts_text(cache: TrajectoryCache) -> str:
     """Say how many rows became pairs or single images, and what was left out."""
     rows, kept = cache.counts.get("rows", 0), _KEPT
-    left = [f"{n} {reason}" for reason, n in cache.counts.items() if n and reason not in kept]
-    text = f"{cache.pairs} {'images' if cache.single else 'pairs'} of {rows} rows"
+    counts = {reason: n for reason, n in cache.counts.items() if n and reason not in kept}
+    left = [counted(n, reason.removesuffix("s"), reason) for reason, n in counts.items()]
+    units = counted(cache.pairs, "image" if cache.single else "pair")
+    text = f"{units} of {counted(rows, 'row')}"
     if cache.single and cache.counts.get("disliked"):
         liked = int(cache.liked(range(cache.pairs)).sum())
         text += f" ({liked} liked, {cache.pairs - liked} not)"
@@ -42,9 +45,9 @@ def rare_text(counts: list[int], t: TrainingConfig) -> str:
     epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
     rare = [n for n in counts if n * epochs < t.batch_size]
     text = (
-        f"{sum(rare)} pairs of {len(rare)} sizes are not trained on: a batch is of one size, and "
-        f"in {t.steps} steps they do not fill one. Lower training.batch_size, raise "
-        "training.steps, or name one size, such as model.resolution=1024x1024"
+        f"{counted(sum(rare), 'pair')} of {counted(len(rare), 'size')} not trained on: a batch is "
+        f"of one size, and in {t.steps} steps they do not fill one. Lower training.batch_size, "
+        "raise training.steps, or name one size, such as model.resolution=1024x1024"
     )
     return text if rare else ""
 

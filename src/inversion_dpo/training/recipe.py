@@ -30,6 +30,7 @@ from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.folder import stage
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.words import counted
 from inversion_dpo.training.beforehand import (
     LEAST_PAIRS,
     check_count,
@@ -302,7 +303,9 @@ def reproducible(prepared: Prepared, max_error: float | None) -> list[int]:
     left = len(errors) - len(kept)
     logger.info("inversion.max_error leaves out %d of %d pairs", left, len(errors))
     if len(kept) < LEAST_PAIRS:
-        raise DataError(f"inversion.max_error={max_error} leaves only {len(kept)} pairs: raise it")
+        raise DataError(
+            f"inversion.max_error={max_error} leaves only {counted(len(kept), 'pair')}: raise it"
+        )
     return kept
 
 

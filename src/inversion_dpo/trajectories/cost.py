@@ -19,6 +19,7 @@ from inversion_dpo.data.transforms import Framing, Size
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.models.base import Condition, DiffusionModel, network_of, plain_guidance
 from inversion_dpo.run.disk import check_room
+from inversion_dpo.run.words import counted
 from inversion_dpo.trajectories.jobs import Inverter, lots, sizes_ahead, sources
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.writing import is_of
@@ -83,7 +84,7 @@ def announce(
     if (sizes := absent.sizes) is None:
         sizes, share = sizes_ahead(pairs, key.resolution, key.fit)
     elif not sizes:
-        logger.info("all %d pairs are there already", absent.total)
+        logger.info("there already: all of %s", counted(absent.total, "pair"))
         return
     else:
         known = sizes.total()

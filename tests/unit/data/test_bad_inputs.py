@@ -208,7 +208,7 @@ BAD: dict[str, tuple[Make, str]] = {
         "-1 in line 2 of metadata.csv, row 0 and 0 in line 3 of metadata.csv, row 1",
     ),
     "two labels that disagree": (parquet(label_1=[1.0]), "row 0: label_0 is '1 beside label_1 1'"),
-    "unlabelled only": (parquet(has_label=[False]), r"no usable pair in 1 rows .*1 unlabelled"),
+    "unlabelled only": (parquet(has_label=[False]), r"no usable pair in 1 row .*1 unlabelled"),
     "votes below 0": (
         text("image1,image2,votes_0,votes_1,prompt\nred.png,blue.png,-1,2,a\n"),
         "row 0: the votes are -1 and 2; write counts",
@@ -297,7 +297,7 @@ BAD: dict[str, tuple[Make, str]] = {
         rows({"prompt": "a", "path1": "red.png", "path2": "blue.png"}),
         "has the columns of HPDv3: set data.format=hpdv3",
     ),
-    "an answer of no": (parquet(has_label=["no"]), r"no usable pair in 1 rows .*1 unlabelled"),
+    "an answer of no": (parquet(has_label=["no"]), r"no usable pair in 1 row .*1 unlabelled"),
     "votes in words": (
         text("winner,loser,prompt,choice_dist\nred.png,blue.png,a,most\n"),
         r"row 0: the votes are no list of two counts, such as \[7, 3\]; write one",

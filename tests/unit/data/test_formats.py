@@ -455,7 +455,7 @@ def test_the_check_speaks_of_every_format(tmp_path: Path) -> None:
         report.counts["duplicates"],
         report.counts["mixed_sizes"],
     ) == (3, 1, 1, 1)
-    assert "1 duplicate pairs, 1 of two image sizes" in format_report(report)
+    assert "1 duplicate pair, 1 of two image sizes" in format_report(report)
     assert report.counts["alike"] == 0 and "look the same" not in format_report(report)
     pale = Image.new("RGB", (8, 8), (253, 0, 2))  # beside red, (255, 0, 0)
     pale.save(folder / "blue.png")
@@ -479,7 +479,7 @@ def test_captions_are_measured_in_tokens(tmp_path: Path) -> None:
     report = check_pairs(folder, measure=measure)
     assert report.captions is not None
     assert report.captions[0] == 4 and report.captions[2] > measure.longest
-    assert report.long_captions == 1 and "1 captions over" in format_report(report)
+    assert report.long_captions == 1 and "1 caption over" in format_report(report)
     with pytest.raises(DataError, match="give a diffusers pipeline's folder"):
         tokens_of(tmp_path / "nowhere")
 
@@ -526,9 +526,9 @@ def test_empty_cells_after_the_last_column_are_none(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("winner,loser,prompt\nred.png,blue.png\n", "2 cells under 3 columns; complete the row"),
-        ("winner;loser;prompt\nred.png,blue.png,a\n", "1 cells .* are parted by ';', as in"),
+        ("winner;loser;prompt\nred.png,blue.png,a\n", "1 cell .* are parted by ';', as in"),
         ("winner,loser,prompt\nred.png,blue.png,a,b\n", "4 cells under 3 columns; quote text"),
-        ("Ratings\nwinner,loser,prompt\n", "3 cells under 1 columns; the first row must name"),
+        ("Ratings\nwinner,loser,prompt\n", "3 cells under 1 column; the first row must name"),
         ("image_a,image_b,prompt,preferred\nx,y,a,A\n", "left or A: inversion-dpo pairs import"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_region_of_nothing_is_a_problem_of_its_row(tmp_path: Path) -> None:
         "line 3 of pairs.csv, row 1: its images nowhere differ by more than 16 of 255 levels; "
         "drop the row, or set data.mask=none",
     )
-    half = "masks: 1 pairs say where errors count by where they differ: in 41.7% of"
+    half = "masks: 1 pair says where errors count by where they differ: in 41.7% of"
     assert half in format_report(report)  # of 96x32 it fills 80x32, and differs in half
     text = "winner,loser,prompt,mask\nwide.png,other.png,a,edge.png\n"
     (tmp_path / "pairs.csv").write_text(text)

@@ -280,7 +280,7 @@ def test_a_column_of_the_wrong_type(
             [row(label_0=0.5)] * 2,
             r"no usable pair in 2 rows \(2 ties, 0 with .*; add rows that prefer",
         ),
-        ([row(label_0=0.5), row(jpg_0=BLUE)], r"in 2 rows \(1 ties, 1 with identical images"),
+        ([row(label_0=0.5), row(jpg_0=BLUE)], r"in 2 rows \(1 tie, 1 with identical images"),
     ],
 )
 def test_a_file_without_a_preference(
@@ -344,7 +344,7 @@ def test_the_check_lists_the_sizes_of_training(tmp_path: Path) -> None:
     assert (report.counts["mixed_shapes"], report.counts["odd_shapes"]) == (1, 1)
     text = format_report(report)
     assert "sizes for model.resolution=1024, and their pairs:\n     1216x832        2\n" in text
-    assert "left out by data.fit=drop: 1 pairs of two shapes and 1 pairs far from" in text
+    assert "left out by data.fit=drop: 1 pair of two shapes and 1 pair far from" in text
     small = check_pairs(data, resolution=512, fit="pad", allow_giveaways=True)
     assert small.trained_at.total() == 5 and "padded by data.fit=pad: 1" in format_report(small)
 

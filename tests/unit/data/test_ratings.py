@@ -160,7 +160,7 @@ def test_unlabelled_rows_are_counted(tmp_path: Path) -> None:
     source = open_pairs(tmp_path / "a.parquet")
     assert [p.winner for p in source] == [RED]
     assert (source.counts["unlabelled"], source.counts["ties"]) == (2, 1)
-    assert "1 ties, 0 with identical images, 2 unlabelled" in format_report(
+    assert "1 tie, 0 with identical images, 2 unlabelled" in format_report(
         check_pairs(tmp_path / "a.parquet")
     )
 

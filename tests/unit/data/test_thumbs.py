@@ -67,7 +67,7 @@ def test_a_prompt_with_both_gives_pairs_to_the_other_losses(tmp_path: Path) -> N
 def test_no_prompt_with_both_is_refused_with_the_losses_that_need_none(tmp_path: Path) -> None:
     file = table(tmp_path, "a,red.png,up\na,green.png,up\nb,blue.png,down\n")
     with pytest.raises(
-        DataError, match=r"no prompt has both .* 2 rows \(1 ties, 1 prompts.*name=kto"
+        DataError, match=r"no prompt has both .* 2 rows \(1 tie, 1 prompt of.*name=kto"
     ):
         list(open_pairs(file))
     assert len(singles(file)) == 3
@@ -158,7 +158,9 @@ def test_the_check_counts_thumbs(tmp_path: Path) -> None:
     report = check_pairs(table(tmp_path))
     assert report.ok and report.example == 'prompt "a": red.png (thumb up)'
     words = "thumbs: 2 up, 2 down; objective.name=kto and nft take each"
-    assert words in format_report(report) and "pairs of the 1 prompts" in format_report(report)
+    assert words in format_report(
+        report
+    ) and "pairs of the 1 prompt that has both" in format_report(report)
 
 
 @pytest.mark.parametrize("kind", ["thumbs", "folders", "dataset"])

@@ -251,7 +251,9 @@ def test_an_own_scorer_that_breaks_in_the_middle_names_its_line_and_the_prompt(m
 
     monkeypatch.setitem(sys.modules, "own_scorer", SimpleNamespace(broken=broken))
     group = load_scorers("own_scorer:broken", batch_size=1)
-    with pytest.raises(ScorerError, match=r"test_asking.py, line \d+, on 1 images.*ZeroDivision"):
+    with pytest.raises(
+        ScorerError, match=r"test_asking.py, line \d+, on 1 image, the.*ZeroDivision"
+    ):
         group(IMAGES, ["a", ""])
 
 

@@ -99,7 +99,7 @@ def test_hidden_files_are_left_out_and_counted(tmp_path, caplog):
     Image.fromarray(pictures(0, 1)[0]).save(tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"Mac OS X")
     assert [image.shape for image in read_images(images_in(tmp_path))] == [(8, 8, 3)]
-    assert "1 hidden files left out" in caplog.text
+    assert "1 hidden file left out" in caplog.text
 
 
 def test_a_run_in_use_is_not_sampled_at_the_same_time(tmp_path, monkeypatch):

@@ -254,7 +254,7 @@ def test_exported_pairs_are_read_by_train(store, tmp_path):
     counts = export(store, path)
     assert counts == {"first": 1, "second": 1, "tie": 1, "bad": 1, "unlabelled": 12}
     assert summary(counts) == (
-        "3 pairs: 2 preferences, 1 ties, 0 contradicted without a majority (written as ties; "
+        "3 pairs: 2 preferences, 1 tie, 0 contradicted without a majority (written as ties; "
         "training leaves ties out); left out: 1 both bad, 12 not labelled"
     )
     originals = list(store.pairs())

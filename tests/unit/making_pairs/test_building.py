@@ -247,7 +247,7 @@ def test_scene_graphs_from_a_file_in_splits(tmp_path):
     build(settings(**how, splits={}), tmp_path / "flat")
     assert len({r["caption"] for r in rows_of(tmp_path / "flat")}) == 18
     write_annotations([SceneGraph(graphs[0].items)], tmp_path / "graphs.jsonl")
-    with pytest.raises(DataError, match="have no caption_ori"):
+    with pytest.raises(DataError, match="graph has no caption_ori"):
         build(settings(**how, splits={}), tmp_path / "silent")
     (tmp_path / "graphs.jsonl").write_text('{"items": 5}\n')
     with pytest.raises(DataError, match="graphs.jsonl, row 0: items is 5"):
@@ -280,10 +280,10 @@ def labelled(asked, *jpgs):
 def test_leaks_and_repeated_images_are_refused():
     one, same = graph("star"), SceneGraph(graph("star").items[::-1], graph("star").relations, "x")
     assert leaks({"a": [one, one], "b": [graph("star", "left of")]}) == []
-    with pytest.raises(DataError, match="1 scenes leak between splits, the first: 'x' stands in"):
+    with pytest.raises(DataError, match="1 scene leaks between splits, the first: 'x' stands in"):
         refuse_leaks({"a": [labelled(one, b"1", b"2")], "b": [labelled(same, b"3", b"4")]})
     refuse_repeats({"a": [labelled(one, b"1", b"2")], "b": [labelled(one, b"3", b"4")]})
-    with pytest.raises(DataError, match="1 images stand in more than one pair"):
+    with pytest.raises(DataError, match="1 image stands in more than one pair"):
         refuse_repeats({"a": [labelled(one, b"1", b"2")], "b": [labelled(one, b"3", b"1")]})
 
 

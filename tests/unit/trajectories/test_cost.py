@@ -135,7 +135,7 @@ def test_what_is_linked_needs_no_room(tmp_path, monkeypatch, caplog, quick):
     with pytest.raises(DiskError, match="trajectories need about"):
         fill(tmp_path, Pipeline(), source, key)
     fill(tmp_path, Pipeline(), source, key, reuse=True)
-    told = "all 5 pairs are there already" if quick else "have of these pairs already takes neither"
+    told = "there already: all of 5 pairs" if quick else "have of these pairs already takes neither"
     assert told in caplog.text
 
 

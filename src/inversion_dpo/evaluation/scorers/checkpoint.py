@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inversion_dpo.run.disk import sha256_of
+from inversion_dpo.run.words import counted
 
 logger = logging.getLogger(__name__)
 _CLIP = "text_projection"  # in transformers' spelling and in open_clip's
@@ -215,7 +216,11 @@ def loaded(kind: Any, checkpoint: Checkpoint, complete: bool = True, **settings:
         return result
     model, info = result
     if missing := sorted(info["missing_keys"]):
-        raise ScorerError(checkpoint.complaint(f"{len(missing)} weights are missing, {missing[0]}"))
+        raise ScorerError(
+            checkpoint.complaint(
+                f"{counted(len(missing), 'weight is', 'weights are')} missing, {missing[0]}"
+            )
+        )
     return model.eval().requires_grad_(False)
 
 

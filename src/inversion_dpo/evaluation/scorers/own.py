@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from inversion_dpo.evaluation.metrics import RESERVED
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.run.words import counted
 
 Scores = dict[str, NDArray[np.float64]]
 Graphs = list[SceneGraph | None]  # read from images; None for an unreadable one
@@ -60,7 +61,7 @@ def asked_safely(
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise ScorerError(
             f"evaluation.scorer={spec} fails in {at.filename}, line {at.lineno}, on "
-            f"{len(images)} images, the first for {prompts[0][:60]!r}: "
+            f"{counted(len(images), 'image')}, the first for {prompts[0][:60]!r}: "
             f"{' '.join(repr(error).split())[:300]}. Nothing of this batch is kept: mend it, and "
             "run the same command again"
         ) from error

@@ -32,6 +32,7 @@ from inversion_dpo.evaluation.scorers.score_store import Store, kept, score_key
 from inversion_dpo.graphs.graph import SceneGraph, agreement
 from inversion_dpo.graphs.matching import plain
 from inversion_dpo.run.fields import ParserConfig
+from inversion_dpo.run.words import counted
 
 SCENE_GRAPH = "scene-graph"
 SCORES = ("sg_iou", "entity_iou", "relation_iou", "exact")
@@ -136,7 +137,8 @@ class SceneGraphScorer:
         """Log the number of answers, their cost and the faults."""
         if self.new or self.stored:
             total = spent_text(spent(self.new, self.parser))
-            logger.info("%s: %d answers were stored; %s", SCENE_GRAPH, self.stored, total)
+            stored = counted(self.stored, "answer was", "answers were")
+            logger.info("%s: %s stored; %s", SCENE_GRAPH, stored, total)
 
 
 def ask(backend: Backend, image: Pixels, offer: Vocabulary) -> Answer:

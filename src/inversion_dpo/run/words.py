@@ -1,0 +1,15 @@
+"""Numbers in sentences."""
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Write a number with what it counts, singular or plural.
+
+    >>> counted(1, "row"), counted(2, "row"), counted(0, "mask is grey", "masks are grey")
+    ('1 row', '2 rows', '0 masks are grey')
+
+    Args:
+        count: of the things.
+        one: the words for one.
+        many: the words for none or several; by default those for one and an s.
+    """
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
