@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,6 +27,7 @@ from inversion_dpo.run.config import resolve
 from inversion_dpo.run.fields import DataConfig
 from inversion_dpo.run.words import counted
 
+FEW = 20_000  # pairs that may be read twice
 _LISTED = 5  # rows that the warning about skipped ones spells out
 _log = logging.getLogger(__name__)
 
@@ -185,8 +187,9 @@ class PairSource:
 
     @property
     def quick(self) -> bool:
-        """Whether to read all pairs once more takes little: none is streamed, no image decoded."""
-        return not self.config.pairs.startswith(HUB) and self.config.on_bad_row != "skip"
+        """Whether to read all pairs once more takes little: few, none streamed or decoded."""
+        few = (self.expected() or math.inf) <= FEW
+        return few and not self.config.pairs.startswith(HUB) and self.config.on_bad_row != "skip"
 
     def shapes(self, most: int) -> Iterator[tuple[tuple[int, int], ...]]:
         """Read the sizes of the images of the first rows, from headers; without unusable rows."""

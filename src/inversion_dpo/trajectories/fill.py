@@ -129,9 +129,8 @@ def _finish(
     folder: Path, how: Inverter, pairs: PairSource, team: Team, caches: Sequence[Path]
 ) -> None:
     """Write what is missing of a cache, the manifest last."""
-    absent = missing(how, pairs, folder, caches)
     if team.main:
-        announce(how, pairs, folder, team.size, absent)
+        announce(how, pairs, folder, team.size, missing(how, pairs, folder, caches))
         atomic_text(json.dumps(asdict(how.key), indent=1), folder / KEY)
         atomic_save({k: v.cpu() for k, v in how.model.empty().items()}, folder / EMPTY)
     team.wait()

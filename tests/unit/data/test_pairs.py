@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from inversion_dpo.data import source
 from inversion_dpo.data.check import format_report
 from inversion_dpo.data.images import DataError, decode_image, picture_size, stack_pixels
 from inversion_dpo.data.transforms import fit
@@ -531,3 +532,13 @@ def solid(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (2, 2), shade).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "wanted"),
+    [(3, {}, True), (4, {}, False), (4, {"limit": 3}, True), (3, {"on_bad_row": "skip"}, False)],
+)
+def test_only_few_pairs_are_read_twice(tmp_path, monkeypatch, rows, given, wanted):
+    """And none where a bad row is found only by decoding its images."""
+    monkeypatch.setattr(source, "FEW", 3)
+    assert open_pairs(write(tmp_path / "p.parquet", [row()] * rows), **given).quick is wanted
