@@ -160,7 +160,7 @@ def compare(root: Path, plan: Plan) -> Path:
     tracker_of(base.training.tracker)
     configs = [load_config(plan.config, overrides) for overrides in plans[:: plan.seeds]]
     for config in configs:
-        check_data(config)
+        check_data(config, root / "cache")
     check_evaluation(base, root)
     for config in configs:
         check_training(config, check_model(config.model), root)

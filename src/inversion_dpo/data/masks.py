@@ -27,15 +27,15 @@ ODD_MASKS = {
 }
 
 
-def decode_mask(data: bytes, image: Image.Image, where: str) -> Image.Image:
-    """Decode the mask of an image as grey levels: of its size, opaque, and white somewhere.
+def decode_mask(data: bytes, size: Size, where: str) -> Image.Image:
+    """Decode the mask of an image of (height, width): of its size, opaque, and white somewhere.
 
     DataError, which calls it ``where``, is for any other one: transparency could mean either part.
     A pixel counts from the level ``WHITE`` on: :func:`counting`.
     """
     mask = decode_image(data, where)
-    if mask.size != image.size:
-        sizes = " and ".join(f"{i.width}x{i.height}" for i in (mask, image))
+    if mask.size != size[::-1]:
+        sizes = f"{mask.width}x{mask.height} and {size[1]}x{size[0]}"
         raise DataError(
             f"{where}: mask and image are {sizes} pixels; save the mask at the image's size"
         )

@@ -159,10 +159,9 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         elif decode:
             try:
                 masks = name == "mask" and not faults
-                winner = images[row.label == 0.0 and not row.single] if masks else None
-                images.append(
-                    decode_mask(data, winner, place) if winner else decode_image(data, place)
-                )
+                side = row.label == 0.0 and not row.single
+                size = images[side].size[::-1] if masks else None
+                images.append(decode_mask(data, size, place) if size else decode_image(data, place))
             except DataError as error:
                 faults.append(Fault("broken_images", str(error)))
     return faults, images

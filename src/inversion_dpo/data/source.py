@@ -83,7 +83,7 @@ class Pair:
         """The mask, if there is one; DataError names the row of one that cannot be used."""
         if self.mask is None:
             return None
-        return decode_mask(self.mask, self.images[0], f"{self.where}, mask")
+        return decode_mask(self.mask, self.sizes[0], f"{self.where}, mask")
 
     @property
     def _where_source(self) -> str:

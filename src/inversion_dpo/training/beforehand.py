@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from inversion_dpo.data.buckets import buckets, left_out_text, place, square
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.masks import mask_oddities, odd_masks_text, region
-from inversion_dpo.data.source import PairSource, open_pairs
+from inversion_dpo.data.source import Pair, PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE, BETAS
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.loading import few_steps_text
@@ -36,6 +37,7 @@ from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import noise_variance
 from inversion_dpo.trajectories.key import spacing_of
 from inversion_dpo.trajectories.method import chosen_method, takes_images
+from inversion_dpo.trajectories.writing import is_cached
 
 logger = logging.getLogger(__name__)
 LEAST_PAIRS, FIRST_PAIRS = 4, 128  # needed, and looked at beforehand
@@ -44,14 +46,21 @@ RATES = {"lora": (1e-4, 1e-6, 5e-3), "full": (1e-5, 1e-9, 5e-5)}  # usual, and f
 MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "adafactor": 0.0}  # numbers beside each weight
 
 
-def check_data(config: Config) -> None:
+def check_data(config: Config, caches: Path) -> None:
     """Refuse pairs that a training would stumble over, before anybody looks for the model.
+
+    Args:
+        config: the run's settings.
+        caches: the folder of caches; the masks of pairs that have one were looked at before.
 
     Raises:
         ConfigError, DataError: the first fault and what to do.
     """
     pairs = open_pairs(config.data, alone=takes_images(config))
     check_first(config, pairs)
+    given = pairs.counts["masked"] and config.data.mask == "given"
+    if given and pairs.quick and not is_cached(caches, pairs.fingerprint):
+        check_masks(config, pairs)
     if pairs.counts["single"]:
         deque(pairs.read(), 0)  # counts all
     check_preferences(config, pairs.counts)
@@ -193,6 +202,21 @@ def check_first(config: Config, pairs: PairSource) -> None:
     for text in odd_masks_text(odd):
         logger.warning("of the masks of the first %d rows, %s", seen, text)
     check_count(config.data.pairs, seen if seen == FIRST_PAIRS else seen - left)
+
+
+def check_masks(config: Config, pairs: PairSource) -> None:
+    """Refuse the first mask in which nothing counts; beside the masks no image is decoded."""
+    sizes = buckets(config.model.resolution)
+
+    def look(pair: Pair) -> None:
+        at = place(sizes, pair.sizes, config.data.fit)
+        if at.fit and (mask := pair.mask_image):
+            region((), mask, at.size, at.fit, pair.where)
+
+    stream = pairs.read()
+    with ThreadPoolExecutor() as pool:
+        while some := list(islice(stream, FIRST_PAIRS)):
+            deque(pool.map(look, some), 0)
 
 
 def check_count(source: str, count: int) -> None:

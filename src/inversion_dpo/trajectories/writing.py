@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,20 @@ def neighbours(key: CacheKey, folder: Path) -> list[Path]:
         same = isinstance(known, dict) and known | {"pairs": key.pairs} == wanted
         found += [file.parent] if same and file.parent != folder else []
     return found
+
+
+def is_cached(caches: Path, pairs: str) -> bool:
+    """Tell whether a finished cache is of these pairs, whatever model and settings it is of.
+
+    Args:
+        caches: the folder of caches.
+        pairs: the fingerprint of their source.
+    """
+    for file in caches.glob(f"*/{KEY}"):
+        with suppress(DiskError):
+            if (file.parent / MANIFEST).exists() and read_json(file).get("pairs") == pairs:
+                return True
+    return False
 
 
 def take_over(path: Path, digests: list[str], made_of: str, caches: Sequence[Path]) -> Path | None:

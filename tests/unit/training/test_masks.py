@@ -1,6 +1,7 @@
 """Errors that count in a region only: weights by hand, and a whole step."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 
 from inversion_dpo.data.images import DataError
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.maths.losses import residual_overlap, squared_error
 from inversion_dpo.run.config import ConfigError
+from inversion_dpo.training import beforehand
 from inversion_dpo.training.beforehand import check_data, check_preferences
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.step import losses, pair_errors
@@ -47,7 +50,7 @@ def test_odd_masks_are_counted_before_a_training(tiny_config, pair_file, tmp_pat
     masks = [np.full((64, 64), 255)] * 2 + [np.arange(64) * 4 * np.ones((64, 1))] * 3
     rows = [{**row, "mask": png(mask)} for row, mask in zip(few, masks, strict=True)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    check_data(tiny_config(f"data.pairs={tmp_path / 'pairs.parquet'}"))
+    check_data(tiny_config(f"data.pairs={tmp_path / 'pairs.parquet'}"), tmp_path)
     assert "of the masks of the first 5 rows, 2 masks count everything" in caplog.text
     assert "of the masks of the first 5 rows, 3 masks are grey" in caplog.text
 
@@ -58,9 +61,30 @@ def test_images_that_nowhere_differ_are_refused_before_a_training(tiny_config, p
     few[4] |= {"jpg_0": grey[0], "jpg_1": grey[1]}
     pq.write_table(pa.Table.from_pylist(few), tmp_path / "pairs.parquet")
     data = f"data.pairs={tmp_path / 'pairs.parquet'}"
-    check_data(tiny_config(data))
+    check_data(tiny_config(data), tmp_path)
     with pytest.raises(DataError, match="row 4: its images nowhere differ by more than 16"):
-        check_data(tiny_config(data, "data.mask=differ"))
+        check_data(tiny_config(data, "data.mask=differ"), tmp_path)
+
+
+def test_every_mask_is_looked_at_before_a_training(tiny_config, pair_file, tmp_path, monkeypatch):
+    """Not the first rows alone. A cache of the pairs tells that all is well."""
+    monkeypatch.setattr(beforehand, "FIRST_PAIRS", 5)
+    masks = [png(np.full((64, 64), 255))] * 9 + [png(np.zeros((64, 64)))] * 7
+    rows = zip(pq.read_table(pair_file).to_pylist(), masks, strict=True)
+    file = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, "mask": mask} for row, mask in rows]), file)
+    config = tiny_config(f"data.pairs={file}")
+    with pytest.raises(DataError, match="row 9, mask: nothing in the mask is white"):
+        check_data(config, tmp_path)
+    check_data(tiny_config(f"data.pairs={file}", "data.limit=9"), tmp_path)
+    check_data(tiny_config(f"data.pairs={file}", "data.mask=none"), tmp_path)
+    cache, known = tmp_path / "cache", open_pairs(config.data).fingerprint
+    cache.mkdir()
+    (cache / "key.json").write_text(json.dumps({"pairs": known}))
+    with pytest.raises(DataError, match="row 9, mask"):  # which is not finished
+        check_data(config, tmp_path)
+    (cache / "manifest.json").write_text("{}")
+    check_data(config, tmp_path)
 
 
 @pytest.fixture(scope="module")
