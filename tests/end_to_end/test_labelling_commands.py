@@ -57,7 +57,7 @@ def test_labelled_samples_train_with_their_known_noise(capsys, tmp_path):
     assert run(capsys, "pairs", "sample", "-o", samples, *drawn)[0] == 0
     store = LabelStore(labels)
     store.add(questions(DataConfig(pairs=str(samples)), None, Counter()))
-    for pair in store.shown(0, 6):
+    for pair in store.pairs():
         store.label(pair.pair, "me", pair.pair, "left")
     store.close()
     assert run(capsys, "pairs", "export", labels, "-o", pairs)[0] == 0

@@ -14,15 +14,14 @@ from inversion_dpo.run.settings import every_setting
 from inversion_dpo.training.effects import check_effects
 
 TUNED = PRESETS / "tuned.json"  # preset -> method -> settings, see docs/results/index.md
-TRIALS = 6  # that tuning spends on every method
 
 
 @dataclass(frozen=True)
 class Method:
     """The settings that make a method, and the values that tuning tries; no betas if it has none.
 
-    Methods that are mostly denoising on the winners need small rates. Each has ``TRIALS``
-    combinations.
+    Methods that are mostly denoising on the winners need small rates. Each has six
+    combinations, so that tuning spends as much on every method.
     """
 
     settings: tuple[str, ...]

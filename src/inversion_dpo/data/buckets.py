@@ -18,7 +18,6 @@ Resolution = int | str  # the side of a square, whose area all buckets have; or 
 WIDEST = 4.0  # ratio of the sides of the longest bucket
 MOST_CUT = 1 / 8  # share of a picture that may be cut off so that it fills its bucket
 STEPS = (64, 32, 16)  # between sides; every model needs multiples of 16, some of 32
-FITS = ("drop", "pad", "crop")
 LEFT_OUT = ("mixed_shapes", "odd_shapes")
 
 
@@ -90,7 +89,7 @@ def place(sizes: Sequence[Size], pictures: Sequence[Size], fit: str) -> Place:
     Args:
         sizes: the buckets, (height, width) each.
         pictures: sizes of the images of one pair.
-        fit: ``data.fit``, one of ``FITS``.
+        fit: ``data.fit``: drop, or a mode of :func:`.transforms.fit`.
     """
     size, odd = nearest(sizes, *pictures), ""
     if max(share_cut(picture, size) for picture in pictures) > MOST_CUT:

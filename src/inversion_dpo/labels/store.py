@@ -201,16 +201,6 @@ class LabelStore:
         """Tell whether any pair has what a table of ``_LATER`` holds."""
         return bool(self._number(f"SELECT count(*) FROM {table}"))
 
-    def shown(self, first: int, count: int) -> list[Asked]:
-        """Pairs by their place in the data, from 0, the first image on the left."""
-        rows = self._rows(
-            "SELECT pair, caption, image_0, image_1, source"
-            " FROM pairs LEFT JOIN sources USING (pair) ORDER BY position LIMIT ? OFFSET ?",
-            count,
-            first,
-        )
-        return [Asked(*row) for row in rows]
-
     def ahead(self, labeller: str, count: int = 2) -> list[Asked]:
         """Choose at most ``count`` pairs to ask this labeller next.
 

@@ -23,7 +23,6 @@ from torch import Tensor
 from inversion_dpo.maths.records import Grid, Levels
 
 KINDS = ("epsilon", "v_prediction", "flow_prediction")
-SPACINGS = ("sampler", "even")
 
 
 @dataclass(frozen=True)

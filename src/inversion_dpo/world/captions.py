@@ -29,7 +29,7 @@ def caption_of(items: tuple[Item, ...], relations: tuple[Relation, ...]) -> str:
     return words
 
 
-_RELATION = re.compile(r" (?:which is )?(left of|right of|above|below) a ")
+_RELATION = re.compile(rf" (?:which is )?({'|'.join(RELATIONS)}) a ")
 
 
 def parse_caption(caption: str) -> SceneGraph:

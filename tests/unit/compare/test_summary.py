@@ -12,14 +12,7 @@ import numpy as np
 import pytest
 
 from inversion_dpo.compare import curves, experiment, runs
-from inversion_dpo.compare.methods import (
-    METHODS,
-    TRIALS,
-    overrides_of,
-    parse_methods,
-    parse_vary,
-    variants,
-)
+from inversion_dpo.compare.methods import METHODS, overrides_of, parse_methods, parse_vary, variants
 from inversion_dpo.compare.page import setting_part, title
 from inversion_dpo.compare.runs import best_of_n
 from inversion_dpo.compare.summary import (
@@ -122,7 +115,7 @@ def test_reach_counts_the_inversion():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_as_many_trials_and_loads(name):
     trials = METHODS[name].trials()
-    assert len(trials) == TRIALS == len(set(trials))
+    assert len(trials) == 6 == len(set(trials))
     for trial in trials:
         load_config("composition", [*trial, *METHODS[name].settings])
 

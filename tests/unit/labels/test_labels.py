@@ -246,10 +246,10 @@ def test_a_file_of_other_data_is_refused_and_untouched(tmp_path, content):
 
 
 def test_exported_pairs_are_read_by_train(store, tmp_path):
-    for k, choice in enumerate(["first", "second", "tie", "bad"]):
-        pair = store.shown(k, 1)[0].pair
+    for choice, asked in zip(["first", "second", "tie", "bad"], store.pairs(), strict=False):
+        pair = asked.pair
         sides = ("first", "second")[:: -1 if swapped("me", pair) else 1]
-        store.label(f"r{k}", "me", pair, dict(zip(sides, SIDES, strict=True)).get(choice, choice))
+        store.label(pair, "me", pair, dict(zip(sides, SIDES, strict=True)).get(choice, choice))
     path = tmp_path / "out" / "labelled.parquet"
     counts = export(store, path)
     assert counts == {"first": 1, "second": 1, "tie": 1, "bad": 1, "unlabelled": 12}
@@ -268,7 +268,7 @@ def test_exported_pairs_are_read_by_train(store, tmp_path):
 
 
 def test_export_takes_the_majority_or_one_labeller(store, tmp_path):
-    one, two = (a.pair for a in store.shown(0, 2))
+    one, two, *_ = (q.pair for q in store.pairs())
     said = {
         one: {"a": "first", "b": "first", "c": "second"},
         two: {"a": "first", "b": "second"},
@@ -302,7 +302,7 @@ def test_seeds_come_back_with_their_images(pair_file, tmp_path):
     turned = replace(found[0], images=found[0].images[::-1], seeds=())
     store.add([turned, *asked(pair_file, 4)[0]])  # labelled before seeds were recorded
     store.add(found)
-    for k, pair in enumerate(store.shown(0, 4)):
+    for k, pair in enumerate(store.pairs()):
         store.label(f"r{k}", "me", pair.pair, "left" if not swapped("me", pair.pair) else "right")
     export(store, tmp_path / "labelled.parquet")
     read = [pair.seeds for pair in open_pairs(tmp_path / "labelled.parquet")]
@@ -425,7 +425,7 @@ def test_single_images_are_exported_with_each_ones_opinion(pair_file, tmp_path, 
     asked = questions(DataConfig(pairs=str(pair_file)), 4, counts, alone=True)
     assert store.add(asked) == counts["pairs"] == 4
     good, bad, unsure = SINGLE[kind]
-    names = [a.pair for a in store.shown(0, 4)]
+    names = [q.pair for q in store.pairs()]
     for name, said in {"a": (good, bad, good, unsure), "b": (good, bad, bad)}.items():
         for pair, choice in zip(names, said, strict=False):
             store.label(f"{name}{pair}", name, pair, choice)

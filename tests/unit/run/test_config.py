@@ -6,13 +6,12 @@ from dataclasses import asdict, replace
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from inversion_dpo.data.buckets import FITS
 from inversion_dpo.data.rankings import SCHEMES
+from inversion_dpo.data.transforms import FITS
 from inversion_dpo.evaluation.publish import KINDS
 from inversion_dpo.making_pairs.mining import MINERS
 from inversion_dpo.maths.losses import LINKS, LOSSES
 from inversion_dpo.maths.methods import METHODS, PATHS
-from inversion_dpo.maths.schedule import SPACINGS
 from inversion_dpo.maths.targets import TARGETS, WEIGHTS
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.settings import every_setting
@@ -73,8 +72,7 @@ def test_a_dataset_whose_images_could_stand_in_two_pairs_is_refused_before_it_is
         ("objective.link", LINKS),
         ("objective.weighting", WEIGHTS),
         ("data.ranking", SCHEMES),
-        ("data.fit", FITS),
-        ("inversion.spacing", SPACINGS),
+        ("data.fit", ["drop", *FITS]),
         ("build.mining", MINERS),
         ("policy.kind", KINDS),
     ],
