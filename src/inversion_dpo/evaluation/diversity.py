@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inversion_dpo.evaluation.metrics import gain_row, interval_text, outcome
+from inversion_dpo.evaluation.metrics import gain_row, gain_text, outcome
 from inversion_dpo.evaluation.samples import pictures
 from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, device
 from inversion_dpo.evaluation.scorers.registry import LPIPS
@@ -63,9 +63,8 @@ def diversity_text(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
     """Say (verdict, sentence) how the policy's diversity differs; None if not measured."""
     if not (row := metrics.get(DIVERSITY)):
         return None
-    change = interval_text(row["gain"], row["gain_low"], row["gain_high"])
     kind = outcome(row, metrics["n_prompts"])
     words = {"gain": "more", "loss": "less", "none": "no measurable change of"}[kind]
     text = f"Images of one prompt are {row['reference']:.3f} apart for the reference and "
-    text += f"{row['policy']:.3f} for the policy, by LPIPS: {change}, {words} diversity."
+    text += f"{row['policy']:.3f} for the policy, by LPIPS: {gain_text(row)}, {words} diversity."
     return kind, text

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from inversion_dpo.data.images import png
-from inversion_dpo.evaluation.metrics import interval_text, metric_rows, outcome
+from inversion_dpo.evaluation.metrics import gain_text, metric_rows, outcome
 from inversion_dpo.run.disk import atomic_bytes, atomic_figure
 from inversion_dpo.training.health import heldout_share
 
@@ -327,7 +327,7 @@ def gains(metrics: Mapping[str, Any], path: Path) -> None:
     """
     rows = metric_rows(metrics)
     figure = Figure((5.2, 0.4 + 0.4 * len(rows)), dpi=_DPI, facecolor=PAPER)
-    texts = [interval_text(r["gain"], r["gain_low"], r["gain_high"]) for r in rows.values()]
+    texts = list(map(gain_text, rows.values()))
     left, right = (0.045 + 0.0137 * max(map(len, words)) for words in (rows, texts))
     left, right = min(left, 0.38), 1 - right
     figure.subplots_adjust(left, 0.36 / figure.get_figheight(), right, 0.98, hspace=0)

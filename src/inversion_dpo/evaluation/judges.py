@@ -9,13 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inversion_dpo.data.traits import shares_text
-from inversion_dpo.evaluation.metrics import (
-    PAIRS_AGREE,
-    metric_rows,
-    outcome,
-    win_rate,
-    wins,
-)
+from inversion_dpo.evaluation.metrics import PAIRS_AGREE, metric_rows, outcome, win_rate, wins
 from inversion_dpo.evaluation.wording import shares_of
 
 Scores = Mapping[str, NDArray[Any]]

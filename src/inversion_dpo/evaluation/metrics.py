@@ -179,6 +179,23 @@ def interval_text(
     return f"{words[0]} [{words[1]}, {words[2]}]" if isfinite(low) else words[0]
 
 
+def gain_text(row: Mapping[str, float], digits: int | None = None) -> str:
+    """Write a metric's gain with its interval, see :func:`interval_text`."""
+    return interval_text(row["gain"], row["gain_low"], row["gain_high"], digits=digits)
+
+
+def win_text(metrics: Mapping[str, Any], digits: int = 4) -> str:
+    """Write the win rate with its interval, between 0 and 1."""
+    bounds = (metrics[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
+    return interval_text(*bounds, digits=digits, sign="")
+
+
+def share_text(metrics: Mapping[str, Any]) -> str:
+    """Write the win rate in percent, with its interval."""
+    value, low, high = (100 * metrics[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
+    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
+
+
 def decimals(uncertainty: float) -> int:
     """Count the decimal places that an uncertainty justifies: 0 to 6, and 3 if it is 0.
 

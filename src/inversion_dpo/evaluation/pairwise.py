@@ -10,11 +10,10 @@ from typing import Any, cast
 import numpy as np
 import pyarrow.parquet as pq
 
-from inversion_dpo.evaluation.metrics import wins
+from inversion_dpo.evaluation.metrics import share_text, wins
 from inversion_dpo.evaluation.samples import Images, pictures
 from inversion_dpo.evaluation.scorers.asking import READ
 from inversion_dpo.evaluation.scorers.unified_reward import PAIR, PairJudge
-from inversion_dpo.evaluation.wording import share_text
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.processes import current_team
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inversion_dpo.evaluation.metrics import wins
+from inversion_dpo.evaluation.metrics import share_text, wins
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.words import counted
@@ -65,10 +65,9 @@ def judged_by(run: Path, config: Config) -> dict[str, Any] | None:
 
 def people_text(found: Mapping[str, Any]) -> str:
     """Write people's judgement as two sentences."""
-    share, low, high = (100 * found[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
     people = counted(found["people"], "person", "people")
     return (
         f"{people} compared {counted(found['pairs'], 'pair')} of pictures without knowing the "
-        f"models. The policy's is the better one in {share:.1f}% [{low:.1f}, {high:.1f}]; "
-        "ties, and pairs on which people differ, count half."
+        f"models. The policy's is the better one in {share_text(found)}; ties, and pairs on which "
+        "people differ, count half."
     )

@@ -14,10 +14,10 @@ import yaml
 
 from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write_metrics
-from inversion_dpo.evaluation.metrics import PAIRS_AGREE, interval_text, metric_rows
+from inversion_dpo.evaluation.metrics import PAIRS_AGREE, gain_text, metric_rows, share_text
 from inversion_dpo.evaluation.page import Section, Table
 from inversion_dpo.evaluation.scorers.asked import GENEVAL
-from inversion_dpo.evaluation.wording import few_text, remarks, share_text
+from inversion_dpo.evaluation.wording import few_text, remarks
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.disk import atomic_text, read_json
 from inversion_dpo.run.processes import current_team
@@ -171,14 +171,7 @@ def table_of(found: Mapping[str, Any], prompts: str) -> list[dict[str, str]]:
     for model, measured in models.items() if scores else ():
         rows += [
             row(model, "mean", {k: f"{v['policy']:.4g}" for k, v in measured.items()}),
-            row(
-                model,
-                "gain",
-                {
-                    k: interval_text(v["gain"], v["gain_low"], v["gain_high"])
-                    for k, v in measured.items()
-                },
-            ),
+            row(model, "gain", {k: gain_text(v) for k, v in measured.items()}),
             row(model, "win rate", {k: share_text(v) for k, v in measured.items()}),
         ]
     known = protocols().get(found["protocol"])

@@ -12,8 +12,13 @@ from pathlib import Path
 from jinja2 import Template
 from safetensors import SafetensorError, safe_open
 
-from inversion_dpo.evaluation.metrics import OTHER_GUIDANCE, WEIGHTS, metric_rows
-from inversion_dpo.evaluation.wording import gain_text, win_text
+from inversion_dpo.evaluation.metrics import (
+    OTHER_GUIDANCE,
+    WEIGHTS,
+    gain_text,
+    metric_rows,
+    win_text,
+)
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, sha256_of

@@ -14,27 +14,13 @@ from inversion_dpo.evaluation.diversity import diversity_text
 from inversion_dpo.evaluation.exports import write_tables
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.judges import doubts, independent, labellers
-from inversion_dpo.evaluation.metrics import AGREEMENT, metric_rows
+from inversion_dpo.evaluation.metrics import AGREEMENT, gain_text, metric_rows, share_text
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined
 from inversion_dpo.evaluation.pairwise import pairwise_text
 from inversion_dpo.evaluation.protocols import sections as protocol_sections
 from inversion_dpo.evaluation.repairs import Kind, draw_repairs, repairs_text
-from inversion_dpo.evaluation.report_tables import (
-    cells,
-    other_guidance,
-    read,
-    structure,
-    traits,
-)
-from inversion_dpo.evaluation.wording import (
-    duration,
-    gain_text,
-    halves,
-    headline,
-    remarks,
-    share_text,
-    statements,
-)
+from inversion_dpo.evaluation.report_tables import cells, other_guidance, read, structure, traits
+from inversion_dpo.evaluation.wording import duration, halves, headline, remarks, statements
 from inversion_dpo.run.disk import atomic_bytes, atomic_text
 from inversion_dpo.training.health import accuracy_text
 

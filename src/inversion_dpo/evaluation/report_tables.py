@@ -10,11 +10,13 @@ from inversion_dpo.evaluation.metrics import (
     LEAST_PROMPTS,
     OTHER_GUIDANCE,
     decimals,
+    gain_text,
     metric_rows,
+    share_text,
     verdict,
 )
 from inversion_dpo.evaluation.page import Section, Table, reading
-from inversion_dpo.evaluation.wording import TOO_FEW, gain_text, halves, share_text, shares_of
+from inversion_dpo.evaluation.wording import TOO_FEW, halves, shares_of
 
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 

@@ -11,10 +11,12 @@ from inversion_dpo.evaluation.metrics import (
     LEAST_PROMPTS,
     OTHER_GUIDANCE,
     PAIRS_AGREE,
-    interval_text,
+    gain_text,
     metric_rows,
     outcome,
+    share_text,
     verdict,
+    win_text,
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
 from inversion_dpo.evaluation.scorers.asked import SPATIAL
@@ -185,12 +187,6 @@ def _statement(name: str, row: Mapping[str, float], prompts: int) -> str:
     return f"Mean `{name}` changes by {gain_text(row)}: {told}."
 
 
-def share_text(metrics: Mapping[str, Any]) -> str:
-    """Write the win rate in percent, with its interval."""
-    value, low, high = (100 * metrics[k] for k in ("win_rate", "win_rate_low", "win_rate_high"))
-    return f"{value:.1f}% [{low:.1f}, {high:.1f}]"
-
-
 def duration(seconds: float) -> str:
     """Write a wall-clock time for readers.
 
@@ -215,14 +211,3 @@ def halves(text: str) -> tuple[str, str]:
     """Split a value from its interval."""
     value, _, interval = text.partition(" ")
     return value, interval
-
-
-def gain_text(row: Mapping[str, float], digits: int | None = None) -> str:
-    """Write a metric's gain with its interval, see :func:`metrics.interval_text`."""
-    return interval_text(row["gain"], row["gain_low"], row["gain_high"], digits=digits)
-
-
-def win_text(metrics: Mapping[str, Any], digits: int = 4) -> str:
-    """Write the win rate with its interval, between 0 and 1."""
-    bounds = (metrics[name] for name in ("win_rate", "win_rate_low", "win_rate_high"))
-    return interval_text(*bounds, digits=digits, sign="")
