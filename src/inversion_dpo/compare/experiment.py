@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -34,7 +33,7 @@ from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.report import versions
 from inversion_dpo.models.loading import check_model
 from inversion_dpo.run.config import Config, ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text, check_room, read_json
+from inversion_dpo.run.disk import atomic_json, check_room, read_json
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.training.beforehand import check_data, check_training
 from inversion_dpo.training.recipe import prepare
@@ -91,7 +90,7 @@ def claim_folder(root: Path, plan: Plan) -> None:
     elif root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise ConfigError(f"{root} is not empty and holds no comparison: choose another --output")
     root.mkdir(parents=True, exist_ok=True)
-    atomic_text(json.dumps(mine, indent=1), owner)
+    atomic_json(mine, owner)
 
 
 def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
@@ -122,7 +121,7 @@ def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     timed: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
     if name not in timed:
         timed[name] = {"seconds": taken}
-        atomic_text(json.dumps(timed, indent=1), file)
+        atomic_json(timed, file)
     seconds = timed[name]["seconds"]
     return {"evaluations": inversion_evaluations(config, prepared), "seconds": seconds}
 
@@ -201,7 +200,7 @@ def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
         tuned |= tune(root, plan.config, missing, (*plan.extra, *tuning), preference)
         plan = replace(plan, extra=(*plan.extra, *measuring))
         base = load_config(plan.config, list(plan.extra))
-        atomic_text(json.dumps(tuned, indent=1), root / "tuned.json")
+        atomic_json(tuned, root / "tuned.json")
     todo = lines(plan, root)
     inversions = {
         v.name: inversion_cost(root, load_config(plan.config, runs[0])) for v, runs in todo

@@ -15,7 +15,7 @@ from inversion_dpo.evaluation.defaults import MEASURING_FILE
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.run.config import load_config
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_json, atomic_text
 from inversion_dpo.run.fields import ConfigError, EvaluationConfig
 
 logger = logging.getLogger(__name__)
@@ -81,5 +81,5 @@ def tune(
             scored.append((utility(result["metrics"], preference), list(trial)))
             rows.append({"method": method, "settings": list(trial), "utility": scored[-1][0]})
         best[method] = max(scored)[1]
-        atomic_text(json.dumps(rows, indent=1), root / "tuning.json")
+        atomic_json(rows, root / "tuning.json")
     return best

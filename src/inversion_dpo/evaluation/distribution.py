@@ -8,7 +8,6 @@ Classes in Frechet Inception Distance, 2023, https://arxiv.org/abs/2203.06026.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.registry import CHECKPOINTS
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.run.config import Config, ConfigError
-from inversion_dpo.run.disk import atomic_text
+from inversion_dpo.run.disk import atomic_json
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.run.words import counted
 
@@ -153,7 +152,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
             file = sampled_file(config, adapter, folder / "samples", prompts, word, e.seeds)
             made = Images(len(prompts) * e.seeds, partial(_arrays, file))
             report[word] = {"images": len(made), **distances(real_images, made, extractor)}
-        atomic_text(json.dumps(report, indent=1), folder / "distribution.json")
+        atomic_json(report, folder / "distribution.json")
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -56,7 +55,7 @@ from inversion_dpo.evaluation.scorers.unified_reward import PAIR
 from inversion_dpo.evaluation.scorers.vqa import VQA
 from inversion_dpo.evaluation.sides import side, sizes_for
 from inversion_dpo.run.config import Config, ConfigError, to_yaml
-from inversion_dpo.run.disk import atomic_table, atomic_text, digest_of
+from inversion_dpo.run.disk import atomic_json, atomic_table, atomic_text, digest_of
 from inversion_dpo.run.folder import going_on, read_config, read_rows, read_seconds, stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.notices import trained_guidance
@@ -207,7 +206,7 @@ def measure(folder: Path, config: Config, memo: Path, models: Models | None) -> 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Write ``metrics.json`` in the first process."""
     if current_team().main:
-        atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
+        atomic_json(metrics, folder / "metrics.json")
 
 
 def both_sides(folder: Path, config: Config, memo: Path, models: Models | None) -> list[Path]:

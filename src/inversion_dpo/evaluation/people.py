@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inversion_dpo.evaluation.metrics import share_text, wins
 from inversion_dpo.run.config import Config
-from inversion_dpo.run.disk import atomic_text, read_json
+from inversion_dpo.run.disk import atomic_json, read_json
 from inversion_dpo.run.words import counted
 
 PEOPLE = "people.json"
@@ -45,7 +44,7 @@ def write_people(
     if scores := [1.0] * won + [0.0] * lost + [0.5] * even:
         found |= wins([0.5] * len(scores), scores)
     found |= {"pairs": len(scores), "people": people}
-    atomic_text(json.dumps(found, indent=1), run / PEOPLE, shared=True)
+    atomic_json(found, run / PEOPLE, shared=True)
     return found
 
 

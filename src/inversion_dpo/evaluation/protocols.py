@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from inversion_dpo.evaluation.page import Section, Table
 from inversion_dpo.evaluation.scorers.asked import GENEVAL
 from inversion_dpo.evaluation.wording import few_text, remarks
 from inversion_dpo.run.config import Config, ConfigError, resolve
-from inversion_dpo.run.disk import atomic_text, read_json
+from inversion_dpo.run.disk import atomic_json, read_json
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import written
 
@@ -139,7 +138,7 @@ def judge_by(
             if current_team().main:
                 (folder / FOLDER).mkdir(exist_ok=True)
                 path = folder / FOLDER / f"{protocol.name}.json"
-                atomic_text(json.dumps(found, indent=1), path)
+                atomic_json(found, path)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from inversion_dpo.data.images import png
 from inversion_dpo.models.base import DiffusionModel
-from inversion_dpo.run.disk import atomic_bytes, atomic_text
+from inversion_dpo.run.disk import atomic_bytes, atomic_json
 from inversion_dpo.trajectories.cache import TrajectoryCache
 
 
@@ -75,7 +74,7 @@ def write_reconstruction(
         "relative_latent_error_of_pairs": quantiles(back.errors),
         "worst": [{"pair": p, "side": s, "psnr_db": round(v, 2)} for v, p, s, _ in worst],
     }
-    atomic_text(json.dumps(report, indent=1), folder / "reconstruction.json")
+    atomic_json(report, folder / "reconstruction.json")
     rows = [(f"pair {p}, {s}: {v:.1f} dB", both) for v, p, s, both in worst]
     atomic_bytes(png(np.asarray(captioned(rows))), folder / "reconstruction-worst.png")
     middle, least = report["psnr_db"]["median"], report["psnr_db"]["least"]  # type: ignore[index]

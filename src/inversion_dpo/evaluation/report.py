@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.run.config import Config, ConfigError, load_config
-from inversion_dpo.run.disk import atomic_text, read_table
+from inversion_dpo.run.disk import atomic_json, read_table
 from inversion_dpo.run.folder import (
     read_config,
     read_metrics,
@@ -158,7 +157,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     judged = None if models else judged_by(folder, config)
     if metrics.pop(PEOPLE_JUDGE, None) or judged:  # labels may have been taken back
         metrics |= {PEOPLE_JUDGE: judged} if judged else {}
-        atomic_text(json.dumps(metrics, indent=1), folder / "metrics.json")
+        atomic_json(metrics, folder / "metrics.json")
     data = ReportData(
         title=title(models),
         setting=f"held-out prompts{each}, with the same noise",

@@ -134,6 +134,11 @@ def atomic_text(text: str, path: Path, *, shared: bool = False) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def atomic_json(value: Any, path: Path, *, shared: bool = False) -> None:
+    """Write a JSON file for :func:`read_json`; ``shared`` and DiskError as :func:`writing`."""
+    atomic_text(json.dumps(value, indent=1), path, shared=shared)
+
+
 def atomic_bytes(data: bytes, path: Path, *, shared: bool = False) -> None:
     """Write a file of bytes, whole or not at all; ``shared`` and DiskError as :func:`writing`."""
     with writing(path, shared=shared) as partial:

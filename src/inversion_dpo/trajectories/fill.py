@@ -6,7 +6,6 @@ missing shards, on any number of processes.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -44,7 +43,7 @@ from inversion_dpo.models.base import (
 )
 from inversion_dpo.models.prompts import overlong
 from inversion_dpo.models.schedules import grid_for
-from inversion_dpo.run.disk import atomic_save, atomic_text
+from inversion_dpo.run.disk import atomic_json, atomic_save
 from inversion_dpo.run.folder import alone_at
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.cache import TrajectoryCache
@@ -131,7 +130,7 @@ def _finish(
     """Write what is missing of a cache, the manifest last."""
     if team.main:
         announce(how, pairs, folder, team.size, missing(how, pairs, folder, caches))
-        atomic_text(json.dumps(asdict(how.key), indent=1), folder / KEY)
+        atomic_json(asdict(how.key), folder / KEY)
         atomic_save({k: v.cpu() for k, v in how.model.empty().items()}, folder / EMPTY)
     team.wait()
     shards, left_out = _write_missing(folder, how, pairs, team, caches)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from inversion_dpo.run.disk import (
     DiskError,
+    atomic_json,
     atomic_save,
     atomic_text,
     read_json,
@@ -216,4 +217,4 @@ def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) ->
     }
     if (folder / EMPTY).exists():
         manifest["shards"][EMPTY] = sha256_of(folder / EMPTY)
-    atomic_text(json.dumps(manifest, indent=1), folder / MANIFEST)
+    atomic_json(manifest, folder / MANIFEST)
