@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import betaincinv
 
-from inversion_dpo.data.images import DataError
+from inversion_dpo.data.images import DataError, upright_size
 from inversion_dpo.data.source import Pair, PairSource
 from inversion_dpo.data.traits import oddities, oddities_text
 from inversion_dpo.run.disk import read_json, writing
@@ -136,8 +136,7 @@ def _all_traits(data: bytes, image: Image.Image | None) -> dict[str, float]:
 def traits_of(data: bytes) -> dict[str, float]:
     """Read a file's traits from its header; what it is, format or size, counts as 1."""
     with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        width, height = image.size[:: -1 if turned else 1]
+        width, height = upright_size(image)
         tables = getattr(image, "quantization", None)
         aspect = round(math.log(width / height), 6)
         found = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, ImageStat, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, ImageStat, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:
@@ -81,13 +81,19 @@ def picture_size(data: bytes, where: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             plain = image.format == "PNG" and not any(mark in data for mark in _PNG_TURNED)
             if _frames(image) == 1 and (plain or image.format != "PNG"):  # or getexif() decodes it
-                turned = not plain and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                width, height = image.size[:: -1 if turned else 1]
+                width, height = image.size if plain else upright_size(image)
                 return height, width
     except Exception:  # the decoder says what is wrong
         pass
     width, height = decode_image(data, where).size
     return height, width
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Give (width, height) as EXIF's orientation turns the picture."""
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
 
 
 def is_picture(data: bytes) -> bool:

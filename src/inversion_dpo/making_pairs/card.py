@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from inversion_dpo.evaluation.figures import INK, PAPER, bare
+from inversion_dpo.evaluation.figures import BLUE, INK, ORANGE, PAPER, bare
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.graphs.scene_key import SceneKey
 from inversion_dpo.making_pairs.candidates import graph_of
@@ -24,7 +24,6 @@ from inversion_dpo.run.disk import atomic_figure, atomic_text
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 SHOWN = 40  # pairs on the sheet
 SIDES = ("winner", "loser")
-WINNER, LOSER = "#0072B2", "#D55E00"
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -112,7 +111,7 @@ def draw_distributions(
     _bars(panels[0], Counter(str(len(g.items)) for g in flat), "pairs by objects asked for")
     _bars(panels[1], Counter(str(len(g.relations)) for g in flat), "pairs by relations asked for")
     values = np.array([decisive(row, by) for row in rows])
-    for k, (name, colour) in enumerate((("winners", WINNER), ("losers", LOSER))):
+    for k, (name, colour) in enumerate((("winners", BLUE), ("losers", ORANGE))):
         panels[2].hist(values[:, k], bins=24, alpha=0.6, color=colour, label=name)
     panels[2].legend(frameon=False, fontsize=8, labelcolor=INK)
     panels[2].set_title(f"mean of {', '.join(by) or 'all scores'}", fontsize=9, color=INK)
@@ -151,7 +150,7 @@ def side_by_side(jpgs: Sequence[bytes]) -> np.ndarray[Any, Any]:
 def _bars(axes: Axes, counts: Mapping[str, int], title: str) -> None:
     names = sorted(counts)
     axes.set_axisbelow(True)
-    axes.bar(names, [counts[name] for name in names], color=WINNER, width=0.6)
+    axes.bar(names, [counts[name] for name in names], color=BLUE, width=0.6)
     axes.set_title(title, fontsize=9, color=INK)
     axes.tick_params(axis="x", labelsize=6 if any("\n" in n for n in names) else 8)
 
