@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_given
+from inversion_dpo.run.disk import read_json
 from inversion_dpo.run.settings import every_setting
 from inversion_dpo.training.effects import check_effects
 
@@ -127,7 +128,7 @@ def variants(methods: Sequence[str], vary: Sequence[str] = ()) -> list[Variant]:
 def tuned_settings(config: str, file: Path) -> Mapping[str, Sequence[str]]:
     """Read method -> settings from this comparison's own tuning or the package's; may be empty."""
     if file.exists():
-        return dict(json.loads(file.read_text()))
+        return dict(read_json(file))
     return dict(json.loads(TUNED.read_text()).get(config, {})) if TUNED.exists() else {}
 
 

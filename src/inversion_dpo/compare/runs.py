@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from inversion_dpo.evaluation.report import pick
 from inversion_dpo.evaluation.samples import pictures, read_images, read_scores, sampled_file
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
-from inversion_dpo.run.disk import atomic_text, read_json
+from inversion_dpo.run.disk import atomic_json, read_json
 from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, train
 from inversion_dpo.training.split import split_pairs
@@ -99,7 +98,7 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
     train(config, folder, cache_root=(folder if start else root) / "cache")
     origin = start.origin if start else None
     result |= judged(config, folder, root / "samples", curve, origin)
-    atomic_text(json.dumps(result), folder / "result.json")
+    atomic_json(result, folder / "result.json")
     for part in ("checkpoints", "snapshots", "cache"):
         shutil.rmtree(folder / part, ignore_errors=True)
     return result

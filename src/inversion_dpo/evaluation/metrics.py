@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from inversion_dpo.maths.intervals import TAIL, wilson
+from inversion_dpo.run.disk import CHECKSUM
 
 OTHER_GUIDANCE = "at_training_guidance"  # the comparison at the guidance of training
 PAIRS_AGREE = "pairs_agree"  # the share of pairs whose winner has the higher preference
@@ -23,7 +24,7 @@ WEIGHTS = "policy_weights"  # in metrics.json: a hash of the files that were jud
 RESERVED = frozenset(
     "preference win_rate win_rate_low win_rate_high n_prompts sizes categories seeds models pairs "
     "steps training seconds structure scoring one_colour traits distance pairwise diversity "
-    f"samples {OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT} {WEIGHTS}".split()
+    f"samples {CHECKSUM} {OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT} {WEIGHTS}".split()
 )
 LEAST_PROMPTS = 6  # fewer all gain, or all lose, by chance in over 5% of cases: 2 / 2**n
 _CHUNK = 1 << 20  # resampled indices held at once

@@ -137,8 +137,7 @@ def judge_by(
             part["models"][OURS if own else model] = rows_of(metrics)
             if current_team().main:
                 (folder / FOLDER).mkdir(exist_ok=True)
-                path = folder / FOLDER / f"{protocol.name}.json"
-                atomic_json(found, path)
+                atomic_json(found, folder / FOLDER / f"{protocol.name}.json")
     return found
 
 

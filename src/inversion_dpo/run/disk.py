@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHECKSUM = "checksum"  # of the rest of a JSON file
 COUNTED = (".safetensors", ".json", ".txt", ".model")  # what makes a model, in its folder
 # What the system says of a disk that takes no more, or a folder that must not be written to.
 REFUSALS = (
@@ -135,8 +136,18 @@ def atomic_text(text: str, path: Path, *, shared: bool = False) -> None:
 
 
 def atomic_json(value: Any, path: Path, *, shared: bool = False) -> None:
-    """Write a JSON file for :func:`read_json`; ``shared`` and DiskError as :func:`writing`."""
-    atomic_text(json.dumps(value, indent=1), path, shared=shared)
+    """Write a JSON file for :func:`read_json`; ``shared`` and DiskError as :func:`writing`.
+
+    An object has a checksum of the rest, by which it is seen to be altered.
+    """
+    plain = json.loads(json.dumps(value))
+    if isinstance(plain, dict):
+        plain[CHECKSUM] = _checksum(plain)
+    atomic_text(json.dumps(plain, indent=1), path, shared=shared)
+
+
+def _checksum(found: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def atomic_bytes(data: bytes, path: Path, *, shared: bool = False) -> None:
@@ -172,7 +183,7 @@ def atomic_tables(
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """Read a JSON file that a command wrote; DiskError if it is damaged.
+    """Read a JSON file that a command wrote, without its checksum; DiskError if it is damaged.
 
     Args:
         path: of the file.
@@ -182,6 +193,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, kind):
             raise ValueError(f"it holds a {type(found).__name__}")
+        if isinstance(found, dict) and found.pop(CHECKSUM, None) not in (None, _checksum(found)):
+            raise ValueError("its checksum differs")
         return found
     except ValueError as error:
         raise DiskError(

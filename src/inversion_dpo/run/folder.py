@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
-from inversion_dpo.run.disk import DiskError, atomic_text, check_writable, read_json
+from inversion_dpo.run.disk import DiskError, atomic_json, atomic_text, check_writable, read_json
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting, groups
 from inversion_dpo.run.words import counted
@@ -357,4 +357,4 @@ def _add_seconds(folder: Path, name: str, spent: float) -> None:
     if current_team().main:
         seconds = read_seconds(folder)
         seconds[name] = round(seconds.get(name, 0.0) + spent, 2)
-        atomic_text(json.dumps(seconds), folder / "seconds.json")
+        atomic_json(seconds, folder / "seconds.json")

@@ -22,7 +22,6 @@ from inversion_dpo.run.disk import (
     DiskError,
     atomic_json,
     atomic_save,
-    atomic_text,
     read_json,
     sha256_of,
     writing,
@@ -71,9 +70,10 @@ def is_intact(path: Path, digests: list[str], made_of: str = "", *, ours: bool =
         made_of: a hash of whatever else of the pairs it depends on.
         ours: whether to warn of a shard that is not so.
     """
-    if (entry := _entry(path)) is None:
+    if not path.with_suffix(".json").exists() or not path.exists():
         return False
-    same = is_of(path, digests, made_of) and entry["sha256"] == sha256_of(path)
+    entry = _entry(path) or {}
+    same = is_of(path, digests, made_of) and entry.get("sha256") == sha256_of(path)
     if ours and not same:
         logger.warning("%s is damaged or of other pairs: making it again", path)
     return same
@@ -113,7 +113,8 @@ def neighbours(key: CacheKey, folder: Path) -> list[Path]:
     for file in sorted(folder.parent.glob(f"*/{KEY}")):
         try:
             known = read_json(file)
-        except DiskError:
+        except DiskError as error:
+            logger.warning("%s. Nothing is taken over from that cache", error)
             continue
         same = isinstance(known, dict) and known | {"pairs": key.pairs} == wanted
         found += [file.parent] if same and file.parent != folder else []
@@ -179,7 +180,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor], entry: dict[str, Any]) -
         entry: what the manifest says of the shard, as JSON.
     """
     atomic_save(tensors, path)
-    atomic_text(json.dumps(entry | {"sha256": sha256_of(path)}), path.with_suffix(".json"))
+    atomic_json(entry | {"sha256": sha256_of(path)}, path.with_suffix(".json"))
 
 
 def write_manifest(folder: Path, about: dict[str, Any], names: Sequence[str]) -> None:

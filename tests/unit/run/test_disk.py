@@ -11,6 +11,7 @@ from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import (
     DiskError,
     atomic_folder,
+    atomic_json,
     atomic_table,
     atomic_tables,
     read_json,
@@ -119,6 +120,16 @@ def test_a_file_of_ours_that_is_damaged_is_named(tmp_path, caplog):
     assert folder.read_seconds(tmp_path) == {} and "Earlier times are lost" in caplog.text
     (tmp_path / "rows").write_text('{"step": 0}\n{"st\n{"step": 1}\n')
     assert folder.read_rows(tmp_path / "rows") == [{"step": 0}, {"step": 1}]
+
+
+def test_json_says_when_it_was_altered(tmp_path):
+    found = {"a": [1, 2.5], "b": {"c": None}, "d": float("inf")}
+    atomic_json(found, tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json") == found
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace("2.5", "2.6"))
+    with pytest.raises(DiskError, match=r"a.json is damaged \(its checksum differs\): delete it"):
+        read_json(tmp_path / "a.json")
 
 
 def test_damage_of_other_kinds_is_named_or_counted(tmp_path, caplog):

@@ -27,7 +27,7 @@ def test_the_first_error_is_told(tmp_path, monkeypatch):
     def refuse(*_):
         raise DiskError("the disk is full")
 
-    monkeypatch.setattr(module, "atomic_text", refuse)
+    monkeypatch.setattr(module, "atomic_json", refuse)
     with pytest.raises(ValueError, match="first"), stage(tmp_path, "train"):
         raise ValueError("first")
     with pytest.raises(DiskError), stage(tmp_path, "train"):

@@ -300,6 +300,13 @@ def test_nothing_is_taken_over_unless_that_is_asked_for(tmp_path, monkeypatch):
     fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="third"), reuse=True)
 
 
+def test_a_cache_whose_key_is_cut_short_is_named(tmp_path, caplog):
+    first = filled(tmp_path)
+    (first.folder / "key.json").write_bytes((first.folder / "key.json").read_bytes()[:50])
+    fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="again"), reuse=True)
+    assert "key.json is damaged" in caplog.text and "Nothing is taken over from" in caplog.text
+
+
 def test_without_links_what_another_cache_has_is_copied(tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inversion_dpo.run import disk
-from inversion_dpo.run.disk import DiskError, sha256_of
+from inversion_dpo.run.disk import DiskError, read_json, sha256_of
 from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.writing import (
@@ -74,6 +74,22 @@ def test_a_shard_is_intact_once_its_entry_lies_beside_it(shard, caplog):
 def test_a_broken_entry_is_none(shard, text):
     shard.with_suffix(".json").write_text(text)
     assert not is_intact(shard, ["d"])
+
+
+@pytest.mark.parametrize("change", [{"pairs": [1]}, {"texts": [[0, 1]]}, {"size": [4, 4]}])
+def test_an_entry_that_was_altered_is_none(shard, change, caplog):
+    """Its numbers say which row is which pair: one other digit, and training would mix them up."""
+    file = shard.with_suffix(".json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert not is_intact(shard, ["d"])
+    assert f"{shard} is damaged or of other pairs: making it again" in caplog.text
+
+
+def test_an_altered_manifest_is_named_and_the_cache_made_again(whole, caplog):
+    file = whole / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"places": [[1, 0], [0, 0]]}))
+    assert is_whole(whole, Team()) is False
+    assert "manifest.json is damaged (its checksum differs)" in caplog.text
 
 
 def test_an_entry_without_its_shard_is_none(shard):
@@ -159,7 +175,7 @@ def test_a_manifest_has_all_pairs_in_the_order_of_their_numbers(tmp_path):
     for path, entry in zip(paths, (first, second), strict=True):
         write_shard(path, TENSORS, entry)
     write_manifest(tmp_path, {"counts": {"rows": 4}}, [path.name for path in paths])
-    assert json.loads((tmp_path / "manifest.json").read_text()) == {
+    assert read_json(tmp_path / "manifest.json") == {
         "counts": {"rows": 4},
         "pairs": 3,
         "overlong": {"one": 1, "two": 5},
