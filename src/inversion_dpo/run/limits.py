@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass as plain_dataclass
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar, cast, dataclass_transform
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
-
-__all__ = [
-    "MOST",
-    "TAGS",
-    "ConfigError",
-    "Count",
-    "Effect",
-    "Few",
-    "Group",
-    "Guidance",
-    "GuidanceOr0",
-    "Minority",
-    "Natural",
-    "NotNegative",
-    "Positive",
-    "Seed",
-    "Shape",
-    "Share",
-    "Side",
-    "Switch",
-    "Weight",
-    "settings",
-]
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message names the key and the remedy."""
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Effect:
     """When a setting has an effect.
 
@@ -91,16 +68,14 @@ Shape = Annotated[str, Field(pattern="^[1-9][0-9]{0,3}x[1-9][0-9]{0,3}$", exampl
 T = TypeVar("T")
 Group = Annotated[T, BeforeValidator(lambda v: {} if v is None else v)]  # may be left empty
 
-if TYPE_CHECKING:
-    from dataclasses import dataclass as settings
-else:
 
-    def settings(cls: type) -> type:
-        """Make a dataclass whose values are checked when it is made."""
-        how = ConfigDict(
-            use_attribute_docstrings=True,
-            allow_inf_nan=False,
-            coerce_numbers_to_str=True,
-            extra="forbid",
-        )
-        return pydantic.dataclasses.dataclass(cls, config=how)
+@dataclass_transform(field_specifiers=(field,))
+def settings(cls: type[T]) -> type[T]:
+    """Make a dataclass whose values are checked when it is made."""
+    how = ConfigDict(
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        extra="forbid",
+    )
+    return cast("type[T]", pydantic.dataclasses.dataclass(cls, config=how))
