@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, FirstSeed, Overrides, Preset, resolved
+from inversion_dpo.cli.options import DEFAULT, FirstSeed, Overrides, Preset, resolved, written_to
 from inversion_dpo.run.words import counted
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def web_extra() -> Iterator[None]:
 
 def pairs_export(
     labels: Annotated[Path, typer.Argument(help="The SQLite file that `web` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
+    output: Annotated[Path, written_to("Parquet file.")],
     labeller: Annotated[
         str | None, typer.Option(help="Take one person's labels; without it, the majority.")
     ] = None,
@@ -161,7 +161,7 @@ def pairs_export(
 
 
 def pairs_sample(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file.")],
+    output: Annotated[Path, written_to("Parquet file.")],
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     prompts: Annotated[

@@ -27,6 +27,7 @@ from inversion_dpo.cli.options import (
     checked,
     resolved,
     split_settings,
+    written_to,
 )
 from inversion_dpo.cli.settings import config, print_version
 from inversion_dpo.run.words import counted
@@ -138,7 +139,7 @@ def train(
 
 
 def sample(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNG files.")],
+    output: Annotated[Path, written_to("Folder for the PNG files.")],
     prompts: Annotated[
         list[str] | None,
         typer.Argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,22 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
     return [(f"{key}={c}", "") for c in choices if c.startswith(value)]
 
 
+def new_output(output: Path) -> Path:
+    """Refuse a setting where the name of what will be written belongs; typer asks."""
+    from inversion_dpo.run.config import ConfigError
+    from inversion_dpo.run.settings import every_setting
+
+    key, equals, _ = str(output).partition("=")
+    if equals and key in every_setting() and not output.exists():
+        raise ConfigError(f"--output {output} is a setting: name what will be written before it")
+    return output
+
+
+def written_to(text: str) -> Any:
+    """Make the option ``--output``, with its sentence of help."""
+    return typer.Option("--output", "-o", help=text, callback=new_output)
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -49,7 +65,7 @@ Preset = Annotated[
         autocompletion=complete_preset,
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if begun.")]
+Output = Annotated[Path, written_to("The run's folder; resumed if begun.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check data and model, print what would be done, stop.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved
+from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, written_to
 from inversion_dpo.run.words import counted
 
 pairs_app = typer.Typer(
@@ -53,7 +53,7 @@ def pairs_check(
 
 
 def pairs_build(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; resumed if begun.")],
+    output: Annotated[Path, written_to("Folder; resumed if begun.")],
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     prompts: Annotated[str | None, typer.Option(help="Stands for build.prompts.")] = None,
@@ -100,7 +100,7 @@ def pairs_build(
 @pairs_app.command("import")
 def pairs_import(
     choices: Annotated[Path, typer.Argument(help=".csv, .json or .jsonl, a choice a row.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet file to write.")],
+    output: Annotated[Path, written_to("Parquet file to write.")],
     columns: Annotated[
         list[str] | None,
         typer.Argument(
