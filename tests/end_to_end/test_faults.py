@@ -22,7 +22,14 @@ from inversion_dpo.data.images import decode_image
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.run import disk
 from inversion_dpo.run.config import ConfigError, to_yaml
-from inversion_dpo.run.disk import DiskError, atomic_folder, atomic_text, steady_header, writing
+from inversion_dpo.run.disk import (
+    DiskError,
+    atomic_folder,
+    atomic_text,
+    checksum_of,
+    steady_header,
+    writing,
+)
 from inversion_dpo.run.faults import (
     OutOfMemoryError,
     Terminated,
@@ -32,7 +39,6 @@ from inversion_dpo.run.faults import (
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.run.folder import LOCK, BusyError, occupied
 from inversion_dpo.run.processes import Team, share
-from inversion_dpo.training import checkpoint as checkpoint_module
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import (
     CheckpointError,
@@ -324,7 +330,7 @@ def test_the_policy_of_the_best_checkpoint_is_kept(tiny_config, tiny_caches, tmp
     checkpoint = tmp_path / f"checkpoints/step-{best:06d}"
     told = json.loads((checkpoint / "state.json").read_text()) | {"score": 2.0}
     del told["checksum"]
-    told["checksum"] = checkpoint_module._checksum(told)
+    told["checksum"] = checksum_of(told)
     (checkpoint / "state.json").write_text(json.dumps(told))
     save_best(session, tmp_path, config.training.steps)
     name = "pytorch_lora_weights.safetensors"
@@ -351,7 +357,7 @@ def test_a_last_checkpoint_as_good_as_the_best_has_no_other_beside_it(tmp_path):
         state = asdict(Progress(step, 1.0, "same", score=score)) | {"files": {}}
         folder = tmp_path / f"step-{step:06d}"
         folder.mkdir()
-        told = state | {"checksum": checkpoint_module._checksum(state)}
+        told = state | {"checksum": checksum_of(state)}
         (folder / "state.json").write_text(json.dumps(told))
     assert best_checkpoint(tmp_path).name == "step-000006"
     assert better_checkpoint(tmp_path, 8) is None

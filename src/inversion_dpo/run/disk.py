@@ -142,11 +142,12 @@ def atomic_json(value: Any, path: Path, *, shared: bool = False) -> None:
     """
     plain = json.loads(json.dumps(value))
     if isinstance(plain, dict):
-        plain[CHECKSUM] = _checksum(plain)
+        plain[CHECKSUM] = checksum_of(plain)
     atomic_text(json.dumps(plain, indent=1), path, shared=shared)
 
 
-def _checksum(found: Mapping[str, Any]) -> str:
+def checksum_of(found: Mapping[str, Any]) -> str:
+    """Hash what a JSON file holds, in any order of its keys."""
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
@@ -193,7 +194,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, kind):
             raise ValueError(f"it holds a {type(found).__name__}")
-        if isinstance(found, dict) and found.pop(CHECKSUM, None) not in (None, _checksum(found)):
+        if isinstance(found, dict) and found.pop(CHECKSUM, None) not in (None, checksum_of(found)):
             raise ValueError("its checksum differs")
         return found
     except ValueError as error:

@@ -8,7 +8,6 @@ of processes; sums over processes then round otherwise.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -22,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from inversion_dpo.run.disk import atomic_folder, sha256_of
+from inversion_dpo.run.disk import CHECKSUM, atomic_folder, checksum_of, sha256_of
 from inversion_dpo.run.processes import Team
 from inversion_dpo.run.sharded import cut_like, whole_tensors
 
@@ -87,7 +86,7 @@ def save_checkpoint(
         save_file(moments, partial / "optimizer.safetensors")
         files = {p.name: sha256_of(p) for p in sorted(partial.glob("*.safetensors"))}
         state = asdict(progress) | {"files": files}
-        state["checksum"] = _checksum(state)
+        state[CHECKSUM] = checksum_of(state)
         (partial / "state.json").write_text(json.dumps(state))
 
     if team.main:
@@ -102,10 +101,6 @@ def save_checkpoint(
 def step_name(step: int) -> str:
     """Name the folder of what is kept of a step."""
     return f"step-{step:06d}"
-
-
-def _checksum(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -131,10 +126,10 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     """Read a checkpoint's state; None if it is missing or its own checksum differs."""
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        claimed = state.pop("checksum")
+        claimed = state.pop(CHECKSUM)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return state if _checksum(state) == claimed else None
+    return state if checksum_of(state) == claimed else None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
