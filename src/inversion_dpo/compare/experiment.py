@@ -111,16 +111,26 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
 
 
 def inversion_cost(root: Path, config: Config) -> dict[str, float]:
-    """Return evaluations and seconds of inverting the training pairs; measured once."""
+    """Return evaluations and seconds of inverting the training pairs; measured once.
+
+    After a kill the seconds are those of the part that was missing, scaled to the whole.
+    """
     if not chosen_method(config).inverts:
         return {"evaluations": 0.0, "seconds": 0.0}
+    written = {p: p.stat().st_mtime for p in (root / "cache").glob("*/shard-*.json")}
     begun = time.time()
     prepared = prepare(config, root / "cache")
-    name = prepared.cache.folder.name
-    taken, file = round(time.time() - begun, 2), root / "inversions.json"
+    folder, shards = prepared.cache.folder, len(prepared.cache.sizes)
+    taken, file = time.time() - begun, root / "inversions.json"
     timed: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
-    if name not in timed:
-        timed[name] = {"seconds": taken}
+    if (name := folder.name) not in timed:
+        if there := sorted(at for path, at in written.items() if path.parent == folder):
+            logger.warning("%s was begun before: what its inversion took is estimated", folder)
+            if (made := shards - len(there)) > 0:
+                taken *= shards / made
+            else:  # killed between the last shard and its time
+                taken += (there[-1] - there[0]) * shards / max(1, shards - 1)
+        timed[name] = {"seconds": round(taken, 2)}
         atomic_json(timed, file)
     seconds = timed[name]["seconds"]
     return {"evaluations": inversion_evaluations(config, prepared), "seconds": seconds}

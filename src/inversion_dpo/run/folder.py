@@ -234,6 +234,8 @@ def run_file(folder: Path) -> str:
         remedy = f"Train one with `inversion-dpo train --output {folder}`"
         if (folder.absolute().parent / "config.yaml").is_file():
             remedy = f"It lies in a run: give {folder.parent}"
+        elif folder.is_file() and folder.suffix != ".safetensors":
+            remedy = "It is a file: give the folder of a run"
         elif folder.is_file() or [*folder.glob("*.safetensors"), *folder.glob("model_index.json")]:
             remedy = (
                 "It is a model: `evaluate NEW_FOLDER --policy` takes it; `sample` takes it as "

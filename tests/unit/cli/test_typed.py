@@ -155,15 +155,17 @@ def test_a_number_beyond_any_use_is_refused(capsys, tmp_path, words):
 
 def test_a_model_in_the_place_of_a_run_says_what_takes_it(tmp_path):
     run, model, file = tmp_path / "run", tmp_path / "model", tmp_path / "x.safetensors"
+    notes = tmp_path / "notes.txt"
     for folder in (run / "adapter", model):
         folder.mkdir(parents=True)
     (run / "config.yaml").touch()
-    for made in (model / "model_index.json", file):
+    for made in (model / "model_index.json", file, notes):
         made.touch()
     for place, message in (
         (run / "adapter", f"It lies in a run: give {run}$"),
         (model, "It is a model: `evaluate NEW_FOLDER --policy` takes it"),
         (file, "It is a model: `evaluate NEW_FOLDER --policy` takes it"),
+        (notes, "It is a file: give the folder of a run"),
     ):
         with pytest.raises(ConfigError, match=f"{place} is not a run: .*{message}"):
             run_file(place)
