@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, resolved, say
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, typed
 
 
 def evaluate(
@@ -64,7 +64,7 @@ def evaluate(
     _, spread = diversity_text(found) or ("", "")
     told = [pairwise_text(found), spread, *(f"warning: {text}" for text in doubts(found))]
     more = [f"  {text}" for text in told if text]
-    more += [f"next: inversion-dpo report {run}, a page with the pictures"]
+    more += [f"next: inversion-dpo report {typed(run)}, a page with the pictures"]
     say("\n".join(protocols.lines(found) if protocol else [*lines(found, str(run)), *more]))
 
 

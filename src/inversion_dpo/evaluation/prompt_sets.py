@@ -24,7 +24,7 @@ from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, typed
 
 T = TypeVar("T")
 
@@ -333,7 +333,8 @@ def prompts_to_sample(prompts: list[str], file: Path | None) -> list[str | Scene
         if files := [*filter(os.path.isfile, prompts)]:
             raise ConfigError(
                 f"{files[0]} is a file: give the prompts themselves, each in quotes. To draw those "
-                f"of a file, two images each: `inversion-dpo pairs sample --prompts {files[0]}`"
+                f"of a file, two images each: `inversion-dpo pairs sample "
+                f"--prompts {typed(files[0])}`"
             )
         return list(prompts)
     graphs, problems = read_annotations(file)

@@ -36,6 +36,7 @@ from inversion_dpo.run.folder import (
     run_file,
     whole,
 )
+from inversion_dpo.run.words import typed
 from inversion_dpo.trajectories.method import takes_images
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,9 @@ def check_evaluated(folder: Path) -> None:
     """Refuse a folder that holds no run, or one that was not evaluated."""
     if not (folder / "metrics.json").exists():
         run_file(folder)  # says so if it is no run at all
-        raise ConfigError(f"{folder} has no metrics.json: run `inversion-dpo evaluate {folder}`")
+        raise ConfigError(
+            f"{folder} has no metrics.json: run `inversion-dpo evaluate {typed(folder)}`"
+        )
 
 
 def measured(folder: Path, config: Config, metrics: Mapping[str, Any]) -> list[Path]:
@@ -120,7 +123,7 @@ def measured(folder: Path, config: Config, metrics: Mapping[str, Any]) -> list[P
     if (now := len(read_prompts(e.prompts, e.limit))) != metrics["n_prompts"]:
         raise ConfigError(
             f"{folder} was evaluated on {metrics['n_prompts']} prompts, and {e.prompts} holds "
-            f"{now} now: run `inversion-dpo evaluate {folder}` again"
+            f"{now} now: run `inversion-dpo evaluate {typed(folder)}` again"
         )
     return both_sides(folder, config, folder / SAMPLES, metrics.get("models"))
 
@@ -132,7 +135,7 @@ def report(folder: Path, shown: int = 16) -> Path:
     if lost := [name for name in WRITTEN if name not in metrics]:
         raise ConfigError(
             f"{folder / 'metrics.json'} has no {', no '.join(lost)}: it is damaged. Run "
-            f"`inversion-dpo evaluate {folder}` again; kept samples are not drawn anew"
+            f"`inversion-dpo evaluate {typed(folder)}` again; kept samples are not drawn anew"
         )
     made_with = folder / EVALUATED
     config = load_config(whole(made_with), []) if made_with.exists() else read_config(folder)

@@ -20,7 +20,7 @@ from inversion_dpo.evaluation.metrics import (
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
 from inversion_dpo.evaluation.scorers.asked import SPATIAL
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, typed
 from inversion_dpo.training.health import FEW_PAIRS, heldout_share, heldout_units
 
 FEW_PROMPTS = 20  # below this a percentile interval is noticeably too narrow
@@ -92,7 +92,7 @@ def unscored(metrics: Mapping[str, Any], run: str) -> list[str]:
             f"Its images are {away['mean']:{digits}} of 255 grey levels away from the reference's "
             f"on average; {away['identical']} are identical."
         )
-    return [*texts, f"To compare the two blind, by eye: `inversion-dpo web {run}`."]
+    return [*texts, f"To compare the two blind, by eye: `inversion-dpo web {typed(run)}`."]
 
 
 def statements(metrics: Mapping[str, Any], preference: str) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from inversion_dpo.making_pairs.labelling import claim
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_tables, read_table, sha256_of
 from inversion_dpo.run.faults import Waiting, memory_advice
+from inversion_dpo.run.words import typed
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -159,7 +160,8 @@ def pairs_by_people(pairs: Path, config: Config, asked: PromptSet, seed: int) ->
         done, total = len(store.votes()), store.total() or total  # the page may have died at once
     if done < total:
         raise Waiting(
-            f"label the policy's samples by\n  inversion-dpo web {samples} --labels {labels}\n"
+            "label the policy's samples by\n"
+            f"  inversion-dpo web {typed(samples)} --labels {typed(labels)}\n"
             f"({done} of {total} pairs are labelled)"
         )
     counts = export(store, pairs)

@@ -23,7 +23,7 @@ from inversion_dpo.data.rows import Fault, Raw, Row, inspect, row_of
 from inversion_dpo.data.source import content
 from inversion_dpo.data.tables import read_objects
 from inversion_dpo.making_pairs.candidates import write_rows
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, typed
 
 # ours -> the names that are understood by themselves
 KNOWN = {
@@ -158,7 +158,7 @@ def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[
     if missing and all(find_name(str(file), OF_PAIRS[k], there) for k in ("winner", "loser")):
         raise DataError(
             f"{file} says by its columns which image is the better one: it needs no import. Give "
-            f"it to `inversion-dpo pairs check {file}`, then to train as data.pairs={file}"
+            f"it to `inversion-dpo pairs check {typed(file)}`, then to train as data.pairs={file}"
         )
     if missing:
         raise DataError(

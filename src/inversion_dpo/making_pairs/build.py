@@ -39,7 +39,7 @@ from inversion_dpo.run.disk import check_writable, sha256_of
 from inversion_dpo.run.fields import BuildConfig
 from inversion_dpo.run.folder import occupied
 from inversion_dpo.run.processes import current_team
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, typed
 
 SEEDS = 1_000_000  # room for the samples of one cell
 LABELLINGS = {  # of the shipped pairs: least differences of winner and loser
@@ -143,7 +143,7 @@ def single_graphs(config: Config) -> list[SceneGraph]:
         if problems:
             raise DataError(
                 f"{problems[0]} (and {counted(len(problems) - 1, 'more row')}); see "
-                f"`inversion-dpo pairs check {b.prompts}`"
+                f"`inversion-dpo pairs check {typed(b.prompts)}`"
             )
         if silent := [g for g in graphs if not g.caption.strip()]:
             raise DataError(

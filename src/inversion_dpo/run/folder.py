@@ -19,7 +19,7 @@ from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
 from inversion_dpo.run.disk import DiskError, atomic_json, atomic_text, check_writable, read_json
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting, groups
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, typed
 
 # What may differ when a run is continued: it changes how far or how it is looked at, or where
 # weights wait, not what the steps done so far would have been.
@@ -154,7 +154,7 @@ def claimed(folder: Path, config: Config) -> Iterator[None]:
         folder,
         config,
         "Leave it out, or judge in a new folder: `inversion-dpo evaluate NEW --policy "
-        f"{folder / 'adapter'} --config {owner}`, and the setting",
+        f"{typed(folder / 'adapter')} --config {typed(owner)}`, and the setting",
     )
     try:
         yield
@@ -231,7 +231,7 @@ def run_file(folder: Path) -> str:
     if not (folder / "config.yaml").is_file():
         if "=" in folder.name:  # unlike a run of `compare --vary`, whose folder is named by one
             raise ConfigError(f"{folder} is a setting: name the run's folder before it")
-        remedy = f"Train one with `inversion-dpo train --output {folder}`"
+        remedy = f"Train one with `inversion-dpo train --output {typed(folder)}`"
         if (folder.absolute().parent / "config.yaml").is_file():
             remedy = f"It lies in a run: give {folder.parent}"
         elif folder.is_file() and folder.suffix != ".safetensors":
@@ -308,8 +308,8 @@ def read_metrics(run: Path) -> dict[str, Any]:
     )
     if wrong := [text for text, sound in [(f"models {models}", named), *numbers] if not sound]:
         raise DiskError(
-            f"{file} is damaged ({wrong[0]}): run `inversion-dpo evaluate {run}` again; kept "
-            "samples are not drawn anew"
+            f"{file} is damaged ({wrong[0]}): run `inversion-dpo evaluate {typed(run)}` again; "
+            "kept samples are not drawn anew"
         )
     return dict(found)
 

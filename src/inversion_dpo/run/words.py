@@ -1,4 +1,6 @@
-"""Numbers in sentences."""
+"""Numbers and commands in sentences."""
+
+from shlex import quote
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -13,3 +15,8 @@ def counted(count: int, one: str, many: str = "") -> str:
         many: the words for none or several; by default those for one and an s.
     """
     return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def typed(path: object) -> str:
+    """Write a path as a shell takes it in a command that is shown: quoted if need be."""
+    return quote(str(path))

@@ -13,6 +13,7 @@ from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import read_config, read_metrics, read_rows, run_file
+from inversion_dpo.run.words import typed
 from inversion_dpo.training.health import (
     FEW_PAIRS,
     SAME_IMAGES,
@@ -54,7 +55,7 @@ def advise(folder: Path) -> list[Advice]:
         run_file(folder)
         raise ConfigError(
             f"{folder} holds no training step: run `inversion-dpo train --config "
-            f"{folder / 'config.yaml'} --output {folder}`"
+            f"{typed(folder / 'config.yaml')} --output {typed(folder)}`"
         )
     check_rows(folder / "metrics.jsonl", rows)
     config, held = read_config(folder), [row for row in rows if "heldout_pairs" in row]
@@ -65,11 +66,13 @@ def advise(folder: Path) -> list[Advice]:
     reference, policy = metrics.get("models") or (None, None)
     if reference or (policy and Path(policy).resolve() != folder.resolve()):
         seen = f"metrics.json compares other models: {policy} with {reference or 'the base model'}"
-        change = f"Run `inversion-dpo evaluate {folder}`; compare other models in a new folder"
+        change = (
+            f"Run `inversion-dpo evaluate {typed(folder)}`; compare other models in a new folder"
+        )
         found = [Advice(seen, change)]
     elif metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
         seen = f"The images are of step {metrics['steps']:.0f}, the training is further"
-        found = [Advice(seen, f"Run `inversion-dpo evaluate {folder}` again")]
+        found = [Advice(seen, f"Run `inversion-dpo evaluate {typed(folder)}` again")]
     if "margin" in steps[-1]:
         found = learned(steps, held, config.training.batch_size) + found
         found += decided(steps) if "link" in USES[loss] else []

@@ -22,6 +22,7 @@ from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.fields import Config, ConfigError
 from inversion_dpo.run.folder import read_rows, read_seconds
 from inversion_dpo.run.sharded import is_cut, whole_tensors
+from inversion_dpo.run.words import typed
 from inversion_dpo.training.checkpoint import (
     Progress,
     best_checkpoint,
@@ -72,6 +73,7 @@ def resume(session: Session, folder: Path) -> Progress:
 def summary(folder: Path, config: Config) -> str:
     """Say how a finished training went, where its policy is and what to do next."""
     row, seconds = read_rows(folder / "metrics.jsonl")[-1], read_seconds(folder)
+    run = typed(folder)
     learned, spent = accuracy_text(row), [seconds.get(k, 0.0) for k in ("invert", "train")]
     if not LOSSES[chosen_method(config).loss].reference:
         errors = row["heldout_winner_error"], row["heldout_winner_error_ref"]
@@ -85,8 +87,8 @@ def summary(folder: Path, config: Config) -> str:
         f"time: {spent[0]:.0f} s before and {spent[1]:.0f} s in training; "
         f"peak memory: {row['peak_memory_mb']:.0f} MB\n"
         f"policy: {folder / 'adapter'}{best_text(folder)}\n"
-        f"next: inversion-dpo advise {folder}   what to change in the training, if anything\n"
-        f"      inversion-dpo evaluate {folder}"
+        f"next: inversion-dpo advise {run}   what to change in the training, if anything\n"
+        f"      inversion-dpo evaluate {run}"
     )
 
 
@@ -128,7 +130,7 @@ def best_text(folder: Path) -> str:
     step, policy = int(best.name[5:]), folder / "best"
     return (
         f"\nbest held-out score: at step {step}, above the last one's; that policy is {policy}: "
-        f"judge it by `inversion-dpo evaluate {folder} --policy {policy}`"
+        f"judge it by `inversion-dpo evaluate {typed(folder)} --policy {typed(policy)}`"
     )
 
 

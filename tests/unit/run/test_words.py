@@ -1,10 +1,15 @@
 """Numbers in sentences."""
 
 from collections import Counter
+from pathlib import Path
+
+import pytest
 
 from inversion_dpo.data.masks import odd_masks_text
 from inversion_dpo.data.traits import oddities_text
-from inversion_dpo.run.words import counted
+from inversion_dpo.evaluation.report import check_evaluated
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
+from inversion_dpo.run.words import counted, typed
 
 
 def test_one_is_singular():
@@ -25,3 +30,14 @@ def test_a_single_odd_row_is_told_in_the_singular():
     ]
     told = [*odd_masks_text(two), *oddities_text(two)]
     assert [text.split()[1] for text in told] == ["masks", "masks", "pairs"]
+
+
+def test_a_command_that_is_shown_can_be_typed(tmp_path):
+    """A folder with a blank, or with a sign that the shell reads, is quoted."""
+    plain, odd = Path("runs/mine"), Path("my runs/<b> $HOME")
+    assert (typed(plain), typed(odd)) == ("runs/mine", "'my runs/<b> $HOME'")
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(load_config("taste", [])))
+    with pytest.raises(ConfigError, match=f"run `inversion-dpo evaluate '{run}'`"):
+        check_evaluated(run)
