@@ -14,8 +14,9 @@ from PIL import Image
 from inversion_dpo import api
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import sample_files as sample_file_module
+from inversion_dpo.evaluation import sides
 from inversion_dpo.run.config import to_yaml
-from inversion_dpo.run.folder import claim
+from inversion_dpo.run.folder import claim, occupied
 from tools.tiny.scorers import write_tiny_scorer
 
 
@@ -105,6 +106,24 @@ def test_a_policy_from_before_its_training_was_continued_is_named(
     caplog.clear()
     api.sample(out, ["a red star"], policy=False)
     assert not caplog.text
+
+
+def test_two_samples_do_not_draw_into_one_folder_at_once(capsys, settings, tmp_path, monkeypatch):
+    """The second is refused, or finds what the first drew while it loaded its model."""
+    asked, out = ["sample", "a red star", "-c", settings, "-o", tmp_path / "png"], tmp_path / "png"
+    with occupied(out, run=False):
+        code, _, err = run(capsys, *asked)
+    assert code == 2 and "png is in use by another run" in err and not list(out.glob("*.png"))
+    load = sides.sampler_of
+
+    def slow(config, adapter):
+        (out / "000000.png").write_bytes(b"another picture")
+        return load(config, adapter)
+
+    monkeypatch.setattr(sides, "sampler_of", slow)
+    code, _, err = run(capsys, *asked)
+    assert code == 2 and OTHERWISE in err
+    assert (out / "000000.png").read_bytes() == b"another picture"
 
 
 def test_sample_keeps_its_pictures_and_replaces_no_other(capsys, settings, tmp_path, monkeypatch):

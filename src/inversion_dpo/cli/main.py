@@ -196,7 +196,7 @@ def sample(
             "policy.kind=scene_graph, or --config of a file that sets model.scene_graph"
         )
     if sampler:
-        draw(sampler, files, absent, asked, sources)
+        draw(sampler, files, asked, sources)
     typer.echo("\n".join(str(file.path) for file in files))
 
 

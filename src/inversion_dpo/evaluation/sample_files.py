@@ -19,6 +19,7 @@ from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import atomic_bytes
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.fields import ConfigError
+from inversion_dpo.run.folder import occupied
 
 
 @dataclass(frozen=True)
@@ -101,29 +102,32 @@ def missing(files: Sequence[SampleFile]) -> list[int]:
 def draw(
     sampler: Sampler,
     files: Sequence[SampleFile],
-    places: Sequence[int],
     prompts: Sequence[Prompt],
     sources: Sequence[Image.Image | None],
 ) -> None:
-    """Draw some of the files, in batches; each batch is kept when it is made.
+    """Draw the files that are missing, in batches; each batch is kept when it is made.
 
     Args:
         sampler: of the model and its settings.
-        files: all of them.
-        places: of those to draw.
+        files: all of them, in one folder.
         prompts: one for each file.
         sources: the image that each prompt edits, or nothing.
+
+    Raises:
+        BusyError: another command draws into that folder.
+        ConfigError: one did meanwhile, and made a file otherwise.
     """
     size = sampler.config.evaluation.batch_size
-    for first in range(0, len(places), size):
-        part = places[first : first + size]
-        given, seeds = [prompts[k] for k in part], [files[k].seed for k in part]
-        edited = [sources[k] for k in part] if sources else []
-        with memory_advice("sampling"):
-            images = sampler.draw(given, seeds, sources=edited, desc="sample")
-        for k, image in zip(part, images, strict=True):
-            files[k].path.parent.mkdir(parents=True, exist_ok=True)
-            files[k].write(image)
+    with occupied(files[0].path.parent, run=False):
+        places = missing(files)
+        for first in range(0, len(places), size):
+            part = places[first : first + size]
+            given, seeds = [prompts[k] for k in part], [files[k].seed for k in part]
+            edited = [sources[k] for k in part] if sources else []
+            with memory_advice("sampling"):
+                images = sampler.draw(given, seeds, sources=edited, desc="sample")
+            for k, image in zip(part, images, strict=True):
+                files[k].write(image)
 
 
 def said(path: Path) -> dict[str, str]:
