@@ -111,10 +111,10 @@ def check_room(
 
 def refusal(error: BaseException) -> str | None:
     """Quote the system about a full or forbidden disk; None for any other error."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, shutil.Error):
         return error.strerror if error.errno in REFUSALS else None
-    for number in REFUSALS:  # safetensors passes the system's error on as text
-        if f"os error {number})" in str(error):
+    for number in REFUSALS:  # safetensors and shutil.copytree pass the system's error on as text
+        if any(words in str(error) for words in (f"os error {number})", f"[Errno {number}]")):
             return os.strerror(number)
     return str(error) if "disk is full" in str(error) else None  # SQLite's words
 

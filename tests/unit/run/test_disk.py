@@ -1,5 +1,8 @@
 """Files written whole or not at all, and tables that show damage."""
 
+import errno
+import os
+import shutil
 import sqlite3
 
 import pyarrow as pa
@@ -120,6 +123,20 @@ def test_a_file_of_ours_that_is_damaged_is_named(tmp_path, caplog):
     assert folder.read_seconds(tmp_path) == {} and "Earlier times are lost" in caplog.text
     (tmp_path / "rows").write_text('{"step": 0}\n{"st\n{"step": 1}\n')
     assert folder.read_rows(tmp_path / "rows") == [{"step": 0}, {"step": 1}]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_folder_is_said(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "weights").write_bytes(b"w")
+
+    def full(source, target, **_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    def fill(partial):
+        shutil.copytree(tmp_path / "made", partial, copy_function=full)
+
+    with pytest.raises(DiskError, match="cannot write .*export: No space left on device"):
+        atomic_folder(tmp_path / "export", fill)
 
 
 def test_json_says_when_it_was_altered(tmp_path):
