@@ -178,7 +178,7 @@ def _run(tests: Sequence[str], mutant: Mutant | None, scratch: Path) -> None:
             sys.meta_path.insert(0, Changed(name, PACKAGE / mutant.file, mutant.code))
         import pytest
 
-        quick = ["-x", "-q", "-p", "no:cacheprovider", "-p", "xdist.plugin"]  # for its worker_id
+        quick = ["-x", "-q", "-p", "no:cacheprovider"]
         quick += ["--basetemp", str(scratch / "temp")]
         code = int(pytest.main([*quick, *(f"tests/unit/{test}" for test in tests)]))
     finally:

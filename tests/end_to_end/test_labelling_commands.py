@@ -45,6 +45,12 @@ def test_sampled_pairs_wait_for_labels(capsys, tiny_config, tmp_path):
     assert code == 2 and "nowhere/merged" in err  # of another model: the policy of a round before
     code, _, err = run(capsys, *arguments)  # captions of the embedded world are not for any model
     assert code == 2 and "needs prompts: --prompts FILE" in err
+    whole = out.read_bytes()
+    assert run(capsys, *arguments, "--prompts", prompts)[0] == 0  # there already
+    code, _, err = run(capsys, *arguments, "--prompts", "scenes")
+    assert code == 2 and f"{out} is there, and not of these settings" in err
+    assert out.read_bytes() == whole
+    out.unlink()
     assert run(capsys, *arguments, "--prompts", "scenes")[0] == 0
     assert pq.read_table(out)["caption"].to_pylist() != ["a small red star", "a large blue circle"]
 

@@ -155,7 +155,7 @@ def pairs_export(
     if not labels.is_file():
         raise WebError(f"there is no file {labels}; label pairs first: inversion-dpo web DATA")
     store = LabelStore(labels, None)
-    with sole_writer(output):
+    with sole_writer(output, "pairs export"):
         counts = export(store, output, labeller)
     typer.echo(f"{output}: {summary(counts, store.kind)}")
 

@@ -123,7 +123,7 @@ def pairs_import(
     for pair in columns or []:
         if "=" not in pair:
             raise ConfigError(f"{pair!r}: write OURS=THEIRS, e.g. choice=vote")
-    with sole_writer(output):
+    with sole_writer(output, "pairs import"):
         counts = import_choices(choices, output, dict(p.split("=", 1) for p in columns or []))
     typer.echo(
         f"{counted(counts['pairs'], 'pair')} of {counted(counts['rows'], 'choice')} in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.making_pairs.labelling import claim
 from inversion_dpo.run.config import Config
-from inversion_dpo.run.disk import atomic_tables, read_table, sha256_of
+from inversion_dpo.run.disk import MARK, atomic_tables, mark_of, read_table, sha256_of
 from inversion_dpo.run.faults import Waiting, memory_advice
 from inversion_dpo.run.words import typed
 
@@ -40,7 +41,8 @@ def sample_pairs(output: Path, config: Config, asked: PromptSet, seed: int) -> i
 
     Samples have the prompt's own size, and edit its source, which is written too. A pair with an
     image of one colour is left out and named. Every batch is kept in NAME.samples beside the file
-    until that is whole, so that a command that was killed goes on where it was.
+    until that is whole, so that a command that was killed goes on where it was. A whole file is
+    kept, and no other is replaced.
 
     Args:
         output: the Parquet file NAME.parquet.
@@ -52,13 +54,17 @@ def sample_pairs(output: Path, config: Config, asked: PromptSet, seed: int) -> i
         The number of pairs.
 
     Raises:
-        DataError: NAME.samples is of other settings, prompts or seeds, or holds other files.
+        DataError: the file or NAME.samples is of other settings, prompts or seeds, or holds others.
         WebError: no pair is left.
     """
     folder, captions = samples_beside(output), asked.prompts
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "build.json").exists():
         raise DataError(f"{folder} holds files of other origin: choose another --output")
-    claim(folder, _sampled_by(config, asked, seed))
+    settings = _sampled_by(config, asked, seed)
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    if output.exists():
+        return _kept(output, digest)
+    claim(folder, settings)
     files = _batches(folder, config, asked, seed)
     pictures = (decode_image(image, f"image {k}") for k, image in enumerate(_images(files)))
     blank = [k for k, picture in enumerate(pictures) if one_colour(picture)]
@@ -72,12 +78,22 @@ def sample_pairs(output: Path, config: Config, asked: PromptSet, seed: int) -> i
         raise WebError(f"{output}: every pair has an image of one colour; nothing was written")
     rows = (row for k, row in enumerate(_rows(files, asked, seed)) if k not in dropped)
     edits = any(asked.source_of)
-    schema = pa.schema([*SAMPLED, *[("source_image", pa.binary())] * edits])
+    schema = pa.schema([*SAMPLED, *[("source_image", pa.binary())] * edits], {MARK: digest})
     parts = iter(lambda: list(islice(rows, WRITE_ROWS)), [])
     tables = (pa.Table.from_pylist(part, schema) for part in parts)
     atomic_tables(tables, schema, output, compression="zstd")
     shutil.rmtree(folder)
     return len(captions) - len(dropped)
+
+
+def _kept(output: Path, digest: str) -> int:
+    """Count the pairs of a file that these settings made; DataError for any other."""
+    if mark_of(output) == digest:
+        return int(pq.read_metadata(output).num_rows)
+    raise DataError(
+        f"{output} is there, and not of these settings, prompts and seed: choose another --output, "
+        "or delete it. Labels belong to the pictures that were shown"
+    )
 
 
 def samples_beside(output: Path) -> Path:

@@ -23,6 +23,7 @@ from inversion_dpo.data.rows import Fault, Raw, Row, inspect, row_of
 from inversion_dpo.data.source import content
 from inversion_dpo.data.tables import read_objects
 from inversion_dpo.making_pairs.candidates import write_rows
+from inversion_dpo.run.disk import MARK
 from inversion_dpo.run.words import counted, typed
 
 # ours -> the names that are understood by themselves
@@ -115,7 +116,8 @@ def import_choices(
         )
     rows = [votes.row() for votes in found.values()]
     there = {"seed_0", "seed_1"}.union(*rows)
-    write_rows(output, rows, pa.schema([column for column in SCHEMA if column[0] in there]))
+    written = [column for column in SCHEMA if column[0] in there]
+    write_rows(output, rows, pa.schema(written, {MARK: "pairs import"}))
     split = sum(v.first * 2 == v.count for v in found.values())
     return counts + Counter(pairs=len(found), ties=split)
 

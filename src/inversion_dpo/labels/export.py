@@ -15,7 +15,7 @@ from inversion_dpo.data.columns import WRITTEN
 from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import CHOICES, UNSURE, outcome
-from inversion_dpo.run.disk import writing
+from inversion_dpo.run.disk import MARK, writing
 from inversion_dpo.run.words import counted
 
 LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5, "split": 0.5}
@@ -68,7 +68,10 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
     """
     counts = Counter[str]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows, schema = _rows(store, labeller, counts), _schema(store)
+    rows, schema = (
+        _rows(store, labeller, counts),
+        _schema(store).with_metadata({MARK: "pairs export"}),
+    )
     with writing(path, shared=True) as partial:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             while part := list(islice(rows, _WRITE_ROWS)):

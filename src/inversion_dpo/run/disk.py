@@ -218,6 +218,15 @@ def read_table(path: Path) -> pa.Table | None:
         return None
 
 
+def mark_of(path: Path) -> str:
+    """Read which command wrote a Parquet file, or by what; empty for any other file."""
+    try:
+        return (pq.read_metadata(path).metadata or {}).get(MARK, b"").decode()
+    except (OSError, ValueError, pa.ArrowException):
+        return ""
+
+
+MARK = b"inversion_dpo.by"  # in a Parquet file: the command that wrote it, or a hash of settings
 _CONTENT = b"inversion_dpo.content"
 
 

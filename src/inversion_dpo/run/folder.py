@@ -16,7 +16,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inversion_dpo.run.config import Config, ConfigError, load_config, to_yaml
-from inversion_dpo.run.disk import DiskError, atomic_json, atomic_text, check_writable, read_json
+from inversion_dpo.run.disk import (
+    DiskError,
+    atomic_json,
+    atomic_text,
+    check_writable,
+    mark_of,
+    read_json,
+)
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting, groups
 from inversion_dpo.run.words import counted, typed
@@ -69,14 +76,25 @@ def occupied(folder: Path, run: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def sole_writer(output: Path) -> Iterator[None]:
+def sole_writer(output: Path, command: str = "") -> Iterator[None]:
     """Keep other commands from writing a Parquet file until this one has.
+
+    Args:
+        output: the file.
+        command: whose files it may replace, see :func:`disk.mark_of`; without one it replaces none
+            or looks for itself.
 
     Raises:
         BusyError: another command writes it, or the file system knows no locks.
-        ConfigError: a folder, or a name by which the file would be read as something else.
+        ConfigError: a folder, a name by which the file would be read as something else, or a file
+            that another command or person made.
     """
     check_parquet(output)
+    if command and output.exists() and mark_of(output) != command:
+        raise ConfigError(
+            f"{output} is there, and `{command}` did not write it: choose another --output, or "
+            "delete it"
+        )
     check_writable(output.parent)
     output.parent.mkdir(parents=True, exist_ok=True)
     with alone_at(output):

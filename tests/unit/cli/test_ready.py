@@ -281,6 +281,13 @@ def test_a_file_has_one_writer_and_a_name_that_is_read_again(ended, words):
         code, _, error = ended("pairs", *words, "-o", name)
         assert code == 2 and f"--output {name}: give a file whose name ends in .parq" in error
     assert Path("votes.csv").read_text().startswith("image_0")
+    pq.write_table(pa.table({"mine": [1]}), "table.parquet")
+    Path("text.parquet").write_bytes(b"mine")
+    for name in ("table.parquet", "text.parquet"):
+        whole = Path(name).read_bytes()
+        code, _, error = ended("pairs", *words, "-o", name)
+        assert code == 2 and f"{name} is there, and " in error and "choose another" in error
+        assert Path(name).read_bytes() == whole
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report"])

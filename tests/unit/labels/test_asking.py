@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -54,6 +55,28 @@ def test_samples_of_one_colour_are_left_out_and_named(by, tmp_path, caplog):
     assert "1 of 4 samples are of one colour ('a', seed 1)" in caplog.text
     with pytest.raises(WebError, match="every pair has an image of one colour"):
         by(Painter(0, 3), tmp_path / "none.parquet", CONFIG, PROMPTS, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
+
+
+def test_a_whole_file_is_kept_and_no_other_is_replaced(by, tmp_path):
+    """Labels are of its pictures; typed again the command has nothing to do."""
+    file, painter = tmp_path / "p.parquet", Painter()
+    assert by(painter, file, CONFIG, PROMPTS, 0) == 2
+    whole, drawn = file.read_bytes(), len(painter.drawn)
+    assert by(painter, file, CONFIG, PROMPTS, 0) == 2
+    other = load_config(None, ["model.resolution=64", "evaluation.guidance_scale=3"])
+    for changed in ((CONFIG, PROMPTS, 1), (CONFIG, MANY, 0), (other, PROMPTS, 0)):
+        with pytest.raises(DataError, match="p.parquet is there, and not of these settings"):
+            by(painter, file, *changed)
+    assert file.read_bytes() == whole and len(painter.drawn) == drawn
+    for mine in (b"mine", b""):
+        file.write_bytes(mine)
+        with pytest.raises(DataError, match="is there, and not of these"):
+            by(painter, file, CONFIG, PROMPTS, 0)
+        assert file.read_bytes() == mine
+    pq.write_table(pa.table({"mine": [1]}), file)
+    with pytest.raises(DataError, match="choose another --output, or delete it"):
+        by(painter, file, CONFIG, PROMPTS, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
 
 

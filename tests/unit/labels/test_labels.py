@@ -20,7 +20,8 @@ from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import Question, WebError, questions
 from inversion_dpo.labels.store import SHARED, Conflict, LabelStore, swapped
 from inversion_dpo.labels.votes import agreement, outcome
-from inversion_dpo.run.fields import DataConfig
+from inversion_dpo.run.fields import ConfigError, DataConfig
+from inversion_dpo.run.folder import sole_writer
 from tests.pair_files import open_pairs, write_edits
 
 
@@ -252,6 +253,8 @@ def test_exported_pairs_are_read_by_train(store, tmp_path):
         store.label(pair, "me", pair, dict(zip(sides, SIDES, strict=True)).get(choice, choice))
     path = tmp_path / "out" / "labelled.parquet"
     counts = export(store, path)
+    with sole_writer(path, "pairs export"):  # again, after more labels
+        pass
     assert counts == {"first": 1, "second": 1, "tie": 1, "bad": 1, "unlabelled": 12}
     assert summary(counts) == (
         "3 pairs: 2 preferences, 1 tie, 0 contradicted without a majority (written as ties; "
@@ -407,6 +410,11 @@ def test_every_column_but_opinions_survives_an_import(tmp_path, whole):
     (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
     import_choices(tmp_path / "votes.jsonl", tmp_path / "out.parquet")
     kept(tmp_path / "out.parquet", whole[1], set(OPTIONAL) - OPINIONS)
+    with sole_writer(tmp_path / "out.parquet", "pairs import"):  # of choices that were corrected
+        pass
+    with pytest.raises(ConfigError, match="`pairs export` did not write it"):
+        with sole_writer(tmp_path / "out.parquet", "pairs export"):
+            pass
     (tmp_path / "mask-1.png").unlink()
     with pytest.raises(DataError, match="row 1, mask: there is no file 'mask-1.png'"):
         import_choices(tmp_path / "votes.jsonl", tmp_path / "out.parquet")

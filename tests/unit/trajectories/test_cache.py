@@ -195,8 +195,12 @@ def test_a_cache_of_encoded_pairs_has_no_trajectories(tmp_path, last):
 
 
 def test_a_small_batch_is_read_when_it_is_needed(cache, monkeypatch):
-    cache.read_ahead([3, 0], [1, 1])  # some hundred bytes
-    assert not cache._ahead
+    """But the system is told of its rows."""
+    told = []
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._shards, "announce", told.append)
+        cache.read_ahead([3, 0], [1, 1])  # some hundred bytes
+    assert not cache._ahead and told == [cache._of_batch([3, 0], [1, 1])]
     one = cache._shards.size(cache._of_batch([3], [1]))
     rows = cache._shards.read(cache._of_batch([3], [1]))
     assert one == sum(place.size for place in rows.places.values())
