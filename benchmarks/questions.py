@@ -13,8 +13,9 @@ trial is trained again with each seed and judged on the test prompts, once. a to
 run that several of them need, as fresh noise in a and b, is trained once. Prints gains over the
 reference with 95% t intervals over seeds, evaluations with the inversion, and seconds. A forward
 pass of one image is one evaluation, its backward pass two. A finished run is not repeated, so a
-stopped command goes on. ``--dry-run`` says what all that costs; ``--only`` takes some arms;
-``--untuned`` spares the trials: every arm has rate 3e-4, 16 pairs a step and its middle beta.
+stopped command goes on. A second table has each arm's gains less the first arm's, seed by seed.
+``--dry-run`` says what all that costs; ``--only`` takes some arms; ``--untuned`` spares the trials:
+every arm has rate 3e-4, 16 pairs a step and its middle beta.
 Settings at the end go to every run: ``questions.py a --seeds 0 training.mixed_precision=bf16``.
 """
 
@@ -44,6 +45,7 @@ from inversion_dpo.trajectories.key import window
 from inversion_dpo.trajectories.method import chosen_method
 
 ROOT = Path("runs/questions")
+GAINS = ("composition", "exact", "warmth")
 PAIRS = 2000  # of the shipped file at most
 TUNING = ("training.seed=100", f"evaluation.prompts={scale.VALIDATION}", "evaluation.limit=200")
 COMMON = ("objective.name=diffusion_dpo", "training.lr_scheduler=linear")
@@ -228,6 +230,7 @@ def answer(root: Path, found: dict[str, Arm], given: argparse.Namespace) -> str:
     """Tune and train what is not yet done; Markdown, a row for each arm."""
     head = ["arm", "composition gain", "exact gain", "warmth gain", "drift", "evaluations"]
     rows = [f"| {' | '.join([*head, 'seconds', 'chosen'])} |", "|---" * 8 + "|"]
+    each = dict[str, list[Any]]()
     for name, one in found.items():
         scores, trials = {}, one.chosen(untuned=given.untuned, more=given.more)
         for trial in trials[: 0 if given.untuned else None]:
@@ -239,19 +242,31 @@ def answer(root: Path, found: dict[str, Arm], given: argparse.Namespace) -> str:
         chosen = ", ".join(t.partition("=")[2] for t in best)
         labels = [f"{name}, {chosen}, seed {seed}" for seed in given.seeds]
         results = [run(root, *pair, 0) for pair in zip(labels, configs, strict=True)]
+        each[name] = results
         rows.append(row(name, best, results, inversion_cost(root, configs[0]), configs[0]))
         print(rows[-1], flush=True)
-    return "\n".join(rows)
+    return "\n".join([*rows, *differences(each)])
+
+
+def differences(each: dict[str, list[Any]]) -> list[str]:
+    """Write what each arm gains beside the first, seed by seed."""
+    (first, base), *others = each.items()
+    rows = ["", f"| beside {first} | {' | '.join(GAINS)} |", "|---" * (1 + len(GAINS)) + "|"]
+    for name, results in others:
+        cells = []
+        for metric in GAINS:
+            both = zip(results, base, strict=True)
+            of_seeds = [[r["metrics"][metric]["gain"] for r in pair] for pair in both]
+            cells.append(cell(over_seeds([here - there for here, there in of_seeds])))
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows if others else []
 
 
 def row(
     name: str, best: Sequence[str], results: list[Any], inversion: dict[str, float], config: Config
 ) -> str:
     """Write a line of the table."""
-    gains = [
-        cell(over_seeds([r["metrics"][n]["gain"] for r in results]))
-        for n in ("composition", "exact", "warmth")
-    ]
+    gains = [cell(over_seeds([r["metrics"][n]["gain"] for r in results])) for n in GAINS]
     drift = np.mean([r["history"][-1]["heldout_drift"] for r in results])
     steps = config.training.steps
     spent = inversion["evaluations"] + steps * step_evaluations(results[0]["history"])

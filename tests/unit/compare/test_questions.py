@@ -128,6 +128,13 @@ def test_the_best_trial_is_trained_with_every_seed(tmp_path, monkeypatch):
     assert len(ran) == 2 * 2 + 2 and all("validation" in p for p, _, s in ran if s == 100)
     assert [r[1:] for r in ran if r[2] != 100] == [(300.0, 0), (300.0, 2)]
     assert "| mine | +1.300 [" in found and "| 640 | 2 | learning_rate=0.0001, beta=300" in found
+    assert "beside" not in found
+    low = Arm(one.settings, (100,), one.lengths)  # .1 - 2 instead of .3, and the same seeds
+    both = script.answer(tmp_path, {"mine": one, "low": low}, given).splitlines()[-3:]
+    assert both[0] == "| beside mine | composition | exact | warmth |"
+    assert (
+        both[2].startswith("| low | -2.200 [-2.200, -2.200] | -2.200 [") and "| +0.000 [" in both[2]
+    )
     ran.clear()
     given.untuned = True
     assert "learning_rate=0.0003, beta=300" in script.answer(tmp_path, {"mine": one}, given)
