@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import shutil
 from collections import Counter
 from dataclasses import replace
 from threading import Event
@@ -291,13 +292,17 @@ def test_what_another_cache_has_is_not_made_again(tmp_path, monkeypatch, source,
     assert cache.digests == plain.digests and cache.texts == plain.texts
 
 
-def test_nothing_is_taken_over_unless_that_is_asked_for(tmp_path, monkeypatch):
+def test_nothing_is_taken_over_unless_that_is_asked_for(tmp_path, monkeypatch, caplog):
     first, model = Pipeline(), Pipeline()
-    filled(tmp_path, model=first)
+    there = filled(tmp_path, model=first).folder
+    caplog.set_level(logging.INFO)
     fill(tmp_path, model, Source(), replace(KEY, pairs="again"))
     assert model.calls == first.calls
     monkeypatch.setattr(module, "invert_pairs", None)  # everything is there
+    assert "taken over" not in caplog.text
+    shutil.rmtree(tmp_path / replace(KEY, pairs="again").name())
     fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="third"), reuse=True)
+    assert caplog.text.count(f"what {there} has of these pairs is taken over") == 1  # of 3 shards
 
 
 def test_a_cache_whose_key_is_cut_short_is_named(tmp_path, caplog):
