@@ -55,10 +55,14 @@ TESTS = {  # file of the package -> files in tests/unit that should notice a fau
     "trajectories/known.py": ["trajectories/test_known.py"],
     "trajectories/reading.py": ["trajectories/test_reading.py", "trajectories/test_cache.py"],
     "trajectories/storing.py": ["trajectories/test_storing.py", "trajectories/test_fill.py"],
-    "trajectories/writing.py": ["trajectories/test_writing.py"],
+    "trajectories/writing.py": ["trajectories/test_writing.py", "trajectories/test_fill.py"],
     "trajectories/key.py": ["trajectories/test_key.py"],
     "trajectories/fill.py": ["trajectories/test_shard.py", "trajectories/test_fill.py"],
-    "trajectories/jobs.py": ["trajectories/test_jobs.py", "trajectories/test_shard.py"],
+    "trajectories/jobs.py": [
+        "trajectories/test_jobs.py",
+        "trajectories/test_shard.py",
+        "trajectories/test_fill.py",
+    ],
     "trajectories/sampling_back.py": ["trajectories/test_sampling_back.py"],
     "training/states.py": [
         "training/test_states.py",

@@ -13,6 +13,7 @@ from inversion_dpo.run.processes import Team
 from inversion_dpo.trajectories.reading import SHARD
 from inversion_dpo.trajectories.writing import (
     damaged_files,
+    is_cached,
     is_intact,
     is_whole,
     write_manifest,
@@ -276,3 +277,18 @@ def test_a_damaged_manifest_is_named_and_the_cache_made_again(whole, caplog):
     file.write_text(file.read_text()[:-9])
     assert is_whole(whole, Team()) is False
     assert "manifest.json is damaged" in caplog.text and "It is made again" in caplog.text
+
+
+def test_pairs_are_cached_once_a_cache_of_them_is_finished(tmp_path):
+    """Of any model; a key that is cut short is of no pairs."""
+    assert not is_cached(tmp_path, "mine")
+    for name, key in (("a", '{"pairs": "mine", '), ("b", '{"pairs": "other"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "key.json").write_text(key)
+        (tmp_path / name / "manifest.json").write_text("{}")
+    assert is_cached(tmp_path, "mine") is False and is_cached(tmp_path, "other") is True
+    (tmp_path / "a" / "key.json").write_text('{"pairs": "mine", "model": "any"}')
+    (tmp_path / "a" / "manifest.json").unlink()
+    assert not is_cached(tmp_path, "mine")  # which is still to be finished
+    (tmp_path / "a" / "manifest.json").write_text("{}")
+    assert is_cached(tmp_path, "mine")
