@@ -48,7 +48,7 @@ def test_sampled_pairs_wait_for_labels(capsys, tiny_config, tmp_path):
     whole = out.read_bytes()
     assert run(capsys, *arguments, "--prompts", prompts)[0] == 0  # there already
     code, _, err = run(capsys, *arguments, "--prompts", "scenes")
-    assert code == 2 and f"{out} is there, and not of these settings" in err
+    assert code == 2 and f"{out} is there, and was not made with these" in err
     assert out.read_bytes() == whole
     out.unlink()
     assert run(capsys, *arguments, "--prompts", "scenes")[0] == 0

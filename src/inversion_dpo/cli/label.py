@@ -138,7 +138,7 @@ def web_extra() -> Iterator[None]:
 
 def pairs_export(
     labels: Annotated[Path, typer.Argument(help="The SQLite file that `web` wrote.")],
-    output: Annotated[Path, written_to("Parquet file.")],
+    output: Annotated[Path, written_to("Parquet file; replaced if this command wrote it.")],
     labeller: Annotated[
         str | None, typer.Option(help="Take one person's labels; without it, the majority.")
     ] = None,
@@ -161,7 +161,7 @@ def pairs_export(
 
 
 def pairs_sample(
-    output: Annotated[Path, written_to("Parquet file.")],
+    output: Annotated[Path, written_to("Parquet file; resumed if begun, kept if whole.")],
     overrides: Overrides = None,
     config: Preset = DEFAULT,
     prompts: Annotated[

@@ -38,7 +38,7 @@ def new_output(output: Path) -> Path:
 
     key, equals, _ = str(output).partition("=")
     if equals and key in every_setting() and not output.exists():
-        raise ConfigError(f"--output {output} is a setting: name what will be written before it")
+        raise ConfigError(f"--output {output} is a setting: write --output NAME {output}")
     return output
 
 

@@ -100,7 +100,7 @@ def pairs_build(
 @pairs_app.command("import")
 def pairs_import(
     choices: Annotated[Path, typer.Argument(help=".csv, .json or .jsonl, a choice a row.")],
-    output: Annotated[Path, written_to("Parquet file to write.")],
+    output: Annotated[Path, written_to("Parquet file; replaced if this command wrote it.")],
     columns: Annotated[
         list[str] | None,
         typer.Argument(

@@ -125,7 +125,7 @@ def inversion_cost(root: Path, config: Config) -> dict[str, float]:
     timed: dict[str, dict[str, float]] = read_json(file) if file.exists() else {}
     if (name := folder.name) not in timed:
         if there := sorted(at for path, at in written.items() if path.parent == folder):
-            logger.warning("%s was begun before: what its inversion took is estimated", folder)
+            logger.warning("%s was begun earlier: what its inversion took is estimated", folder)
             if (made := shards - len(there)) > 0:
                 taken *= shards / made
             else:  # killed between the last shard and its time

@@ -115,7 +115,7 @@ def draw(
 
     Raises:
         BusyError: another command draws into that folder.
-        ConfigError: one did meanwhile, and made a file otherwise.
+        ConfigError: one drew a file there meanwhile, with another prompt or other settings.
     """
     size = sampler.config.evaluation.batch_size
     with occupied(files[0].path.parent, run=False):

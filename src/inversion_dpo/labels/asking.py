@@ -91,8 +91,8 @@ def _kept(output: Path, digest: str) -> int:
     if mark_of(output) == digest:
         return int(pq.read_metadata(output).num_rows)
     raise DataError(
-        f"{output} is there, and not of these settings, prompts and seed: choose another --output, "
-        "or delete it. Labels belong to the pictures that were shown"
+        f"{output} is there, and was not made with these settings, prompts and seed: choose "
+        "another --output, or delete it. Labels of its pictures would not fit new ones"
     )
 
 

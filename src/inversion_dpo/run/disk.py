@@ -219,7 +219,7 @@ def read_table(path: Path) -> pa.Table | None:
 
 
 def mark_of(path: Path) -> str:
-    """Read which command wrote a Parquet file, or by what; empty for any other file."""
+    """Read the ``MARK`` of a Parquet file; empty for any other file."""
     try:
         return (pq.read_metadata(path).metadata or {}).get(MARK, b"").decode()
     except (OSError, ValueError, pa.ArrowException):

@@ -300,7 +300,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             damaged.append(number)
     if damaged and (len(damaged) > 1 or text.endswith("\n")):
         lines = counted(len(damaged), "damaged line")
-        logger.warning("%s: %s left out, first %d", path, lines, damaged[0])
+        logger.warning("%s: %s left out, the first is line %d", path, lines, damaged[0])
     return rows
 
 
@@ -343,7 +343,7 @@ def going_on(run: Path) -> str:
         return ""
     return (
         f"{run} is trained to step {rows[-1]['step'] + 1} of {read_config(run).training.steps}, "
-        "and adapter/ is from before it was continued: finish it first, by the same command"
+        "and adapter/ is from before it was continued: finish it first, by its `train` command"
     )
 
 

@@ -45,7 +45,7 @@ def rare_text(counts: list[int], t: TrainingConfig) -> str:
     epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
     rare = [n for n in counts if n * epochs < t.batch_size]
     text = (
-        f"{counted(sum(rare), 'pair')} of {counted(len(rare), 'size')} not trained on: a batch is "
+        f"not trained on: {counted(sum(rare), 'pair')} of {counted(len(rare), 'size')}. A batch is "
         f"of one size, and in {t.steps} steps they do not fill one. Lower training.batch_size, "
         "raise training.steps, or name one size, such as model.resolution=1024x1024"
     )

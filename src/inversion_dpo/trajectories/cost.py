@@ -84,11 +84,11 @@ def announce(
     if (sizes := absent.sizes) is None:
         sizes, share = sizes_ahead(pairs, key.resolution, key.fit)
     elif not sizes:
-        logger.info("there already: all of %s", counted(absent.total, "pair"))
+        logger.info("caches have all of %s already", counted(absent.total, "pair"))
         return
     else:
         known = sizes.total()
-        which = f" {known} of {absent.total} pairs (the others are there)"
+        which = f" {known} of {absent.total} pairs (caches have the others)"
     ((side, _),) = sizes.most_common(1)
     pixels = sum(h * w * n for (h, w), n in sizes.items()) / sizes.total() / math.prod(side)
     model, how = how.model, how.at(side)
@@ -102,8 +102,8 @@ def announce(
         fewer = "set inversion.keep, or lower inversion.steps or data.limit"
         fewer = fewer if key.extent.last else "lower data.limit"
         check_room(folder, size - absent.held, "trajectories", fewer, whole=False)
-    if absent.held:
-        logger.info("what caches have of these pairs already takes neither room nor time")
+    if absent.held and absent.sizes is None:
+        logger.info("pairs that a cache has already take neither room nor time, yet count here:")
     if not key.extent.last:
         logger.info("encoding%s, none is inverted: %sabout %.0f MB on disk", which, per, size / 1e6)
         return

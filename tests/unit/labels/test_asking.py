@@ -66,12 +66,14 @@ def test_a_whole_file_is_kept_and_no_other_is_replaced(by, tmp_path):
     assert by(painter, file, CONFIG, PROMPTS, 0) == 2
     other = load_config(None, ["model.resolution=64", "evaluation.guidance_scale=3"])
     for changed in ((CONFIG, PROMPTS, 1), (CONFIG, MANY, 0), (other, PROMPTS, 0)):
-        with pytest.raises(DataError, match="p.parquet is there, and not of these settings"):
+        with pytest.raises(
+            DataError, match="p.parquet is there, and was not made with these settings"
+        ):
             by(painter, file, *changed)
     assert file.read_bytes() == whole and len(painter.drawn) == drawn
     for mine in (b"mine", b""):
         file.write_bytes(mine)
-        with pytest.raises(DataError, match="is there, and not of these"):
+        with pytest.raises(DataError, match="is there, and was not made with these"):
             by(painter, file, CONFIG, PROMPTS, 0)
         assert file.read_bytes() == mine
     pq.write_table(pa.table({"mine": [1]}), file)

@@ -161,7 +161,7 @@ def test_damage_of_other_kinds_is_named_or_counted(tmp_path, caplog):
     rows.write_bytes(b'{"step": 0}\n\xff\xfe\n3\nnull\n{"loss": 1}\n{"step": 1}\n')
     caplog.clear()
     assert folder.read_rows(rows) == [{"step": 0}, {"step": 1}]
-    assert "rows: 4 damaged lines left out, first 2" in caplog.text
+    assert "rows: 4 damaged lines left out, the first is line 2" in caplog.text
     rows.write_text('{"step": 0}\n{"st')
     caplog.clear()
     assert folder.read_rows(rows) == [{"step": 0}] and not caplog.text  # what a kill leaves

@@ -186,4 +186,4 @@ def test_a_row_of_something_else_than_numbers_is_left_out_and_counted(tmp_path, 
     run = run_of(tmp_path, loss="0.6")
     with pytest.raises(ConfigError, match="holds no training step"):
         advise(run)
-    assert "metrics.jsonl: 60 damaged lines left out, first 1" in caplog.text
+    assert "metrics.jsonl: 60 damaged lines left out, the first is line 1" in caplog.text

@@ -135,7 +135,7 @@ def test_what_is_linked_needs_no_room(tmp_path, monkeypatch, caplog, quick):
     with pytest.raises(DiskError, match="trajectories need about"):
         fill(tmp_path, Pipeline(), source, key)
     fill(tmp_path, Pipeline(), source, key, reuse=True)
-    told = "there already: all of 5 pairs" if quick else "have of these pairs already takes neither"
+    told = "have all of 5 pairs already" if quick else "take neither room nor time, yet"
     assert told in caplog.text
 
 
@@ -159,7 +159,7 @@ def test_only_what_is_missing_is_foretold(tmp_path, monkeypatch, caplog, reuse):
     fill(tmp_path, Pipeline(), Source(7), key, reuse=reuse)
     foretold = [text for text in caplog.messages if text.startswith("inverting")]
     assert foretold == [
-        "inverting 3 of 7 pairs (the others are there) in 3 steps: about 0 MB on disk and 2.0 min"
+        "inverting 3 of 7 pairs (caches have the others) in 3 steps: about 0 MB on disk and 2.0 min"
     ]
     assert "would need" not in caplog.text  # under other settings nothing were there
 
