@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from threading import Event
 from types import SimpleNamespace
 
@@ -303,6 +303,28 @@ def test_nothing_is_taken_over_unless_that_is_asked_for(tmp_path, monkeypatch, c
     shutil.rmtree(tmp_path / replace(KEY, pairs="again").name())
     fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="third"), reuse=True)
     assert caplog.text.count(f"what {there} has of these pairs is taken over") == 1  # of 3 shards
+
+
+def test_neighbours_differ_by_their_pairs_alone(tmp_path):
+    """A cache of another model has other numbers, whatever pairs and captions it is of."""
+    keys = {"own": KEY, "pairs": replace(KEY, pairs="other"), "model": replace(KEY, model="other")}
+    for name, key in keys.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "key.json").write_text(json.dumps(asdict(key)))
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "key.json").write_text("[]")
+    assert writing.neighbours(KEY, tmp_path / "own") == [tmp_path / "pairs"]
+
+
+def test_a_damaged_shard_is_taken_from_no_cache(tmp_path, monkeypatch, caplog):
+    """It is another cache's, which will say so itself: here the pairs are inverted again."""
+    first = filled(tmp_path)
+    shard = first.folder / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    second = fill(tmp_path, Pipeline(), Source(), replace(KEY, pairs="again"), reuse=True)
+    here = sorted(second.folder.glob("shard*.safetensors"))
+    assert [f.samefile(first.folder / f.name) for f in here] == [True, False, True]
+    assert "making it again" not in caplog.text
 
 
 def test_a_cache_whose_key_is_cut_short_is_named(tmp_path, caplog):
