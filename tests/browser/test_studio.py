@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from inversion_dpo.run.config import to_yaml
+from inversion_dpo.run.disk import read_json
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.browser
@@ -127,7 +128,7 @@ def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run
         browser.press("12tb"[number])
     browser.until("!document.getElementById('end').hidden")
     browser.until("document.getElementById('verdict').textContent")
-    found = json.loads((run / "people.json").read_text())
+    found = read_json(run / "people.json")
     assert found["pairs"] == 4 and found["even"] == 2 and found["wins"] + found["losses"] == 2
     assert f"{round(100 * found['win_rate'])}% of 4 pairs" in browser.text("verdict")
     browser.picture("blind-end")
