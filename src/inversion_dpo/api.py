@@ -86,9 +86,8 @@ def check_run(config: Config, folder: Path) -> None:
         if (e.scorer, e.preference) != (usual.scorer, usual.preference):
             raise
         logger.warning("%s. Name them before `inversion-dpo evaluate`", error)
-    check_data(
-        config, config.inversion.folder(folder)
-    )  # before a hub that is not reached is asked again and again
+    # before a hub that is not reached is asked again and again
+    check_data(config, config.inversion.folder(folder))
     try:
         if config.evaluation.prompts != "heldout":
             read_prompts(config.evaluation.prompts, 1)

@@ -263,10 +263,11 @@ def identity(modules: Iterable[nn.Module]) -> str:
 def identity_of(pipeline: Any) -> str:
     """SHA-256 over all that a pipeline's latents, conditions and predictions depend on.
 
-    Besides its networks these are its tokenizers and its own switches, such as SDXL's
-    ``force_zeros_for_empty_prompt``.
+    Besides its networks these are its tokenizers and its own switches and numbers, such as SDXL's
+    ``force_zeros_for_empty_prompt`` and Wan's ``boundary_ratio``.
     """
-    switches = {k: v for k, v in getattr(pipeline, "config", {}).items() if isinstance(v, bool)}
+    config = getattr(pipeline, "config", {})
+    switches = {k: v for k, v in config.items() if isinstance(v, int | float)}  # bool is an int
     switches.pop("requires_safety_checker", None)  # of images that are shown
     parts = [identity(frozen_parts(pipeline).values()), switches]
     for name, part in sorted(pipeline.components.items()):

@@ -81,8 +81,8 @@ def sole_writer(output: Path, command: str = "") -> Iterator[None]:
 
     Args:
         output: the file.
-        command: whose files it may replace, see :func:`disk.mark_of`; without one it replaces none
-            or looks for itself.
+        command: whose files it may replace, see :func:`disk.mark_of`; without one the caller says
+            what becomes of a file that is there.
 
     Raises:
         BusyError: another command writes it, or the file system knows no locks.
