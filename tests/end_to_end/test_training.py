@@ -541,4 +541,4 @@ def test_what_was_left_out_is_said(tiny_config, pair_file, tmp_path, caplog):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     with caplog.at_level(logging.INFO):
         set_up(tiny_config(f"data.pairs={tmp_path / 'pairs.parquet'}"), tmp_path / "run")
-    assert "5 pairs of 7 rows; left out: 1 tie, 1 identical" in caplog.text
+    assert "5 pairs of 7 rows; left out: 1 tie, 1 with identical images" in caplog.text

@@ -211,6 +211,7 @@ def page_of(
     ``asked`` is the kind of labels and the question. The pairs of data are read now; those of a run
     when somebody first opens the labelling page.
     """
+    from inversion_dpo.data.source import left_out_words
     from inversion_dpo.labels.store import LabelStore
     from inversion_dpo.web.app import label_tab, make_app
     from inversion_dpo.web.blind import Blind
@@ -226,9 +227,9 @@ def page_of(
     @cache
     def pairs() -> int:
         total, left_out = fill(store, about.config, limit)
-        dropped = ", ".join(f"{n} {k}" for k, n in left_out.items() if k != "pairs" and n)
-        what = "pairs" if kind == "pairs" else "images"
-        typer.echo(f"{total} {what} in {about.labels}{f'; left out: {dropped}' * bool(dropped)}")
+        dropped = left_out_words(left_out)
+        what = counted(total, "pair" if kind == "pairs" else "image")
+        typer.echo(f"{what} in {about.labels}{f'; left out: {dropped}' * bool(dropped)}")
         return total
 
     then = (
@@ -258,7 +259,7 @@ def page_of(
     def closing() -> str:
         done = store.covered()
         store.close()
-        what = "pairs" if kind == "pairs" else "images"
-        return f"{done} {what} are labelled; next:\n{then}" if done else "closed"
+        what = ("pair is", "pairs are") if kind == "pairs" else ("image is", "images are")
+        return f"{counted(done, *what)} labelled; next:\n{then}" if done else "closed"
 
     return make_app(tabs, about.name, hosts), closing

@@ -20,7 +20,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.data.masks import odd_masks_text
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import NO_ROWS, Fault, Row
-from inversion_dpo.data.source import no_pairs
+from inversion_dpo.data.source import LEFT_OUT, left_out_words, no_pairs
 from inversion_dpo.data.traits import Share, format_shares, oddities_text
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.data.usable import Told, Usable
@@ -29,11 +29,6 @@ from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, 
 from inversion_dpo.run.fields import DataConfig
 from inversion_dpo.run.words import counted
 
-_MAY_BE_LEFT_OUT = {
-    "unpaired": ("ranking of one image", "rankings of one image"),
-    "unlabelled": ("unlabelled", "unlabelled"),
-    "hidden": ("hidden file", "hidden files"),
-}
 _ODD = {
     "mixed_shapes": "of two shapes",
     "odd_shapes": "far from every size",
@@ -206,9 +201,9 @@ def _sizes_table(report: PairReport) -> list[str]:
 
 def _left_out_line(counts: Counter[str]) -> str:
     """Say how many rows make no pair, by reason."""
-    more = [f", {counted(counts[k], *w)}" for k, w in _MAY_BE_LEFT_OUT.items() if counts[k]]
-    ties = counted(counts["ties"], "tie")
-    return f"  left out: {ties}, {counts['identical']} with identical images{''.join(more)}"
+    always = [counted(counts[kind], *LEFT_OUT[kind]) for kind in ("ties", "identical")]
+    more = left_out_words({kind: counts[kind] for kind in ("unpaired", "unlabelled", "hidden")})
+    return f"  left out: {', '.join([*always, *[more] * bool(more)])}"
 
 
 def _edits_line(edits: int, what: str) -> list[str]:
@@ -221,12 +216,12 @@ def _masks_line(report: PairReport, what: str) -> list[str]:
     """Say where errors count, if that is not everywhere."""
     if report.marked is None:
         return []
-    masked = report.counts["masked"]
-    saying = counted(masked or report.counts["pairs"], f"{what} says", f"{what}s say")
-    return [
-        f"  masks: {saying} where errors count{'' if masked else ' by where they differ'}: in "
-        f"{report.marked:.1%} of the pixels (median)"
-    ]
+    counts, share = report.counts, f"{report.marked:.1%} of the pixels (median)"
+    if masked := counts["masked"]:
+        having = counted(masked, f"{what} has a mask", f"{what}s have masks")
+        return [f"  masks: {having}; errors count in {share}"]
+    both = f"{counted(counts['pairs'], 'pair')}, errors count where the two images differ"
+    return [f"  masks: in {both}: {share}"]
 
 
 def _ratings_line(ratings: Sequence[float]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +28,23 @@ from inversion_dpo.run.fields import DataConfig
 from inversion_dpo.run.words import counted
 
 FEW = 20_000  # pairs that may be read twice
+# Why a row or pair is left out, in words for one and for several of them.
+LEFT_OUT = {
+    "ties": ("tie", "ties"),
+    "identical": ("with identical images", "with identical images"),
+    "unpaired": ("ranking of one image", "rankings of one image"),
+    "unlabelled": ("unlabelled", "unlabelled"),
+    "hidden": ("hidden file", "hidden files"),
+    "strays": ("file of no row", "files of no row"),
+    "skipped": ("unusable row", "unusable rows"),
+    "bad_labels": ("wrong label", "wrong labels"),
+    "empty_captions": ("empty caption", "empty captions"),
+    "broken_images": ("broken image", "broken images"),
+    "bad_paths": ("wrong path", "wrong paths"),
+    "bad_rows": ("damaged row", "damaged rows"),
+    "mixed_shapes": ("pair of two shapes", "pairs of two shapes"),
+    "odd_shapes": ("pair far from every size", "pairs far from every size"),
+}
 _LISTED = 5  # rows that the warning about skipped ones spells out
 _log = logging.getLogger(__name__)
 
@@ -264,6 +281,18 @@ def content(row: Row) -> bytes:
     return hashlib.sha256(b"".join([*parts, (row.caption or "").encode(), source])).digest()[:8]
 
 
+def left_out_words(counts: Mapping[str, int]) -> str:
+    """Say in words how many rows are left out, by reason; other counts are passed over.
+
+    >>> left_out_words({"pairs": 9, "ties": 2, "mixed_shapes": 1})
+    '2 ties, 1 pair of two shapes'
+
+    Args:
+        counts: by reason.
+    """
+    return ", ".join(counted(counts[k], *w) for k, w in LEFT_OUT.items() if counts.get(k))
+
+
 def no_pairs(name: str | Path, counts: Counter[str], *, thumbs: bool = False) -> str:
     """Say why data has no usable pair; ``thumbs``: why those that it has make none."""
     if thumbs:
@@ -288,7 +317,7 @@ def no_pairs(name: str | Path, counts: Counter[str], *, thumbs: bool = False) ->
 def _skipped(name: str, counts: Counter[str], bad: list[str]) -> str:
     """Write the warning after skipped rows: how many, why, and the first of them."""
     kinds = ("bad_labels", "empty_captions", "broken_images", "bad_paths", "bad_rows")
-    reasons = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
+    reasons = left_out_words({kind: counts[kind] for kind in kinds})
     more = counts["skipped"] - len(bad)
     lines = [
         f"{name}: {counted(counts['skipped'], 'row was', 'rows were')} skipped, as unusable "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from inversion_dpo.data.source import left_out_words
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.fields import Config, TrainingConfig
 from inversion_dpo.run.words import counted
@@ -19,20 +20,17 @@ _LEAKS = (
     "of {1} held-out images are trained on too, in another row: held-out accuracy flatters the "
     "policy. Drop duplicates",
 )
-_KEPT = ("rows", "pairs", "duplicates", "edits", "masked", "single", "disliked", "skipped")
 
 
 def counts_text(cache: TrajectoryCache) -> str:
     """Say how many rows became pairs or single images, and what was left out."""
-    rows, kept = cache.counts.get("rows", 0), _KEPT
-    counts = {reason: n for reason, n in cache.counts.items() if n and reason not in kept}
-    left = [counted(n, reason.removesuffix("s"), reason) for reason, n in counts.items()]
+    left = left_out_words({k: n for k, n in cache.counts.items() if k != "skipped"})  # by reason
     units = counted(cache.pairs, "image" if cache.single else "pair")
-    text = f"{units} of {counted(rows, 'row')}"
+    text = f"{units} of {counted(cache.counts.get('rows', 0), 'row')}"
     if cache.single and cache.counts.get("disliked"):
         liked = int(cache.liked(range(cache.pairs)).sum())
         text += f" ({liked} liked, {cache.pairs - liked} not)"
-    return f"{text}; left out: {', '.join(left)}" if left else text
+    return f"{text}; left out: {left}" if left else text
 
 
 def rare_text(counts: list[int], t: TrainingConfig) -> str:

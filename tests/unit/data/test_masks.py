@@ -35,7 +35,7 @@ def test_a_table_names_a_mask_for_each_pair(tmp_path: Path) -> None:
     assert [p.mask for p in found] == [WHITE, WHITE] and source.counts["masked"] == 2
     assert found[0].mask_image.getpixel((0, 0)) == 255  # type: ignore[union-attr]
     text = format_report(check_pairs(file))
-    assert "masks: 2 pairs say where errors count: in 100.0% of the pixels (median)" in text
+    assert "masks: 2 pairs have masks; errors count in 100.0% of the pixels (median)" in text
     assert "! 2 masks count everything: are black and white swapped?" in text
     plain = next(iter(open_pairs(table(tmp_path, TABLE.replace("mask", "x")))))
     assert plain.mask is plain.mask_image is None and plain.digest != found[0].digest
@@ -62,7 +62,7 @@ def test_a_region_of_nothing_is_a_problem_of_its_row(tmp_path: Path) -> None:
         "line 3 of pairs.csv, row 1: its images nowhere differ by more than 16 of 255 levels; "
         "drop the row, or set data.mask=none",
     )
-    half = "masks: 1 pair says where errors count by where they differ: in 41.7% of"
+    half = "masks: in 1 pair, errors count where the two images differ: 41.7% of"
     assert half in format_report(report)  # of 96x32 it fills 80x32, and differs in half
     text = "winner,loser,prompt,mask\nwide.png,other.png,a,edge.png\n"
     (tmp_path / "pairs.csv").write_text(text)

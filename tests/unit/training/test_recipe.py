@@ -267,9 +267,10 @@ def test_held_out_pairs_that_share_an_image_with_trained_ones_are_counted():
 
 def test_texts():
     counts = {"rows": 9, "pairs": 3, "ties": 2, "identical": 0}
-    counts |= {"skipped": 4, "bad_rows": 4, "duplicates": 1}
+    counts |= {"skipped": 4, "bad_rows": 4, "duplicates": 1, "mixed_shapes": 1}
     counted = SimpleNamespace(pairs=3, single=False, counts=counts)
-    assert counts_text(counted) == "3 pairs of 9 rows; left out: 2 ties, 4 bad_rows"
+    left = "2 ties, 4 damaged rows, 1 pair of two shapes"
+    assert counts_text(counted) == f"3 pairs of 9 rows; left out: {left}"
     assert counts_text(SimpleNamespace(pairs=0, single=False, counts={})) == "0 pairs of 0 rows"
     assert "guidance_scale=2: " in guidance_text(2.0, 0.125, 0.5)
     assert "by 0.5000 of their norm, and by 0.1250" in guidance_text(2.0, 0.125, 0.5)
