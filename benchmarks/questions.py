@@ -58,9 +58,11 @@ BETAS = {
 }
 NOISE, ITERATED = "objective.path=noise", "inversion.fixed_point_iterations=1"
 INVERTED, LINE = "objective.path=trajectory", "objective.path=line"
+STEPPED = "objective.path=stepped"
 PATHS: dict[str, tuple[str, ...]] = {
     "fresh noise": (NOISE,),
-    "noise, then one step": ("objective.path=stepped",),
+    "noise, then one step": (STEPPED, ITERATED),
+    "noise, then one naive step": (STEPPED,),
     "inverted, one iteration": (INVERTED, ITERATED),
     "inverted, naive": (INVERTED,),
     "inverted in 5 steps": (INVERTED, ITERATED, "inversion.steps=5", "inversion.t_start=0.2"),
@@ -190,7 +192,7 @@ def evaluations(config: Config) -> dict[str, float]:
         scales = i.guidance_scale, o.guidance_scale if method.path in STORED else i.guidance_scale
         inversion = 2.0 * visited * evaluations_per_image(extent, *scales)
     anew = method.path not in STORED or config.data.prompt_dropout > 0  # the reference
-    step = 3 + anew + 2 * (method.path == "stepped")
+    step = 3 + anew + (1 + i.fixed_point_iterations) * (method.path == "stepped")
     training = 2.0 * steps * passes(o.guidance_scale) * step
     sampling = (e.limit or 500) * e.sample_steps * passes(e.guidance_scale)
     return {"inversion": inversion, "training": training, "sampling": float(sampling)}

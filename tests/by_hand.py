@@ -165,6 +165,7 @@ def make_plan(name="inversion_dpo", **changed):
         "path": method.path,
         "target": method.target,
         "coupling": 0.0,
+        "iterations": 0,
         "low": 1,
         "high": STEPS,
         "weights": lambda size: torch.ones(STEPS + 1),

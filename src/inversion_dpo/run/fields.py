@@ -38,6 +38,7 @@ from inversion_dpo.run.limits import (
 )
 
 _INVERTED = Effect("inversion or inversion.reconstruct=true")
+_REFINED = Effect("refined or inversion.reconstruct=true")
 _DRAWN = Effect("draws")
 _ON_GRID = Effect("grid or inversion.reconstruct=true")
 _LORA = Effect("policy.kind=lora")
@@ -147,7 +148,7 @@ class InversionConfig:
     """Timesteps of the inversion: those the sampler visits, or evenly spaced over all."""
     guidance_scale: Annotated[Guidance, Effect("inverts or inversion.reconstruct=true")] = 1.0
     """Classifier-free guidance of the inversion; 1 is none, and the only value that is exact."""
-    fixed_point_iterations: Annotated[int, Strict(), Field(ge=0, le=1000), _INVERTED] = 0
+    fixed_point_iterations: Annotated[int, Strict(), Field(ge=0, le=1000), _REFINED] = 0
     """Fixed-point iterations of every inversion step; 0 is plain DDIM inversion."""
     t_start: Annotated[float, Strict(), Field(ge=0, le=0.5), _INVERTED] = 0.0
     """Share of the schedule below which noise is added instead of inverting."""

@@ -39,6 +39,7 @@ TAGS = {  # what a method may use: tag -> what a setting with this effect needs
     "terms": "a method that takes further terms",
     "labels": "a method that tells winner from loser",
     "inversion": "a method that trains on inverted trajectories",
+    "refined": "a method with inversion steps under the reference",
     "inverts": "a method that inverts the pairs beforehand",
     "grid": "a method that inverts on a grid of your choice",
     "steps": "a method that inverts",

@@ -91,7 +91,7 @@ def job_of(config: Config, pairs: int, again: int = 1) -> Job:
     dropped = max(d.prompt_dropout, d.graph_dropout, d.caption_dropout) > 0
     each += LOSSES[method.loss].reference and (dropped or not stored)
     if method.path == "stepped":
-        each += 2
+        each += 1 + config.inversion.fixed_point_iterations
     if method.path in ("policy", "renoise"):  # up to a level that is drawn
         each += (low + high) / 2 * (2 if method.path == "renoise" else 1)
     states = high if method.path == "released" else o.states

@@ -13,13 +13,17 @@ from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.trajectories.method import chosen_method
 
 _PATHS: dict[str, frozenset[str]] = {
-    "trajectory": frozenset({"inversion", "inverts", "grid", "steps", "target", "draws", "kept"}),
+    "trajectory": frozenset(
+        {"inversion", "refined", "inverts", "grid", "steps", "target", "draws", "kept"}
+    ),
     "released": frozenset({"inverts", "steps"}),
     "policy": frozenset({"grid", "steps", "draws", "anew"}),
     "renoise": frozenset({"grid", "steps", "draws", "anew"}),
-    "stepped": frozenset({"grid", "steps", "draws", "anew"}),
+    "stepped": frozenset({"refined", "grid", "steps", "draws", "anew"}),
     "noise": frozenset({"draws", "anew"}),
-    "line": frozenset({"inversion", "inverts", "grid", "steps", "draws", "coupled", "anew"}),
+    "line": frozenset(
+        {"inversion", "refined", "inverts", "grid", "steps", "draws", "coupled", "anew"}
+    ),
     "known": frozenset({"draws", "coupled", "anew"}),
 }
 

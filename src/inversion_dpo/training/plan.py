@@ -28,12 +28,13 @@ class Plan:
     path: on ``released`` a step looks at every state of a pair, averaged before the loss. target:
     with ``reference`` there is no gradient at first. low, high: lowest and highest level that is
     trained on: index on the inversion's grid, or in the schedule on the paths ``noise``, ``line``
-    and ``known``. coupling: share of an image's own noise on the last two, 0 on others. weights:
-    size of the pictures -> k of each level, mean 1 over those; flow models shift their levels by
-    the size. states: of each pair in a step. soft_labels: whether the pairs' own p is read. gap:
-    the mean of abs(2p - 1), where beta follows it. reference_every: steps after which the reference
-    becomes the policy. guidance_scale: of the prediction that is trained, policy and reference
-    alike. The dropouts are shares of pairs that are shown without prompt, graph or caption.
+    and ``known``. coupling: share of an image's own noise on the last two, 0 on others. iterations:
+    of the step on the path ``stepped``. weights: size of the pictures -> k of each level, mean 1
+    over those; flow models shift their levels by the size. states: of each pair in a step.
+    soft_labels: whether the pairs' own p is read. gap: the mean of abs(2p - 1), where beta follows
+    it. reference_every: steps after which the reference becomes the policy. guidance_scale: of the
+    prediction that is trained, policy and reference alike. The dropouts are shares of pairs that
+    are shown without prompt, graph or caption.
     """
 
     loss: Loss
@@ -41,6 +42,7 @@ class Plan:
     path: str
     target: str
     coupling: float
+    iterations: int
     low: int
     high: int
     weights: Callable[[Size], Tensor]
@@ -77,8 +79,7 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
             f"objective.beta=auto works for the losses {', '.join(sorted(ADAPTED))}, not for "
             f"{method.loss}: give a number, or null for the usual value"
         )
-    coupled = method.path in ENDPOINTS
-    free = method.path == "noise" or coupled  # of the grid
+    free = method.path == "noise" or method.path in ENDPOINTS  # of the grid
     if free:
         low, high = (round(t * (len(schedule.timesteps) - 1)) for t in (o.t_min, o.t_max))
     elif method.path != "released" and levels.sigma[low] <= levels.sigma[0]:
@@ -101,7 +102,8 @@ def make_plan(config: Config, at: Callable[[Size], tuple[Schedule, Grid]], size:
         settings=LossSettings(beta, o.link, o.label_smoothing, o.anchor, o.sft_weight),
         path=method.path,
         target=method.target,
-        coupling=o.coupling if coupled else 0.0,
+        coupling=o.coupling if method.path in ENDPOINTS else 0.0,
+        iterations=config.inversion.fixed_point_iterations,
         low=low,
         high=high,
         weights=weights,

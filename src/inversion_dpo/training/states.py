@@ -152,9 +152,9 @@ def policy_states(
 def stepped_states(
     session: Session, pairs: list[int], condition: Condition, generators: Generators
 ) -> NoisyStates:
-    """Take one inversion step from fresh noise one level below, refined once; target x0.
+    """Take one inversion step from fresh noise one level below; target x0.
 
-    The pair shares noise and level. The step and its fixed-point iteration follow the reference
+    The pair shares noise and level. The step and its fixed-point iterations follow the reference
     from before the training. No source: it parts what the whole path does from what a step does.
     """
     grid, kind = session.cache.grid_at(session.cache.size(pairs[0])), session.cache.kind
@@ -167,10 +167,12 @@ def stepped_states(
     with session.policy.reference(session.network) as network:
         t_low, t_high = (grid.timesteps[i].to(device) for i in (level - 1, level))
         up = step(x, predict(session, network, x, t_low, condition), low, high, kind)
-        up = step_back(x, predict(session, network, up, t_high, condition), high, low, kind)
+        for _ in range(plan.iterations):
+            up = step_back(x, predict(session, network, up, t_high, condition), high, low, kind)
     target = target_prediction("x0", level, (x_0, x, up), up, grid.levels, kind)
     scale = error_scale(high, kind).float()
-    return NoisyStates(level, up, grid.timesteps[level], scale, target, target, evaluations=2)
+    evaluations = 1 + plan.iterations
+    return NoisyStates(level, up, grid.timesteps[level], scale, target, target, evaluations)
 
 
 StatesOf = Callable[[Session, list[int], Condition, Generators], NoisyStates]

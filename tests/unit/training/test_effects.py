@@ -88,6 +88,7 @@ def test_a_setting_that_another_one_switches_off_is_refused(overrides, needs):
         ["objective.beta=auto", "objective.gradient_factor=0.1"],
         ["objective.path=known", "objective.coupling=0.5"],
         ["objective.path=stepped", "inversion.steps=9", "objective.reference_every=5"],
+        ["objective.path=stepped", "inversion.fixed_point_iterations=1"],
         ["objective.name=kto", "objective.gap_weighted=true", "objective.reference_every=5"],
         ["objective.path=line", "inversion.steps=9", "inversion.t_start=0.2"],
         ["objective.safeguard=true", "objective.safeguard_margin=0.5"],
