@@ -87,6 +87,7 @@ def invert(
 
     Example: inversion-dpo invert -c sd15 -o runs/mine data.pairs=my_pairs.parquet
     """
+    from inversion_dpo.data.source import open_pairs
     from inversion_dpo.evaluation.reconstruction import write_reconstruction
     from inversion_dpo.run.faults import memory_advice
     from inversion_dpo.run.folder import claim, occupied, stage
@@ -94,6 +95,7 @@ def invert(
     from inversion_dpo.training.notices import noise_text, round_trip_text
     from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance
+    from inversion_dpo.trajectories.method import takes_images
     from inversion_dpo.trajectories.sampling_back import round_trip_error
 
     run = checked(resolved("invert", config, overrides), output, dry_run)
@@ -113,7 +115,8 @@ def invert(
         if cache.inverted:
             typer.echo(noise_text(noise_variance(cache), i.t_start, i.guidance_scale))
         if prepared.back:
-            typer.echo(write_reconstruction(output, model, cache, prepared.back))
+            given = open_pairs(run.data, alone=takes_images(run)).read()
+            typer.echo(write_reconstruction(output, model, cache, prepared.back, given))
 
 
 def train(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +15,11 @@ from inversion_dpo.data.images import png
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.disk import atomic_bytes, atomic_json
 from inversion_dpo.trajectories.cache import TrajectoryCache
+
+if TYPE_CHECKING:
+    from inversion_dpo.data.source import Pair
+
+SHOWN = 8  # of the worst images
 
 
 def psnr(images: Tensor, again: Tensor) -> Tensor:
@@ -45,7 +52,11 @@ def captioned(rows: list[tuple[str, Tensor]]) -> Image.Image:
 
 
 def write_reconstruction(
-    folder: Path, model: DiffusionModel, cache: TrajectoryCache, back: TrajectoryCache
+    folder: Path,
+    model: DiffusionModel,
+    cache: TrajectoryCache,
+    back: TrajectoryCache,
+    given: Iterable[Pair],
 ) -> str:
     """Write ``reconstruction.json`` and pictures of the worst images; return a summary.
 
@@ -57,28 +68,50 @@ def write_reconstruction(
         model: decodes the latents.
         cache: of the pairs as encoded.
         back: of the same pairs, sampled back.
+        given: the pairs of the data, read until the worst ones are found, to name their rows.
     """
     decibels: list[float] = []
     worst: list[tuple[float, int, str, Tensor]] = []
     for pairs in (some[k : k + 8] for some in cache.of_shard for k in range(0, len(some), 8)):
         before = model.decode(cache.of_images("clean", pairs))
         after = model.decode(back.of_images("reconstructed", pairs))
-        for row, value in enumerate(psnr(before, after).tolist()):
+        values = psnr(before, after)[: cache.sides * len(pairs)]  # a single image is there twice
+        for row, value in enumerate(values.tolist()):
             decibels.append(value)
-            side = "winner" if row < len(pairs) else "loser"
+            side = ("winner", "loser")[row // len(pairs)]
             both = torch.cat([before[row], after[row]], dim=2)
             worst.append((value, pairs[row % len(pairs)], side, both))
-        worst = sorted(worst, key=lambda w: w[:3])[:8]
+        worst = sorted(worst, key=lambda w: w[:3])[:SHOWN]
+    found = rows_of(given, {cache.digests[p] for _, p, _, _ in worst})
+    of = [found.get(cache.digests[p]) for _, p, _, _ in worst]
+    named = [
+        f"{pair.where if pair else f'pair {p}'}{'' if cache.single else f', {side}'}"
+        for pair, (_, p, side, _) in zip(of, worst, strict=True)
+    ]
     report = {
         "psnr_db": quantiles(decibels),
         "relative_latent_error_of_pairs": quantiles(back.errors),
-        "worst": [{"pair": p, "side": s, "psnr_db": round(v, 2)} for v, p, s, _ in worst],
+        "worst": [
+            {"image": name, "prompt": pair and pair.caption, "psnr_db": round(value, 2)}
+            for name, pair, (value, *_) in zip(named, of, worst, strict=True)
+        ],
     }
     atomic_json(report, folder / "reconstruction.json")
-    rows = [(f"pair {p}, {s}: {v:.1f} dB", both) for v, p, s, both in worst]
+    rows = [(f"{v:.1f} dB: {name}", w) for name, (v, *_, w) in zip(named, worst, strict=True)]
     atomic_bytes(png(np.asarray(captioned(rows))), folder / "reconstruction-worst.png")
     middle, least = report["psnr_db"]["median"], report["psnr_db"]["least"]  # type: ignore[index]
     return (
         f"sampled back: median {middle:.1f} dB, worst {least:.1f} dB; see "
         f"{folder / 'reconstruction.json'} and reconstruction-worst.png"
     )
+
+
+def rows_of(given: Iterable[Pair], digests: set[str]) -> dict[str, Pair]:
+    """Find pairs by their digests; reads no further than it must."""
+    found: dict[str, Pair] = {}
+    for pair in given:
+        if pair.digest in digests:
+            found[pair.digest] = pair
+            if len(found) == len(digests):
+                break
+    return found
