@@ -15,7 +15,7 @@ from inversion_dpo.evaluation.defaults import MEASURING_FILE
 from inversion_dpo.evaluation.metrics import metric_rows
 from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.run.config import load_config
-from inversion_dpo.run.disk import atomic_json, atomic_text
+from inversion_dpo.run.disk import atomic_json, atomic_text, read_json
 from inversion_dpo.run.fields import ConfigError, EvaluationConfig
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def utility(metrics: dict[str, Any], preference: str) -> float:
 def tune(
     root: Path, preset: str, methods: Sequence[str], extra: Sequence[str], preference: str
 ) -> dict[str, list[str]]:
-    """Return the best of each method's trials; ``tuning.json`` keeps every trial.
+    """Return the best of each method's trials; ``tuning.json`` keeps every trial, earlier ones too.
 
     Args:
         root: the folder of all runs.
@@ -71,7 +71,9 @@ def tune(
         preference: the score that decides.
     """
     best: dict[str, list[str]] = {}
-    rows = []
+    file = root / "tuning.json"
+    before = read_json(file, list) if file.exists() else []
+    rows = [row for row in before if row["method"] not in methods]
     for method in methods:
         scored = []
         for k, trial in enumerate(METHODS[method].trials()):
@@ -81,5 +83,5 @@ def tune(
             scored.append((utility(result["metrics"], preference), list(trial)))
             rows.append({"method": method, "settings": list(trial), "utility": scored[-1][0]})
         best[method] = max(scored)[1]
-        atomic_json(rows, root / "tuning.json")
+        atomic_json(rows, file)
     return best

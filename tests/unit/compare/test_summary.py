@@ -5,13 +5,14 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from inversion_dpo.compare import curves, experiment, runs
+from inversion_dpo.compare import curves, experiment, runs, tuning
 from inversion_dpo.compare.methods import METHODS, overrides_of, parse_methods, parse_vary, variants
 from inversion_dpo.compare.page import setting_part, title
 from inversion_dpo.compare.runs import best_of_n
@@ -31,7 +32,7 @@ from inversion_dpo.evaluation.prompt_sets import read_prompt_set
 from inversion_dpo.evaluation.samples import write_samples
 from inversion_dpo.evaluation.scorers.checkpoint import ScorerError
 from inversion_dpo.run.config import ConfigError, load_config
-from inversion_dpo.run.disk import DiskError
+from inversion_dpo.run.disk import DiskError, read_json
 from inversion_dpo.run.fields import EvaluationConfig
 
 
@@ -147,6 +148,23 @@ def test_each_key_is_varied_alone():
     assert not any("beta" in s for s in found[-1].settings)
     with pytest.raises(ConfigError, match="'x0 steps=5' twice"):
         variants(["x0"], ["inversion.steps=5", "training.steps=5,6"])
+
+
+def test_trials_of_methods_that_are_added_later_join_the_earlier_ones(tmp_path, monkeypatch):
+    """A trial's utility is its rate, so that the higher rate is chosen."""
+
+    def run(root, name, config, curve):
+        gain = {"gain": config.training.learning_rate}
+        return {"metrics": {"preference": gain, "warmth": gain}}
+
+    monkeypatch.setattr(tuning, "run", run)
+    for methods in (["x0", "sft"], ["kto", "sft"]):
+        best = tuning.tune(tmp_path, "taste", methods, (), "warmth")
+        assert list(best) == methods
+        assert all(trial[0] == "training.learning_rate=0.0003" for trial in best.values())
+    rows = read_json(tmp_path / "tuning.json", list)
+    trials = {name: len(METHODS[name].trials()) for name in ("x0", "kto", "sft")}
+    assert Counter(row["method"] for row in rows) == trials
 
 
 def test_what_the_user_gives_wins_over_what_was_tuned():
