@@ -80,7 +80,7 @@ def written(shape: Shape, steps: int, keep: int | None, folder: Path) -> int:
     path = invert(x_0, grid, predict, "flow_prediction")
     chosen = kept_steps([0], form) if keep else None
     path_file = folder / "shard.safetensors"
-    save_file({"clean": x_0, **packed(path, form, None, chosen)}, path_file)
+    save_file({"clean": x_0, **packed(path, form, None, chosen, sides=2)}, path_file)
     stored = load_file(path_file)
     start, x, top = torch.zeros(2).long(), stored["clean"], steps
     moves = list(stored["predictions"][:-1])

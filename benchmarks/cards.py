@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -41,7 +41,8 @@ ADAPTER = 16  # bytes of a float32 weight with its gradient and AdamW's two mome
 FULL = ADAPTER  # the frozen reference waits in main memory, where its predictions are cached
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 # https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and -large: transformer/config.json
-SD35 = {"sample_size": 128, "in_channels": 16, "out_channels": 16, "joint_attention_dim": 4096}
+SD35: dict[str, Any] = {"sample_size": 128, "in_channels": 16, "out_channels": 16}
+SD35 |= {"joint_attention_dim": 4096}
 SD35 |= {"pooled_projection_dim": 2048, "qk_norm": "rms_norm", "attention_head_dim": 64}
 LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432}
 LARGE |= {"pos_embed_max_size": 192}
@@ -127,7 +128,7 @@ def paths(families: Iterable[str], steps: int = 10) -> Iterator[str]:
 
     On tiny random weights of the genuine classes, from normal latents, seed 0.
     """
-    kinds = ("int8", "fp8", "nf4")
+    kinds: tuple[Literal["int8", "fp8", "nf4"], ...] = ("int8", "fp8", "nf4")
     head = " | ".join(f"{k}: error of the end | {k}: time" for k in kinds)
     yield f"| tiny pipeline | {head} |"
     yield "|---" * (1 + 2 * len(kinds)) + "|"

@@ -60,7 +60,7 @@ from inversion_dpo.training.session import Session
 from inversion_dpo.training.step import part_of_step
 
 # FLUX.1-dev has 19 and 38 layers; https://huggingface.co/black-forest-labs/FLUX.1-dev
-FLUX = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128}
+FLUX: dict[str, Any] = {"num_layers": 4, "num_single_layers": 8, "attention_head_dim": 128}
 FLUX |= {"num_attention_heads": 24, "axes_dims_rope": (16, 56, 56)}
 PAIRS, STEPS = 16, 4  # of the cache that every row reads
 BATCHES = (4, 1, 8, 16)  # pairs of a step
@@ -77,7 +77,7 @@ AIMS = {"step": 0.5, "invert": 0.55}  # shares of the matmul rate
 
 def contiguous(session: Session) -> None:
     """Take channels-last back."""
-    session.policy.network.to(memory_format=torch.contiguous_format)
+    session.policy.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def widened(session: Session) -> None:
@@ -291,9 +291,8 @@ class Bench:
             if row.work == "step":
                 own["waits"] = waits(works[k], self.device)
                 batch = [pair for pair, _ in part_of_step(session, 0, 0)[0]]
-                reading = [
-                    timed(lambda b=batch, s=session: tensors(s, b), self.device) for _ in "123"
-                ]
+                read = partial(tensors, session, batch)
+                reading = [timed(read, self.device) for _ in "123"]
                 own["data_ms"] = round(1e3 * statistics.median(reading), 2)
             found.append(own)
         return found
@@ -335,7 +334,7 @@ class Bench:
         pipeline.set_progress_bar_config(disable=True)
         sampler, names = Sampler(pipeline.to(self.device), config), ["a red square"] * row.batch
         with torch.autocast("cpu", torch.bfloat16) if self.device.type == "cpu" else nullcontext():
-            work = lambda: sampler.draw(names, range(row.batch))  # noqa: E731
+            work = partial(sampler.draw, names, range(row.batch))
             work()
             seconds = [s for (s,) in repeated([work], self.device)]
         return self.result(row.batch, seconds, self.forward(row) * row.batch * STEPS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from inversion_dpo.compare.methods import METHODS
 from inversion_dpo.compare.runs import run
@@ -42,7 +43,7 @@ def settings(method: str, trained: int, seed: int) -> Config:
 
 def table(root: Path, seeds: Sequence[int]) -> str:
     """Train what is not yet trained; Markdown, a row for each method and guidance."""
-    found: dict[tuple[str, int], list] = {}
+    found: dict[tuple[str, int], list[Any]] = {}
     for seed in seeds:
         for method in OWN:
             for trained in TRAINED:

@@ -49,8 +49,8 @@ def forward(name: str) -> float:
         elif name == "SDXL":
             unet = diffusers.UNet2DConditionModel(**SDXL)
             added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
-            x, text = torch.zeros(1, 4, 128, 128), torch.zeros(1, 77, 2048)
-            unet(x, t, text, added_cond_kwargs=added)
+            x = torch.zeros(1, 4, 128, 128)
+            unet(x, t, torch.zeros(1, 77, 2048), added_cond_kwargs=added)
         else:
             unet = diffusers.UNet2DConditionModel(**SD15)
             unet(torch.zeros(1, 4, 64, 64), t, torch.zeros(1, 77, 768))

@@ -28,6 +28,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -106,7 +107,7 @@ class Client:
         self.rng = random.Random(name)
         self.connection: http.client.HTTPConnection | None = None
 
-    def ask(self, method: str, path: str, body: dict | None = None) -> dict:
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """One request, repeated until it is answered."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -119,7 +120,7 @@ class Client:
                 time.sleep(0.05)
         raise SystemExit(f"{self.name}: no answer for {PATIENCE} s")
 
-    def _once(self, method: str, path: str, body: dict | None) -> dict:
+    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         if self.connection is None:
             self.connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
         headers = {"content-type": "application/json"} if body else {}

@@ -94,7 +94,7 @@ def curves(path: Path, seeds: int = 8, rate: float = 1e-3, beta: float = 10.0) -
         axes.axhline(REFERENCE.tilted(1.0).mean(), color=GREY, lw=0.8, ls=(0, (4, 3)))
         ends = []
         for seed in range(seeds):
-            steps, rewards = [], []
+            steps, rewards = list[int](), list[float]()
 
             def watch(step: int, policy: MixturePolicy, s=steps, r=rewards) -> None:  # type: ignore[no-untyped-def]
                 if step % 25 == 0:
@@ -159,7 +159,9 @@ def reached(path: Path, goal: float, methods: Sequence[str], seeds: int) -> None
     print("| --- | --- | --- | --- |")
     for k, name in enumerate(methods):
         first, each = costs[name]
-        fastest = min(trials(name), key=lambda t: settled(distance_curve(name, *t, 100), goal))
+        fastest = min(
+            trials(name), key=lambda t: settled(distance_curve(name, t[0], t[1], 100), goal)
+        )
         runs = [distance_curve(name, *fastest, seed) for seed in range(seeds)]
         steps = [settled(rows, goal) for rows in runs]
         cells = [name, f"{fastest[0]:.2g}, {fastest[1]:g}"]

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -25,8 +26,8 @@ from workshop import write_tiny
 from inversion_dpo.data.transforms import Framing
 from inversion_dpo.maths.losses import as_pair_errors, dpo, squared_error
 from inversion_dpo.maths.records import LossSettings
-from inversion_dpo.models.base import Condition, Use, frozen_parts
-from inversion_dpo.models.stable_diffusion import StableDiffusionXL
+from inversion_dpo.models.base import Condition, DiffusionModel, frozen_parts
+from inversion_dpo.models.loading import adapt
 from inversion_dpo.run.fields import PolicyConfig
 from inversion_dpo.training.policy import FullPolicy, LoraPolicy
 from inversion_dpo.training.run_files import peak_memory
@@ -34,7 +35,7 @@ from inversion_dpo.training.run_files import peak_memory
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 HOW = PolicyConfig(rank=64, alpha=64, target_modules=ATTENTION)
 # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/unet/config.json
-SDXL = {
+SDXL: dict[str, Any] = {
     "sample_size": 128,
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -49,7 +50,7 @@ SDXL = {
 }
 
 
-def model_of(miniature: bool, device: torch.device, kind: str) -> StableDiffusionXL:
+def model_of(miniature: bool, device: torch.device, kind: str) -> DiffusionModel:
     """SDXL's adapter around a random UNet; frozen weights in bfloat16 on a GPU under LoRA."""
     with tempfile.TemporaryDirectory() as root:
         pipeline = DiffusionPipeline.from_pretrained(write_tiny("sdxl", Path(root) / "tiny"))
@@ -60,7 +61,7 @@ def model_of(miniature: bool, device: torch.device, kind: str) -> StableDiffusio
     pipeline.unet.to(device, torch.bfloat16 if half else torch.float32)
     for part in frozen_parts(pipeline).values():
         part.requires_grad_(False).eval()
-    return StableDiffusionXL(pipeline, Use((1024, 1024)))
+    return adapt(pipeline, 1024)
 
 
 def count() -> None:
@@ -86,7 +87,7 @@ def count() -> None:
     )
 
 
-def inputs(model: StableDiffusionXL, pairs: int, device: torch.device) -> tuple[Tensor, Condition]:
+def inputs(model: DiffusionModel, pairs: int, device: torch.device) -> tuple[Tensor, Condition]:
     """Random states and conditions of the network's own shapes, winners then losers."""
     config = model.pipeline.unet.config
     side, pooled = config.sample_size, config.projection_class_embeddings_input_dim

@@ -49,7 +49,8 @@ from inversion_dpo.maths.records import Extent, LossSettings
 from inversion_dpo.maths.schedule import add_noise, error_scale, prediction_of
 from inversion_dpo.maths.targets import target_prediction
 from inversion_dpo.models.base import DiffusionModel, network_of
-from inversion_dpo.models.loading import adapt, load_pipeline, merge_lora
+from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.lora import merge_lora
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.disk import atomic_text
 from inversion_dpo.run.fields import PolicyConfig, TrainingConfig
@@ -409,7 +410,7 @@ def run_seed(world: World, s: Settings, seed: int, folder: Path) -> list[dict[st
             else noise_points(world, s, pairs)
         )
         clock.append(time.time())
-        targets = list(CONFIG.policy.target_modules)
+        targets = CONFIG.policy.target_modules and list(CONFIG.policy.target_modules)
         how = PolicyConfig(rank=s.rank, alpha=s.rank, target_modules=targets)
         policy = LoraPolicy(world.model, how, seed)
         train(world, s, pairs, policy, points, drawn)

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tools.drawn import pairs as drawn_pairs  # noqa: E402
 from tools.drawn import scorers as drawn_scorers  # noqa: E402
 from tools.embedded.painting import render  # noqa: E402
-from tools.tiny.pipelines import CLIP_WIDTH, write_tiny  # noqa: E402
+from tools.tiny.parts import CLIP_WIDTH  # noqa: E402
+from tools.tiny.pipelines import write_tiny  # noqa: E402
 
 __all__ = ["CLIP_WIDTH", "drawn_pairs", "drawn_scorers", "render", "write_tiny"]
