@@ -128,8 +128,13 @@ class TrajectoryCache:
         return self._one(name, pairs, self._of_pairs).on(CPU)[name]
 
     def preference(self, pairs: Sequence[int]) -> Tensor:
-        """Read the probability that the winner is the better one, [P]."""
-        return self.of_pairs("preference", pairs)
+        """Tell the probability that the winner is the better one, [P]."""
+        return self._preferences[list(pairs)]
+
+    @cached_property
+    def _preferences(self) -> Tensor:
+        """Those of all pairs, read at once: most runs look at none, others at every one."""
+        return self.of_pairs("preference", range(self.pairs))
 
     def region(self, pairs: Sequence[int]) -> Tensor | None:
         """Read the weights of latent pixels [P, 1, h, w], of mean 1; None if all count alike."""
@@ -242,7 +247,6 @@ class TrajectoryCache:
 
     def _of_batch(self, pairs: Sequence[int], positions: list[int] | None) -> list[Rows]:
         rows = [*self._conditions(pairs), *self._of_images("clean", pairs)]
-        rows += self._of_pairs("preference", pairs)
         rows += self._of_pairs("region", pairs) if "region" in self._shards.places(0) else []
         rows += self._of_images("endpoint", pairs) if self.endpoint else []
         return rows if positions is None else [*rows, *self._of_paths(pairs, positions)]
