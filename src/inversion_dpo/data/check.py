@@ -13,14 +13,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from inversion_dpo.data.annotations import MAX_LISTED, listed
-from inversion_dpo.data.buckets import Resolution, named
+from inversion_dpo.data.buckets import Resolution, left_out_text, named
 from inversion_dpo.data.formats import open_rows
 from inversion_dpo.data.giveaways import Giveaway, refusal
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.masks import odd_masks_text
 from inversion_dpo.data.rankings import rows_of
 from inversion_dpo.data.rows import NO_ROWS, Fault, Row
-from inversion_dpo.data.source import LEFT_OUT, left_out_words, no_pairs
+from inversion_dpo.data.source import LEFT_OUT, left_out_words, mixed, no_pairs
 from inversion_dpo.data.traits import Share, format_shares, oddities_text
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.data.usable import Told, Usable
@@ -29,6 +29,17 @@ from inversion_dpo.graphs.statistics import GraphStatistics, format_statistics, 
 from inversion_dpo.run.fields import DataConfig
 from inversion_dpo.run.words import counted
 
+_PROBLEMS = {  # kinds of problems, by their counts
+    "bad_labels": "label",
+    "empty_captions": "caption",
+    "broken_images": "image",
+    "bad_paths": "path",
+    "bad_rows": "row",
+    "mixed": "mixture",
+    "bad_shapes": "shape",
+    "giveaways": "giveaway",
+    "bad_graphs": "scene graph",
+}
 _ODD = {
     "mixed_shapes": "of two shapes",
     "odd_shapes": "far from every size",
@@ -54,19 +65,20 @@ class PairReport:
     counts: of rows and images, as :class:`source.PairSource` counts them; also mixed_sizes (pairs
     of two image sizes), kinds of :data:`traits.ODDITIES`, enlarged (images), mixed_shapes and
     odd_shapes (:class:`buckets.Place`), up and down (thumbs), both (prompts that have the two) and
-    bad_graphs (a scene graph that is none; its row can be trained on, without it). What follows
-    speaks of the usable pairs: image_sizes {(width, height): images}, trained_at {(height, width):
-    pairs} under ``resolution`` and ``fit``, captions (least, median, most in ``measure``'s unit),
-    long_captions (longer than its longest), first_preferred (share of labelled rows with label_0 =
-    1), marked (median share of the pixels that masks count), ratings (their number, the least and
-    the most, if there are any), idle (columns, folders and files that nothing is read from), traits
-    (what else winners have more of), giveaways (what their files have), example (one
-    pair in words), graphs.
+    bad_graphs (a scene graph that is none; its row can be trained on, without it). read: rows of
+    the data, which rankings make more or fewer pairs of. What follows speaks of the usable pairs:
+    image_sizes {(width, height): images}, trained_at {(height, width): pairs} under ``resolution``
+    and ``fit``, captions (least, median, most in ``measure``'s unit), long_captions (longer than
+    its longest), first_preferred (share of labelled rows with label_0 = 1), marked (median share of
+    the pixels that masks count), ratings (their number, the least and the most, if there are any),
+    idle (columns, folders and files that nothing is read from), traits (what else winners have more
+    of), giveaways (what their files have), example (one pair in words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``, of those alike the first 5.
     """
 
     path: str
     counts: Counter[str]
+    read: int
     image_sizes: Counter[tuple[int, int]]
     resolution: Resolution
     fit: str
@@ -141,6 +153,7 @@ def check_pairs(
     return PairReport(
         path=config.pairs,
         counts=counts,
+        read=told.rows,
         image_sizes=usable.sizes,
         resolution=resolution,
         fit=config.fit,
@@ -166,6 +179,13 @@ def _of_all(
 ) -> list[str]:
     """List the problems of the data as a whole, beside ``total`` of single rows."""
     found = [] if counts["pairs"] or total else [no_pairs(config.pairs, counts)]
+    if text := mixed(counts):
+        counts["mixed"] = 1
+        found.append(f"{config.pairs}: {text}")
+    odd = counts["mixed_shapes"] + counts["odd_shapes"]
+    if config.fit == "drop" and odd and odd == counts["pairs"]:
+        counts["bad_shapes"] = 1
+        found.append(f"{config.pairs}: {left_out_text(odd, odd)}")
     if any(g.refused for g in giveaways) and not config.allow_giveaways:
         counts["giveaways"] = 1
         found.append(refusal(config.pairs, giveaways))
@@ -288,7 +308,7 @@ def format_report(report: PairReport) -> str:
     what = "image" if counts["single"] else "pair"
     lines = [
         f"{report.path}: {counted(counts['pairs'], f'usable {what}')} in "
-        + counted(counts["rows"], "row"),
+        + counted(report.read, "row"),
         _left_out_line(counts),
         f"  kept: {counted(counts['duplicates'], f'duplicate {what}')}"
         + (f" ({counts['turned']} with the other label)" if counts["turned"] else "")
@@ -321,13 +341,8 @@ def format_report(report: PairReport) -> str:
     lines += [f"  ! by their files, {g.who} are {g}" for g in report.giveaways]
     lines += [f"  ! {text}" for text in (*oddities_text(counts), *odd_masks_text(counts))]
     lines += format_statistics(report.graphs)
-    head = (
-        f"  problems: {report.problems_total} ({counted(counts['bad_labels'], 'label')}, "
-        f"{counted(counts['empty_captions'], 'caption')}, "
-        f"{counted(counts['broken_images'], 'image')}, {counted(counts['bad_paths'], 'path')}, "
-        f"{counted(counts['bad_rows'], 'row')}, {counted(counts['giveaways'], 'giveaway')}, "
-        f"{counted(counts['bad_graphs'], 'scene graph')}); rows count from 0"
-    )
+    kinds = ", ".join(counted(counts[k], text) for k, text in _PROBLEMS.items() if counts[k])
+    head = f"  problems: {report.problems_total}{f' ({kinds})' * bool(kinds)}; rows count from 0"
     marked = oddities_text(counts) or odd_masks_text(counts) or report.giveaways
     if report.ok and (marked or not all(s.chance for s in report.traits.values())):
         return "\n".join([*lines, "  no broken rows; look at what is marked with !"])

@@ -45,36 +45,52 @@ OPTIONAL = (
     *("source", "mask"),  # the image that both edit, and the region that counts
     *("seed_0", "seed_1"),
 )
+_ONLY_IN = {  # optional columns that other layouts than these do not read
+    "share_1": ("shares",),
+    **dict.fromkeys(("label_1", "has_label"), ("labelled", "unlabelled")),
+}
 # Names that are understood without data.columns, in any case, with spaces, dots or dashes for _:
 # Pick-a-Pic's, Hugging Face's image folders', spreadsheets', and those of HPDv2
 # (https://huggingface.co/datasets/ymhao/HPDv2), ImageRewardDB
 # (https://huggingface.co/datasets/THUDM/ImageRewardDB) and Rapidata
 # (https://huggingface.co/datasets/Rapidata/700k_Human_Preference_Dataset_FLUX_SD3_MJ_DALLE3).
 KNOWN = {
-    "jpg_0": ("jpg_0", "image_0", "file_name_0", "image1"),
-    "jpg_1": ("jpg_1", "image_1", "file_name_1", "image2"),
+    "jpg_0": ("jpg_0", "image_0", "file_name_0", "image_0_file_name", "image1"),
+    "jpg_1": ("jpg_1", "image_1", "file_name_1", "image_1_file_name", "image2"),
     "label_0": ("label_0",),
     "label_1": ("label_1",),
     "has_label": ("has_label",),
     "share_0": ("share_0", "votes_0", "votes_image1", "weighted_results_image1_preference"),
     "share_1": ("share_1", "votes_1", "votes_image2", "weighted_results_image2_preference"),
     "winner": (
-        *("winner", "file_name_winner", "winner_image", "images_winner"),
-        *("chosen", "chosen_image", "images_chosen", "good", "better", "best", "preferred"),
+        *("winner", "file_name_winner", "winner_file_name", "winner_image", "images_winner"),
+        *(
+            "chosen",
+            "chosen_file_name",
+            "chosen_image",
+            "images_chosen",
+            "good",
+            "better",
+            "best",
+            "preferred",
+        ),
     ),
     "loser": (
-        *("loser", "file_name_loser", "loser_image", "images_loser"),
-        *("rejected", "rejected_image", "images_rejected", "bad", "worse", "worst"),
-        "dispreferred",
+        *("loser", "file_name_loser", "loser_file_name", "loser_image", "images_loser"),
+        *("rejected", "rejected_file_name", "rejected_image", "images_rejected"),
+        *("bad", "worse", "worst", "dispreferred"),
     ),
-    "images": ("images", "image_path", "file_path", "image"),
+    "images": ("images", "image_path", "file_path", "image", "file_name"),
     "ranks": ("ranks", "rank"),
     "scores": ("scores",),
     "thumbs": ("thumbs", "thumb", "liked"),
     "preferences": ("human_preference",),
     "caption": ("caption", "prompt"),
-    "source": ("source_image", "input_image", "original_image", "file_name_source"),
-    "mask": ("mask", "mask_image", "file_name_mask"),
+    "source": (
+        *("source_image", "input_image", "original_image"),
+        *("file_name_source", "source_file_name"),
+    ),
+    "mask": ("mask", "mask_image", "file_name_mask", "mask_file_name"),
     "scene_graph": ("scene_graph",),
     "preference_0": ("preference_0",),
     "seed_0": ("seed_0",),
@@ -151,7 +167,9 @@ def find_table(
     meant = [k for k, needed in LAYOUTS.items() if set(mapping) <= {*needed, *OPTIONAL}]
     for kind in meant:
         if set(LAYOUTS[kind]) <= set(names) and not (kind == "unrated" and rated):
-            keep = {n: names[n] for n in (*LAYOUTS[kind], *OPTIONAL) if n in names}
+            idle_here = [n for n, kinds in _ONLY_IN.items() if kind not in kinds]
+            wanted = [n for n in (*LAYOUTS[kind], *OPTIONAL) if n not in idle_here]
+            keep = {n: names[n] for n in wanted if n in names}
             stem = file.stem if file and kind in RANKED else ""
             idle = _unread(there, keep.values())
             return Table(kind, keep, file.parent if file else None, stem, idle=idle)
@@ -162,7 +180,7 @@ def find_table(
     missing = [ours for ours in LAYOUTS[nearest] if ours not in names]
     if {"path1", "path2"} <= set(there):
         raise DataError(f"{where} has the columns of HPDv3: set data.format=hpdv3")
-    if not names and not rated:
+    if not (rated or names.keys() - OPTIONAL - {"caption"}):
         raise DataError(
             f"{where} has columns of other names than we know: {', '.join(there)}. Say which "
             "is which: data.columns.winner=NAME data.columns.loser=NAME data.columns.caption=NAME; "

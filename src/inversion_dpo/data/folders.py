@@ -9,6 +9,7 @@ from pathlib import Path
 from inversion_dpo.data.columns import DOWNS, UPS, Table
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import IMAGES, PICTURES, Fault, Raw, is_hidden
+from inversion_dpo.data.tables import text_of
 from inversion_dpo.run.words import counted
 
 WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")
@@ -153,12 +154,14 @@ def captions_of(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _unpaired(stem: str, found: Mapping[str, list[Path]]) -> Fault | None:
+    better, worse, *_ = found
     for name, paths in found.items():
         if len(paths) != 1:
             count = "no image" if not paths else counted(len(paths), "image")
             text = (
-                f"{name} has {count} {stem}; keep one in each folder ({', '.join(IMAGES)}), or set "
-                "data.format=thumbs if they are no pairs"
+                f"{name} has {count} {stem}; keep one in each folder ({', '.join(IMAGES)}). Where "
+                f"they are no pairs, set data.format=thumbs data.columns.winner={better} "
+                f"data.columns.loser={worse}"
             )
             return Fault("bad_rows", text)
     return None
@@ -170,7 +173,7 @@ def _caption(folders: list[Path], stem: str) -> str | Fault:
     named = (f / f"{form}{ending}" for f in folders for form in forms for ending in endings)
     files = [path for path in named if path.is_file()]
     try:
-        texts = {path.read_text(encoding="utf-8-sig").strip() for path in files}
+        texts = {text_of(path.read_bytes()) for path in files}
     except (OSError, UnicodeDecodeError) as error:
         return Fault("empty_captions", f"the caption cannot be read ({error}); write it as UTF-8")
     if len(texts) != 1:

@@ -234,8 +234,8 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
     beside = [*chain(*BESIDE.values())]
     if not kinds and len(names := [n for n in subfolders(folder) if n.lower() not in beside]) == 2:
         raise DataError(
-            f"{folder} holds two folders, {names[0]} and {names[1]}; say which holds the better "
-            f"images: data.columns.winner={names[0]} data.columns.loser={names[1]}, with "
+            f"{folder} holds two folders; say which has the better images: data.columns.winner="
+            f"{names[0]} data.columns.loser={names[1]}, or the other way round; with "
             "data.format=thumbs if they are no pairs of equal names"
         )
     if not kinds:
@@ -246,7 +246,8 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
         )
     kind, files = kinds[0], held.get(kinds[0], [])
     if not files:
-        raise DataError(f"{folder} holds nothing of data.format={kind}; give the folder that does")
+        more = ", or name both: data.columns.winner=NAME data.columns.loser=NAME" * (kind in KINDS)
+        raise DataError(f"{folder} holds nothing of data.format={kind}; give one that does{more}")
     if kind == "table" and len(files) > 1:
         raise DataError(f"{folder} holds both {' and '.join(_METADATA)}; give one as the path")
     for file in folder.rglob("*") if kind == "dataset" else files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -198,7 +199,7 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
             yield replace(raw, fault=found)
             continue
         group, source = group_of(raw.values.get("group")), _key(raw.values.get("source"))
-        key = (group is None, group or str(raw.values["caption"]), source)
+        key = (group is None, group or _words(raw), source)
         rows, images = groups.setdefault(key, ([], {}))
         rows.append(replace(raw, values={**raw.values, "images": None}))
         for image, ratings in found:
@@ -210,7 +211,7 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         first = replace(rows[0], where=rows[0].where + more)
         rated = list(images.values())
-        if len({shown(raw.values["caption"]) for raw in rows}) > 1:
+        if len(set(map(_words, rows))) > 1:
             yield replace(first, fault=_TWO_CAPTIONS)
         elif len(rated) < 2:
             yield replace(first, fault=_ALONE)
@@ -340,10 +341,17 @@ def _empty(value: Any) -> bool:
     return value is None or str(value).strip().lower() in EMPTY
 
 
+def _words(raw: Raw) -> str:
+    """Give the caption by which rows belong together, whatever the spaces around its words."""
+    return " ".join(str(raw.values["caption"]).split())
+
+
 def _key(image: Any) -> object:
-    """Say what an image is told by: its name or its bytes."""
+    """Say what an image is told by: its name, however the path to it is written, or its bytes."""
     value = image.get("bytes") if isinstance(image, dict) else image
-    return value if isinstance(value, str | bytes) else id(image)
+    if isinstance(value, str):
+        return os.path.normpath(value.strip().replace("\\", "/"))
+    return value if isinstance(value, bytes) else id(image)
 
 
 _TWO_CAPTIONS = Fault(

@@ -140,13 +140,10 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
             "votes; correct label or votes, or drop the row"
         )
         faults.append(Fault("bad_labels", text))
-    if (row.caption or "").strip().lower() in EMPTY:
+    seen = "".join(c if c.isprintable() else " " for c in row.caption or "").strip()
+    if seen.lower() in EMPTY:  # a space of no width is nothing, too
         remedy = "write the prompt that both images were made for, or drop the row"
-        what = (
-            f"is {row.caption!r}, an empty cell"
-            if (row.caption or "").strip()
-            else "is empty or no text"
-        )
+        what = f"is {row.caption!r}, an empty cell" if seen else "is empty or no text"
         text = f"{row.where}: caption {what}; {remedy}"
         faults.append(Fault("empty_captions", text))
     for name, data in row.pictures:
@@ -192,6 +189,8 @@ def row_of(raw: Raw) -> Row:
         label, preference = said
     elif labelled:
         label = _label(values)
+        if isinstance(label, Fault):
+            return Row(raw.where, None, fault=label)
     cells = ("", "") if label in (0.5, UNLABELLED) else (values[first], values[second])
     names = (table.names[first], table.names[second])
     called = [v if isinstance(v, str) and v else n for v, n in zip(cells, names, strict=True)]
@@ -229,7 +228,7 @@ def _needed(name: str, missing: str, values: Mapping[str, Any], table: Table) ->
 _NO_VOTES = Fault("bad_labels", "the votes are no list of two counts, such as [7, 3]; write one")
 
 
-def _label(values: Mapping[str, Any]) -> float | str | None:
+def _label(values: Mapping[str, Any]) -> float | str | Fault | None:
     """Read label_0 as 1, 0, -1 or 0.5; UNLABELLED where has_label or both labels say so."""
     first, second = number(values.get("label_0")), number(values.get("label_1"))
     has = str(values.get("has_label")).strip().lower()
@@ -237,7 +236,9 @@ def _label(values: Mapping[str, Any]) -> float | str | None:
         return UNLABELLED
     if second is None or (first, second) in ((1, 0), (0, 1), (0.5, 0.5), (1, -1), (-1, 1)):
         return first
-    return f"{shown(first)} beside label_1 {shown(second)}"
+    text = f"label_0 is {shown(first)} and label_1 is {shown(second)}"
+    remedy = "write 1 for the preferred image and 0 for the other, twice 0.5 for a tie"
+    return Fault("bad_labels", f"{text}; {remedy}, or drop the row")
 
 
 def _of_shares(

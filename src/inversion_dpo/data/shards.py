@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import MAX_IMAGE_BYTES, PICTURES, Fault, Raw, is_hidden, shown
-from inversion_dpo.data.tables import Placed, parse_object, records
+from inversion_dpo.data.tables import Placed, parse_object, records, text_of
 
 _PACKED: dict[bytes, Callable[[Any], Any]] = {  # by a file's first bytes
     b"\x1f\x8b": gzip.open,
@@ -124,7 +124,7 @@ def _fields(members: list[tuple[str, bytes | Fault]]) -> dict[str, Any] | Fault:
             entries = found
         elif suffix == "txt":
             try:
-                fields[name or "caption"] = content.decode("utf-8-sig").strip()
+                fields[name or "caption"] = text_of(content)
             except UnicodeDecodeError as error:
                 return Fault("bad_rows", f"{field} is no UTF-8 ({error}); write it as UTF-8")
         else:

@@ -249,9 +249,8 @@ class PairSource:
             counts.update(
                 ["edits"] * (row.source is not None) + ["masked"] * (row.mask is not None)
             )
-            for kind in ("single", "edits", "masked"):
-                if counts[kind] not in (0, counts["pairs"]):
-                    raise DataError(f"{row.where}: {_MIXED[kind]}")
+            if text := mixed(counts):
+                raise DataError(f"{row.where}: {text}")
             seen.add(key)
             yield _pair(index, row, images[: 2 - row.single] if wanted else [])
             if counts["pairs"] == self.limit:
@@ -291,6 +290,16 @@ def left_out_words(counts: Mapping[str, int]) -> str:
         counts: by reason.
     """
     return ", ".join(counted(counts[k], *w) for k, w in LEFT_OUT.items() if counts.get(k))
+
+
+def mixed(counts: Mapping[str, int]) -> str:
+    """Say what kinds of rows are mixed that no training takes together; empty if none are.
+
+    Args:
+        counts: pairs, and how many of them are single, edits and masked.
+    """
+    found = [text for kind, text in _MIXED.items() if counts[kind] not in (0, counts["pairs"])]
+    return found[0] if found else ""
 
 
 def no_pairs(name: str | Path, counts: Counter[str], *, thumbs: bool = False) -> str:

@@ -106,7 +106,15 @@ def read_objects(file: Path) -> Iterator[Placed]:
 def encoding_of(file: Path) -> str:
     """Tell UTF-16, a spreadsheet's "Unicode text" with or without its mark, from UTF-8."""
     with file.open("rb") as raw:
-        start = raw.read(2)
+        return _encoding(raw.read(2))
+
+
+def text_of(caption: bytes) -> str:
+    """Decode a file that is one caption: in UTF-8, or UTF-16 as tables may be."""
+    return caption.decode(_encoding(caption[:2])).strip()
+
+
+def _encoding(start: bytes) -> str:
     if start in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
     if start[1:] == b"\0":

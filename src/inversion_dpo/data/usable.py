@@ -13,7 +13,7 @@ from inversion_dpo.data.giveaways import Files
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.masks import mask_oddities, region
 from inversion_dpo.data.rankings import flat
-from inversion_dpo.data.rows import Fault, Raw, Row, inspect, number
+from inversion_dpo.data.rows import NO_ROWS, Fault, Raw, Row, inspect, number
 from inversion_dpo.data.source import content
 from inversion_dpo.data.traits import Tally, oddities, traits
 from inversion_dpo.data.transforms import Size
@@ -27,11 +27,13 @@ class Told:
 
     def __init__(self) -> None:
         self.idle, self.ratings = dict[str, None](), list[float]()  # number, least, most
+        self.rows = 0
 
     def watch(self, raws: Iterable[Raw]) -> Iterator[Raw]:
-        """Pass on rows; note what is not read, and between what numbers ratings lie."""
+        """Pass on rows; count them, note what is not read, and between what numbers ratings lie."""
         for raw in raws:
             stray = raw.fault and raw.fault.kind == "strays"
+            self.rows += not (raw.fault and raw.fault.kind in NO_ROWS)
             self.idle |= dict.fromkeys([raw.where] if stray else raw.table.idle)
             scores = raw.values.get("scores") if raw.table.kind == "scored" else None
             for x in map(number, flat(scores)):

@@ -143,6 +143,10 @@ GOOD: dict[str, Make] = {
     "names in any case": text("File Name Winner,file-name-loser,PROMPT\nred.png,blue.png,a\n"),
     "winner and loser": text("Winner,Loser,Prompt\nred.png,blue.png,a\n"),
     "chosen and rejected": text("chosen,rejected,prompt\nred.png,blue.png,a\n"),
+    "names of the hub's image folders": text(
+        "chosen_file_name,rejected_file_name,prompt\nred.png,blue.png,a\n"
+    ),
+    "a text in UTF-16": shard(*SAMPLE, ("1.txt", "a\r\n".encode("utf-16"))),
     "good and bad": text("good,bad,prompt\nred.png,blue.png,a\n"),
     "the only table of a folder": lambda folder: (
         text(HEAD + "red.png,blue.png,a\n", "votes.csv")(folder).parent
@@ -207,7 +211,10 @@ BAD: dict[str, tuple[Make, str]] = {
         text(LABELLED + "red.png,blue.png,-1,a\nred.png,blue.png,0,b\n"),
         "-1 in line 2 of metadata.csv, row 0 and 0 in line 3 of metadata.csv, row 1",
     ),
-    "two labels that disagree": (parquet(label_1=[1.0]), "row 0: label_0 is '1 beside label_1 1'"),
+    "two labels that disagree": (
+        parquet(label_1=[1.0]),
+        "row 0: label_0 is 1 and label_1 is 1; write 1 for",
+    ),
     "unlabelled only": (parquet(has_label=[False]), r"no usable pair in 1 row .*1 unlabelled"),
     "votes below 0": (
         text("image1,image2,votes_0,votes_1,prompt\nred.png,blue.png,-1,2,a\n"),
@@ -259,6 +266,11 @@ BAD: dict[str, tuple[Make, str]] = {
     "a list of nothing": (rows(None), "pairs.json, row 0: not an object"),
     "a caption that is null": (rows(chosen(prompt=None)), "row 0: caption is empty or no text"),
     "a caption that is a number": (rows(chosen(prompt=3)), "row 0: caption is empty or no text"),
+    "a caption of no width": (text(HEAD + "red.png,blue.png,\u200b\n"), "row 0: caption is empty"),
+    "columns of which one is known": (
+        text("mine,theirs,prompt\nred.png,blue.png,a\n"),
+        "has columns of other names than we know: mine, theirs, prompt. Say which is which",
+    ),
     "half a character": (rows(chosen(prompt="\ud800")), "row 0: caption is empty or no text"),
     "a label beyond all numbers": (
         text(LABELLED + "red.png,blue.png," + "1" * 400 + ",a\n"),

@@ -172,7 +172,7 @@ def test_whoever_asks_for_it_is_warned(tmp_path: Path, caplog: pytest.LogCapture
     with pytest.raises(DataError, match="allow_giveaways=true"):
         refuse_giveaways(open_pairs(data), memo)
     assert "Winners are 48x72 in 40 of 40 pairs" in caplog.text
-    report = check_pairs(data, allow_giveaways=True)
+    report = check_pairs(data, allow_giveaways=True, fit="crop")
     assert report.ok and format_report(report).endswith("look at what is marked with !")
 
 

@@ -350,6 +350,37 @@ def test_the_check_lists_the_sizes_of_training(tmp_path: Path) -> None:
     assert small.trained_at.total() == 5 and "padded by data.fit=pad: 1" in format_report(small)
 
 
+MASK = encoded("white")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"jpg_0": RED, "jpg_1": BLUE, "label_0": 1.0}, {"image": RED, "thumb": 1}, "single im"),
+        ({"winner": RED, "loser": BLUE}, {"winner": RED, "loser": BLUE, "mask": MASK}, "a mask"),
+        ({"winner": RED, "loser": BLUE}, {"chosen": RED, "bad": BLUE, "source_image": RED}, "a so"),
+    ],
+)
+def test_the_check_refuses_the_mixtures_that_training_refuses(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], expected: str
+) -> None:
+    for name, row in (("a", one), ("b", other)):
+        pq.write_table(
+            pa.Table.from_pylist([row | {"caption": name}]), tmp_path / f"{name}.parquet"
+        )
+    report = check_pairs(tmp_path)
+    (problem,) = report.problems
+    assert expected in problem and "are mixed; give each kind as data of its own" in problem
+    assert "problems: 1 (1 mixture); rows count" in format_report(report)
+
+
+def test_the_check_refuses_data_of_which_no_pair_fits(tmp_path: Path) -> None:
+    text = "2 of 2 pairs are left out: their images differ in shape"
+    data = write(tmp_path / "a.parquet", [row(jpg_1=encoded("red", (40, 8)))] * 2)
+    (problem,) = check_pairs(data).problems
+    assert text in problem and check_pairs(data, fit="crop").ok
+
+
 def test_the_check_of_a_sound_file(tmp_path: Path) -> None:
     sound = row(jpg_0=noise("PNG"), jpg_1=noise("JPEG"))
     report = check_pairs(write(tmp_path / "a.parquet", [sound]))

@@ -56,6 +56,19 @@ def test_one_rating_has_the_spread_of_the_others(tmp_path: Path) -> None:
     )
 
 
+def test_spaces_and_spellings_part_no_ratings(tmp_path: Path) -> None:
+    """The same people's ratings, but for a space in a prompt and ways to write a path."""
+    (before,) = open_pairs(table(tmp_path, RATED), **SCORES)
+    text = RATED.replace("a,red.png,3", "a ,./red.png,3", 1).replace(
+        "a,blue.png,2", "a,.\\blue.png,2"
+    )
+    (pair,) = open_pairs(table(tmp_path, text), **SCORES)
+    assert pair == before
+    assert "1 usable pair in 6 rows" in format_report(
+        check_pairs(tmp_path / "ratings.csv", **SCORES)
+    )
+
+
 def test_equal_means_are_ties_and_lone_images_unpaired(tmp_path: Path) -> None:
     text = RATED + "b,red.png,2,x\nb,blue.png,2,x\nc,red.png,3,x\n"
     source = open_pairs(table(tmp_path, text), **SCORES)
@@ -125,6 +138,8 @@ def test_the_check_tells_the_scale_and_what_is_not_read(tmp_path: Path) -> None:
     text = format_report(check_pairs(file, **SCORES))
     assert "ratings: 8 between 1 and 80, taken for one scale, higher is better" in text
     assert "not read: 'rater'\n" in text
+    votes = "image_0,image_1,votes_0,votes_1,label_0,prompt\nred.png,blue.png,3,1,1,a\n"
+    assert check_pairs(table(tmp_path, votes, "votes.csv")).idle == ("votes_0", "votes_1")
     row = {"caption": "a", "chosen": {"image": RED, "by": 1}, "rejected": {"image": BLUE}, "x": 1}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     assert check_pairs(tmp_path / "a.parquet").idle == ("x",)
@@ -240,7 +255,7 @@ def test_two_folders_of_equal_names(tmp_path: Path, names: tuple[str, str]) -> N
     folder = two(tmp_path, *names)
     columns = dict(zip(("winner", "loser"), names, strict=True)) if "mine" in names else {}
     if columns:
-        with pytest.raises(DataError, match="two folders, mine and theirs; say which"):
+        with pytest.raises(DataError, match="winner=mine data.columns.loser=theirs, or the other"):
             open_pairs(folder)
     source = open_pairs(folder, columns=columns)
     found = [(p.caption, p.winner, p.loser) for p in source]
@@ -280,6 +295,23 @@ def test_a_table_of_no_pairs_beside_two_folders_is_only_listed(
     assert check_pairs(tmp_path).idle == (name,)
 
 
+def test_a_caption_may_be_in_utf_16(tmp_path: Path) -> None:
+    """As Windows' editor saves it, and as tables are read."""
+    (two(tmp_path) / "w" / "1.txt").write_text("a\n", encoding="utf-16")
+    assert [p.caption for p in open_pairs(tmp_path)] == ["a", "b"]
+
+
+def test_folders_of_pairs_are_thumbs_if_they_are_named(tmp_path: Path) -> None:
+    (two(tmp_path) / "l" / "1.png").unlink()
+    for name in ("w/1", "w/sub/2", "l/sub/2"):
+        (tmp_path / f"{name}.txt").write_text("a")
+    with pytest.raises(DataError, match="or name both: data.columns.winner=NAME"):
+        open_pairs(tmp_path, format="thumbs")
+    columns = {"winner": "w", "loser": "l"}
+    source = open_pairs(tmp_path, format="thumbs", columns=columns)
+    assert [p.loser for p in source] == [BLUE]
+
+
 def test_a_table_of_pairs_in_two_folders_is_read(tmp_path: Path) -> None:
     (two(tmp_path) / "pairs.csv").write_text("winner,loser,prompt\nw/1.png,l/1.png,mine\n")
     assert [p.caption for p in open_pairs(tmp_path)] == ["mine"]
@@ -301,10 +333,14 @@ def test_accents_may_be_spelled_in_two_ways(tmp_path: Path) -> None:
     [
         (lambda f: (f / "l" / "1.png").unlink(), "images 1: l has no image 1; keep one in each"),
         (lambda f: (f / "w" / "1.jpg").write_bytes(RED), "images 1: w has 2 images 1; keep one"),
+        (
+            lambda f: (f / "l" / "1.png").unlink(),
+            "Where they are no pairs, set data.format=thumbs data.columns.winner=w",
+        ),
         (lambda f: (f / "w" / "1.txt").unlink(), "images 1: there is no caption; write"),
         (lambda f: (f / "l" / "1.txt").write_text("b"), "images 1: there are two captions; write"),
         (
-            lambda f: (f / "w" / "1.txt").write_bytes(b"\xff"),
+            lambda f: (f / "w" / "1.txt").write_bytes(b"caf\xe9"),
             "images 1: the caption cannot be read",
         ),
     ],
