@@ -145,8 +145,7 @@ def check_pairs(
         if not found:
             graphs += [graph] if isinstance(graph, SceneGraph) else []
             usable.add(row, images)
-    counts.update(usable.counts)
-    counts["both"] = usable.both
+    counts.update(usable.counts, both=usable.both)
     giveaways, lengths = tuple(usable.files.found()), usable.lengths
     whole = _of_all(config, counts, giveaways, total)
     problems = [text for texts in alike.values() for text in texts][:MAX_LISTED]
@@ -230,6 +229,15 @@ def _edits_line(edits: int, what: str) -> list[str]:
     """Say how many pairs or images are of edits."""
     having = counted(edits, f"{what} has", f"{what}s have")
     return [f"  edits: {having} a source image"] if edits else []
+
+
+def _turned_line(counts: Counter[str]) -> list[str]:
+    """Say how many rows contradict others, and how several people's opinions are written."""
+    what, remedy = "pair", "keep one label, or write all votes in one row (votes_0, votes_1)"
+    if counts["single"]:
+        what, remedy = "image", "keep one thumb, or write all thumbs of an image as a list"
+    saying = counted(counts["turned"], f"{what} contradicts", f"{what}s contradict")
+    return [f"{saying} an earlier row: {remedy}"] * bool(counts["turned"])
 
 
 def _masks_line(report: PairReport, what: str) -> list[str]:
@@ -339,11 +347,13 @@ def format_report(report: PairReport) -> str:
         lines.append(f"  not read: {', '.join(map(repr, report.idle[:ALIKE]))}{more}")
     lines += format_shares(report.traits)
     lines += [f"  ! by their files, {g.who} are {g}" for g in report.giveaways]
-    lines += [f"  ! {text}" for text in (*oddities_text(counts), *odd_masks_text(counts))]
+    marked = [*_turned_line(counts), *oddities_text(counts), *odd_masks_text(counts)]
+    lines += [f"  ! {text}" for text in marked]
     lines += format_statistics(report.graphs)
     kinds = ", ".join(counted(counts[k], text) for k, text in _PROBLEMS.items() if counts[k])
     head = f"  problems: {report.problems_total}{f' ({kinds})' * bool(kinds)}; rows count from 0"
-    marked = oddities_text(counts) or odd_masks_text(counts) or report.giveaways
-    if report.ok and (marked or not all(s.chance for s in report.traits.values())):
+    if report.ok and (
+        marked or report.giveaways or not all(s.chance for s in report.traits.values())
+    ):
         return "\n".join([*lines, "  no broken rows; look at what is marked with !"])
     return "\n".join([*lines, *listed(head, report.problems, report.problems_total)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from inversion_dpo.maths.intervals import wilson
+from inversion_dpo.run.words import counted
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, float]
@@ -124,7 +125,7 @@ def heldout_units(row: Row) -> str:
 def accuracy_text(row: Row) -> str:
     """Write the held-out accuracy with its number of pairs or images, and Wilson's 95% interval."""
     share, low, high = heldout_share(row)
-    total = f"{row['heldout_pairs']:.0f} {heldout_units(row)}"
+    total = counted(round(row["heldout_pairs"]), heldout_units(row).removesuffix("s"))
     return f"held-out accuracy {share:.2f} of {total} (95% interval {low:.2f} to {high:.2f})"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from inversion_dpo.data.buckets import named
 from inversion_dpo.data.source import left_out_words
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.fields import Config, TrainingConfig
 from inversion_dpo.run.words import counted
@@ -33,19 +35,26 @@ def counts_text(cache: TrajectoryCache) -> str:
     return f"{text}; left out: {left}" if left else text
 
 
-def rare_text(counts: list[int], t: TrainingConfig) -> str:
-    """Say that a batch repeats pairs, or how many have sizes too rare for one; empty if neither."""
+def rare_text(sizes: Mapping[Size, int], t: TrainingConfig) -> str:
+    """Say that a batch repeats pairs, or how many have sizes too rare for one; empty if neither.
+
+    Args:
+        sizes: (height, width) in pixels, and how many pairs are trained on at each.
+        t: says batches and steps.
+    """
+    counts = list(sizes.values())
     if sum(counts) < t.batch_size:
         return (
             f"training.batch_size={t.batch_size} is more than the {sum(counts)} pairs that are "
             "trained on: each step sees some of them several times. Lower it"
         )
     epochs = epoch_of_step(counts, t.batch_size, t.steps - 1)
+    common = max(sizes, key=lambda size: sizes[size])
     rare = [n for n in counts if n * epochs < t.batch_size]
     text = (
         f"not trained on: {counted(sum(rare), 'pair')} of {counted(len(rare), 'size')}. A batch is "
         f"of one size, and in {t.steps} steps they do not fill one. Lower training.batch_size, "
-        "raise training.steps, or name one size, such as model.resolution=1024x1024"
+        f"raise training.steps, or name one size: model.resolution={named(common)}"
     )
     return text if rare else ""
 

@@ -185,7 +185,7 @@ def set_up(config: Config, prepared: Prepared) -> Session:
     if loss == "kto":
         plan = balanced(plan, config.objective.liked_share, cache, train_pairs)
     buckets = split_by(train_pairs, cache.size)
-    if rare := rare_text(list(map(len, buckets)), t):
+    if rare := rare_text(Counter(map(cache.size, train_pairs)), t):
         logger.warning(rare)
     cache.device = accelerator.device
     return Session(

@@ -224,6 +224,10 @@ def test_pairs_the_other_way_round_are_counted(tmp_path: Path) -> None:
     text = "winner,loser,prompt\nred.png,blue.png,a\nblue.png,red.png,a\nred.png,blue.png,a\n"
     report = check_pairs(table(tmp_path, text))
     assert "2 duplicate pairs (1 with the other label)" in format_report(report)
+    assert "! 1 pair contradicts an earlier row: keep one label" in format_report(report)
+    thumbs = "image,thumb,prompt\nred.png,up,a\nred.png,down,a\nblue.png,up,a\n"
+    report = check_pairs(table(tmp_path, thumbs, "thumbs.csv"))
+    assert "! 1 image contradicts an earlier row: keep one thumb" in format_report(report)
 
 
 def two(folder: Path, first: str = "w", second: str = "l") -> Path:

@@ -106,6 +106,7 @@ def test_single_images_are_counted_by_kind():
     low, high = wilson(0.75, 36)[1:]
     expected = f"held-out accuracy 0.75 of 100 images (95% interval {low:.2f} to {high:.2f})"
     assert accuracy_text(row) == expected
+    assert "of 1 image (95%" in accuracy_text(row | {"heldout_pairs": 1.0, "heldout_liked": 1.0})
     assert heldout_share(row | {"heldout_liked": 100.0}) == wilson(0.75, 100)  # of one kind
 
 

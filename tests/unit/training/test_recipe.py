@@ -571,5 +571,13 @@ def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
 
 def test_a_batch_of_more_pairs_than_there_are_is_said():
     few, enough = (config(f"training.batch_size={n}").training for n in (9, 4))
-    assert "training.batch_size=9 is more than the 8 pairs" in rare_text([5, 3], few)
-    assert rare_text([8], enough) == ""
+    assert "training.batch_size=9 is more than the 8 pairs" in rare_text(
+        {(64, 64): 5, (48, 80): 3}, few
+    )
+    assert rare_text({(64, 64): 8}, enough) == ""
+
+
+def test_sizes_too_rare_for_a_batch_are_said_with_the_commonest():
+    one = config("training.batch_size=4", "training.steps=2").training
+    text = rare_text({(48, 80): 1, (80, 64): 7}, one)
+    assert "not trained on: 1 pair of 1 size" in text and text.endswith("resolution=64x80")
