@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -28,8 +29,8 @@ from inversion_dpo.run.words import counted, typed
 
 # ours -> the names that are understood by themselves
 KNOWN = {
-    "image_0": ("image_0", "jpg_0", "file_name_0", "left", "image_a", "left_image"),
-    "image_1": ("image_1", "jpg_1", "file_name_1", "right", "image_b", "right_image"),
+    "image_0": ("image_0", "jpg_0", "file_name_0", "image1", "left", "image_a", "left_image"),
+    "image_1": ("image_1", "jpg_1", "file_name_1", "image2", "right", "image_b", "right_image"),
     "caption": ("caption", "prompt", "text"),
     "choice": ("choice", "chosen", "preference", "preferred", "pairwise", "winner", "answer"),
     "labeller": ("labeller", "annotator", "rater", "user", "worker", "annotator_id"),
@@ -50,23 +51,26 @@ SCHEMA = (
 
 @dataclass
 class Votes:
-    """What was said of the images of a row; ``first`` counts a tie as a half."""
+    """What each labeller said of the images of a row: 1 for the first, a half for a tie."""
 
     about: Row
-    first: float = 0.0
-    count: int = 0
-    voices: set[str] = field(default_factory=set)
+    said: dict[object, list[float]] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share of labellers who prefer the first; whoever said several things, their mean."""
+        return fmean(map(fmean, self.said.values()))
 
     def row(self) -> dict[str, Any]:
         """Give the pair as it is written."""
-        share, row = self.first / self.count, self.about
+        share, row = self.share, self.about
         found = {
             "jpg_0": row.images[0],
             "jpg_1": row.images[1],
             "label_0": 0.5 if share == 0.5 else float(share > 0.5),
             "caption": row.caption,
             "preference_0": share,
-            "labellers": len(self.voices),
+            "labellers": len(self.said),
             "seed_0": row.seeds[0],
             "seed_1": row.seeds[1],
             "source_image": row.source,
@@ -83,8 +87,8 @@ def import_choices(
     """Write the pairs that a table of choices names, and return what was counted.
 
     Rows about one pair are put together, whichever image stood left: ``preference_0`` is the share
-    that prefers image 0, ``label_0`` the majority (0.5 where there is none), ``labellers`` how many
-    different ones there were, or how many rows where no one is named.
+    of labellers who prefer image 0, ``label_0`` the majority (0.5 where there is none),
+    ``labellers`` how many there were; a row that names nobody is a labeller of its own.
 
     Args:
         file: .csv, .json or .jsonl; image files lie in its folder.
@@ -106,10 +110,10 @@ def import_choices(
         if choice is None:
             counts["neither"] += 1
             continue
-        votes = found.setdefault(content(row), Votes(row))
-        votes.first += choice if votes.about.images == row.images else 1 - choice
-        votes.count += 1
-        votes.voices.add(voice if voice is not None else f"row {votes.count}")
+        alike = replace(row, caption=" ".join((row.caption or "").split()))
+        votes = found.setdefault(content(alike), Votes(row))
+        choice = choice if votes.about.images == row.images else 1 - choice
+        votes.said.setdefault(len(votes.said) if voice is None else voice, []).append(choice)
     if not found:
         raise DataError(
             f"{file} names no choice in {counted(counts['rows'], 'row')}; nothing was written"
@@ -118,7 +122,7 @@ def import_choices(
     there = {"seed_0", "seed_1"}.union(*rows)
     written = [column for column in SCHEMA if column[0] in there]
     write_rows(output, rows, pa.schema(written, {MARK: "pairs import"}))
-    split = sum(v.first * 2 == v.count for v in found.values())
+    split = sum(votes.share == 0.5 for votes in found.values())
     return counts + Counter(pairs=len(found), ties=split)
 
 
@@ -155,6 +159,13 @@ def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[
     if absent := [f"{k}={v}" for k, v in columns.items() if not names[k]]:
         raise DataError(f"{file}: {absent[0]} names no column; it has {', '.join(raw)}")
     check_one_caption(str(file), columns, there)
+    for ours in ("image_0", "image_1", "choice"):
+        found = [f for name in KNOWN[ours] if (f := find_name(str(file), (name,), there))]
+        if ours not in columns and len(found) > 1:
+            raise DataError(
+                f"{file} has the columns {' and '.join(found)}; say which one counts: "
+                + " or ".join(f"{ours}={name}" for name in found)
+            )
     names = {ours: theirs for ours, theirs in names.items() if theirs}
     missing = [k for k in KNOWN if k not in names and k in NEEDED]
     if missing and all(find_name(str(file), OF_PAIRS[k], there) for k in ("winner", "loser")):

@@ -68,7 +68,7 @@ def test_several_people_whichever_image_stood_left(folder):
         row("left", annotator="x"),
         row("right", "b.png", "a.png", annotator="y"),
         row("right", annotator="z"),
-        row("tie", annotator="x"),
+        row("tie", prompt=" a  star", annotator="x"),
         row("left", prompt="another", annotator="x"),
         row("both bad", annotator="w"),
         row("left", "b.png", "c.png", annotator="x"),
@@ -76,7 +76,7 @@ def test_several_people_whichever_image_stood_left(folder):
     ]
     counts, found = imported(folder, rows)
     assert [(r["caption"], r["preference_0"], r["label_0"], r["labellers"]) for r in found] == [
-        ("a star", 2.5 / 4, 1.0, 3),
+        ("a star", pytest.approx((0.75 + 1 + 0) / 3), 1.0, 3),  # x said two things
         ("another", 1.0, 1.0, 1),
         ("a star", 0.5, 0.5, 2),
     ]
@@ -121,6 +121,20 @@ def test_of_prompt_and_caption_somebody_says_which_one_counts(folder):
     ):
         imported(folder, both)
     assert imported(folder, both, columns={"caption": "prompt"})[1][0]["caption"] == "a star"
+
+
+def test_of_two_columns_of_choices_somebody_says_which_one_counts(folder):
+    both = [row("left", winner="right")]
+    with pytest.raises(DataError, match="choice and winner; .*: choice=choice or choice=winner"):
+        imported(folder, both)
+    assert imported(folder, both, columns={"choice": "winner"})[1][0]["label_0"] == 0.0
+    with pytest.raises(DataError, match="image_0 and left; say which one counts"):
+        imported(folder, [row("left", image_0="c.png")])
+
+
+def test_a_choice_may_name_the_columns_of_label_studio(folder):
+    rows = [{"image1": "a.png", "image2": "b.png", "prompt": "a", "pairwise": "image2"}]
+    assert imported(folder, rows)[1][0]["label_0"] == 0.0
 
 
 def test_a_table_that_says_the_better_image_needs_no_import(folder):
