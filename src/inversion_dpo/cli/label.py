@@ -64,6 +64,15 @@ def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
     return store.add(asked), counts
 
 
+def rest_text(counts: Counter[str]) -> str:
+    """Say what of the data is not asked about; nothing if all is."""
+    from inversion_dpo.data.source import left_out_words
+
+    dropped = left_out_words(counts)
+    more = "; the data have more rows than --limit or data.limit takes" * counts["beyond"]
+    return f"{f'; left out: {dropped}' * bool(dropped)}{more}"
+
+
 def web(
     subject: Annotated[
         str, typer.Argument(metavar="RUN_OR_DATA", help="A run's folder, or pairs to label.")
@@ -211,7 +220,6 @@ def page_of(
     ``asked`` is the kind of labels and the question. The pairs of data are read now; those of a run
     when somebody first opens the labelling page.
     """
-    from inversion_dpo.data.source import left_out_words
     from inversion_dpo.labels.store import LabelStore
     from inversion_dpo.web.app import label_tab, make_app
     from inversion_dpo.web.blind import Blind
@@ -222,14 +230,13 @@ def page_of(
 
     (kind, question), run, new = asked, about.run, not about.labels.exists()
     store = LabelStore(about.labels, kind)
+    one = "pair" if kind == "pairs" else "image"
     compared = question if kind == "pairs" else QUESTIONS["pairs"]
 
     @cache
     def pairs() -> int:
-        total, left_out = fill(store, about.config, limit)
-        dropped = left_out_words(left_out)
-        what = counted(total, "pair" if kind == "pairs" else "image")
-        typer.echo(f"{what} in {about.labels}{f'; left out: {dropped}' * bool(dropped)}")
+        total, counts = fill(store, about.config, limit)
+        typer.echo(f"{counted(total, one)} in {about.labels}{rest_text(counts)}")
         return total
 
     then = (
@@ -259,7 +266,7 @@ def page_of(
     def closing() -> str:
         done = store.covered()
         store.close()
-        what = ("pair is", "pairs are") if kind == "pairs" else ("image is", "images are")
-        return f"{counted(done, *what)} labelled; next:\n{then}" if done else "closed"
+        what = counted(done, f"{one} is", f"{one}s are")
+        return f"{what} labelled; next:\n{then}" if done else "closed"
 
     return make_app(tabs, about.name, hosts), closing

@@ -44,15 +44,18 @@ def questions(
 ) -> Iterator[Question]:
     """Give the first ``limit`` pairs of the data, or its images one by one (``alone``).
 
-    Labels in the data are not looked at. ``counts`` is told what is left out: ``identical`` (one
-    image twice), ``unpaired``, ``ties`` of rankings, and ``skipped`` rows, which cannot be used.
+    Labels in the data are not looked at, and each pair is given once. ``counts`` is told what is
+    left out: ``identical`` (one image twice), ``unpaired``, ``ties`` of rankings, and ``skipped``
+    rows, which cannot be used; also ``beyond``, 1 if there are rows beyond the limit.
 
     Raises:
         DataError: no such data, or a row that cannot be used unless ``on_bad_row`` is skip.
     """
+    seen = set[str]()
     raws = (_unlabelled(raw, alone) for raw in open_rows(config).rows())
     for row in rows_of(raws, config.ranking, alone=alone):
         if limit is not None and counts["pairs"] >= limit:
+            counts["beyond"] = 1
             return
         if row.left_out:
             counts[row.left_out] += 1
@@ -63,8 +66,11 @@ def questions(
         counts.update(["skipped"] if faults else [])
         each = [(i, i) for i in dict.fromkeys(row.encoded)] if alone else [row.encoded]
         for images in [] if faults else each:
-            counts["pairs"] += 1
             named = content(replace(row, images=images)).hex()
+            if named in seen:
+                continue
+            seen.add(named)
+            counts["pairs"] += 1
             seeds = () if alone else row.seeds
             source, mask = (i if isinstance(i, bytes) else None for i in (row.source, row.mask))
             told = (row.caption or "", images, row.scene_graph)

@@ -20,6 +20,8 @@ from inversion_dpo.web.incoming import Key, Labeller, Sent, body, labeller_of, m
 Lookup = Callable[[str], bytes | None]  # image by its SHA-256
 _TYPES = {b"\xff\xd8": "image/jpeg", b"\x89P": "image/png", b"RI": "image/webp"}
 
+_UNKNOWN = "application/octet-stream"
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -60,7 +62,7 @@ def image_route(lookups: Sequence[Lookup]) -> Route:
         data = next((data for data in found if data is not None), None)
         if data is None:
             raise HTTPException(404, "no such image")
-        kind = _TYPES.get(data[:2], "application/octet-stream")
+        kind = "image/avif" if data[4:8] == b"ftyp" else _TYPES.get(data[:2], _UNKNOWN)
         forever = {"cache-control": "max-age=31536000, immutable"}
         return Response(data, media_type=kind, headers=forever)
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from inversion_dpo.cli.label import rest_text
 from inversion_dpo.data.columns import OPTIONAL
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs as opened
@@ -459,6 +460,17 @@ def test_single_images_are_exported_with_each_ones_opinion(pair_file, tmp_path, 
     store.close()
     with pytest.raises(WebError, match=rf"holds {kind}: ask for them \(--kind {kind}\)"):
         LabelStore(tmp_path / "x.sqlite")
+
+
+def test_what_stands_twice_counts_once_and_rows_beyond_the_limit_are_said(pair_file, tmp_path):
+    table = pq.read_table(pair_file)
+    pq.write_table(pa.concat_tables([table.slice(0, 1)] * 5 + [table]), tmp_path / "twice.parquet")
+    config, counts = DataConfig(pairs=str(tmp_path / "twice.parquet")), Counter()
+    assert len({q.pair for q in questions(config, 3, counts)}) == counts["pairs"] == 3
+    assert rest_text(counts) == "; the data have more rows than --limit or data.limit takes"
+    counts = Counter()
+    assert len(list(questions(config, 99, counts))) == len(table) and rest_text(counts) == ""
+    assert rest_text(Counter(identical=1)) == "; left out: 1 with identical images"
 
 
 def test_images_without_any_label_are_asked_about_one_by_one(tmp_path):

@@ -1,13 +1,18 @@
 """The server: what it serves, what it refuses."""
 
+import io
 import json
 from itertools import islice
 
 import pytest
+from PIL import Image
+from starlette.requests import Request
 
+from inversion_dpo.data.images import FORMATS
 from inversion_dpo.labels.questions import WebError
 from inversion_dpo.web.app import make_app
 from inversion_dpo.web.guard import hosts_for, is_loopback
+from inversion_dpo.web.labelling import image_route
 from inversion_dpo.web.server import address, listen, tunnel
 
 EVIL = "<script>alert(1)</script>"
@@ -50,6 +55,17 @@ def test_images_are_those_of_the_pairs_and_nothing_else(page, store):
     assert headers["content-type"] == "image/png"
     for path in OUTSIDE:
         assert page.get(path)[0] == 404
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_kind_of_image_that_is_read_is_served_as_that(form):
+    """Browsers are told not to guess."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, form)
+    served = image_route([lambda _: buffer.getvalue()]).endpoint(
+        Request({"type": "http", "path_params": {"sha256": "x"}})
+    )
+    assert served.media_type == f"image/{form.lower()}"
 
 
 def test_another_sites_name_is_refused(page):
