@@ -92,14 +92,7 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
     beside = {ours: name for ours, name in names.items() if ours in BESIDE}
     columns = {"images": "image", "thumbs": "folder"} | beside
     table = Table("thumbs", columns, folder, idle=_unread(folder, names))
-    found = {
-        ours: {
-            _stem(path, folder / name): path.relative_to(folder).as_posix()
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in PICTURES and not is_hidden(path.name)
-        }
-        for ours, name in beside.items()
-    }
+    found = {ours: _by_stem(folder / name) for ours, name in beside.items()}
     stems = set[str]()
     for name, thumb in ((names["winner"], 1), (names["loser"], 0)):
         for path in sorted((folder / name).rglob("*")):
@@ -110,11 +103,25 @@ def read_thumbs(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:
                 stem = _stem(path, folder / name)
                 stems.add(stem)
                 caption = _caption([folder / name, folder], stem)
+                more = {ours: side[stem] for ours, side in found.items() if stem in side}
+                several = next((ours for ours, paths in more.items() if len(paths) > 1), "")
                 fault = caption if isinstance(caption, Fault) else None
+                if several:
+                    text = f"{names[several]} has {len(more[several])} images {stem}; keep one"
+                    fault = Fault("bad_rows", text)
                 values = {"images": where.as_posix(), "thumbs": thumb, "caption": caption}
-                values |= {ours: side[stem] for ours, side in found.items() if stem in side}
+                values |= {k: p[0].relative_to(folder).as_posix() for k, p in more.items()}
                 yield Raw(f"{folder.name}, {where.as_posix()}", table, values, fault)
     yield from _strays(folder, names.values(), stems, table)
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """Find the images in a folder by their places and names."""
+    found = dict[str, list[Path]]()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURES and not is_hidden(path.name):
+            found.setdefault(_stem(path, folder), []).append(path)
+    return found
 
 
 def _stem(path: Path, folder: Path) -> str:

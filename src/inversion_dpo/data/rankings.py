@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from scipy.special import ndtr
 
-from inversion_dpo.data.columns import DOWNS, RANKED, UPS, Table
+from inversion_dpo.data.columns import RANKED, Table
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import (
     EMPTY,
@@ -28,13 +27,10 @@ from inversion_dpo.data.rows import (
     row_of,
     shown,
 )
+from inversion_dpo.data.units import either_zero, one_unit, thumb
 from inversion_dpo.run.fields import DataConfig
 
 SCHEME = DataConfig().ranking  # the default
-_NUMBERS = {  # our columns of numbers that are compared, and what of them has one unit
-    **{name: name for name in ("scores", "ranks", "preferences", "preference_0", "label_0")},
-    **dict.fromkeys(("share_0", "share_1"), "share"),
-}
 Rated = tuple[Any, list[float]]  # an image and its ratings, higher is better
 # Which pairs (better, worse) a ranking gives, from its places, the best first: one pair; each image
 # with the next one down; every two. Images of equal rank keep their order; their pairs are ties.
@@ -75,9 +71,9 @@ def _rows(raws: Iterable[Raw], scheme: str, alone: bool) -> Iterator[Row]:
     seen: set[object] = set()
     rated: list[Raw] = []
     downs: dict[float, str] = {}
-    for kind, part in groupby(_one_unit(raws), lambda raw: "" if raw.fault else raw.table.kind):
+    for kind, part in groupby(one_unit(raws), lambda raw: "" if raw.fault else raw.table.kind):
         if kind == "thumbs":
-            part = _either_zero(part, downs)
+            part = either_zero(part, downs)
         if kind == "thumbs" and alone:
             yield from map(row_of, chain.from_iterable(map(_single, part)))
         elif kind in ("scored", "thumbs"):
@@ -211,8 +207,8 @@ def _unrated(raws: Iterable[Raw], scheme: str) -> Iterator[Raw]:
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         first = replace(rows[0], where=rows[0].where + more)
         rated = list(images.values())
-        if len(set(map(_words, rows))) > 1:
-            yield replace(first, fault=_TWO_CAPTIONS)
+        if fault := _differing(rows):
+            yield replace(first, fault=fault)
         elif len(rated) < 2:
             yield replace(first, fault=_ALONE)
         else:
@@ -255,63 +251,6 @@ def _single(raw: Raw) -> Iterator[Raw]:
         yield Raw(raw.where, table, {**raw.values, **said, "called": called})
 
 
-def _thumb(value: Any) -> float | str | None:
-    """Read a thumb as 1 (up), 0 or -1 (down) or 0.5 (neither)."""
-    word = value.strip(" :").lower() if isinstance(value, str) else None
-    word = re.sub(r"(?<=[a-z])[ -](?=[a-z])", "_", word) if word else word  # not of -1
-    if word in (*UPS, *DOWNS):
-        return float(word in UPS)
-    found = number(value if word is None else word)
-    return max(found, 0.0) if found in (-1.0, 0.0, 0.5, 1.0) else shown(value)
-
-
-def _either_zero(raws: Iterable[Raw], first: dict[float, str]) -> Iterator[Raw]:
-    """Pass on rows with thumbs; DataError once these are -1 in one and 0 in another.
-
-    ``first`` collects where each of the two first stands.
-    """
-    for raw in raws:
-        given = raw.values.get("thumbs")
-        for thumb in given if isinstance(given, list) else [given]:
-            if (found := number(thumb)) in (-1.0, 0.0):
-                first.setdefault(float(found or 0), raw.where)
-        if len(first) > 1:
-            raise DataError(
-                f"the thumb is -1 in {first[-1.0]} and 0 in {first[0.0]}: write down for a thumb "
-                "down, and leave the cell empty where there is none"
-            )
-        yield raw
-
-
-def _one_unit(raws: Iterable[Raw]) -> Iterator[Raw]:
-    """Pass on rows; DataError once numbers of a kind are per cent in one cell and not in another.
-
-    Of "85%" and "90" nobody knows which is more.
-    """
-    first: dict[tuple[str, bool], str] = {}
-    for raw in raws:
-        for ours, kind in _NUMBERS.items():
-            for cell in flat(raw.values.get(ours)):
-                if isinstance(number(cell), float):
-                    percent = isinstance(cell, str) and cell.strip().endswith("%")
-                    name = raw.table.names.get(ours, ours)
-                    first.setdefault((kind, percent), f"{raw.where}: {name} is {shown(cell)}")
-            if (kind, True) in first and (kind, False) in first:
-                raise DataError(
-                    f"{first[kind, False]}, and {first[kind, True]}: write all of them in per "
-                    "cent, or none"
-                )
-        yield raw
-
-
-def flat(value: Any) -> Iterator[Any]:
-    """Give the cells of lists within lists."""
-    if isinstance(value, list):
-        yield from chain.from_iterable(map(flat, value))
-    else:
-        yield value
-
-
 def _ratings(raw: Raw) -> list[Rated] | Fault:
     """Give the images of a row with the ratings of each: one or several."""
     thumbs = raw.table.kind == "thumbs"
@@ -325,7 +264,7 @@ def _ratings(raw: Raw) -> list[Rated] | Fault:
         return Fault("bad_rows", f"{len(images)} images and {count} scores; give one each")
     found = []
     for image, given in zip(images, scores, strict=True):
-        read = _thumb if thumbs else number
+        read = thumb if thumbs else number
         numbers = [read(x) for x in (given if isinstance(given, list) else [given])]
         sound = [x for x in numbers if isinstance(x, float) and math.isfinite(x)]
         if len(sound) < len(numbers) or not sound:
@@ -346,6 +285,15 @@ def _words(raw: Raw) -> str:
     return " ".join(str(raw.values["caption"]).split())
 
 
+def _differing(rows: list[Raw]) -> Fault | None:
+    """Say that rows of one prompt differ in what their pairs have once, if they do."""
+    if len({(_words(raw), _key(raw.values.get("source"))) for raw in rows}) > 1:
+        return _TWO_CAPTIONS
+    masks = {encoded_image(raw.values.get("mask"), raw.table) for raw in rows}
+    broken = [mask for mask in masks if isinstance(mask, Fault)]
+    return broken[0] if broken else _TWO_MASKS if len(masks) > 1 else None
+
+
 def _key(image: Any) -> object:
     """Say what an image is told by: its name, however the path to it is written, or its bytes."""
     value = image.get("bytes") if isinstance(image, dict) else image
@@ -356,6 +304,11 @@ def _key(image: Any) -> object:
 
 _TWO_CAPTIONS = Fault(
     "bad_rows", "rows of one prompt_id differ in caption or source; give each its own"
+)
+_TWO_MASKS = Fault(
+    "bad_rows",
+    "the images of one prompt have several masks, and a pair has one: give them the same, set "
+    "data.mask=none, or take each image by itself (objective.name=kto)",
 )
 _UNRATED = Fault(
     "bad_labels",
@@ -382,7 +335,6 @@ def _contradiction(rows: list[Raw], images: Any, numbers: list[float | str | Non
 
 
 def _ranking_fault(rows: list[Raw], images: Any, ranks: Any) -> Fault | None:
-    captions = {(shown(raw.values["caption"]), _key(raw.values.get("source"))) for raw in rows}
     if not isinstance(ranks, list) or len(ranks) != len(images):
         count = len(ranks) if isinstance(ranks, list) else "no"
         return Fault("bad_rows", f"{len(images)} images and {count} ranks; give one each")
@@ -391,8 +343,4 @@ def _ranking_fault(rows: list[Raw], images: Any, ranks: Any) -> Fault | None:
         return Fault("bad_rows", f"ranks are {shown(ranks)}; write a number for each image")
     if text := _contradiction(rows, images, numbers):
         return Fault("bad_rows", text)
-    if len(captions) > 1:
-        return _TWO_CAPTIONS
-    if len(images) < 2:
-        return _ALONE
-    return None
+    return _differing(rows) or (_ALONE if len(images) < 2 else None)

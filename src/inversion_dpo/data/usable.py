@@ -12,11 +12,11 @@ from inversion_dpo.data.buckets import Place, Resolution, buckets, place
 from inversion_dpo.data.giveaways import Files
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.masks import mask_oddities, region
-from inversion_dpo.data.rankings import flat
 from inversion_dpo.data.rows import NO_ROWS, Fault, Raw, Row, inspect, number
 from inversion_dpo.data.source import content
 from inversion_dpo.data.traits import Tally, oddities, traits
 from inversion_dpo.data.transforms import Size
+from inversion_dpo.data.units import flat
 from inversion_dpo.run.fields import DataConfig
 
 MEASURED_PAIRS = 1000  # pairs whose pixels are measured for giveaways
@@ -125,9 +125,11 @@ class Usable:
 
 
 def in_words(row: Row) -> str:
-    """Say which image of a row is over which, so that reversed labels are seen."""
+    """Say which image of a row is over which, so that reversed labels are seen.
+
+    What a terminal would take for a command, such as a change of colour, is left out.
+    """
     prompt = " ".join((row.caption or "").split())[:80]
-    if row.single:
-        return f'prompt "{prompt}": {row.called[0]}'
-    first, second = row.called[:: 1 if row.label else -1]
-    return f'prompt "{prompt}": {first} over {second}'
+    first, second = row.called[:: 1 if row.label or row.single else -1]
+    text = f'prompt "{prompt}": {first}' + f" over {second}" * (not row.single)
+    return "".join(c for c in text if c.isprintable())

@@ -41,6 +41,30 @@ def test_a_table_names_a_mask_for_each_pair(tmp_path: Path) -> None:
     assert plain.mask is plain.mask_image is None and plain.digest != found[0].digest
 
 
+@pytest.mark.parametrize("column", ["rank", "scores", "thumb"])
+def test_one_prompt_of_several_masks_is_refused(tmp_path: Path, column: str) -> None:
+    """Not that of the first row taken for all: of thumbs, each image by itself has its own."""
+    folder = put_images(tmp_path)
+    (folder / "same.png").write_bytes(WHITE)
+    Image.open(folder / "same.png").convert("L").save(folder / "other.png")
+    rows = ("red.png,1,white.png", "blue.png,0,{}")
+    head = f"prompt,prompt_id,image,{column},mask\n"
+    for name, refused in (("same.png", False), ("other.png", True)):
+        text = "".join(f"a,7,{row.format(name)}\n" for row in rows)
+        (folder / "t.csv").write_text(head + text)
+        source = open_pairs(folder / "t.csv")
+        if refused:
+            with pytest.raises(DataError, match="row 0.*several masks, and a pair has one: give"):
+                list(source)
+        else:
+            assert [p.mask for p in source] == [WHITE]
+    if column == "thumb":
+        assert check_pairs(folder / "t.csv").ok
+    else:
+        assert not check_pairs(folder / "t.csv").ok
+        assert check_pairs(folder / "t.csv", mask="none").ok
+
+
 def test_a_ranking_has_one_mask(tmp_path: Path) -> None:
     row = {"images": [RED, BLUE], "ranks": [2, 1], "caption": "a", "mask": WHITE}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")

@@ -43,6 +43,18 @@ def two(folder: Path, first: str = "liked", second: str = "disliked") -> Path:
     return folder
 
 
+def test_two_masks_of_one_image_are_refused(tmp_path: Path) -> None:
+    """One in PNG, one in JPEG: none of them is taken in silence."""
+    folder = two(tmp_path)
+    for name in ("1.png", "sub/2.png", "1.jpg"):
+        (folder / "mask" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "mask" / name).write_bytes(WHITE)
+    with pytest.raises(DataError, match="liked/1.png: mask has 2 images 1; keep one"):
+        singles(folder)
+    (folder / "mask" / "1.jpg").unlink()
+    assert len(singles(folder)) == 3
+
+
 def test_each_image_with_a_thumb_is_a_row(tmp_path: Path) -> None:
     file = table(tmp_path)
     assert singles(file) == [("a", RED, 1.0), ("a", BLUE, 0.0), ("b", GREEN, 1.0), ("c", WHITE, 0)]
