@@ -30,7 +30,7 @@ from inversion_dpo.cli.options import (
     written_to,
 )
 from inversion_dpo.cli.settings import config, print_version
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, harmless
 
 
 class Commands(TyperGroup):
@@ -233,7 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from inversion_dpo.run.faults import Terminated, raise_terminated
 
     warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Harmless("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     main_process = os.environ.get("RANK", "0") == "0"  # of a launch: the others say errors only
     logging.getLogger("inversion_dpo").setLevel(logging.INFO if main_process else logging.ERROR)
     logging.getLogger("huggingface_hub").propagate = False  # it prints what it says by itself
@@ -242,12 +244,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(list(arguments) if arguments is not None else None)
     except Exception as error:
         end_bars()
-        print(f"error: {in_one_line(error)}", file=sys.stderr)
+        print(f"error: {harmless(in_one_line(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except Terminated as stop:
         end_bars()
         print(f"{stop}; run the same command again to resume", file=sys.stderr)
         raise SystemExit(0) from None
+
+
+class Harmless(logging.Formatter):
+    """Writes text of the data so that no terminal takes it for a command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one message."""
+        return harmless(super().format(record))
 
 
 def end_bars() -> None:

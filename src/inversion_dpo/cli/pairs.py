@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, written_to
-from inversion_dpo.run.words import counted
+from inversion_dpo.run.words import counted, harmless
 
 pairs_app = typer.Typer(
     help="Check, import, sample, build and export preference pairs.", no_args_is_help=True
@@ -42,12 +42,12 @@ def pairs_check(
 
     if is_annotated(data):
         lines, sound = check_annotations(data)
-        typer.echo("\n".join(lines))
+        typer.echo(harmless("\n".join(lines)))
         raise typer.Exit(0 if sound else 1)
     config = resolved("pairs check", None, [*(overrides or []), f"data.pairs={data}"])
     size = resolved("sample", None, [f"model.resolution={resolution}"]).model.resolution
     found = check_pairs(config.data, tokens_of(tokenizer) if tokenizer else None, size)
-    typer.echo(format_report(found))
+    typer.echo(harmless(format_report(found)))
     if not found.ok:
         raise typer.Exit(1)
 

@@ -125,11 +125,7 @@ class Usable:
 
 
 def in_words(row: Row) -> str:
-    """Say which image of a row is over which, so that reversed labels are seen.
-
-    What a terminal would take for a command, such as a change of colour, is left out.
-    """
+    """Say which image of a row is over which, so that reversed labels are seen."""
     prompt = " ".join((row.caption or "").split())[:80]
     first, second = row.called[:: 1 if row.label or row.single else -1]
-    text = f'prompt "{prompt}": {first}' + f" over {second}" * (not row.single)
-    return "".join(c for c in text if c.isprintable())
+    return f'prompt "{prompt}": {first}' + f" over {second}" * (not row.single)

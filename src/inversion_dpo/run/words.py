@@ -17,6 +17,15 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
+def harmless(text: str) -> str:
+    r"""Write what a terminal would take for a command, such as a change of colour, as an escape.
+
+    >>> harmless("a\x1b[31m star")
+    'a\\x1b[31m star'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def typed(path: object) -> str:
     """Write a path as a shell takes it in a command that is shown: quoted if need be."""
     return quote(str(path))

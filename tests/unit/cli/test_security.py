@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import logging
+import os
 import pickle
 import shutil
 import tarfile
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from datasets import Dataset
-from inversion_dpo.cli.main import main
+from inversion_dpo.cli.main import Harmless, main
 from inversion_dpo.data.images import DataError
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.loading import load_pipeline
@@ -195,3 +196,24 @@ def test_files_that_are_links_out_of_the_data_are_refused(tmp_path: Path, kind: 
     (tmp_path / "again").symlink_to(folder)  # the folder itself may be named by a link
     if kind != "csv":
         assert len(list(open_pairs(tmp_path / "again"))) == 1
+
+
+def test_no_text_of_the_data_speaks_to_the_terminal(tmp_path: Path, capfd: Any) -> None:
+    """Neither a prompt, nor a column's name, nor a file's name that is no UTF-8."""
+    red, blue = b"red\xff.png", b"blue.png"
+    for k, name in enumerate((red, blue)):
+        Image.new("RGB", (8, 8), (200 * k, 0, 0)).save(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / os.fsdecode(name))
+    for side, name in (("w", red), ("l", blue)):
+        (tmp_path / side).mkdir()
+        (tmp_path / os.fsdecode(name)).rename(tmp_path / side / os.fsdecode(red))
+    (tmp_path / os.fsdecode(b"red\xff.txt")).write_text("a \x1b[31mstar")
+    with pytest.raises(SystemExit):
+        main(["pairs", "check", str(tmp_path)])
+    assert 'prompt "a \\x1b[31mstar": w/red\\udcff.png over' in capfd.readouterr().out
+    (tmp_path / "t.csv").write_text("a\x1b[31m,b\n1,2\n")
+    with pytest.raises(SystemExit):
+        main(["pairs", "check", str(tmp_path / "t.csv")])
+    assert "other names than we know: a\\x1b[31m, b" in capfd.readouterr().err
+    record = logging.LogRecord("x", logging.WARNING, "", 1, "a\x1b[31m\nb", None, None)
+    assert Harmless("%(message)s").format(record) == "a\\x1b[31m\nb"

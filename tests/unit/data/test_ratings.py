@@ -42,12 +42,6 @@ def test_ratings_of_several_people_become_one_pair(tmp_path: Path) -> None:
     assert words in format_report(report)
 
 
-def test_no_prompt_speaks_to_the_terminal(tmp_path: Path) -> None:
-    text = "winner,loser,prompt\nred.png,blue.png,\x1b[31ma\u202e star\n"
-    report = check_pairs(table(tmp_path, text))
-    assert report.example == 'prompt "[31ma star": red.png over blue.png'
-
-
 def test_one_rating_has_the_spread_of_the_others(tmp_path: Path) -> None:
     more = "b,green.png,4,x\nb,white.png,3,x\n"
     file = table(tmp_path, RATED + more)
