@@ -333,7 +333,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 def encoded_image(value: Any, table: Table) -> Encoded:
     """Take the encoded image of a cell; of a {bytes, path} struct the bytes only, never a path."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and not value.keys().isdisjoint(("bytes", "path")):
         value = value.get("bytes")
     if value is None or value == "" or isinstance(value, bytes | Fault):
         return value or None

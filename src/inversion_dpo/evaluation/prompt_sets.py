@@ -19,7 +19,7 @@ from inversion_dpo.data.annotations import read_annotations
 from inversion_dpo.data.buckets import read_size
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.rows import Fault, find_inside
-from inversion_dpo.data.tables import SPREADSHEETS, TEXTS
+from inversion_dpo.data.tables import SPREADSHEETS, TEXTS, encoding_of
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
@@ -214,9 +214,9 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
             'file with "prompt"'
         )
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = file.read_text(encoding=encoding_of(file)).split("\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 text ({error})") from error
+        raise ConfigError(f"{file} is not UTF-8 text ({error}); save it as that") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             is_json, where = file.suffix.lower() == ".jsonl", f"{file}, line {number}"

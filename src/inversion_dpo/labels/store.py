@@ -111,7 +111,8 @@ class LabelStore:
             self._file = self._there()
         except sqlite3.Error as error:
             raise WebError(
-                f"{path} cannot be used for labels ({error}); give another file as --labels"
+                f"{path} cannot be used for labels ({error}); give one that `inversion-dpo web` "
+                "wrote, or name a new one to `web` (--labels)"
             ) from error
         if kind not in (None, self.kind):
             self.close()

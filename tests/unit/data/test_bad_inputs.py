@@ -257,6 +257,10 @@ BAD: dict[str, tuple[Make, str]] = {
         text(HEAD + "red.png,blue.png,nan\n"),
         "caption is 'nan', an empty",
     ),
+    "an answer of a chat": (
+        rows(chosen(file_name_winner=[{"role": "assistant", "content": "red.png"}])),
+        "row 0, file_name_winner: holds {'role': 'assistant', .*, not an image",
+    ),
     "a folder": (text(HEAD + "i,blue.png,a\n", images=("i/red.png",)), "row 0.*no file 'i' in"),
     "an endless JSON": (text("[" * 99999, "p.json"), "p.json cannot be read.*export it again"),
     "JSON cut short": (text("[{", "p.json"), "p.json cannot be read.*export it again as UTF-8"),

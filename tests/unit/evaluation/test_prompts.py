@@ -30,6 +30,15 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path):
     assert found.prompts == ["one", "two"] and found.by_category == {}
 
 
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_file_of_prompts_may_be_as_editors_of_windows_save_it(tmp_path, coding):
+    (tmp_path / "p.txt").write_bytes("a café\r\na dog\r\n".encode(coding))
+    assert read_prompts(str(tmp_path / "p.txt"), None) == ["a café", "a dog"]
+    (tmp_path / "p.txt").write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not UTF-8 text .*; save it as that"):
+        read_prompts(str(tmp_path / "p.txt"), None)
+
+
 def test_a_number_counts_training_captions_of_the_embedded_world():
     found = read_prompt_set("20", None, seed=3)
     assert len(set(found.prompts)) == 20 and {split_of(p) for p in found.prompts} == {"train"}
