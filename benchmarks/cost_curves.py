@@ -195,7 +195,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder) / "model")
         words = [sys.executable, "-m", "tools.tiny", "sd15", model]
-        subprocess.run(words, check=True, capture_output=True)
+        subprocess.run(words, cwd=Path(__file__).parents[1], check=True, capture_output=True)
         for point in POINTS:
             done = [*point] in [r["point"] for r in rows]
             if done or time.monotonic() - begun > arguments.seconds:

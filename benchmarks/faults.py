@@ -148,7 +148,7 @@ class Bench:
         self.root, self.random = root, random.Random(seed)
         self.model = root / "model"
         words = [sys.executable, "-m", "tools.tiny", "sd15", str(self.model)]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(words, cwd=Path(__file__).parents[1], check=True, capture_output=True)
         self.whole = root / "whole"
         self.settings = [f"model.path={self.model}", *SETTINGS]
         self.seconds: dict[str, float] = {}

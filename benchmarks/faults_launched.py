@@ -89,7 +89,7 @@ class Bench:
         self.root, self.random, self.whole = root, random.Random(seed), root / "whole"
         model = root / "model"
         words = [sys.executable, "-m", "tools.tiny", "sd15", str(model)]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(words, cwd=Path(__file__).parents[1], check=True, capture_output=True)
         self.settings = [f"model.path={model}", *SETTINGS, *MORE]
         self.work: dict[str, float] = {}  # seconds of work after its beginning
         for stage in BEGUN:
