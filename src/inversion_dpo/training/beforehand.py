@@ -36,6 +36,7 @@ from inversion_dpo.training.policy import attach, make_optimizer
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import noise_variance
 from inversion_dpo.trajectories.key import spacing_of
+from inversion_dpo.trajectories.known import check_known
 from inversion_dpo.trajectories.method import chosen_method, takes_images
 from inversion_dpo.trajectories.writing import is_cached
 
@@ -61,6 +62,8 @@ def check_data(config: Config, caches: Path) -> None:
     given = pairs.counts["masked"] and config.data.mask == "given"
     if given and pairs.quick and not is_cached(caches, pairs.fingerprint):
         check_masks(config, pairs)
+    if chosen_method(config).path == "known":
+        check_seeds(config, pairs)
     if pairs.counts["single"]:
         deque(pairs.read(), 0)  # counts all
     check_preferences(config, pairs.counts)
@@ -217,6 +220,15 @@ def check_masks(config: Config, pairs: PairSource) -> None:
     with ThreadPoolExecutor() as pool:
         while some := list(islice(stream, FIRST_PAIRS)):
             deque(pool.map(look, some), 0)
+
+
+def check_seeds(config: Config, pairs: PairSource) -> None:
+    """Refuse the first pair whose noise cannot be drawn again; of very many look at the first."""
+    sizes = buckets(config.model.resolution)
+    for pair in islice(pairs.read(), None if pairs.quick else FIRST_PAIRS):
+        at = place(sizes, pair.sizes, config.data.fit)
+        if at.fit:
+            check_known(pair, at.size, 2 - pair.single)
 
 
 def check_count(source: str, count: int) -> None:

@@ -8,12 +8,40 @@ import torch
 from torch import Tensor
 
 from inversion_dpo.data.images import DataError
+from inversion_dpo.data.source import Pair
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.maths.losses import squared_error
 from inversion_dpo.maths.schedule import add_noise, prediction_of
 from inversion_dpo.models.base import Condition, network_of
 from inversion_dpo.trajectories.jobs import Inverter, Job
 
 KNOWN_LEVEL, KNOWN_SHARE = 0.8, 0.75  # where known noise is checked, and in how many images
+
+
+_LINE = "set objective.path=line, which recovers the noise"
+
+
+def check_known(pair: Pair, size: Size, sides: int) -> None:
+    """Refuse images whose noise cannot be drawn again.
+
+    Args:
+        pair: or one image, given twice.
+        size: of training, (height, width) in pixels.
+        sides: how many of its images count.
+
+    Raises:
+        DataError: an image has no seed, or another size.
+    """
+    if len(pair.seeds) < sides:
+        raise DataError(
+            f"{pair.where}: objective.path=known needs the columns seed_0 and seed_1 with whole "
+            f"numbers from 0 on, which `pairs build` and `pairs sample` write; {_LINE}"
+        )
+    if set(pair.sizes) != {size}:
+        raise DataError(
+            f"{pair.where}: objective.path=known needs images at the size of training: set "
+            f"model.resolution to theirs, or {_LINE}"
+        )
 
 
 def known_noise(
@@ -33,18 +61,8 @@ def known_noise(
         DataError: an image has no seed or another size, or the noise is not the images' own.
     """
     sides, model, schedule = how.key.sides, how.model, how.model.schedule_at(jobs[0].place.size)
-    line = "set objective.path=line, which recovers the noise"
-    for pair in (job.pair for job in jobs):
-        if len(pair.seeds) < sides:
-            raise DataError(
-                f"{pair.where}: objective.path=known needs the columns seed_0 and seed_1, which "
-                f"`pairs build` and `pairs sample` write; {line}"
-            )
-        if set(pair.sizes) != {jobs[0].place.size}:
-            raise DataError(
-                f"{pair.where}: objective.path=known needs images at the size of training: set "
-                f"model.resolution to theirs, or {line}"
-            )
+    for job in jobs:
+        check_known(job.pair, jobs[0].place.size, sides)
     draws = [torch.Generator().manual_seed(seed) for job in jobs for seed in job.pair.seeds[:sides]]
     dtype = model.pipeline.dtype  # the pipeline draws in it
     noise = torch.stack([torch.randn(x_0.shape[1:], generator=g, dtype=dtype) for g in draws])
@@ -63,6 +81,6 @@ def known_noise(
     if (hits := int((own < other).sum())) < KNOWN_SHARE * len(x_0):
         raise DataError(
             f"{jobs[0].pair.where} and the next: only {hits} of {len(x_0)} images fit the noise of "
-            f"their seeds, so this model (model.path, model.dtype) did not sample them; {line}"
+            f"their seeds, so this model (model.path, model.dtype) did not sample them; {_LINE}"
         )
     return {"endpoint": noise.float()}

@@ -1,6 +1,7 @@
 """What is said of the pairs before a model is read and pairs are inverted."""
 
 import io
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from PIL import Image
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.run.fields import Config, DataConfig, ModelConfig
-from inversion_dpo.training.beforehand import check_first
+from inversion_dpo.training.beforehand import check_data, check_first
 
 
 def png(colour: str, size: tuple[int, int]) -> bytes:
@@ -39,3 +40,21 @@ def test_shapes_that_no_size_takes_are_told_before_the_inversion(tmp_path, caplo
     assert looked_at(0, "crop") == ""
     with pytest.raises(DataError, match="only 3 usable pairs"):
         looked_at(3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({}, "row 0: objective.path=known needs the columns seed_0 and seed_1 with whole"),
+        ({"seed_0": 1.5, "seed_1": 2.0}, "row 0: .* with whole numbers from 0 on"),
+        ({"seed_0": 1.0, "seed_1": 2.0}, ""),
+    ],
+)
+def test_images_without_a_seed_are_refused_before_a_training(
+    columns, expected, tiny_config, pair_file, tmp_path
+):
+    rows = [{**row, **columns} for row in pq.read_table(pair_file).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    config = tiny_config(f"data.pairs={tmp_path / 'pairs.parquet'}", "objective.path=known")
+    with pytest.raises(DataError, match=expected) if expected else nullcontext():
+        check_data(config, tmp_path)
