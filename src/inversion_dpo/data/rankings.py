@@ -111,7 +111,8 @@ def _unranked(raws: Iterable[Raw], scheme: str, seen: set[object]) -> Iterator[R
         elif not isinstance(rows[0].values["images"], list):
             remedy = (
                 f"prompt_id is {shown(rows[0].values.get('group'))}; write a text or a whole "
-                "number that says which rows belong together (data.columns.group)"
+                "number that says which rows belong together (data.columns.group); lists of "
+                "images need JSON or Parquet"
             )
         if remedy:
             yield from (replace(raw, fault=Fault("bad_rows", remedy)) for raw in rows)
@@ -339,8 +340,10 @@ def _ranking_fault(rows: list[Raw], images: Any, ranks: Any) -> Fault | None:
         count = len(ranks) if isinstance(ranks, list) else "no"
         return Fault("bad_rows", f"{len(images)} images and {count} ranks; give one each")
     numbers = [number(rank) for rank in ranks]
-    if not all(isinstance(n, float) and math.isfinite(n) for n in numbers):
-        return Fault("bad_rows", f"ranks are {shown(ranks)}; write a number for each image")
+    least = 0 if rows[0].table.kind == "ranking" else -math.inf  # -1 is no place before the first
+    if not all(isinstance(n, float) and least <= n < math.inf for n in numbers):
+        text = f"ranks are {shown(ranks)}; write a number for each image, from 0 or 1 on"
+        return Fault("bad_rows", text)
     if text := _contradiction(rows, images, numbers):
         return Fault("bad_rows", text)
     return _differing(rows) or (_ALONE if len(images) < 2 else None)

@@ -284,6 +284,14 @@ BAD: dict[str, tuple[Make, str]] = {
         rows({"prompt": "a", "image_path": ["red.png", "blue.png"], "rank": [10**400, 2]}),
         "row 0: ranks are",
     ),
+    "a rank that stands for none": (
+        rows({"prompt": "a", "image_path": ["red.png", "blue.png"], "rank": [-1, 1]}),
+        r"row 0: ranks are \[-1, 1\]; write a number for each image, from 0 or 1 on",
+    ),
+    "lists in a CSV": (
+        text('prompt,images,ranks\na,"[""red.png"", ""blue.png""]","[1, 2]"\n'),
+        "row 0: prompt_id is null; .*; lists of images need JSON or Parquet",
+    ),
     "rows of a ranking without a number": (
         rows({"prompt": "a", "image_path": "red.png", "rank": 1}),
         "row 0: prompt_id is null; write",
