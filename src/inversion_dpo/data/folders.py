@@ -175,10 +175,15 @@ def _unpaired(stem: str, found: Mapping[str, list[Path]]) -> Fault | None:
 
 
 def _caption(folders: list[Path], stem: str) -> str | Fault:
+    """Read the caption of an image from one of these folders; all lie in the last."""
     endings = [form for suffix in CAPTIONS for form in (suffix, suffix.upper())]
     forms = dict.fromkeys(unicodedata.normalize(form, stem) for form in ("NFC", "NFD"))
     named = (f / f"{form}{ending}" for f in folders for form in forms for ending in endings)
     files = [path for path in named if path.is_file()]
+    for path in files:
+        if not path.resolve().is_relative_to(folders[-1].resolve()):
+            text = f"{path} is a link out of {folders[-1]}; copy the caption there"
+            return Fault("bad_paths", text)
     try:
         texts = {text_of(path.read_bytes()) for path in files}
     except (OSError, UnicodeDecodeError) as error:

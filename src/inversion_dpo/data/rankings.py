@@ -342,8 +342,8 @@ def _ranking_fault(rows: list[Raw], images: Any, ranks: Any) -> Fault | None:
     numbers = [number(rank) for rank in ranks]
     least = 0 if rows[0].table.kind == "ranking" else -math.inf  # -1 is no place before the first
     if not all(isinstance(n, float) and least <= n < math.inf for n in numbers):
-        text = f"ranks are {shown(ranks)}; write a number for each image, from 0 or 1 on"
-        return Fault("bad_rows", text)
+        remedy = "write a number for each image, from 0 or 1 on"
+        return Fault("bad_rows", f"ranks are {shown(ranks)}; {remedy}")
     if text := _contradiction(rows, images, numbers):
         return Fault("bad_rows", text)
     return _differing(rows) or (_ALONE if len(images) < 2 else None)

@@ -299,6 +299,19 @@ def test_a_table_of_no_pairs_beside_two_folders_is_only_listed(
     assert check_pairs(tmp_path).idle == (name,)
 
 
+def test_a_caption_that_is_a_link_stays_in_the_folder(tmp_path: Path) -> None:
+    """As an image does: whoever made the data chose where the link leads."""
+    folder = two(tmp_path / "data")
+    (folder / "w" / "1.txt").rename(tmp_path / "mine.txt")
+    (folder / "w" / "1.txt").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(DataError, match="w/1.txt is a link out of .*data; copy the caption there"):
+        list(open_pairs(folder))
+    (tmp_path / "mine.txt").rename(folder / "mine.txt")
+    (folder / "w" / "1.txt").unlink()
+    (folder / "w" / "1.txt").symlink_to("../mine.txt")
+    assert [p.caption for p in open_pairs(folder)] == ["a", "b"]
+
+
 def test_a_caption_may_be_in_utf_16(tmp_path: Path) -> None:
     """As Windows' editor saves it, and as tables are read."""
     (two(tmp_path) / "w" / "1.txt").write_text("a\n", encoding="utf-16")
