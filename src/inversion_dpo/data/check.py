@@ -19,7 +19,7 @@ from inversion_dpo.data.giveaways import Giveaway, refusal
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.masks import odd_masks_text
 from inversion_dpo.data.rankings import rows_of
-from inversion_dpo.data.rows import NO_ROWS, Fault, Row
+from inversion_dpo.data.rows import Fault, Row
 from inversion_dpo.data.source import LEFT_OUT, left_out_words, mixed, no_pairs
 from inversion_dpo.data.traits import Share, format_shares, oddities_text
 from inversion_dpo.data.transforms import Size
@@ -62,23 +62,22 @@ class Measure:
 class PairReport:
     """What :func:`check_pairs` found.
 
-    counts: of rows and images, as :class:`source.PairSource` counts them; also mixed_sizes (pairs
-    of two image sizes), kinds of :data:`traits.ODDITIES`, enlarged (images), mixed_shapes and
-    odd_shapes (:class:`buckets.Place`), up and down (thumbs), both (prompts that have the two) and
-    bad_graphs (a scene graph that is none; its row can be trained on, without it). read: rows of
-    the data, which rankings make more or fewer pairs of. What follows speaks of the usable pairs:
-    image_sizes {(width, height): images}, trained_at {(height, width): pairs} under ``resolution``
-    and ``fit``, captions (least, median, most in ``measure``'s unit), long_captions (longer than
-    its longest), first_preferred (share of labelled rows with label_0 = 1), marked (median share of
-    the pixels that masks count), ratings (their number, the least and the most, if there are any),
-    idle (columns, folders and files that nothing is read from), traits (what else winners have more
-    of), giveaways (what their files have), example (one pair in words), graphs.
+    counts: of rows and images, as :class:`source.PairSource` counts them, but rows as the data have
+    them, which rankings make more or fewer pairs of; also mixed_sizes (pairs of two image sizes),
+    kinds of :data:`traits.ODDITIES`, enlarged (images), mixed_shapes and odd_shapes
+    (:class:`buckets.Place`), up and down (thumbs), both (prompts that have the two) and bad_graphs
+    (a scene graph that is none; its row can be trained on, without it). What follows speaks of the
+    usable pairs: image_sizes {(width, height): images}, trained_at {(height, width): pairs} under
+    ``resolution`` and ``fit``, captions (least, median, most in ``measure``'s unit), long_captions
+    (longer than its longest), first_preferred (share of labelled rows with label_0 = 1), marked
+    (median share of the pixels that masks count), ratings (their number, the least and the most, if
+    there are any), idle (columns, folders and files that nothing is read from), traits (what else
+    winners have more of), giveaways (what their files have), example (one pair in words), graphs.
     ``problems`` spells out the first 50 of ``problems_total``, of those alike the first 5.
     """
 
     path: str
     counts: Counter[str]
-    read: int
     image_sizes: Counter[tuple[int, int]]
     resolution: Resolution
     fit: str
@@ -131,10 +130,9 @@ def check_pairs(
     told, opened = Told(), open_rows(config)
     rows = islice(rows_of(told.watch(opened.rows()), config.ranking, alone=True), config.limit)
     for row in _shown(rows, opened.count(), config.limit):
-        if reason := row.left_out:
-            counts.update([reason, *["rows"] * (reason not in NO_ROWS)])
+        if row.left_out:
+            counts[row.left_out] += 1
             continue
-        counts["rows"] += 1
         found, images = usable.look(row)
         graph = _graph(row)
         faults = [*found, graph] if isinstance(graph, Fault) else found
@@ -145,14 +143,13 @@ def check_pairs(
         if not found:
             graphs += [graph] if isinstance(graph, SceneGraph) else []
             usable.add(row, images)
-    counts.update(usable.counts, both=usable.both)
+    counts.update(usable.counts, both=usable.both, rows=told.rows)
     giveaways, lengths = tuple(usable.files.found()), usable.lengths
     whole = _of_all(config, counts, giveaways, total)
     problems = [text for texts in alike.values() for text in texts][:MAX_LISTED]
     return PairReport(
         path=config.pairs,
         counts=counts,
-        read=told.rows,
         image_sizes=usable.sizes,
         resolution=resolution,
         fit=config.fit,
@@ -316,7 +313,7 @@ def format_report(report: PairReport) -> str:
     what = "image" if counts["single"] else "pair"
     lines = [
         f"{report.path}: {counted(counts['pairs'], f'usable {what}')} in "
-        + counted(report.read, "row"),
+        + counted(counts["rows"], "row"),
         _left_out_line(counts),
         f"  kept: {counted(counts['duplicates'], f'duplicate {what}')}"
         + (f" ({counts['turned']} with the other label)" if counts["turned"] else "")
