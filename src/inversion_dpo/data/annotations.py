@@ -8,11 +8,12 @@ gives what is sound and, apart from it, one line for each row that is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from inversion_dpo.data.columns import KNOWN, find_name
 from inversion_dpo.data.images import DataError, decode_image
 from inversion_dpo.data.rows import IMAGES, Fault, find_inside
 from inversion_dpo.data.tables import encoding_of, parse_object
@@ -76,15 +77,21 @@ def annotation_file(path: str | Path) -> Path:
 
 
 def is_annotated(data: str | Path) -> bool:
-    """Whether this is an annotation file, or a folder with one of NAMES: any row has ``items``."""
+    """Whether this is an annotation file, or a folder with one of NAMES: any row has ``items``.
+
+    Pairs may have such a column, too: a row that names a better image is none.
+    """
     path = Path(data)
     if path.is_dir():
         return any((path / name).is_file() for name in NAMES)
     if path.suffix not in (".json", ".jsonl") or not path.is_file():
         return False
-    return any(
-        isinstance(row, dict) and ("items" in row or is_visual_genome(row)) for row in _rows(path)
-    )
+    rows = (row for row in _rows(path) if isinstance(row, dict) and not _names_pair(row))
+    return any("items" in row or is_visual_genome(row) for row in rows)
+
+
+def _names_pair(row: Mapping[str, Any]) -> bool:
+    return any(find_name("", KNOWN[ours], list(row)) for ours in ("winner", "jpg_0"))
 
 
 def _checked(file: Path) -> Iterator[tuple[str, SceneGraph | Fault]]:

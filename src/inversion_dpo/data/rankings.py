@@ -340,6 +340,10 @@ def _ranking_fault(rows: list[Raw], images: Any, ranks: Any) -> Fault | None:
         count = len(ranks) if isinstance(ranks, list) else "no"
         return Fault("bad_rows", f"{len(images)} images and {count} ranks; give one each")
     numbers = [number(rank) for rank in ranks]
+    words = {str(rank).strip().lower() for rank in ranks}
+    if rows[0].table.kind == "ranking" and not words.isdisjoint(("true", "false")):
+        remedy = "write 1 for the best, or name the column as thumbs (data.columns.thumbs) if true"
+        return Fault("bad_rows", f"ranks are {shown(ranks)}; {remedy} is the better one")
     least = 0 if rows[0].table.kind == "ranking" else -math.inf  # -1 is no place before the first
     if not all(isinstance(n, float) and least <= n < math.inf for n in numbers):
         remedy = "write a number for each image, from 0 or 1 on"

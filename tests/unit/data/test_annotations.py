@@ -141,6 +141,8 @@ def test_annotations_are_told_from_tables_of_pairs(tmp_path):
     assert is_annotated(SAMPLE)
     (tmp_path / "pairs.json").write_text(json.dumps([{"jpg_0": "a", "jpg_1": "b", "prompt": "c"}]))
     assert not is_annotated(tmp_path / "pairs.json") and not is_annotated(tmp_path)
+    (tmp_path / "own.json").write_text('[{"winner": "a.png", "loser": "b.png", "items": 3}]')
+    assert not is_annotated(tmp_path / "own.json")
     (tmp_path / "annotations.json").write_text("[]")
     assert is_annotated(tmp_path)
 

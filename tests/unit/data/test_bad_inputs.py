@@ -288,6 +288,10 @@ BAD: dict[str, tuple[Make, str]] = {
         rows({"prompt": "a", "image_path": ["red.png", "blue.png"], "rank": [-1, 1]}),
         r"row 0: ranks are \[-1, 1\]; write a number for each image, from 0 or 1 on",
     ),
+    "a rank that is true or false": (
+        rows({"prompt": "a", "image_path": ["red.png", "blue.png"], "rank": [True, False]}),
+        r"row 0: ranks are \[True, False\]; .* as thumbs \(data.columns.thumbs\) if true is the",
+    ),
     "lists in a CSV": (
         text('prompt,images,ranks\na,"[""red.png"", ""blue.png""]","[1, 2]"\n'),
         "row 0: prompt_id is null; .*; lists of images need JSON or Parquet",
