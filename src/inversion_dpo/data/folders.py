@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from inversion_dpo.data.columns import DOWNS, UPS, Table
@@ -52,6 +52,31 @@ def two_folders(folder: Path, columns: Mapping[str, str], kind: str) -> dict[str
         elif own:
             raise DataError(f"data.columns.{ours}={own} is no folder in {folder}; put it there")
     return found
+
+
+def nothing_in(folder: Path, is_data: Callable[[Path], bool]) -> str:
+    """Say that a folder holds no data, and which folder in it does.
+
+    Args:
+        folder: without data of its own.
+        is_data: whether the folder of a file is data.
+    """
+    names = subfolders(folder)
+    if within := [n for n in names if any(map(is_data, (folder / n).iterdir()))]:
+        listed = " or ".join(str(folder / name) for name in within[:4])
+        return f"{folder} holds data in its folders, and none itself; give {listed}"
+    beside = {name for known in BESIDE.values() for name in known}
+    if len(two := [n for n in names if n.lower() not in beside]) == 2:
+        return (
+            f"{folder} holds two folders; say which has the better images: data.columns.winner="
+            f"{two[0]} data.columns.loser={two[1]}, or the other way round; with "
+            "data.format=thumbs if they are no pairs of equal names"
+        )
+    return (
+        f"{folder} holds no *.parquet files, no *.tar shards, no metadata.csv or "
+        "metadata.jsonl (another table: give the file itself), no annotations.json, no saved "
+        "dataset and no two folders such as w and l; give the folder that does"
+    )
 
 
 def read_folders(folder: Path, names: Mapping[str, str]) -> Iterator[Raw]:

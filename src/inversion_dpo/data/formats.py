@@ -18,9 +18,9 @@ from inversion_dpo.data.folders import (
     BESIDE,
     KINDS,
     captions_of,
+    nothing_in,
     read_folders,
     read_thumbs,
-    subfolders,
     two_folders,
 )
 from inversion_dpo.data.images import DataError
@@ -231,19 +231,8 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
     kinds = [kind for kind in held if held[kind]] if asked == "auto" else [asked]
     if len(kinds) > 1:
         raise DataError(f"{folder} holds several formats; choose data.format={' or '.join(kinds)}")
-    beside = [*chain(*BESIDE.values())]
-    if not kinds and len(names := [n for n in subfolders(folder) if n.lower() not in beside]) == 2:
-        raise DataError(
-            f"{folder} holds two folders; say which has the better images: data.columns.winner="
-            f"{names[0]} data.columns.loser={names[1]}, or the other way round; with "
-            "data.format=thumbs if they are no pairs of equal names"
-        )
     if not kinds:
-        raise DataError(
-            f"{folder} holds no *.parquet files, no *.tar shards, no metadata.csv or "
-            "metadata.jsonl (another table: give the file itself), no annotations.json, no saved "
-            "dataset and no two folders such as w and l; give the folder that does"
-        )
+        raise DataError(nothing_in(folder, _is_data))
     kind, files = kinds[0], held.get(kinds[0], [])
     if not files:
         more = ", or name both: data.columns.winner=NAME data.columns.loser=NAME" * (kind in KINDS)
@@ -265,6 +254,12 @@ def _of_pairs(file: Path, columns: Mapping[str, str]) -> bool:
         return next(read_text(file, columns)).table.kind != "unrated"
     except (DataError, StopIteration):
         return False
+
+
+def _is_data(file: Path) -> bool:
+    """Tell whether a folder with this file in it is data, whatever else is there."""
+    whole = _SUFFIXES.get(_suffix(file)) in ("parquet", "webdataset")
+    return whole or file.name in (*_METADATA, *_SAVED, *NAMES)
 
 
 def _splits(files: list[Path]) -> dict[str, list[Path]]:

@@ -219,6 +219,18 @@ def test_a_folder_without_parquet_is_named(tmp_path: Path) -> None:
         read_pairs(tmp_path / "data")
 
 
+@pytest.mark.parametrize("names", [["data"], ["test", "train"]])
+def test_a_downloaded_dataset_names_the_folder_that_holds_the_pairs(names, tmp_path):
+    """As the hub has them: data/train-00000-of-00001.parquet, or a folder for each split."""
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train-00000-of-00001.parquet").touch()
+    (tmp_path / "README.md").touch()
+    with pytest.raises(DataError) as error:
+        open_pairs(tmp_path)
+    assert str(error.value).endswith(f"give {' or '.join(str(tmp_path / n) for n in names)}")
+
+
 def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("caption,jpg_0\n" * 20)
     for function in (read_pairs, check_pairs):
