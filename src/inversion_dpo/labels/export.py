@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from inversion_dpo.data.columns import WRITTEN
 from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
-from inversion_dpo.labels.votes import CHOICES, UNSURE, outcome
+from inversion_dpo.labels.votes import CHOICES, UNSURE, outcome, share
 from inversion_dpo.run.disk import MARK, writing
 from inversion_dpo.run.words import counted
 
@@ -30,6 +30,7 @@ _MORE = {  # table of the store -> the column that some data have
 _PAIRS = pa.schema(
     [
         *WRITTEN,
+        ("preference_0", pa.float64()),
         ("scene_graph", pa.string()),
         ("seed_0", pa.int64()),
         ("seed_1", pa.int64()),
@@ -51,7 +52,8 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
     """Write the labelled pairs; an old file is replaced only once all is written.
 
     Several labellers: the choice with the most votes; without a single one the pair is a tie
-    ("split"). Pairs whose outcome is "both bad" are left out. Of single images each one's thumb or
+    ("split"). ``preference_0`` is the share of votes for image 0. Pairs whose outcome is "both bad"
+    are left out. Of single images each one's thumb or
     rating is written.
 
     Args:
@@ -105,6 +107,7 @@ def _rows(
                 "jpg_0": question.images[0],
                 "jpg_1": question.images[1],
                 "label_0": LABELS[found],
+                "preference_0": share(chosen),
                 "caption": question.caption,
                 "scene_graph": question.scene_graph,
                 **{f"seed_{k}": seed for k, seed in enumerate(question.seeds)},

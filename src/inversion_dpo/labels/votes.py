@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 CHOICES = ("first", "second", "tie", "bad")  # bad: both images are
@@ -30,6 +31,13 @@ def outcome(choices: Iterable[str]) -> str:
     if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
         return "split"
     return ranked[0][0]
+
+
+def share(choices: Iterable[str]) -> float | None:
+    """Compute the share of choices that prefer the first image, a tie for half; None of none."""
+    weight = {"first": 1.0, "tie": 0.5, "second": 0.0}
+    said = [weight[choice] for choice in choices if choice in weight]
+    return fmean(said) if said else None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from inversion_dpo.labels.choices import import_choices
 from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import Question, WebError, questions
 from inversion_dpo.labels.store import SHARED, Conflict, LabelStore, swapped
-from inversion_dpo.labels.votes import agreement, outcome
+from inversion_dpo.labels.votes import agreement, outcome, share
 from inversion_dpo.run.fields import ConfigError, DataConfig
 from inversion_dpo.run.folder import sole_writer
 from tests.pair_files import open_pairs, write_edits
@@ -271,6 +271,19 @@ def test_exported_pairs_are_read_by_train(store, tmp_path):
     assert pq.read_table(path)["votes_tie"].to_pylist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        (["first", "first", "second", "tie"], 0.625),  # (2 + 1/2) / 4
+        (["second", "bad", "bad"], 0.0),
+        (["tie"], 0.5),
+        (["bad"], None),
+    ],
+)
+def test_the_share_of_votes_by_hand(choices, expected):
+    assert share(choices) == expected
+
+
 def test_export_takes_the_majority_or_one_labeller(store, tmp_path):
     one, two, *_ = (q.pair for q in store.pairs())
     said = {
@@ -282,7 +295,11 @@ def test_export_takes_the_majority_or_one_labeller(store, tmp_path):
             side = ("left", "right")[(choice == "second") != swapped(name, pair)]
             store.label(f"{pair}{name}", name, pair, side)
     assert export(store, tmp_path / "all.parquet")["split"] == 1
-    assert pq.read_table(tmp_path / "all.parquet")["label_0"].to_pylist() == [1.0, 0.5]
+    written = pq.read_table(tmp_path / "all.parquet")
+    assert written["label_0"].to_pylist() == [1.0, 0.5]
+    assert written["preference_0"].to_pylist() == [2 / 3, 0.5]
+    (soft,) = open_pairs(tmp_path / "all.parquet")  # the other one is a tie
+    assert soft.preference == 2 / 3
     export(store, tmp_path / "b.parquet", "b")
     assert pq.read_table(tmp_path / "b.parquet")["label_0"].to_pylist() == [1.0, 0.0]
     with pytest.raises(WebError, match="no label is of 'nobody'; they are of a, b, c"):
