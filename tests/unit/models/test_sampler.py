@@ -55,11 +55,11 @@ def by_pairs_build(config, folder, prompts):
 
 def by_pairs_sample(config, folder, prompts):
     images = []
-    for prompt in prompts:
+    for k, prompt in enumerate(prompts):
         graph = prompt if isinstance(prompt, SceneGraph) else None
-        asked = PromptSet([graph.caption if graph else prompt], [""], [graph])
-        sample_pairs(folder / "pairs.parquet", config, asked, 5)
-        row = pq.read_table(folder / "pairs.parquet").to_pylist()[0]
+        asked, file = PromptSet([graph.caption if graph else prompt], [""], [graph]), f"{k}.parquet"
+        sample_pairs(folder / file, config, asked, 5)
+        row = pq.read_table(folder / file).to_pylist()[0]
         images.append(np.asarray(decode_image(row["jpg_0"], "")))
     return images
 
