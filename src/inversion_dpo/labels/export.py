@@ -70,10 +70,8 @@ def export(store: LabelStore, path: Path, labeller: str | None = None) -> Counte
     """
     counts = Counter[str]()
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows, schema = (
-        _rows(store, labeller, counts),
-        _schema(store).with_metadata({MARK: "pairs export"}),
-    )
+    rows = _rows(store, labeller, counts)
+    schema = _schema(store).with_metadata({MARK: "pairs export"})
     with writing(path, shared=True) as partial:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             while part := list(islice(rows, _WRITE_ROWS)):

@@ -97,18 +97,23 @@ def test_a_straight_line_leads_to_each_images_own_noise_as_far_as_it_is_coupled(
     torch.testing.assert_close(states.target, alpha * eps - sigma * x_0)
 
 
-def test_an_unrefined_step_from_fresh_noise_follows_the_reference_at_its_clean_end(cache):
-    """With v = 0.25 x + prompt + t / 10, evaluated where the step begins."""
-    session = make_session(cache, make_plan("kto", path="stepped", low=2, high=3))
-    condition = {"prompt": torch.tensor([[1.0], [2.0]] * 2)}
-    states = stepped_states(session, PAIRS, condition, generators(0))
+def _steps_up(states):
+    """Of each row its place, prompt, index, the noised image below, and the naive step from it."""
     noise = normal((2,), _after_level(2, 3)).repeat(2, 1)
     for row, (p, side) in enumerate([(3, 0), (0, 0), (3, 1), (0, 1)]):
         i, prompt = int(states.level[row]), 1.0 + row % 2
         low, high = GRID.levels[i - 1], GRID.levels[i]
         x = (low.alpha * clean(p, side) + low.sigma * noise[row]).float()
         v = 0.25 * x + prompt + GRID.timesteps[i - 1] / 10
-        up = step(x, v, low, high, "v_prediction")
+        yield row, (p, side), prompt, i, x, step(x, v, low, high, "v_prediction")
+
+
+def test_an_unrefined_step_from_fresh_noise_follows_the_reference_at_its_clean_end(cache):
+    """With v = 0.25 x + prompt + t / 10, evaluated where the step begins."""
+    session = make_session(cache, make_plan("kto", path="stepped", low=2, high=3))
+    condition = {"prompt": torch.tensor([[1.0], [2.0]] * 2)}
+    states = stepped_states(session, PAIRS, condition, generators(0))
+    for row, _, _, _, _, up in _steps_up(states):
         torch.testing.assert_close(states.x_t[row], up, rtol=1e-4, atol=1e-4)
     assert states.evaluations == 1 and session.model.calls == 4
 
@@ -118,13 +123,8 @@ def test_a_step_up_from_fresh_noise_is_undone_by_a_step_down(cache):
     session = make_session(cache, make_plan("kto", path="stepped", low=2, high=3, iterations=1))
     condition = {"prompt": torch.tensor([[1.0], [2.0]] * 2)}
     states = stepped_states(session, PAIRS, condition, generators(0))
-    noise = normal((2,), _after_level(2, 3)).repeat(2, 1)
-    for row, (p, side) in enumerate([(3, 0), (0, 0), (3, 1), (0, 1)]):
-        i, prompt = int(states.level[row]), 1.0 + row % 2
+    for row, (p, side), prompt, i, x, up in _steps_up(states):
         low, high = GRID.levels[i - 1], GRID.levels[i]
-        x = (low.alpha * clean(p, side) + low.sigma * noise[row]).float()
-        v = 0.25 * x + prompt + GRID.timesteps[i - 1] / 10
-        up = step(x, v, low, high, "v_prediction")
         again = 0.25 * up + prompt + GRID.timesteps[i] / 10
         down = step(states.x_t[row], again, high, low, "v_prediction")
         torch.testing.assert_close(down, x, rtol=1e-4, atol=1e-4)
