@@ -92,6 +92,7 @@ def invert(
     from inversion_dpo.run.faults import memory_advice
     from inversion_dpo.run.folder import claim, occupied, stage
     from inversion_dpo.run.processes import current_team
+    from inversion_dpo.training.effects import method_text
     from inversion_dpo.training.notices import noise_text, round_trip_text
     from inversion_dpo.training.recipe import prepare
     from inversion_dpo.trajectories.fill import noise_variance
@@ -108,8 +109,7 @@ def invert(
         model, cache, i = prepared.model, prepared.cache, run.inversion
         typer.echo(f"{counted(cache.pairs, 'image' if cache.single else 'pair')} in {cache.folder}")
         if not cache.inverted:
-            name = run.objective.name
-            typer.echo(f"encoded, not inverted: objective.name={name} looks at no trajectories")
+            typer.echo(f"encoded, not inverted: {method_text(run)} looks at no trajectories")
         for scale in sorted({1.0, run.inversion.guidance_scale}) if cache.inverted else ():
             typer.echo(round_trip_text(round_trip_error(model, cache, scale), scale))
         if cache.inverted:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from jinja2 import Template
@@ -23,6 +24,7 @@ from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, sha256_of
 from inversion_dpo.run.folder import alone_at, flat, going_on, read_config, read_metrics
+from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -30,7 +32,9 @@ logger = logging.getLogger(__name__)
 FORMATS = ("diffusers", "kohya", "comfyui")
 KINDS = {"lora": "LoRA", "full": "full fine-tuning", "scene_graph": "scene-graph encoder"}
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-CARD_SETTINGS = (
+CARD_SETTINGS = (  # which a card always has; of others those that differ from their default
+    "objective.loss",
+    "objective.path",
     "objective.target",
     "objective.beta",
     "objective.t_min",
@@ -51,6 +55,31 @@ CARD_SETTINGS = (
     "training.mixed_precision",
     "training.seed",
     "model.resolution",
+)
+CARD_GROUPS = ("data", "inversion", "objective", "policy", "training")
+OWN_PLACE = frozenset(  # paths, what changes no weight, and what the card says in words
+    {
+        "data.pairs",
+        "data.format",
+        "data.columns",
+        "data.root",
+        "data.revision",
+        "data.holdout",
+        "data.label_noise",
+        "inversion.cache",
+        "inversion.batch_size",
+        "inversion.reconstruct",
+        "objective.name",
+        "policy.kind",
+        "training.gradient_accumulation",
+        "training.gradient_checkpointing",
+        "training.compile",
+        "training.eval_every",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "training.snapshot_every",
+        "training.tracker",
+    }
 )
 UNTOUCHED = ("model.guidance_embed", Config().model.guidance_embed)  # of most models: no input
 
@@ -156,11 +185,7 @@ def card(run: Path, config: Config) -> str:
         tags=[task, "diffusers", "dpo", "preference-alignment", *["lora"] * lora],
         datasets=[data] if data else None,
     )
-    values, rows, method = flat(config), metric_rows(metrics), chosen_method(config)
-    values["objective.target"] = method.target
-    values["objective.beta"] = values["objective.beta"] or BETAS.get(method.loss)
-    idle = without_effect(config) - {"objective.target"}  # which every method has, given or not
-    idle |= {k for k in CARD_SETTINGS if values[k] is None or (k, values[k]) == UNTOUCHED}
+    rows = metric_rows(metrics)
     template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
     written = template.render(
         card_data=about.to_yaml(),
@@ -177,7 +202,8 @@ def card(run: Path, config: Config) -> str:
         grid=(run / "grid.png").is_file() and not others,
         data=data or plain(Path(resolve(config.data.pairs)).name),
         config=config,
-        settings=[(key, values[key]) for key in CARD_SETTINGS if key not in idle],
+        settings=card_settings(config),
+        method=chosen_method(config),
         metrics=metrics,
         rows={plain(name): row for name, row in rows.items()},
         gains={plain(name): gain_text(row, digits=4) for name, row in rows.items()},
@@ -188,6 +214,32 @@ def card(run: Path, config: Config) -> str:
         win_text=win_text,
     )
     return re.sub(r"\n{3,}", "\n\n", written).strip() + "\n"
+
+
+def card_settings(config: Config) -> dict[str, str]:
+    """List what shaped the policy: the chosen settings, and others that differ from their default.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        Values as a table's cells, by key. The method's loss, path, target and beta are there
+        whether or not they were given; what had no effect is not.
+    """
+    method, values = chosen_method(config), flat(config)
+    parts = {f"objective.{name}": value for name, value in asdict(method).items()}
+    values |= parts | {"objective.beta": values["objective.beta"] or BETAS.get(method.loss)}
+    idle = without_effect(config) - set(parts) | OWN_PLACE
+    changed = [
+        key
+        for key, setting in every_setting().items()
+        if key.partition(".")[0] in CARD_GROUPS and values[key] != setting.default
+    ]
+    return {
+        key: written(values[key]).replace("|", "\\|").replace("`", "'")
+        for key in dict.fromkeys([*CARD_SETTINGS, *changed])
+        if key not in idle and values[key] is not None and (key, values[key]) != UNTOUCHED
+    }
 
 
 def files_of(name: str, parts: Sequence[str] = ()) -> list[Path]:

@@ -115,6 +115,14 @@ def check_command(overrides: Sequence[str], command: str) -> None:
             )
 
 
+def method_text(config: Config) -> str:
+    """Name the method by its settings: its name, or the loss and path that replace its own."""
+    o, method = config.objective, chosen_method(config)
+    if o.loss or o.path:
+        return f"objective.loss={method.loss} objective.path={method.path}"
+    return f"objective.name={o.name}"
+
+
 def check_effects(runs: Sequence[Config], given: Collection[str]) -> None:
     """Refuse a setting that was given, differs from its default and has no effect in any run.
 
@@ -130,7 +138,7 @@ def check_effects(runs: Sequence[Config], given: Collection[str]) -> None:
         for key, setting in every_setting().items():
             value = attrgetter(key)(run)
             if key in idle and value != setting.default:
-                unlike = f" (not objective.name={run.objective.name})" if setting.by_method else ""
+                unlike = f" (not {method_text(run)})" if setting.by_method else ""
                 complaints.setdefault(
                     key,
                     f"{key}={written(value)} has no effect in this run: it needs {setting.needs}"

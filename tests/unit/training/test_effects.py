@@ -42,6 +42,11 @@ def test_a_setting_that_the_method_ignores_is_refused(override, name):
     assert load_checked(None, method) == load_config(None, method)
 
 
+def test_a_refusal_names_the_loss_that_was_given_and_not_the_methods_name():
+    with pytest.raises(ConfigError, match=r"\(not objective.loss=kto objective.path=noise\)"):
+        load_checked(None, ["objective.loss=kto", "objective.path=noise", "objective.link=ipo"])
+
+
 @pytest.mark.parametrize("override", IDLE)
 def test_the_same_setting_is_taken_where_it_has_an_effect(override):
     load_checked(None, [override])
