@@ -9,7 +9,7 @@ from pathlib import Path
 from inversion_dpo.data.buckets import square
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.models.loading import check_model
-from inversion_dpo.models.sampler import check_sizes, check_sources
+from inversion_dpo.models.sampler import check_guidance, check_sizes, check_sources
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.config import Config
 from inversion_dpo.run.disk import check_room, check_writable
@@ -25,7 +25,7 @@ def check_sampling(
     sources: Sequence[object] = (),
     sizes: Iterable[Size] = (),
 ) -> None:
-    """Refuse a folder, a disk, a model or a number of steps by which images cannot be drawn.
+    """Refuse a folder, a disk, a model, steps or guidance by which images cannot be drawn.
 
     Nothing is written, and no weight is read.
 
@@ -46,4 +46,7 @@ def check_sampling(
     model = check_model(config.model)
     check_sources(model, sources or [None])
     check_sizes(model, sizes)
+    check_guidance(model, config.evaluation.guidance_scale, "evaluation.guidance_scale")
+    for scale in config.build.guidance_scales:
+        check_guidance(model, scale, "build.guidance_scales")
     grid_for(model.schedule, "evaluation.sample_steps", config.evaluation.sample_steps)

@@ -237,6 +237,11 @@ def network_of(model: DiffusionModel) -> nn.Module:
     return network
 
 
+def is_told_guidance(model: DiffusionModel) -> bool:
+    """Say whether guidance is an input of the network, as of FLUX.1 and FLUX.2 dev."""
+    return bool(getattr(network_of(model).config, "guidance_embeds", False))
+
+
 def frozen_parts(pipeline: Any) -> dict[str, nn.Module]:
     """List every network of a pipeline by name."""
     return {n: m for n, m in sorted(pipeline.components.items()) if isinstance(m, nn.Module)}

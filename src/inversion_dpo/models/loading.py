@@ -16,7 +16,14 @@ from safetensors import safe_open
 
 from inversion_dpo.data.buckets import Resolution, buckets, square
 from inversion_dpo.data.buckets import named as named_size
-from inversion_dpo.models.base import DiffusionModel, ModelError, Use, frozen_parts, network_of
+from inversion_dpo.models.base import (
+    DiffusionModel,
+    ModelError,
+    Use,
+    frozen_parts,
+    is_told_guidance,
+    network_of,
+)
 from inversion_dpo.models.folders import (
     ENCODERS,
     LARGEST,
@@ -242,7 +249,7 @@ def _idle(model: DiffusionModel) -> list[str]:
     """List the settings that a family does not take."""
     used = {
         "t5": hasattr(model.pipeline, "text_encoder_3"),
-        "guidance_embed": getattr(network_of(model).config, "guidance_embeds", False),
+        "guidance_embed": is_told_guidance(model),
         "prompt_chunks": model.chunked,
     }
     return [key for key, does in used.items() if not does]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from inversion_dpo.data.buckets import buckets, named, nearest, square
 from inversion_dpo.data.transforms import Size, fit
 from inversion_dpo.graphs.graph import SceneGraph
-from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError
+from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError, is_told_guidance
 from inversion_dpo.models.graph_model import SceneGraphModel
 from inversion_dpo.models.loading import adapt
 from inversion_dpo.models.prompts import call_arguments
@@ -51,6 +51,24 @@ def check_sizes(model: DiffusionModel, sizes: Iterable[Size]) -> None:
             raise ModelError(
                 f"images of {named(size)}: both sides must be multiples of {model.multiple} here"
             )
+
+
+def check_guidance(model: DiffusionModel, scale: float, key: str) -> None:
+    """Refuse a guidance below 1, where pipelines draw as at 1: they do not guide.
+
+    Args:
+        model: that is sampled.
+        scale: of its samples.
+        key: the setting that has it.
+
+    Raises:
+        ModelError: names the setting.
+    """
+    if scale < 1 and not is_told_guidance(model):
+        raise ModelError(
+            f"{key}={scale:g} has no effect with {type(model.pipeline).__name__}, which draws "
+            "below 1 as at 1, the prompt without guidance: set it to 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,12 +124,13 @@ class Sampler:
         Raises:
             ConfigError: the schedule has not so many steps.
             ValueError: there are not as many seeds as prompts.
-            ModelError: an image has values that are not finite, or the model has no such size, or
-                edits an image that is not given, or edits none.
+            ModelError: an image has values that are not finite, or the model has no such size or
+                guidance, or edits an image that is not given, or edits none.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
         e, images = self.config.evaluation, dict[int, NDArray[np.uint8]]()
+        check_guidance(self.model, e.guidance_scale, "evaluation.guidance_scale")
         grid_for(self.model.schedule, "evaluation.sample_steps", e.sample_steps)
         sources = list(sources) or [None] * len(prompts)
         check_sources(self.model, sources)

@@ -56,7 +56,7 @@ Natural = Annotated[int, Strict(), Field(ge=0, le=MOST)]
 Positive = Annotated[float, Strict(), Field(gt=0, le=MOST)]
 NotNegative = Annotated[float, Strict(), Field(ge=0, le=MOST)]
 Guidance = Annotated[float, Strict(), Field(gt=0, le=100)]
-GuidanceOr0 = Annotated[float, Strict(), Field(ge=0, le=100)]  # 0 samples without the prompt
+GuidanceOr0 = Annotated[float, Strict(), Field(ge=0, le=100)]  # 0 is none of FLUX's
 Weight = Annotated[float, Strict(), Field(ge=0, le=1_000_000)]  # of a term beside the loss
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 Fraction = Annotated[float, Strict(), Field(gt=0, lt=1)]

@@ -16,8 +16,9 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.data.masks import mask_oddities, odd_masks_text, region
 from inversion_dpo.data.source import Pair, PairSource, open_pairs
 from inversion_dpo.maths.methods import ALONE, BETAS
-from inversion_dpo.models.base import DiffusionModel, frozen_parts
+from inversion_dpo.models.base import DiffusionModel, ModelError, frozen_parts, is_told_guidance
 from inversion_dpo.models.loading import few_steps_text
+from inversion_dpo.models.sampler import check_guidance
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.disk import check_room
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
@@ -88,6 +89,7 @@ def check_training(config: Config, model: DiffusionModel, folder: Path) -> None:
     check_batch(plan, current_team().size)
     pairs = open_pairs(config.data, alone=takes_images(config))
     check_sources(model, pairs)
+    check_scales(model, config)
     if text := unvisited_text(pairs.expected(), config):
         logger.warning(text)
     if text := few_steps_text(model, config.model):
@@ -274,6 +276,19 @@ def check_sources(model: DiffusionModel, pairs: PairSource) -> None:
             f"{name}: {kind} edits a source image, and the pairs have none: name its column "
             "(data.columns.source=COLUMN), or put the images into a folder source/"
         )
+
+
+def check_scales(model: DiffusionModel, config: Config) -> None:
+    """Refuse guidance that the pipeline will not sample with; ModelError names the setting."""
+    trained = config.objective.guidance_scale
+    if trained != 1 and is_told_guidance(model):
+        raise ModelError(
+            f"objective.guidance_scale={trained:g} is guidance by an empty prompt, without which "
+            f"{type(model.pipeline).__name__} samples: guidance is an input of its network. Leave "
+            "it at 1, and set model.guidance_embed"
+        )
+    check_guidance(model, trained, "objective.guidance_scale")
+    check_guidance(model, config.evaluation.guidance_scale, "evaluation.guidance_scale")
 
 
 def check_soft_labels(preferences: Iterable[float]) -> None:

@@ -331,6 +331,22 @@ def test_a_prompt_that_is_cut_is_counted(family, model_of):
 
 
 @pytest.mark.parametrize(
+    ("family", "setting", "message"),
+    [
+        ("flux", "objective.guidance_scale=3.5", "set model.guidance_embed"),
+        ("flux2-dev", "objective.guidance_scale=0.5", "set model.guidance_embed"),
+        ("sd15", "objective.guidance_scale=0.5", "has no effect with StableDiffusionPipeline"),
+        ("z-image", "evaluation.guidance_scale=0", "has no effect with ZImagePipeline"),
+    ],
+)
+def test_guidance_that_no_sample_will_have_is_refused(family, setting, message, tiny, tmp_path):
+    given = [f"model.path={tiny(family)}", "model.resolution=128", "data.limit=64", setting]
+    config = load_config(None, given)
+    with pytest.raises(ModelError, match=rf"^{setting} .*{message}"):
+        check_training(config, check_model(config.model), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("family", "named", "why"),
     [
         ("flux-schnell", "plain", "it takes no guidance, as FLUX.1 schnell"),

@@ -114,6 +114,21 @@ def test_more_steps_than_the_schedule_has_are_refused_by_name(config):
         sampler.draw(["a star"], [1])
 
 
+@pytest.mark.parametrize("scale", [0, 0.5])
+def test_a_guidance_under_which_pipelines_do_not_guide_is_refused(scale, config):
+    sampler = sampler_of(config, None).under(guidance_scale=scale)
+    message = f"evaluation.guidance_scale={scale} has no effect with StableDiffusionPipeline"
+    with pytest.raises(ModelError, match=message):
+        sampler.draw(["a star"], [0])
+
+
+def test_a_network_may_be_told_any_guidance(tiny):
+    given = [f"model.path={tiny('flux')}", "evaluation.sample_steps=1"]
+    sampler = sampler_of(load_config(None, given), None)
+    few, many = (sampler.under(guidance_scale=s).draw(["a star"], [0])[0] for s in (0, 1))
+    assert (few != many).any()
+
+
 def test_other_settings_leave_the_pipeline(config):
     sampler = sampler_of(config, None)
     other = sampler.under(guidance_scale=1.0)
