@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from inversion_dpo.maths.intervals import TAIL, wilson
+from inversion_dpo.maths.intervals import LEAST_PROMPTS, TAIL, wilson
 from inversion_dpo.run.disk import CHECKSUM
 
 OTHER_GUIDANCE = "at_training_guidance"  # the comparison at the guidance of training
@@ -26,7 +26,6 @@ RESERVED = frozenset(
     "steps training seconds structure scoring one_colour traits distance pairwise diversity "
     f"samples {CHECKSUM} {OTHER_GUIDANCE} {PAIRS_AGREE} {AGREEMENT} {WEIGHTS}".split()
 )
-LEAST_PROMPTS = 6  # fewer all gain, or all lose, by chance in over 5% of cases: 2 / 2**n
 _CHUNK = 1 << 20  # resampled indices held at once
 
 
@@ -154,6 +153,12 @@ def verdict(low: float, high: float, null: float = 0.0) -> str:
 def outcome(row: Mapping[str, float], prompts: int) -> str:
     """Return :func:`verdict` on a gain; ``none`` of so few prompts that chance explains any."""
     return "none" if prompts < LEAST_PROMPTS else verdict(row["gain_low"], row["gain_high"])
+
+
+def win_verdict(metrics: Mapping[str, Any]) -> str:
+    """Return :func:`verdict` on the win rate; ``none`` of so few prompts as :func:`outcome`."""
+    few = metrics["n_prompts"] < LEAST_PROMPTS
+    return "none" if few else verdict(metrics["win_rate_low"], metrics["win_rate_high"], null=0.5)
 
 
 def interval_text(

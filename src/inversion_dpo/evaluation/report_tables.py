@@ -7,7 +7,6 @@ from typing import Any
 
 from inversion_dpo.evaluation.breakdown import ERRORS, table_rows
 from inversion_dpo.evaluation.metrics import (
-    LEAST_PROMPTS,
     OTHER_GUIDANCE,
     decimals,
     gain_text,
@@ -17,6 +16,7 @@ from inversion_dpo.evaluation.metrics import (
 )
 from inversion_dpo.evaluation.page import Section, Table, reading
 from inversion_dpo.evaluation.wording import TOO_FEW, halves, shares_of
+from inversion_dpo.maths.intervals import LEAST_PROMPTS
 
 VERDICT_WORDS = {"gain": "gain", "loss": "loss", "none": "no measurable change"}
 

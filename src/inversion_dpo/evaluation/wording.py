@@ -8,7 +8,6 @@ from typing import Any
 from inversion_dpo.data.images import one_colour_text
 from inversion_dpo.data.traits import Share, shares_text
 from inversion_dpo.evaluation.metrics import (
-    LEAST_PROMPTS,
     OTHER_GUIDANCE,
     PAIRS_AGREE,
     gain_text,
@@ -17,9 +16,11 @@ from inversion_dpo.evaluation.metrics import (
     share_text,
     verdict,
     win_text,
+    win_verdict,
 )
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE
 from inversion_dpo.evaluation.scorers.asked import SPATIAL
+from inversion_dpo.maths.intervals import LEAST_PROMPTS
 from inversion_dpo.run.words import counted, typed
 from inversion_dpo.training.health import FEW_PAIRS, heldout_share, heldout_units
 
@@ -35,8 +36,9 @@ REMARKS = {
 def headline(metrics: Mapping[str, Any], preference: str, setting: str, run: str = "RUN") -> str:
     """Write the result by ``preference`` in one sentence; metric names stand in backticks.
 
-    It calls the result a win or a loss only if the win rate's interval excludes one half. Without
-    scores it says what is known, and how to compare the models of the folder ``run`` by eye.
+    It calls the result a win or a loss only if the win rate's interval excludes one half, and there
+    are prompts enough. Without scores it says what is known, and how to compare the models of the
+    folder ``run`` by eye.
 
     Args:
         metrics: of ``metrics.json``.
@@ -53,7 +55,7 @@ def headline(metrics: Mapping[str, Any], preference: str, setting: str, run: str
         "gain": f"wins {share} against {by}",
         "loss": f"loses to {by}: it wins only {share}",
         "none": f"cannot be distinguished from {by}: it wins {share}",
-    }[verdict(metrics["win_rate_low"], metrics["win_rate_high"], null=0.5)]
+    }[win_verdict(metrics)]
     last = _statement(preference, metrics["preference"], metrics["n_prompts"])
     return " ".join([f"{where} {told}.", last, *few_text(metrics["n_prompts"])])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import NormalDist
 
+LEAST_PROMPTS = 6  # fewer all gain, or all lose, by chance in over 5% of cases: 2 / 2**n
 TAIL = (1 - 0.95) / 2  # outside of each end of a 95% interval
 
 

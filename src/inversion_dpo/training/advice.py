@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from inversion_dpo.maths.intervals import wilson
+from inversion_dpo.maths.intervals import LEAST_PROMPTS, wilson
 from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.disk import DiskError
@@ -216,6 +216,8 @@ def judged(metrics: Mapping[str, Any], held: Sequence[Row]) -> list[Advice]:
         ]
     low, high = metrics["win_rate_low"], metrics["win_rate_high"]
     seen = f"Win rate of the images {metrics['win_rate']:.2f} ({low:.2f} to {high:.2f})"
+    if metrics.get("n_prompts", LEAST_PROMPTS) < LEAST_PROMPTS:
+        return [Advice(f"{seen}: too few prompts to tell")]
     if low > 0.5:
         return [Advice(f"{seen}{GAIN}")]
     what = "no measurable change" if high >= 0.5 else "a loss"

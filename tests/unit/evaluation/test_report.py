@@ -176,6 +176,7 @@ def test_few_prompts_carry_a_warning() -> None:
 def test_what_chance_alone_may_do_is_no_gain(n: int, told: str) -> None:
     found = scores(0.3, n=n)
     assert headline(found, "warmth", "prompts").count(f"{told}") == 1
+    assert ("cannot be distinguished" in headline(found, "warmth", "prompts")) == (n < 6)
     assert statements(found, "sg_iou")[0][0] == ("gain" if n == 6 else "none")
     assert told.removeprefix("a ") in report_tables.read(found["warmth"], n)
     assert any("warning: So few prompts" in line for line in lines(found))

@@ -142,6 +142,13 @@ def test_images_of_a_later_round_are_the_runs_own(tmp_path):
     assert any(advice.seen.endswith("a gain") for advice in advise(run))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_chance_alone_may_do_to_few_images_is_no_gain_and_no_loss(tmp_path, share):
+    few = {"n_prompts": 5} | win(share, max(0.0, share - 0.44), min(1.0, share + 0.44))
+    found = [advice.seen for advice in advise(run_of(tmp_path, images=few))]
+    assert any(seen.endswith("too few prompts to tell") for seen in found)
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
