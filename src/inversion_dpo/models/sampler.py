@@ -124,16 +124,15 @@ class Sampler:
         Raises:
             ConfigError: the schedule has not so many steps.
             ValueError: there are not as many seeds as prompts.
-            ModelError: an image has values that are not finite, or the model has no such size or
-                guidance, or edits an image that is not given, or edits none.
+            ModelError: values of an image that are not finite, or a size, a guidance or a source
+                that the model does not take, or no source where it edits one.
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, got {len(seeds)}")
         e, images = self.config.evaluation, dict[int, NDArray[np.uint8]]()
         check_guidance(self.model, e.guidance_scale, "evaluation.guidance_scale")
         grid_for(self.model.schedule, "evaluation.sample_steps", e.sample_steps)
-        sources = list(sources) or [None] * len(prompts)
-        check_sources(self.model, sources)
+        check_sources(self.model, sources := list(sources) or [None] * len(prompts))
         sizes = sizes or [self._size_for(source) for source in sources]
         check_sizes(self.model, sizes)
         asked = [p if isinstance(p, SceneGraph) else SceneGraph((), (), p) for p in prompts]
