@@ -145,7 +145,7 @@ def test_judging_blind_by_keys_leaves_the_win_rate_in_the_run(browser, page, run
     assert f"[{', '.join(interval)}]" in page_text
     metrics = tmp_path / "judged" / "metrics.json"
     assert json.loads(metrics.read_text())["people"] == found
-    write_people(tmp_path / "judged", found["policy"], {}, 0)  # all labels were taken back
+    write_people(tmp_path / "judged", found, {}, 0)  # all labels were taken back
     assert "Judged by people" not in report(tmp_path / "judged").read_text()
     assert "people" not in json.loads(metrics.read_text())
 

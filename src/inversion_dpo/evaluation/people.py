@@ -24,27 +24,33 @@ def policy_of(config: Config, adapter: Path) -> str:
 
 
 def write_people(
-    run: Path, policy: str, outcomes: Mapping[str, int], people: int
+    run: Path, about: Mapping[str, Any], outcomes: Mapping[str, int], people: int
 ) -> dict[str, Any]:
     """Write ``people.json`` of a run.
 
+    A comparison that nobody has judged does not replace another one of the same policy.
+
     Args:
         run: its folder.
-        policy: of :func:`policy_of`.
+        about: ``policy``, of :func:`policy_of`; ``comparison``, the name of its file of labels; and
+            the ``guidance_scale`` of its images.
         outcomes: pairs by what people made of them: ``first`` is the policy, ``second`` the
             reference; any other outcome counts as half a win.
         people: how many judged.
 
     Returns:
-        What was written; win_rate and its Wilson interval only if at least one pair is judged.
+        All that this comparison comes to; win_rate and its Wilson interval only if at least one
+        pair is judged.
     """
     won, lost = outcomes.get("first", 0), outcomes.get("second", 0)
     even = sum(n for k, n in outcomes.items() if k not in ("first", "second", "unlabelled"))
-    found: dict[str, Any] = {"policy": policy, "wins": won, "losses": lost, "even": even}
+    found: dict[str, Any] = {**about, "wins": won, "losses": lost, "even": even}
     if scores := [1.0] * won + [0.0] * lost + [0.5] * even:
         found |= wins([0.5] * len(scores), scores)
     found |= {"pairs": len(scores), "people": people}
-    atomic_json(found, run / PEOPLE, shared=True)
+    there = None if scores else read_people(run, about["policy"])
+    if there is None or there.get("comparison") == about["comparison"]:
+        atomic_json(found, run / PEOPLE, shared=True)
     return found
 
 
@@ -65,8 +71,9 @@ def judged_by(run: Path, config: Config) -> dict[str, Any] | None:
 def people_text(found: Mapping[str, Any]) -> str:
     """Write people's judgement as two sentences."""
     people = counted(found["people"], "person", "people")
+    at = f", at guidance {found['guidance_scale']:g}" if "guidance_scale" in found else ""
     return (
-        f"{people} compared {counted(found['pairs'], 'pair')} of pictures without knowing the "
+        f"{people} compared {counted(found['pairs'], 'pair')} of pictures{at}, without knowing the "
         f"models. The policy's is the better one in {share_text(found)}; ties, and pairs on which "
         "people differ, count half."
     )

@@ -151,9 +151,9 @@ def lines(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
             f"win rate {win_text(metrics)} on {counted(metrics['n_prompts'], 'prompt')}{seeds}"
         )
     if people := metrics.get(PEOPLE_JUDGE):
-        out.append(
-            f"judged by people: win rate {win_text(people)} on {counted(people['pairs'], 'pair')}"
-        )
+        at = f", at guidance {people['guidance_scale']:g}" if "guidance_scale" in people else ""
+        pairs = counted(people["pairs"], "pair")
+        out.append(f"judged by people: win rate {win_text(people)} on {pairs}{at}")
     for name, part in metrics.get("categories", {}).items():
         out.append(
             f"  {name}: gain {gain_text(part['preference'])}, win rate {part['win_rate']:.3f}, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections import Counter
-from functools import cached_property
 from pathlib import Path
 from threading import Lock, RLock, Thread
 from typing import Any
@@ -15,7 +14,7 @@ from inversion_dpo.labels.questions import Question, WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.labels.votes import outcome
 from inversion_dpo.run.disk import sha256_of
-from inversion_dpo.web.studio import How, Studio
+from inversion_dpo.web.studio import How, Studio, state_of
 
 AHEAD = 8  # pairs that are sampled before a person needs them
 
@@ -41,30 +40,33 @@ class Blind:
     def __init__(self, studio: Studio, run: Path) -> None:
         self._studio, self._run, self._adapter = studio, run, run / "adapter"
         self._lock, self._sampling, self._fault = RLock(), Lock(), ""
+        self.opened = dict[object, tuple[str, LabelStore]]()  # state of the adapter -> its two
 
-    @cached_property
-    def policy(self) -> str:
-        """The digest of the policy; WebError if there is none yet."""
+    def current(self) -> tuple[str, LabelStore]:
+        """Give the digest of the policy as it is now, and the file of its comparison.
+
+        WebError if there is no policy yet.
+        """
         from inversion_dpo.evaluation.people import policy_of
 
-        if not self._adapter.is_dir():
-            raise WebError(f"{self._run} has no policy yet: train first")
-        return policy_of(self._studio.config, self._adapter)
-
-    @cached_property
-    def store(self) -> LabelStore:
-        """The file of this comparison."""
-        e = self._studio.config.evaluation
-        how = f"{self.policy} {self._studio.prompts} {e.seed} {e.sample_steps} {e.guidance_scale}"
-        how += "".join(sha256_of(file) for file in self._studio.sources.values())
-        folder = self._run / "blind"
-        folder.mkdir(exist_ok=True)
-        return LabelStore(folder / f"{hashlib.sha256(how.encode()).hexdigest()[:16]}.sqlite")
+        with self._lock:
+            if not self._adapter.is_dir():
+                raise WebError(f"{self._run} has no policy yet: train first")
+            if (state := state_of(self._adapter)) not in self.opened:
+                policy = policy_of(self._studio.config, self._adapter)
+                e = self._studio.config.evaluation
+                how = f"{policy} {self._studio.prompts} {e.seed} {e.sample_steps} "
+                how += f"{e.guidance_scale}"
+                how += "".join(sha256_of(file) for file in self._studio.sources.values())
+                name, folder = hashlib.sha256(how.encode()).hexdigest()[:16], self._run / "blind"
+                folder.mkdir(exist_ok=True)
+                self.opened[state] = policy, LabelStore(folder / f"{name}.sqlite")
+            return self.opened[state]
 
     def ready(self, labeller: str) -> tuple[LabelStore, int]:
         """Sample ahead of this labeller; WebError with the reason if sampling failed."""
         with self._lock:
-            store, total = self.store, len(self._studio.prompts)
+            store, total = self.current()[1], len(self._studio.prompts)
         if self._fault:
             fault, self._fault = self._fault, ""
             raise WebError(fault)
@@ -73,15 +75,18 @@ class Blind:
         return store, total
 
     def image(self, sha256: str) -> bytes | None:
-        """Find an image by its hash, once the comparison has begun."""
-        return self.store.image(sha256) if "store" in vars(self) else None
+        """Find an image by its hash, once a comparison has begun."""
+        found = (store.image(sha256) for _, store in [*self.opened.values()])
+        return next((data for data in found if data is not None), None)
 
     def verdict(self) -> dict[str, Any]:
-        """Write and return people's win rate."""
-        votes = self.store.votes()
+        """Write and return people's win rate, see :func:`write_people`."""
+        policy, store = self.current()
+        votes, scale = store.votes(), self._studio.config.evaluation.guidance_scale
         people = {name for by in votes.values() for name in by}
         outcomes = Counter(outcome(by.values()) for by in votes.values())
-        return write_people(self._run, self.policy, outcomes, len(people))
+        about = {"policy": policy, "comparison": store.path.stem, "guidance_scale": scale}
+        return write_people(self._run, about, outcomes, len(people))
 
     def _more(self, store: LabelStore) -> None:
         """Sample the next batch, unless another thread does."""
@@ -98,7 +103,8 @@ class Blind:
             sides = [self._studio.draw(f, part, seeds, how) for f in (self._adapter, None)]
             files = [self._studio.sources.get(prompt) for prompt in part]
             sources = [file.read_bytes() if file else None for file in files]
-            store.add(map(question, part, seeds, *sides, sources))
+            if self.current()[1] is store:  # else the policy was trained further meanwhile
+                store.add(map(question, part, seeds, *sides, sources))
         except (ValueError, OSError, RuntimeError, sqlite3.Error) as error:
             self._fault = str(error)[:500]
         finally:

@@ -47,6 +47,12 @@ class How:
     side: int | None = None
 
 
+def state_of(folder: Path) -> object:
+    """Tell a folder's files from later ones under the same names, without reading them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return folder, *((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
 class Studio:
     """Pipelines, loaded when they are first needed; the latest policy replaces the one before."""
 
@@ -55,7 +61,7 @@ class Studio:
     ) -> None:
         self.config, self.run, self.pictures = config, run, Pictures()
         self._load, self._lock = load, RLock()
-        self._loaded: dict[Path | None, Sampler] = {}
+        self._loaded: dict[object, Sampler] = {}  # state of a policy, None for the reference
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -106,12 +112,12 @@ class Studio:
         return found.caption, [self.pictures.add(image) for image in found.images]
 
     def sampler(self, folder: Path | None) -> Sampler:
-        """Load the reference, or the policy saved in a folder."""
-        if folder not in self._loaded:
+        """Load the reference, or the policy saved in a folder, as it is now."""
+        if (state := state_of(folder) if folder else None) not in self._loaded:
             if folder:  # one policy at a time
                 self._loaded = {k: v for k, v in self._loaded.items() if k is None}
-            self._loaded[folder] = self._load(self.config, folder)
-        return self._loaded[folder]
+            self._loaded[state] = self._load(self.config, folder)
+        return self._loaded[state]
 
     def draw(
         self, folder: Path | None, prompts: list[str], seeds: list[int], how: How

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ def page(studio, serve, tmp_path):
     blind = Blind(studio, tmp_path)
     asking = Asking("blind", "Which?", "report", blind.ready, blind.verdict)
     yield serve(make_app([label_tab(asking, "Blind", blind.image)], "run", hosts_for("::1", False)))
-    if "store" in vars(blind):
-        blind.store.close()
+    for _, store in blind.opened.values():
+        store.close()
 
 
 def ahead(page):
@@ -82,6 +83,40 @@ def test_people_judge_the_images_of_evaluate_and_their_win_rate_is_kept(page, tm
     assert json.loads(page.get("/api/blind/team?labeller=anna")[2])["verdict"] == found
     page.post("/api/blind/undo", {"request": "u", "labeller": "anna"})
     assert read_people(tmp_path)["pairs"] == 11
+
+
+def judge(page, number):
+    pair = ahead(page)["pair"]
+    sent = {"request": number, "labeller": "anna", "pair": pair["pair"], "choice": "left"}
+    assert page.post("/api/blind/choose", sent)[0] == 200
+
+
+def test_a_look_at_another_comparison_keeps_what_people_judged(page, studio, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    judge(page, "a")
+    found = read_people(tmp_path)
+    e = studio.config.evaluation
+    assert found["pairs"] == 1 and found["guidance_scale"] == e.guidance_scale
+    e = replace(e, guidance_scale=3.0)
+    other = Blind(Studio(replace(studio.config, evaluation=e), tmp_path), tmp_path)
+    assert other.verdict()["pairs"] == 0
+    other.current()[1].close()
+    assert read_people(tmp_path) == found
+    page.post("/api/blind/undo", {"request": "u", "labeller": "anna"})
+    assert read_people(tmp_path) is None
+
+
+def test_a_policy_that_is_trained_further_is_judged_anew(page, studio, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(b"first")
+    judge(page, "a")
+    before = read_people(tmp_path)["policy"]
+    weights.write_bytes(b"second")
+    assert ahead(page)["done"] == 0
+    judge(page, "b")
+    found = read_people(tmp_path)
+    assert found["policy"] != before and found["pairs"] == 1
 
 
 def test_a_person_sees_what_is_edited(page, studio, tmp_path):

@@ -82,6 +82,17 @@ def test_a_policy_that_cannot_be_loaded_says_why(page, tmp_path):
     assert code == 409 and b"step-000004 holds no" in body
 
 
+def test_a_policy_that_is_trained_further_is_loaded_again(config, tmp_path):
+    weights, loads = tmp_path / "adapter" / "adapter_model.safetensors", []
+    studio = Studio(config, tmp_path, lambda config, adapter: loads.append(adapter) or object())
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    first = studio.sampler(weights.parent)
+    assert studio.sampler(weights.parent) is first
+    weights.write_bytes(b"trained further")
+    assert studio.sampler(weights.parent) is not first and loads == [weights.parent] * 2
+
+
 def test_another_size_is_sampled(page):
     _, asked = page.post("/api/samples", ASKED | {"side": 96})
     assert decode_image(page.get(f"/image/{asked['images'][0]}")[2], "sample").size == (96, 96)
