@@ -22,6 +22,7 @@ from inversion_dpo.evaluation.scorers.checkpoint import Checkpoint, ScorerError
 from inversion_dpo.evaluation.scorers.local_vlm import LocalModel
 from inversion_dpo.evaluation.scorers.registry import load_scorers
 from inversion_dpo.run.config import ConfigError, load_config
+from inversion_dpo.run.fields import ParserConfig
 from inversion_dpo.run.processes import Team
 from inversion_dpo.training.effects import load_checked
 from tests.chat_server import completion, serving
@@ -217,6 +218,24 @@ def test_images_are_compared_in_both_orders(tmp_path, caplog):
     assert part["shares"]["style"] == pytest.approx((0.9 + 0.7) / 2)  # its place counts for nothing
     assert "prefers the policy's image in 100.0%" in pairwise_text(found)
     assert "1 could not be read" in pairwise_text(found)
+
+
+@pytest.mark.parametrize("one", [0.4, 0.13, 0.57, 0.9])
+def test_a_judge_that_looks_at_the_place_alone_finds_every_pair_even(one):
+    answer = PAIR.replace("0.3", f"{one}").replace("0.7", f"{1 - one:.2f}")
+    with serving(lambda request: answer) as (url, _):
+        judge = unified_reward.PairJudge(f"{url}@m", ParserConfig(), None)
+        found = judge(IMAGES, IMAGES[::-1], PROMPTS)
+    assert found["unifiedreward-pair"].tolist() == [0.5, 0.5] and found["read"].all()
+
+
+def test_the_same_ratings_of_other_axes_make_the_same_mean():
+    form = "Alignment Score: {}\nCoherence Score: {}\nStyle Score: {}"
+    texts = [form.format(1.0, 1.1, 1.2), form.format(1.0, 1.2, 1.1)]
+    replies = iter(texts)
+    with serving(lambda request: next(replies)) as (url, _):
+        first, second = scored("unifiedreward", url)["unifiedreward"]
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inversion_dpo.evaluation.scorers.asking import READ, Images, asked
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
@@ -96,7 +97,7 @@ class UnifiedRewardScorer:
         axes = {axis: np.array([result.get(axis, LOWEST) for result in results]) for axis in AXES}
         named = {f"{UNIFIED}_{axis}": values for axis, values in axes.items()}
         read = np.array([float(not result[READ]) for result in results])
-        return {UNIFIED: np.mean(list(axes.values()), axis=0), **named, f"{UNIFIED}_read": read}
+        return {UNIFIED: _mean(axes), **named, f"{UNIFIED}_read": read}
 
     def check(self, prompts: Sequence[str]) -> None:
         """Look for a local model's weights; ScorerError without them."""
@@ -128,15 +129,20 @@ class PairJudge:
         both = list(zip(answers[: len(there)], answers[len(there) :], strict=True))
         read = np.array([not a[READ] and not b[READ] for a, b in both])
         shares = {
-            axis: np.array([(1 + b.get(axis, 0.5) - a.get(axis, 0.5)) / 2 for a, b in both])
+            axis: np.array([0.5 + (b.get(axis, 0.5) - a.get(axis, 0.5)) / 2 for a, b in both])
             for axis in AXES
         }
         shares = {axis: np.where(read, values, 0.5) for axis, values in shares.items()}
-        return {PAIR: np.mean(list(shares.values()), axis=0), **shares, READ: read}
+        return {PAIR: _mean(shares), **shares, READ: read}
 
     def _ask(self, images: Images, text: str) -> dict[str, Any]:
         reply = self.asked.backend.say(images, text)
         return read_pair(reply.text) if not reply.fault else {READ: reply.fault}
+
+
+def _mean(axes: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Average, rounded so that what is even is a tie, in whatever order it is added."""
+    return np.round(np.mean(list(axes.values()), axis=0), 9)
 
 
 def read_point(text: str) -> dict[str, Any]:
