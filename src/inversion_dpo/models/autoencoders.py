@@ -56,7 +56,10 @@ def scaled(vae: Any) -> Autoencoder:
 
 def shifted(vae: Any) -> Autoencoder:
     """Latents less ``shift_factor``, times ``scaling_factor``."""
-    return Autoencoder(vae, vae.config.shift_factor or 0.0, _numbers(vae, "scaling_factor")[0])
+    shift = 0.0
+    if vae.config.shift_factor is not None:
+        shift = _numbers(vae, "shift_factor", least=-math.inf)[0]
+    return Autoencoder(vae, shift, _numbers(vae, "scaling_factor")[0])
 
 
 def normalised(vae: Any, factor: Tensor | float = 1.0, video: bool = False) -> Autoencoder:
@@ -67,20 +70,25 @@ def normalised(vae: Any, factor: Tensor | float = 1.0, video: bool = False) -> A
         factor: of the latents as the network sees them.
         video: whether latents and images have an axis of time.
     """
+    deviations = _numbers(vae, "latents_std")
+    means = _numbers(vae, "latents_mean", least=-math.inf, count=len(deviations))
     mean, std = (
-        torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1)
-        for v in (vae.config.latents_mean, _numbers(vae, "latents_std"))
+        torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1) for v in (means, deviations)
     )
     return Autoencoder(vae, mean, factor / std, video)
 
 
-def _numbers(vae: Any, name: str) -> list[float]:
-    """Read a setting by which latents are divided; ModelError unless it has positive numbers."""
+def _numbers(vae: Any, name: str, least: float = 0, count: int = 0) -> list[float]:
+    """Read a setting by which latents are scaled; ModelError unless its numbers are above least.
+
+    count: how many there must be; 0 takes any.
+    """
     given = getattr(vae.config, name)
     numbers = list(given) if isinstance(given, list | tuple) else [given]
-    if not all(isinstance(n, int | float) and 0 < n < math.inf for n in numbers):
+    fit = all(isinstance(n, int | float) and least < n < math.inf for n in numbers)
+    if not fit or len(numbers) != (count or len(numbers)):
         raise ModelError(
-            f"{name} of the autoencoder is {given!r}, which no latents can be divided by: fetch "
+            f"{name} of the autoencoder is {given!r}, by which no latents can be scaled: fetch "
             "its config.json again"
         )
     return numbers

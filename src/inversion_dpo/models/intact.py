@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderTiny, VQModel
 from safetensors import safe_open
 from torch import nn
 from transformers import CLIPPreTrainedModel, CLIPTokenizer, PreTrainedTokenizerBase
@@ -140,6 +142,15 @@ def check_vocabularies(pipeline: Any, folder: Path) -> None:
             raise ModelError(
                 f"{folder / part} has no vocabulary ({', '.join(VOCABULARIES)}): fetch it again"
             )
+        encoder = part.replace("tokenizer", "text_encoder").replace("processor", "text_encoder")
+        network: Any = getattr(pipeline, encoder, None)
+        rows = network.get_input_embeddings().num_embeddings if network else math.inf
+        word, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if number >= rows:
+            raise ModelError(
+                f"{folder / part} has {word!r} as number {number}, and {encoder} has embeddings of "
+                f"{rows} numbers: fetch the two of one model"
+            )
         about = folder / part / "tokenizer_config.json"
         if not about.is_file():
             raise ModelError(f"{about} is lost: fetch it again")
@@ -249,6 +260,8 @@ def check_shapes(network: nn.Module, held: Mapping[str, Sequence[int]], where: s
 def check_channels(network: Any, vae: Any) -> None:
     """Refuse a network that takes more than latents, as those for inpainting do, or makes more.
 
+    Refuse also one that is told a class, and autoencoders that only preview.
+
     Args:
         network: of diffusers.
         vae: its autoencoder.
@@ -256,6 +269,17 @@ def check_channels(network: Any, vae: Any) -> None:
     Raises:
         ModelError: names the channels of both.
     """
+    if isinstance(vae, AutoencoderTiny | VQModel):
+        raise ModelError(
+            f"its {type(vae).__name__} is no autoencoder to train with: put that of the published "
+            "model into vae and into model_index.json"
+        )
+    for key in ("num_class_embeds", "class_embed_type"):
+        if told := network.config.get(key):
+            raise ModelError(
+                f"its {type(network).__name__} has {key}={told!r}: it is told a class of images, "
+                "which no pair has, and is not supported"
+            )
     latents = next(c for n in ("latent_channels", "z_dim") if (c := vae.config.get(n)))
     for key in ("in_channels", "out_channels"):
         channels = network.config.get(key)

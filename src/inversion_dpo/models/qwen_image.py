@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.models.autoencoders import normalised
-from inversion_dpo.models.base import ALONE, Condition, Use, joined, no_framing, plain_guidance
+from inversion_dpo.models.base import (
+    ALONE,
+    Condition,
+    ModelError,
+    Use,
+    joined,
+    no_framing,
+    plain_guidance,
+)
 from inversion_dpo.models.schedules import flux_schedules
 
 MASK = "encoder_hidden_states_mask"
@@ -38,6 +46,11 @@ class QwenImage:
         use: Use,
     ) -> None:
         self.pipeline: Any = pipeline
+        if pipeline.transformer.config.guidance_embeds:
+            raise ModelError(
+                "its transformer is told its guidance (guidance_embeds), as no published "
+                "Qwen-Image is: it is not supported"
+            )
         self.edits = "never" if isinstance(pipeline, QwenImagePipeline) else "reads"
         last = len(pipeline.transformer.transformer_blocks) - 1
         text = r"(attn\.(add_q_proj|to_add_out|norm_added_q)|txt_mlp)(\..*)?"

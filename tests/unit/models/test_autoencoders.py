@@ -71,9 +71,13 @@ def test_encoding_undoes_the_scale_of_decoding(family, config, fresh):
         (shifted, {"scaling_factor": "0.18"}, "is '0.18'"),
         (normalised, {"latents_mean": [0.0, 0.0], "latents_std": [1.0, 0.0]}, r"\[1.0, 0.0\]"),
         (normalised, {"latents_mean": [0.0], "latents_std": [math.inf]}, "latents_std"),
+        (shifted, {"scaling_factor": 1.0, "shift_factor": math.nan}, "shift_factor .* is nan"),
+        (shifted, {"scaling_factor": 1.0, "shift_factor": "0.1"}, "shift_factor .* is '0.1'"),
+        (normalised, {"latents_mean": None, "latents_std": [1.0]}, "latents_mean .* is None"),
+        (normalised, {"latents_mean": [0.0], "latents_std": [1.0] * 2}, "latents_mean .*0.0"),
     ],
 )
-def test_a_scale_that_no_latents_can_be_divided_by_is_refused(make, config, named):
-    vae = SimpleNamespace(config=SimpleNamespace(shift_factor=0.0, **config))
+def test_a_scale_that_no_latents_can_be_brought_to_is_refused(make, config, named):
+    vae = SimpleNamespace(config=SimpleNamespace(**{"shift_factor": 0.0} | config))
     with pytest.raises(ModelError, match=named):
         make(vae)

@@ -400,7 +400,7 @@ def test_names_of_few_steps(given, key):
 
 
 def test_distilled_variants_are_known_by_their_configuration(tiny):
-    """Z-Image-Turbo by its shift, LCM by an input of its UNet; SANA-Sprint is refused."""
+    """Z-Image-Turbo by its shift, LCM by an input; SANA-Sprint and such a Qwen are refused."""
     turbo = load_pipeline(ModelConfig(str(tiny("z-image"))))
     assert adapt(turbo, SIDE).distilled is None
     turbo.scheduler = type(turbo.scheduler).from_config(turbo.scheduler.config, shift=3.0)
@@ -409,6 +409,10 @@ def test_distilled_variants_are_known_by_their_configuration(tiny):
     assert adapt(lcm, SIDE).distilled is None
     lcm.unet.register_to_config(time_cond_proj_dim=256)
     assert "as LCM's" in adapt(lcm, SIDE).distilled
+    qwen = load_pipeline(ModelConfig(str(tiny("qwen-image"))))
+    qwen.transformer.register_to_config(guidance_embeds=True)
+    with pytest.raises(ModelError, match="is told its guidance"):
+        adapt(qwen, SIDE)
     sprint = load_pipeline(ModelConfig(str(tiny("sana"))))
     sprint.transformer.register_to_config(guidance_embeds=True)
     with pytest.raises(ModelError, match="SANA-Sprint, distilled to few steps"):

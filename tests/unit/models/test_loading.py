@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import save_file
+from transformers import CLIPTokenizer
 
 from inversion_dpo.models import folders
 from inversion_dpo.models.base import ModelError, frozen_parts
@@ -142,6 +143,25 @@ def without(file, key):
     return change
 
 
+def with_a_word(folder):
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["<cat>"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def preview(folder):
+    """Of a demonstration that was made fast."""
+    shutil.rmtree(folder / "vae")
+    widths = {f"{half}_block_out_channels": (8,) * 4 for half in ("encoder", "decoder")}
+    AutoencoderTiny(**widths).save_pretrained(folder / "vae")
+
+
+def twice(folder):
+    """The network was saved anew in parts, beside the former file."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    unet.save_pretrained(folder / "unet", max_shard_size="20KB")
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1"  # what git clone leaves without git-lfs
 NAMED = {
     "no scheduler named": (without("model_index.json", "scheduler"), "names no scheduler: take a"),
@@ -191,6 +211,25 @@ NAMED = {
     "no settings of a tokenizer": (
         lambda f: (f / "tokenizer/tokenizer_config.json").unlink(),
         "tokenizer_config.json is lost",
+    ),
+    "a word too many": (
+        with_a_word,
+        "tokenizer has '<cat>' as number .*, and text_encoder has embeddings of .* numbers: fetch",
+    ),
+    "whole and in parts": (
+        twice,
+        "unet holds its weights twice, as diffusion_pytorch_model.safetensors and in parts",
+    ),
+    "an autoencoder for previews": (
+        lambda f: [
+            preview(f),
+            settings("model_index.json", vae=["diffusers", "AutoencoderTiny"])(f),
+        ],
+        "its AutoencoderTiny is no autoencoder to train with",
+    ),
+    "a UNet told a class": (
+        settings("unet/config.json", class_embed_type="identity"),
+        "UNet2DConditionModel has class_embed_type='identity': it is told a class of images",
     ),
     "no filling": (without("tokenizer/tokenizer_config.json", "pad_token"), "lacks .*or pad_token"),
     "in few bits": (
