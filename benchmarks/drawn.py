@@ -22,7 +22,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from workshop import drawn_pairs, drawn_scorers
 
-from inversion_dpo.compare.experiment import Plan, claim_folder, compare
+from inversion_dpo.compare.beforehand import Plan, claim_folder
+from inversion_dpo.compare.experiment import compare
 
 METHODS = ("x0", "transition", "reference", "diffusion_dpo", "kto", "sft")
 ABLATIONS = (

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from inversion_dpo import api
 from inversion_dpo.cli import main as cli
-from inversion_dpo.compare.experiment import Plan, claim_folder
+from inversion_dpo.compare.beforehand import Plan, claim_folder
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.models.loading import load_pipeline
 from inversion_dpo.run import disk

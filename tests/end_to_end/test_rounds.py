@@ -12,6 +12,7 @@ import pytest
 
 from inversion_dpo.cli.compare import run_all
 from inversion_dpo.cli.label import fill, subject_of
+from inversion_dpo.compare import beforehand
 from inversion_dpo.compare import experiment as comparing
 from inversion_dpo.compare import runs as comparing_runs
 from inversion_dpo.compare.rounds import (
@@ -29,7 +30,7 @@ from inversion_dpo.labels.questions import WebError
 from inversion_dpo.labels.store import LabelStore
 from inversion_dpo.making_pairs.candidates import encode_image
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.disk import CHECKSUM
 from inversion_dpo.run.faults import Waiting
 from inversion_dpo.run.folder import BusyError, occupied, read_config
@@ -43,7 +44,8 @@ def brightness(images, prompts):
 
 @pytest.fixture
 def settings(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(comparing_runs, "DIVERSITY_PROMPTS", 2)
+    for module in (comparing_runs, beforehand):
+        monkeypatch.setattr(module, "DIVERSITY_PROMPTS", 2)
     (tmp_path / "own_scorer.py").write_text(SCORER)
     monkeypatch.syspath_prepend(tmp_path)
     prompts = tmp_path / "own.txt"
@@ -230,6 +232,10 @@ def test_two_methods_with_curves_against_each_other(settings, tmp_path):
         "Errors and drift",
     ):
         assert f"{heading}</h2>" in page
+    sampled = sum(pq.read_metadata(f).num_rows for f in (root / "samples").glob("*.parquet"))
+    base = load_config(plan.config, [])
+    assert sampled == beforehand.images_of(plan, base, 2)
+    assert "| x0 | 1 | 1 |" in beforehand.foretold(root, plan, base)  # which is finished
     for picture in ("evaluations", "seconds", "errors", "drift", "gains"):
         assert (root / "figures" / f"{picture}.png").stat().st_size > 5000
 

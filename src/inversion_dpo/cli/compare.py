@@ -119,6 +119,7 @@ def compare(
         ),
     ] = 4,
     people: People = 0,
+    dry_run: DryRun = False,
 ) -> None:
     """Train every method on the same pairs with several seeds; writes OUTPUT/report.html.
 
@@ -129,7 +130,7 @@ def compare(
 
     Example: inversion-dpo compare -c mine.yaml --methods x0,diffusion_dpo,sft --seeds 3 -o runs/cmp
     """
-    from inversion_dpo.compare.experiment import Plan, parse_extra
+    from inversion_dpo.compare.beforehand import Plan, check_plan, foretold, parse_extra
     from inversion_dpo.compare.experiment import compare as run_comparison
     from inversion_dpo.compare.methods import parse_methods
     from inversion_dpo.compare.rounds import Rounds
@@ -144,4 +145,7 @@ def compare(
         curve_prompts,
         Rounds(rounds, round_prompts, round_samples, people),
     )
+    if dry_run:
+        typer.echo(foretold(output, plan, check_plan(output, plan)))
+        return
     typer.echo(f"report: {run_comparison(output, plan)}")

@@ -156,8 +156,17 @@ def check(
         plans: the overrides of each run.
         extra: the user's own overrides; each must have an effect in at least one run.
         vary: the settings that the user varies; the same holds for them.
+
+    Raises:
+        ConfigError: also for a loss or path that would stand in the place of every method's own.
     """
     runs = [load_config(config, list(overrides)) for overrides in plans]
-    given, varied = load_given(config, list(extra))[1], [parse_vary(text)[0] for text in vary]
+    (base, given), varied = load_given(config, list(extra)), [parse_vary(text)[0] for text in vary]
+    for key in ("loss", "path"):
+        if value := getattr(base.objective, key):
+            raise ConfigError(
+                f"objective.{key}={value} would replace that of every method, under the methods' "
+                f"names: leave it out, or try it beside them with --vary objective.{key}={value}"
+            )
     given |= {k for k in every_setting() for v in varied if f"{v}.".startswith(f"{k}.")}
     check_effects(runs, given)

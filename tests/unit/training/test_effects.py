@@ -157,6 +157,19 @@ def test_a_comparison_does_not_vary_what_changes_nothing():
         check("taste", plans, vary=["objective.beta=7"])
 
 
+@pytest.mark.parametrize("setting", ["objective.loss=kto", "objective.path=noise"])
+def test_a_comparison_takes_no_loss_or_path_for_all_its_methods(setting, tmp_path):
+    """Every run would have it, under the names of the methods."""
+    plans = [[*METHODS[name].settings, setting] for name in ("x0", "kto")]
+    key, _, value = setting.partition("=")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"objective:\n  {key.partition('.')[2]}: {value}\n")
+    for config, extra in (("taste", [setting]), (str(file), [])):
+        with pytest.raises(ConfigError, match=f"{setting} would replace that of every method"):
+            check(config, plans, extra)
+    check("taste", [METHODS["x0"].settings, plans[0]], vary=[setting])
+
+
 def test_every_tag_is_known():
     words = {
         word

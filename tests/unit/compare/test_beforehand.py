@@ -1,0 +1,51 @@
+"""What a comparison says of itself before its first run."""
+
+import pytest
+
+from inversion_dpo.cli import main as cli
+
+
+def test_a_dry_run_counts_what_a_comparison_takes_and_writes_nothing(tmp_path, capsys):
+    """500 prompts, 2,000 pairs; numbers worked out by hand.
+
+    Inversion: two images of 2,000 pairs, nine states, three iterations for eight of them.
+    Training: three times 60 steps of 32 pairs, two images, two passes for a LoRA, and one more for
+    the reference where noise is fresh.
+    """
+    root = tmp_path / "run"
+    given = ["--methods", "x0,diffusion_dpo", "--seeds", "3", "--curve-prompts", "0", "--dry-run"]
+    start = ["compare", "-c", "composition", "-o", str(root), *given, "training.steps=60"]
+    with pytest.raises(SystemExit):
+        cli.main(start)
+    text = capsys.readouterr().out
+    assert "| x0 | 3 | 0 | 60 of 32 | 2,000 | 132,000 | 23,040 |" in text
+    assert "| diffusion_dpo | 3 | 0 | 60 of 32 | 2,000 | 0 | 34,560 |" in text
+    judged = 500 * 8 + 7 * (500 + 32 * 4)  # the best of eight; reference and runs, with diversity
+    assert f"samples {judged:,} images: {10 * judged:,} passes, 10 steps at guidance 1." in text
+    assert not root.exists()
+    with pytest.raises(SystemExit):
+        cli.main([*start, "--rounds", "2", "--tune"])
+    text = capsys.readouterr().out
+    assert "\n2 rounds: each later one trains every run again" in text
+    assert "trials of each method: x0 6, diffusion_dpo 6" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["--methods", "x0,dpo"], "no method 'dpo'"),
+        (["data.pairs=nowhere.parquet"], "nowhere.parquet"),
+        (["evaluation.scorer=null"], "compare needs evaluation.scorer"),
+    ],
+)
+def test_a_dry_run_finds_what_would_stop_it(tmp_path, capsys, given, complaint):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "-c", "composition", "-o", str(tmp_path / "run"), "--dry-run", *given])
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_a_folder_that_holds_something_else(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "-c", "composition", "-o", str(tmp_path), "--dry-run"])
+    assert "is not empty and holds no comparison" in capsys.readouterr().err
