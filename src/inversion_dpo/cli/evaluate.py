@@ -62,7 +62,7 @@ def evaluate(
         against=against or (),
     )
     _, spread = diversity_text(found) or ("", "")
-    told = [pairwise_text(found), spread, *(f"warning: {text}" for text in doubts(found))]
+    told = [pairwise_text(found), spread, *(f"warning: {text}" for text in doubts(found, str(run)))]
     more = [f"  {text}" for text in told if text]
     more += [f"next: inversion-dpo report {typed(run)}, a page with the pictures"]
     say("\n".join(protocols.lines(found) if protocol else [*lines(found, str(run)), *more]))

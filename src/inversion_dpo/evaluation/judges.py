@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inversion_dpo.data.traits import shares_text
 from inversion_dpo.evaluation.metrics import PAIRS_AGREE, metric_rows, outcome, win_rate, wins
 from inversion_dpo.evaluation.wording import shares_of
+from inversion_dpo.run.words import typed
 
 Scores = Mapping[str, NDArray[Any]]
 LABELLER = 0.75  # the least share of pairs, by its interval, that a labeller orders as they are
@@ -81,8 +82,11 @@ def independent(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name not in labelled] or names
 
 
-def doubts(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what speaks against a labeller's gain: no judge but it, or one look on most images."""
+def doubts(metrics: Mapping[str, Any], run: str = "RUN") -> list[str]:
+    """Say what speaks against a labeller's gain: no judge but it, or one look on most images.
+
+    run: the folder, for the advice.
+    """
     labelled, rows = labellers(metrics), metric_rows(metrics)
     read = {k: outcome(r, metrics["n_prompts"]) for k, r in rows.items()}
     others = [name for name in rows if name not in labelled]
@@ -95,7 +99,7 @@ def doubts(metrics: Mapping[str, Any]) -> list[str]:
     if not others:
         names = ", ".join(f"`{name}`" for name in labelled)
         text = f"Every scorer asked orders the pairs as their labels do ({names}): it judges what "
-        text += "it taught. Ask another one, or people: `inversion-dpo web RUN`."
+        text += f"it taught. Ask another one, or people: `inversion-dpo web {typed(run)}`."
     elif confirmed:
         text = f"The labeller's gain ({gained}) comes with one look on most images. A score that "
         text += "likes this look gains by it alone: see the pictures."

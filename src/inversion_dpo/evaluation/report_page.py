@@ -117,7 +117,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
         sections=[section for section in sections if section],
         lede=headline(data.metrics, data.preference, data.setting, data.run),
         statements=[
-            *(("loss", text.replace("RUN", data.run)) for text in doubts(data.metrics)),
+            *(("loss", text) for text in doubts(data.metrics, data.run)),
             *statements(data.metrics, data.preference),
             *filter(None, [diversity_text(data.metrics)]),
         ],

@@ -44,6 +44,7 @@ from inversion_dpo.run.disk import (
 )
 from inversion_dpo.run.faults import memory_advice
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.words import harmless
 
 logger = logging.getLogger(__name__)
 Images = list[NDArray[np.uint8]]
@@ -244,7 +245,7 @@ def write_pictures(folder: Path, files: Sequence[Path], config: Config) -> None:
         for number, edited in enumerate(sources_for(config, texts)):
             if source := opened(edited):
                 source.save(made / f"{number:03d}-source.png")
-        lines = [f"{k:03d} {' '.join(text.split())}\n" for k, text in enumerate(texts)]
+        lines = [f"{k:03d} {harmless(' '.join(text.split()))}\n" for k, text in enumerate(texts)]
         (made / "prompts.txt").write_text("".join(lines), encoding="utf-8")
 
     atomic_folder(folder, fill)

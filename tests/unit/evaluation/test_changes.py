@@ -8,14 +8,23 @@ import numpy as np
 import pytest
 
 from inversion_dpo.evaluation.changes import changes
-from inversion_dpo.evaluation.samples import write_samples
+from inversion_dpo.evaluation.samples import write_pictures, write_samples
 from inversion_dpo.evaluation.wording import lines, statements
+from inversion_dpo.run.config import load_config
 
 
 def written(path: Path, shades: list[tuple[int, int, int]]) -> Path:
     images = [np.full((8, 8, 3), shade, np.uint8) for shade in shades]
     write_samples(path, [f"p{k}" for k in range(len(shades))], list(range(len(shades))), images, {})
     return path
+
+
+def test_the_list_of_prompts_cannot_command_a_terminal(tmp_path):
+    files = [tmp_path / "reference.parquet", tmp_path / "policy.parquet"]
+    for file in files:
+        write_samples(file, ["a\x1b[2J red\nstar"], [1], [np.zeros((4, 4, 3), np.uint8)], {})
+    write_pictures(tmp_path / "images", files, load_config(None, []))
+    assert (tmp_path / "images" / "prompts.txt").read_text() == "000 a\\x1b[2J red star\n"
 
 
 def test_policy_against_reference_image_by_image(tmp_path: Path) -> None:

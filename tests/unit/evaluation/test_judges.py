@@ -89,3 +89,8 @@ def test_what_speaks_against_a_gain(gains, labelled, words):
     confirmed = list(gains.values()) == [1.0, 1.0]
     assert len(doubts(found)) == (bool(words) and not confirmed)
     assert independent(found) == [n for n in gains if n not in labelled] or len(gains) == 1
+
+
+def test_the_advice_names_the_run_and_leaves_the_scores_their_names():
+    text = doubts(metrics_of({"RUN": 1.0}, ["RUN"]), "runs/my own")[0]
+    assert "(`RUN`)" in text and "`inversion-dpo web 'runs/my own'`" in text
