@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from inversion_dpo.run.fields import Config
 
 
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=V1,V2", help="An ablation: each method with every value. Repeatable."
+    ),
+]
 DEMOS = {"composition": "demo", "taste": "taste"}  # labelling -> preset
 
 
@@ -93,12 +99,7 @@ def compare(
         str, typer.Option(help="Methods with commas between them (docs/how-to/compare.md).")
     ] = "x0,diffusion_dpo,sft",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Training seeds of each method.")] = 5,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=V1,V2", help="An ablation: each method with every value. Repeatable."
-        ),
-    ] = None,
+    vary: Vary = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="First find each method's rate and beta: equal trials.")
     ] = False,

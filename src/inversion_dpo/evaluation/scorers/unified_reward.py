@@ -142,7 +142,7 @@ class PairJudge:
 
 def _mean(axes: Mapping[str, NDArray[np.float64]]) -> Any:
     """Average, rounded so that what is even is a tie, in whatever order it is added."""
-    return np.round(np.mean(list(axes.values()), axis=0), 9)
+    return np.asarray(np.mean(list(axes.values()), axis=0)).round(9)
 
 
 def read_point(text: str) -> dict[str, Any]:
