@@ -56,7 +56,8 @@ def traits(image: Image.Image) -> Traits:
         (red - blue).mean(),
         sum(edges),
     )
-    return dict(zip(TRAITS, map(float, found), strict=True))
+    # rounded: even pixels would differ by what a processor makes of their sum
+    return {name: round(float(x), 6) for name, x in zip(TRAITS, found, strict=True)}
 
 
 ODDITIES = {  # kinds of pairs that hold no preference

@@ -65,6 +65,12 @@ def test_large_images_are_compared_in_one_size_and_stay_as_they_were() -> None:
     assert traits(Image.new("RGB", (1, 1)))["sharper"] == 0.0
 
 
+@pytest.mark.parametrize("side", [8, 17, 64])
+def test_an_image_of_one_colour_has_no_contrast_whatever_the_processor(side):
+    image = Image.new("RGB", (side, side), (90, 90, 120))
+    assert traits(image)["more contrasty"] == 0.0 == traits(image)["sharper"]
+
+
 def tally(*pairs: tuple[float, float]) -> Tally:
     made = Tally()
     for winner, loser in pairs:
