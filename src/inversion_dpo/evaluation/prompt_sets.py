@@ -218,11 +218,17 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8 text ({error}); save it as that") from error
     for number, line in enumerate(lines, start=1):
-        if line.strip():
+        if has_text(line):
             is_json, where = file.suffix.lower() == ".jsonl", f"{file}, line {number}"
             if not is_json and is_object(line):
                 raise ConfigError(f"{where} is a JSON object: give the file a name in .jsonl")
             yield _row(line, where, file.parent) if is_json else _Row(line.strip())
+
+
+def has_text(line: str) -> bool:
+    """Tell whether anything of a text can be seen, and UTF-8 can hold all of it."""
+    whole = line == line.encode(errors="ignore").decode()  # JSON can spell half of a pair
+    return whole and any(c.isprintable() and not c.isspace() for c in line)
 
 
 def is_object(line: str) -> bool:
@@ -255,10 +261,13 @@ def _row(row: Any, where: str, folder: Path) -> _Row:
         raise ConfigError(f"{where} is not JSON ({error})") from error
     row = row if isinstance(row, dict) else {}
     prompt = row.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or not has_text(prompt):
         raise ConfigError(f'{where} has no text under "prompt"')
-    graph = _graph(row.get("scene_graph"), where)
-    category, size = str(row.get("category", row.get("tag")) or ""), row.get("size")
+    graph, size = _graph(row.get("scene_graph"), where), row.get("size")
+    said = [row[k] for k in ("category", "tag") if row.get(k) not in (None, "")]
+    if said and not isinstance(said[0], str | int | float):
+        raise ConfigError(f'{where}, "category": write one word or a number')
+    category = str(said[0]).strip() if said else ""
     if size is not None and (size := read_size(size)) is None:
         raise ConfigError(f'evaluation.prompts: {where}, "size": write it as "832x1216"')
     source = row.get("source")

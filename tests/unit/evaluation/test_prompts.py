@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from inversion_dpo.evaluation.evaluate import check
@@ -60,6 +62,20 @@ def test_genevals_own_file_is_understood(tmp_path):
     assert found.by_category == {"two_object": [0, 2], "colors": [1]}
 
 
+def test_a_category_may_be_a_number_and_an_empty_one_leaves_the_tag(tmp_path):
+    rows = [
+        {"prompt": "a", "category": 0},
+        {"prompt": "b", "category": 1},
+        {"prompt": "c", "category": None, "tag": " colors "},
+        {"prompt": "d", "category": "", "tag": None},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "p.parquet")
+    found = read_prompt_set(str(tmp_path / "p.jsonl"), None)
+    assert found.categories == ["0", "1", "colors", ""]
+    assert read_prompt_set(str(tmp_path / "p.parquet"), None).categories == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
@@ -68,6 +84,10 @@ def test_genevals_own_file_is_understood(tmp_path):
         ("p.jsonl", '{"text": "a"}', 'line 1 has no text under "prompt"'),
         ("p.jsonl", "[1]", "line 1 has no text"),
         ("p.jsonl", '{"prompt": " "}', "line 1 has no text"),
+        ("p.jsonl", '{"prompt": "\\u200b"}', "line 1 has no text"),
+        ("p.jsonl", '{"prompt": "a \\ud83d cat"}', "line 1 has no text"),
+        ("p.jsonl", '{"prompt": "a", "category": ["x"]}', 'line 1, "category": write one word'),
+        ("p.txt", "\u200b\n", "holds no prompts"),
         ("p.csv", "prompt,category\na,b", "is a table: give a text file with one prompt a line"),
         ("p.JSON", '["a"]', "is a table"),
         ("p.ndjson", 'one\n{"prompt": "a"}', "line 2 is a JSON object: give the file a name in"),
