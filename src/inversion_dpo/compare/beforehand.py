@@ -36,6 +36,7 @@ from inversion_dpo.run.config import Config, ConfigError, load_config
 from inversion_dpo.run.disk import atomic_json, check_room, read_json
 from inversion_dpo.training.beforehand import check_data, check_training
 from inversion_dpo.training.cost import job_of
+from inversion_dpo.training.effects import without_effect
 from inversion_dpo.training.run_files import tracker_of
 from inversion_dpo.trajectories.cost import evaluations_again
 from inversion_dpo.trajectories.method import takes_images
@@ -98,8 +99,29 @@ def claim_folder(root: Path, plan: Plan) -> None:
     atomic_json(mine, root / "compare.json")
 
 
-def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
-    """List each variant with the overrides of its runs, one run per seed."""
+Line = tuple[Variant, list[list[str]]]  # a variant with the overrides of its runs, one a seed
+
+
+def every_line(plan: Plan, root: Path) -> list[Line]:
+    """List each method, and each with every varied value, whether or not it has an effect."""
+    tuned = tuned_settings(plan.config, root / "tuned.json")
+    return [
+        (v, [overrides_of(v, tuned, plan.extra, s) for s in range(plan.seeds)])
+        for v in variants(plan.methods, plan.vary)
+    ]
+
+
+def lines(plan: Plan, root: Path) -> list[Line]:
+    """List what is run: a method is not varied by what has no effect on it."""
+    return [
+        (v, runs)
+        for v, runs in every_line(plan, root)
+        if not v.varied or v.varied[0] not in without_effect(load_config(plan.config, runs[0]))
+    ]
+
+
+def warn_of_lines(plan: Plan, root: Path) -> None:
+    """Warn of methods without tuned settings, and of those that a key does not vary."""
     tuned = tuned_settings(plan.config, root / "tuned.json")
     untuned = [m for m in plan.methods if m not in tuned]
     if untuned and not plan.tune:
@@ -109,10 +131,10 @@ def lines(plan: Plan, root: Path) -> list[tuple[Variant, list[list[str]]]]:
             ", ".join(untuned),
             plan.config,
         )
-    return [
-        (v, [overrides_of(v, tuned, plan.extra, s) for s in range(plan.seeds)])
-        for v in variants(plan.methods, plan.vary)
-    ]
+    run = {v.name for v, _ in lines(plan, root)}
+    left = [v for v, _ in every_line(plan, root) if v.name not in run]
+    for key, method in dict.fromkeys((v.varied[0], v.method) for v in left if v.varied):
+        logger.warning("%s has no effect on %s, which is not varied by it", key, method)
 
 
 def check_build(plan: Plan) -> None:
@@ -151,9 +173,11 @@ def check_plan(root: Path, plan: Plan) -> Config:
         )
     check_rounds(plan.rounds, base)
     check_build(plan)
-    plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
+    plans = [overrides for _, runs in every_line(plan, root) for overrides in runs]
     check(plan.config, plans, plan.extra, plan.vary)
+    warn_of_lines(plan, root)
     tracker_of(base.training.tracker)
+    plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
     configs = [load_config(plan.config, overrides) for overrides in plans[:: plan.seeds]]
     for config in configs:
         check_data(config, root / "cache")

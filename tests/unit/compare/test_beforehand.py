@@ -1,8 +1,12 @@
 """What a comparison says of itself before its first run."""
 
+from dataclasses import replace
+
 import pytest
 
 from inversion_dpo.cli import main as cli
+from inversion_dpo.compare.beforehand import Plan, check_plan, lines
+from inversion_dpo.run.config import ConfigError
 
 
 def test_a_dry_run_counts_what_a_comparison_takes_and_writes_nothing(tmp_path, capsys):
@@ -42,6 +46,17 @@ def test_a_dry_run_finds_what_would_stop_it(tmp_path, capsys, given, complaint):
     with pytest.raises(SystemExit):
         cli.main(["compare", "-c", "composition", "-o", str(tmp_path / "run"), "--dry-run", *given])
     assert complaint in capsys.readouterr().err
+
+
+def test_a_method_is_not_varied_by_what_has_no_effect_on_it(tmp_path, caplog):
+    """SFT at three values of beta was three times the same run, under three names."""
+    plan = Plan("composition", ("x0", "sft"), 2, vary=("objective.beta=300,3000", "policy.rank=4"))
+    names = [variant.name for variant, _ in lines(plan, tmp_path)]
+    assert names == ["x0", "sft", "x0 beta=300", "x0 beta=3000", "x0 rank=4", "sft rank=4"]
+    check_plan(tmp_path / "run", plan)
+    assert caplog.text.count("objective.beta has no effect on sft, which is not varied by it") == 1
+    with pytest.raises(ConfigError, match="objective.beta=.* has no effect"):
+        check_plan(tmp_path / "run", replace(plan, methods=("sft",)))
 
 
 def test_a_dry_run_refuses_a_folder_that_holds_something_else(tmp_path, capsys):
