@@ -61,15 +61,21 @@ def fill(store: Any, config: Config, limit: int) -> tuple[int, Counter[str]]:
 
     d, counts = config.data, Counter[str]()
     asked = questions(d, min(limit, d.limit or limit), counts, alone=store.kind != "pairs")
-    return store.add(asked), counts
+    total = store.add(asked)
+    return total, counts + Counter(other=total - counts["pairs"])
 
 
 def rest_text(counts: Counter[str]) -> str:
-    """Say what of the data is not asked about; nothing if all is."""
+    """Say what of the data is not asked about, and what else is; nothing if neither."""
     from inversion_dpo.data.source import left_out_words
 
     dropped = left_out_words(counts)
     more = "; the data have more rows than --limit or data.limit takes" * counts["beyond"]
+    if other := counts["other"]:
+        more += (
+            f"; {counted(other, 'is', 'are')} of other data, or of an earlier --limit: to label "
+        )
+        more += "these alone give a new file as --labels"
     return f"{f'; left out: {dropped}' * bool(dropped)}{more}"
 
 

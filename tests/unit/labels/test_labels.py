@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from inversion_dpo.cli.label import rest_text
+from inversion_dpo.cli.label import fill, rest_text
 from inversion_dpo.data.columns import OPTIONAL
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs as opened
@@ -21,6 +21,7 @@ from inversion_dpo.labels.export import export, summary
 from inversion_dpo.labels.questions import Question, WebError, questions
 from inversion_dpo.labels.store import SHARED, Conflict, LabelStore, swapped
 from inversion_dpo.labels.votes import agreement, outcome, share
+from inversion_dpo.run.config import load_config
 from inversion_dpo.run.fields import ConfigError, DataConfig
 from inversion_dpo.run.folder import sole_writer
 from tests.pair_files import open_pairs, write_edits
@@ -488,6 +489,15 @@ def test_what_stands_twice_counts_once_and_rows_beyond_the_limit_are_said(pair_f
     counts = Counter()
     assert len(list(questions(config, 99, counts))) == len(table) and rest_text(counts) == ""
     assert rest_text(Counter(identical=1)) == "; left out: 1 with identical images"
+
+
+def test_pairs_of_other_data_in_the_file_of_labels_are_said(pair_file, tmp_path, store):
+    pq.write_table(pq.read_table(pair_file).slice(0, 2), tmp_path / "other.parquet")
+    config = load_config("taste", [f"data.pairs={tmp_path / 'other.parquet'}"])
+    before = store.total()
+    total, counts = fill(store, config, 1000)
+    assert total == before and counts["pairs"] == 2
+    assert rest_text(counts).startswith(f"; {before - 2} are of other data, or of an earlier")
 
 
 def test_images_without_any_label_are_asked_about_one_by_one(tmp_path):
