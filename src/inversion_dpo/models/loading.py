@@ -46,6 +46,7 @@ from inversion_dpo.models.likeness import misread_text
 from inversion_dpo.models.lora import add_lora, lora_file, merge_lora
 from inversion_dpo.models.one_file import configuration_of, encoders_in, load_single_file
 from inversion_dpo.models.parts import (
+    check_encoders,
     check_lora,
     check_place,
     given_parts,
@@ -129,8 +130,10 @@ def load_pipeline(m: ModelConfig, device: torch.device | None = None) -> Any:
             pipeline = load_single_file(path, source, index, how | parts)
         else:
             pipeline = _from_pretrained(path, m, how | parts)
-            for text in check_names(pipeline, folder_of(path, m.revision), parts):
+            folder = folder_of(path, m.revision)
+            for text in check_names(pipeline, folder, parts):
                 logger.warning(text)
+            check_encoders(pipeline, folder, m.variant)
         check_vocabularies(pipeline, folder_of(source, None if single else m.revision))
     if m.lora:
         with named("model.lora", m.lora):
@@ -229,6 +232,7 @@ def check_model(m: ModelConfig) -> DiffusionModel:
     with named("model.path", m.path):
         if Path(path).is_dir():
             check_names(pipeline, Path(path), given)
+            check_encoders(pipeline, Path(path), m.variant)
         if Path(source).is_dir():
             check_vocabularies(pipeline, Path(source))
     return adapted(pipeline, m)

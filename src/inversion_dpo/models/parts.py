@@ -313,6 +313,33 @@ def _without_weights(library: str, name: str, source: str, place: dict[str, Any]
     return made.from_config(about)
 
 
+def check_encoders(pipeline: Any, folder: Path, variant: str | None) -> None:
+    """Refuse text encoders that their files fill in part; the library draws the rest at random.
+
+    Args:
+        pipeline: from the folder's configurations, with or without weights.
+        folder: of the pipeline.
+        variant: of the files that are read, where a part has it.
+
+    Raises:
+        ModelError: counts what is missing, with an example.
+    """
+    for part in ENCODERS:
+        encoder, place = getattr(pipeline, part, None), folder / part
+        if encoder is None or not any(place.glob("*.safetensors")):
+            continue
+        how = {"use_safetensors": True, "device_map": "meta", "output_loading_info": True}
+        read = type(encoder).from_pretrained
+        told = read(place, variant=held_variant(place, variant), **how)[1]  # by headers alone
+        lost = sorted(n for n in told["missing_keys"] if not n.startswith("lm_head"))  # unread
+        if lost:
+            beside = min(told["unexpected_keys"], default=None)
+            raise ModelError(
+                f"{place} lacks {len(lost)} weights of {type(encoder).__name__}, for example "
+                f"{lost[0]!r} (too many: {beside}): fetch it again, or save it by this class"
+            )
+
+
 def check_lora(m: ModelConfig, name: str, key: str) -> None:
     """Check that a LoRA fits the model's layers, from configurations alone; ModelError if not.
 

@@ -607,6 +607,28 @@ def test_weights_under_another_name_are_not_taken_for_whole(part, tiny, tmp_path
             check_model(ModelConfig(str(tiny("sd15")), **{key: str(folder / part)}))
 
 
+@pytest.mark.parametrize(
+    ("family", "part", "start", "other"),
+    [
+        ("sd15", "text_encoder", "encoder.layers.0.self_attn.q_proj", "mine"),
+        ("sdxl", "text_encoder_2", "text_projection", "text_projection.0"),
+        ("flux", "text_encoder_2", "", "t5."),
+        ("qwen-image", "text_encoder", "", "mine."),
+    ],
+)
+def test_a_text_encoder_under_other_names_is_refused(family, part, start, other, tiny, tmp_path):
+    """The library draws what it does not find at random, at each load anew."""
+    folder = shutil.copytree(tiny(family), tmp_path / "model")
+    file = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    renamed = {k.replace(start, other, 1) if start in k else k: v for k, v in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, file, {"format": "pt"})
+    for load in (check_model, load_pipeline):
+        with pytest.raises(ModelError, match=f"{part} lacks .* weights of .*: fetch it again"):
+            load(ModelConfig(str(folder)))
+
+
 def only_half(folder, part):
     file = next((folder / part).glob("*.safetensors"))
     file.rename(file.with_suffix(".fp16.safetensors"))
