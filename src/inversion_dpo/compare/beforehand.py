@@ -197,8 +197,11 @@ def images_of(plan: Plan, base: Config, runs: int) -> int:
     curve = min(plan.curve, count)
     both = count * base.evaluation.seeds + min(count, DIVERSITY_PROMPTS) * DIVERSITY_SEEDS
     points = math.ceil(steps / max(1, steps // SNAPSHOTS))  # of a curve, as runs.run spaces them
-    reference = count * MOST + both + curve
-    return reference + runs * plan.rounds.count * (both + points * curve)
+    samples = count * MOST + both + curve + runs * plan.rounds.count * (both + points * curve)
+    if base.evaluation.seeds > 1:
+        return samples
+    again = (1 + runs * plan.rounds.count) * (curve == count)  # ends of curves, sampled already
+    return samples - count * (1 + again)  # the reference is the first of the best of n
 
 
 def foretold(root: Path, plan: Plan, base: Config) -> str:

@@ -138,7 +138,10 @@ def sampled_file(
     if set(sizes) - {square(config.model.resolution)}:
         key += f"{sizes}"
     key += "".join(content_of(file) for file in sources_for(config, prompts) if file)
-    path = memo / f"{desc}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+    name = f"-{hashlib.sha256(key.encode()).hexdigest()[:16]}.parquet"
+    path = memo / f"{desc}{name}"
+    if not path.exists():  # the same samples may be there for another purpose
+        path = min(memo.glob(f"*{name}"), default=path)
     if not _on_disk(path):
         pictured = [graphs.get(p, p) for p in prompts for _ in range(repeats)]
         seeds = [e.seed + k + REPEAT * j for k in range(len(prompts)) for j in range(repeats)]

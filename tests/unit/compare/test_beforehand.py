@@ -24,7 +24,7 @@ def test_a_dry_run_counts_what_a_comparison_takes_and_writes_nothing(tmp_path, c
     text = capsys.readouterr().out
     assert "| x0 | 3 | 0 | 60 of 32 | 2,000 | 132,000 | 23,040 |" in text
     assert "| diffusion_dpo | 3 | 0 | 60 of 32 | 2,000 | 0 | 34,560 |" in text
-    judged = 500 * 8 + 7 * (500 + 32 * 4)  # the best of eight; reference and runs, with diversity
+    judged = 500 * 7 + 7 * (500 + 32 * 4)  # best of eight; reference and runs, with diversity
     assert f"samples {judged:,} images: {10 * judged:,} passes, 10 steps at guidance 1." in text
     assert not root.exists()
     with pytest.raises(SystemExit):
