@@ -184,4 +184,5 @@ def sample(
         logger.warning(text)
     sampler = sampler_of(read_config(folder), folder / "adapter" if policy else None)
     seeds = [seed + k for k in range(len(prompts))]
+    sampler.warn_of_cut(prompts)
     return sampler.draw(prompts, seeds, sources=sources)

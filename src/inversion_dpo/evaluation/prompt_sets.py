@@ -227,8 +227,12 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
 
 def has_text(line: str) -> bool:
     """Tell whether anything of a text can be seen, and UTF-8 can hold all of it."""
-    whole = line == line.encode(errors="ignore").decode()  # JSON can spell half of a pair
-    return whole and any(c.isprintable() and not c.isspace() for c in line)
+    return is_whole(line) and any(c.isprintable() and not c.isspace() for c in line)
+
+
+def is_whole(text: str) -> bool:
+    """Tell whether UTF-8 can hold a text: JSON can spell half of a pair, a shell send any byte."""
+    return text == text.encode(errors="ignore").decode()
 
 
 def is_object(line: str) -> bool:
@@ -339,6 +343,10 @@ def prompts_to_sample(prompts: list[str], file: Path | None) -> list[str | Scene
     if file is None:
         if not prompts:
             raise ConfigError("give at least one prompt, or --scene-graph FILE")
+        if odd := [prompt for prompt in prompts if not is_whole(prompt)]:
+            raise ConfigError(
+                f"the prompt {ascii(odd[0][:60])} is not UTF-8 text: write it as that"
+            )
         if files := [*filter(os.path.isfile, prompts)]:
             raise ConfigError(
                 f"{files[0]} is a file: give the prompts themselves, each in quotes. To draw those "

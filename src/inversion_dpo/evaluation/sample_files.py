@@ -118,6 +118,7 @@ def draw(
         ConfigError: one drew a file there meanwhile, with another prompt or other settings.
     """
     size = sampler.config.evaluation.batch_size
+    sampler.warn_of_cut(prompts)
     with occupied(files[0].path.parent, run=False):
         places = missing(files)
         for first in range(0, len(places), size):

@@ -191,7 +191,10 @@ def sample_parts(
         batch = slice(start, start + e.batch_size)
         texts = [p if isinstance(p, str) else p.caption for p in prompts[batch]]
         if read_table(part) is None:
-            sampler, noise = sampler or sampler_of(config, adapter), seeds[batch]
+            if sampler is None:
+                sampler = sampler_of(config, adapter)
+                sampler.warn_of_cut(prompts)
+            noise = seeds[batch]
             sizes = sizes_for(config, texts)
             sources = [opened(file) for file in sources_for(config, texts)]
             images = sampler.draw(prompts[batch], noise, sizes=sizes, sources=sources)

@@ -9,7 +9,7 @@ they stack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -144,6 +144,25 @@ def real_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Put texts [L_i, D] into one tensor [B, L, D], with a mask [B, L] of what is no padding."""
     masks = [torch.ones(1, len(row), dtype=torch.bool, device=row.device) for row in rows]
     return joined([row[None] for row in rows]), joined(masks)
+
+
+def overlong_text(cut: Mapping[str, int], model: DiffusionModel, chunks: int, of: str) -> str:
+    """Say how many texts lose their end, and what to do about it; empty if none does.
+
+    Args:
+        cut: how many do, by tokenizer.
+        model: that reads them.
+        chunks: ``model.prompt_chunks``.
+        of: number and name of all texts.
+    """
+    read = model.reads
+    told = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cut.items() if n]
+    text = f"of {of} the end is cut: {', '.join(told)}"
+    if not told:
+        return ""
+    if not model.chunked:
+        return f"{text}; put what matters first"
+    return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"
 
 
 def overlong(model: DiffusionModel, prompts: Sequence[str]) -> dict[str, int]:

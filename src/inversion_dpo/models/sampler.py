@@ -20,9 +20,10 @@ from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.models.base import OVERFLOW, DiffusionModel, ModelError, is_told_guidance
 from inversion_dpo.models.graph_model import SceneGraphModel
 from inversion_dpo.models.loading import adapt
-from inversion_dpo.models.prompts import call_arguments
+from inversion_dpo.models.prompts import call_arguments, overlong, overlong_text
 from inversion_dpo.models.schedules import grid_for
 from inversion_dpo.run.config import Config
+from inversion_dpo.run.words import counted
 
 logger = logging.getLogger(__name__)
 Prompt = str | SceneGraph  # a scene graph stands for its caption and itself
@@ -98,6 +99,13 @@ class Sampler:
         """Return the same pipeline under other settings of ``evaluation``."""
         changed = replace(self.config.evaluation, **evaluation)
         return replace(self, config=replace(self.config, evaluation=changed))
+
+    def warn_of_cut(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that lose their end, each counted once."""
+        texts = [*{p if isinstance(p, str) else p.caption for p in prompts}]
+        cut, chunks = overlong(self.model, texts), self.config.model.prompt_chunks
+        if text := overlong_text(cut, self.model, chunks, counted(len(texts), "prompt")):
+            logger.warning(text)
 
     def draw(
         self,

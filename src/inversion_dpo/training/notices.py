@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from inversion_dpo.data.buckets import named
 from inversion_dpo.data.source import left_out_words
 from inversion_dpo.data.transforms import Size
-from inversion_dpo.models.base import DiffusionModel
 from inversion_dpo.run.fields import Config, TrainingConfig
 from inversion_dpo.run.words import counted
 from inversion_dpo.training.session import epoch_of_step
@@ -113,16 +112,6 @@ def known_prompts_text(
     units = "images" if single else "pairs"
     text = f"{shared} of {len(held)} held-out {units} have a prompt that is trained on too"
     return text if shared else ""
-
-
-def overlong_text(cache: TrajectoryCache, model: DiffusionModel, chunks: int) -> str:
-    """Say how many captions lose their end, and what to do about it."""
-    read = model.reads
-    cut = [f"{n} by {name} (reads {read[name]} tokens)" for name, n in cache.overlong.items() if n]
-    text = f"of {cache.pairs} captions the end is cut: {', '.join(cut)}"
-    if not model.chunked:
-        return f"{text}; put what matters first"
-    return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"
 
 
 def guidance_text(scale: float, plain: float, guided: float) -> str:

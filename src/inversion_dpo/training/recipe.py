@@ -25,6 +25,7 @@ from inversion_dpo.data.source import open_pairs
 from inversion_dpo.models.base import DiffusionModel, frozen_parts
 from inversion_dpo.models.blocks import compile_blocks, compile_model, one_length, seconds_compiling
 from inversion_dpo.models.loading import load_model
+from inversion_dpo.models.prompts import overlong_text
 from inversion_dpo.run.disk import atomic_folder
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
@@ -45,7 +46,6 @@ from inversion_dpo.training.notices import (
     guidance_text,
     known_prompts_text,
     leak_text,
-    overlong_text,
     rare_text,
 )
 from inversion_dpo.training.plan import balanced, make_plan, with_gap
@@ -146,8 +146,9 @@ def prepare(config: Config, cache_root: Path, *, reuse: bool = False) -> Prepare
         logger.info("%s by size: %s", "images" if cache.single else "pairs", listed)
     if left := len(cache.left_out):
         logger.warning(left_out_text(left, left + cache.pairs))
-    if any(cache.overlong.values()):
-        logger.warning(overlong_text(cache, model, key.prompt_chunks))
+    captions = counted(cache.pairs, "caption")
+    if text := overlong_text(cache.overlong, model, key.prompt_chunks, captions):
+        logger.warning(text)
     check_count(pairs.config.pairs, cache.pairs)
     return Prepared(accelerator, model, cache, back)
 

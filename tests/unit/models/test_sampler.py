@@ -35,6 +35,14 @@ def same(images, others):
     return np.abs(np.stack(images).astype(int) - np.stack(others).astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_prompts_that_lose_their_end_are_counted(tiny, caplog, chunks):
+    given = [f"model.path={tiny('sd15')}", f"model.prompt_chunks={chunks}"]
+    sampler_of(load_config(None, given), None).warn_of_cut([*LONG, *LONG, "a red star"])
+    told = "of 3 prompts the end is cut: 2 by tokenizer (reads 75 tokens); model.prompt_chunks=2"
+    assert (told in caplog.text) == (chunks == 1) == bool(caplog.text)
+
+
 @pytest.fixture
 def config(tiny):
     given = ["evaluation.sample_steps=1", "evaluation.guidance_scale=2", "evaluation.batch_size=2"]

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from inversion_dpo.data.images import DataError
+from inversion_dpo.models.prompts import overlong_text
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.faults import Terminated
 from inversion_dpo.run.processes import Team
@@ -22,7 +23,6 @@ from inversion_dpo.training.notices import (
     guidance_text,
     known_prompts_text,
     leak_text,
-    overlong_text,
     rare_text,
 )
 from inversion_dpo.training.recipe import (
@@ -274,9 +274,9 @@ def test_texts():
     assert counts_text(SimpleNamespace(pairs=0, single=False, counts={})) == "0 pairs of 0 rows"
     assert "guidance_scale=2: " in guidance_text(2.0, 0.125, 0.5)
     assert "by 0.5000 of their norm, and by 0.1250" in guidance_text(2.0, 0.125, 0.5)
-    cut = SimpleNamespace(pairs=5, overlong={"tokenizer": 0, "tokenizer_2": 2})
     reads = {"tokenizer": 150, "tokenizer_2": 100}
-    text = overlong_text(cut, SimpleNamespace(reads=reads, chunked=True), 2)
+    cut, chunked = {"tokenizer": 0, "tokenizer_2": 2}, SimpleNamespace(reads=reads, chunked=True)
+    text = overlong_text(cut, chunked, 2, "5 captions")
     assert text == (
         "of 5 captions the end is cut: 2 by tokenizer_2 (reads 100 tokens); "
         "model.prompt_chunks=3 reads 75 more"
