@@ -21,7 +21,18 @@ from torch import Tensor
 
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.lora import WEIGHTS
-from inversion_dpo.models.originals import FLUX, FLUX_2, KREA_2, LUMINA, LUMINA_2, SD3, WAN, Table
+from inversion_dpo.models.originals import (
+    FLUX,
+    FLUX_2,
+    KREA_2,
+    KREA_2_TOP,
+    LUMINA,
+    LUMINA_2,
+    SD3,
+    WAN,
+    Names,
+    Table,
+)
 from inversion_dpo.run.disk import atomic_save
 
 BLOCKS = FLUX | WAN | LUMINA_2
@@ -71,7 +82,7 @@ def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str
     elif kind.startswith(SD_3):
         renamed = blocks_to_kohya(weights, float(alpha), SD_3_BLOCKS)
     elif kind.startswith(KREA):
-        renamed = blocks_to_kohya(weights, float(alpha), KREA_2)
+        renamed = blocks_to_kohya(weights, float(alpha), KREA_2, KREA_2_TOP)
     elif any(re.match(f"{FUSED}|{OF_FLUX_2}|{RENAMED}", key) for key in weights):
         renamed = blocks_to_kohya(weights, float(alpha))
     else:
@@ -157,7 +168,10 @@ def write_lora(adapter: Path, file: Path, form: str, kind: str = "") -> Path:
 
 
 def blocks_to_kohya(
-    weights: Mapping[str, Tensor], alpha: float, more: Table | None = None
+    weights: Mapping[str, Tensor],
+    alpha: float,
+    more: Table | None = None,
+    top: Names | None = None,
 ) -> dict[str, Tensor]:
     """Rename a transformer's LoRA; of fused modules the matrices are stacked, and so is alpha.
 
@@ -168,6 +182,7 @@ def blocks_to_kohya(
         weights: under diffusers' names.
         alpha: of every pair of matrices.
         more: names of a family that cannot be told by its modules.
+        top: the same of its modules outside the blocks.
 
     Raises:
         ModelError: a module that kohya's names do not have, or one of Lumina 2's attention without
@@ -192,6 +207,11 @@ def blocks_to_kohya(
                 )
             if parts:
                 made |= _fused(f"lora_unet_{prefix}{number}_{name}", modules, parts, alpha)
+    for name, (module,) in (top or {}).items():
+        keys = [f"transformer.{module}.lora_{part}.weight" for part in "AB"]
+        if left.keys() >= set(keys):
+            parts = {module: [left.pop(key) for key in keys]}
+            made |= _fused(f"lora_unet_{name}", (module,), parts, alpha)
     if left:
         raise ModelError(
             f"kohya's names have nothing for {min(left)}: train other policy.target_modules, or "

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.folders import index_of
 from inversion_dpo.models.kohya import blocks_to_kohya, read_lora, to_comfyui, to_kohya, write_lora
+from inversion_dpo.models.krea_2 import Krea2
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.lora import read_lora as read_file
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
@@ -158,6 +159,21 @@ def test_stable_diffusion_3_there_and_back(tiny, tmp_path):
     norms = trained(tiny("sd3"), tmp_path / "norms", ["norm1.linear"])
     with pytest.raises(ModelError, match="kohya's names have nothing for .*norm1.linear"):
         to_kohya(norms, kind)
+
+
+def test_what_the_family_trains_of_krea_2_is_written(tiny, tmp_path):
+    """Its layers outside the blocks too, which made an adapter of the preset unwritable."""
+    adapter = trained(tiny("krea2"), tmp_path / "adapter", list(Krea2.targets))
+    file = write_lora(adapter, tmp_path / "kohya.safetensors", "kohya", "Krea2Pipeline")
+    top = {key.partition(".")[0].removeprefix("lora_unet_") for key in load_file(file)}
+    assert {"first", "last_linear", "tmlp_0", "tproj_1", "txtfusion_projector"} <= top
+    back, changes = read_file(load_pipeline(ModelConfig(str(tiny("krea2")))), file)
+    ours = read_lora(adapter)[0]
+    assert not changes and back.keys() == ours.keys()
+    for key in (key for key in ours if ".lora_A." in key):
+        up = key.replace(".lora_A.", ".lora_B.")
+        product = ours[up] @ ours[key] * ALPHA / RANK
+        torch.testing.assert_close(back[up] @ back[key], product, rtol=1e-4, atol=1e-4)
 
 
 def test_krea_2_there_and_back(tiny, tmp_path):
