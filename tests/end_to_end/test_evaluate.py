@@ -7,16 +7,20 @@ import re
 import shutil
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation.evaluate import pairs_agree
 from inversion_dpo.evaluation.samples import commit_of, model_digest, scoring_digest
+from inversion_dpo.evaluation.sides import load_policy_pipeline
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import load_config, to_yaml
@@ -91,6 +95,26 @@ def reported(trained, tmp_path_factory):
                 main([name, str(folder)])
         assert not stop.value.code
     return folder, said.getvalue()
+
+
+def test_a_policy_on_other_weights_than_it_was_trained_on_is_told(
+    trained, tiny_pipeline, tmp_path, caplog
+):
+    """A base that was replaced in its place, or another revision: the LoRA fits it all the same."""
+    run, base = (
+        shutil.copytree(place, tmp_path / place.name) for place in (trained, Path(tiny_pipeline))
+    )
+    config = load_config(str(run / "config.yaml"), [f"model.path={base}"])
+    (run / "config.yaml").write_text(to_yaml(config))
+    load_policy_pipeline(config, run / "adapter")
+    file = base / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file({k: v * 1.01 for k, v in weights.items()}, file, {"format": "pt"})
+    other = replace(config, model=replace(config.model, dtype="bfloat16"))  # meant to differ
+    load_policy_pipeline(other, run / "adapter")
+    assert "trained on other weights" not in caplog.text
+    load_policy_pipeline(config, run / "adapter")
+    assert f"{run / 'adapter'} was trained on other weights than {base} has now" in caplog.text
 
 
 def test_the_report_shows_what_was_measured_whatever_changed_since(capsys, reported, tmp_path):

@@ -17,12 +17,14 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
+from inversion_dpo.evaluation.sides import load_policy_pipeline
 from inversion_dpo.maths.inversion import invert, reconstruct
 from inversion_dpo.maths.methods import METHODS
 from inversion_dpo.models.base import Framing, ModelError, network_of
 from inversion_dpo.models.loading import adapt, load_model, load_pipeline
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.run.folder import claim
 from inversion_dpo.training import step as training
 from inversion_dpo.training.generators import generator_for
 from inversion_dpo.training.plan import make_plan
@@ -368,7 +370,7 @@ EVERY = product(["lora", "full"], FAMILIES + NEWER)
 
 
 @pytest.mark.parametrize(("kind", "family"), slow_but(WAYS, EVERY))
-def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path, caches):
+def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path, caches, caplog):
     """invert, train three steps, save, load in plain diffusers: the image is another one.
 
     The trainer's own start-up checks stand in the way of anything that is not the reference at
@@ -385,7 +387,10 @@ def test_pairs_to_a_changed_image(family, kind, tiny, pair_file, tmp_path, cache
         sized(family, size),
         *["inversion.steps=3"] * (kind == "full"),
     )
+    claim(tmp_path, config)
     train(config, tmp_path, caches)
+    load_policy_pipeline(config, tmp_path / "adapter")
+    assert "trained on other weights" not in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and rows[0]["grad_norm"] > 0
     base, settings = plain(tiny(family), family), DRAWS.get(family.split("-")[0], {})

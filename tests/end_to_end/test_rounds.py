@@ -121,8 +121,10 @@ def test_gains_are_over_the_first_reference_and_nothing_is_repeated(
     assert chain(root, "x0", config, 2, rounds) == found
     with pytest.raises(ConfigError, match=r"x0-0 .*data.prompt_dropout is 0.0 there and 0.1 here"):
         chain(root, "x0", make("data.prompt_dropout=0.1"), 2, rounds)
-    with pytest.raises(ConfigError, match="its curve has 2 prompts, not 1"):
+    with pytest.raises(ConfigError, match=r"settings \(its curve has 2 prompts, not 1\)"):
         chain(root, "x0", config, 1, rounds)
+    with pytest.raises(ConfigError, match=r"settings \(its curve has 2 prompts, not 0\)"):
+        chain(root, "x0", config, 0, rounds)
     kept = owner.with_name("result.json")  # a result from before it said so
     said = json.loads(kept.read_text())
     kept.write_text(

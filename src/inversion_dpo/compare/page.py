@@ -43,8 +43,11 @@ def gain_part(summary: Summary, preference: str) -> Part:
         row["drift"] = cell(drift, 4, "") if drift else "-"
         row["s / step"] = f"{v['step_seconds']:.2f}"
         rows.append(row | {"evaluations / step": f"{v['step_evaluations']:.0f}"})
+    over = f"Means over {summary['seeds']} training seeds with 95% t intervals"
+    if summary["seeds"] == 1:
+        over = "One training seed, without intervals"
     note = (
-        f"Means over {summary['seeds']} training seeds with 95% t intervals, on "
+        f"{over}, on "
         f"{summary['prompts']} held-out prompts with the same noise. {preference} decides the "
         f"win rate. The reference has diversity {summary['reference_diversity']:.3f}."
     )

@@ -84,7 +84,7 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
             if key != "evaluation.prompts" or not moved
         ]
         if (scored := result.get("curve_prompts")) != curve:
-            other.append(f"its curve has {scored} prompts, not {curve}")
+            other.insert(0, f"its curve has {scored} prompts, not {curve}")
         if other:
             raise ConfigError(
                 f"{folder} holds a finished run with other settings ({other[0]}): choose another "

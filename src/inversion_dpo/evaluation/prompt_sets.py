@@ -6,7 +6,9 @@ The embedded world is a prompt set too; only this module and the registry of sco
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -27,6 +29,8 @@ from inversion_dpo.run.config import ConfigError, resolve
 from inversion_dpo.run.words import counted, typed
 
 T = TypeVar("T")
+HEADER = re.compile(r"(prompt|caption)s?([,;\t]\w*)*|text", re.IGNORECASE)  # no prompt is one
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,13 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
         lines = file.read_text(encoding=encoding_of(file)).split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8 text ({error}); save it as that") from error
+    if HEADER.fullmatch(lines[0].strip()) and len(lines) > 1:
+        logger.warning(
+            "%s: its first line, %r, is taken for a prompt, not for the name of a column: remove "
+            "it if it is one",
+            file,
+            lines[0].strip(),
+        )
     for number, line in enumerate(lines, start=1):
         if has_text(line):
             is_json, where = file.suffix.lower() == ".jsonl", f"{file}, line {number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from inversion_dpo.evaluation.prompt_sets import (
     read_prompt_set,
 )
 from inversion_dpo.graphs.graph import SceneGraph
+from inversion_dpo.models.base import sketch_of
 from inversion_dpo.models.folders import LARGEST, folder_fault, variant_of
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import fitted, load_pipeline
@@ -27,9 +29,12 @@ from inversion_dpo.models.lora import add_lora, lora_file
 from inversion_dpo.models.parts import HUB, check_lora, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
+from inversion_dpo.run.disk import read_json
 from inversion_dpo.run.fields import ModelConfig
-from inversion_dpo.run.folder import read_config
+from inversion_dpo.run.folder import REFERENCE, read_config
 from inversion_dpo.run.processes import current_team
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,9 @@ def side(config: Config, model: str | None) -> Side:
     path = Path(model).expanduser()
     if (path / "config.yaml").is_file():
         if not (path / "adapter").is_dir():
-            raise ConfigError(f"{path} is a run without a policy: train it first")
+            raise ConfigError(
+                f"{path} is a run without a policy: train it first, or name one with --policy"
+            )
         return side(replace(config, model=read_config(path).model), str(path / "adapter"))
     if is_encoder(path):
         return Side(config, path)
@@ -153,16 +160,40 @@ def sampler_of(config: Config, adapter: Path | None) -> Sampler:
     return Sampler(load_policy_pipeline(config, adapter), config, graph_of_prompt)
 
 
+def warn_of_base(m: ModelConfig, adapter: Path, pipeline: Any) -> None:
+    """Warn if a run's policy is put on other weights than it was trained on.
+
+    Args:
+        m: the base's settings; where they are not the run's own, other weights are meant.
+        adapter: of the policy, in the folder of its run or elsewhere.
+        pipeline: the base as it is now.
+    """
+    run = adapter.parent
+    there = (run / REFERENCE).is_file() and (run / "config.yaml").is_file()
+    if not there or read_config(run).model != m:
+        return
+    if read_json(run / REFERENCE)["weights"] != sketch_of(pipeline):
+        logger.warning(
+            "%s was trained on other weights than %s has now: its images and scores are not those "
+            "of the model that was trained. Put the former weights back, or train again",
+            adapter,
+            m.path,
+        )
+
+
 def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
     """Load the pipeline as users do: the base and a LoRA or graph encoder, or a full folder."""
     m, device = config.model, current_team().device
     if adapter is None:
         return load_pipeline(m, device)
-    if is_encoder(adapter):
-        return load_pipeline(replace(m, scene_graph=str(adapter)), device)
     if (adapter / "model_index.json").exists():
         return load_pipeline(in_folder(m, adapter), device)
+    if is_encoder(adapter):
+        pipeline = load_pipeline(replace(m, scene_graph=str(adapter)), device)
+        warn_of_base(m, adapter, pipeline)
+        return pipeline
     pipeline = load_pipeline(m, device)
+    warn_of_base(m, adapter, pipeline)
     with named("policy", str(adapter)):
         add_lora(pipeline, str(adapter))
     return pipeline

@@ -43,6 +43,7 @@ _FREE = (
 
 
 logger = logging.getLogger(__name__)
+REFERENCE = "reference.json"  # of a run's folder: a sketch of the model that it was trained on
 LOCK = ".lock"
 BEGUN = {LOCK, "config.yaml.partial"}  # all that a kill in a run's first moment leaves
 UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock

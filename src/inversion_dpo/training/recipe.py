@@ -22,14 +22,14 @@ from inversion_dpo.data.buckets import left_out_text, named
 from inversion_dpo.data.giveaways import refuse_giveaways
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.source import open_pairs
-from inversion_dpo.models.base import DiffusionModel, frozen_parts
+from inversion_dpo.models.base import DiffusionModel, frozen_parts, sketch_of
 from inversion_dpo.models.blocks import compile_blocks, compile_model, one_length, seconds_compiling
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.models.prompts import overlong_text
-from inversion_dpo.run.disk import atomic_folder
+from inversion_dpo.run.disk import atomic_folder, atomic_json
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
-from inversion_dpo.run.folder import stage
+from inversion_dpo.run.folder import REFERENCE, stage
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.words import counted
 from inversion_dpo.training.beforehand import (
@@ -105,8 +105,11 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
         root = cache_root or config.inversion.folder(folder)
         prepared = prepare(config, root, reuse=cache_root is None)
     with stage(folder, "train"), memory_advice("training"), stop_requests() as stopping:
+        weights = sketch_of(prepared.model.pipeline)
         session = set_up(config, prepared)
         progress = resume(session, folder)
+        if current_team().main:  # after it: a checkpoint of another model is refused
+            atomic_json({"weights": weights}, folder / REFERENCE)
         begin_tracker(session.accelerator, config.training.tracker, folder, progress.step)
         last = run_steps(session, config.training, folder, progress, stopping)
         finish(session, config, folder, last)

@@ -41,6 +41,17 @@ def test_a_file_of_prompts_may_be_as_editors_of_windows_save_it(tmp_path, coding
         read_prompts(str(tmp_path / "p.txt"), None)
 
 
+@pytest.mark.parametrize(
+    ("first", "warns"),
+    [("prompt", True), ("Caption,category", True), ("text", True), ("prompt of a fox", False)],
+)
+def test_a_first_line_that_names_a_column_is_pointed_at(tmp_path, caplog, first, warns):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{first}\na fox\n")
+    assert read_prompts(str(file), None) == [first, "a fox"]
+    assert (f"{file}: its first line, {first!r}, is taken for a prompt" in caplog.text) is warns
+
+
 def test_a_number_counts_training_captions_of_the_embedded_world():
     found = read_prompt_set("20", None, seed=3)
     assert len(set(found.prompts)) == 20 and {split_of(p) for p in found.prompts} == {"train"}

@@ -6,7 +6,9 @@ BLIP are built again from torch's own layers, under the authors' names, and load
 
 import math
 import shutil
+import sqlite3
 import sys
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -844,6 +846,18 @@ def test_a_damaged_store_is_named(folders, tmp_path):
     store.write_bytes(b"no database" * 100)
     with pytest.raises(ScorerError, match="delete it"):
         load_scorers("clip", {"clip": str(folders["clip"])}, 2, store)(IMAGES, PROMPTS)
+
+
+def test_a_store_that_another_command_has_locked_is_not_called_damaged(
+    folders, tmp_path, monkeypatch
+):
+    """Who deleted it, as the message said, lost every score."""
+    store, connect = tmp_path / "scores.sqlite", sqlite3.connect
+    monkeypatch.setattr("sqlite3.connect", lambda path, timeout: connect(path, timeout=0.01))
+    with closing(connect(store)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ScorerError, match="cannot be used now .*locked.*wait for the command"):
+            load_scorers("clip", {"clip": str(folders["clip"])}, 2, store)(IMAGES, PROMPTS)
 
 
 @pytest.mark.parametrize(

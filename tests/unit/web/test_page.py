@@ -76,7 +76,13 @@ def test_another_sites_name_is_refused(page):
 
 
 def test_another_sites_writes_are_refused(page, store):
-    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{page.port + 1}"):
+    for origin in (
+        "http://evil.example",
+        "null",
+        "http://[",
+        "",
+        f"http://127.0.0.1:{page.port + 1}",
+    ):
         assert label(page, origin=origin)[0] == 403
     assert label(page, content_type="text/plain")[0] == 403
     assert page.ask("POST", "/api/label/undo", "{}", origin="http://evil.example")[0] == 403

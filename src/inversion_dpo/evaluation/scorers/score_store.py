@@ -65,6 +65,11 @@ class Store:
             base.execute(f"CREATE TABLE IF NOT EXISTS {self.table} {columns}")
         except sqlite3.DatabaseError as error:
             base.close()
+            if isinstance(error, sqlite3.OperationalError):  # locked, or no place to write
+                raise ScorerError(
+                    f"{self.path} cannot be used now ({error}): wait for the command that uses it, "
+                    "or make room and give it the right to write there"
+                ) from error
             raise ScorerError(f"{self.path} is damaged ({error}): delete it") from error
         return base
 
