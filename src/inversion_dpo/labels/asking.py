@@ -118,7 +118,9 @@ def _batches(folder: Path, config: Config, asked: PromptSet, seed: int) -> list[
             batch = slice(start, start + e.batch_size)
             texts = captions[batch]
             if read_table(file) is None:
-                sampler = sampler or sampler_of(config, None)
+                if sampler is None:
+                    sampler = sampler_of(config, None)
+                    sampler.warn_of_cut(asked.prompts)
                 seeds = [seed + start + k for k in range(len(texts))]
                 sources = [opened(edited.get(text)) for text in texts]
                 images = sampler.draw(prompts[batch], seeds, sizes=sizes[batch], sources=sources)

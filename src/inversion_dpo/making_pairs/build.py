@@ -240,14 +240,20 @@ def sampling_of(config: Config, judge: Judge) -> Sampling:
             raise ConfigError(f"build.models: {model}: another one is called {name}; rename it")
         models[name] = side(config, model)
     sources = {f"{name}, guidance {s:g}": (m, s) for name, m in models.items() for s in scales}
-    draw = drawing(sources, details_of(b.prompts))
+    own = [] if b.prompts == SCENES else [graph.caption for graph in single_graphs(config)]
+    draw = drawing(sources, details_of(b.prompts), own)
     return Sampling(draw, judge, b.samples, tuple(sources), b.quality)
 
 
-def drawing(sources: Mapping[str, tuple[Side, float]], details: PromptSet) -> Draw:
+def drawing(
+    sources: Mapping[str, tuple[Side, float]], details: PromptSet, captions: Sequence[str] = ()
+) -> Draw:
     """Make a sampler of (graphs with captions, seeds, source); models are loaded when needed.
 
-    ``details`` has the sizes of captions' images, and what they edit.
+    Args:
+        sources: name -> model and guidance.
+        details: the sizes of captions' images, and what they edit.
+        captions: all that will be asked for; those whose end a model does not read are counted.
     """
     loaded, edited = dict[str, Sampler](), details.source_of
 
@@ -256,9 +262,10 @@ def drawing(sources: Mapping[str, tuple[Side, float]], details: PromptSet) -> Dr
         name = f"{model.config.model} {model.adapter}"
         if name not in loaded:
             loaded[name] = sampler_of(model.config, model.adapter)
-        captions = [graph.caption for graph in asked]
-        sizes = sizes_in(details, captions, model.config.model.resolution)
-        images = [opened(edited.get(caption)) for caption in captions]
+            loaded[name].warn_of_cut(captions)
+        texts = [graph.caption for graph in asked]
+        sizes = sizes_in(details, texts, model.config.model.resolution)
+        images = [opened(edited.get(text)) for text in texts]
         sampler = loaded[name].under(guidance_scale=scale)
         return sampler.draw(asked, seeds, sizes=sizes, sources=images, desc="samples")
 

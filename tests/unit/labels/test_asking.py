@@ -28,6 +28,9 @@ class Painter:
     def __init__(self, *black, ends_at=None, error=Terminated):
         self.black, self.ends_at, self.error, self.drawn = black, ends_at, error, []
 
+    def warn_of_cut(self, prompts):
+        pass
+
     def draw(self, prompts, seeds, sizes, sources):
         if self.ends_at in seeds:
             raise self.error("out of memory")

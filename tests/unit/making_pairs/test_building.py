@@ -43,7 +43,7 @@ painted, checked = [], []
 def painter(monkeypatch):
     """Plain grounds, warmer from seed to seed; notes what was asked for and checked before."""
 
-    def drawing(sources, details):
+    def drawing(sources, details, captions):
         def draw(asked, seeds, source):
             painted.extend(zip([g.caption for g in asked], seeds, strict=True))
             images = []
@@ -116,7 +116,7 @@ def test_the_same_again_and_after_a_kill(tmp_path, monkeypatch):
 def test_pairs_have_their_prompts_size_and_the_image_that_they_edit(tmp_path, monkeypatch):
     """Sources and sizes of a prompt set reach the sampler, and the sources the pairs."""
     monkeypatch.undo()
-    asked, files = [], [tmp_path / "day.png", tmp_path / "wide.png"]
+    told, asked, files = [], [], [tmp_path / "day.png", tmp_path / "wide.png"]
     for file, size in zip(files, ((64, 64), (128, 64)), strict=True):
         Image.new("RGB", size, "red").save(file)
     rows = [{"prompt": "a", "source": "day.png"}, {"prompt": "b", "source": "wide.png"}]
@@ -127,6 +127,9 @@ def test_pairs_have_their_prompts_size_and_the_image_that_they_edit(tmp_path, mo
     class Painter:
         def under(self, **how):
             return self
+
+        def warn_of_cut(self, captions):
+            told.extend(captions)
 
         def draw(self, graphs, seeds, sizes, sources, desc):
             asked.extend(zip([g.caption for g in graphs], sizes, sources, strict=True))
@@ -140,6 +143,7 @@ def test_pairs_have_their_prompts_size_and_the_image_that_they_edit(tmp_path, mo
     config = replace(config, evaluation=replace(config.evaluation, scorer="numpy:mean"))
     monkeypatch.setattr("inversion_dpo.making_pairs.build.scorers_of", lambda *_: Brightness())
     assert build(config, tmp_path / "out") == {"pairs": 6}
+    assert told == ["a", "b", "c"]  # all at once, before the first
     assert {c: (z, s and s.size) for c, z, s in asked} == {
         "a": ((64, 64), (64, 64)),
         "b": ((48, 80), (128, 64)),

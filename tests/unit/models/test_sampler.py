@@ -72,6 +72,18 @@ def by_pairs_sample(config, folder, prompts):
     return images
 
 
+def test_samples_for_pairs_count_what_is_not_read_too(config, tmp_path, caplog):
+    cut = replace(config, model=replace(config.model, prompt_chunks=1))
+    sample_pairs(tmp_path / "pairs.parquet", cut, PromptSet(LONG[:1], [""], [None]), 5)
+    told = "of 1 prompt the end is cut: 1 by tokenizer (reads 75 tokens)"
+    assert caplog.text.count(told) == 1
+    caplog.clear()
+    draw = drawing({"reference": (side(cut, None), 2.0)}, PromptSet([], [], []), LONG[:1])
+    for seed in (5, 6):
+        draw([SceneGraph((), (), LONG[0])], [seed], "reference")
+    assert caplog.text.count(told) == 1
+
+
 def by_the_page(config, folder, prompts):
     studio, e = Studio(config, load=sampler_of), config.evaluation
     how = How(e.sample_steps, e.guidance_scale)
