@@ -72,10 +72,8 @@ def rest_text(counts: Counter[str]) -> str:
     dropped = left_out_words(counts)
     more = "; the data have more rows than --limit or data.limit takes" * counts["beyond"]
     if other := counts["other"]:
-        more += (
-            f"; {counted(other, 'is', 'are')} of other data, or of an earlier --limit: to label "
-        )
-        more += "these alone give a new file as --labels"
+        more += f"; {counted(other, 'of them is', 'of them are')} of other data, or of an earlier "
+        more += "--limit: to label this data alone give a new file as --labels"
     return f"{f'; left out: {dropped}' * bool(dropped)}{more}"
 
 

@@ -126,15 +126,15 @@ def warn_of_lines(plan: Plan, root: Path) -> None:
     untuned = [m for m in plan.methods if m not in tuned]
     if untuned and not plan.tune:
         logger.warning(
-            "%s have no tuned settings for %s and run with the configuration's own; --tune finds "
+            "without tuned settings for %s, and run with the configuration's own: %s; --tune finds "
             "some",
-            ", ".join(untuned),
             plan.config,
+            ", ".join(untuned),
         )
     run = {v.name for v, _ in lines(plan, root)}
     left = [v for v, _ in every_line(plan, root) if v.name not in run]
     for key, method in dict.fromkeys((v.varied[0], v.method) for v in left if v.varied):
-        logger.warning("%s has no effect on %s, which is not varied by it", key, method)
+        logger.warning("--vary %s: it has no effect on %s, which is trained once", key, method)
 
 
 def check_build(plan: Plan) -> None:
@@ -223,9 +223,9 @@ def foretold(root: Path, plan: Plan, base: Config) -> str:
         job = job_of(c, pairs or 1000, evaluations_again(check_model(c.model), *scales))
         names = [f"{variant.name}-{seed}" for seed in range(plan.seeds)]
         done = sum((folder_of(root, name) / "result.json").exists() for name in names)
-        steps = f"{c.training.steps:,} of {c.training.batch_size}"
+        steps = f"{c.training.steps:,} x {c.training.batch_size}"
         cost = f"{job.inversion:,.0f}", f"{job.training * plan.seeds:,.0f}"
-        counts = f"{pairs:,}" if pairs else "by 1,000"
+        counts = f"{pairs:,}" if pairs else "unknown, as 1,000"
         rows.append([variant.name, str(plan.seeds), str(done), steps, counts, *cost])
         every += plan.seeds
     head = ["", "runs", "finished", "steps", "pairs", "passes to invert", "to train all runs"]
@@ -233,15 +233,16 @@ def foretold(root: Path, plan: Plan, base: Config) -> str:
     taken = images * e.sample_steps * passes(e.guidance_scale)
     text = [
         Table(head, rows).markdown(),
-        "A pass is a forward pass of one image. Runs of equal inversion settings invert once.",
-        f"Judging samples {images:,} images: {taken:,.0f} passes, "
-        f"{e.sample_steps} steps at guidance {e.guidance_scale:g}.",
+        "A pass is a forward pass of one image. Lines of equal inversion settings invert once.",
+        f"To judge all runs, {images:,} images are sampled: {taken:,.0f} passes, "
+        f"{e.sample_steps} steps at guidance {e.guidance_scale:g}. Finished runs are counted too.",
     ]
     if r.count > 1:
         text.append(f"{r.count} rounds: each later one trains every run again, on its own samples.")
     if plan.tune:
         trials = ", ".join(f"{m} {len(list(METHODS[m].trials()))}" for m in plan.methods)
-        text.append(f"--tune first trains and judges trials of each method: {trials}.")
+        text.append(f"--tune comes on top: it trains and judges as many trials first: {trials}.")
+        text.append("Of your own prompts half are set aside for them.")
     return "\n".join(text)
 
 

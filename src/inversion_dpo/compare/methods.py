@@ -165,8 +165,9 @@ def check(
     for key in ("loss", "path"):
         if value := getattr(base.objective, key):
             raise ConfigError(
-                f"objective.{key}={value} would replace that of every method, under the methods' "
-                f"names: leave it out, or try it beside them with --vary objective.{key}={value}"
+                f"objective.{key}={value}, typed or in the file, would replace that of every "
+                "method, under the methods' names: remove it, or try it beside them with "
+                f"--vary objective.{key}={value}"
             )
     given |= {k for k in every_setting() for v in varied if f"{v}.".startswith(f"{k}.")}
     check_effects(runs, given)

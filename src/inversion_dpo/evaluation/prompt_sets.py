@@ -223,8 +223,8 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
         raise ConfigError(f"{file} is not UTF-8 text ({error}); save it as that") from error
     if HEADER.fullmatch(lines[0].strip()) and len(lines) > 1:
         logger.warning(
-            "%s: its first line, %r, is taken for a prompt, not for the name of a column: remove "
-            "it if it is one",
+            "%s: its first line, %r, looks like the name of a column and is used as a prompt: if "
+            "it is a name, delete the line",
             file,
             lines[0].strip(),
         )
@@ -281,7 +281,7 @@ def _row(row: Any, where: str, folder: Path) -> _Row:
     graph, size = _graph(row.get("scene_graph"), where), row.get("size")
     said = [row[k] for k in ("category", "tag") if row.get(k) not in (None, "")]
     if said and not isinstance(said[0], str | int | float):
-        raise ConfigError(f'{where}, "category": write one word or a number')
+        raise ConfigError(f'{where}, "category" or "tag": write one text or a number, no list')
     category = str(said[0]).strip() if said else ""
     if size is not None and (size := read_size(size)) is None:
         raise ConfigError(f'evaluation.prompts: {where}, "size": write it as "832x1216"')
@@ -356,7 +356,8 @@ def prompts_to_sample(prompts: list[str], file: Path | None) -> list[str | Scene
             raise ConfigError("give at least one prompt, or --scene-graph FILE")
         if odd := [prompt for prompt in prompts if not is_whole(prompt)]:
             raise ConfigError(
-                f"the prompt {ascii(odd[0][:60])} is not UTF-8 text: write it as that"
+                f"the prompt {ascii(odd[0][:60])} has bytes that are not UTF-8: type it again, or "
+                "set your terminal to UTF-8"
             )
         if files := [*filter(os.path.isfile, prompts)]:
             raise ConfigError(

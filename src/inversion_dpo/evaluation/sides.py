@@ -174,8 +174,9 @@ def warn_of_base(m: ModelConfig, adapter: Path, pipeline: Any) -> None:
         return
     if read_json(run / REFERENCE)["weights"] != sketch_of(pipeline):
         logger.warning(
-            "%s was trained on other weights than %s has now: its images and scores are not those "
-            "of the model that was trained. Put the former weights back, or train again",
+            "%s was trained on other weights than %s has now, so that its images and scores are of "
+            "another model. Restore the weights of the training (on the hub: model.revision), or "
+            "train again",
             adapter,
             m.path,
         )

@@ -88,7 +88,7 @@ def _numbers(vae: Any, name: str, least: float = 0, count: int = 0) -> list[floa
     fit = all(isinstance(n, int | float) and least < n < math.inf for n in numbers)
     if not fit or len(numbers) != (count or len(numbers)):
         raise ModelError(
-            f"{name} of the autoencoder is {given!r}, by which no latents can be scaled: fetch "
-            "its config.json again"
+            f"{name} of the autoencoder is {given!r}, and must be finite numbers, as many as "
+            "its latents have channels: fetch its config.json again"
         )
     return numbers

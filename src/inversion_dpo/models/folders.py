@@ -130,10 +130,11 @@ def network_fault(folder: Path) -> str | None:
         shards = set(json.loads((folder / table).read_text())["weight_map"].values())
         if lost := sorted(shards.difference(names)):
             return f"{folder} lacks {', '.join(lost)}, a part of {folder.name}: fetch it again"
-        if (whole := table.removesuffix(".index.json")) in weights:
+        whole = table.removesuffix(".index.json")
+        if whole in weights and whole not in shards:
             return (
-                f"{folder} holds its weights twice, as {whole} and in parts, of which libraries "
-                "read either: remove the one that is not meant"
+                f"{folder} holds its weights twice: in {whole}, and in the parts that {table} "
+                "lists. Libraries differ in which they read: delete one of the two"
             )
     for name in weights:
         if not keys_of(folder / name):

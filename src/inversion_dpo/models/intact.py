@@ -148,8 +148,8 @@ def check_vocabularies(pipeline: Any, folder: Path) -> None:
         word, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
         if number >= rows:
             raise ModelError(
-                f"{folder / part} has {word!r} as number {number}, and {encoder} has embeddings of "
-                f"{rows} numbers: fetch the two of one model"
+                f"{folder / part} gives {word!r} the number {number}, and {encoder} has embeddings "
+                f"of numbers below {rows}: fetch the two from one model"
             )
         about = folder / part / "tokenizer_config.json"
         if not about.is_file():
@@ -271,8 +271,8 @@ def check_channels(network: Any, vae: Any) -> None:
     """
     if isinstance(vae, AutoencoderTiny | VQModel):
         raise ModelError(
-            f"its {type(vae).__name__} is no autoencoder to train with: put that of the published "
-            "model into vae and into model_index.json"
+            f"its {type(vae).__name__} is no autoencoder to train with. Set model.vae to the "
+            "autoencoder of the published model; leave model.vae out if it names this one"
         )
     for key in ("num_class_embeds", "class_embed_type"):
         if told := network.config.get(key):

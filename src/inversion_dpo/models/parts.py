@@ -333,10 +333,11 @@ def check_encoders(pipeline: Any, folder: Path, variant: str | None) -> None:
         told = read(place, variant=held_variant(place, variant), **how)[1]  # by headers alone
         lost = sorted(n for n in told["missing_keys"] if not n.startswith("lm_head"))  # unread
         if lost:
-            beside = min(told["unexpected_keys"], default=None)
+            kind, beside = type(encoder).__name__, min(told["unexpected_keys"], default="")
+            others = f". It holds others, for example {beside!r}" if beside else ""
             raise ModelError(
-                f"{place} lacks {len(lost)} weights of {type(encoder).__name__}, for example "
-                f"{lost[0]!r} (too many: {beside}): fetch it again, or save it by this class"
+                f"{place} lacks {len(lost)} of the weights that {kind} has, for example "
+                f"{lost[0]!r}{others}: fetch it again, or save it with {kind}.save_pretrained"
             )
 
 

@@ -146,13 +146,15 @@ def real_tokens(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return joined([row[None] for row in rows]), joined(masks)
 
 
-def overlong_text(cut: Mapping[str, int], model: DiffusionModel, chunks: int, of: str) -> str:
+def overlong_text(
+    cut: Mapping[str, int], model: DiffusionModel, chunks: int | None, of: str
+) -> str:
     """Say how many texts lose their end, and what to do about it; empty if none does.
 
     Args:
         cut: how many do, by tokenizer.
         model: that reads them.
-        chunks: ``model.prompt_chunks``.
+        chunks: ``model.prompt_chunks``, None where it may not change, as a policy was trained so.
         of: number and name of all texts.
     """
     read = model.reads
@@ -160,7 +162,7 @@ def overlong_text(cut: Mapping[str, int], model: DiffusionModel, chunks: int, of
     text = f"of {of} the end is cut: {', '.join(told)}"
     if not told:
         return ""
-    if not model.chunked:
+    if not model.chunked or not chunks:
         return f"{text}; put what matters first"
     return f"{text}; model.prompt_chunks={chunks + 1} reads {read['tokenizer'] // chunks} more"
 

@@ -67,8 +67,9 @@ def check_guidance(model: DiffusionModel, scale: float, key: str) -> None:
     """
     if scale < 1 and not is_told_guidance(model):
         raise ModelError(
-            f"{key}={scale:g} has no effect with {type(model.pipeline).__name__}, which draws "
-            "below 1 as at 1, the prompt without guidance: set it to 1"
+            f"{key}={scale:g} is below 1, and {type(model.pipeline).__name__} draws every value "
+            "below 1 as 1, which is no guidance. Set it to 1; where a model card says 0, that is "
+            "meant"
         )
 
 
@@ -103,8 +104,8 @@ class Sampler:
     def warn_of_cut(self, prompts: Sequence[Prompt]) -> None:
         """Warn of prompts that lose their end, each counted once."""
         texts = [*{p if isinstance(p, str) else p.caption for p in prompts}]
-        cut, chunks = overlong(self.model, texts), self.config.model.prompt_chunks
-        if text := overlong_text(cut, self.model, chunks, counted(len(texts), "prompt")):
+        cut = overlong(self.model, texts)
+        if text := overlong_text(cut, self.model, None, counted(len(texts), "prompt")):
             logger.warning(text)
 
     def draw(

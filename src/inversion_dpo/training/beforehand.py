@@ -283,9 +283,10 @@ def check_scales(model: DiffusionModel, config: Config) -> None:
     trained = config.objective.guidance_scale
     if trained != 1 and is_told_guidance(model):
         raise ModelError(
-            f"objective.guidance_scale={trained:g} is guidance by an empty prompt, without which "
-            f"{type(model.pipeline).__name__} samples: guidance is an input of its network. Leave "
-            "it at 1, and set model.guidance_embed"
+            f"objective.guidance_scale={trained:g} has no use with "
+            f"{type(model.pipeline).__name__}. It means guidance by an empty prompt, without which "
+            "this pipeline samples: its network takes guidance as an input. Set "
+            "objective.guidance_scale=1, and model.guidance_embed to the guidance to train at"
         )
     check_guidance(model, trained, "objective.guidance_scale")
     check_guidance(model, config.evaluation.guidance_scale, "evaluation.guidance_scale")

@@ -22,16 +22,16 @@ def test_a_dry_run_counts_what_a_comparison_takes_and_writes_nothing(tmp_path, c
     with pytest.raises(SystemExit):
         cli.main(start)
     text = capsys.readouterr().out
-    assert "| x0 | 3 | 0 | 60 of 32 | 2,000 | 132,000 | 23,040 |" in text
-    assert "| diffusion_dpo | 3 | 0 | 60 of 32 | 2,000 | 0 | 34,560 |" in text
+    assert "| x0 | 3 | 0 | 60 x 32 | 2,000 | 132,000 | 23,040 |" in text
+    assert "| diffusion_dpo | 3 | 0 | 60 x 32 | 2,000 | 0 | 34,560 |" in text
     judged = 500 * 7 + 7 * (500 + 32 * 4)  # best of eight; reference and runs, with diversity
-    assert f"samples {judged:,} images: {10 * judged:,} passes, 10 steps at guidance 1." in text
+    assert f"{judged:,} images are sampled: {10 * judged:,} passes, 10 steps at guidance 1." in text
     assert not root.exists()
     with pytest.raises(SystemExit):
         cli.main([*start, "--rounds", "2", "--tune"])
     text = capsys.readouterr().out
     assert "\n2 rounds: each later one trains every run again" in text
-    assert "trials of each method: x0 6, diffusion_dpo 6" in text
+    assert "as many trials first: x0 6, diffusion_dpo 6." in text
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,10 @@ def test_a_method_is_not_varied_by_what_has_no_effect_on_it(tmp_path, caplog):
     names = [variant.name for variant, _ in lines(plan, tmp_path)]
     assert names == ["x0", "sft", "x0 beta=300", "x0 beta=3000", "x0 rank=4", "sft rank=4"]
     check_plan(tmp_path / "run", plan)
-    assert caplog.text.count("objective.beta has no effect on sft, which is not varied by it") == 1
+    assert (
+        caplog.text.count("--vary objective.beta: it has no effect on sft, which is trained once")
+        == 1
+    )
     with pytest.raises(ConfigError, match="objective.beta=.* has no effect"):
         check_plan(tmp_path / "run", replace(plan, methods=("sft",)))
 

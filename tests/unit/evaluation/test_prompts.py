@@ -49,7 +49,9 @@ def test_a_first_line_that_names_a_column_is_pointed_at(tmp_path, caplog, first,
     file = tmp_path / "prompts.txt"
     file.write_text(f"{first}\na fox\n")
     assert read_prompts(str(file), None) == [first, "a fox"]
-    assert (f"{file}: its first line, {first!r}, is taken for a prompt" in caplog.text) is warns
+    assert (
+        f"{file}: its first line, {first!r}, looks like the name of a column" in caplog.text
+    ) is warns
 
 
 def test_a_number_counts_training_captions_of_the_embedded_world():
@@ -97,7 +99,11 @@ def test_a_category_may_be_a_number_and_an_empty_one_leaves_the_tag(tmp_path):
         ("p.jsonl", '{"prompt": " "}', "line 1 has no text"),
         ("p.jsonl", '{"prompt": "\\u200b"}', "line 1 has no text"),
         ("p.jsonl", '{"prompt": "a \\ud83d cat"}', "line 1 has no text"),
-        ("p.jsonl", '{"prompt": "a", "category": ["x"]}', 'line 1, "category": write one word'),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "category": ["x"]}',
+            'line 1, "category" or "tag": write one text',
+        ),
         ("p.txt", "\u200b\n", "holds no prompts"),
         ("p.csv", "prompt,category\na,b", "is a table: give a text file with one prompt a line"),
         ("p.JSON", '["a"]', "is a table"),

@@ -856,7 +856,9 @@ def test_a_store_that_another_command_has_locked_is_not_called_damaged(
     monkeypatch.setattr("sqlite3.connect", lambda path, timeout: connect(path, timeout=0.01))
     with closing(connect(store)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(ScorerError, match="cannot be used now .*locked.*wait for the command"):
+        with pytest.raises(
+            ScorerError, match="cannot be used now .*locked.*wait for the other command"
+        ):
             load_scorers("clip", {"clip": str(folders["clip"])}, 2, store)(IMAGES, PROMPTS)
 
 

@@ -497,7 +497,9 @@ def test_pairs_of_other_data_in_the_file_of_labels_are_said(pair_file, tmp_path,
     before = store.total()
     total, counts = fill(store, config, 1000)
     assert total == before and counts["pairs"] == 2
-    assert rest_text(counts).startswith(f"; {before - 2} are of other data, or of an earlier")
+    assert rest_text(counts).startswith(
+        f"; {before - 2} of them are of other data, or of an earlier"
+    )
 
 
 def test_images_without_any_label_are_asked_about_one_by_one(tmp_path):

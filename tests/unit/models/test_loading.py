@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.errors import GatedRepoError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from inversion_dpo.models import folders
@@ -214,11 +214,11 @@ NAMED = {
     ),
     "a word too many": (
         with_a_word,
-        "tokenizer has '<cat>' as number .*, and text_encoder has embeddings of .* numbers: fetch",
+        "tokenizer gives '<cat>' the number .*, and text_encoder has embeddings .* below .*: fetch",
     ),
     "whole and in parts": (
         twice,
-        "unet holds its weights twice, as diffusion_pytorch_model.safetensors and in parts",
+        "unet holds its weights twice: in diffusion_pytorch_model.safetensors, and in the parts",
     ),
     "an autoencoder for previews": (
         lambda f: [
@@ -247,6 +247,16 @@ def test_a_folder_with_one_fault_is_refused_before_any_work(spoil, message, tiny
     with pytest.raises(ModelError, match=message) as caught:
         check_model(ModelConfig(str(folder)))
     assert "\n" not in str(caught.value)
+
+
+def test_an_index_may_name_the_one_file_that_is_whole(tiny, tmp_path):
+    """As some tools save a model that needs no parts."""
+    folder = shutil.copytree(tiny("sd15"), tmp_path / "model")
+    name = "diffusion_pytorch_model.safetensors"
+    keys = load_file(folder / "unet" / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(keys, name)}
+    (folder / "unet" / f"{name}.index.json").write_text(json.dumps(index))
+    check_model(ModelConfig(str(folder)))
 
 
 def test_a_chat_without_a_template_is_refused(tiny, tmp_path):

@@ -39,7 +39,7 @@ def same(images, others):
 def test_prompts_that_lose_their_end_are_counted(tiny, caplog, chunks):
     given = [f"model.path={tiny('sd15')}", f"model.prompt_chunks={chunks}"]
     sampler_of(load_config(None, given), None).warn_of_cut([*LONG, *LONG, "a red star"])
-    told = "of 3 prompts the end is cut: 2 by tokenizer (reads 75 tokens); model.prompt_chunks=2"
+    told = "of 3 prompts the end is cut: 2 by tokenizer (reads 75 tokens); put what matters first"
     assert (told in caplog.text) == (chunks == 1) == bool(caplog.text)
 
 

@@ -165,7 +165,9 @@ def test_a_comparison_takes_no_loss_or_path_for_all_its_methods(setting, tmp_pat
     file = tmp_path / "mine.yaml"
     file.write_text(f"objective:\n  {key.partition('.')[2]}: {value}\n")
     for config, extra in (("taste", [setting]), (str(file), [])):
-        with pytest.raises(ConfigError, match=f"{setting} would replace that of every method"):
+        with pytest.raises(
+            ConfigError, match=f"{setting}, typed or in the file, would replace that of every"
+        ):
             check(config, plans, extra)
     check("taste", [METHODS["x0"].settings, plans[0]], vary=[setting])
 

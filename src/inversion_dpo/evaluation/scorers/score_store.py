@@ -67,8 +67,8 @@ class Store:
             base.close()
             if isinstance(error, sqlite3.OperationalError):  # locked, or no place to write
                 raise ScorerError(
-                    f"{self.path} cannot be used now ({error}): wait for the command that uses it, "
-                    "or make room and give it the right to write there"
+                    f"{self.path} cannot be used now ({error}). If it is locked, wait for the "
+                    "other command; else look at the disk's room and the folder's rights"
                 ) from error
             raise ScorerError(f"{self.path} is damaged ({error}): delete it") from error
         return base
