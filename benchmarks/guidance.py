@@ -4,18 +4,25 @@ Trains Inversion-DPO (target ``x0``) and Diffusion-DPO on the shipped ``composit
 as it is and with ``objective.guidance_scale=2``: the same pairs, steps, rate and beta. All four are
 sampled under guidance 2, the reference too. Prints gains over the reference on the 500 test prompts
 with 95% t intervals over seeds. Resumable: a finished run is not repeated.
+
+``--pairs FILE`` trains KTO on those pairs instead, under guidance 2, and samples the policies and
+the reference under guidance 2 and 3. docs/results/guidance.md says how its pairs were made.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inversion_dpo.compare.methods import METHODS
-from inversion_dpo.compare.runs import run
+from inversion_dpo.compare.page import cell
+from inversion_dpo.compare.runs import folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
+from inversion_dpo.evaluation.evaluate import both_sides
+from inversion_dpo.evaluation.samples import read_scores
 from inversion_dpo.run.config import Config, load_config
 
 SAMPLED = 2
@@ -33,6 +40,17 @@ OWN = {  # as in budgets.py
 }
 TRAINED = (1, SAMPLED)
 SHOWN = ("composition", "sg_iou", "exact")
+KTO = (  # for more pairs than the shipped ones
+    "objective.name=kto",
+    "objective.beta=100",
+    f"objective.guidance_scale={SAMPLED}",
+    "training.batch_size=32",
+    "training.steps=600",
+    "training.learning_rate=3e-4",
+    "training.lr_scheduler=linear",
+    f"evaluation.guidance_scale={SAMPLED}",
+)
+SCALES = (SAMPLED, 3)
 
 
 def settings(method: str, trained: int, seed: int) -> Config:
@@ -63,14 +81,40 @@ def table(root: Path, seeds: Sequence[int]) -> str:
     return "\n".join([*rows, "", f"The reference under guidance {SAMPLED}: {reference}"])
 
 
+def kto(pairs: Path, root: Path, seeds: Sequence[int]) -> str:
+    """Train KTO on own pairs; Markdown, a row for each guidance of the samples."""
+    names = (*SHOWN, "warmth")
+    rows = [f"| sampled under | {' | '.join(f'{n} gain' for n in names)} | reference |"]
+    rows += ["|---" * (len(names) + 2) + "|"]
+    found: dict[int, list[dict[str, float]]] = {scale: [] for scale in SCALES}
+    reference: dict[int, float] = {}
+    for seed in seeds:
+        own = f"data.pairs={pairs}", f"training.seed={seed}"
+        config = load_config("composition", [*KTO, *own])
+        run(root, f"kto-{seed}", config, 0)
+        for scale in SCALES:
+            there = replace(config.evaluation, guidance_scale=float(scale))
+            sides = folder_of(root, f"kto-{seed}"), replace(config, evaluation=there)
+            before, after = map(read_scores, both_sides(*sides, root / "samples", None))
+            found[scale].append({n: float((after[n] - before[n]).mean()) for n in names})
+            reference[scale] = float(before["composition"].mean())
+        print(f"seed {seed}", *(found[scale][-1] for scale in SCALES), flush=True)
+    for scale, gains in found.items():
+        cells = [cell(over_seeds([g[n] for g in gains])) for n in names]
+        rows.append(f"| {scale} | {' | '.join(cells)} | {reference[scale]:.3f} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, nargs="?", default=Path("runs/guidance"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
+    parser.add_argument("--pairs", type=Path, help="train KTO on these, see above")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    print(table(args.output, args.seeds))
+    same = args.output, args.seeds
+    print(kto(args.pairs, *same) if args.pairs else table(*same))
 
 
 if __name__ == "__main__":
