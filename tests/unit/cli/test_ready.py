@@ -309,7 +309,7 @@ def test_a_comparison_refuses_settings_of_a_build_that_it_does_not_read(ended, w
 
 WRONG = {
     "evaluation.sample_steps=1000": ("new", "evaluation.sample_steps=1000: the model's"),
-    "evaluation.guidance_scale=0": ("new", "evaluation.guidance_scale=0 has no effect with"),
+    "evaluation.guidance_scale=0": ("new", "evaluation.guidance_scale=0 is below 1, and"),
     "model.resolution=60": ("new", "model.resolution=60 must be a multiple"),
     "model.resolution=1600": ("new", "samples need about"),
     "model.lora=/none.safetensors": ("new", "model.lora=/none.safetensors: nothing is there"),
@@ -322,7 +322,7 @@ def test_a_guidance_in_turn_has_an_effect_or_is_refused(ended):
     Path("mine.py").write_text("def taste(images, prompts):\n    return [1.0] * len(images)\n")
     words = ("pairs", "build", "-c", "tiny.yaml", *SAMPLING["pairs build"], "new")
     code, _, error = ended(*words, "build.guidance_scales=[1,0.5]")
-    assert code == 2 and "build.guidance_scales=0.5 has no effect with StableDiff" in error
+    assert code == 2 and "build.guidance_scales=0.5 is below 1, and StableDiff" in error
 
 
 # In `make test`: each fault by one command, and by each command one.

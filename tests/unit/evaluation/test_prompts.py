@@ -211,7 +211,9 @@ def test_a_file_is_not_sampled_as_a_prompt(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a cat")
     assert prompts_to_sample(["a cat", "a {brace", "猫" * 200, "\0"], None)
-    with pytest.raises(ConfigError, match=r"the prompt 'a \\udcff cat' is not UTF-8 text"):
+    with pytest.raises(
+        ConfigError, match=r"the prompt 'a \\udcff cat' has bytes that are not UTF-8"
+    ):
         prompts_to_sample(["a star", "a \udcff cat"], None)
     with pytest.raises(ConfigError, match=r"prompts.txt is a file: give the prompts themselves"):
         prompts_to_sample(["a cat", str(file)], None)

@@ -625,7 +625,9 @@ def test_a_text_encoder_under_other_names_is_refused(family, part, start, other,
     assert renamed.keys() != tensors.keys()
     save_file(renamed, file, {"format": "pt"})
     for load in (check_model, load_pipeline):
-        with pytest.raises(ModelError, match=f"{part} lacks .* weights of .*: fetch it again"):
+        with pytest.raises(
+            ModelError, match=f"{part} lacks .* of the weights that .*: fetch it again"
+        ):
             load(ModelConfig(str(folder)))
 
 

@@ -137,7 +137,7 @@ def test_more_steps_than_the_schedule_has_are_refused_by_name(config):
 @pytest.mark.parametrize("scale", [0, 0.5])
 def test_a_guidance_under_which_pipelines_do_not_guide_is_refused(scale, config):
     sampler = sampler_of(config, None).under(guidance_scale=scale)
-    message = f"evaluation.guidance_scale={scale} has no effect with StableDiffusionPipeline"
+    message = f"evaluation.guidance_scale={scale} is below 1, and StableDiffusionPipeline"
     with pytest.raises(ModelError, match=message):
         sampler.draw(["a star"], [0])
 

@@ -219,8 +219,10 @@ def test_where_a_cache_lies_and_whether_it_takes_from_others(
 ):
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipe, "prepare", lambda c, root, reuse: asked.append((root, reuse)))
-    monkeypatch.setattr(recipe, "set_up", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(
+        recipe, "prepare", lambda c, root, reuse: asked.append((root, reuse)) or Mock()
+    )
+    monkeypatch.setattr(recipe, "sketch_of", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         recipe.train(config(f"inversion.cache={setting}"), Path("run"), given and Path(given))
     assert asked == [(Path(root), reuse)]
@@ -539,9 +541,11 @@ def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
         monkeypatch.setattr(recipe, name, made)
 
     progress = Progress(5, 1.0, "x")
+    prepared = SimpleNamespace(model=SimpleNamespace(pipeline="pipeline"))
     for name, result in {
         "tracker_of": None,
-        "prepare": "prepared",
+        "prepare": prepared,
+        "sketch_of": "weights",
         "set_up": session,
         "resume": progress,
         "begin_tracker": None,
@@ -555,6 +559,7 @@ def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
     assert list(given) == [
         "tracker_of",
         "prepare",
+        "sketch_of",
         "set_up",
         "resume",
         "begin_tracker",
@@ -562,11 +567,11 @@ def test_train_is_these_parts_in_this_order(tmp_path, monkeypatch):
         "finish",
     ]
     assert given["prepare"] == (settings, folder / "cache", True)
-    assert given["set_up"] == (settings, "prepared")
+    assert given["sketch_of"] == ("pipeline",) and given["set_up"] == (settings, prepared)
     assert given["begin_tracker"][-1] == 5 and given["run_steps"][3] is progress
     assert given["finish"] == (session, settings, folder, {"step": 8})
     train(settings, folder, tmp_path / "caches")
-    assert called[8] == ("prepare", (settings, tmp_path / "caches", False))
+    assert called[9] == ("prepare", (settings, tmp_path / "caches", False))
 
 
 def test_a_batch_of_more_pairs_than_there_are_is_said():
