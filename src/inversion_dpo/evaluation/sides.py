@@ -172,7 +172,7 @@ def warn_of_base(m: ModelConfig, adapter: Path, pipeline: Any) -> None:
     there = (run / REFERENCE).is_file() and (run / "config.yaml").is_file()
     if not there or read_config(run).model != m:
         return
-    if read_json(run / REFERENCE)["weights"] != sketch_of(pipeline):
+    if read_json(run / REFERENCE).get("weights") != sketch_of(pipeline):
         logger.warning(
             "%s was trained on other weights than %s has now, so that its images and scores are of "
             "another model. Restore the weights of the training (on the hub: model.revision), or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -274,7 +275,7 @@ def sketch_of(pipeline: Any) -> str:
     for part, module in frozen_parts(pipeline).items():
         for name, tensor in sorted(module.state_dict().items()):
             flat = tensor.detach().flatten()
-            some = flat[:: max(1, len(flat) // 64)].double().cpu().tolist()
+            some = flat[:: max(1, math.ceil(len(flat) / 64))].double().cpu().tolist()
             key = name.replace("_orig_mod.", "")  # of a compiled block
             digest.update(f"{part} {key} {tuple(tensor.shape)} {some}".encode())
     return digest.hexdigest()[:16]
