@@ -72,7 +72,7 @@ class Flux:
             packed, ids = torch.cat([packed, source], 1), torch.cat([ids, own])
         output = network(
             hidden_states=packed.to(dtype),
-            timestep=timesteps.float() / pipe.scheduler.config.num_train_timesteps,
+            timestep=timesteps.float() / 1000,
             guidance=guidance,
             txt_ids=torch.zeros(text["encoder_hidden_states"].shape[1], 3, device=device),
             img_ids=ids,

@@ -62,7 +62,7 @@ class Krea2:
         text = condition["encoder_hidden_states"].to(device, dtype)
         output: Tensor = network(
             hidden_states=pipe._pack_latents(x_t, *x_t.shape).to(dtype),
-            timestep=timesteps.float() / 1000,
+            timestep=timesteps.float() / pipe.scheduler.config.num_train_timesteps,
             encoder_hidden_states=text,
             encoder_attention_mask=condition["encoder_attention_mask"].to(device),
             position_ids=pipe.prepare_position_ids(text.shape[1], h // 2, w // 2, device),

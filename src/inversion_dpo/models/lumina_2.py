@@ -60,9 +60,10 @@ class Lumina2:
     ) -> Tensor:
         """Predict the velocity eps - x_0 [B, 16, h, w], in float32."""
         dtype = self.pipeline.transformer.dtype
+        total = self.pipeline.scheduler.config.num_train_timesteps
         output: Tensor = network(
             hidden_states=x_t.to(dtype),
-            timestep=1 - timesteps.float() / 1000,
+            timestep=1 - timesteps.float() / total,
             encoder_hidden_states=condition["encoder_hidden_states"].to(x_t.device, dtype),
             encoder_attention_mask=condition["encoder_attention_mask"].to(x_t.device),
             return_dict=False,
