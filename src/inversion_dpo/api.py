@@ -75,10 +75,10 @@ def check_run(config: Config, folder: Path) -> None:
     from inversion_dpo.evaluation.prompt_sets import read_prompts
     from inversion_dpo.models.loading import check_model
     from inversion_dpo.training.beforehand import check_data, check_training
-    from inversion_dpo.training.run_files import tracker_of
+    from inversion_dpo.training.trackers import check_tracker
 
     check_output(folder, config)
-    tracker_of(config.training.tracker)
+    check_tracker(config.training.tracker)
     try:
         check_scores(config)
     except ConfigError as error:

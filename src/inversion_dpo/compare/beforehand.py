@@ -37,7 +37,7 @@ from inversion_dpo.run.disk import atomic_json, check_room, read_json
 from inversion_dpo.training.beforehand import check_data, check_training
 from inversion_dpo.training.cost import job_of
 from inversion_dpo.training.effects import without_effect
-from inversion_dpo.training.run_files import tracker_of
+from inversion_dpo.training.trackers import check_tracker
 from inversion_dpo.trajectories.cost import evaluations_again
 from inversion_dpo.trajectories.method import takes_images
 
@@ -176,7 +176,7 @@ def check_plan(root: Path, plan: Plan) -> Config:
     plans = [overrides for _, runs in every_line(plan, root) for overrides in runs]
     check(plan.config, plans, plan.extra, plan.vary)
     warn_of_lines(plan, root)
-    tracker_of(base.training.tracker)
+    check_tracker(base.training.tracker)
     plans = [overrides for _, runs in lines(plan, root) for overrides in runs]
     configs = [load_config(plan.config, overrides) for overrides in plans[:: plan.seeds]]
     for config in configs:

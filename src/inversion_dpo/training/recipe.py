@@ -52,17 +52,16 @@ from inversion_dpo.training.plan import balanced, make_plan, with_gap
 from inversion_dpo.training.policy import FullPolicy, attach, make_optimizer
 from inversion_dpo.training.run_files import (
     append_row,
-    begin_tracker,
     peak_memory,
     resume,
     save_best,
     save_policy,
     save_session,
-    tracker_of,
 )
 from inversion_dpo.training.session import Session, split_by
 from inversion_dpo.training.split import split_pairs
 from inversion_dpo.training.step import Row, heldout, step
+from inversion_dpo.training.trackers import begin_tracker, tracker_of
 from inversion_dpo.trajectories.cache import TrajectoryCache
 from inversion_dpo.trajectories.fill import fill
 from inversion_dpo.trajectories.key import key_of
@@ -110,7 +109,8 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
         progress = resume(session, folder)
         if current_team().main:  # after it: a checkpoint of another model is refused
             atomic_json({"weights": weights}, folder / REFERENCE)
-        begin_tracker(session.accelerator, config.training.tracker, folder, progress.step)
+        if progress.step < config.training.steps:
+            begin_tracker(session.accelerator, config.training.tracker, folder, progress.step)
         last = run_steps(session, config.training, folder, progress, stopping)
         finish(session, config, folder, last)
     return session
@@ -251,6 +251,8 @@ def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
         if config.training.compile != "no":
             row["compile_seconds"] = round(seconds_compiling(), 1)
         append_row(folder, row)
+    logged = {key: value for key, value in last.items() if key not in ("step", "seconds")}
+    session.accelerator.log(logged, step=config.training.steps)
     save_policy(session, folder / "adapter")
     save_best(session, folder, config.training.steps)
     if config.policy.merge and session.team.main:

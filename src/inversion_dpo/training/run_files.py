@@ -1,4 +1,4 @@
-"""What a run keeps in its folder: metrics, checkpoints, the policy; and trackers beside them."""
+"""What a run keeps in its folder: metrics, checkpoints, the policy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from safetensors.torch import load_file
 from torch import Tensor
 
 from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import atomic_folder, atomic_text
-from inversion_dpo.run.fields import Config, ConfigError
+from inversion_dpo.run.fields import Config
 from inversion_dpo.run.folder import read_rows, read_seconds
 from inversion_dpo.run.sharded import is_cut, whole_tensors
 from inversion_dpo.run.words import typed
@@ -178,39 +176,3 @@ def held_tensors(session: Session) -> dict[str, Tensor]:
     """Name what a checkpoint holds: what is trained, and a reference that moved."""
     moved = {f"reference.{name}": tensor for name, tensor in session.moved.items()}
     return {**session.policy.trainable(), **moved}
-
-
-def tracker_of(name: str) -> str | None:
-    """Choose the tracker, None for none; ConfigError if it is not installed."""
-    installed = {str(t) for t in get_available_trackers()}
-    if name == "none" or (name == "auto" and "tensorboard" not in installed):
-        return None
-    wanted = "tensorboard" if name == "auto" else name
-    if wanted not in installed:
-        raise ConfigError(
-            f"training.tracker={wanted} needs `pip install {wanted}`; or set it to none"
-        )
-    return wanted
-
-
-def begin_tracker(accelerator: Accelerator, name: str, folder: Path, step: int) -> None:
-    """Start the tracker, if any, for a run that stands at ``step``.
-
-    TensorBoard's files go into ``folder/tensorboard``; what was logged of later steps is dropped.
-
-    Args:
-        accelerator: that logs.
-        name: ``training.tracker``.
-        folder: of the run.
-        step: at which the run goes on.
-    """
-    tracker = tracker_of(name)
-    if tracker is None:
-        return
-    accelerator.log_with = [tracker]
-    accelerator.project_configuration.set_directories(str(folder))
-    settings: dict[str, Any] = {"name": folder.name}
-    if tracker == "tensorboard":
-        settings = {"purge_step": step}
-    project = tracker if tracker == "tensorboard" else "inversion-dpo"
-    accelerator.init_trackers(project, init_kwargs={tracker: settings})
