@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 import inversion_dpo
 from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import protocols
 from inversion_dpo.evaluation.scorers.registry import PER_PROMPT
-from inversion_dpo.run.config import to_yaml
+from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.disk import atomic_json, read_json
 from tests.chat_server import serving
 from tests.prompt_files import place_set
 from tools.tiny.scorers import WRITERS, write_tiny_scorer
@@ -140,6 +142,55 @@ def test_published_numbers_stand_in_their_columns_alone():
     ]
     found["sets"]["hpdv2"] = part  # of which nothing was published
     assert len(protocols.table_of(found, "hpdv2")) == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("model.lora=some/taste", "model.lora=some/taste, not null"),
+        ("model.network=some/unet", "model.network=some/unet, not null"),
+        ("model.quantize=nf4", "model.quantize=nf4, not null"),
+        ("model.prompt_chunks=3", "model.prompt_chunks=3, not 1"),
+    ],
+)
+def test_another_reference_than_the_protocols_is_a_departure(setting, told):
+    protocol = protocols.protocol_of("sd15-dpo")
+    base = [*protocol.overrides(), f"model.path={protocol.model}", "model.resolution=512"]
+    assert protocol.departures(load_config(None, base)) == []
+    assert protocol.departures(load_config(None, [*base, setting])) == [told]
+    given = protocol.departures(load_config(None, base), "a/b")
+    assert given == [f"--reference=a/b, not {protocol.model}"]
+
+
+def test_another_number_of_prompts_is_told_where_the_published_numbers_stand():
+    found = {"protocol": "sd15-dpo", "departures": [], "sets": {}}
+    for number, told in ((500, False), (499, True)):
+        found["sets"] = {"pickapic-test": {"n_prompts": number, "models": {"a": {}}}}
+        text = " ".join(protocols.notes(found, "pickapic-test"))
+        assert ("published numbers: 499 prompts of pickapic-test, not 500." in text) == told
+
+
+def test_a_table_of_an_earlier_policy_and_an_unfinished_one_say_so(capsys, run, caplog):
+    asked = ["evaluate", run, "--protocol", "sd15-dpo", *QUICK, ASSET, "evaluation.limit=2"]
+    assert command(capsys, *asked)[0] == 0
+    file = run / "protocols" / "sd15-dpo.json"
+    found = read_json(file)
+    assert found["finished"] is True
+    assert command(capsys, "report", run)[0] == 0
+    page = (run / "report.html").read_text()
+    assert "trained further" not in page and "Unfinished" not in page and not caplog.text
+    atomic_json(found | {"finished": False}, file)
+    weights = next((run / "adapter").glob("*.safetensors"))
+    tensors = {name: tensor + 1 for name, tensor in load_file(weights).items()}
+    weights.unlink()
+    save_file(tensors, weights)
+    assert command(capsys, "report", run)[0] == 0
+    page = (run / "report.html").read_text()
+    assert "this run is as it was before it was trained further" in page and "Unfinished" in page
+    assert "with the same noise and before it was trained further, the policy" in page
+    assert f"of the policy before it was trained further: run `inversion-dpo evaluate {run}`" in (
+        caplog.text
+    )
 
 
 @pytest.fixture(scope="module")

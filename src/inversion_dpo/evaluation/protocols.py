@@ -13,15 +13,24 @@ import yaml
 
 from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write_metrics
-from inversion_dpo.evaluation.metrics import PAIRS_AGREE, gain_text, metric_rows, share_text
+from inversion_dpo.evaluation.metrics import (
+    PAIRS_AGREE,
+    WEIGHTS,
+    gain_text,
+    metric_rows,
+    share_text,
+)
+from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.evaluation.page import Section, Table
 from inversion_dpo.evaluation.scorers.asked import GENEVAL
 from inversion_dpo.evaluation.wording import few_text, remarks
 from inversion_dpo.run.config import Config, ConfigError, resolve
-from inversion_dpo.run.disk import atomic_json, read_json
+from inversion_dpo.run.disk import atomic_json, digest_of, read_json
+from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import written
 
+SHAPING = ("network", "lora", "scene_graph", "quantize", "quantize_text", "t5", "prompt_chunks")
 FOLDER = "protocols"  # of a run: one JSON a protocol, and a folder of its comparisons
 OURS, BASE = "this run", "the reference"
 
@@ -56,12 +65,14 @@ class Protocol:
         given = any(text.startswith("evaluation.prompts=") for text in overrides)
         return replace(self, prompts=[config.evaluation.prompts]) if given else self
 
-    def departures(self, config: Config) -> list[str]:
+    def departures(self, config: Config, reference: str | None = None) -> list[str]:
         """List where an evaluation is not the protocol's, so that numbers do not compare."""
-        e, m = config.evaluation, config.model
+        e, m, usual = config.evaluation, config.model, ModelConfig()
         both = [(f"evaluation.{k}", getattr(e, k), v) for k, v in self.settings.items()]
         both += [("model.path", m.path, self.model)]
         both += [("model.resolution", m.resolution, self.resolution)]
+        both += [(f"model.{k}", getattr(m, k), getattr(usual, k)) for k in SHAPING]
+        both += [("--reference", reference, self.model)] if reference else []
         if not {*self.prompts} <= {*(whole := protocols()[self.name].prompts)}:
             both += [("evaluation.prompts", e.prompts, whole)]
         return [f"{k}={written(is_)}, not {written(v)}" for k, is_, v in both if is_ != v]
@@ -117,10 +128,11 @@ def judge_by(
     sets: dict[str, Any] = {}
     found = {
         "protocol": protocol.name,
-        "departures": protocol.departures(config),
+        "departures": protocol.departures(config, reference),
         "preference": next(iter(configs.values())).evaluation.preference,
         "sets": sets,
-    }
+        "finished": False,
+    } | ({WEIGHTS: digest_of([folder / "adapter"])} if str(folder) in models else {})
     for name, one in configs.items():
         for model in models:
             first, own = not sets, model == str(folder)
@@ -135,6 +147,7 @@ def judge_by(
                 write_metrics(folder, metrics)
             part = sets.setdefault(name, {"n_prompts": metrics["n_prompts"], "models": {}})
             part["models"][OURS if own else model] = rows_of(metrics)
+            found["finished"] = len(sets) == len(configs) and len(part["models"]) == len(models)
             if current_team().main:
                 (folder / FOLDER).mkdir(exist_ok=True)
                 atomic_json(found, folder / FOLDER / f"{protocol.name}.json")
@@ -193,7 +206,12 @@ def notes(found: Mapping[str, Any], prompts: str) -> list[str]:
             texts.append(f"Published: {known.published['source']}.")
     texts += few_text(n)
     texts += remarks(next(iter(found["sets"][prompts]["models"].values())))
-    if departures := found["departures"]:
+    if not found.get("finished", True):
+        texts.append("Unfinished: type the command again, and it goes on.")
+    departures = list(found["departures"])
+    if prompts in named_sets() and n != (whole := named_sets()[prompts].prompts):
+        departures.append(f"{n:,} prompts of {prompts}, not {whole:,}")
+    if departures:
         texts.append(f"Do not compare with published numbers: {'; '.join(departures)}.")
     return texts
 
@@ -215,13 +233,14 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def sections(folder: Path) -> list[Section]:
     """Make a section of the report for each protocol and prompt set that a run was judged by."""
-    return [
-        Section(
-            f"Protocol {found['protocol']}: {prompts}",
-            " ".join(notes(found, prompts)),
-            Table.of(rows, numbers=range(2, len(rows[0]))) if rows else None,
-        )
-        for found in map(read_json, sorted((folder / FOLDER).glob("*.json")))
-        for prompts in found["sets"]
-        for rows in [table_of(found, prompts)]
-    ]
+    out, own = list[Section](), folder / "adapter"
+    now = digest_of([own]) if own.is_dir() else None
+    for found in map(read_json, sorted((folder / FOLDER).glob("*.json"))):
+        before = now is not None and found.get(WEIGHTS, now) != now
+        stale = [f"{OURS} is as it was before it was trained further."] if before else []
+        for prompts in found["sets"]:
+            rows = table_of(found, prompts)
+            table = Table.of(rows, numbers=range(2, len(rows[0]))) if rows else None
+            name = f"Protocol {found['protocol']}: {prompts}"
+            out.append(Section(name, " ".join(stale + notes(found, prompts)), table))
+    return out

@@ -25,6 +25,7 @@ from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, sha256_of
 from inversion_dpo.run.folder import alone_at, flat, going_on, read_config, read_metrics
 from inversion_dpo.run.settings import every_setting, written
+from inversion_dpo.run.words import typed
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.trajectories.method import chosen_method
 
@@ -112,7 +113,7 @@ def export(run: Path, form: str = "diffusers", to: Path | None = None) -> Path:
             "%s is of other models, or of the policy before it was trained further: the card "
             "states no score. Run `inversion-dpo evaluate %s` and `report`, then export again",
             run / "metrics.json",
-            run,
+            typed(run),
         )
 
     def fill(folder: Path) -> None:
