@@ -31,6 +31,7 @@ from inversion_dpo.evaluation.scorers.registry import (
 )
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import graphs_for, opened, sampler_of, sizes_for, sources_for
+from inversion_dpo.models.lora import ABOUT
 from inversion_dpo.models.parts import HUB
 from inversion_dpo.models.sampler import Prompt
 from inversion_dpo.run.config import Config, resolve
@@ -64,10 +65,13 @@ def model_digest(config: Config, adapter: Path | None) -> str:
 
 
 def model_places(config: Config, adapter: Path | None) -> list[str]:
-    """List what a model is made of: files, folders and hub ids, with the adapter last."""
+    """List what a model is made of: files, folders and hub ids, and peft's settings of a file."""
     m = config.model
     parts = [m.path, m.config, m.network, m.vae, m.lora, m.scene_graph]
-    return [resolve(name) for name in (*parts, str(adapter) if adapter else None) if name]
+    named = [resolve(name) for name in (*parts, str(adapter) if adapter else None) if name]
+    files = [Path(lora).expanduser() for lora in (m.lora, adapter) if lora]
+    beside = [file.with_name(ABOUT) for file in files if file.is_file()]
+    return named + [str(file) for file in beside if file.is_file()]
 
 
 def commits_of(config: Config, named: Iterable[str]) -> list[str]:

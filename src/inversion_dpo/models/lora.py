@@ -29,6 +29,7 @@ from inversion_dpo.models.quantized import QuantizedLinear
 logger = logging.getLogger(__name__)
 WEIGHTS = "pytorch_lora_weights.safetensors"
 NAMED = (WEIGHTS, "adapter_model.safetensors")  # as diffusers and peft name the file
+ABOUT, PEFTS = "adapter_config.json", "base_model.model."  # peft's file, and start of its names
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 GIVEN = "given"  # the adapter's name in the pipeline
 CHANGED = re.compile("pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)  # ways to begin, of peft
@@ -51,11 +52,12 @@ def lora_file(name: str) -> Path:
     files = files[:1] or sorted(place.glob("*.safetensors"))
     if len(files) != 1 or files[0].suffix != ".safetensors":
         held = "several files: name one" if len(files) > 1 else "no .safetensors file"
-        there = [place] if place.is_file() else place.iterdir()
+        there = [place] if place.is_file() else [*place.iterdir()]
         pickles = [f for f in there if f.suffix in PICKLED]
-        remedy = (
-            f"; {pickles[0].name} can run code and is not opened: convert it" if pickles else ""
-        )
+        inner = [f for f in there if any((f / n).is_file() for n in NAMED)]
+        remedy = f"; {inner[0]} has one: give that folder" if inner else ""
+        if pickles:
+            remedy = f"; {pickles[0].name} can run code and is not opened: convert it"
         raise ModelError(f"{place} holds {held}{remedy}")
     return files[0]
 
@@ -105,12 +107,12 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
     try:
         with safe_open(file, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-            settings = _settings(file, (opened.metadata() or {}).get("lora_adapter_metadata"))
+            settings = _settings(file, opened)
     except SafetensorError as error:
         raise ModelError(f"{file} is damaged ({error}): fetch it again") from error
     eight = [k for k, t in tensors.items() if t.itemsize == 1 and t.is_floating_point()]
     tensors |= {k: tensors[k].float() for k in eight}
-    if not settings and any("base_model.model." in k for k in tensors):
+    if not settings and any(PEFTS in k for k in tensors):
         logger.warning(
             "%s has no adapter_config.json beside it: its alpha is taken to be its rank", file
         )
@@ -153,14 +155,19 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
     return weights, changes
 
 
-def _settings(file: Path, told: str | None) -> dict[str, Any]:
+def _settings(file: Path, opened: Any) -> dict[str, Any]:
     """Read how a LoRA is scaled, from its header or from peft's file beside it.
+
+    That file is of the LoRA that peft saved, and of no other in the folder.
 
     Raises:
         ModelError: it is no JSON, or made for a base that was changed when training began.
     """
-    beside = file.with_name("adapter_config.json")
+    told, beside = (opened.metadata() or {}).get("lora_adapter_metadata"), file.with_name(ABOUT)
     if not told and not beside.is_file():
+        return {}
+    if not told and file.stem != "adapter_model" and not any(PEFTS in k for k in opened.keys()):
+        logger.warning("%s is not of %s, and is not read: peft did not name it", beside, file)
         return {}
     place = f"the header of {file}" if told else str(beside)
     try:

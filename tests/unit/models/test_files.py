@@ -928,3 +928,17 @@ def test_a_file_overwritten_under_its_name_is_another_model(key, tiny, tmp_path)
         digests.add(model_digest(replace(Config(), model=m), None))
         digests.add(model_digest(Config(), file))
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize("key", ["lora", "adapter"])
+def test_pefts_settings_beside_a_loras_file_are_of_the_model(key, tiny, tmp_path):
+    """Put there later, they scale it otherwise: samples of before are of another model."""
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"0")
+    m = ModelConfig(str(tiny("sd15")), **({"lora": str(file)} if key == "lora" else {}))
+    config, adapter = replace(Config(), model=m), file if key == "adapter" else None
+    digests = {model_digest(config, adapter)}
+    for alpha in (1, 22):
+        (tmp_path / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}}}')
+        digests.add(model_digest(config, adapter))
+    assert len(digests) == 3

@@ -403,6 +403,27 @@ def test_settings_that_scale_another_lora_are_refused(about, message, pipe, tmp_
         read_lora(pipe("sd15"), tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("start", "name", "scale"),
+    [
+        ("unet.", "style", 1.0),
+        ("unet.", "pytorch_lora_weights", 1.0),
+        ("unet.", "adapter_model", 4.0),
+        ("base_model.model.unet.", "style", 4.0),
+    ],
+)
+def test_pefts_settings_scale_no_other_file_of_a_folder(start, name, scale, pipe, tmp_path, caplog):
+    """Of two LoRAs in one folder, diffusers' own has alpha as its rank."""
+    lora = random_lora(pipe("sd15").unet, ("to_q",))
+    file = tmp_path / f"{name}.safetensors"
+    save_file(pairs(lora, start, *PEFT, alpha=False), file)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 8}))
+    layer, (_, up) = next(iter(lora.items()))
+    found = read_lora(pipe("sd15"), file)[0][f"unet.{layer}.lora_B.weight"]
+    assert torch.equal(found, up * scale)
+    assert (f"adapter_config.json is not of {file}, and is not read" in caplog.text) == (scale == 1)
+
+
 def test_alphas_of_layers_that_are_not_there_are_counted(pipe, tmp_path, caplog):
     """Under the names of another program they would be passed over, and the scale be wrong."""
     layer = "encoder.layers.0.self_attn.q_proj"
@@ -554,6 +575,10 @@ def test_files_of_a_folder(pipe, tmp_path):
     (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"0")
     with pytest.raises(ModelError, match="no .safetensors file; pytorch_lora_weights.bin can run"):
         add_lora(pipe("sd15"), str(tmp_path))
+    (tmp_path / "all/unet").mkdir(parents=True)
+    save_file(lora, tmp_path / "all/unet/adapter_model.safetensors")
+    with pytest.raises(ModelError, match="all/unet has one: give that folder"):
+        add_lora(pipe("sd15"), str(tmp_path / "all"))
     for name in "ab":
         save_file(lora, tmp_path / f"{name}.safetensors")
     with pytest.raises(ModelError, match="several files: name one"):
