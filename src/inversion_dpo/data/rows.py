@@ -19,6 +19,7 @@ from PIL import Image
 from inversion_dpo.data.columns import Table
 from inversion_dpo.data.images import DataError, decode_image, is_picture
 from inversion_dpo.data.masks import decode_mask
+from inversion_dpo.run.words import seen
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # suffixes of image files
@@ -140,10 +141,10 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
             "votes; correct label or votes, or drop the row"
         )
         faults.append(Fault("bad_labels", text))
-    seen = "".join(c if c.isprintable() else " " for c in row.caption or "").strip()
-    if seen.lower() in EMPTY:  # a space of no width is nothing, too
+    text = seen(row.caption or "")
+    if text.lower() in EMPTY:
         remedy = "write the prompt that both images were made for, or drop the row"
-        what = f"is {row.caption!r}, an empty cell" if seen else "is empty or no text"
+        what = f"is {row.caption!r}, an empty cell" if text else "is empty or no text"
         text = f"{row.where}: caption {what}; {remedy}"
         faults.append(Fault("empty_captions", text))
     for name, data in row.pictures:

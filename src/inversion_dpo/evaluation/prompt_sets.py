@@ -26,7 +26,7 @@ from inversion_dpo.data.transforms import Size
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.graphs.graph import SceneGraph
 from inversion_dpo.run.config import ConfigError, resolve
-from inversion_dpo.run.words import counted, typed
+from inversion_dpo.run.words import counted, seen, typed
 
 T = TypeVar("T")
 HEADER = re.compile(r"(prompt|caption)s?([,;\t]\w*)*|text", re.IGNORECASE)  # no prompt is one
@@ -238,7 +238,7 @@ def _rows(source: str, seed: int) -> Iterator[_Row]:
 
 def has_text(line: str) -> bool:
     """Tell whether anything of a text can be seen, and UTF-8 can hold all of it."""
-    return is_whole(line) and any(c.isprintable() and not c.isspace() for c in line)
+    return is_whole(line) and bool(seen(line))
 
 
 def is_whole(text: str) -> bool:

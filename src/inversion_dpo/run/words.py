@@ -1,6 +1,9 @@
 """Numbers and commands in sentences."""
 
 from shlex import quote
+from unicodedata import category
+
+UNSEEN = ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")  # controls, no width, half characters, blanks
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -24,6 +27,17 @@ def harmless(text: str) -> str:
     'a\\x1b[31m star'
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def seen(text: str) -> str:
+    r"""Leave of a text what people can see, with blanks between.
+
+    A character that this Python does not know yet, such as a new emoji, counts as seen.
+
+    >>> seen("a\u200bstar\n"), seen(" \u200b\x07")
+    ('a star', '')
+    """
+    return "".join(" " if category(c) in UNSEEN else c for c in text).strip()
 
 
 def typed(path: object) -> str:

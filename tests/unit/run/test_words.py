@@ -9,7 +9,7 @@ from inversion_dpo.data.masks import odd_masks_text
 from inversion_dpo.data.traits import oddities_text
 from inversion_dpo.evaluation.report import check_evaluated
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
-from inversion_dpo.run.words import counted, typed
+from inversion_dpo.run.words import counted, seen, typed
 
 
 def test_one_is_singular():
@@ -18,6 +18,11 @@ def test_one_is_singular():
         "1 person is",
         "2 people are",
     ]
+
+
+def test_a_new_emoji_is_text_and_a_blank_of_no_width_is_none():
+    texts = " a\u200bstar\n", " \u200b\x07\u2028", "\U0001fae9", "\ue000"
+    assert [seen(t) for t in texts] == ["a star", "", "\U0001fae9", "\ue000"]
 
 
 def test_a_single_odd_row_is_told_in_the_singular():
