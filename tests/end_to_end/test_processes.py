@@ -208,7 +208,8 @@ def test_metrics_are_means_over_all_processes(results, name):
     for part in ("row", "heldout"):
         assert one[part].keys() == two[part].keys()
         for key, value in one[part].items():
-            assert two[part][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+            near = 1e-5 if key.endswith("margin") else 1e-6  # beta times a difference of errors
+            assert two[part][key] == pytest.approx(value, rel=1e-4, abs=near), key
 
 
 def test_the_baseline_of_kto_is_a_mean_over_all_images(results):
