@@ -37,8 +37,9 @@ from inversion_dpo.models.sampler import Sampler
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import check_writable, sha256_of
 from inversion_dpo.run.fields import BuildConfig
-from inversion_dpo.run.folder import occupied
+from inversion_dpo.run.folder import flat, occupied
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.together import check_together
 from inversion_dpo.run.words import counted, typed
 
 SEEDS = 1_000_000  # room for the samples of one cell
@@ -66,7 +67,7 @@ def _built(config: Config, output: Path) -> dict[str, int]:
     b = config.build
     if current_team().main:
         claim(output, _sampled_by(config))
-    current_team().wait()
+    check_together(output, flat(config))
     scorers, folder = scorers_of(config, output / "scores.sqlite"), output / "candidates"
 
     def judge(images: Sequence[Pixels], graphs: Sequence[SceneGraph]) -> Verdict:

@@ -26,6 +26,7 @@ from inversion_dpo.run.disk import (
 )
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import every_setting, groups
+from inversion_dpo.run.together import MARK, check_together
 from inversion_dpo.run.words import counted, typed
 
 # What may differ when a run is continued: it changes how far or how it is looked at, or where
@@ -45,7 +46,7 @@ _FREE = (
 logger = logging.getLogger(__name__)
 REFERENCE = "reference.json"  # of a run's folder: a sketch of the model that it was trained on
 LOCK = ".lock"
-BEGUN = {LOCK, "config.yaml.partial"}  # all that a kill in a run's first moment leaves
+BEGUN = {LOCK, MARK, "config.yaml.partial"}  # all that a kill in a run's first moment leaves
 UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without flock
 
 
@@ -154,12 +155,15 @@ def differences(folder: Path, config: Config) -> dict[str, str]:
 def claim(folder: Path, config: Config, remedy: str = "") -> None:
     """Make ``folder`` this run's; ConfigError if it holds another run or other files.
 
-    The first process of a launch does, and the others wait for it. A folder in which nothing was
-    trained yet may change hands: its cache is kept by content.
+    The first process of a launch does, and the others wait for it; they must see the same folder
+    and settings. A folder in which nothing was trained yet may change hands: its cache is kept by
+    content.
     """
     if current_team().main:
         _make_own(folder)
         refuse_other_run(folder, config, remedy)
+    check_together(folder, flat(config))
+    if current_team().main:
         atomic_text(to_yaml(config), folder / "config.yaml")
     current_team().wait()
 

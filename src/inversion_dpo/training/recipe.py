@@ -31,6 +31,7 @@ from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
 from inversion_dpo.run.folder import REFERENCE, stage
 from inversion_dpo.run.processes import current_team
+from inversion_dpo.run.together import check_together
 from inversion_dpo.run.words import counted
 from inversion_dpo.training.beforehand import (
     LEAST_PAIRS,
@@ -132,6 +133,8 @@ def prepare(config: Config, cache_root: Path, *, reuse: bool = False) -> Prepare
         compile_model(model, config.training.compile, accelerator.device, team.size)
     check_sources(model, pairs)
     key = key_of(config, pairs, model)
+    files = {"data.pairs": key.pairs, "the model's weights": key.model, "the cache": key.name()}
+    check_together(cache_root, files)
     with accelerator.autocast():
         cache = fill(cache_root, model, pairs, key, team=team, reuse=reuse)
         back = (
