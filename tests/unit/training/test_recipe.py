@@ -170,6 +170,7 @@ class Prepares:
         self.filled, self.asked, self.looked = [], [], []
         self.model = Model()
         self.key = SimpleNamespace(guidance_scale=guidance, prompt_chunks=2, name=lambda: "key")
+        self.key.pairs, self.key.model, self.same = "pairs", "model", []
         self.model.reads, self.model.edits = {"tokenizer": 150}, "never"
 
         def fill(root, model, pairs, key, *, team, reuse):
@@ -193,6 +194,7 @@ class Prepares:
             "load_model": lambda config, device: self.model,
             "open_pairs": lambda config, alone: pairs,
             "key_of": lambda config, pairs, model: self.key,
+            "check_together": lambda folder, values: self.same.append((folder, values)),
             "fill": fill,
             "refuse_giveaways": lambda pairs, memo: self.looked.append(memo),
             "round_trip_error": error,
@@ -206,6 +208,8 @@ def test_preparing_fills_once_and_says_what_there_is(cache, tmp_path, monkeypatc
     prepared = prepare(config(), tmp_path / "root")
     assert prepared.cache is cache and prepared.model is made.model
     assert len(made.filled) == 1 and made.filled[0][0] == tmp_path / "root" and not made.reuse
+    same = {"data.pairs": "pairs", "the model's weights": "model", "the cache": "key"}
+    assert made.same == [(tmp_path / "root", same)]
     assert made.asked == [] and made.looked == [tmp_path / f"root/giveaways-{'f' * 16}.json"]
     assert caplog.messages == ["5 pairs of 7 rows; left out: 2 ties"]
 
