@@ -30,7 +30,6 @@ from inversion_dpo.evaluation.metrics import (
     AGREEMENT,
     OTHER_GUIDANCE,
     PAIRS_AGREE,
-    WEIGHTS,
     compare,
     mean_of_groups,
     wins,
@@ -57,6 +56,7 @@ from inversion_dpo.evaluation.sides import side, sizes_for
 from inversion_dpo.run.config import Config, ConfigError, to_yaml
 from inversion_dpo.run.disk import atomic_json, atomic_table, atomic_text, digest_of
 from inversion_dpo.run.folder import going_on, read_config, read_rows, read_seconds, stage
+from inversion_dpo.run.judged import WEIGHTS
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.training.notices import trained_guidance
 

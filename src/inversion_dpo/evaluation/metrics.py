@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from inversion_dpo.maths.intervals import LEAST_PROMPTS, TAIL, wilson
 from inversion_dpo.run.disk import CHECKSUM
+from inversion_dpo.run.judged import WEIGHTS
 
 OTHER_GUIDANCE = "at_training_guidance"  # the comparison at the guidance of training
 PAIRS_AGREE = "pairs_agree"  # the share of pairs whose winner has the higher preference
 AGREEMENT = "agreement"  # how often each score prefers the same side as the preference
-WEIGHTS = "policy_weights"  # in metrics.json: a hash of the files that were judged
 RESERVED = frozenset(
     "preference win_rate win_rate_low win_rate_high n_prompts sizes categories seeds models pairs "
     "steps training seconds structure scoring one_colour traits distance pairwise diversity "

@@ -15,7 +15,6 @@ from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write_metrics
 from inversion_dpo.evaluation.metrics import (
     PAIRS_AGREE,
-    WEIGHTS,
     gain_text,
     metric_rows,
     share_text,
@@ -27,6 +26,7 @@ from inversion_dpo.evaluation.wording import few_text, remarks
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.disk import atomic_json, digest_of, read_json
 from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.run.judged import WEIGHTS, trained_since
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.settings import written
 
@@ -233,10 +233,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 def sections(folder: Path) -> list[Section]:
     """Make a section of the report for each protocol and prompt set that a run was judged by."""
-    out, own = list[Section](), folder / "adapter"
-    now = digest_of([own]) if own.is_dir() else None
+    out = list[Section]()
     for found in map(read_json, sorted((folder / FOLDER).glob("*.json"))):
-        before = now is not None and found.get(WEIGHTS, now) != now
+        before = WEIGHTS in found and trained_since(folder, found)
         stale = [f"{OURS} is as it was before it was trained further."] if before else []
         for prompts in found["sets"]:
             rows = table_of(found, prompts)

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 
 from inversion_dpo.evaluation.metrics import (
     OTHER_GUIDANCE,
-    WEIGHTS,
     gain_text,
     metric_rows,
     win_text,
@@ -24,6 +23,7 @@ from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, sha256_of
 from inversion_dpo.run.folder import alone_at, flat, going_on, read_config, read_metrics
+from inversion_dpo.run.judged import WEIGHTS
 from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.run.words import typed
 from inversion_dpo.training.effects import without_effect

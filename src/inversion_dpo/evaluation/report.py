@@ -19,7 +19,6 @@ from inversion_dpo.evaluation.defaults import with_prompts_of
 from inversion_dpo.evaluation.evaluate import EVALUATED, SAMPLES, both_sides
 from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.judges import independent, most_worsened
-from inversion_dpo.evaluation.metrics import WEIGHTS
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by, people_text
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.repairs import some_of
@@ -28,7 +27,7 @@ from inversion_dpo.evaluation.samples import pictures, read_images, read_scores
 from inversion_dpo.evaluation.sides import opened, sources_for
 from inversion_dpo.evaluation.wording import agreement_text
 from inversion_dpo.run.config import Config, ConfigError, load_config
-from inversion_dpo.run.disk import atomic_json, digest_of, read_table
+from inversion_dpo.run.disk import atomic_json, read_table
 from inversion_dpo.run.folder import (
     read_config,
     read_metrics,
@@ -37,6 +36,7 @@ from inversion_dpo.run.folder import (
     run_file,
     whole,
 )
+from inversion_dpo.run.judged import trained_since
 from inversion_dpo.run.words import typed
 from inversion_dpo.trajectories.method import takes_images
 
@@ -131,12 +131,11 @@ def measured(folder: Path, config: Config, metrics: Mapping[str, Any]) -> list[P
 
 def of_before(folder: Path, metrics: Mapping[str, Any]) -> str:
     """Say, and warn, that the run's policy was trained further since; empty if it was not."""
-    known, own = metrics.get(WEIGHTS), folder / "adapter"
-    if metrics.get("models") or not own.is_dir() or known in (None, digest_of([own])):
+    if metrics.get("models") or not trained_since(folder, metrics):
         return ""
     logger.warning(
         "%s and the pictures are of the policy before it was trained further: run "
-        "`inversion-dpo evaluate %s`, then `report` again",
+        "`inversion-dpo evaluate %s`, then `report` again, once the training is finished",
         folder / "metrics.json",
         typed(folder),
     )

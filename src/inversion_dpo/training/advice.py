@@ -13,6 +13,7 @@ from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import read_config, read_metrics, read_rows, run_file
+from inversion_dpo.run.judged import trained_since
 from inversion_dpo.run.words import typed
 from inversion_dpo.training.health import (
     FEW_PAIRS,
@@ -70,6 +71,10 @@ def advise(folder: Path) -> list[Advice]:
             f"Run `inversion-dpo evaluate {typed(folder)}`; compare other models in a new folder"
         )
         found = [Advice(seen, change)]
+    elif metrics and trained_since(folder, metrics):
+        seen = "The images are of the policy before it was trained further"
+        again = f"Run `inversion-dpo evaluate {typed(folder)}` again"
+        found = [Advice(seen, f"{again}, once the training is finished")]
     elif metrics.get("steps", rows[-1]["step"]) < rows[-1]["step"]:
         seen = f"The images are of step {metrics['steps']:.0f}, the training is further"
         found = [Advice(seen, f"Run `inversion-dpo evaluate {typed(folder)}` again")]

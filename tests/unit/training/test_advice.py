@@ -5,7 +5,7 @@ import json
 import pytest
 
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
-from inversion_dpo.run.disk import DiskError
+from inversion_dpo.run.disk import DiskError, digest_of
 from inversion_dpo.training.advice import advise, text
 
 SOUND = {
@@ -140,6 +140,30 @@ def test_a_folder_without_steps_is_refused(tmp_path):
 def test_images_of_a_later_round_are_the_runs_own(tmp_path):
     run = run_of(tmp_path, images=win(0.7, 0.6, 0.8) | {"models": [None, str(tmp_path)]})
     assert any(advice.seen.endswith("a gain") for advice in advise(run))
+
+
+@pytest.mark.parametrize("when", ["while it goes on", "afterwards"])
+def test_images_of_an_earlier_policy_are_called_so(tmp_path, when):
+    """The settings, and so ``steps``, are those of the longer training from its begin on."""
+    (tmp_path / "adapter").mkdir()
+    weights = tmp_path / "adapter/pytorch_lora_weights.safetensors"
+    weights.write_bytes(b"first")
+    judged = win(0.7, 0.6, 0.8) | {"steps": 70, "policy_weights": digest_of([weights.parent])}
+
+    def trained(steps, last):
+        run_of(tmp_path, steps=steps, images=judged)
+        with (tmp_path / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": steps} | last) + "\n")
+        return advise(tmp_path)
+
+    end = {"pairs": 100.0}
+    assert any(advice.seen.endswith("a gain") for advice in trained(60, end))
+    if when == "afterwards":
+        weights.write_bytes(b"then")
+    found = trained(70, end) if when == "afterwards" else trained(65, {})
+    told = [advice for advice in found if "before it was trained further" in advice.seen]
+    assert len(told) == 1 and f"evaluate {tmp_path}` again, once" in told[0].change
+    assert not any(advice.seen.endswith("a gain") for advice in found)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
