@@ -191,6 +191,9 @@ def test_a_table_of_an_earlier_policy_and_an_unfinished_one_say_so(capsys, run, 
     assert f"of the policy before it was trained further: run `inversion-dpo evaluate {run}`" in (
         caplog.text
     )
+    shutil.rmtree(run / "samples")
+    code, _, err = command(capsys, "report", run)
+    assert code == 2 and "samples behind metrics.json are gone, and the policy was trained" in err
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from inversion_dpo.compare.runs import (
     folder_of,
     inversion_evaluations,
     pictured,
+    refuse_other_files,
 )
 from inversion_dpo.compare.summary import summarise
 from inversion_dpo.compare.tuning import split_prompts, tune
@@ -98,6 +99,8 @@ def compare_alone(root: Path, plan: Plan, base: Config) -> Path:
         base = load_config(plan.config, list(plan.extra))
         atomic_json(tuned, root / "tuned.json")
     todo = lines(plan, root)
+    named = [(f"{v.name}-{k}", own) for v, runs in todo for k, own in enumerate(runs)]
+    refuse_other_files(root, ((name, load_config(plan.config, own)) for name, own in named))
     inversions = {
         v.name: inversion_cost(root, load_config(plan.config, runs[0])) for v, runs in todo
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,25 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inversion_dpo.compare.summary import over_seeds
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.defaults import HELDOUT_FILE, MEASURING_FILE
 from inversion_dpo.evaluation.evaluate import measure
 from inversion_dpo.evaluation.page import Picture, inlined
 from inversion_dpo.evaluation.prompt_sets import read_prompts
 from inversion_dpo.evaluation.report import pick
-from inversion_dpo.evaluation.samples import pictures, read_images, read_scores, sampled_file
+from inversion_dpo.evaluation.samples import (
+    model_digest,
+    pictures,
+    read_images,
+    read_scores,
+    sampled_file,
+)
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
-from inversion_dpo.run.disk import atomic_json, read_json
+from inversion_dpo.run.disk import atomic_json, checksum_of, read_json
 from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, train
 from inversion_dpo.training.split import split_pairs
 from inversion_dpo.trajectories.cost import evaluations_again
-from inversion_dpo.trajectories.method import chosen_method
+from inversion_dpo.trajectories.method import chosen_method, takes_images
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 4
 PICTURED = 6  # prompts that the page shows
 MOST = 8  # samples that the best is taken of
 SNAPSHOTS = 6  # points of a curve, the end included
+FILES = "files"  # in a result: hashes of what the settings name
 Result = dict[str, Any]
 
 
@@ -92,7 +100,7 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
             )
         return result
     claim(folder, config)
-    result = {"curve_prompts": curve}
+    result = {"curve_prompts": curve} | ({} if start else {FILES: digests(config)})
     if start:
         result["spent"] = begin(folder, config, start)
     train(config, folder, cache_root=(folder if start else root) / "cache")
@@ -102,6 +110,42 @@ def run(root: Path, name: str, config: Config, curve: int, start: Start | None =
     for part in ("checkpoints", "snapshots", "cache"):
         shutil.rmtree(folder / part, ignore_errors=True)
     return result
+
+
+def digests(config: Config) -> dict[str, str]:
+    """Hash what a run's settings only name: its pairs, its prompts and the model's files."""
+    e = config.evaluation
+    return {
+        "data.pairs": open_pairs(config.data, alone=takes_images(config)).fingerprint,
+        "evaluation.prompts": checksum_of({"prompts": read_prompts(e.prompts, e.limit)}),
+        "model.path": checksum_of({"model": model_digest(config, None)}),
+    }
+
+
+def refuse_other_files(root: Path, runs: Iterable[tuple[str, Config]]) -> None:
+    """Refuse finished runs of files that have changed since under their names.
+
+    Args:
+        root: folder of the comparison.
+        runs: each first round's name and settings.
+
+    Raises:
+        ConfigError: names run and setting.
+    """
+    known = dict[str, dict[str, str]]()
+    for name, config in runs:
+        folder, e = folder_of(root, name), config.evaluation
+        there = folder / "result.json"
+        for key, before in (read_json(there).get(FILES, {}) if there.exists() else {}).items():
+            about = f"{config.data} {config.model} {e.prompts} {e.limit} {takes_images(config)}"
+            if about not in known:
+                known[about] = digests(config)
+            if known[about][key] != before:
+                raise ConfigError(
+                    f"{folder} holds a finished run, and what {key} names has changed since: its "
+                    "scores are not comparable with those of new runs. Choose another --output, "
+                    "or delete that folder to run it again"
+                )
 
 
 def begin(folder: Path, config: Config, start: Start) -> dict[str, float]:

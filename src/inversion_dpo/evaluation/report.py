@@ -115,11 +115,16 @@ def measured(folder: Path, config: Config, metrics: Mapping[str, Any]) -> list[P
     What has changed since, such as the prompts or the policy, thus changes no picture.
 
     Raises:
-        ConfigError: they are gone, and there is another number of prompts now.
+        ConfigError: they are gone, and there is another policy or number of prompts now.
     """
     files = [folder / SAMPLES / name for name in metrics.get(SAMPLES, ())]
     if files and all(file.is_file() and read_table(file) is not None for file in files):
         return files
+    if not metrics.get("models") and trained_since(folder, metrics):
+        raise ConfigError(
+            f"{folder}: the samples behind metrics.json are gone, and the policy was trained "
+            f"further since: run `inversion-dpo evaluate {typed(folder)}` again"
+        )
     e = config.evaluation
     if (now := len(read_prompts(e.prompts, e.limit))) != metrics["n_prompts"]:
         raise ConfigError(
