@@ -15,6 +15,7 @@ from inversion_dpo.data.annotations import is_annotated, read_annotations
 from inversion_dpo.data.images import DataError
 from inversion_dpo.evaluation.prompt_sets import PromptSet, intended_graphs, read_prompt_set, scenes
 from inversion_dpo.evaluation.readiness import check_sampling
+from inversion_dpo.evaluation.samples import model_digest
 from inversion_dpo.evaluation.scorers.registry import SCENES, ScorerGroup, load_scorers
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH
 from inversion_dpo.evaluation.sides import Side, details_of, opened, sampler_of, side, sizes_in
@@ -23,6 +24,7 @@ from inversion_dpo.graphs.scene_key import SceneKey
 from inversion_dpo.making_pairs.candidates import Labelled, pair_rows, schema_of, write_rows
 from inversion_dpo.making_pairs.duplicates import Duplicates
 from inversion_dpo.making_pairs.labelling import (
+    WEIGHTS,
     Cell,
     Draw,
     Judge,
@@ -305,6 +307,8 @@ def _sampled_by(config: Config) -> dict[str, object]:
     how = ("prompts", "samples", "guidance_scales", "models", "quality", "seed")
     asked = [] if b["prompts"] == SCENES else single_graphs(config)
     said = "\n".join([SceneKey(graph).text for graph in asked] + _own_details(b["prompts"]))
+    sides = [side(config, model) for model in (None, *b["models"])]
+    weights = "\n".join(model_digest(one.config, one.adapter) for one in sides)
     return {
         **(b if b["splits"] else {name: b[name] for name in how}),
         "model": asdict(config.model),
@@ -312,5 +316,6 @@ def _sampled_by(config: Config) -> dict[str, object]:
         "checkpoints": e.checkpoints,
         "steps": e.sample_steps,
         "guidance": e.guidance_scale,
+        WEIGHTS: hashlib.sha256(weights.encode()).hexdigest(),
         "asked": hashlib.sha256(said.encode()).hexdigest(),
     }

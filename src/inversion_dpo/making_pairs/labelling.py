@@ -31,6 +31,7 @@ from inversion_dpo.run.processes import current_team
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # prompts sampled and scored between two saves
+WEIGHTS = "weights of the models"  # in build.json: a hash of their files
 READ = "parsed"  # the score that says whether an image could be read at all
 
 Pixels = NDArray[np.uint8]
@@ -208,9 +209,10 @@ def claim(output: Path, settings: Mapping[str, object]) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     owner, text = output / "build.json", json.dumps(settings, sort_keys=True)
-    if owner.exists() and owner.read_text(encoding="utf-8") != text:
-        theirs, ours = dict(read_json(owner)), json.loads(text)
-        changed = sorted(k for k in {*ours, *theirs} if theirs.get(k) != ours.get(k))
+    ours = json.loads(text)
+    theirs = dict(read_json(owner)) if owner.exists() else ours
+    theirs = {k: ours[k] for k in (WEIGHTS,) if k in ours} | theirs  # of an earlier version
+    if changed := sorted(k for k in {*ours, *theirs} if theirs.get(k) != ours.get(k)):
         named = dict.fromkeys("prompts" if k == "asked" else k for k in changed)
         raise DataError(
             f"{output} holds samples made with other settings ({', '.join(named)}): repeat those, "

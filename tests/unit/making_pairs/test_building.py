@@ -16,6 +16,7 @@ from inversion_dpo.making_pairs.build import apportion, build, split_by_hash
 from inversion_dpo.making_pairs.candidates import Candidate, Labelled
 from inversion_dpo.making_pairs.card import size_category
 from inversion_dpo.making_pairs.dataset import leaks, refuse_leaks, refuse_repeats
+from inversion_dpo.making_pairs.labelling import WEIGHTS
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.fields import BuildConfig, ModelConfig
 from inversion_dpo.world.captions import parse_caption
@@ -180,6 +181,24 @@ def test_what_does_not_come_out_is_said(tmp_path):
         build(settings(by=["beauty"]), tmp_path / "c")
     with pytest.raises(ConfigError, match="build.by names warmth twice: give each score once"):
         build(settings(by=["warmth", "sg_iou", "warmth"]), tmp_path / "d")
+
+
+def test_samples_of_a_model_that_was_trained_further_are_not_gone_on_with(tmp_path, monkeypatch):
+    """Half of them would be of the old policy, or all, if the build had ended."""
+    monkeypatch.setattr("inversion_dpo.evaluation.sides.check_lora", lambda *_: None)
+    weights = tmp_path / "run" / "pytorch_lora_weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    config, out = settings(models=[str(weights.parent)]), tmp_path / "out"
+    made = build(config, out)
+    assert build(config, out) == made
+    weights.write_bytes(b"then")
+    with pytest.raises(DataError, match=r"made with other settings \(weights of the models\)"):
+        build(config, out)
+    owner = out / "build.json"  # of an earlier version
+    said = json.loads(owner.read_text())
+    owner.write_text(json.dumps({k: v for k, v in said.items() if k != WEIGHTS}, sort_keys=True))
+    assert build(config, out) == made and WEIGHTS in json.loads(owner.read_text())
 
 
 def test_models_take_turns_with_the_reference(tmp_path, monkeypatch):
