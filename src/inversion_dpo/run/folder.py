@@ -259,6 +259,12 @@ def run_file(folder: Path) -> str:
             remedy = f"It lies in a run: give {folder.parent}"
         elif folder.is_file() and folder.suffix != ".safetensors":
             remedy = "It is a file: give the folder of a run"
+        elif (folder / "metrics.jsonl").is_file():
+            remedy = "A training left metrics.jsonl there: put its config.yaml back from a copy"
+        elif runs := [
+            f.parent for way in ("", "runs/") for f in folder.glob(f"{way}*/config.yaml")
+        ]:
+            remedy = f"It holds {counted(len(runs), 'run')}: give one, such as {typed(min(runs))}"
         elif folder.is_file() or [*folder.glob("*.safetensors"), *folder.glob("model_index.json")]:
             remedy = (
                 "It is a model: `evaluate NEW_FOLDER --policy` takes it; `sample` takes it as "

@@ -155,13 +155,17 @@ def test_a_number_beyond_any_use_is_refused(capsys, tmp_path, words):
 
 def test_a_model_in_the_place_of_a_run_says_what_takes_it(tmp_path):
     run, model, file = tmp_path / "run", tmp_path / "model", tmp_path / "x.safetensors"
-    notes = tmp_path / "notes.txt"
-    for folder in (run / "adapter", model):
+    notes, compared, lost = tmp_path / "notes.txt", tmp_path / "compared", tmp_path / "lost"
+    for folder in (run / "adapter", model, compared / "runs/x0-0", compared / "runs/sft-0", lost):
         folder.mkdir(parents=True)
     (run / "config.yaml").touch()
-    for made in (model / "model_index.json", file, notes):
+    for made in (model / "model_index.json", file, notes, lost / "metrics.jsonl"):
         made.touch()
+    for name in ("x0-0", "sft-0"):
+        (compared / "runs" / name / "config.yaml").touch()
     for place, message in (
+        (compared, f"It holds 2 runs: give one, such as {compared / 'runs/sft-0'}$"),
+        (lost, "left metrics.jsonl there: put its config.yaml back from a copy$"),
         (run / "adapter", f"It lies in a run: give {run}$"),
         (model, "It is a model: `evaluate NEW_FOLDER --policy` takes it"),
         (file, "It is a model: `evaluate NEW_FOLDER --policy` takes it"),
