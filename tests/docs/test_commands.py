@@ -51,7 +51,8 @@ NOT_HERE = {  # command -> why it is not run
     "inversion-dpo pairs sample": "test_labelling_commands.py",
     "inversion-dpo pairs build --config scenes-pairs": "test_building.py; what it made: "
     "test_scenes_pairs.py",
-    "inversion-dpo train -o runs/mine data.pairs=labelled.parquet": "of such labels: tests/browser",
+    "inversion-dpo train -o runs/labelled": "of such labels: tests/browser",
+    "inversion-dpo evaluate runs/labelled": "the same",
     "inversion-dpo train -o runs/round": "of such labels, too",
     "inversion-dpo demo -o runs/both --rounds 2 --people": "waits for people: test_rounds.py",
     "inversion-dpo compare": "minutes, hours: tests/unit/compare",
