@@ -649,6 +649,30 @@ def test_an_own_scorer_changes_no_image_and_ends_no_command(monkeypatch):
         load_scorers("my_scorers:ends")(IMAGES, PROMPTS)
 
 
+def test_samples_are_scored_again_when_a_module_of_the_scorer_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    files = {
+        "taste_of_mine.py": "import numpy\nimport weights_of_mine\n",
+        "weights_of_mine.py": "def f():\n    from parts_of_mine import deep\n",
+        "parts_of_mine/__init__.py": "",
+        "parts_of_mine/deep.py": "from . import other\nfrom .gone import nothing\n",
+        "parts_of_mine/other.py": "",
+        "unrelated.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (one,) = load_scorers("taste_of_mine:score").members
+    assert {str(p.relative_to(tmp_path)) for p in one.places()} == files.keys() - {"unrelated.py"}
+    (one,) = load_scorers("parts_of_mine.deep:score").members
+    inner = {name for name in files if name.startswith("parts")}
+    assert {str(p.relative_to(tmp_path)) for p in one.places()} == inner
+    (tmp_path / "taste_of_mine.py").write_text("import weights_of_mine\n(")
+    (one,) = load_scorers("taste_of_mine:score").members
+    assert [p.name for p in one.places()] == ["taste_of_mine.py"]
+
+
 def test_the_embedded_worlds_checker_refuses_other_sizes():
     with pytest.raises(ConfigError, match=r"scenes reads pictures of 64x64 .* not \[64, 80, 3\]"):
         load_scorers("scenes")([picture(0, 64, 80)], PROMPTS[:1])

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,25 @@ def source_of(name: str) -> Path | None:
     except (ImportError, ValueError):
         return None
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def sources_of(name: str) -> list[Path]:
+    """List the file of ``module:function`` and what it imports beside it; nothing is run.
+
+    Where the module is installed or cannot be read, its own file alone; empty without a file.
+    """
+    own = source_of(name)
+    if own is None or own.suffix != ".py" or "site-packages" in own.parts:
+        return [own] if own else []
+    module = name.partition(":")[0]
+    depth = module.count(".") + (own.name == "__init__.py")
+    finder = ModuleFinder(path=[str(own.parents[depth])])
+    try:
+        finder.import_hook(module)
+    except (ImportError, SyntaxError, ValueError):  # as soon as it is imported, that is said
+        return [own]
+    found = (getattr(module, "__file__", None) for module in finder.modules.values())
+    return sorted({own, *(Path(file) for file in found if file)})
 
 
 def imported(name: str) -> Any:

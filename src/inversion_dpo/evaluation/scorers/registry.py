@@ -34,6 +34,7 @@ from inversion_dpo.evaluation.scorers.own import (
     checked,
     imported,
     source_of,
+    sources_of,
 )
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
 from inversion_dpo.evaluation.scorers.scene_graph import SCENE_GRAPH, SCORES, SceneGraphScorer
@@ -107,9 +108,9 @@ class Named:
         return f"{VERSION} {self.spec} {weights}"
 
     def places(self) -> list[Path]:
-        """List the local folder or file that its scores depend on, if there is one."""
+        """List the local folders or files that its scores depend on."""
         if self.checkpoint is None:
-            return list(filter(None, [source_of(self.spec)])) if ":" in self.spec else []
+            return sources_of(self.spec) if ":" in self.spec else []
         return [part.folder for part in (self.checkpoint, *self.beside) if part.folder]
 
 
