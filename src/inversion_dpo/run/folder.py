@@ -31,7 +31,7 @@ from inversion_dpo.run.words import counted, typed
 
 # What may differ when a run is continued: it changes how far or how it is looked at, or where
 # weights wait, not what the steps done so far would have been.
-_FREE = (
+FREE = (
     "model.offload",
     "inversion.cache",
     "training.steps",
@@ -203,7 +203,7 @@ def refuse_other_run(folder: Path, config: Config, remedy: str = "") -> None:
     changed = [
         text
         for key, text in (differences(folder, config) if owner.exists() else {}).items()
-        if key not in _FREE and not key.startswith(("evaluation.", "build."))
+        if key not in FREE and not key.startswith(("evaluation.", "build."))
     ]
     more = f" (and {counted(len(changed) - 1, 'more key differs', 'more keys differ')})"
     if changed and (folder / "checkpoints").exists():

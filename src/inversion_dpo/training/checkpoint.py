@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,10 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inversion_dpo.run.disk import CHECKSUM, atomic_folder, checksum_of, sha256_of
+from inversion_dpo.run.fields import Config
+from inversion_dpo.run.folder import FREE, flat
 from inversion_dpo.run.processes import Team
+from inversion_dpo.run.settings import written
 from inversion_dpo.run.sharded import cut_like, whole_tensors
 
 logger = logging.getLogger(__name__)
+SHAPING = re.compile(r"(objective|policy|training)\.|data\.(holdout|label_noise|\w+_dropout)$")
 
 
 class CheckpointError(RuntimeError):
@@ -39,6 +44,7 @@ class Progress:
     identity: of the cache, and so of reference, pairs and inversion; reference: hash of the
     reference's weights. skipped: steps left out. score: held-out, higher is better.
     coefficients: whatever adapts as it goes: the loss scaler of fp16, and beta where it is auto.
+    settings: those that shape the steps, see :func:`shaping`.
     """
 
     step: int
@@ -48,6 +54,35 @@ class Progress:
     skipped: int = 0
     score: float | None = None
     coefficients: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def shaping(config: Config) -> dict[str, Any]:
+    """Map settings that shape a run's steps, and that its cache does not depend on, to values."""
+    return {k: v for k, v in flat(config).items() if SHAPING.match(k) and k not in FREE}
+
+
+def refuse_other_settings(folder: Path, config: Config) -> None:
+    """Refuse to go on with other settings than the newest checkpoint's.
+
+    That of a run's ``config.yaml`` is refused already, unless somebody has edited that file.
+
+    Args:
+        folder: that holds all checkpoints.
+        config: the run's settings now.
+
+    Raises:
+        CheckpointError: names checkpoint and setting.
+    """
+    newest = next(reversed(_written(folder)), folder)
+    now = json.loads(json.dumps(shaping(config)))
+    for key, value in (_read_state(newest) or {}).get("settings", {}).items():
+        if key in now and now[key] != value:
+            raise CheckpointError(
+                f"{newest} was trained with {key}={written(value)}, and it is {written(now[key])} "
+                f"now: put it back, also in {folder.parent / 'config.yaml'}, or choose another "
+                f"--output. To train anew with the inverted pairs, delete {folder}"
+            )
 
 
 def save_checkpoint(

@@ -39,7 +39,7 @@ from inversion_dpo.training.beforehand import (
     check_sources,
     check_usable,
 )
-from inversion_dpo.training.checkpoint import Progress
+from inversion_dpo.training.checkpoint import Progress, refuse_other_settings, shaping
 from inversion_dpo.training.checks import asked_to_stop, check_step
 from inversion_dpo.training.health import Watch
 from inversion_dpo.training.notices import (
@@ -101,6 +101,7 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     """
     folder.mkdir(parents=True, exist_ok=True)
     tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
+    refuse_other_settings(folder / "checkpoints", config)
     with stage(folder, "invert"), memory_advice("inversion"):
         root = cache_root or config.inversion.folder(folder)
         prepared = prepare(config, root, reuse=cache_root is None)
@@ -210,6 +211,7 @@ def set_up(config: Config, prepared: Prepared) -> Session:
         max_skipped=t.max_skipped,
         keep_checkpoints=t.keep_checkpoints,
         team=team,
+        settings=shaping(config),
     )
 
 

@@ -166,6 +166,7 @@ def save_session(
         skipped=session.skipped,
         score=score if math.isfinite(score) else None,
         coefficients=session.coefficients | scales,
+        settings=session.settings,
     )
     inner = getattr(session.optimizer, "optimizer", session.optimizer)
     held, keep = held_tensors(session), session.keep_checkpoints

@@ -31,7 +31,7 @@ class Session:
     network: the prepared policy network, which every forward goes through. coefficients: whatever
     adapts, kept in checkpoints. skipped: steps whose loss or gradient was not finite; updates: the
     others. initial: the trainable tensors before step 0, until they are seen to move. moved: those
-    of a reference that moves; empty if it does not.
+    of a reference that moves; empty if it does not. settings: that checkpoints are of.
     """
 
     accelerator: Accelerator
@@ -53,6 +53,7 @@ class Session:
     updates: int = 0
     initial: dict[str, Tensor] = field(default_factory=dict)
     moved: dict[str, Tensor] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def split_by(items: Iterable[T], size_of: Callable[[T], Size]) -> list[list[T]]:

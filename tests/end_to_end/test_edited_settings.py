@@ -1,0 +1,47 @@
+"""A run whose config.yaml was edited by hand, and goes on."""
+
+import json
+import shutil
+
+import pytest
+
+from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.disk import CHECKSUM, checksum_of
+from inversion_dpo.training import recipe
+from inversion_dpo.training.checkpoint import CheckpointError
+
+
+@pytest.mark.parametrize(
+    ("edits", "told"),
+    [
+        ({"  beta: null": "  beta: 7.0"}, "objective.beta=null, and it is 7.0 now"),
+        ({"  learning_rate: 0.001": "  learning_rate: 0.1"}, "training.learning_rate=0.001"),
+        ({"  holdout: 0.25": "  holdout: 0.5"}, "data.holdout=0.25, and it is 0.5 now"),
+        ({"  tracker: auto": "  tracker: none"}, None),
+        ({"  steps: 8": "  steps: 9"}, None),
+    ],
+)
+def test_settings_that_were_edited_in_the_run_are_refused(
+    tiny_run, tiny_config, tmp_path, monkeypatch, edits, told
+):
+    monkeypatch.setattr(recipe, "prepare", lambda *_, **__: pytest.fail("begun"))
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    text = to_yaml(tiny_config("training.snapshot_every=4"))
+    for before, after in edits.items():
+        assert before in text
+        text = text.replace(before, after)
+    (run / "config.yaml").write_text(text)
+    edited = load_config(str(run / "config.yaml"), [])
+    if told is None:
+        with pytest.raises(pytest.fail.Exception, match="begun"):
+            recipe.train(edited, run)
+        return
+    with pytest.raises(CheckpointError, match=f"step-000008 was trained with {told}") as caught:
+        recipe.train(edited, run)
+    assert f"put it back, also in {run / 'config.yaml'}" in str(caught.value)
+    newest = run / "checkpoints/step-000008/state.json"  # as an earlier version wrote it
+    state = json.loads(newest.read_text())
+    state = {k: v for k, v in state.items() if k not in ("settings", CHECKSUM)}
+    newest.write_text(json.dumps(state | {CHECKSUM: checksum_of(state)}))
+    with pytest.raises(pytest.fail.Exception, match="begun"):
+        recipe.train(edited, run)
