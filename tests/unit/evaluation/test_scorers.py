@@ -673,6 +673,22 @@ def test_samples_are_scored_again_when_a_module_of_the_scorer_changes(tmp_path, 
     assert [p.name for p in one.places()] == ["taste_of_mine.py"]
 
 
+def test_an_own_scorer_in_or_beside_a_folder_without_init_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    files = {
+        "bare_of_mine/deep/score.py": "from bare_of_mine import other\nfrom .. import again\n",
+        "bare_of_mine/other.py": "import bare_beside.one\nimport bare_beside.gone\n",
+        "bare_of_mine/again.py": "",
+        "bare_beside/one.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (one,) = load_scorers("bare_of_mine.deep.score:score").members
+    assert {str(p.relative_to(tmp_path)) for p in one.places()} == {*files}
+
+
 def test_the_embedded_worlds_checker_refuses_other_sizes():
     with pytest.raises(ConfigError, match=r"scenes reads pictures of 64x64 .* not \[64, 80, 3\]"):
         load_scorers("scenes")([picture(0, 64, 80)], PROMPTS[:1])

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.machinery import PathFinder
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,19 @@ def source_of(name: str) -> Path | None:
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
 
+class _Finder(ModuleFinder):
+    """Finds imports also in folders without ``__init__.py``, at which Python's own one breaks."""
+
+    def import_module(self, partname: str, fqname: str, parent: Any) -> Any:
+        places = parent.__path__ if parent else self.path
+        spec = PathFinder.find_spec(partname, places) if places else None
+        if spec is None or spec.origin or spec.submodule_search_locations is None:
+            return super().import_module(partname, fqname, parent)
+        package: Any = self.add_module(fqname)
+        package.__path__ = [*spec.submodule_search_locations]
+        return package
+
+
 def sources_of(name: str) -> list[Path]:
     """List the file of ``module:function`` and what it imports beside it; nothing is run.
 
@@ -46,7 +60,7 @@ def sources_of(name: str) -> list[Path]:
         return [own] if own else []
     module = name.partition(":")[0]
     depth = module.count(".") + (own.name == "__init__.py")
-    finder = ModuleFinder(path=[str(own.parents[depth])])
+    finder = _Finder(path=[str(own.parents[depth])])
     try:
         finder.import_hook(module)
     except (ImportError, SyntaxError, ValueError):  # as soon as it is imported, that is said
