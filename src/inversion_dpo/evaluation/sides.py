@@ -29,7 +29,7 @@ from inversion_dpo.models.lora import add_lora, lora_file
 from inversion_dpo.models.parts import HUB, check_lora, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
-from inversion_dpo.run.disk import read_json
+from inversion_dpo.run.disk import read_json, sha256_of
 from inversion_dpo.run.fields import ModelConfig
 from inversion_dpo.run.folder import REFERENCE, read_config
 from inversion_dpo.run.processes import current_team
@@ -78,7 +78,9 @@ def side(config: Config, model: str | None) -> Side:
             kind = kind_of(model)
     if kind == "lora":
         check_lora(m, model, "LoRA")
-        return Side(config, path if path.exists() else lora_file(model))
+        adapter = path if path.exists() else lora_file(model)
+        refuse_twice(m, adapter)
+        return Side(config, adapter)
     if kind == "network":
         return Side(replace(config, model=replace(m, network=model, lora=None)), None)
     if kind is None:
@@ -95,6 +97,19 @@ def side(config: Config, model: str | None) -> Side:
         other = replace(m, path=model, revision=None, variant=None, lora=None, network=None)
         other = replace(other, config=source if path.is_file() else None)
     return Side(replace(config, model=fitted(other, m)), None)
+
+
+def refuse_twice(m: ModelConfig, adapter: Path) -> None:
+    """Refuse to put a LoRA on a model that has it already; ConfigError names ``model.lora``."""
+    if not m.lora:
+        return
+    with named("model.lora", m.lora):
+        same = sha256_of(lora_file(m.lora)) == sha256_of(lora_file(str(adapter)))
+    if same:
+        raise ConfigError(
+            f"{adapter} is the LoRA of model.lora={m.lora}, which the model has already: it would "
+            "be added twice. Give another, or set model.lora=null"
+        )
 
 
 def in_folder(m: ModelConfig, folder: Path) -> ModelConfig:
@@ -193,6 +208,7 @@ def load_policy_pipeline(config: Config, adapter: Path | None) -> Any:
         pipeline = load_pipeline(replace(m, scene_graph=str(adapter)), device)
         warn_of_base(m, adapter, pipeline)
         return pipeline
+    refuse_twice(m, adapter)
     pipeline = load_pipeline(m, device)
     warn_of_base(m, adapter, pipeline)
     with named("policy", str(adapter)):

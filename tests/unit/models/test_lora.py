@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,7 @@ from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import blocks_to_kohya
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.lora import add_lora, merge_lora, read_lora
-from inversion_dpo.run.config import load_config, to_yaml
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
 from tests.slow import slow_but
@@ -464,6 +465,27 @@ def test_sample_draws_from_a_published_lora(tiny, pipe, tmp_path):
             main(["sample", "a star", "-o", str(output), *settings, *more])
         drawn.append((output / "000000.png").read_bytes())
     assert drawn[0] != drawn[1]
+
+
+def test_a_lora_that_the_model_has_already_is_not_added_twice(tiny, pipe, tmp_path, capsys):
+    """Also under another name; as --policy, as build.models, and as the policy of a run."""
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q", "to_v")), "", *PEFT, alpha=False)
+    file = tmp_path / "run" / "adapter" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(lora, file)
+    copied = shutil.copy(file, tmp_path / "style.safetensors")
+    settings = [f"model.path={tiny('sd15')}", f"model.lora={copied}"]
+    for name in (copied, file, file.parent):
+        with pytest.raises(ConfigError, match=f"{name} is the LoRA of model.lora={copied}.*twice"):
+            side(load_config(None, settings), str(name))
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(load_config(None, settings[:1])))
+    assert side(load_config(None, settings), str(tmp_path / "run")).config.model.lora is None
+    ask = ["sample", "a star", "-o", str(tmp_path / "png"), "--run", str(tmp_path / "run")]
+    with pytest.raises(SystemExit, match="2"):
+        main([*ask, f"model.lora={file.parent}"])
+    assert "which the model has already: it would be added twice" in capsys.readouterr().err
+    save_file({k: v * 2 for k, v in lora.items()}, copied)
+    assert side(load_config(None, settings), str(file)).adapter == file
 
 
 def foreign(lora):
