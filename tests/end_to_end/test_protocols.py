@@ -162,6 +162,15 @@ def test_another_reference_than_the_protocols_is_a_departure(setting, told):
     assert given == [f"--reference=a/b, not {protocol.model}"]
 
 
+def test_every_model_has_a_folder_of_its_own():
+    names = ["a/m", "../a/m", "a:m", "a m", "/a/m", "a/m/", ".a/m"]
+    assert len({protocols.plain("set", name) for name in names}) == len(names)
+    assert protocols.plain("geneval", "mhdang/dpo-v1.5") == Path("geneval/mhdang--dpo-v1.5")
+    for name in ("..", "/", "../..", "C:\\m"):
+        part = protocols.plain(name)
+        assert len(part.parts) == 1 and part.name not in ("", ".", "..") and part.name == str(part)
+
+
 def test_another_number_of_prompts_is_told_where_the_published_numbers_stand():
     found = {"protocol": "sd15-dpo", "departures": [], "sets": {}}
     for number, told in ((500, False), (499, True)):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,16 @@ def rows_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def plain(*names: str) -> Path:
-    """Make a folder's name of each text, without signs that a path could read otherwise."""
-    return Path(*(re.sub(r"[^\w.-]+", "--", name).strip(".-") for name in names))
+    """Make a folder's name of each text, without signs that a path could read otherwise.
+
+    Two texts have two names: a part of the text's hash stands in place of other signs than ``/``.
+    """
+    made = []
+    for name in names:
+        bare = re.sub(r"[^\w.-]+", "--", name).strip(".-")
+        lost = bare != name.replace("/", "--")
+        made.append(f"{bare}-{sha256(name.encode()).hexdigest()[:6]}" if lost else bare)
+    return Path(*made)
 
 
 def table_of(found: Mapping[str, Any], prompts: str) -> list[dict[str, str]]:
