@@ -45,3 +45,23 @@ def test_settings_that_were_edited_in_the_run_are_refused(
     newest.write_text(json.dumps(state | {CHECKSUM: checksum_of(state)}))
     with pytest.raises(pytest.fail.Exception, match="begun"):
         recipe.train(edited, run)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_more_steps_under_a_rate_that_falls_are_warned_of(
+    tiny_run, tiny_config, tmp_path, monkeypatch, caplog, schedule
+):
+    """The rate rises again, so that the policy is not that of one longer training."""
+    monkeypatch.setattr(recipe, "prepare", lambda *_, **__: pytest.fail("begun"))
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    newest = run / "checkpoints/step-000008/state.json"
+    state = json.loads(newest.read_text())
+    state["settings"]["training.lr_scheduler"] = schedule
+    assert state["settings"]["training.steps"] == 8 and state.pop(CHECKSUM)
+    newest.write_text(json.dumps(state | {CHECKSUM: checksum_of(state)}))
+    for steps in (8, 9):
+        more = ["training.snapshot_every=4", f"training.lr_scheduler={schedule}"]
+        with pytest.raises(pytest.fail.Exception, match="begun"):
+            recipe.train(tiny_config(*more, f"training.steps={steps}"), run)
+        warned = "is of a training to step 8, whose rate fell towards 0" in caplog.text
+        assert warned == (schedule == "linear" and steps == 9)

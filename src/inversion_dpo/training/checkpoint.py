@@ -31,6 +31,7 @@ from inversion_dpo.run.sharded import cut_like, whole_tensors
 
 logger = logging.getLogger(__name__)
 SHAPING = re.compile(r"(objective|policy|training)\.|data\.(holdout|label_noise|\w+_dropout)$")
+STEPS = "training.steps"  # which may be raised, but shapes a rate that falls
 
 
 class CheckpointError(RuntimeError):
@@ -59,11 +60,12 @@ class Progress:
 
 def shaping(config: Config) -> dict[str, Any]:
     """Map settings that shape a run's steps, and that its cache does not depend on, to values."""
-    return {k: v for k, v in flat(config).items() if SHAPING.match(k) and k not in FREE}
+    free = {*FREE} - {STEPS}
+    return {k: v for k, v in flat(config).items() if SHAPING.match(k) and k not in free}
 
 
 def refuse_other_settings(folder: Path, config: Config) -> None:
-    """Refuse to go on with other settings than the newest checkpoint's.
+    """Refuse to go on with other settings than the newest checkpoint's; other steps may be warned.
 
     That of a run's ``config.yaml`` is refused already, unless somebody has edited that file.
 
@@ -77,7 +79,15 @@ def refuse_other_settings(folder: Path, config: Config) -> None:
     newest = next(reversed(_written(folder)), folder)
     now = json.loads(json.dumps(shaping(config)))
     for key, value in (_read_state(newest) or {}).get("settings", {}).items():
-        if key in now and now[key] != value:
+        if key == STEPS and now[key] != value and config.training.lr_scheduler != "constant":
+            logger.warning(
+                "%s is of a training to step %d, whose rate fell towards 0 there "
+                "(training.lr_scheduler=%s). To step %d the rate is another from here on: the "
+                "policy will not be that of one training of so many steps. For that one, choose "
+                "another --output",
+                *(newest, value, config.training.lr_scheduler, now[key]),
+            )
+        elif key in now and now[key] != value and key != STEPS:
             raise CheckpointError(
                 f"{newest} was trained with {key}={written(value)}, and it is {written(now[key])} "
                 f"now: put it back, also in {folder.parent / 'config.yaml'}, or choose another "
