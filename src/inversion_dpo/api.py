@@ -176,13 +176,16 @@ def sample(
 
     Returns:
         Images [H, W, 3], uint8.
+
+    Raises:
+        ConfigError: no such run, or one without a policy.
     """
-    from inversion_dpo.evaluation.sides import sampler_of
+    from inversion_dpo.evaluation.sides import adapter_of, sampler_of
 
     folder = Path(run)
     if policy and (text := going_on(folder)):
         logger.warning(text)
-    sampler = sampler_of(read_config(folder), folder / "adapter" if policy else None)
+    sampler = sampler_of(read_config(folder), adapter_of(folder) if policy else None)
     seeds = [seed + k for k in range(len(prompts))]
     sampler.warn_of_cut(prompts)
     return sampler.draw(prompts, seeds, sources=sources)

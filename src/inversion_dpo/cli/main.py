@@ -178,7 +178,7 @@ def sample(
     from inversion_dpo.evaluation.prompt_sets import prompts_to_sample, sources_to_sample
     from inversion_dpo.evaluation.readiness import check_sampling
     from inversion_dpo.evaluation.sample_files import draw, missing, sample_files
-    from inversion_dpo.evaluation.sides import sampler_of
+    from inversion_dpo.evaluation.sides import adapter_of, sampler_of
     from inversion_dpo.run.fields import ConfigError
     from inversion_dpo.run.folder import going_on, run_file
 
@@ -189,7 +189,7 @@ def sample(
     check_sampling(settings, output, len(asked), "the number of prompts", sources or [None])
     if run and (text := going_on(run)):
         logging.getLogger(__name__).warning(text)
-    adapter, seeds = run / "adapter" if run else None, [seed + k for k in range(len(asked))]
+    adapter, seeds = adapter_of(run) if run else None, [seed + k for k in range(len(asked))]
     files = sample_files(settings, adapter, output, asked, seeds, sources)
     absent = missing(files)
     sampler = sampler_of(settings, adapter) if absent else None

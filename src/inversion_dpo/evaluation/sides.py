@@ -31,7 +31,7 @@ from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
 from inversion_dpo.run.disk import read_json, sha256_of
 from inversion_dpo.run.fields import ModelConfig
-from inversion_dpo.run.folder import REFERENCE, read_config
+from inversion_dpo.run.folder import REFERENCE, read_config, run_file
 from inversion_dpo.run.processes import current_team
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,8 @@ def side(config: Config, model: str | None) -> Side:
         return Side(config, None)
     path = Path(model).expanduser()
     if (path / "config.yaml").is_file():
-        if not (path / "adapter").is_dir():
-            raise ConfigError(
-                f"{path} is a run without a policy: train it first, or name one with --policy"
-            )
-        return side(replace(config, model=read_config(path).model), str(path / "adapter"))
+        adapter = adapter_of(path, ", or name one with --policy")
+        return side(replace(config, model=read_config(path).model), str(adapter))
     if is_encoder(path):
         return Side(config, path)
     m, kind = config.model, None
@@ -97,6 +94,14 @@ def side(config: Config, model: str | None) -> Side:
         other = replace(m, path=model, revision=None, variant=None, lora=None, network=None)
         other = replace(other, config=source if path.is_file() else None)
     return Side(replace(config, model=fitted(other, m)), None)
+
+
+def adapter_of(run: Path, remedy: str = "") -> Path:
+    """Find the policy in a run's folder; ConfigError if there is none, or no run."""
+    if (run / "adapter").is_dir():
+        return run / "adapter"
+    run_file(run)
+    raise ConfigError(f"{run} is a run without a policy: train it first{remedy}")
 
 
 def refuse_twice(m: ModelConfig, adapter: Path) -> None:

@@ -1,6 +1,7 @@
 """Whoever draws a picture reads the whole prompt and the scene graph that came with it."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from inversion_dpo import api
+from inversion_dpo.cli.main import main
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.evaluation import sides
 from inversion_dpo.evaluation.prompt_sets import PromptSet
@@ -47,6 +49,19 @@ def test_prompts_that_lose_their_end_are_counted(tiny, caplog, chunks):
 def config(tiny):
     given = ["evaluation.sample_steps=1", "evaluation.guidance_scale=2", "evaluation.batch_size=2"]
     return load_config(None, [f"model.path={tiny('sd15')}", "model.prompt_chunks=4", *given])
+
+
+def test_a_run_without_a_policy_is_told_so(config, tmp_path, monkeypatch, capsys):
+    """Its run/adapter is no OWNER/NAME of the hub."""
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(to_yaml(config))
+    monkeypatch.setattr("inversion_dpo.models.lora.snapshot_download", pytest.fail)
+    with pytest.raises(ConfigError, match="^run is a run without a policy: train it first$"):
+        api.sample("run", ["a red star"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", "a red star", "--run", "run", "-o", "png"])
+    assert "run is a run without a policy: train it first" in capsys.readouterr().err
 
 
 def by_api(config, folder, prompts):
