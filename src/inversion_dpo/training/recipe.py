@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
@@ -275,7 +276,10 @@ def make_accelerator(config: Config) -> Accelerator:
 
     Gradients are accumulated by the step itself.
     """
-    accelerator = Accelerator(mixed_precision=config.training.mixed_precision)
+    precision, known = config.training.mixed_precision, AcceleratorState._shared_state
+    if known and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # of an earlier training in this process
+    accelerator = Accelerator(mixed_precision=precision)
     fsdp = accelerator.distributed_type == DistributedType.FSDP
     if config.model.offload and accelerator.num_processes > 1:
         raise ConfigError(

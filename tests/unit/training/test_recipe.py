@@ -14,7 +14,7 @@ from inversion_dpo.data.images import DataError
 from inversion_dpo.models.prompts import overlong_text
 from inversion_dpo.run.config import ConfigError, load_config
 from inversion_dpo.run.faults import Terminated
-from inversion_dpo.run.processes import Team
+from inversion_dpo.run.processes import Team, current_team
 from inversion_dpo.training import beforehand, recipe
 from inversion_dpo.training.beforehand import check_usable
 from inversion_dpo.training.checkpoint import Progress
@@ -28,6 +28,7 @@ from inversion_dpo.training.notices import (
 from inversion_dpo.training.recipe import (
     Prepared,
     finish,
+    make_accelerator,
     only_network_stays,
     prepare,
     rate_at,
@@ -590,3 +591,11 @@ def test_sizes_too_rare_for_a_batch_are_said_with_the_commonest():
     one = config("training.batch_size=4", "training.steps=2").training
     text = rare_text({(48, 80): 1, (80, 64): 7}, one)
     assert "not trained on: 1 pair of 1 size" in text and text.endswith("resolution=64x80")
+
+
+def test_two_trainings_of_one_process_may_have_two_precisions():
+    """As in a notebook; accelerate keeps the first one's."""
+    for precision in ("no", "bf16", "bf16", "no"):  # others go on at "no"
+        made = make_accelerator(config(f"training.mixed_precision={precision}"))
+        assert made.mixed_precision == precision
+    assert current_team().size == 1
