@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def align(preset: str, output: str | Path, *overrides: str) -> Path:
+def align(preset: str | Path, output: str | Path, *overrides: str) -> Path:
     """Invert the pairs and train the policy.
 
     A second call with the same arguments continues where the first one stopped.
@@ -54,12 +54,22 @@ def align(preset: str, output: str | Path, *overrides: str) -> Path:
     """
     from inversion_dpo.training.recipe import train
 
-    folder, config = Path(output), load_checked(preset, overrides, "train")
+    folder, config = Path(output), load_checked(str(preset), _texts(overrides), "train")
     check_run(config, folder)
     with occupied(folder):
         claim(folder, config)
         train(config, folder)
     return folder
+
+
+def _texts(overrides: Sequence[Any]) -> Sequence[str]:
+    """Return settings that are texts; ConfigError for a list or dictionary of them."""
+    if other := [given for given in overrides if not isinstance(given, str)]:
+        raise ConfigError(
+            f"{other[0]!r} is no setting: write each as a text of its own, such as "
+            '"training.steps=200", and a list of them as *settings'
+        )
+    return overrides
 
 
 def check_run(config: Config, folder: Path) -> None:
@@ -99,11 +109,11 @@ def check_run(config: Config, folder: Path) -> None:
 def evaluate(
     run: str | Path,
     *overrides: str,
-    policy: str | None = None,
-    reference: str | None = None,
-    preset: str = "taste",
+    policy: str | Path | None = None,
+    reference: str | Path | None = None,
+    preset: str | Path = "taste",
     protocol: str | None = None,
-    against: Sequence[str] = (),
+    against: str | Path | Sequence[str | Path] = (),
 ) -> dict[str, Any]:
     """Sample reference and policy from the same noise and score both.
 
@@ -115,7 +125,7 @@ def evaluate(
         reference: a model instead of the configuration's, in the same forms.
         preset: settings, where the folder holds no run and ``policy`` is given.
         protocol: how a paper judges, by name; ``overrides`` change it, and the table says so.
-        against: further models that the protocol compares with the reference.
+        against: a further model that the protocol compares with the reference, or several.
 
     Returns:
         What ``metrics.json`` holds; under a protocol, what ``protocols/NAME.json`` does.
@@ -128,17 +138,20 @@ def evaluate(
     from inversion_dpo.evaluation.protocols import judge_by, protocol_of
 
     folder = Path(run)
-    if against and protocol is None:
+    policy, reference = (str(model) if model else None for model in (policy, reference))
+    against = [against] if isinstance(against, str | Path) else against
+    others = [str(model) for model in against]
+    if others and protocol is None:
         raise ConfigError("--against needs --protocol, or give the other model as --policy")
     how = protocol_of(protocol) if protocol else None
     known = policy is None or (folder / "config.yaml").is_file()
-    settings = how.overrides(overrides) if how else overrides
-    config = load_checked(run_file(folder) if known else preset, settings, "evaluate")
+    settings = how.overrides(_texts(overrides)) if how else _texts(overrides)
+    config = load_checked(run_file(folder) if known else str(preset), settings, "evaluate")
     named = (reference, policy or str(folder)) if policy or reference else None
     with occupied(folder), claimed(folder, config):
         if how:
             how = how.chosen(overrides, config)
-            return judge_by(how, folder, config, policy or str(folder), against, reference)
+            return judge_by(how, folder, config, policy or str(folder), others, reference)
         return evaluate_run(folder, config, models=named)
 
 
@@ -160,7 +173,7 @@ def report(run: str | Path) -> Path:
 
 def sample(
     run: str | Path,
-    prompts: list[str],
+    prompts: str | Sequence[str],
     seed: int = 0,
     policy: bool = True,
     sources: Sequence[Image.Image] = (),
@@ -169,7 +182,7 @@ def sample(
 
     Args:
         run: a trained run's folder.
-        prompts: one image each.
+        prompts: one image each; a text alone is one prompt.
         seed: of the first image; each next image adds 1. Both models get the same noise from it.
         policy: False samples the reference.
         sources: the image that each prompt edits, for an editing model.
@@ -182,7 +195,7 @@ def sample(
     """
     from inversion_dpo.evaluation.sides import adapter_of, sampler_of
 
-    folder = Path(run)
+    folder, prompts = Path(run), [prompts] if isinstance(prompts, str) else list(prompts)
     if policy and (text := going_on(folder)):
         logger.warning(text)
     sampler = sampler_of(read_config(folder), adapter_of(folder) if policy else None)

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import inversion_dpo
 from inversion_dpo import api
+from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 
 
 @pytest.mark.parametrize("name", inversion_dpo.__all__)
@@ -22,3 +25,42 @@ def test_nothing_else_is_an_attribute():
 def test_importing_the_package_imports_no_torch():
     code = "import sys, inversion_dpo; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("given", [["training.steps=3"], {"training.steps": 3}, 3])
+def test_settings_that_are_no_texts_are_named(given, tmp_path):
+    for call in (api.align, api.evaluate):
+        with pytest.raises(ConfigError, match=r"steps.*|3 is no setting: .* a list of them as \*"):
+            call("taste", tmp_path / "new", given)
+    assert not (tmp_path / "new").exists()
+
+
+def test_paths_are_taken_for_texts(tmp_path, monkeypatch):
+    """A policy's path was refused once all was sampled, as metrics.json has it as a text."""
+    preset, asked = tmp_path / "mine.yaml", []
+    preset.write_text("training: {steps: 3}")
+    monkeypatch.setattr(
+        "inversion_dpo.evaluation.evaluate.evaluate",
+        lambda folder, config, models: asked.append((config.training.steps, models)),
+    )
+    policy, reference = tmp_path / "a", tmp_path / "b"
+    api.evaluate(tmp_path / "new", policy=policy, reference=reference, preset=preset)
+    assert asked == [(3, (str(reference), str(policy)))]
+    monkeypatch.setattr(
+        "inversion_dpo.evaluation.protocols.judge_by", lambda *given: asked.append(given[3:])
+    )
+    for against in (policy, str(policy), [policy]):
+        api.evaluate(tmp_path / "new", protocol="sd15-dpo", policy=policy, against=against)
+        assert asked.pop() == (str(policy), [str(policy)], None)
+
+
+def test_a_text_alone_is_one_prompt(tmp_path, monkeypatch):
+    drawn = []
+    sampler = SimpleNamespace(
+        warn_of_cut=lambda prompts: None, draw=lambda *a, **k: drawn.append(a)
+    )
+    monkeypatch.setattr("inversion_dpo.evaluation.sides.sampler_of", lambda *_: sampler)
+    Path(tmp_path / "config.yaml").write_text(to_yaml(load_config(None, [])))
+    for prompts in ("a red star", ["a red star"], ("a red star",)):
+        api.sample(tmp_path, prompts, seed=4, policy=False)
+        assert drawn.pop() == (["a red star"], [4])
