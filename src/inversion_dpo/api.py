@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def align(preset: str | Path, output: str | Path, *overrides: str) -> Path:
     """
     from inversion_dpo.training.recipe import train
 
-    folder, config = Path(output), load_checked(str(preset), _texts(overrides), "train")
+    folder, config = Path(expanduser(output)), load_checked(str(preset), _texts(overrides), "train")
     check_run(config, folder)
     with occupied(folder):
         claim(folder, config)
@@ -137,10 +138,10 @@ def evaluate(
     from inversion_dpo.evaluation.evaluate import evaluate as evaluate_run
     from inversion_dpo.evaluation.protocols import judge_by, protocol_of
 
-    folder = Path(run)
-    policy, reference = (str(model) if model else None for model in (policy, reference))
+    folder = Path(expanduser(run))
+    policy, reference = (expanduser(str(m)) if m else None for m in (policy, reference))
     against = [against] if isinstance(against, str | Path) else against
-    others = [str(model) for model in against]
+    others = [expanduser(str(model)) for model in against]
     if others and protocol is None:
         raise ConfigError("--against needs --protocol, or give the other model as --policy")
     how = protocol_of(protocol) if protocol else None
@@ -165,7 +166,7 @@ def report(run: str | Path) -> Path:
     from inversion_dpo.evaluation.report import check_evaluated
     from inversion_dpo.evaluation.report import report as write
 
-    folder = Path(run)
+    folder = Path(expanduser(run))
     check_evaluated(folder)
     with occupied(folder):
         return write(folder)
@@ -195,7 +196,10 @@ def sample(
     """
     from inversion_dpo.evaluation.sides import adapter_of, sampler_of
 
-    folder, prompts = Path(run), [prompts] if isinstance(prompts, str) else list(prompts)
+    folder, prompts = (
+        Path(expanduser(run)),
+        [prompts] if isinstance(prompts, str) else list(prompts),
+    )
     if policy and (text := going_on(folder)):
         logger.warning(text)
     sampler = sampler_of(read_config(folder), adapter_of(folder) if policy else None)

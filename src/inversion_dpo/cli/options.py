@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,14 +33,17 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
 
 
 def new_output(output: Path) -> Path:
-    """Refuse a setting where the name of what will be written belongs; typer asks."""
+    """Refuse a setting where the name of what will be written belongs; typer asks.
+
+    A shell leaves ``~`` as it is in ``--output=~/NAME``.
+    """
     from inversion_dpo.run.config import ConfigError
     from inversion_dpo.run.settings import every_setting
 
     key, equals, _ = str(output).partition("=")
     if equals and key in every_setting() and not output.exists():
         raise ConfigError(f"--output {output} is a setting: write --output NAME {output}")
-    return output
+    return Path(expanduser(output))
 
 
 def written_to(text: str) -> Any:

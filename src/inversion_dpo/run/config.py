@@ -50,7 +50,8 @@ def load_given(preset: str | None, overrides: list[str]) -> tuple[Config, frozen
     tree: Tree = {}
     keys: set[str] = set()
     if preset is not None:
-        path = Path(preset) if Path(preset).is_file() else PRESETS / f"{preset}.yaml"
+        path = Path(os.path.expanduser(preset))
+        path = path if path.is_file() else PRESETS / f"{preset}.yaml"
         if not path.is_file():
             of_run = str(Path(preset) / "config.yaml")
             known = [of_run] if Path(of_run).is_file() else preset_names()

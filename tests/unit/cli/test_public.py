@@ -9,6 +9,7 @@ import pytest
 
 import inversion_dpo
 from inversion_dpo import api
+from inversion_dpo.cli.main import main
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 
 
@@ -52,6 +53,33 @@ def test_paths_are_taken_for_texts(tmp_path, monkeypatch):
     for against in (policy, str(policy), [policy]):
         api.evaluate(tmp_path / "new", protocol="sd15-dpo", policy=policy, against=against)
         assert asked.pop() == (str(policy), [str(policy)], None)
+
+
+def test_the_home_folder_is_found(tmp_path, monkeypatch, capsys):
+    """Python expands no ~, and a shell none in --output=~/run; a folder called ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        "inversion_dpo.training.recipe.train", lambda c, folder: seen.append(folder)
+    )
+    monkeypatch.setattr(api, "check_run", lambda config, folder: seen.append(folder))
+    Path("home").mkdir()
+    Path("home/mine.yaml").write_text("training: {steps: 3}")
+    assert api.align("~/mine.yaml", "~/run") == tmp_path / "home/run"
+    monkeypatch.setattr(
+        "inversion_dpo.evaluation.evaluate.evaluate",
+        lambda folder, config, models: seen.append(folder) or seen.append(Path(models[1])),
+    )
+    api.evaluate("~/run", policy="~/run")
+    for word in ("report", "sample"):
+        with pytest.raises(ConfigError, match=f"{tmp_path}/home/run "):
+            getattr(api, word)("~/run", *["a star"] * (word == "sample"))
+    assert {*seen} == {tmp_path / "home/run"}
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--config=~/mine.yaml", "--output=~/mine.yaml"])
+    assert f"--output {tmp_path}/home/mine.yaml is a file" in capsys.readouterr().err
+    assert not Path("~").exists()
 
 
 def test_a_text_alone_is_one_prompt(tmp_path, monkeypatch):
