@@ -22,11 +22,12 @@ from inversion_dpo.evaluation.metrics import (
 from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.disk import atomic_folder, atomic_text, digest_of, sha256_of
-from inversion_dpo.run.folder import alone_at, flat, going_on, read_config, read_metrics
+from inversion_dpo.run.folder import alone_at, flat, going_on, read_config, read_metrics, read_rows
 from inversion_dpo.run.judged import WEIGHTS
 from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.run.words import typed
 from inversion_dpo.training.effects import without_effect
+from inversion_dpo.training.health import heldout_units
 from inversion_dpo.trajectories.method import chosen_method
 
 logger = logging.getLogger(__name__)
@@ -202,6 +203,7 @@ def card(run: Path, config: Config) -> str:
         whole=config.policy.kind == "full",
         grid=(run / "grid.png").is_file() and not others,
         data=data or plain(Path(resolve(config.data.pairs)).name),
+        units=heldout_units((read_rows(run / "metrics.jsonl") or [{}])[-1]),
         config=config,
         settings=card_settings(config),
         method=chosen_method(config),

@@ -17,7 +17,7 @@ from inversion_dpo.evaluation.publish import PublishError, card, export, hub_id,
 from inversion_dpo.models.kohya import NAMERS
 from inversion_dpo.run.config import load_config
 from inversion_dpo.run.disk import digest_of
-from inversion_dpo.run.folder import BusyError, alone_at, claim
+from inversion_dpo.run.folder import BusyError, alone_at, claim, read_config
 
 ROW = {"reference": 0.5, "policy": 0.6, "gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
 WORSE = {"reference": 0.5, "policy": 0.4, "gain": -0.1, "gain_low": -0.15, "gain_high": -0.05}
@@ -152,6 +152,18 @@ def test_the_card_of_edits_names_their_task_and_the_networks_guidance(run):
     head, body = parts(card(run, load_config("flux", ["model.guidance_embed=2.5"])))
     assert head["pipeline_tag"] == head["tags"][0] == "image-to-image"
     assert "| `model.guidance_embed` | `2.5` |" in body
+
+
+def test_the_card_of_single_images_speaks_of_no_pairs(run):
+    """Thumbs, which kto and nft take one by one."""
+    told = ("aligned to preference pairs with", "pairs prefer, with their biases")
+    assert all(text in card(run, read_config(run)) for text in told)
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"step": 8, "heldout_liked": 3.0, "pairs": 24}) + "\n")
+    written = card(run, read_config(run))
+    assert "aligned to labelled images with" in written and "labels prefer, with" in written
+    assert "\n1,800 images of `" in written
+    assert not any(text in written for text in told)
 
 
 def test_the_card_of_a_run_that_was_not_judged_claims_nothing(run):
