@@ -41,6 +41,7 @@ OF_FLUX_2 = (
     r"|transformer_blocks\.\d+\.ff(_context)?\.linear_)"
 )
 FLAT = r"transformer\.(layers|noise_refiner|context_refiner)\.\d+\.attention\."  # Z-Image
+SANA = r"transformer\.transformer_blocks\.\d+\.attn1\."
 QWEN = "QwenImage"  # in the pipeline's class: its modules are called as those of others
 SD_3, KREA = "StableDiffusion3", "Krea2"  # the same
 SD_3_BLOCKS: Table = {  # without the norms' layers, of which one has shift and scale exchanged
@@ -70,7 +71,7 @@ def to_kohya(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str
     Raises:
         ModelError: no LoRA, one of another family, or a DoRA.
     """
-    weights, settings = read_lora(adapter)
+    weights, settings = _named_by_others(adapter)
     part = min(weights).split(".")[0]
     alpha, rank = settings[f"{part}.lora_alpha"], settings[f"{part}.r"]
     if part == "unet":
@@ -119,17 +120,26 @@ def to_comfyui(adapter: Path, kind: str = "") -> tuple[dict[str, Tensor], dict[s
     Raises:
         ModelError: no LoRA, a DoRA, or one of SANA, which ComfyUI does not have.
     """
-    weights, settings = read_lora(adapter)
+    weights, settings = _named_by_others(adapter)
     part = min(weights).split(".")[0]
     if part == "unet" or any(re.match(RENAMED, key) for key in weights):
         return to_kohya(adapter)
-    if any(re.match(r"transformer\.transformer_blocks\.\d+\.attn1\.", key) for key in weights):
-        raise ModelError(f"{adapter}: ComfyUI itself does not load SANA; use the diffusers file")
     scale = float(settings[f"{part}.lora_alpha"]) / settings[f"{part}.r"]
     return {k: v * scale if ".lora_B." in k else v for k, v in weights.items()}, {}
 
 
 NAMERS = {"kohya": to_kohya, "comfyui": to_comfyui}
+
+
+def _named_by_others(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a LoRA as :func:`read_lora` does; ModelError for one of SANA."""
+    weights, settings = read_lora(adapter)
+    if any(re.match(SANA, key) for key in weights):
+        raise ModelError(
+            f"{adapter}: a LoRA of SANA has diffusers' names only, and ComfyUI itself does not "
+            "load SANA; use the diffusers file"
+        )
+    return weights, settings
 
 
 def read_lora(adapter: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
