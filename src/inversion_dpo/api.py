@@ -196,10 +196,8 @@ def sample(
     """
     from inversion_dpo.evaluation.sides import adapter_of, sampler_of
 
-    folder, prompts = (
-        Path(expanduser(run)),
-        [prompts] if isinstance(prompts, str) else list(prompts),
-    )
+    folder = Path(expanduser(run))
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if policy and (text := going_on(folder)):
         logger.warning(text)
     sampler = sampler_of(read_config(folder), adapter_of(folder) if policy else None)

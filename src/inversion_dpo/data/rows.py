@@ -141,10 +141,10 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
             "votes; correct label or votes, or drop the row"
         )
         faults.append(Fault("bad_labels", text))
-    text = seen(row.caption or "")
-    if text.lower() in EMPTY:
+    caption = seen(row.caption or "")
+    if caption.lower() in EMPTY:
         remedy = "write the prompt that both images were made for, or drop the row"
-        what = f"is {row.caption!r}, an empty cell" if text else "is empty or no text"
+        what = f"is {row.caption!r}, an empty cell" if caption else "is empty or no text"
         text = f"{row.where}: caption {what}; {remedy}"
         faults.append(Fault("empty_captions", text))
     for name, data in row.pictures:

@@ -14,12 +14,7 @@ import yaml
 
 from inversion_dpo.evaluation.defaults import settled
 from inversion_dpo.evaluation.evaluate import check, measure, pairs_agree, write_metrics
-from inversion_dpo.evaluation.metrics import (
-    PAIRS_AGREE,
-    gain_text,
-    metric_rows,
-    share_text,
-)
+from inversion_dpo.evaluation.metrics import PAIRS_AGREE, gain_text, metric_rows, share_text
 from inversion_dpo.evaluation.named_sets import named_sets
 from inversion_dpo.evaluation.page import Section, Table
 from inversion_dpo.evaluation.scorers.asked import GENEVAL

@@ -78,16 +78,21 @@ def refuse_other_settings(folder: Path, config: Config) -> None:
     """
     newest = next(reversed(_written(folder)), folder)
     now = json.loads(json.dumps(shaping(config)))
-    for key, value in (_read_state(newest) or {}).get("settings", {}).items():
-        if key == STEPS and now[key] != value and config.training.lr_scheduler != "constant":
-            logger.warning(
-                "%s is of a training to step %d, whose rate fell towards 0 there "
-                "(training.lr_scheduler=%s). To step %d the rate is another from here on: the "
-                "policy will not be that of one training of so many steps. For that one, choose "
-                "another --output",
-                *(newest, value, config.training.lr_scheduler, now[key]),
-            )
-        elif key in now and now[key] != value and key != STEPS:
+    before = (_read_state(newest) or {}).get("settings", {})
+    falling = config.training.lr_scheduler != "constant"
+    if falling and (steps := before.get(STEPS, now[STEPS])) != now[STEPS]:
+        logger.warning(
+            "%s is of a training to step %d, whose rate fell towards 0 there "
+            "(training.lr_scheduler=%s). To step %d the rate is another from here on: the policy "
+            "will not be that of one training of so many steps. For that one, choose another "
+            "--output",
+            newest,
+            steps,
+            config.training.lr_scheduler,
+            now[STEPS],
+        )
+    for key, value in before.items():
+        if key in now and key != STEPS and now[key] != value:
             raise CheckpointError(
                 f"{newest} was trained with {key}={written(value)}, and it is {written(now[key])} "
                 f"now: put it back, also in {folder.parent / 'config.yaml'}, or choose another "

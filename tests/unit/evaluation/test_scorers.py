@@ -649,9 +649,16 @@ def test_an_own_scorer_changes_no_image_and_ends_no_command(monkeypatch):
         load_scorers("my_scorers:ends")(IMAGES, PROMPTS)
 
 
+def write_modules(folder, files, monkeypatch):
+    """A reader's own modules, in the folder where the command is typed."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 def test_samples_are_scored_again_when_a_module_of_the_scorer_changes(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     files = {
         "taste_of_mine.py": "import numpy\nimport weights_of_mine\n",
         "weights_of_mine.py": "def f():\n    from parts_of_mine import deep\n",
@@ -660,9 +667,7 @@ def test_samples_are_scored_again_when_a_module_of_the_scorer_changes(tmp_path, 
         "parts_of_mine/other.py": "",
         "unrelated.py": "",
     }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_modules(tmp_path, files, monkeypatch)
     (one,) = load_scorers("taste_of_mine:score").members
     assert {str(p.relative_to(tmp_path)) for p in one.places()} == files.keys() - {"unrelated.py"}
     (one,) = load_scorers("parts_of_mine.deep:score").members
@@ -674,17 +679,13 @@ def test_samples_are_scored_again_when_a_module_of_the_scorer_changes(tmp_path, 
 
 
 def test_an_own_scorer_in_or_beside_a_folder_without_init_is_taken(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     files = {
         "bare_of_mine/deep/score.py": "from bare_of_mine import other\nfrom .. import again\n",
         "bare_of_mine/other.py": "import bare_beside.one\nimport bare_beside.gone\n",
         "bare_of_mine/again.py": "",
         "bare_beside/one.py": "",
     }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_modules(tmp_path, files, monkeypatch)
     (one,) = load_scorers("bare_of_mine.deep.score:score").members
     assert {str(p.relative_to(tmp_path)) for p in one.places()} == {*files}
 

@@ -23,6 +23,7 @@ from inversion_dpo.run.words import counted
 
 Scores = dict[str, NDArray[np.float64]]
 Graphs = list[SceneGraph | None]  # read from images; None for an unreadable one
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages that are not the user's
 GRAPH = "graph"  # not a score: the graphs that a scorer read
 
 
@@ -56,7 +57,7 @@ def sources_of(name: str) -> list[Path]:
     Where the module is installed or cannot be read, its own file alone; empty without a file.
     """
     own = source_of(name)
-    if own is None or own.suffix != ".py" or "site-packages" in own.parts:
+    if own is None or own.suffix != ".py" or not INSTALLED.isdisjoint(own.parts):
         return [own] if own else []
     module = name.partition(":")[0]
     depth = module.count(".") + (own.name == "__init__.py")
@@ -65,8 +66,8 @@ def sources_of(name: str) -> list[Path]:
         finder.import_hook(module)
     except (ImportError, SyntaxError, ValueError):  # as soon as it is imported, that is said
         return [own]
-    found = (getattr(module, "__file__", None) for module in finder.modules.values())
-    return sorted({own, *(Path(file) for file in found if file)})
+    files = (getattr(found, "__file__", None) for found in finder.modules.values())
+    return sorted({own, *(Path(file) for file in files if file)})
 
 
 def imported(name: str) -> Any:
