@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from numbers import Integral
 from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,10 +193,12 @@ def sample(
         Images [H, W, 3], uint8.
 
     Raises:
-        ConfigError: no such run, or one without a policy.
+        ConfigError: no such run, or one without a policy, or a seed that is no whole number.
     """
     from inversion_dpo.evaluation.sides import adapter_of, sampler_of
 
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed={seed!r} must be a whole number of at least 0")
     folder = Path(expanduser(run))
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if policy and (text := going_on(folder)):

@@ -16,6 +16,7 @@ from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation import sample_files as sample_file_module
 from inversion_dpo.evaluation import sides
 from inversion_dpo.run.config import to_yaml
+from inversion_dpo.run.fields import ConfigError
 from inversion_dpo.run.folder import claim, occupied
 from tools.tiny.scorers import write_tiny_scorer
 
@@ -105,6 +106,9 @@ def test_a_policy_from_before_its_training_was_continued_is_named(
     assert re.search(said, caplog.text)
     caplog.clear()
     api.sample(out, ["a red star"], policy=False)
+    for seed in (1.5, -1):
+        with pytest.raises(ConfigError, match=f"seed={seed} must be a whole number of at least 0"):
+            api.sample(out, ["a red star"], seed=seed)
     assert not caplog.text
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -159,6 +160,10 @@ def test_evaluation_edits_the_held_out_sources(family, made, tmp_path):
     samples = sorted((run / "samples").glob("*.parquet"))
     page = report(run).read_text()
     assert "From left to right: the source, the reference and the policy" in page
+    sections = re.split(r"<h2>", page)
+    for title in ("Samples", "Largest changes"):  # nothing scored these, so none is the worst
+        here = next(part for part in sections if part.startswith(title))
+        assert len(re.findall(r">\s*source\b", here)) == len(rows), title
     assert sorted((run / "samples").glob("*.parquet")) == samples  # drawn once
     studio = Studio(config, run)
     name = studio.source(rows[0]["prompt"])

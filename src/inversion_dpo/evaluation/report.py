@@ -55,11 +55,18 @@ def most_changed(files: Sequence[Path], seeds: int, count: int) -> list[int]:
 
 
 def _shown(
-    rows: list[int], files: Sequence[Path], every: Sequence[str]
-) -> list[tuple[str, Pixels, Pixels]]:
-    """Read caption and both images of some rows, which ascend."""
-    both = zip(rows, *(read_images(file, rows) for file in files), strict=True)
-    return [(every[row], before, after) for row, before, after in both]
+    rows: list[int], files: Sequence[Path], every: Sequence[str], config: Config
+) -> list[tuple[Any, ...]]:
+    """Read caption, both images and any source of some rows, which ascend."""
+    captions = [every[row] for row in rows]
+    images = (read_images(file, rows) for file in files)
+    both = zip(captions, *images, _sources(config, captions), strict=True)
+    return [(*shown, *([] if source is None else [source])) for *shown, source in both]
+
+
+def _sources(config: Config, captions: Sequence[str]) -> list[Pixels | None]:
+    """Read the image that each prompt edits, None where it edits none."""
+    return [np.array(opened(file)) if file else None for file in sources_for(config, captions)]
 
 
 def pick(prompts: list[str], count: int) -> list[int]:
@@ -189,7 +196,7 @@ def report(folder: Path, shown: int = 16) -> Path:
         reference_images=reference,
         policy_images=policy,
         scores=scores,
-        sources=[np.array(opened(f)) if f else None for f in sources_for(config, captions)],
+        sources=_sources(config, captions),
         repairs=some_of(every, files, (r, p)),
         people=people_text(judged) if judged else "",
         pairs=[] if models else training_pairs(folder),
@@ -199,8 +206,8 @@ def report(folder: Path, shown: int = 16) -> Path:
         seconds=read_seconds(folder),
         seeds={"training": config.training.seed, "evaluation, first prompt": e.seed},
         preference_note=agreement_text(metrics, e.preference),
-        largest=_shown(rows, files, every),
-        worst=_shown(worst, files, every),
+        largest=_shown(rows, files, every, config),
+        worst=_shown(worst, files, every, config),
         run=str(folder),
         selection=f"{len(show)} of {len(prompts)} prompts, drawn at random with seed 0.",
     )

@@ -38,8 +38,8 @@ class ReportData:
     any source of some training pairs. history: training rows, see
     :func:`figures.recorded`. config: as YAML. seconds: by stage. seeds: by purpose. setting:
     how prompts were compared, a fragment for the first sentence.
-    largest: caption and both images of the prompts that changed most. worst: of those that lost
-    most. run: the folder's name.
+    largest: caption, both images and any source of the prompts that changed most. worst: of those
+    that lost most. run: the folder's name.
     selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
     repairs: some of the pictures that were repaired or broken. people: sentences on what people
     judged.
@@ -61,8 +61,8 @@ class ReportData:
     seeds: Mapping[str, int] = field(default_factory=dict)
     setting: str = "held-out prompts, with the same noise"
     selection: str = ""
-    largest: Sequence[tuple[str, Pixels, Pixels]] = ()
-    worst: Sequence[tuple[str, Pixels, Pixels]] = ()
+    largest: Sequence[tuple[Any, ...]] = ()
+    worst: Sequence[tuple[Any, ...]] = ()
     run: str = "RUN"
     preference_note: str = ""
     repairs: Sequence[Kind] = ()
@@ -200,10 +200,16 @@ def _worst(data: ReportData) -> Section | None:
     return Section("Worst regressions", note, cards=_pairs_of(data.worst)) if data.worst else None
 
 
-def _pairs_of(rows: Sequence[tuple[str, Pixels, Pixels]]) -> list[tuple[str, list[Picture]]]:
+def _pairs_of(rows: Sequence[tuple[Any, ...]]) -> list[tuple[str, list[Picture]]]:
     return [
-        (caption, [Picture(n, inlined(i)) for n, i in zip(SIDES, both, strict=True)])
-        for caption, *both in rows
+        (
+            caption,
+            [
+                *(Picture("source", inlined(image)) for image in source),
+                *(Picture(n, inlined(i)) for n, i in zip(SIDES, (before, after), strict=True)),
+            ],
+        )
+        for caption, before, after, *source in rows
     ]
 
 
