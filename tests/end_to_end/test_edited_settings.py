@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from inversion_dpo.run.config import load_config, to_yaml
 from inversion_dpo.run.disk import CHECKSUM, checksum_of
+from inversion_dpo.run.folder import check_output, read_rows
 from inversion_dpo.training import recipe
 from inversion_dpo.training.checkpoint import CheckpointError
 
@@ -65,3 +67,38 @@ def test_more_steps_under_a_rate_that_falls_are_warned_of(
             recipe.train(tiny_config(*more, f"training.steps={steps}"), run)
         warned = "is of a training to step 8, whose rate fell towards 0" in caplog.text
         assert warned == (schedule == "linear" and steps == 9)
+
+
+def test_what_out_of_memory_advises_may_change_when_a_run_goes_on(tiny_run, tiny_config, tmp_path):
+    """A step in parts, recomputed, is the same step: only sums round otherwise."""
+    less = ["training.gradient_accumulation=2", "training.gradient_checkpointing=true"]
+    found = []
+    for more in ([], less):
+        run = shutil.copytree(tiny_run, tmp_path / str(len(more)))
+        config = tiny_config("training.snapshot_every=4", "training.steps=9", *more)
+        (run / "config.yaml").write_text(to_yaml(tiny_config("training.snapshot_every=4")))
+        check_output(run, config)
+        session = recipe.train(config, run)
+        assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [*range(9), 9]
+        found.append(session.policy.trainable())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "warned"), [("kto", True), ("inversion_dpo", False)])
+def test_other_parts_are_warned_of_where_a_baseline_is_a_mean_over_them(
+    tiny_run, tiny_config, tmp_path, monkeypatch, caplog, name, warned
+):
+    monkeypatch.setattr(recipe, "prepare", lambda *_, **__: pytest.fail("begun"))
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    newest = run / "checkpoints/step-000008/state.json"
+    state = json.loads(newest.read_text())
+    state["settings"]["objective.name"] = name
+    assert state["settings"]["training.gradient_accumulation"] == 1 and state.pop(CHECKSUM)
+    newest.write_text(json.dumps(state | {CHECKSUM: checksum_of(state)}))
+    for parts in (1, 2):
+        more = [f"objective.name={name}", f"training.gradient_accumulation={parts}"]
+        with pytest.raises(pytest.fail.Exception, match="begun"):
+            recipe.train(tiny_config("training.snapshot_every=4", *more), run)
+        text = f"{newest.parent} was trained with training.gradient_accumulation=1. With 2 "
+        assert (text in caplog.text) == (warned and parts == 2)

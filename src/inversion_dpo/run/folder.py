@@ -29,8 +29,8 @@ from inversion_dpo.run.settings import every_setting, groups
 from inversion_dpo.run.together import MARK, check_together
 from inversion_dpo.run.words import counted, typed
 
-# What may differ when a run is continued: it changes how far or how it is looked at, or where
-# weights wait, not what the steps done so far would have been.
+# What may differ when a run is continued: it changes how far or how it is looked at, where weights
+# wait or how much memory a step takes, not what the steps done so far would have been.
 FREE = (
     "model.offload",
     "inversion.cache",
@@ -40,6 +40,8 @@ FREE = (
     "training.snapshot_every",
     "training.max_skipped",
     "training.tracker",
+    "training.gradient_accumulation",  # what "out of memory" advises; sums round otherwise
+    "training.gradient_checkpointing",
 )
 
 

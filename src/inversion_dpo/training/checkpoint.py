@@ -22,16 +22,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import CHECKSUM, atomic_folder, checksum_of, sha256_of
 from inversion_dpo.run.fields import Config
 from inversion_dpo.run.folder import FREE, flat
 from inversion_dpo.run.processes import Team
 from inversion_dpo.run.settings import written
 from inversion_dpo.run.sharded import cut_like, whole_tensors
+from inversion_dpo.trajectories.method import chosen_method
 
 logger = logging.getLogger(__name__)
 SHAPING = re.compile(r"(objective|policy|training)\.|data\.(holdout|label_noise|\w+_dropout)$")
 STEPS = "training.steps"  # which may be raised, but shapes a rate that falls
+PARTS = "training.gradient_accumulation"  # which may change, but shapes KTO's baseline
 
 
 class CheckpointError(RuntimeError):
@@ -60,12 +63,14 @@ class Progress:
 
 def shaping(config: Config) -> dict[str, Any]:
     """Map settings that shape a run's steps, and that its cache does not depend on, to values."""
-    free = {*FREE} - {STEPS}
+    free = {*FREE} - {STEPS, PARTS}
     return {k: v for k, v in flat(config).items() if SHAPING.match(k) and k not in free}
 
 
 def refuse_other_settings(folder: Path, config: Config) -> None:
-    """Refuse to go on with other settings than the newest checkpoint's; other steps may be warned.
+    """Refuse to go on with other settings than the newest checkpoint's.
+
+    Other steps, and other parts of a batch, are warned of where they change the policy.
 
     That of a run's ``config.yaml`` is refused already, unless somebody has edited that file.
 
@@ -91,8 +96,18 @@ def refuse_other_settings(folder: Path, config: Config) -> None:
             config.training.lr_scheduler,
             now[STEPS],
         )
+    parts = before.get(PARTS, now[PARTS])
+    if parts != now[PARTS] and LOSSES[chosen_method(config).loss].baseline:
+        logger.warning(
+            "%s was trained with %s=%s. With %s the baseline of this loss is a mean over other "
+            "images from here on, so that later steps differ by more than rounding",
+            newest,
+            PARTS,
+            parts,
+            now[PARTS],
+        )
     for key, value in before.items():
-        if key in now and key != STEPS and now[key] != value:
+        if key in now and key not in FREE and now[key] != value:
             raise CheckpointError(
                 f"{newest} was trained with {key}={written(value)}, and it is {written(now[key])} "
                 f"now: put it back, also in {folder.parent / 'config.yaml'}, or choose another "
