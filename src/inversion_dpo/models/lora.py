@@ -21,7 +21,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from inversion_dpo.models.base import ModelError
-from inversion_dpo.models.lora_matrices import MAGNITUDE, Matrices, made_of, scale_of, unheard_text
+from inversion_dpo.models.lora_matrices import (
+    MAGNITUDE,
+    Matrices,
+    change_of,
+    made_of,
+    scale_of,
+    unheard_text,
+)
 from inversion_dpo.models.lora_names import WORDS, bare_of, flat_of, part_of, spellings, split
 from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
@@ -133,13 +140,9 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
         whole = torch.Size((sum(shape[0] for shape in shapes), *shapes[0][1:]))
         made = made_of(place, matrices, scales[place], whole)
         loadable = place.part in pipeline._lora_loadable_modules and (
-            not place.part.startswith("text") or place.modules[0].endswith(OF_CLIP)
+            not place.part.startswith("text")
+            or (place.modules[0].endswith(OF_CLIP) and MAGNITUDE not in made)  # which it loses
         )
-        if MAGNITUDE in made and not loadable:
-            raise ModelError(
-                f"it has a DoRA for {place.part}.{place.modules[0]}, which "
-                f"{type(pipeline).__name__} cannot take: give a LoRA without one for that part"
-            )
         start = 0
         for name, shape in zip(place.modules, shapes, strict=True):
             part = {k: v if k == "A" else v[start : start + shape[0]] for k, v in made.items()}
@@ -147,10 +150,10 @@ def read_lora(pipeline: Any, file: Path) -> tuple[dict[str, Tensor], dict[tuple[
             if "change" in part:
                 changes[place.part, name] = part["change"]
             elif not loadable:
-                changes[place.part, name] = part["B"] @ part["A"].float()
+                changes[place.part, name] = change_of(part, network.get_submodule(name).weight)
             else:
                 weights |= _named(f"{place.part}.{name}.", part, shape)
-    if not any(v.any() for k, v in (weights | changes).items() if "lora_A" not in k):
+    if not any(v.is_meta or v.any() for k, v in (weights | changes).items() if "lora_A" not in k):
         logger.warning("%s changes nothing: its matrices B, or its alphas, are 0", file)
     return weights, changes
 

@@ -55,6 +55,21 @@ def made_of(place: Place, matrices: Matrices, scale: float, shape: torch.Size) -
         ) from error
 
 
+def change_of(made: Matrices, weight: Tensor) -> Tensor:
+    """Multiply out what A, B and a DoRA's magnitude change of a weight, [out, in].
+
+    Args:
+        made: by :func:`made_of`.
+        weight: of the layer; it may lie on the meta device.
+    """
+    change = (made["B"] @ made["A"].float()).to(weight.device)
+    if MAGNITUDE not in made:
+        return change
+    whole = weight.detach().float() + change
+    norms = made[MAGNITUDE].to(whole) / whole.norm(dim=1)
+    return whole * norms[:, None] - weight.detach()
+
+
 def _rows(place: Place, rows: Tensor) -> Tensor:
     """Bring rows [out, ...] into diffusers' order."""
     return torch.cat(rows.chunk(2)[::-1]) if place.swapped else rows

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from peft import LoHaConfig, LoKrConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import blocks_to_kohya
 from inversion_dpo.models.loading import adapt, load_pipeline
 from inversion_dpo.models.lora import add_lora, merge_lora, read_lora
+from inversion_dpo.models.parts import check_lora
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
 from inversion_dpo.run.fields import ModelConfig, PolicyConfig
 from inversion_dpo.training.policy import LoraPolicy
@@ -317,6 +319,37 @@ def test_parts_for_the_text_encoder_are_merged_into_it(family, part, start, pipe
             old, new = (getattr(p, name).get_submodule(layer).weight for p in (before, after))
             torch.testing.assert_close(new, old + ALPHA / RANK * up @ down)
         assert not any("lora" in n for n, _ in getattr(after, name).named_modules())
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "ends"),
+    [
+        ("sd15", "text_encoder", ["q_proj", "fc1"]),
+        ("flux", "text_encoder_2", ["SelfAttention.q"]),
+        ("z-image", "text_encoder", ["q_proj"]),
+    ],
+)
+def test_a_dora_of_a_text_encoder_is_merged_as_peft_does(family, part, ends, pipe, tiny, tmp_path):
+    """diffusers' loader loses its magnitudes, and T5 and language models it does not load."""
+    encoder = copy.deepcopy(getattr(pipe(family), part))
+    torch.manual_seed(0)
+    about = LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, target_modules=ends)
+    inject_adapter_in_model(about, encoder)
+    for name, parameter in encoder.named_parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter) if "lora_" in name else 0
+    tensors = {f"{part}.{k}": v for k, v in get_peft_model_state_dict(encoder).items()}
+    told = {f"{part}.{k}": v for k, v in {"r": RANK, "lora_alpha": ALPHA, "use_dora": True}.items()}
+    file = tmp_path / "lora.safetensors"
+    save_file(tensors, file, {"lora_adapter_metadata": json.dumps(told)})
+    check_lora(ModelConfig(str(tiny(family))), str(file), "model.lora")  # without weights
+    after = load_pipeline(ModelConfig(str(tiny(family)), lora=str(file)))
+    layers = {n: m for n, m in encoder.named_modules() if isinstance(m, BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.merge()
+        new = getattr(after, part).get_submodule(name).weight
+        torch.testing.assert_close(new, layer.weight)
+        assert (new - getattr(pipe(family), part).get_submodule(name).weight).abs().max() > 0.1
+    assert layers
 
 
 @pytest.mark.parametrize(
