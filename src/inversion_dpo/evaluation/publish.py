@@ -83,6 +83,10 @@ OWN_PLACE = frozenset(  # paths, what changes no weight, and what the card says 
         "training.tracker",
     }
 )
+BY_DIFFUSERS = re.compile(  # names of a LoRA that load_lora_weights and fuse_lora take as they are
+    r"(unet|transformer)\..+\.(lora(_[AB]|\.(down|up))\.weight|lora_magnitude_vector)"
+    r"|lora_unet_(down|mid|up|input|middle|output)_.+\.(lora_(down|up)\.weight|alpha)"
+)
 UNTOUCHED = ("model.guidance_embed", Config().model.guidance_embed)  # of most models: no input
 
 
@@ -268,12 +272,12 @@ def described(name: str | None, parts: Sequence[str] = ()) -> str | None:
 
 
 def is_plain_lora(name: str | None) -> bool:
-    """Say whether diffusers loads a LoRA's file that is here: no LoHa and no LoKr."""
+    """Say whether diffusers adds a LoRA's file that is here, whole and at its scale."""
     keys = list[str]()
     for file in files_of(name) if name else ():
         with suppress(SafetensorError), safe_open(file, "np") as opened:
             keys += opened.keys()
-    return not any("hada_" in key or "lokr_" in key for key in keys)
+    return all(BY_DIFFUSERS.fullmatch(key) for key in keys)
 
 
 def hub_id(path: str) -> str | None:

@@ -239,10 +239,34 @@ def test_the_card_names_another_network_and_what_diffusers_does_not_load(run, tm
     head, body = parts(card(run, load_config("sd15", given)))
     assert f"not the base's own, but `secret-place` (SHA-256 `{hash_of(b'weights')}`)" in body
     assert "The autoencoder was `owner/vae`." in body and str(tmp_path) not in body
-    assert "in the place of pipe.unet" in body and "diffusers does not load it" in body
+    assert "in the place of pipe.unet" in body and "diffusers loses some of it" in body
     assert "fuse_lora" not in body and body.count("pipe.load_lora_weights") == 1
     head, _ = parts(card(run, load_config("sd15", ["model.network=owner/dpo"])))
     assert head["base_model"] == ["owner/dpo", "stable-diffusion-v1-5/stable-diffusion-v1-5"]
+
+
+@pytest.mark.parametrize(
+    ("key", "whole"),
+    [
+        ("unet.a.lora_A.weight", True),
+        ("transformer.a.lora.down.weight", True),
+        ("unet.a.lora_magnitude_vector", True),
+        ("lora_unet_mid_block_a.alpha", True),
+        ("transformer.a.alpha", False),
+        ("base_model.model.a.lora_A.weight", False),
+        ("diffusion_model.a.lora_A.weight", False),
+        ("lora_unet_joint_blocks_0_a.lora_down.weight", False),
+        ("lora_unet_mid_block_a.dora_scale", False),
+        ("lora_te1_text_model_a.alpha", False),
+        ("text_encoder.a.lora_A.weight", False),
+    ],
+)
+def test_the_cards_code_adds_only_a_lora_that_diffusers_takes_whole(run, tmp_path, key, whole):
+    """Of others it lost a part or the scale, mostly without an error."""
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(save({key: np.zeros(1)}))
+    text = card(run, load_config("sd15", [f"model.lora={start}"]))
+    assert ("pipe.fuse_lora()" in text) == whole != ("diffusers loses some of it" in text)
 
 
 def hash_of(content):
