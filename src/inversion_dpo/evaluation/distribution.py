@@ -137,7 +137,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     if features == "clip":
         place = Checkpoint.at("clip", e.checkpoints.get("clip", CHECKPOINTS["clip"]))
         place.check()
-        extractor = ClipFeatures(ClipScorer("clip", place))
+        extractor = ClipFeatures(ClipScorer(place))
         if "clip" not in e.scorers:  # whose scorers would refuse its weights
             others = {k: v for k, v in e.checkpoints.items() if k != "clip"}
             config = replace(config, evaluation=replace(e, checkpoints=others))

@@ -73,7 +73,7 @@ def test_the_same_images_are_at_distance_zero():
 
 def test_images_of_several_sizes(tmp_path):
     folder = write_tiny_scorer("clip", tmp_path / "clip")
-    extractor = ClipFeatures(ClipScorer("clip", Checkpoint("clip", str(folder))))
+    extractor = ClipFeatures(ClipScorer(Checkpoint("clip", str(folder))))
     mixed = [*pictures(5, 3), *[np.tile(p, (2, 3, 1)) for p in pictures(6, 3)], *pictures(7, 2)]
     found = distances(mixed, pictures(8, 6), extractor)
     assert np.isfinite(list(found.values())).all()

@@ -149,19 +149,19 @@ def test_clip_scores_are_their_formula(folders, name):
 
 
 def test_clip_score_is_never_negative(folders):
-    scorer = ClipScorer("clip", Checkpoint("clip", str(folders["clip"])))
+    scorer = ClipScorer(Checkpoint("clip", str(folders["clip"])))
     images = [picture(k) for k in range(12)]
     image = scorer.image_embeddings(scorer.pixels(images))
     text = scorer.text_embeddings(scorer.tokens(["a small red star"] * 12))
     cosine = F.cosine_similarity(image, text).numpy()
     scores = scorer(images, ["a small red star"] * 12)
     np.testing.assert_allclose(scores, 100 * np.maximum(cosine, 0), atol=1e-4)
-    flipped = ClipScorer("pickscore", Checkpoint("pickscore", str(folders["clip"])))
+    flipped = ClipScorer(Checkpoint("pickscore", str(folders["clip"])))
     assert np.sign(flipped(images, ["a small red star"] * 12)).tolist() == np.sign(cosine).tolist()
 
 
 def test_what_follows_the_end_token_changes_nothing(folders):
-    scorer = ClipScorer("pickscore", Checkpoint("pickscore", str(folders["pickscore"])))
+    scorer = ClipScorer(Checkpoint("pickscore", str(folders["pickscore"])))
     short = scorer.tokenizer(PROMPTS[:1], return_tensors="pt").input_ids
     alone = scorer.text_embeddings(short)
     torch.testing.assert_close(alone, scorer.text_embeddings(scorer.tokens(PROMPTS[:1])))

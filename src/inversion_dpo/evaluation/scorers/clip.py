@@ -55,15 +55,18 @@ FORMS = {
     "pickscore": Form(lambda cosine, scale: scale * cosine),
     # cos: Wu et al., Human Preference Score v2, 2023, https://arxiv.org/abs/2306.09341;
     # code: https://github.com/tgxs002/HPSv2, hpsv2/img_score.py
-    "hpsv2": Form(lambda cosine, _: cosine, whole=True, unescape=True, tokenizer=LAION_H),
+    **dict.fromkeys(
+        ("hpsv2", "hpsv21"),
+        Form(lambda cosine, _: cosine, whole=True, unescape=True, tokenizer=LAION_H),
+    ),
 }
 
 
 class ClipScorer:
-    """CLIP's cosine between image and prompt, in the units of one of FORMS; lazily loaded."""
+    """CLIP's cosine between image and prompt, in the units of its FORMS; lazily loaded."""
 
-    def __init__(self, form: str, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
-        self.form, self.checkpoint, self.device = FORMS[form], checkpoint, device
+    def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
+        self.form, self.checkpoint, self.device = FORMS[checkpoint.scorer], checkpoint, device
         self.words = Words(checkpoint.scorer, TOKENS)
         self.conclude = self.words.conclude
 

@@ -62,7 +62,7 @@ class GenEvalScorer:
         device: torch.device | str = "cpu",
     ):
         self.checkpoint, self.asked, self.device = checkpoint, asked, device
-        self.clip = ClipScorer("clip", clip, device)
+        self.clip = ClipScorer(clip, device)
         self.reasons: list[str] = []  # of images that are not as asked
         self.seen = 0
 

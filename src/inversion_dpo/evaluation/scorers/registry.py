@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ PER_PROMPT: dict[str, Callable[..., Any]] = {
     GENEVAL: geneval_row,
     COMPBENCH: phrases_of,
     SPATIAL: relation_of,
+}
+KINDS = {  # file in this folder, and class
+    **dict.fromkeys(("clip", "pickscore", "hpsv2", "hpsv21"), ("clip", "ClipScorer")),
+    "imagereward": ("image_reward", "ImageRewardScorer"),
+    "aesthetic": ("aesthetic", "AestheticScorer"),
+    "aesthetic25": ("aesthetic", "Aesthetic25Scorer"),
+    "hpsv3": ("hpsv3", "HPSv3Scorer"),
+    "mps": ("mps", "MPSScorer"),
+    GENEVAL: ("geneval", "GenEvalScorer"),
+    COMPBENCH: ("compbench", "CompBenchScorer"),
+    SPATIAL: ("compbench_spatial", "SpatialScorer"),
 }
 LPIPS = "lpips"
 TOGETHER = (PAIR, LPIPS)  # which see several images at once, see ``pairwise``, ``diversity``
@@ -339,19 +351,8 @@ def _with_rows(
     if prompt_set is None:
         raise ScorerError(f"{name} needs the rows of the prompt set: give `prompt_set`")
     weights, clip = (Checkpoint.at(k, places.get(k, CHECKPOINTS[k])) for k in (name, "clip"))
-    asked = per_prompt(prompt_set, PER_PROMPT[name])
-
-    def make() -> Scorer:
-        from inversion_dpo.evaluation.scorers.compbench import CompBenchScorer
-        from inversion_dpo.evaluation.scorers.compbench_spatial import SpatialScorer
-        from inversion_dpo.evaluation.scorers.geneval import GenEvalScorer
-
-        if name == GENEVAL:
-            return GenEvalScorer(weights, clip, asked, device())
-        kind: Any = SpatialScorer if name == SPATIAL else CompBenchScorer
-        return kind(weights, asked, device())
-
-    beside = (clip,) if name == GENEVAL else ()
+    asked, beside = per_prompt(prompt_set, PER_PROMPT[name]), (clip,) if name == GENEVAL else ()
+    make = partial(built, name, weights, *beside, asked)
     return Named(name, make, weights, lambda p: f"{p} {json.dumps(asked(p))}", beside)
 
 
@@ -372,24 +373,12 @@ def _by_itself(name: str, place: str | None) -> Named:
     raise ScorerError(f"evaluation.scorer={name!r}: {hint}{_offer()}")
 
 
-def built(name: str, checkpoint: Checkpoint) -> Scorer:
-    """Build a scorer of the registry, on the accelerator if there is one."""
-    from inversion_dpo.evaluation.scorers.aesthetic import Aesthetic25Scorer, AestheticScorer
-    from inversion_dpo.evaluation.scorers.clip import ClipScorer
-    from inversion_dpo.evaluation.scorers.hpsv3 import HPSv3Scorer
-    from inversion_dpo.evaluation.scorers.image_reward import ImageRewardScorer
-    from inversion_dpo.evaluation.scorers.mps import MPSScorer
-
-    kinds: dict[str, Callable[..., Scorer]] = {
-        "imagereward": ImageRewardScorer,
-        "aesthetic": AestheticScorer,
-        "aesthetic25": Aesthetic25Scorer,
-        "hpsv3": HPSv3Scorer,
-        "mps": MPSScorer,
-        **{clip: partial(ClipScorer, clip) for clip in ("clip", "pickscore", "hpsv2")},
-        "hpsv21": partial(ClipScorer, "hpsv2"),
-    }
-    return kinds[name](checkpoint, device())
+def built(name: str, *parts: Any) -> Scorer:
+    """Build a scorer of the registry from its parts, on the accelerator if there is one."""
+    file, kind = KINDS[name]
+    module = import_module(f"inversion_dpo.evaluation.scorers.{file}")
+    scorer: Scorer = getattr(module, kind)(*parts, device())
+    return scorer
 
 
 def _offer() -> str:
