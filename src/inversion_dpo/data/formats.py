@@ -40,6 +40,7 @@ _SUFFIXES = {
     **dict.fromkeys(TEXTS, "table"),
     **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), "webdataset"),
 }
+_SHARED = ("parquet", "webdataset")  # kinds of which several files in a folder are one source
 _READERS: dict[str, Callable[[Path, Mapping[str, str]], Iterator[Raw]]] = {
     "parquet": read_parquet,
     "table": read_text,
@@ -101,7 +102,7 @@ def _opened(config: DataConfig) -> Opened:
     _check_effects(config, kind)
     if kind == "dataset":
         return _open_saved(path, config.split, columns)
-    if splits := _splits(files) if kind in ("parquet", "webdataset") else {}:
+    if splits := _splits(files) if kind in _SHARED else {}:
         if config.split not in splits:
             raise DataError(
                 f"{path} holds files of several splits; set data.split to one of "
@@ -172,7 +173,7 @@ def _count(files: list[Path], kind: str, columns: Mapping[str, str]) -> int | No
     """Labelled rows that are no ties; None for rankings and shards, which must be read for it."""
     if kind == "webdataset":
         return None
-    read = partial(read_parquet, only=("label_0",)) if kind == "parquet" else read_text
+    read = partial(read_parquet, only=("label_0",)) if kind == "parquet" else _READERS[kind]
     raws = [raw for file in files for raw in read(file, columns)]
     if any(raw.table.kind in RANKED for raw in raws):
         return None
@@ -215,10 +216,7 @@ def _inside(folder: Path, asked: str, columns: Mapping[str, str]) -> tuple[str, 
         "dataset": [f for f in there if f.name in _SAVED],
         "annotated": [f for f in there if f.name in NAMES],
         "table": [f for f in there if f.name in _METADATA],
-        **{
-            kind: [f for f in there if _SUFFIXES.get(_suffix(f)) == kind]
-            for kind in ("parquet", "webdataset")
-        },
+        **{kind: [f for f in there if _SUFFIXES.get(_suffix(f)) == kind] for kind in _SHARED},
     }
     tables = [f for f in there if f.suffix.lower() in (*TEXTS, *SPREADSHEETS)]
     if len(tables) == 1 and (asked in ("table", "hpdv3") or not any(held.values())):
@@ -258,8 +256,7 @@ def _of_pairs(file: Path, columns: Mapping[str, str]) -> bool:
 
 def _is_data(file: Path) -> bool:
     """Tell whether a folder with this file in it is data, whatever else is there."""
-    whole = _SUFFIXES.get(_suffix(file)) in ("parquet", "webdataset")
-    return whole or file.name in (*_METADATA, *_SAVED, *NAMES)
+    return _SUFFIXES.get(_suffix(file)) in _SHARED or file.name in (*_METADATA, *_SAVED, *NAMES)
 
 
 def _splits(files: list[Path]) -> dict[str, list[Path]]:
