@@ -25,7 +25,7 @@ from inversion_dpo.models.base import sketch_of
 from inversion_dpo.models.folders import LARGEST, folder_fault, variant_of
 from inversion_dpo.models.graph_model import is_encoder
 from inversion_dpo.models.loading import fitted, load_pipeline
-from inversion_dpo.models.lora import add_lora, lora_file
+from inversion_dpo.models.lora import add_lora, lora_file, warn_of_start
 from inversion_dpo.models.parts import HUB, check_lora, kind_of, named
 from inversion_dpo.models.sampler import Sampler, no_graph
 from inversion_dpo.run.config import Config, ConfigError, resolve
@@ -77,6 +77,7 @@ def side(config: Config, model: str | None) -> Side:
         check_lora(m, model, "LoRA")
         adapter = path if path.exists() else lora_file(model)
         refuse_twice(m, adapter)
+        warn_of_start(m, lora_file(str(adapter)))
         return Side(config, adapter)
     if kind == "network":
         return Side(replace(config, model=replace(m, network=model, lora=None)), None)

@@ -43,7 +43,7 @@ from inversion_dpo.models.intact import (
     check_whole,
 )
 from inversion_dpo.models.likeness import misread_text
-from inversion_dpo.models.lora import add_lora, lora_file, merge_lora
+from inversion_dpo.models.lora import add_lora, lora_file, merge_lora, warn_of_start
 from inversion_dpo.models.one_file import configuration_of, encoders_in, load_single_file
 from inversion_dpo.models.parts import (
     check_encoders,
@@ -228,6 +228,7 @@ def check_model(m: ModelConfig) -> DiffusionModel:
                     load_part(name, part, source, m, read=False)
     if m.lora:
         check_lora(m, m.lora, "model.lora")
+        warn_of_start(m, lora_file(m.lora))
     pipeline = skeleton(m)
     with named("model.path", m.path):
         if Path(path).is_dir():

@@ -32,6 +32,8 @@ from inversion_dpo.models.lora_matrices import (
 from inversion_dpo.models.lora_names import WORDS, bare_of, flat_of, part_of, spellings, split
 from inversion_dpo.models.originals import Place, places
 from inversion_dpo.models.quantized import QuantizedLinear
+from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.run.folder import read_config
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -67,6 +69,28 @@ def lora_file(name: str) -> Path:
             remedy = f"; {pickles[0].name} can run code and is not opened: convert it"
         raise ModelError(f"{place} holds {held}{remedy}")
     return files[0]
+
+
+def warn_of_start(m: ModelConfig, file: Path) -> None:
+    """Warn if a run's LoRA was trained on the same base with what this model lacks.
+
+    Args:
+        m: the model that it is put on, as ``model.lora`` or later.
+        file: of the LoRA, in the folder of its run or elsewhere.
+    """
+    run = file.absolute().parents[1]
+    if not (run / "config.yaml").is_file():
+        return
+    own = read_config(run).model
+    had = {key: getattr(own, key) for key in ("network", "lora") if getattr(own, key)}
+    lacks = [f"model.{k}={v}" for k, v in had.items() if v != getattr(m, k)]
+    if own.path == m.path and lacks:
+        logger.warning(
+            "%s was trained on a model with %s, which this model lacks: it makes another policy of "
+            "it. Set that too; of two LoRAs merge the first into the base in model.path",
+            file,
+            " and ".join(lacks),
+        )
 
 
 def add_lora(pipeline: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from inversion_dpo.cli.main import main
 from inversion_dpo.evaluation.sides import side
 from inversion_dpo.models.base import ModelError
 from inversion_dpo.models.kohya import blocks_to_kohya
-from inversion_dpo.models.loading import adapt, load_pipeline
+from inversion_dpo.models.loading import adapt, check_model, load_pipeline
 from inversion_dpo.models.lora import add_lora, merge_lora, read_lora
 from inversion_dpo.models.parts import check_lora
 from inversion_dpo.run.config import ConfigError, load_config, to_yaml
@@ -519,6 +519,27 @@ def test_a_lora_that_the_model_has_already_is_not_added_twice(tiny, pipe, tmp_pa
     assert "which the model has already: it would be added twice" in capsys.readouterr().err
     save_file({k: v * 2 for k, v in lora.items()}, copied)
     assert side(load_config(None, settings), str(file)).adapter == file
+
+
+def test_what_a_runs_lora_was_trained_with_is_not_left_out_in_silence(tiny, pipe, tmp_path, caplog):
+    """A LoRA over a LoRA, as model.lora of the next run and as --policy beside the base alone."""
+    lora = pairs(random_lora(pipe("sd15").unet, ("to_q",)), "", *PEFT, alpha=False)
+    first, second = tmp_path / "first.safetensors", tmp_path / "run/adapter/x.safetensors"
+    second.parent.mkdir(parents=True)
+    save_file(lora, first)
+    save_file({k: v * 2 for k, v in lora.items()}, second)
+    base = [f"model.path={tiny('sd15')}"]
+    own = load_config(None, [*base, f"model.lora={first}"])
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(own))
+    said = f"{second} was trained on a model with model.lora={first}, which this model lacks"
+    side(own, str(second))
+    side(load_config(None, base), str(tmp_path / "run"))
+    side(load_config(None, base), str(first))
+    assert said not in caplog.text
+    check_model(load_config(None, [*base, f"model.lora={second}"]).model)
+    assert caplog.text.count(said) == 1
+    side(load_config(None, base), str(second.parent))
+    assert caplog.text.count(said) == 2
 
 
 def foreign(lora):
