@@ -99,7 +99,9 @@ def pairs_build(
 
 @pairs_app.command("import")
 def pairs_import(
-    choices: Annotated[Path, typer.Argument(help=".csv, .json or .jsonl, a choice a row.")],
+    choices: Annotated[
+        Path, typer.Argument(help=".csv, .json, .jsonl or .parquet, a choice a row.")
+    ],
     output: Annotated[Path, written_to("Parquet file; replaced if this command wrote it.")],
     columns: Annotated[
         list[str] | None,
@@ -111,8 +113,8 @@ def pairs_import(
 ) -> None:
     """Turn choices from another tool into pairs for `train` (docs/how-to/own-pairs.md).
 
-    A table with winner and loser, label_0, votes, ratings or thumbs needs no import: `train` reads
-    it as it is.
+    `train` reads such a table as it is, each row as a pair. Import it where several people judged
+    the same images: their choices are put together.
 
     Example: inversion-dpo pairs import votes.csv choice=vote -o labelled.parquet
     """

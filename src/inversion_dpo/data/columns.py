@@ -19,6 +19,7 @@ LAYOUTS = {
     "labelled": ("jpg_0", "jpg_1", "label_0", "caption"),
     "shares": ("jpg_0", "jpg_1", "share_0", "caption"),
     "chosen": ("winner", "loser", "caption"),
+    "worded": ("jpg_0", "jpg_1", "choice", "caption"),
     "ranking": ("images", "ranks", "caption"),
     "choice": ("images", "preferences", "caption"),
     "scored": ("images", "scores", "caption"),
@@ -27,12 +28,6 @@ LAYOUTS = {
     "unrated": ("images", "caption"),  # the same, of single images
 }
 RANKED = ("ranking", "choice", "scored", "thumbs", "unrated")
-# Words for a thumb, as cells of a table and as names of two folders.
-UPS = ("up", "ups", "thumbs_up", "thumbsup", "like", "liked", "likes", "good", "yes", "👍")
-DOWNS = (
-    *("down", "downs", "thumbs_down", "thumbsdown", "dislike", "disliked", "dislikes"),
-    *("bad", "no", "👎"),
-)
 # The columns of pairs that we write ourselves: Pick-a-Pic's.
 WRITTEN = (
     ("jpg_0", pa.binary()),
@@ -55,8 +50,14 @@ _ONLY_IN = {  # optional columns that other layouts than these do not read
 # (https://huggingface.co/datasets/THUDM/ImageRewardDB) and Rapidata
 # (https://huggingface.co/datasets/Rapidata/700k_Human_Preference_Dataset_FLUX_SD3_MJ_DALLE3).
 KNOWN = {
-    "jpg_0": ("jpg_0", "image_0", "file_name_0", "image_0_file_name", "image1"),
-    "jpg_1": ("jpg_1", "image_1", "file_name_1", "image_1_file_name", "image2"),
+    "jpg_0": (
+        *("jpg_0", "image_0", "file_name_0", "image_0_file_name", "image1"),
+        *("image_a", "left", "left_image"),
+    ),
+    "jpg_1": (
+        *("jpg_1", "image_1", "file_name_1", "image_1_file_name", "image2"),
+        *("image_b", "right", "right_image"),
+    ),
     "label_0": ("label_0",),
     "label_1": ("label_1",),
     "has_label": ("has_label",),
@@ -73,12 +74,13 @@ KNOWN = {
             "better",
             "best",
             "preferred",
+            "win_image",
         ),
     ),
     "loser": (
         *("loser", "file_name_loser", "loser_file_name", "loser_image", "images_loser"),
         *("rejected", "rejected_file_name", "rejected_image", "images_rejected"),
-        *("bad", "worse", "worst", "dispreferred"),
+        *("bad", "worse", "worst", "dispreferred", "lose_image"),
     ),
     "images": ("images", "image_path", "file_path", "image", "file_name"),
     "ranks": ("ranks", "rank"),
@@ -97,6 +99,8 @@ KNOWN = {
     "seed_1": ("seed_1",),
     "votes": ("choice_dist",),  # for each of two images, in one list: HPDv3's
     "group": ("prompt_id",),
+    # last, since data.columns.chosen=NAME and the like name images
+    "choice": ("choice", "chosen", "preference", "preferred", "pairwise", "winner", "answer"),
 }
 _NUMBERS = {"null", "bool", "halffloat", "float", "double"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
@@ -107,8 +111,10 @@ _OTHER = {"winner": "loser", "loser": "winner"} | {  # of two columns that are n
 _ONE = ("caption", "jpg_0", "jpg_1", "winner", "loser")  # also as a list of one
 _STORED = (".bytes", ".path")  # what a column of images holds inside
 _RATING = re.compile("rating|score|stars?$|mos$|grade|likert", re.IGNORECASE)
-_CHOSEN_IN = (".csv", ".tsv", ".json", ".jsonl")
-_CHOICES = ". Words such as left or A: inversion-dpo pairs import {}"
+_CHOICES = (
+    ". If it holds words such as left or A: data.columns.choice={} data.columns.image_0=THEIR_NAME "
+    "data.columns.image_1=THEIR_NAME"
+)
 _TEXT = {"null", "string", "large_string", "string_view"}
 _IMAGE = (
     {"null", "binary", "large_binary", "binary_view"},
@@ -118,6 +124,11 @@ _IMAGE = (
 _TYPES = {
     **dict.fromkeys(("jpg_0", "jpg_1", "winner", "loser", "source", "mask"), _IMAGE),
     "label_0": (_NUMBERS | _TEXT, "numbers (0, 0.5 or 1)"),
+    "choice": (
+        _TEXT,
+        "words such as left, b or tie; of numbers say whether they are data.columns.label_0 (1 for "
+        "image 0) or share_0",
+    ),
     "preference_0": (_NUMBERS, "numbers from 0 to 1"),
     "caption": (_TEXT, "text"),
     "scene_graph": (_TEXT, "text"),
@@ -184,7 +195,8 @@ def find_table(
         raise DataError(
             f"{where} has columns of other names than we know: {', '.join(there)}. Say which "
             "is which: data.columns.winner=NAME data.columns.loser=NAME data.columns.caption=NAME; "
-            "for ratings images, scores, caption; for thumbs images, thumbs, caption"
+            "for a choice in words image_0, image_1, choice, caption; for ratings images, scores, "
+            "caption; for thumbs images, thumbs, caption"
         )
     raise DataError(
         f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(there)}; rename or add "
@@ -193,7 +205,7 @@ def find_table(
             f"data.columns.{m}={(rated if m == 'scores' else '') or 'THEIR_NAME'}" for m in missing
         )
         + (" (higher is better)" if "scores" in missing else "")
-        + (_CHOICES.format(where) if missing == ["loser"] and where.endswith(_CHOSEN_IN) else "")
+        + (_CHOICES.format(names["winner"]) if missing == ["loser"] else "")
     )
 
 
@@ -263,7 +275,7 @@ def our_names(
     """
     found: dict[str, str] = {}
     for given, theirs in mapping.items():
-        ours = [given] if given in known else [k for k, v in known.items() if _plain(given) in v]
+        ours = [given] if given in known else [k for k, v in known.items() if plain(given) in v]
         ours = ours or ["scores"] * ("scores" in known and bool(_RATING.match(given)))
         if not ours:
             raise DataError(f"{key}{given!r} is not one of {', '.join(known)}")
@@ -276,10 +288,10 @@ def our_names(
 def find_name(where: str, options: Iterable[str], there: list[str]) -> str:
     """Find the first of these names among columns, or in one, as ``chosen.image``; "" if none."""
     for name in options:
-        same = [c for c in there if c == name] or [c for c in there if _plain(c) == _plain(name)]
+        same = [c for c in there if c == name] or [c for c in there if plain(c) == plain(name)]
         if len(same) > 1 and same[0] != name:
             raise DataError(
-                f"{where} has two columns named {_plain(name)} ({' and '.join(same)}); rename or "
+                f"{where} has two columns named {plain(name)} ({' and '.join(same)}); rename or "
                 "drop one"
             )
         if same or (name.partition(".")[0] in there and "." in name):
@@ -297,7 +309,8 @@ def inner_names(row: Mapping[str, Any] | pa.Schema) -> list[str]:
     return [*row, *(name for name in inner if name not in row and not name.endswith(_STORED))]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Spell a name without capitals, with _ for spaces, dots and dashes."""
     return re.sub(r"[\s._-]+", "_", name.strip("\ufeff \t")).lower()
 
 

@@ -6,10 +6,11 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from inversion_dpo.data.columns import DOWNS, UPS, Table
+from inversion_dpo.data.columns import Table
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import IMAGES, PICTURES, Fault, Raw, is_hidden
 from inversion_dpo.data.tables import text_of
+from inversion_dpo.data.vocabulary import DOWNS, UPS
 from inversion_dpo.run.words import counted
 
 WINNERS = ("w", "winner", "winners", "chosen", "good", "better", "preferred", "win")

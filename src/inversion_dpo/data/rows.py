@@ -19,6 +19,7 @@ from PIL import Image
 from inversion_dpo.data.columns import Table
 from inversion_dpo.data.images import DataError, decode_image, is_picture
 from inversion_dpo.data.masks import decode_mask
+from inversion_dpo.data.vocabulary import choice_of
 from inversion_dpo.run.words import seen
 
 MAX_IMAGE_BYTES = 2**28  # a larger file is not read: no image of 2**26 pixels needs it
@@ -124,7 +125,7 @@ def inspect(row: Row, decode: bool = True) -> tuple[list[Fault], list[Image.Imag
         elif isinstance(row.label, float) and 0 < row.label < 1:
             remedy += "; if it is a share of the votes: data.columns.share_0=label_0"
         elif isinstance(row.label, str):
-            remedy += "; `inversion-dpo pairs import` reads words such as left, A or tie"
+            remedy += "; for words such as left, A or tie: data.columns.choice=ITS_NAME"
         text = f"{row.where}: label_0 is {shown(row.label)}; {remedy}"
         faults.append(Fault("bad_labels", text))
     p = row.preference
@@ -188,6 +189,12 @@ def row_of(raw: Raw) -> Row:
         if isinstance(said, Fault):
             return Row(raw.where, None, fault=said)
         label, preference = said
+    elif table.kind == "worded":
+        try:
+            chosen = choice_of(values.get("choice"), table, [values[first], values[second]])
+        except DataError as error:
+            return Row(raw.where, None, fault=Fault("bad_labels", str(error)))
+        label = UNLABELLED if chosen is None else chosen
     elif labelled:
         label = _label(values)
         if isinstance(label, Fault):

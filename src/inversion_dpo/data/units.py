@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from inversion_dpo.data.columns import DOWNS, UPS
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Raw, number, shown
+from inversion_dpo.data.vocabulary import DOWNS, UPS
 
 _NUMBERS = {  # our columns of numbers that are compared, and what of them has one unit
     **{name: name for name in ("scores", "ranks", "preferences", "preference_0", "label_0")},

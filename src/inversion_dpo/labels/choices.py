@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,13 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from inversion_dpo.data.columns import KNOWN as OF_PAIRS
 from inversion_dpo.data.columns import (
     WRITTEN,
     Table,
+    cells,
     check_one_caption,
     find_name,
     our_names,
@@ -22,23 +25,19 @@ from inversion_dpo.data.columns import (
 from inversion_dpo.data.images import DataError
 from inversion_dpo.data.rows import Fault, Raw, Row, inspect, row_of
 from inversion_dpo.data.source import content
-from inversion_dpo.data.tables import read_objects
+from inversion_dpo.data.tables import TEXTS, Placed, read_objects
+from inversion_dpo.data.vocabulary import choice_of
 from inversion_dpo.making_pairs.candidates import write_rows
 from inversion_dpo.run.disk import MARK
 from inversion_dpo.run.words import counted, typed
 
-# ours -> the names that are understood by themselves
-KNOWN = {
-    "image_0": ("image_0", "jpg_0", "file_name_0", "image1", "left", "image_a", "left_image"),
-    "image_1": ("image_1", "jpg_1", "file_name_1", "image2", "right", "image_b", "right_image"),
-    "caption": ("caption", "prompt", "text"),
-    "choice": ("choice", "chosen", "preference", "preferred", "pairwise", "winner", "answer"),
+KNOWN = {  # ours -> the names that are understood by themselves
+    "image_0": OF_PAIRS["jpg_0"],
+    "image_1": OF_PAIRS["jpg_1"],
+    "caption": (*OF_PAIRS["caption"], "text"),
+    "choice": OF_PAIRS["choice"],
     "labeller": ("labeller", "annotator", "rater", "user", "worker", "annotator_id"),
 } | {k: OF_PAIRS[k] for k in ("source", "mask", "scene_graph", "group", "seed_0", "seed_1")}
-FIRST = {"left", "a", "first", "image_0", "image_a", "0 (left)"}
-SECOND = {"right", "b", "second", "image_1", "image_b", "1 (right)"}
-TIE = {"tie", "equal", "same", "both", "both good", "draw"}
-NEITHER = {"neither", "none", "both bad", "both_bad", "bad", "skip", "skipped"}
 NEEDED = ("image_0", "image_1", "caption", "choice")
 SCHEMA = (
     *WRITTEN,
@@ -91,7 +90,7 @@ def import_choices(
     ``labellers`` how many there were; a row that names nobody is a labeller of its own.
 
     Args:
-        file: .csv, .json or .jsonl; image files lie in its folder.
+        file: .csv, .tsv, .json or .jsonl, with image files in its folder; or Parquet with images.
         output: the Parquet file to write.
         columns: ours (image_0, image_1, caption, choice, labeller, source, ...) to theirs.
 
@@ -131,23 +130,33 @@ def _rows(
 ) -> Iterator[tuple[str, Row, float | None, str | None]]:
     """(where, row, 1 / 0 / 0.5 or None for neither, labeller) of every row of the table."""
     names: dict[str, str] | None = None
-    for index, (line, raw) in enumerate(read_objects(file)):
+    for index, (line, raw) in enumerate(_objects(file)):
         where = f"{line}{file.name}, row {index}"
         if isinstance(raw, Fault):
             raise DataError(f"{where}: {raw.text}")
         names = names or _names(file, raw, columns)
-        values = {ours: raw.get(theirs) for ours, theirs in names.items()}
-        table = Table(
-            "labelled", {k.replace("image", "jpg"): v for k, v in names.items()}, file.parent
-        )
-        said = {f"jpg_{k}": values[f"image_{k}"] for k in (0, 1)} | {"label_0": 1.0}
-        row, voice = row_of(Raw(where, table, values | said)), values.get("labeller")
-        yield (
-            where,
-            row,
-            _choice(where, values, names),
-            str(voice) if voice not in (None, "") else None,
-        )
+        ours = {re.sub(r"^image_(?=[01]$)", "jpg_", k): v for k, v in names.items()}
+        table = Table("labelled", ours, file.parent if file.suffix in TEXTS else None)
+        values = cells(raw, table)
+        row, voice = row_of(Raw(where, table, values | {"label_0": 1.0})), values.get("labeller")
+        try:
+            choice = choice_of(values["choice"], table, [values["jpg_0"], values["jpg_1"]])
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        yield where, row, choice, str(voice) if voice not in (None, "") else None
+
+
+def _objects(file: Path) -> Iterator[Placed]:
+    """Read the rows of a table; those of Parquet hold their images."""
+    if file.suffix.lower() != ".parquet":
+        yield from read_objects(file)
+        return
+    try:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=64):
+                yield from (("", row) for row in batch.to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} cannot be read as Parquet ({error}); export it again") from error
 
 
 def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[str, str]:
@@ -179,18 +188,3 @@ def _names(file: Path, raw: Mapping[str, Any], columns: dict[str, str]) -> dict[
             f"is: {missing[0]}=THEIR_NAME"
         )
     return names
-
-
-def _choice(where: str, values: Mapping[str, Any], names: Mapping[str, str]) -> float | None:
-    said = values["choice"]
-    sides = [values["image_0"], values["image_1"]]
-    if said in sides:
-        return 1.0 - sides.index(said)
-    word = str(said).strip().lower()
-    for words, meant in ((FIRST, 1.0), (SECOND, 0.0), (TIE, 0.5), (NEITHER, None)):
-        if word in words or (meant in (1.0, 0.0) and word == names[f"image_{int(1 - meant)}"]):
-            return meant
-    raise DataError(
-        f"{where}: {names['choice']} is {said!r}; write left, right, tie or neither, or the "
-        "name of the image (numbers are not taken: some tools count from 0, some from 1)"
-    )

@@ -80,7 +80,7 @@ def questions(
 def _unlabelled(raw: Raw, alone: bool) -> Raw:
     """Give the row any valid label, so that both images of a tie or unlabelled row are read."""
     said = dict.fromkeys(("label_1", "has_label", "share_1", "preference_0", "votes"))
-    values = {**raw.values, **said, "label_0": 1.0, "share_0": 1.0}
+    values = {**raw.values, **said, "label_0": 1.0, "share_0": 1.0, "choice": "first"}
     if alone and raw.table.kind in RANKED and not raw.fault:
         images = values.get("images")
         thumbs = [1.0] * len(images) if isinstance(images, list) else 1.0

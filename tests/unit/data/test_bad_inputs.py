@@ -336,7 +336,19 @@ BAD: dict[str, tuple[Make, str]] = {
     ),
     "a label by a name": (
         text(LABELLED + "red.png,blue.png,A,a\n"),
-        "row 0: label_0 is 'A'.*`inversion-dpo pairs import` reads words",
+        "row 0: label_0 is 'A'.*for words such as left, A or tie: data.columns.choice=ITS_NAME",
+    ),
+    "a choice by a number": (
+        parquet(drop=("label_0",), preference=[1]),
+        r"column preference holds int64; store it as words .* data.columns.label_0 .1 for image 0",
+    ),
+    "a choice in no known word": (
+        text("image_a,image_b,winner,prompt\nred.png,blue.png,1,a\n"),
+        "row 0: winner is '1'; write left, right, tie or neither.* as label_0, 1 means the first",
+    ),
+    "a choice between images of unknown names": (
+        text("one,two,winner,prompt\nred.png,blue.png,left,a\n"),
+        "lacks the columns loser; .* words such as left or A: data.columns.choice=winner ",
     ),
     "images by their path": (parquet(jpg_0=["red.png"]), "column jpg_0 holds string; store it as"),
 }

@@ -76,6 +76,39 @@ def test_jsonl_of_two_images_and_a_label(tmp_path: Path) -> None:
     assert (source.counts["rows"], source.counts["ties"]) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("names", "words", "mapping"),
+    [
+        (("image_a", "image_b", "winner"), ("image_a", " Image B ", "tie", "both bad"), {}),
+        (("image1", "image2", "preference"), ("image1", "image2", "draw", None), {}),
+        (("left", "right", "choice"), ("left", "right", "equal", "skip"), {}),
+        (("jpg_0", "jpg_1", "winner"), ("model_a", "model_b", "tie", "tie (bothbad)"), {}),
+        (("right", "left", "label_0"), ("right", "left", "same", ""), {"choice": "label_0"}),
+        (("x", "y", "said"), ("A", "B", "Tie", "Neither"), {"choice": "said"}),
+    ],
+)
+def test_a_choice_in_words(tmp_path: Path, names: Any, words: Any, mapping: Any) -> None:
+    """First, second, a tie and neither; the images' own columns are the first words to count."""
+    first, second, choice = names
+    if first in ("x", "right"):
+        mapping = mapping | {"jpg_0": first, "jpg_1": second}
+    shades = ("red", "blue", "green", "white", "black", "pink", "gold", "gray")
+    images = [encoded(shade) for shade in shades]
+    columns = {
+        first: images[::2],
+        second: images[1::2],
+        choice: list(words),
+        "prompt": list("abcd"),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    pairs = open_pairs(tmp_path / "a.parquet", columns=mapping)
+    assert [(p.caption, p.winner, p.loser) for p in pairs] == [
+        ("a", images[0], images[1]),
+        ("b", images[3], images[2]),
+    ]
+    assert (pairs.counts["ties"], pairs.counts["unlabelled"]) == (1, 1)
+
+
 def test_the_fingerprint_of_a_folder_follows_its_images(tmp_path: Path) -> None:
     folder = put_csv(tmp_path, CHOSEN, ["red.png", "blue.png", "a"])
     before = open_pairs(folder).fingerprint
@@ -529,7 +562,6 @@ def test_empty_cells_after_the_last_column_are_none(tmp_path: Path) -> None:
         ("winner;loser;prompt\nred.png,blue.png,a\n", "1 cell .* are parted by ';', as in"),
         ("winner,loser,prompt\nred.png,blue.png,a,b\n", "4 cells under 3 columns; quote text"),
         ("Ratings\nwinner,loser,prompt\n", "3 cells under 1 column; the first row must name"),
-        ("image_a,image_b,prompt,preferred\nx,y,a,A\n", "left or A: inversion-dpo pairs import"),
     ],
 )
 def test_uneven_rows_say_what_to_look_at(tmp_path: Path, text: str, message: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -148,7 +149,6 @@ def test_a_table_that_says_the_better_image_needs_no_import(folder):
     ("bad", "message"),
     [
         (row("1"), "count from 0, some from 1"),
-        (row(""), "choice is ''"),
         (row("left", prompt=" "), "caption is empty"),
         (row("left", left="no.png"), "no file 'no.png'"),
         (row("left", left="../a.png"), "leads out"),
@@ -168,4 +168,29 @@ def test_files_that_are_none(folder):
         with pytest.raises(DataError, match=message):
             import_choices(folder / name, folder / "pairs.parquet")
     with pytest.raises(DataError, match="names no choice"):
-        imported(folder, [row("neither")])
+        imported(folder, [row("neither"), row("")])
+
+
+def test_parquet_holds_its_images(folder):
+    images = [(folder / f"{name}.png").read_bytes() for name in "abc"]
+    columns = {
+        "prompt": ["a", "a", "b"],
+        "image_a": [{"bytes": image} for image in (images[0], images[1], images[2])],
+        "image_b": [{"bytes": image} for image in (images[1], images[0], images[0])],
+        "winner": ["model_a", "image_b", "tie"],
+    }
+    pq.write_table(pa.table(columns), folder / "votes.parquet")
+    counts = import_choices(folder / "votes.parquet", folder / "pairs.parquet")
+    assert (counts["pairs"], counts["ties"]) == (2, 1)
+    first, second = pq.read_table(folder / "pairs.parquet").to_pylist()
+    assert (first["jpg_0"], first["jpg_1"], first["label_0"]) == (images[0], images[1], 1.0)
+    assert (first["labellers"], second["label_0"]) == (2, 0.5)
+    (folder / "votes.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        import_choices(folder / "votes.parquet", folder / "pairs.parquet")
+
+
+def test_the_tables_own_columns_are_the_first_words(folder):
+    columns = {"image_0": "right", "image_1": "left"}
+    _, pairs = imported(folder, [row("left"), row("right", prompt="b")], columns=columns)
+    assert [pair["label_0"] for pair in pairs] == [0.0, 1.0]
