@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import asdict
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -429,3 +430,14 @@ def test_a_stop_is_not_taken_for_a_damaged_image_or_folder(monkeypatch, tmp_path
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(Terminated):
         load_pipeline(ModelConfig(str(tmp_path)))
+
+
+def test_a_process_whose_peer_ended_says_so_in_one_line(monkeypatch, capsys):
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+    for text, left in ((f"{gloo} [127.0.0.1]:22", True), ("a bug", False)):
+        monkeypatch.setattr(cli, "app", Mock(side_effect=RuntimeError(text)))
+        with pytest.raises(SystemExit if left else RuntimeError):
+            cli.main(["train"])
+        told = capsys.readouterr().err
+        said = "error: another process of this launch has ended; its own message says why\n"
+        assert told == (said if left else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -31,6 +32,8 @@ from inversion_dpo.cli.options import (
 )
 from inversion_dpo.cli.settings import config, print_version
 from inversion_dpo.run.words import counted, harmless
+
+PEER_LEFT = re.compile("Connection (closed|reset) by peer|Broken pipe")  # as gloo says it
 
 
 class Commands(TyperGroup):
@@ -275,6 +278,8 @@ def in_one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and path and error.strerror:
         return f"{path}: {error.strerror}; what was written before is intact"
+    if isinstance(error, RuntimeError) and PEER_LEFT.search(str(error)):
+        return "another process of this launch has ended; its own message says why"
     if (reason := refusal(error)) is None:
         raise error
     return (
