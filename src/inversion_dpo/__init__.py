@@ -1,9 +1,13 @@
 """Align diffusion models to human preference on inverted trajectories."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inversion_dpo.api import align, evaluate, report, sample
+
+if os.name == "nt":
+    raise ImportError("inversion-dpo runs on Linux and macOS. On Windows run it inside WSL 2")
 
 __all__ = ["align", "evaluate", "report", "sample"]
 

@@ -63,3 +63,12 @@ def test_what_loads_no_model_imports_no_torch(imported):
         assert not HEAVY & set(packages), command
         assert "numpy" not in packages or command.startswith(("advise", "pairs check", "web"))
         assert code == 0 or command.endswith("pairs.csv"), command
+
+
+def test_on_windows_it_says_where_it_runs():
+    """It locks, measures and replaces files as Linux and macOS do."""
+    code = "import os, pathlib; os.name = 'nt'; import inversion_dpo.cli.main"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    said = "ImportError: inversion-dpo runs on Linux and macOS. On Windows run it inside WSL 2"
+    assert done.stderr.splitlines()[-1] == said
