@@ -55,13 +55,14 @@ def current_team() -> Team:
     """Find the processes of this launch.
 
     PartialState must be told of a CPU: there, every process of ``torchrun`` would take itself for
-    the only one.
+    the only one. Apple's GPU (mps) has no float64, which the inversion measures in: a CPU, too.
     """
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    alone = not torch.accelerator.is_available()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    alone = device is None or device.type == "mps"
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU", alone))
     return Team(state.process_index, state.num_processes, state.device)
 

@@ -276,6 +276,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
     Gradients are accumulated by the step itself.
     """
+    current_team()  # before accelerate chooses a device by itself
     precision, known = config.training.mixed_precision, AcceleratorState._shared_state
     if known and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # of an earlier training in this process
