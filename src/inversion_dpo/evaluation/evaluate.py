@@ -137,7 +137,7 @@ def check(config: Config, folder: Path, models: Sequence[str | None] = (None,)) 
     sources, sizes = has_sources(config, prompts), evaluation_sizes(config, prompts)
     check_scores(config, prompts)
     if judge := judge_of(config):
-        judge.asked.check()
+        judge.check()
     measure_of(config)
     if not (folder / "samples").exists():
         reach_servers(config)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,43 +40,41 @@ def backend_for(name: str, place: str | None, parser: ParserConfig) -> Any:
     return backend_of(replace(parser, url=None) if place else parser, place, name)
 
 
-@dataclass
-class Asked:
-    """Questions of one scorer, answered by a backend and kept by model, images and words.
+class Asking:
+    """A scorer that asks a vision-language model, and keeps answers by model, images and words.
 
-    name: the scorer's. version: of its question. parallel: requests at once. store: a file, or
-    None.
+    place: its checkpoint, or a server as URL@MODEL. parser: settings of the server, which is asked
+    several questions at once. store: the file that keeps answers, or None.
     """
 
     name: str
-    version: int
-    backend: Backend
-    parallel: int
-    store: Path | None
-    faults: Counter[str] = field(default_factory=Counter)
-    count: int = 0
+    version = 1  # of the question; another one asks anew
 
-    def each(
-        self, jobs: Sequence[tuple[Images, str]], ask: Callable[[Images, str], dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """Return the result of each job, stored or new; ``ask`` makes it, ready for JSON.
+    def __init__(self, place: str | None, parser: ParserConfig, store: Path | None) -> None:
+        self.backend: Backend = backend_for(self.name, place, parser)
+        self.weights = getattr(self.backend, "checkpoint", None)
+        self.parallel = 1 if isinstance(self.weights, Checkpoint) else parser.parallel
+        self.store, self.faults, self.count = store, Counter[str](), 0
 
-        A result whose ``read`` is not "" names a fault, which is counted.
-        """
+    def ask(self, images: Images, text: str) -> dict[str, Any]:
+        """Make a result, ready for JSON; a ``read`` that is not "" names its fault."""
+        raise NotImplementedError
+
+    def each(self, jobs: Sequence[tuple[Images, str]]) -> list[dict[str, Any]]:
+        """Return the result of each job, stored or new; faults are counted."""
         store = Store(self.store, "replies", "reply TEXT") if self.store else None
         keys = [self.key(images, text) for images, text in jobs]
         by_key = dict(zip(keys, jobs, strict=True))
-        answers, _ = kept(store, by_key, lambda job: json.dumps(ask(*job)), self.parallel)
+        answers, _ = kept(store, by_key, lambda job: json.dumps(self.ask(*job)), self.parallel)
         results = [json.loads(answers[key]) for key in keys]
         self.count += len(results)
         self.faults.update(result[READ] for result in results if result[READ])
         return results
 
-    def check(self) -> None:
+    def check(self, prompts: Sequence[str] = ()) -> None:
         """Look for a local model's weights; ScorerError without them."""
-        weights = getattr(self.backend, "checkpoint", None)
-        if isinstance(weights, Checkpoint):
-            weights.check()
+        if isinstance(self.weights, Checkpoint):
+            self.weights.check()
 
     def key(self, images: Images, text: str) -> bytes:
         """Hash everything that an answer depends on."""
@@ -91,20 +89,3 @@ class Asked:
                 "%s: %d of %d answers could not be read and have the lowest score (%s)",
                 *(self.name, sum(self.faults.values()), self.count, named),
             )
-
-
-def asked(
-    name: str, version: int, place: str | None, parser: ParserConfig, store: Path | None
-) -> Asked:
-    """Make the questions of a scorer; a server is asked several at once.
-
-    Args:
-        name: of the scorer.
-        version: of its question; another one asks anew.
-        place: its checkpoint, or a server as URL@MODEL.
-        parser: settings of the server.
-        store: the file that keeps answers.
-    """
-    backend = backend_for(name, place, parser)
-    served = not isinstance(getattr(backend, "checkpoint", None), Checkpoint)
-    return Asked(name, version, backend, parser.parallel if served else 1, store)

@@ -10,18 +10,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inversion_dpo.evaluation.scorers.asking import READ, Images, asked
+from inversion_dpo.evaluation.scorers.asking import READ, Asking, Images
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.run.fields import ParserConfig
 
 UNIFIED, PAIR = "unifiedreward", "unifiedreward-pair"
-VERSION = 1
 AXES = ("alignment", "coherence", "style")
 SCORES = (UNIFIED, *(f"{UNIFIED}_{axis}" for axis in (*AXES, "read")))
 LOWEST, HIGHEST = 1.0, 5.0
@@ -79,41 +76,34 @@ Text Caption: [{}]"""
 NUMBER = r"([-+]?\d*\.?\d+)(?![\d.,]*\d|[^\W\d_]|%)"
 
 
-class UnifiedRewardScorer:
+class UnifiedRewardScorer(Asking):
     """(images, prompts) -> unifiedreward, its three axes from 1 to 5, and whether it was read.
 
     unifiedreward is the mean of alignment, coherence and style. An answer that misses an axis, or
     leaves the scale, has 1 in all, and unifiedreward_read is 0.
     """
 
-    def __init__(self, place: str | None, parser: ParserConfig, store: Path | None) -> None:
-        self.asked = asked(UNIFIED, VERSION, place, parser, store)
-        self.conclude = self.asked.conclude
+    name = UNIFIED
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> dict[str, Any]:
         """Score uint8 images [H, W, 3]."""
         jobs = [((i,), POINT.format(p)) for i, p in zip(images, prompts, strict=True)]
-        results = self.asked.each(jobs, self._ask)
+        results = self.each(jobs)
         axes = {axis: np.array([result.get(axis, LOWEST) for result in results]) for axis in AXES}
         named = {f"{UNIFIED}_{axis}": values for axis, values in axes.items()}
         read = np.array([float(not result[READ]) for result in results])
         return {UNIFIED: _mean(axes), **named, f"{UNIFIED}_read": read}
 
-    def check(self, prompts: Sequence[str]) -> None:
-        """Look for a local model's weights; ScorerError without them."""
-        self.asked.check()
-
-    def _ask(self, images: Images, text: str) -> dict[str, Any]:
-        reply = self.asked.backend.say(images, text)
+    def ask(self, images: Images, text: str) -> dict[str, Any]:
+        """Ask for the ratings."""
+        reply = self.backend.say(images, text)
         return read_point(reply.text) if not reply.fault else {READ: reply.fault}
 
 
-class PairJudge:
+class PairJudge(Asking):
     """Compare two images of a prompt, in both orders, since such models prefer a place."""
 
-    def __init__(self, place: str | None, parser: ParserConfig, store: Path | None) -> None:
-        self.asked = asked(PAIR, VERSION, place, parser, store)
-        self.conclude = self.asked.conclude
+    name = PAIR
 
     def __call__(
         self, first: Sequence[Pixels], second: Sequence[Pixels], prompts: Sequence[str]
@@ -125,7 +115,7 @@ class PairJudge:
         texts = [COMPARE.format(prompt) for prompt in prompts]
         there = [(pair, t) for *pair, t in zip(first, second, texts, strict=True)]
         back = [((b, a), t) for (a, b), t in there]
-        answers = self.asked.each([*there, *back], self._ask)
+        answers = self.each([*there, *back])
         both = list(zip(answers[: len(there)], answers[len(there) :], strict=True))
         read = np.array([not a[READ] and not b[READ] for a, b in both])
         shares = {
@@ -135,8 +125,9 @@ class PairJudge:
         shares = {axis: np.where(read, values, 0.5) for axis, values in shares.items()}
         return {PAIR: _mean(shares), **shares, READ: read}
 
-    def _ask(self, images: Images, text: str) -> dict[str, Any]:
-        reply = self.asked.backend.say(images, text)
+    def ask(self, images: Images, text: str) -> dict[str, Any]:
+        """Ask for the shares."""
+        reply = self.backend.say(images, text)
         return read_pair(reply.text) if not reply.fault else {READ: reply.fault}
 
 

@@ -8,46 +8,38 @@ https://github.com/linzhiqiu/t2v_metrics, models/vqascore_models/qwen3vl_model.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inversion_dpo.evaluation.scorers.asking import READ, Images, asked
+from inversion_dpo.evaluation.scorers.asking import READ, Asking, Images
 from inversion_dpo.evaluation.scorers.preprocess import Pixels
-from inversion_dpo.run.fields import ParserConfig
 
 VQA = "vqa"
-VERSION = 1
 QUESTION = 'Does this figure show "{}"? Please answer Yes or No.'
 ANSWER = "Yes"
 SCORES = (VQA, f"{VQA}_read")
 
 
-class VqaScorer:
+class VqaScorer(Asking):
     """(images, prompts) -> vqa, the probability of "Yes", and vqa_read, each [B].
 
     An answer without a probability for yes or no scores 0, and vqa_read is 0.
     """
 
-    def __init__(self, place: str | None, parser: ParserConfig, store: Path | None) -> None:
-        self.asked = asked(VQA, VERSION, place, parser, store)
-        self.conclude = self.asked.conclude
+    name = VQA
 
     def __call__(self, images: Sequence[Pixels], prompts: Sequence[str]) -> dict[str, Any]:
         """Score uint8 images [H, W, 3]."""
         questions = [QUESTION.format(prompt) for prompt in prompts]
         jobs = [((image,), text) for image, text in zip(images, questions, strict=True)]
-        results = self.asked.each(jobs, self._ask)
+        results = self.each(jobs)
         return {
             VQA: np.array([result["yes"] for result in results]),
             f"{VQA}_read": np.array([float(not result[READ]) for result in results]),
         }
 
-    def check(self, prompts: Sequence[str]) -> None:
-        """Look for a local model's weights; ScorerError without them."""
-        self.asked.check()
-
-    def _ask(self, images: Images, text: str) -> dict[str, Any]:
-        yes = self.asked.backend.starts(images, text, ANSWER)
+    def ask(self, images: Images, text: str) -> dict[str, Any]:
+        """Ask for the probability of "Yes"."""
+        yes = self.backend.starts(images, text, ANSWER)
         return {"yes": yes or 0.0, READ: "" if yes is not None else "neither yes nor no"}
