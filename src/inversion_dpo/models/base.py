@@ -133,11 +133,6 @@ def empty_prompt(model: DiffusionModel) -> Condition:
     return model.condition([""])
 
 
-def same_size(size: Size) -> Size:
-    """Take a source of the same size as the images."""
-    return size
-
-
 def same_schedule(model: DiffusionModel, size: Size) -> Schedule:
     """Return the one schedule of a model, whatever the size."""
     return model.schedule

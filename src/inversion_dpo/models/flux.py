@@ -9,6 +9,7 @@ from diffusers import FluxKontextPipeline, FluxPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+from inversion_dpo.data.transforms import Size
 from inversion_dpo.models.autoencoders import shifted
 from inversion_dpo.models.base import (
     Condition,
@@ -17,7 +18,6 @@ from inversion_dpo.models.base import (
     no_framing,
     plain_call,
     plain_guidance,
-    same_size,
 )
 from inversion_dpo.models.prompts import clip_reads, t5_reads
 from inversion_dpo.models.schedules import flux_schedules
@@ -32,7 +32,7 @@ class Flux:
     component, chunked = "transformer", False
     targets = ("to_q", "to_k", "to_v", "to_out.0")
     unreached: str | None = None
-    empty, framing, source_size = empty_prompt, staticmethod(no_framing), staticmethod(same_size)
+    empty, framing = empty_prompt, staticmethod(no_framing)
     combine, call = staticmethod(plain_guidance), staticmethod(plain_call)
 
     def __init__(self, pipeline: FluxPipeline | FluxKontextPipeline, use: Use) -> None:
@@ -90,6 +90,10 @@ class Flux:
             len(x), h // 2, w // 2, x.device, pipe.transformer.dtype
         )
         return pipe._pack_latents(x, *x.shape), ids
+
+    def source_size(self, size: Size) -> Size:
+        """Take a source of the same size as the images."""
+        return size
 
     def edit(self, source: Image.Image) -> dict[str, Any]:
         """Keep the pipeline from changing the size of the source, and of the image."""

@@ -67,9 +67,8 @@ def variant_of(folder: Path, variant: str | None) -> str | None:
 
 def folder_remedy(folder: Path) -> str:
     """Say what a pipeline's folder lacks."""
-    if fault := folder_fault(folder):
-        return fault
-    return "The folder needs model_index.json and safetensors weights that fit its configuration"
+    usual = "The folder needs model_index.json and safetensors weights that fit its configuration"
+    return folder_fault(folder) or usual
 
 
 def json_fault(file: Path) -> str | None:

@@ -77,9 +77,8 @@ class Sana:
             encoder_attention_mask=condition["encoder_attention_mask"].to(x_t.device),
             timestep=timesteps.float() * config.timestep_scale,
             return_dict=False,
-        )[0].float()
-        learned = config.out_channels // 2 == config.in_channels  # a variance, which is dropped
-        return output.chunk(2, dim=1)[0] if learned else output
+        )[0]
+        return output.float()
 
     def call(self, scale: float, prompts: int) -> dict[str, Any]:
         """Ask for the size as it is: by default the pipeline takes the nearest of a table."""
