@@ -74,11 +74,6 @@ def check_rounds(rounds: Rounds, config: Config) -> None:
         )
 
 
-def round_name(variant: str, number: int) -> str:
-    """Name a round, counted from 1: ``x0``, ``x0 round 2`` ..."""
-    return variant if number == 1 else f"{variant} round {number}"
-
-
 def chain(
     root: Path, variant: str, config: Config, curve: int, rounds: Rounds
 ) -> dict[str, Result]:
@@ -102,7 +97,7 @@ def chain(
         settings = next_round(before, folder_of(root, last), folder_of(root, name))
         drawn = drawn_with(config, number)
         start = Start(config, partial(make_samples, before, settings, rounds, drawn))
-        results[round_name(variant, number)] = run(root, name, settings, curve, start)
+        results[f"{variant} round {number}"] = run(root, name, settings, curve, start)
         before, last = settings, name
     return results
 

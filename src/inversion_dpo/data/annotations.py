@@ -8,7 +8,7 @@ gives what is sound and, apart from it, one line for each row that is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,12 @@ def is_annotated(data: str | Path) -> bool:
         return any((path / name).is_file() for name in NAMES)
     if path.suffix not in (".json", ".jsonl") or not path.is_file():
         return False
-    rows = (row for row in _rows(path) if isinstance(row, dict) and not _names_pair(row))
-    return any("items" in row or is_visual_genome(row) for row in rows)
-
-
-def _names_pair(row: Mapping[str, Any]) -> bool:
-    return any(find_name("", KNOWN[ours], list(row)) for ours in ("winner", "jpg_0"))
+    of_pairs = (*KNOWN["winner"], *KNOWN["jpg_0"])
+    return any(
+        ("items" in row or is_visual_genome(row)) and not find_name("", of_pairs, list(row))
+        for row in _rows(path)
+        if isinstance(row, dict)
+    )
 
 
 def _checked(file: Path) -> Iterator[tuple[str, SceneGraph | Fault]]:

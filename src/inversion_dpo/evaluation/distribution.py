@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from inversion_dpo.data.images import decode_image
@@ -60,13 +61,13 @@ class Images:
     """Images that are decoded one by one, each time that they are read."""
 
     count: int
-    decoded: Callable[[], Iterator[Pixels]]
+    decoded: Callable[[], Iterator[Image.Image]]
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Pixels]:
-        return self.decoded()
+        return map(np.array, self.decoded())
 
 
 def distances(
@@ -150,7 +151,7 @@ def measure(folder: Path, config: Config, real: Path, features: str) -> dict[str
     with occupied(folder):  # an evaluation at the same time would write the same samples
         for word, adapter in (("reference", None), ("policy", folder / "adapter")):
             file = sampled_file(config, adapter, folder / "samples", prompts, word, e.seeds)
-            made = Images(len(prompts) * e.seeds, partial(_arrays, file))
+            made = Images(len(prompts) * e.seeds, partial(pictures, file))
             report[word] = {"images": len(made), **distances(real_images, made, extractor)}
         atomic_json(report, folder / "distribution.json")
     return report
@@ -175,15 +176,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def read_images(files: Sequence[Path]) -> Images:
     """Decode image files while they are read."""
-
-    def decoded() -> Iterator[Pixels]:
-        return (np.array(decode_image(file.read_bytes(), str(file))) for file in files)
-
-    return Images(len(files), decoded)
-
-
-def _arrays(file: Path) -> Iterator[Pixels]:
-    return (np.array(image) for image in pictures(file))
+    return Images(len(files), lambda: (decode_image(f.read_bytes(), str(f)) for f in files))
 
 
 def _batches(images: Iterable[Pixels]) -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from inversion_dpo.data.images import png
 from inversion_dpo.evaluation.metrics import gain_text, metric_rows, outcome
-from inversion_dpo.run.disk import atomic_bytes, atomic_figure
+from inversion_dpo.run.disk import atomic_figure
 from inversion_dpo.training.health import heldout_share
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
@@ -149,13 +149,6 @@ def thumbnail(image: Pixels, side: int) -> Pixels:
         return image.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = (max(1, round(n * side / longest)) for n in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def image_grid(
-    captions: Sequence[str], both: Sequence[Sequence[Pixels]], path: Path, columns: int = 4
-) -> None:
-    """Write a :func:`sheet` as a PNG file."""
-    atomic_bytes(png(np.asarray(sheet(captions, both, columns))), path)
 
 
 def sheet(

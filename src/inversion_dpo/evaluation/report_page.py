@@ -9,6 +9,9 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from inversion_dpo.data.images import png
 from inversion_dpo.evaluation import figures
 from inversion_dpo.evaluation.diversity import diversity_text
 from inversion_dpo.evaluation.exports import write_tables
@@ -81,7 +84,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
     cards = _sample_cards(data)
     if cards:
         pairs = list(zip(data.reference_images, data.policy_images, strict=True))
-        figures.image_grid(data.captions, pairs, folder / "grid.png")
+        atomic_bytes(png(np.asarray(figures.sheet(data.captions, pairs))), folder / "grid.png")
         rows = zip(data.captions, data.scores or [{}] * len(cards), strict=True)
         grid = [{"caption": caption, **scores} for caption, scores in rows]
         atomic_text(json.dumps(grid, indent=1, ensure_ascii=False), folder / "grid.json")

@@ -37,10 +37,6 @@ def _parts(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _as_text(value: Any) -> Any:
-    return str(value) if type(value) is int else value
-
-
 Number = Annotated[int, Strict(), BeforeValidator(_digits)]
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 OptionalText = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
@@ -85,7 +81,9 @@ class SceneGraph:
     relations: tuple[Relation, ...] = ()
     caption: Annotated[OptionalText, Field(alias="caption_ori")] = ""
     name: OptionalText = ""
-    img_id: Annotated[OptionalText, BeforeValidator(_as_text)] = ""
+    img_id: Annotated[
+        OptionalText, BeforeValidator(lambda value: str(value) if type(value) is int else value)
+    ] = ""
 
     def item(self, item_id: int) -> Item:
         """Find the item with this id; KeyError if there is none."""

@@ -48,15 +48,13 @@ class Phase:
         return asdict(self) | {"file": None, "left": left, "silent": silent}
 
 
-def thinned(points: list[list[float]], most: int = MOST_POINTS) -> list[list[float]]:
-    """Keep at most ``most`` of the points, evenly spread, the first and the last among them."""
-    return [points[k] for k in spread(len(points), most)]
-
-
 def curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Map each measured column to its points [step, value]."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {n: thinned([[r["step"], r[n]] for r in rows if n in r]) for n in names}
+    """Map each measured column to its points [step, value], to a part of them if they are many."""
+    found: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            found.setdefault(name, []).append([row["step"], value])
+    return {n: [p[k] for k in spread(len(p), MOST_POINTS)] for n, p in found.items()}
 
 
 def phase(run: Path, config: Config, rows: list[dict[str, Any]], pairs: int | None) -> Phase:
