@@ -46,6 +46,7 @@ _HALF = "model.dtype!=float32 and training.mixed_precision=no"
 _NARROW = Effect(f"policy.kind=lora and policy.dora=false and {_HALF}")
 _NEW_ENCODER = Effect("policy.kind=scene_graph and model.scene_graph=null")
 _WITH_GRAPHS = Effect("policy.kind=scene_graph or model.scene_graph!=null")
+Named = Literal["smpo", "dspo", "mapo", "dmpo", "nft", "kto", "sft", "denoising"]  # also losses
 
 
 @settings
@@ -177,37 +178,11 @@ class InversionConfig:
 class ObjectiveConfig:
     """The method and its loss."""
 
-    name: Literal[
-        "inversion_dpo",
-        "inversion_dpo_released",
-        "diffusion_dpo",
-        "inpo",
-        "smpo",
-        "dspo",
-        "mapo",
-        "dmpo",
-        "nft",
-        "kto",
-        "sft",
-        "denoising",
-    ] = "inversion_dpo"
+    name: Literal["inversion_dpo", "inversion_dpo_released", "diffusion_dpo", "inpo", Named] = (
+        "inversion_dpo"
+    )
     """The method; docs/explanation/objectives.md has the formula and the source of each."""
-    loss: (
-        Literal[
-            "dpo",
-            "dpo_bounded",
-            "dpo_released",
-            "smpo",
-            "dspo",
-            "mapo",
-            "dmpo",
-            "nft",
-            "kto",
-            "sft",
-            "denoising",
-        ]
-        | None
-    ) = None
+    loss: Literal["dpo", "dpo_bounded", "dpo_released", Named] | None = None
     """Another loss than the method's own; null keeps it."""
     path: (
         Literal["trajectory", "noise", "stepped", "line", "known", "released", "policy", "renoise"]
