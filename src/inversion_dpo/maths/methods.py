@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 COMMON = frozenset({"labels", "reference", "beta", "safeguard", "terms"})
@@ -97,20 +96,10 @@ def method_of(
         target: x0, transition or reference instead of the method's.
 
     Raises:
-        ValueError: an unknown name, or a target that the path does not have.
+        ValueError: a target that the path does not have.
     """
-    choices: dict[str, tuple[str | None, Iterable[str]]] = {
-        "loss": (loss, USES),
-        "path": (path, PATHS),
-        "target": (target, ("x0", "transition", "reference")),
-    }
-    if name not in METHODS:
-        raise ValueError(f"objective.name={name!r} is not one of {', '.join(METHODS)}")
-    for key, (value, names) in choices.items():
-        if value is not None and value not in names:
-            raise ValueError(f"objective.{key}={value!r} is not one of {', '.join(names)}")
-    changes = {key: value for key, (value, _) in choices.items() if value is not None}
-    method = replace(METHODS[name], **changes)
+    given = {"loss": loss, "path": path, "target": target}
+    method = replace(METHODS[name], **{k: v for k, v in given.items() if v is not None})
     if method.path == "released" and method.target != "reference":
         raise ValueError(
             "objective.path=released has states without noise, from which only the reference's "

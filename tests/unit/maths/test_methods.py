@@ -34,10 +34,6 @@ def test_a_method_is_its_row_with_what_is_given():
 @pytest.mark.parametrize(
     ("given", "what"),
     [
-        ({"name": "ppo"}, "objective.name='ppo' is not one of inversion_dpo, "),
-        ({"loss": "ppo"}, "objective.loss='ppo' is not one of dpo, "),
-        ({"path": "ppo"}, "objective.path='ppo' is not one of trajectory, "),
-        ({"target": "ppo"}, "objective.target='ppo' is not one of x0, "),
         ({"path": "noise", "target": "transition"}, "needs objective.path=trajectory"),
         ({"path": "policy", "target": "reference"}, "needs objective.path=trajectory"),
         ({"path": "line", "target": "transition"}, "needs objective.path=trajectory"),
