@@ -144,6 +144,22 @@ def test_sigterm_saves_stops_and_resumes_in_the_same_bits(
     assert (tmp_path / "parts" / name).read_bytes() == (tiny_run / name).read_bytes()
 
 
+def test_what_an_earlier_training_left_is_not_taken_for_this_ones(
+    tiny_config, tiny_run, tiny_caches, tmp_path, caplog
+):
+    """After its checkpoints were deleted, to train anew; a copy of a checkpoint is nobody's."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    held = [p.name for p in sorted((run / "snapshots").iterdir())]
+    assert held == ["step-000004", "step-000008"]
+    shutil.rmtree(run / "checkpoints")
+    mine = run / "checkpoints" / "step-000008-mine"
+    mine.mkdir(parents=True)
+    (run / "merged").mkdir()
+    train(tiny_config("training.steps=5", "training.snapshot_every=2"), run, tiny_caches)
+    assert sorted(p.name for p in (run / "snapshots").iterdir()) == ["step-000002", "step-000004"]
+    assert f"{run / 'merged'} is of an earlier training" in caplog.text and mine.is_dir()
+
+
 def test_the_command_exits_with_zero_on_sigterm(tiny_config, tmp_path, monkeypatch, capsys):
     preset = tmp_path / "run.yaml"
     preset.write_text(to_yaml(tiny_config()))

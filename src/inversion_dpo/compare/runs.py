@@ -30,7 +30,15 @@ from inversion_dpo.evaluation.samples import (
 from inversion_dpo.maths.inversion import evaluations_per_image
 from inversion_dpo.run.config import Config, ConfigError
 from inversion_dpo.run.disk import atomic_json, checksum_of, read_json
-from inversion_dpo.run.folder import claim, differences, read_config, read_rows, read_seconds, stage
+from inversion_dpo.run.folder import (
+    claim,
+    differences,
+    read_config,
+    read_rows,
+    read_seconds,
+    stage,
+    steps_in,
+)
 from inversion_dpo.training.recipe import Prepared, prepare, reproducible, train
 from inversion_dpo.training.split import split_pairs
 from inversion_dpo.trajectories.cost import evaluations_again
@@ -203,7 +211,7 @@ def curve_of(
     config: Config, folder: Path, memo: Path, prompts: list[str]
 ) -> list[dict[str, float]]:
     """Average the scores after 0 steps (the reference) and at every snapshot."""
-    places = [(0, None), *((int(p.name[5:]), p) for p in sorted(folder.glob("snapshots/step-*")))]
+    places = [(0, None), *steps_in(folder / "snapshots").items()]
     if places[-1][0] < config.training.steps:
         places.append((config.training.steps, folder / "adapter"))
     rows = []

@@ -222,14 +222,19 @@ def refuse_other_run(folder: Path, config: Config, remedy: str = "") -> None:
 
 def refuse_fewer_steps(folder: Path, steps: int) -> None:
     """Refuse to end before a step that is trained already: nothing would change."""
-    kept = [p.name.removeprefix("step-") for p in (folder / "checkpoints").glob("step-*")]
-    done = max((int(step) for step in kept if step.isdigit()), default=0)
+    done = max(steps_in(folder / "checkpoints"), default=0)
     if done > steps:
         raise ConfigError(
             f"training.steps={steps}, but {folder} is trained for {counted(done, 'step')}. Raise "
             "it, or choose another --output. To go back, delete the later ones in "
             f"{folder / 'checkpoints'}"
         )
+
+
+def steps_in(folder: Path) -> dict[int, Path]:
+    """Find what was kept of steps, in their order: whole folders step-NNNNNN."""
+    found = {int(p.name[5:]): p for p in folder.glob("step-*") if p.name[5:].isdecimal()}
+    return dict(sorted(found.items()))
 
 
 def _make_own(folder: Path, run: bool = True) -> None:

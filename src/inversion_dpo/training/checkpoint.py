@@ -25,7 +25,7 @@ from torch import Tensor
 from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import CHECKSUM, atomic_folder, checksum_of, sha256_of
 from inversion_dpo.run.fields import Config
-from inversion_dpo.run.folder import FREE, flat
+from inversion_dpo.run.folder import FREE, flat, steps_in
 from inversion_dpo.run.processes import Team
 from inversion_dpo.run.settings import written
 from inversion_dpo.run.sharded import cut_like, whole_tensors
@@ -216,7 +216,7 @@ def is_intact(checkpoint: Path) -> bool:
 
 def _written(folder: Path) -> list[Path]:
     """List checkpoints, oldest first, without what a kill left half written."""
-    return sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+    return [*steps_in(folder).values()]
 
 
 def load_checkpoint(

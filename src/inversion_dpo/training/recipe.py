@@ -40,7 +40,12 @@ from inversion_dpo.training.beforehand import (
     check_sources,
     check_usable,
 )
-from inversion_dpo.training.checkpoint import Progress, refuse_other_settings, shaping
+from inversion_dpo.training.checkpoint import (
+    Progress,
+    refuse_other_settings,
+    shaping,
+    step_name,
+)
 from inversion_dpo.training.checks import asked_to_stop, check_step
 from inversion_dpo.training.health import Watch
 from inversion_dpo.training.notices import (
@@ -239,11 +244,11 @@ def run_steps(
         session.accelerator.log(row | measured, step=number)
         bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "accuracy") if k in row})
         done, stop = number + 1, asked_to_stop(session, stopping)
+        if t.snapshot_every and done % t.snapshot_every == 0:  # first: after a checkpoint a kill
+            save_policy(session, folder / "snapshots" / step_name(done))  # would leave it out
         if done % t.checkpoint_every == 0 or done == t.steps or stop:
             looked = heldout(session)
             save_session(session, folder, step=done, seconds=seconds, looked=looked)
-        if t.snapshot_every and done % t.snapshot_every == 0:
-            save_policy(session, folder / "snapshots" / f"step-{done:06d}")
         if stop:
             raise Terminated(f"stopped by SIGTERM after step {done} of {t.steps}, all saved")
     return {"step": t.steps, **(looked or heldout(session)), "seconds": round(seconds, 3)}

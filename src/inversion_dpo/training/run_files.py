@@ -18,7 +18,7 @@ from torch import Tensor
 from inversion_dpo.maths.losses import LOSSES
 from inversion_dpo.run.disk import atomic_folder, atomic_text
 from inversion_dpo.run.fields import Config
-from inversion_dpo.run.folder import read_rows, read_seconds
+from inversion_dpo.run.folder import read_rows, read_seconds, steps_in
 from inversion_dpo.run.sharded import is_cut, whole_tensors
 from inversion_dpo.run.words import typed
 from inversion_dpo.training.checkpoint import (
@@ -44,7 +44,10 @@ def append_row(folder: Path, row: dict[str, Any]) -> None:
 
 
 def resume(session: Session, folder: Path) -> Progress:
-    """Load the newest intact checkpoint, drop later metric rows; or start from zero."""
+    """Load the newest intact checkpoint, drop later metric rows and snapshots; or start from zero.
+
+    Such snapshots are made again, or are of an earlier training.
+    """
     identity, reference = session.cache.folder.name, session.cache.reference
     checkpoint = latest_checkpoint(folder / "checkpoints")
     progress = Progress(0, 0.0, identity, reference)
@@ -65,6 +68,12 @@ def resume(session: Session, folder: Path) -> Progress:
     if session.team.main:
         rows = [r for r in read_rows(folder / "metrics.jsonl") if r["step"] < progress.step]
         atomic_text("".join(json.dumps(r) + "\n" for r in rows), folder / "metrics.jsonl")
+        for step, place in steps_in(folder / "snapshots").items():
+            if step > progress.step:
+                logger.info("%s is removed: it is of a later step than %d", place, progress.step)
+                shutil.rmtree(place)
+        if checkpoint is None and (folder / "merged").is_dir():
+            logger.warning("%s is of an earlier training, and stays as it is", folder / "merged")
     return progress
 
 

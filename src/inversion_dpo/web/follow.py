@@ -15,7 +15,7 @@ from starlette.routing import Route
 from inversion_dpo.data.formats import HUB
 from inversion_dpo.data.source import open_pairs
 from inversion_dpo.run.config import Config
-from inversion_dpo.run.folder import read_rows
+from inversion_dpo.run.folder import read_rows, steps_in
 from inversion_dpo.trajectories.method import chosen_method
 from inversion_dpo.web.app import Tab
 from inversion_dpo.web.incoming import made
@@ -95,7 +95,7 @@ def expected_pairs(config: Config) -> int | None:
 
 def policies(run: Path) -> dict[str, Path]:
     """Map names to folders of what the run has saved: snapshots in order, then the end."""
-    found = [*sorted((run / "snapshots").glob("step-*")), run / "adapter"]
+    found = [*steps_in(run / "snapshots").values(), run / "adapter"]
     return {path.name: path for path in found if path.is_dir()}
 
 

@@ -459,6 +459,14 @@ def test_snapshots_are_kept_every_so_often(cache, tmp_path, monkeypatch):
     assert made.snapshots == ["step-000002", "step-000004", "step-000006"]
 
 
+def test_a_kill_beside_a_checkpoint_loses_no_snapshot(cache, tmp_path, monkeypatch):
+    """The run goes on from the checkpoint, so that what it kept of that step is written before."""
+    made = Steps(monkeypatch)
+    made.saved = made.snapshots
+    run(cache, tmp_path, "training.checkpoint_every=4", "training.snapshot_every=4")
+    assert made.snapshots[0] == "step-000004" and made.snapshots[1][0] == 4
+
+
 def test_a_stop_saves_first(cache, tmp_path, monkeypatch):
     made = Steps(monkeypatch, stop_after=2)
     with pytest.raises(Terminated, match="after step 2 of 7"):

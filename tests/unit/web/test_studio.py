@@ -220,6 +220,9 @@ def test_long_curves_are_thinned_and_keep_their_ends():
 
 
 def test_policies_are_in_the_order_of_the_run(tmp_path):
-    for name in ("snapshots/step-000020", "snapshots/step-000010", "adapter"):
-        (tmp_path / name).mkdir(parents=True)
-    assert list(policies(tmp_path)) == ["step-000010", "step-000020", "adapter"]
+    """Without what a kill left half written, or somebody put beside them."""
+    steps = ["step-000010", "step-999999", "step-1000000"]
+    for name in (*steps, "step-000020.partial", "step-000010-mine"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+    (tmp_path / "adapter").mkdir()
+    assert list(policies(tmp_path)) == [*steps, "adapter"]
