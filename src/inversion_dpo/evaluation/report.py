@@ -17,7 +17,6 @@ from inversion_dpo.data.source import open_pairs
 from inversion_dpo.evaluation.changes import distance
 from inversion_dpo.evaluation.defaults import with_prompts_of
 from inversion_dpo.evaluation.evaluate import EVALUATED, SAMPLES, both_sides
-from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.judges import independent, most_worsened
 from inversion_dpo.evaluation.people import PEOPLE_JUDGE, judged_by, people_text
 from inversion_dpo.evaluation.prompt_sets import read_prompts
@@ -60,13 +59,8 @@ def _shown(
     """Read caption, both images and any source of some rows, which ascend."""
     captions = [every[row] for row in rows]
     images = (read_images(file, rows) for file in files)
-    both = zip(captions, *images, _sources(config, captions), strict=True)
-    return [(*shown, *([] if source is None else [source])) for *shown, source in both]
-
-
-def _sources(config: Config, captions: Sequence[str]) -> list[Pixels | None]:
-    """Read the image that each prompt edits, None where it edits none."""
-    return [np.array(opened(file)) if file else None for file in sources_for(config, captions)]
+    both = zip(captions, *images, sources_for(config, captions), strict=True)
+    return [(*shown, *([np.array(opened(file))] if file else [])) for *shown, file in both]
 
 
 def pick(prompts: list[str], count: int) -> list[int]:
@@ -172,14 +166,12 @@ def report(folder: Path, shown: int = 16) -> Path:
     prompts = every[:: e.seeds]
     r, p = map(read_scores, files)
     show = pick(prompts, shown)
-    captions = [prompts[k] for k in show]
     first = [k * e.seeds for k in show]  # the first image of each prompt
     scores = [
         {"reference": float(r[e.preference][k]), "policy": float(p[e.preference][k])}
         for k in first
         if r
     ]
-    reference, policy = (read_images(file, first) for file in files)
     each = f", {e.seeds} images each" if e.seeds > 1 else ""
     rows = [] if r else most_changed(files, e.seeds, LARGEST)
     worst = sorted(most_worsened(r, p, independent(metrics), LARGEST)) if r else []
@@ -192,11 +184,8 @@ def report(folder: Path, shown: int = 16) -> Path:
         setting=f"held-out prompts{each}, with the same noise{of_before(folder, metrics)}",
         metrics=metrics,
         preference=e.preference,
-        captions=captions,
-        reference_images=reference,
-        policy_images=policy,
+        samples=_shown(first, files, every, config),
         scores=scores,
-        sources=_sources(config, captions),
         repairs=some_of(every, files, (r, p)),
         people=people_text(judged) if judged else "",
         pairs=[] if models else training_pairs(folder),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor, log10
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from inversion_dpo.data.images import png
 from inversion_dpo.evaluation import figures
 from inversion_dpo.evaluation.diversity import diversity_text
 from inversion_dpo.evaluation.exports import write_tables
-from inversion_dpo.evaluation.figures import Pixels
 from inversion_dpo.evaluation.judges import doubts, independent, labellers
 from inversion_dpo.evaluation.metrics import AGREEMENT, gain_text, metric_rows, share_text
 from inversion_dpo.evaluation.page import Page, Picture, Section, Table, inlined
@@ -35,14 +34,12 @@ class ReportData:
     """The contents of a report; empty parts are left out of the page.
 
     metrics: from :func:`evaluate.evaluate`; without a scorer ``n_prompts`` alone. preference: the
-    metric that decides wins. captions: of the prompts shown, with uint8 images
-    [H, W, 3] of both models from the same noise, and their ``scores`` by the preference under
-    "reference" and "policy". sources: of edits, in that order. pairs: caption, winner, loser and
-    any source of some training pairs. history: training rows, see
-    :func:`figures.recorded`. config: as YAML. seconds: by stage. seeds: by purpose. setting:
-    how prompts were compared, a fragment for the first sentence.
-    largest: caption, both images and any source of the prompts that changed most. worst: of those
-    that lost most. run: the folder's name.
+    metric that decides wins. samples: caption, uint8 images [H, W, 3] of both models from the same
+    noise, and any source, of the prompts shown; scores: theirs by the preference, under "reference"
+    and "policy". largest: the same of the prompts that changed most. worst: of those that lost
+    most. pairs: caption, winner, loser and any source of some training pairs. history: training
+    rows, see :func:`figures.recorded`. config: as YAML. seconds: by stage. seeds: by purpose.
+    setting: how prompts were compared, a fragment for the first sentence. run: the folder's name.
     selection, preference_note: sentences on the prompts shown, and on the pairs' preference.
     repairs: some of the pictures that were repaired or broken. people: sentences on what people
     judged.
@@ -51,11 +48,8 @@ class ReportData:
     title: str
     metrics: Mapping[str, Any]
     preference: str
-    captions: Sequence[str] = ()
-    reference_images: Sequence[Pixels] = ()
-    policy_images: Sequence[Pixels] = ()
+    samples: Sequence[tuple[Any, ...]] = ()
     scores: Sequence[Mapping[str, float]] = ()
-    sources: Sequence[Pixels | None] = ()
     pairs: Sequence[tuple[Any, ...]] = ()
     history: Sequence[Mapping[str, Any]] = ()
     config: str = ""
@@ -83,9 +77,9 @@ def write_report(folder: Path, data: ReportData) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     cards = _sample_cards(data)
     if cards:
-        pairs = list(zip(data.reference_images, data.policy_images, strict=True))
-        atomic_bytes(png(np.asarray(figures.sheet(data.captions, pairs))), folder / "grid.png")
-        rows = zip(data.captions, data.scores or [{}] * len(cards), strict=True)
+        captions, pairs = [row[0] for row in data.samples], [row[1:3] for row in data.samples]
+        atomic_bytes(png(np.asarray(figures.sheet(captions, pairs))), folder / "grid.png")
+        rows = zip(captions, data.scores or [{}] * len(cards), strict=True)
         grid = [{"caption": caption, **scores} for caption, scores in rows]
         atomic_text(json.dumps(grid, indent=1, ensure_ascii=False), folder / "grid.json")
     if data.repairs:
@@ -133,23 +127,18 @@ def write_report(folder: Path, data: ReportData) -> Path:
 
 
 def _sample_cards(data: ReportData) -> list[tuple[str, list[Picture]]]:
-    """Make caption and two pictures per prompt; of two scores the higher one is bold."""
+    """Show the samples of each prompt with their scores; of two scores the higher one is bold."""
     largest = max((abs(x) for score in data.scores for x in score.values()), default=0.0)
     digits = max(0, 2 - floor(log10(largest))) if largest else 2
-    cards = []
-    rows = zip(data.captions, data.reference_images, data.policy_images, strict=True)
-    scored = zip(rows, data.scores or [{}] * len(data.captions), strict=True)
-    for (caption, *images), score in scored:
-        best, worst = max(score.values(), default=0.0), min(score.values(), default=0.0)
-        pictures = [
-            Picture(name, inlined(image), f"{score[name]:.{digits}f}", score[name] == best > worst)
-            if name in score
-            else Picture(name, inlined(image))
-            for name, image in zip(SIDES, images, strict=True)
+    cards = _pairs_of(data.samples)
+    for (_, pictures), score in zip(cards, data.scores, strict=bool(data.scores)):
+        best = max(score.values()) if len({*score.values()}) > 1 else None
+        pictures[:] = [
+            replace(p, score=f"{score[p.name]:.{digits}f}", strong=score[p.name] == best)
+            if p.name in score
+            else p
+            for p in pictures
         ]
-        cards.append((caption, pictures))
-    for (_, pictures), source in zip(cards, data.sources, strict=False):
-        pictures[:0] = [] if source is None else [Picture("source", inlined(source))]
     return cards
 
 
@@ -180,7 +169,7 @@ def _repairs(data: ReportData) -> list[Section]:
 def _samples(data: ReportData, cards: Sequence[tuple[str, list[Picture]]]) -> Section | None:
     numbers = f"Numbers are `{data.preference}`; the higher one is bold. " if data.scores else ""
     sides = "The reference is on the left, the policy on the right, from the same noise."
-    if any(source is not None for source in data.sources):
+    if any(len(row) > 3 for row in data.samples):
         sides = "From left to right: the source, the reference and the policy, from the same noise."
     note = f"{sides} {numbers}{data.selection}"
     return Section("Samples", note, cards=cards) if cards else None

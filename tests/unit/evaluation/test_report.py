@@ -63,9 +63,7 @@ def data() -> ReportData:
             }
         },
         preference="warmth",
-        captions=CAPTIONS,
-        reference_images=[picture(k) for k in range(4)],
-        policy_images=[picture(9 + k) for k in range(4)],
+        samples=[(caption, picture(k), picture(9 + k)) for k, caption in enumerate(CAPTIONS)],
         scores=[{"reference": 0.25, "policy": -0.5 + 0.5 * k} for k in range(4)],
         pairs=[("a <b>bold</b> star", picture(20), picture(21))],
         history=history(),
@@ -235,8 +233,7 @@ def test_the_largest_changes_are_the_first_images_that_differ_most(tmp_path: Pat
 
 def bare_of(data: ReportData) -> ReportData:
     """The report without images, and without curves, which take a second to draw."""
-    bare = replace(data, captions=(), reference_images=(), policy_images=(), scores=())
-    return replace(bare, history=())
+    return replace(data, samples=(), scores=(), history=())
 
 
 def test_report_without_images_has_no_grid(data: ReportData, tmp_path: Path) -> None:
@@ -246,8 +243,8 @@ def test_report_without_images_has_no_grid(data: ReportData, tmp_path: Path) -> 
 
 
 def test_unequal_lists_are_refused(data: ReportData, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        write_report(tmp_path, replace(data, policy_images=data.policy_images[:3]))
+    with pytest.raises(ValueError, match="longer"):
+        write_report(tmp_path, replace(data, samples=data.samples[:3]))
     with pytest.raises(ValueError, match="shorter"):
         write_report(tmp_path, replace(data, scores=data.scores[:1]))
 
