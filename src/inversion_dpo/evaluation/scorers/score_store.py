@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -96,15 +96,5 @@ def kept(
         return answer
 
     new = [key for key in jobs if key not in stored]
-    return stored | dict(zip(new, in_parallel(one, new, most), strict=True)), len(stored)
-
-
-def in_parallel(call: Callable[[Any], T], jobs: Iterable[Any], most: int) -> list[T]:
-    """Return results in the order of the jobs; after an error, drop the jobs not begun."""
-    with ThreadPoolExecutor(max_workers=most) as pool:
-        futures = [pool.submit(call, job) for job in jobs]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ThreadPoolExecutor(max_workers=most) as pool:  # map drops jobs not begun after an error
+        return stored | dict(zip(new, pool.map(one, new), strict=True)), len(stored)
