@@ -106,7 +106,7 @@ def sizes(side: int, steps: int) -> Iterator[str]:
             latent = shape[0] * shape[1] * shape[2]
             for keep in (None, 4):
                 form = form_of(Extent(last=steps), (keep, 1, steps) if keep else None, 1.0, 1.0)
-                old, new = first_form(latent, text, keep or steps), form.size(latent, HALF, text)
+                old, new = first_form(latent, text, keep or steps), form.size(latent, HALF) + text
                 there = written(shape, steps, keep, Path(folder)) + text
                 yield (
                     f"| {name} | {f'`keep={keep}`' if keep else 'all'} | {old / 1e6:.2f} | "
@@ -117,7 +117,7 @@ def sizes(side: int, steps: int) -> Iterator[str]:
     yield "| network | MB a pair | TB for a million | if 10 pairs share a prompt |"
     yield "|---" * 4 + "|"
     for name, (shape, text) in shapes(side).items():
-        whole = endpoint_size(shape[0] * shape[1] * shape[2], text) / 1e6
+        whole = (endpoint_size(shape[0] * shape[1] * shape[2]) + text) / 1e6
         yield f"| {name} | {whole:.2f} | {whole:.2f} | {whole - 0.9 * text / 1e6:.2f} |"
     yield "\nMB a pair with all states, where predictions are not numbers of 16 bits alone:\n"
     yield "| network | refined once | stored under guidance | all under guidance or float32 |"
@@ -125,7 +125,7 @@ def sizes(side: int, steps: int) -> Iterator[str]:
     for name, (shape, text) in shapes(side).items():
         latent = shape[0] * shape[1] * shape[2]
         cells = [
-            form_of(Extent(last=steps, iterations=k), None, 1.0, g).size(latent, bits, text)
+            form_of(Extent(last=steps, iterations=k), None, 1.0, g).size(latent, bits) + text
             for k, g, bits in ((1, 1.0, HALF), (0, 5.0, (32, 16)), (0, 1.0, (32, 32)))
         ]
         yield f"| {name} | {' | '.join(f'{cell / 1e6:.2f}' for cell in cells)} |"

@@ -98,7 +98,7 @@ def lines(card: Card, price: float) -> Iterator[str]:
         form = form_of(Extent(last=STEPS), None, 1.0, 1.0)
         for pairs in PAIRS:
             ours, theirs = jobs(name, pairs)
-            size = pairs * form.size(latent, (16, 16), text) / 1e12
+            size = pairs * (form.size(latent, (16, 16)) + text) / 1e12
             for cards in CARDS:
                 own = ours.hours(flops, card, cards)
                 other = sum(theirs.hours(flops, card, cards))

@@ -83,8 +83,8 @@ def flip(*images: Image.Image) -> tuple[Image.Image, ...]:
     return tuple(map(ImageOps.mirror, images))
 
 
-def flips(caption: str, seed: int, digest: str, epoch: int) -> bool:
-    """Whether a pair is mirrored in this epoch: half of them, by chance.
+def flips(caption: str, seed: int, digest: str) -> bool:
+    """Whether a pair is mirrored: half of them, by chance.
 
     Never if a word of the caption begins with left or right.
 
@@ -92,9 +92,8 @@ def flips(caption: str, seed: int, digest: str, epoch: int) -> bool:
         caption: of the pair.
         seed: of the run.
         digest: of the pair.
-        epoch: counted from 0.
     """
-    return not _SIDES.search(caption) and chance("flip", seed, digest, epoch) < 0.5
+    return not _SIDES.search(caption) and chance("flip", seed, digest, 0) < 0.5
 
 
 def chance(what: str, seed: int, digest: str, epoch: int) -> float:

@@ -193,7 +193,7 @@ def turned(job: Job, key: CacheKey) -> tuple[Image.Image, ...]:
 
 def mirrored(pair: Pair, key: CacheKey) -> bool:
     """Tell whether the images of a pair are to be mirrored."""
-    return key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest, 0)
+    return key.flip_seed is not None and flips(pair.caption, key.flip_seed, pair.digest)
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,8 @@ class CacheKey:
         A network in 16 bits predicts numbers of 16 bits; guidance mixes two of them in float32.
         """
         few = 16 if "16" in self.precision else 32
-        known, moves = (
-            few if s == 1 else 32 for s in (self.reference_guidance, self.guidance_scale)
-        )
-        whole = (
-            endpoint_size(latent, 0) if self.endpoint else self.form.size(latent, (known, moves), 0)
-        )
+        bits = few if self.reference_guidance == 1 else 32, few if self.guidance_scale == 1 else 32
+        whole = endpoint_size(latent) if self.endpoint else self.form.size(latent, bits)
         return whole * self.sides // 2 + text
 
     def smaller(self) -> dict[str, CacheKey]:

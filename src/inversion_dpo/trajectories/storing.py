@@ -60,23 +60,22 @@ class Form:
         """Count the transitions that lead to a state from what is stored."""
         return position % self.run if self.kept else max(0, position + 1 - self.extent.start)
 
-    def size(self, latent: int, bits: tuple[int, int], text: int) -> int:
-        """Compute the bytes of a pair.
+    def size(self, latent: int, bits: tuple[int, int]) -> int:
+        """Compute the bytes of a pair without its condition.
 
         Args:
             latent: numbers of a latent.
             bits: of a stored prediction, and of one that the path follows.
-            text: bytes of its condition.
         """
         if not self.extent.last:
-            return 8 * latent + text
+            return 8 * latent
         known = self.predictions * bits[0] + self.moves * bits[1]
-        return latent * (4 * self.latents + known // 4) + text
+        return latent * (4 * self.latents + known // 4)
 
 
-def endpoint_size(latent: int, text: int) -> int:
+def endpoint_size(latent: int) -> int:
     """Compute the bytes of a pair that keeps x_0 and one noise of each image, in 16 bits."""
-    return 2 * 2 * 2 * latent + text
+    return 2 * 2 * 2 * latent
 
 
 def smallest(t: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def test_who_is_mirrored_is_drawn_from_caption_seed_and_digest_once(monkeypatch)
     pair = edit()
     module.mirrored(pair, key(flip_seed=None))
     module.mirrored(pair, key(flip_seed=0))
-    assert asked == [("a", 0, pair.digest, 0)]
+    assert asked == [("a", 0, pair.digest)]
 
 
 class Doubling:

@@ -93,9 +93,9 @@ def test_how_far_a_state_is_from_what_is_stored():
 def test_bytes_of_a_pair_by_hand():
     """Ten numbers a latent, both images; predictions of 16 bits, moves of 32; 3 bytes of text."""
     form = form_of(Extent(start=1, first=2, last=5), None, 2, 1)  # 4 predictions and 4 moves
-    assert form.size(10, (16, 32), 3) == 10 * (3 * 4 + 2 * 4 * 2 + 2 * 4 * 4) + 3
-    assert form_of(Extent(last=0), None, 1, 1).size(10, (16, 32), 3) == 10 * 2 * 4 + 3
-    assert endpoint_size(10, 3) == 10 * 2 * (2 + 2) + 3
+    assert form.size(10, (16, 32)) == 10 * (3 * 4 + 2 * 4 * 2 + 2 * 4 * 4)
+    assert form_of(Extent(last=0), None, 1, 1).size(10, (16, 32)) == 10 * 2 * 4
+    assert endpoint_size(10) == 10 * 2 * (2 + 2)
 
 
 @pytest.mark.parametrize(
