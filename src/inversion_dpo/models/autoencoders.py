@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,11 @@ class Autoencoder:
     mean: Tensor | float
     scale: Tensor | float
     video: bool = False
+
+    @property
+    def both(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Its ways there and back, which are a family's own."""
+        return self.encode, self.decode
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -40,8 +40,7 @@ class Chroma:
         self.pipeline: Any = pipeline
         self.multiple = 2 * pipeline.vae_scale_factor
         self.reads = t5_reads(pipeline, "tokenizer", 512)
-        autoencoder = shifted(pipeline.vae)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = shifted(pipeline.vae).both
         self.schedule_at = flux_schedules(pipeline.scheduler, self.multiple)
         self.schedule = self.schedule_at(use.size)
         self._masks = _refill_masks(pipeline.transformer)

@@ -43,8 +43,7 @@ class Flux:
         self.distilled = None if takes_guidance else "it takes no guidance, as FLUX.1 schnell"
         self.reads = clip_reads(pipeline) | t5_reads(pipeline, "tokenizer_2", 512)
         self.multiple = 2 * pipeline.vae_scale_factor
-        autoencoder = shifted(pipeline.vae)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = shifted(pipeline.vae).both
         self.schedule_at = flux_schedules(pipeline.scheduler, self.multiple)
         self.schedule = self.schedule_at(use.size)
 

@@ -33,8 +33,7 @@ class Krea2:
         self.multiple = self.pipeline.vae_scale_factor * self.pipeline.patch_size
         self.distilled = "is_distilled is set" if pipeline.config.is_distilled else None
         self.reads = {"tokenizer": 512 - self.pipeline.prompt_template_encode_num_suffix_tokens}
-        autoencoder = normalised(pipeline.vae, video=True)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = normalised(pipeline.vae, video=True).both
         mu = partial(dynamic_shift, pipeline.scheduler, default=1.15)
         shift = (lambda tokens: 1.15) if self.distilled else mu
         self.schedule_at = flow_schedules(

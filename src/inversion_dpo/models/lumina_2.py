@@ -36,8 +36,7 @@ class Lumina2:
         self.multiple = 2 * pipeline.vae_scale_factor
         system = self.pipeline.tokenizer(f"{self.pipeline.system_prompt} <Prompt Start> ")
         self.reads = {"tokenizer": 256 - len(system.input_ids)}
-        autoencoder = shifted(pipeline.vae)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = shifted(pipeline.vae).both
         # the pipeline takes the channels for the tokens
         # (https://github.com/huggingface/diffusers/issues/12913)
         mu = dynamic_shift(pipeline.scheduler, pipeline.transformer.config.in_channels, 1.15)

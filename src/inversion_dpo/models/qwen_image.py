@@ -57,8 +57,7 @@ class QwenImage:
         self.unreached: str | None = rf"transformer_blocks\.{last}\.{text}"
         self.multiple = 2 * pipeline.vae_scale_factor
         self.reads = {"tokenizer": 512} if self.edits == "never" else {}  # an instruction is whole
-        autoencoder = normalised(pipeline.vae, video=True)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = normalised(pipeline.vae, video=True).both
         self.schedule_at = flux_schedules(pipeline.scheduler, self.multiple)
         self.schedule = self.schedule_at(use.size)
 

@@ -41,8 +41,7 @@ class Sana:
             raise ModelError("this is SANA-Sprint, distilled to few steps: train its base, SANA")
         self.multiple = self.pipeline.vae_scale_factor * pipeline.transformer.config.patch_size
         self.reads = {"tokenizer": 300 - 2}
-        autoencoder = scaled(pipeline.vae)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = scaled(pipeline.vae).both
         self.schedule = flow_schedule(pipeline.scheduler)
 
     @torch.no_grad()

@@ -40,8 +40,7 @@ class StableDiffusion:
         self.schedule = discrete_schedule(pipeline.scheduler)
         self.distilled = _distilled(pipeline.unet)
         self.reads = clip_reads(pipeline, use.prompt_chunks)
-        autoencoder = scaled(pipeline.vae)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = scaled(pipeline.vae).both
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:
@@ -80,7 +79,7 @@ class StableDiffusionXL:
         known = all(vae.config.get(f"latents_{n}") is not None for n in ("mean", "std"))
         autoencoder = scaled(vae)
         autoencoder = normalised(vae, autoencoder.scale) if known else autoencoder
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = autoencoder.both
 
     @torch.no_grad()
     def condition(self, prompts: list[str]) -> Condition:

@@ -39,8 +39,7 @@ class StableDiffusion3:
         self.pipeline: Any = pipeline
         self.reads = clip_reads(pipeline) | t5_reads(pipeline, "tokenizer_3", 256)
         self.multiple = 2 * pipeline.vae_scale_factor
-        autoencoder = shifted(pipeline.vae)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = shifted(pipeline.vae).both
         last = len(pipeline.transformer.transformer_blocks) - 1
         self.unreached: str | None = rf"transformer_blocks\.{last}\.attn\.(add_q_proj|norm_added_q)"
         patch = pipeline.vae_scale_factor * pipeline.transformer.config.patch_size

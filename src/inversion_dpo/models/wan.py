@@ -44,8 +44,7 @@ class Wan:
             )
         self.multiple = 2 * self.pipeline.vae_scale_factor_spatial
         self.reads = t5_reads(pipeline, "tokenizer", TOKENS)
-        autoencoder = normalised(pipeline.vae, video=True)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = normalised(pipeline.vae, video=True).both
         self.schedule = flow_schedule(pipeline.scheduler)
 
     @torch.no_grad()

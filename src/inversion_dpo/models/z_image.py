@@ -27,8 +27,7 @@ class ZImage:
         self.pipeline: Any = pipeline
         self.multiple = 2 * pipeline.vae_scale_factor
         self.reads = chat_reads(pipeline.tokenizer, 512, enable_thinking=True)
-        autoencoder = shifted(pipeline.vae)
-        self.encode, self.decode = autoencoder.encode, autoencoder.decode
+        self.encode, self.decode = shifted(pipeline.vae).both
         tokens = math.prod(side // self.multiple for side in use.size)
         # the image is filled up to a multiple of 32 tokens: often nothing is filled
         self.unreached: str | None = "x_pad_token" if tokens % 32 == 0 else None
