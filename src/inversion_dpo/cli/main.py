@@ -16,7 +16,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from inversion_dpo.cli import evaluate, label, pairs
-from inversion_dpo.cli.advise import advise
 from inversion_dpo.cli.compare import compare, demo
 from inversion_dpo.cli.options import (
     DEFAULT,
@@ -204,6 +203,20 @@ def sample(
     if sampler:
         draw(sampler, files, asked, sources)
     typer.echo("\n".join(str(file.path) for file in files))
+
+
+def advise(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, which may still train.")],
+) -> None:
+    """Say in plain words how a training goes or went, and what to change.
+
+    Reads RUN/metrics.jsonl, and RUN/metrics.json once the run is evaluated; loads no model.
+
+    Example: inversion-dpo advise runs/mine
+    """
+    from inversion_dpo.training import advice
+
+    typer.echo(advice.text(advice.advise(run)))
 
 
 for command in (
