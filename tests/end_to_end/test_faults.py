@@ -38,8 +38,9 @@ from inversion_dpo.run.faults import (
     stop_requests,
 )
 from inversion_dpo.run.fields import ModelConfig
-from inversion_dpo.run.folder import LOCK, BusyError, occupied
+from inversion_dpo.run.folder import LOCK, BusyError, going_on, occupied
 from inversion_dpo.run.processes import Team, share
+from inversion_dpo.training import recipe
 from inversion_dpo.training import step as training
 from inversion_dpo.training.checkpoint import (
     CheckpointError,
@@ -142,6 +143,19 @@ def test_sigterm_saves_stops_and_resumes_in_the_same_bits(
     train(tiny_config(), tmp_path / "parts", tiny_caches)
     name = "adapter/pytorch_lora_weights.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tiny_run / name).read_bytes()
+
+
+def test_a_policy_that_could_not_be_written_is_missed(
+    tiny_config, tiny_run, tiny_caches, tmp_path, monkeypatch
+):
+    """A training that went on is not whole before its policy: that of before still lies there."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    config = tiny_config("training.steps=9")
+    monkeypatch.setattr(recipe, "save_policy", Mock(side_effect=DiskError("no room")))
+    with pytest.raises(DiskError, match="no room"):
+        train(config, run, tiny_caches)
+    (run / "config.yaml").write_text(to_yaml(config))
+    assert going_on(run).startswith(f"{run} is trained to step 9 of 9, and adapter/ is from before")
 
 
 def test_what_an_earlier_training_left_is_not_taken_for_this_ones(

@@ -256,18 +256,18 @@ def run_steps(
 
 def finish(session: Session, config: Config, folder: Path, last: Row) -> None:
     """Write the last measurements and the policy, merged if asked for."""
-    if session.team.main:
-        peak = round(peak_memory(session.accelerator.device))
-        row = last | {"peak_memory_mb": peak, "pairs": session.cache.pairs}
-        if config.training.compile != "no":
-            row["compile_seconds"] = round(seconds_compiling(), 1)
-        append_row(folder, row)
     logged = {key: value for key, value in last.items() if key not in ("step", "seconds")}
     session.accelerator.log(logged, step=config.training.steps)
     save_policy(session, folder / "adapter")
     save_best(session, folder, config.training.steps)
     if config.policy.merge and session.team.main:
         atomic_folder(folder / "merged", session.policy.merge)
+    if session.team.main:  # last: this row says that the policy is there
+        peak = round(peak_memory(session.accelerator.device))
+        row = last | {"peak_memory_mb": peak, "pairs": session.cache.pairs}
+        if config.training.compile != "no":
+            row["compile_seconds"] = round(seconds_compiling(), 1)
+        append_row(folder, row)
     for tracker in session.accelerator.trackers:  # end_training() would end the processes' group
         tracker.finish()
     session.team.wait()
