@@ -233,8 +233,7 @@ def refuse_fewer_steps(folder: Path, steps: int) -> None:
 
 def steps_in(folder: Path) -> dict[int, Path]:
     """Find what was kept of steps, in their order: whole folders step-NNNNNN."""
-    found = {int(p.name[5:]): p for p in folder.glob("step-*") if p.name[5:].isdecimal()}
-    return dict(sorted(found.items()))
+    return dict(sorted((int(n), p) for p in folder.glob("step-*") if (n := p.name[5:]).isdecimal()))
 
 
 def _make_own(folder: Path, run: bool = True) -> None:
@@ -357,10 +356,13 @@ def _is_number(value: Any) -> bool:
 def going_on(run: Path) -> str:
     """Say that a run's policy is from before its training was continued; empty if it is not."""
     rows = read_rows(run / "metrics.jsonl") if (run / "adapter").is_dir() else []
-    if not rows or "pairs" in rows[-1]:  # which the last row of a training has
+    if not rows:
+        return ""
+    done, steps = rows[-1]["step"] + ("pairs" not in rows[-1]), read_config(run).training.steps
+    if "pairs" in rows[-1] and done >= steps:  # which the last row of a training has
         return ""
     return (
-        f"{run} is trained to step {rows[-1]['step'] + 1} of {read_config(run).training.steps}, "
+        f"{run} is trained to step {done} of {steps}, "
         "and adapter/ is from before it was continued: finish it first, by its `train` command"
     )
 

@@ -104,7 +104,7 @@ def test_a_training_that_goes_on_is_not_exported(run):
     ):
         export(run)
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 100, "pairs": 9}\n')
+        file.write(json.dumps({"step": read_config(run).training.steps, "pairs": 9}) + "\n")
     assert export(run).is_dir()
 
 
