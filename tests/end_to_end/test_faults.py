@@ -159,13 +159,20 @@ def test_a_policy_that_could_not_be_written_is_missed(
 
 
 def test_a_training_that_was_killed_before_it_went_on_is_not_called_longer(
-    tiny_config, tiny_run, tmp_path
+    tiny_config, tiny_run, tmp_path, monkeypatch
 ):
-    """Its settings say more steps, and its card would."""
+    """Its settings say more steps, or others altogether, and its card would."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
     for steps, text in ((8, ""), (80, f"{run} is trained to step 8 of 80, and adapter/ is from")):
         (run / "config.yaml").write_text(to_yaml(tiny_config(f"training.steps={steps}")))
         assert going_on(run).startswith(text) and bool(going_on(run)) == bool(text)
+    shutil.rmtree(run / "checkpoints")
+    monkeypatch.setattr(recipe, "prepare", Mock(side_effect=DiskError("no room")))
+    with pytest.raises(DiskError, match="no room"):
+        train(tiny_config(), run, tmp_path)
+    assert going_on(run).startswith(
+        f"{run} is trained to step 0 of 80, and adapter/ is from before"
+    )
 
 
 def test_what_an_earlier_training_left_is_not_taken_for_this_ones(

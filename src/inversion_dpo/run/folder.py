@@ -222,8 +222,7 @@ def refuse_other_run(folder: Path, config: Config, remedy: str = "") -> None:
 
 def refuse_fewer_steps(folder: Path, steps: int) -> None:
     """Refuse to end before a step that is trained already: nothing would change."""
-    done = max(steps_in(folder / "checkpoints"), default=0)
-    if done > steps:
+    if (done := max(steps_in(folder / "checkpoints"), default=0)) > steps:
         raise ConfigError(
             f"training.steps={steps}, but {folder} is trained for {counted(done, 'step')}. Raise "
             "it, or choose another --output. To go back, delete the later ones in "
@@ -355,15 +354,16 @@ def _is_number(value: Any) -> bool:
 
 def going_on(run: Path) -> str:
     """Say that a run's policy is from before its training was continued; empty if it is not."""
-    rows = read_rows(run / "metrics.jsonl") if (run / "adapter").is_dir() else []
-    if not rows:
+    log = run / "metrics.jsonl"
+    if not (run / "adapter").is_dir() or not log.is_file():
         return ""
-    done, steps = rows[-1]["step"] + ("pairs" not in rows[-1]), read_config(run).training.steps
-    if "pairs" in rows[-1] and done >= steps:  # which the last row of a training has
+    last = (read_rows(log) or [{"step": -1}])[-1]  # none: it began anew
+    done, steps = last["step"] + ("pairs" not in last), read_config(run).training.steps
+    if "pairs" in last and done >= steps:  # which the last row of a training has
         return ""
     return (
-        f"{run} is trained to step {done} of {steps}, "
-        "and adapter/ is from before it was continued: finish it first, by its `train` command"
+        f"{run} is trained to step {done} of {steps}, and adapter/ is from before it was "
+        "continued: finish it first, by its `train` command"
     )
 
 

@@ -27,10 +27,10 @@ from inversion_dpo.models.base import DiffusionModel, frozen_parts, sketch_of
 from inversion_dpo.models.blocks import compile_blocks, compile_model, one_length, seconds_compiling
 from inversion_dpo.models.loading import load_model
 from inversion_dpo.models.prompts import overlong_text
-from inversion_dpo.run.disk import atomic_folder, atomic_json
+from inversion_dpo.run.disk import atomic_folder, atomic_json, atomic_text
 from inversion_dpo.run.faults import Terminated, memory_advice, stop_requests
 from inversion_dpo.run.fields import Config, ConfigError, TrainingConfig
-from inversion_dpo.run.folder import REFERENCE, stage
+from inversion_dpo.run.folder import REFERENCE, stage, steps_in
 from inversion_dpo.run.processes import current_team
 from inversion_dpo.run.together import check_together
 from inversion_dpo.run.words import counted
@@ -108,6 +108,9 @@ def train(config: Config, folder: Path, cache_root: Path | None = None) -> Sessi
     folder.mkdir(parents=True, exist_ok=True)
     tracker_of(config.training.tracker)  # that it is missing is said before hours of inversion
     refuse_other_settings(folder / "checkpoints", config)
+    log, begun = folder / "metrics.jsonl", bool(steps_in(folder / "checkpoints"))
+    if current_team().main and log.is_file() and not begun:
+        atomic_text("", log)  # of an earlier training: from now on the settings are not its own
     with stage(folder, "invert"), memory_advice("inversion"):
         root = cache_root or config.inversion.folder(folder)
         prepared = prepare(config, root, reuse=cache_root is None)
