@@ -40,6 +40,10 @@ CREATE VIEW standing AS
   WHERE choice != '{UNDO}';
 PRAGMA application_id = {APPLICATION};
 """
+_PRAGMAS = (
+    *("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"),
+    "wal_autocheckpoint=1",  # at each label, so that a copy of the one file has them all
+)
 _LATER = (  # tables that files of older versions do not have
     "CREATE TABLE IF NOT EXISTS seeds (image TEXT PRIMARY KEY REFERENCES images, seed INTEGER)",
     "CREATE TABLE IF NOT EXISTS sources"
@@ -98,7 +102,7 @@ class LabelStore:
             ours = self._number("PRAGMA application_id") == APPLICATION
             if not ours and self._number("SELECT count(*) FROM sqlite_master"):
                 raise sqlite3.DatabaseError("it holds other data")
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            for pragma in _PRAGMAS:
                 self._db.execute(f"PRAGMA {pragma}")
             with self._transaction():
                 if not self._number("SELECT count(*) FROM sqlite_master"):

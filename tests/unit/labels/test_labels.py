@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sqlite3
 import threading
 from collections import Counter
@@ -223,6 +224,14 @@ def test_threads_and_connections_do_not_lose_labels(store):
         thread.join()
     assert sum(len(by) for by in store.votes().values()) == 6 * 16
     other.close()
+
+
+def test_a_copy_of_the_file_alone_has_every_label(store, tmp_path):
+    """SQLite's log beside it is left behind by whoever copies the file while the page is open."""
+    for number, question in enumerate(store.pairs()):
+        store.label(f"r{number}", "ann", question.pair, "left")
+    copied = LabelStore(shutil.copy(store.path, tmp_path / "copy.sqlite"))
+    assert copied.total() == copied.done("ann") == store.total() > 0
 
 
 def test_every_commit_waits_for_the_disk(store):
