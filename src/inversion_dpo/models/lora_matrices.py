@@ -90,7 +90,7 @@ def scale_of(matrices: Matrices, settings: Mapping[str, Any], place: Place) -> f
     ranks = [len(m) for name, m in matrices.items() if name == "A" or name.endswith("_b")]
     if not ranks and "r" not in named:
         return 1.0  # LoKr with whole factors
-    rank = ranks[-1] if ranks else named["r"]
+    rank = ranks[-1] if ranks else _told(named, "rank", named["r"], place)
     if not rank or ("alpha" in matrices and matrices["alpha"].numel() != 1):
         raise ModelError(f"{place.modules[0]} has a rank of 0, or several alphas: fetch it again")
     if "alpha" in matrices:
@@ -165,5 +165,5 @@ def _change(matrices: Matrices, scale: float, shape: torch.Size) -> Tensor:
         whole = factor("hada_w1", "hada_t1") * factor("hada_w2", "hada_t2")
     else:
         w1, w2 = factor("lokr_w1", ""), factor("lokr_w2", "lokr_t2")
-        whole = torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - 2)), w2)
+        whole = torch.kron(w1.reshape(*w1.shape, *(1,) * (w2.ndim - 2)), w2.contiguous())
     return scale * whole.reshape(shape)

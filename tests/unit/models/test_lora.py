@@ -361,8 +361,23 @@ def test_a_dora_of_a_text_encoder_is_merged_as_peft_does(family, part, ends, pip
         LoKrConfig(
             r=1, alpha=ALPHA, target_modules=["conv1"], decompose_both=True, init_weights=False
         ),
+        LoKrConfig(
+            r=2,
+            alpha=ALPHA,
+            target_modules=["conv1"],
+            use_effective_conv2d=True,
+            init_weights=False,
+        ),
+        LoKrConfig(
+            r=9,
+            alpha=ALPHA,
+            target_modules=["to_q", "to_k"],
+            rank_pattern={"to_q": 8},
+            alpha_pattern={"to_k": 3},
+            init_weights=False,
+        ),
     ],
-    ids=["LoHa", "LoHa of convolutions", "LoKr", "LoKr, both factors decomposed"],
+    ids=["LoHa", "LoHa of convolutions", "LoKr", "both decomposed", "with a core", "own ranks"],
 )
 def test_loha_and_lokr_change_weights_as_peft_does(settings, tiny, pipe, tmp_path):
     unet = load_pipeline(ModelConfig(str(tiny("sd15")))).unet
@@ -370,7 +385,8 @@ def test_loha_and_lokr_change_weights_as_peft_does(settings, tiny, pipe, tmp_pat
     inject_adapter_in_model(settings, unet)
     tensors = get_peft_model_state_dict(unet)
     save_file({f"base_model.model.{k}": v for k, v in tensors.items()}, tmp_path / "a.safetensors")
-    about = {"r": settings.r, "alpha": settings.alpha}
+    about = {"r": settings.r, "alpha": settings.alpha, "rank_pattern": settings.rank_pattern}
+    about["alpha_pattern"] = settings.alpha_pattern
     (tmp_path / "adapter_config.json").write_text(json.dumps(about))
     weights, changes = read_lora(pipe("sd15"), tmp_path / "a.safetensors")
     layers = [n for n, m in unet.named_modules() if hasattr(m, "get_delta_weight")]
