@@ -113,8 +113,10 @@ def test_a_policy_on_other_weights_than_it_was_trained_on_is_told(
     other = replace(config, model=replace(config.model, dtype="bfloat16"))  # meant to differ
     load_policy_pipeline(other, run / "adapter")
     assert "trained on other weights" not in caplog.text
-    load_policy_pipeline(config, run / "adapter")
-    assert f"{run / 'adapter'} was trained on other weights than {base} has now" in caplog.text
+    snapshot = shutil.copytree(run / "adapter", run / "snapshots" / "step-000001")
+    for policy in (run / "adapter", next((run / "adapter").glob("*.safetensors")), snapshot):
+        load_policy_pipeline(config, policy)
+        assert f"{policy} was trained on other weights than {base} has now" in caplog.text
 
 
 def test_the_report_shows_what_was_measured_whatever_changed_since(capsys, reported, tmp_path):

@@ -189,9 +189,9 @@ def warn_of_base(m: ModelConfig, adapter: Path, pipeline: Any) -> None:
         adapter: of the policy, in the folder of its run or elsewhere.
         pipeline: the base as it is now.
     """
-    run = adapter.parent
-    there = (run / REFERENCE).is_file() and (run / "config.yaml").is_file()
-    if not there or read_config(run).model != m:
+    near = adapter.absolute().parents[:2]  # the second of a snapshot, or of a file in adapter/
+    run = next((p for p in near if (p / REFERENCE).is_file()), None)
+    if run is None or not (run / "config.yaml").is_file() or read_config(run).model != m:
         return
     if read_json(run / REFERENCE).get("weights") != sketch_of(pipeline):
         logger.warning(

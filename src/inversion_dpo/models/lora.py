@@ -78,8 +78,9 @@ def warn_of_start(m: ModelConfig, file: Path) -> None:
         m: the model that it is put on, as ``model.lora`` or later.
         file: of the LoRA, in the folder of its run or elsewhere.
     """
-    run = file.absolute().parents[1]
-    if not (run / "config.yaml").is_file():
+    near = file.absolute().parents[1:3]  # the second of a snapshot
+    run = next((p for p in near if (p / "config.yaml").is_file()), None)
+    if run is None:
         return
     own = read_config(run).model
     had = {key: getattr(own, key) for key in ("network", "lora") if getattr(own, key)}

@@ -556,6 +556,9 @@ def test_what_a_runs_lora_was_trained_with_is_not_left_out_in_silence(tiny, pipe
     assert caplog.text.count(said) == 1
     side(load_config(None, base), str(second.parent))
     assert caplog.text.count(said) == 2
+    snapshot = shutil.copytree(second.parent, tmp_path / "run/snapshots/step-000001")
+    side(load_config(None, base), str(snapshot))
+    assert f"{snapshot / second.name} was trained on a model with" in caplog.text
 
 
 def foreign(lora):
