@@ -111,6 +111,11 @@ def import_choices(
             continue
         alike = replace(row, caption=" ".join((row.caption or "").split()))
         votes = found.setdefault(content(alike), Votes(row))
+        if votes.about.mask != row.mask:
+            raise DataError(
+                f"{where}: the mask is another than in {votes.about.where}, and a pair has one: "
+                "give them the same, or drop the column"
+            )
         choice = choice if votes.about.images == row.images else 1 - choice
         votes.said.setdefault(len(votes.said) if voice is None else voice, []).append(choice)
     if not found:

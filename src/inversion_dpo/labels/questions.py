@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ def questions(
     Raises:
         DataError: no such data, or a row that cannot be used unless ``on_bad_row`` is skip.
     """
-    seen = set[str]()
+    seen = dict[str, tuple[str, bytes]]()  # pair -> its first row, and a hash of the mask there
     raws = (_unlabelled(raw, alone) for raw in open_rows(config).rows())
     for row in rows_of(raws, config.ranking, alone=alone):
         if limit is not None and counts["pairs"] >= limit:
@@ -67,12 +68,20 @@ def questions(
         each = [(i, i) for i in dict.fromkeys(row.encoded)] if alone else [row.encoded]
         for images in [] if faults else each:
             named = content(replace(row, images=images)).hex()
+            source, mask = (i if isinstance(i, bytes) else None for i in (row.source, row.mask))
+            masked = hashlib.sha256(mask or b"").digest()
             if named in seen:
+                where, first = seen[named]
+                if first != masked and config.on_bad_row == "error":
+                    raise DataError(
+                        f"{row.where}: the mask is another than in {where}, and what is asked "
+                        "about has one: give them the same, or set data.mask=none"
+                    )
+                counts["skipped"] += first != masked
                 continue
-            seen.add(named)
+            seen[named] = row.where, masked
             counts["pairs"] += 1
             seeds = () if alone else row.seeds
-            source, mask = (i if isinstance(i, bytes) else None for i in (row.source, row.mask))
             told = (row.caption or "", images, row.scene_graph)
             yield Question(named, *told, seeds, source, mask, row.group)
 

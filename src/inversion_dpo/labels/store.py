@@ -152,7 +152,10 @@ class LabelStore:
             self._db.close()
 
     def add(self, questions: Iterable[Question]) -> int:
-        """Store pairs that are not there yet, in order; returns how many there are now."""
+        """Store pairs that are not there yet, in order; returns how many there are now.
+
+        Of the others what the data say beside images and caption is brought up to date.
+        """
         with self._transaction():
             for q in questions:
                 beside = {k: v for k, v in (("source", q.source), ("mask", q.mask)) if v}
@@ -162,15 +165,16 @@ class LabelStore:
                     "INSERT OR IGNORE INTO images VALUES (?, ?)", zip(names, images, strict=True)
                 )
                 self._db.execute(
-                    "INSERT OR IGNORE INTO pairs (pair, caption, scene_graph, image_0, image_1)"
-                    " VALUES (?, ?, ?, ?, ?)",
+                    "INSERT INTO pairs (pair, caption, scene_graph, image_0, image_1)"
+                    " VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT (pair) DO UPDATE SET scene_graph = excluded.scene_graph",
                     (q.pair, q.caption, q.scene_graph, *names[:2]),
                 )
-                more = dict(zip(beside, names[2:], strict=True))
-                more |= {"prompt": q.group} if q.group else {}
-                for name, value in more.items():
-                    insert = f"INSERT OR IGNORE INTO {name}s VALUES (?, ?)"
-                    self._db.execute(insert, (q.pair, value))
+                more = {"source": None, "mask": None, "prompt": q.group or None}
+                for name, value in (more | dict(zip(beside, names[2:], strict=True))).items():
+                    self._db.execute(f"DELETE FROM {name}s WHERE pair = ?", (q.pair,))
+                    if value:
+                        self._db.execute(f"INSERT INTO {name}s VALUES (?, ?)", (q.pair, value))
                 self._db.executemany(
                     "INSERT OR IGNORE INTO seeds VALUES (?, ?)",
                     [pair for pair in zip(names, q.seeds, strict=False) if pair[1] is not None],

@@ -38,6 +38,18 @@ def row(choice, left="a.png", right="b.png", prompt="a star", **more):
     return {"prompt": prompt, "left": left, "right": right, "choice": choice, **more}
 
 
+def test_two_masks_of_one_pair_are_refused(folder):
+    """Also where the images stand the other way round; the first counted."""
+    for k, name in enumerate(("top.png", "left.png")):
+        mask = np.zeros((8, 8), np.uint8)
+        (mask if k else mask.T)[:, :4] = 255
+        Image.fromarray(mask).save(folder / name)
+    rows = [row("left", mask="top.png"), row("left", "b.png", "a.png", mask="top.png")]
+    assert imported(folder, rows)[0]["pairs"] == 1
+    with pytest.raises(DataError, match="row 2: the mask is another than in .*row 0, and a pair"):
+        imported(folder, [*rows, row("left", "b.png", "a.png", mask="left.png")])
+
+
 def imported(folder, rows, name="votes.csv", columns=None):
     counts = import_choices(table(folder, rows, name), folder / "pairs.parquet", columns)
     return counts, pq.read_table(folder / "pairs.parquet").to_pylist()

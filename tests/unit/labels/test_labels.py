@@ -500,6 +500,30 @@ def test_what_stands_twice_counts_once_and_rows_beyond_the_limit_are_said(pair_f
     assert rest_text(Counter(identical=1)) == "; left out: 1 with identical images"
 
 
+def test_the_mask_that_the_data_have_now_is_the_one_that_is_exported(pair_file, tmp_path):
+    """One that was painted anew; two of one pair are refused, or the second is skipped."""
+    table = pq.read_table(pair_file).slice(0, 1).drop_columns("scene_graph")
+    store, path = LabelStore(tmp_path / "labels.sqlite"), tmp_path / "pairs.parquet"
+    masks = []
+    for level in (200, 255, None):
+        buffer = io.BytesIO()
+        size = Image.open(io.BytesIO(table["jpg_0"][0].as_py())).size
+        Image.new("L", size, level).save(buffer, "PNG")
+        masks.append(buffer.getvalue() if level else None)
+        told = table.append_column("mask", [[masks[-1]]]) if level else table
+        told = told.append_column("scene_graph", [[f'{{"level": "{level}"}}']])
+        pq.write_table(told, path)
+        assert store.add(asked(path)[0]) == 1
+        (question,) = store.pairs()
+        assert question.mask == masks[-1] and f'"{level}"' in question.scene_graph
+    two = pa.concat_tables([table] * 2).append_column("mask", [masks[:2]])
+    pq.write_table(two, path)
+    with pytest.raises(DataError, match="row 1: the mask is another than in .*row 0"):
+        asked(path)
+    found, counts = asked(path, on_bad_row="skip")
+    assert [q.mask for q in found] == masks[:1] and counts["skipped"] == 1
+
+
 def test_pairs_of_other_data_in_the_file_of_labels_are_said(pair_file, tmp_path, store):
     pq.write_table(pq.read_table(pair_file).slice(0, 2), tmp_path / "other.parquet")
     config = load_config("taste", [f"data.pairs={tmp_path / 'other.parquet'}"])
