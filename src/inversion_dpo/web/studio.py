@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,7 +16,8 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from inversion_dpo.data.buckets import square
-from inversion_dpo.data.images import png
+from inversion_dpo.data.images import DataError, png
+from inversion_dpo.data.source import open_pairs
 from inversion_dpo.data.transforms import Size
 from inversion_dpo.labels.questions import questions
 from inversion_dpo.run.config import Config, ConfigError
@@ -98,6 +100,13 @@ class Studio:
         found = sources_for(with_sources(self.config, self.run), self.prompts) if self.run else []
         return {p: source for p, source in zip(self.prompts, found, strict=False) if source}
 
+    @cached_property
+    def _edits(self) -> bool:
+        """Whether the pairs are edits, as far as they can be read."""
+        with suppress(DataError):
+            return open_pairs(self.config.data).edits
+        return False
+
     def source(self, prompt: str) -> str | None:
         """Name the image that a prompt edits; None if it edits none."""
         return (
@@ -141,6 +150,7 @@ class Studio:
         from inversion_dpo.web.film import film
 
         with self._lock:
-            if self.sources or self.sampler(None).model.edits in ("must", "reads"):
+            edits = self._edits or self.sampler(None).model.edits in ("must", "reads")
+            if edits or self.sources:
                 raise ModelError("no film strip of an edit: it would lack the source image")
             return film(self.sampler(None), self.config, (data, caption), self.pictures.add)

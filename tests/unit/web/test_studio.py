@@ -12,12 +12,14 @@ import pytest
 
 from inversion_dpo.data.images import decode_image
 from inversion_dpo.data.source import open_pairs
+from inversion_dpo.models.base import ModelError
 from inversion_dpo.web.app import make_app
 from inversion_dpo.web.comparing import compare_tab
 from inversion_dpo.web.follow import curves, follow_tab, phase, policies
 from inversion_dpo.web.guard import hosts_for
 from inversion_dpo.web.pictures import Pictures, spread
 from inversion_dpo.web.studio import Studio
+from tests.pair_files import write_edits
 
 
 @pytest.fixture
@@ -116,6 +118,15 @@ def test_no_film_strip_is_shown_without_the_source_that_an_edit_has(page, studio
     monkeypatch.setattr(studio.sampler(None).model, "edits", "must", raising=False)
     code, told = page.post("/api/strip", {"image": image, "caption": caption})
     assert code == 409 and "source image" in str(told)
+
+
+def test_no_film_strip_is_shown_of_pairs_of_edits(studio, config, tmp_path):
+    """Under a model that edits where there is a source, such as FLUX.2, and draws otherwise."""
+    pairs = str(write_edits(tmp_path / "edits.parquet", 2))
+    edits = Studio(replace(config, data=replace(config.data, pairs=pairs, limit=None)))
+    edits.sampler = studio.sampler
+    with pytest.raises(ModelError, match="it would lack the source image"):
+        edits.inversion(next(iter(open_pairs(edits.config.data))).winner, "x")
 
 
 def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, tmp_path):
