@@ -63,8 +63,12 @@ def lora_file(name: str) -> Path:
         held = "several files: name one" if len(files) > 1 else "no .safetensors file"
         there = [place] if place.is_file() else [*place.iterdir()]
         pickles = [f for f in there if f.suffix in PICKLED]
-        inner = [f for f in there if any((f / n).is_file() for n in NAMED)]
+        inner = sorted(f for f in there if any((f / n).is_file() for n in NAMED))
         remedy = f"; {inner[0]} has one: give that folder" if inner else ""
+        if len(inner) > 1:
+            names = " and ".join(f.name for f in inner)
+            remedy = f"; {names} have one each: write those of one model to one file (by diffusers'"
+            remedy += " save_lora_weights), or give one of the folders"
         if pickles:
             remedy = f"; {pickles[0].name} can run code and is not opened: convert it"
         raise ModelError(f"{place} holds {held}{remedy}")

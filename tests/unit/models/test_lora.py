@@ -674,6 +674,9 @@ def test_files_of_a_folder(pipe, tmp_path):
     save_file(lora, tmp_path / "all/unet/adapter_model.safetensors")
     with pytest.raises(ModelError, match="all/unet has one: give that folder"):
         add_lora(pipe("sd15"), str(tmp_path / "all"))
+    shutil.copytree(tmp_path / "all/unet", tmp_path / "all/text_encoder")
+    with pytest.raises(ModelError, match="; text_encoder and unet have one each: write those of o"):
+        add_lora(pipe("sd15"), str(tmp_path / "all"))
     for name in "ab":
         save_file(lora, tmp_path / f"{name}.safetensors")
     with pytest.raises(ModelError, match="several files: name one"):
