@@ -48,7 +48,8 @@ def decode_image(data: bytes, where: str) -> Image.Image:
             raise ValueError(f"it is an animation of {frames} frames")
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+            levels, clear = np.asarray(image).astype(np.int64), image.info.get("transparency", -1)
+            image = Image.fromarray(np.where(levels == clear, 255, levels >> 8).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

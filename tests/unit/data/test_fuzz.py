@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -121,6 +122,14 @@ def sound_image_is_read(case: tuple[bytes, str, tuple[int, int]]) -> None:
 
 test_a_sound_image_is_read_upright_in_rgb = some(300, sound_images(), sound_image_is_read)
 test_every_sound_image_is_read_upright_in_rgb = every(300, sound_images(), sound_image_is_read)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_grey_level_that_is_transparent_is_laid_over_white(bits: int) -> None:
+    levels = np.array([[40, 90]], np.uint8 if bits == 8 else np.uint16) << (bits - 8)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG", transparency=int(levels[0, 0]))
+    assert np.array_equal(np.asarray(decode_image(buffer.getvalue(), ""))[..., 0], [[255, 90]])
 
 
 def damaged_image_is_read_or_refused(data: bytes) -> None:
