@@ -20,7 +20,7 @@ from inversion_dpo import api
 from inversion_dpo.cli import main as cli
 from inversion_dpo.compare.beforehand import Plan, claim_folder
 from inversion_dpo.data.images import decode_image
-from inversion_dpo.models.loading import load_pipeline
+from inversion_dpo.models.loading import check_model, load_pipeline
 from inversion_dpo.run import disk
 from inversion_dpo.run.config import ConfigError, to_yaml
 from inversion_dpo.run.disk import (
@@ -159,13 +159,18 @@ def test_a_policy_that_could_not_be_written_is_missed(
 
 
 def test_a_training_that_was_killed_before_it_went_on_is_not_called_longer(
-    tiny_config, tiny_run, tmp_path, monkeypatch
+    tiny_config, tiny_run, tmp_path, monkeypatch, caplog
 ):
     """Its settings say more steps, or others altogether, and its card would."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
     for steps, text in ((8, ""), (80, f"{run} is trained to step 8 of 80, and adapter/ is from")):
         (run / "config.yaml").write_text(to_yaml(tiny_config(f"training.steps={steps}")))
         assert going_on(run).startswith(text) and bool(going_on(run)) == bool(text)
+    merged = shutil.copytree(tiny_config().model.path, run / "merged")
+    for setting in (f"model.lora={run / 'adapter'}", f"model.path={merged}"):  # of the next run
+        caplog.clear()
+        check_model(tiny_config(setting).model)
+        assert text in caplog.text
     shutil.rmtree(run / "checkpoints")
     monkeypatch.setattr(recipe, "prepare", Mock(side_effect=DiskError("no room")))
     with pytest.raises(DiskError, match="no room"):

@@ -59,6 +59,7 @@ from inversion_dpo.models.quantized import quantize
 from inversion_dpo.models.schedules import few_steps
 from inversion_dpo.run.config import Config, resolve
 from inversion_dpo.run.fields import ModelConfig
+from inversion_dpo.run.folder import going_on
 
 logger = logging.getLogger(__name__)
 FAMILIES = {  # of diffusers' pipelines: file in this folder, and class
@@ -229,6 +230,7 @@ def check_model(m: ModelConfig) -> DiffusionModel:
     if m.lora:
         check_lora(m, m.lora, "model.lora")
         warn_of_start(m, lora_file(m.lora))
+    _warn_of_runs(m)
     pipeline = skeleton(m)
     with named("model.path", m.path):
         if Path(path).is_dir():
@@ -237,6 +239,16 @@ def check_model(m: ModelConfig) -> DiffusionModel:
         if Path(source).is_dir():
             check_vocabularies(pipeline, Path(source))
     return adapted(pipeline, m)
+
+
+def _warn_of_runs(m: ModelConfig) -> None:
+    """Warn of a run's policy, also a merged one, from before its training was continued."""
+    for name in filter(None, (m.path, m.network, m.lora)):
+        place = Path(resolve(name)).expanduser().absolute()
+        run = next((p for p in place.parents[:2] if (p / "config.yaml").is_file()), place)
+        ends = place.relative_to(run).parts[:1] in (("adapter",), ("merged",))
+        if ends and (text := going_on(run)):
+            logger.warning(text)
 
 
 def adapted(pipeline: Any, m: ModelConfig) -> DiffusionModel:
