@@ -151,7 +151,7 @@ def test_images_of_an_earlier_policy_are_called_so(tmp_path, when):
     judged = win(0.7, 0.6, 0.8) | {"steps": 70, "policy_weights": digest_of([weights.parent])}
 
     def trained(steps, last):
-        run_of(tmp_path, steps=steps, images=judged)
+        run_of(tmp_path, f"training.steps={60 if steps == 60 else 70}", steps=steps, images=judged)
         with (tmp_path / "metrics.jsonl").open("a") as log:
             log.write(json.dumps({"step": steps} | last) + "\n")
         return advise(tmp_path)
