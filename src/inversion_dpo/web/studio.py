@@ -132,6 +132,13 @@ class Studio:
         self, folder: Path | None, prompts: list[str], seeds: list[int], how: How
     ) -> list[bytes]:
         """Sample a PNG image for each prompt, from the seed beside it."""
+        if not self.run and self._edits and not {*self.prompts}.isdisjoint(prompts):
+            from inversion_dpo.models.base import ModelError
+
+            raise ModelError(
+                "these prompts edit images, and without a run no source is at hand: train one, and "
+                "open its folder by `inversion-dpo web`"
+            )
         with self._lock:
             sampler = self.sampler(folder)
             sampler = sampler.under(sample_steps=how.steps, guidance_scale=how.guidance)

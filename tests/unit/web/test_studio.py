@@ -18,7 +18,7 @@ from inversion_dpo.web.comparing import compare_tab
 from inversion_dpo.web.follow import curves, follow_tab, phase, policies
 from inversion_dpo.web.guard import hosts_for
 from inversion_dpo.web.pictures import Pictures, spread
-from inversion_dpo.web.studio import Studio
+from inversion_dpo.web.studio import How, Studio
 from tests.pair_files import write_edits
 
 
@@ -120,13 +120,18 @@ def test_no_film_strip_is_shown_without_the_source_that_an_edit_has(page, studio
     assert code == 409 and "source image" in str(told)
 
 
-def test_no_film_strip_is_shown_of_pairs_of_edits(studio, config, tmp_path):
+def test_pairs_of_edits_are_neither_inverted_nor_drawn_without_their_source(
+    studio, config, tmp_path
+):
     """Under a model that edits where there is a source, such as FLUX.2, and draws otherwise."""
     pairs = str(write_edits(tmp_path / "edits.parquet", 2))
     edits = Studio(replace(config, data=replace(config.data, pairs=pairs, limit=None)))
     edits.sampler = studio.sampler
     with pytest.raises(ModelError, match="it would lack the source image"):
         edits.inversion(next(iter(open_pairs(edits.config.data))).winner, "x")
+    with pytest.raises(ModelError, match="these prompts edit images"):  # not drawn from text
+        edits.draw(None, ["edit 1"], [0], How(1, 1.0))
+    assert len(edits.draw(None, ["a small red star"], [0], How(1, 1.0))) == 1
 
 
 def test_the_film_strip_agrees_with_the_trajectory_cache(config, studio, tmp_path):
