@@ -12,15 +12,17 @@ from inversion_dpo.run.settings import Setting, every_setting, groups, written
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 HEAD = """# Settings
 
-Every command that trains, samples or evaluates takes these settings:
+Commands take these settings; `--help` says which groups a command reads:
 
-- `--config NAME` starts from a preset or from your own YAML file.
+- `--config NAME` starts from a preset or your own YAML file. Without it, the preset is `taste`.
 - `KEY=VALUE` after the command changes one setting, for example `training.steps=200`.
 - `inversion-dpo config NAME` prints a preset as commented YAML to start from.
 
-A setting that has no effect in your run is refused by its name. The tables say when each setting
-has an effect; an empty cell means always, or for the models that the sentence names. A `*` stands
-for any text.
+The column "Default" holds where neither your file nor the preset sets the key.
+
+A setting that you change and that has no effect in your run is refused by its name. The column
+"Needs" says when it has one; an empty cell sets no condition. There "A and B or C" means
+"(A and B), or C", and a `*` stands for any text.
 
 This page is made from `src/inversion_dpo/run/fields.py` by `python -m tools.settings_page`.
 """

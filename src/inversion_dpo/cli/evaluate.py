@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, Overrides, Preset, resolved, say
+from inversion_dpo.cli.options import DEFAULT, Preset, resolved, say, settings_of
 from inversion_dpo.run.words import counted, typed
 
 
@@ -16,7 +16,10 @@ def evaluate(
     run: Annotated[
         Path, typer.Argument(help="A finished run, or a new folder for --policy and --reference.")
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        settings_of("model.*, data.* and evaluation.*", "evaluation.limit=64"),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -24,7 +27,7 @@ def evaluate(
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Model in place of the configuration's: the same kinds.")
+        str | None, typer.Option(help="Model in place of the run's reference, of the same kinds.")
     ] = None,
     config: Preset = DEFAULT,
     protocol: Annotated[
@@ -95,7 +98,9 @@ def prompts(
 def fid(
     run: Annotated[Path, typer.Argument(help="The folder of an evaluated run.")],
     real: Annotated[Path, typer.Option(help="Folder of real images.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None, settings_of("model.* and evaluation.*", "model.dtype=bfloat16")
+    ] = None,
     features: Annotated[
         str, typer.Option(help="clip, or inception: the classical FID, which needs torchvision.")
     ] = "clip",

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, FirstSeed, Overrides, Preset, resolved, written_to
+from inversion_dpo.cli.options import (
+    DEFAULT,
+    DRAWS,
+    FirstSeed,
+    Preset,
+    resolved,
+    settings_of,
+    written_to,
+)
 from inversion_dpo.run.words import counted
 
 if TYPE_CHECKING:
@@ -175,7 +183,10 @@ def pairs_export(
 
 def pairs_sample(
     output: Annotated[Path, written_to("Parquet file; resumed if begun, kept if whole.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        settings_of(DRAWS, "evaluation.guidance_scale=5"),
+    ] = None,
     config: Preset = DEFAULT,
     prompts: Annotated[
         str | None,

@@ -19,6 +19,7 @@ from inversion_dpo.cli import evaluate, label, pairs
 from inversion_dpo.cli.compare import compare, demo
 from inversion_dpo.cli.options import (
     DEFAULT,
+    DRAWS,
     DryRun,
     FirstSeed,
     Output,
@@ -149,7 +150,7 @@ def sample(
         list[str] | None,
         typer.Argument(
             metavar="[PROMPT]... [KEY=VALUE]...",
-            help="Prompts, one image each, and settings of model.* and evaluation.*.",
+            help=f"Prompts, one image each, and settings of {DRAWS}.",
         ),
     ] = None,
     scene_graph: Annotated[

@@ -51,14 +51,20 @@ def written_to(text: str) -> Any:
     return typer.Option("--output", "-o", help=text, callback=new_output)
 
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
+DRAWS = "model.*, and evaluation.sample_steps, guidance_scale and batch_size"
+
+
+def settings_of(groups: str, example: str) -> Any:
+    """Make the argument of settings, with its sentence of help."""
+    return typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Change any setting, e.g. training.steps=200 objective.beta=1000. "
-        "`inversion-dpo config` prints them all.",
+        help=f"Settings of {groups}, e.g. {example}. `inversion-dpo config` prints them all.",
         autocompletion=complete_setting,
-    ),
+    )
+
+
+Overrides = Annotated[
+    list[str] | None, settings_of("any group", "training.steps=200 objective.beta=1000")
 ]
 Preset = Annotated[
     str,
@@ -83,7 +89,7 @@ Rounding = Annotated[
         "--rounds",
         min=1,
         max=100,
-        help="Rounds; each later one samples the policy, labels, and trains on.",
+        help="Rounds. From the second on, it samples the policy, labels and trains again.",
     ),
 ]
 People = Annotated[

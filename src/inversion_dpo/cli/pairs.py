@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from inversion_dpo.cli.options import DEFAULT, DryRun, Overrides, Preset, resolved, written_to
+from inversion_dpo.cli.options import DEFAULT, DryRun, Preset, resolved, settings_of, written_to
 from inversion_dpo.run.words import counted, harmless
 
 pairs_app = typer.Typer(
@@ -28,7 +28,7 @@ def pairs_check(
         Path | None, typer.Option(help="Pipeline folder: captions are measured in its tokens.")
     ] = None,
     resolution: Annotated[
-        str, typer.Option(help="model.resolution of the training whose sizes are shown.")
+        str, typer.Option(help="The training's model.resolution, e.g. 512 for sd15.")
     ] = "1024",
 ) -> None:
     """Count pairs, ties, duplicates and broken rows; exit code 1 if any row cannot be used.
@@ -54,10 +54,13 @@ def pairs_check(
 
 def pairs_build(
     output: Annotated[Path, written_to("Folder; resumed if begun.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        settings_of("model.*, evaluation.* and build.*", "build.samples=8"),
+    ] = None,
     config: Preset = DEFAULT,
-    prompts: Annotated[str | None, typer.Option(help="Stands for build.prompts.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Stands for build.samples.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="The same as build.prompts.")] = None,
+    samples: Annotated[int | None, typer.Option(help="The same as build.samples.")] = None,
     seed: Annotated[int | None, typer.Option(help="Stands for build.seed.")] = None,
     scorer: Annotated[str | None, typer.Option(help="Stands for evaluation.scorer.")] = None,
     by: Annotated[str | None, typer.Option(help="Stands for build.by.")] = None,

@@ -122,7 +122,7 @@ class DataConfig:
     limit: Count | None = None
     """Use only so many pairs from the start; null uses all."""
     fit: Literal["drop", "pad", "crop"] = "drop"
-    """How images fill their size: crop cuts, pad adds grey, drop leaves out what loses 1/8."""
+    """How images fill their size: crop cuts, pad adds grey, drop leaves out what loses over 1/8."""
     mask: Literal["given", "differ", "none"] = "given"
     """Where errors count: in the data's mask, if any; where the two images differ; everywhere."""
     flip: Switch = False
@@ -206,7 +206,7 @@ class ObjectiveConfig:
     label_smoothing: Annotated[Minority, Effect("label_smoothing")] = 0.0
     """Share of the labels taken to be wrong (conservative DPO); raise it for noisy labels."""
     liked_share: Annotated[Fraction | None, Effect("liked_share")] = 0.5
-    """What liked images weigh in KTO's loss, in any number; null weighs each image alike."""
+    """Share of KTO's loss that liked images have, however many; null weighs each image alike."""
     soft_labels: Annotated[Switch, Effect("soft_labels")] = False
     """Weigh each pair by the probability p, given in the data, that its winner is better."""
     gap_weighted: Annotated[Switch, Effect("gap and objective.soft_labels=false")] = False

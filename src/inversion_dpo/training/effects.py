@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Sequence
 from operator import attrgetter
 
-from inversion_dpo.maths.methods import USES
+from inversion_dpo.maths.methods import BETAS, USES
 from inversion_dpo.run.config import Config, ConfigError, load_given
 from inversion_dpo.run.fields import EvaluationConfig
 from inversion_dpo.run.settings import every_setting, written
 from inversion_dpo.trajectories.method import chosen_method
 
+logger = logging.getLogger(__name__)
 _PATHS: dict[str, frozenset[str]] = {
     "trajectory": frozenset(
         {"inversion", "refined", "inverts", "grid", "steps", "target", "draws", "kept"}
@@ -80,9 +82,30 @@ def load_checked(preset: str | None, overrides: Sequence[str], command: str = "c
     check_command(overrides, command)
     config, given = load_given(preset, list(overrides))
     check_effects([config], given)
+    if {"objective.name", "objective.loss"} & given and "objective.beta" not in given:
+        warn_of_beta(load_given(preset, [])[0], config)
     if command != "fid":  # which has features of its own
         check_checkpoints(overrides, config.evaluation)
     return config
+
+
+def warn_of_beta(preset: Config, config: Config) -> None:
+    """Warn of a beta that a preset chose for another loss than the one that is set now."""
+    before, loss, beta = (
+        chosen_method(preset).loss,
+        chosen_method(config).loss,
+        config.objective.beta,
+    )
+    usual = BETAS.get(loss)
+    if before != loss and isinstance(beta, float) and usual not in (None, beta):
+        logger.warning(
+            "objective.beta=%g was chosen for the loss %s; %s is used with %g: set objective.beta, "
+            "or null for that",
+            beta,
+            before,
+            loss,
+            usual,
+        )
 
 
 def check_checkpoints(overrides: Sequence[str], e: EvaluationConfig) -> None:

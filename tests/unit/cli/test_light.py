@@ -1,6 +1,7 @@
 """Commands that load no model start at once: they import no torch."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import typer
 
 from inversion_dpo.cli.main import app
 from inversion_dpo.run.config import to_yaml
+from inversion_dpo.training.effects import GROUPS, READS
 
 HEAVY = {"accelerate", "datasets", "diffusers", "matplotlib", "pandas", "peft", "torch"}
 HEAVY |= {"transformers"}
@@ -72,3 +74,13 @@ def test_on_windows_it_says_where_it_runs():
     assert done.returncode == 1
     said = "ImportError: inversion-dpo runs on Linux and macOS. On Windows run it inside WSL 2"
     assert done.stderr.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "fid", "pairs build", "pairs sample", "sample"])
+def test_help_names_the_groups_of_settings_that_a_command_reads(command):
+    found = typer.main.get_command(app)
+    for word in command.split():
+        found = found.commands[word]
+    text = next(p.help for p in found.params if p.metavar and "KEY=VALUE" in p.metavar)
+    groups = {key.partition(".")[0] for key in READS[command]}
+    assert {g for g in GROUPS if re.search(rf"\b{g}\b", text.partition(", e.g.")[0])} == groups

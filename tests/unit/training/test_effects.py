@@ -1,9 +1,12 @@
 """A setting that changes nothing in a run is refused by name."""
 
+import re
+
 import pytest
 
 from inversion_dpo.compare.methods import METHODS, check
 from inversion_dpo.maths.losses import LOSSES
+from inversion_dpo.maths.methods import USES
 from inversion_dpo.run.config import PRESETS, ConfigError, load_config, load_given, preset_names
 from inversion_dpo.run.limits import TAGS
 from inversion_dpo.run.settings import every_setting
@@ -184,3 +187,27 @@ def test_every_tag_is_known():
     for name in every_setting()["objective.name"].choices:
         method = chosen_method(load_config(None, [f"objective.name={name}", *SOFT]))
         assert LOSSES[method.loss].uses <= set(TAGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        (["objective.name=kto"], "beta=5000 was chosen for the loss dpo; kto is used with 1000"),
+        (["objective.loss=nft", "objective.path=noise"], "the loss dpo; nft is used with 1:"),
+        (["objective.name=kto", "objective.beta=5000"], ""),
+        (["objective.name=kto", "objective.beta=null"], ""),
+        (["objective.name=diffusion_dpo"], ""),
+        (["objective.name=sft"], ""),
+        (["training.steps=3"], ""),
+    ],
+)
+def test_a_presets_beta_of_another_loss_is_warned_of(settings, warned, caplog):
+    load_checked("sdxl", settings, "train")
+    assert warned in caplog.text and bool(warned) == bool(caplog.text)
+
+
+def test_what_a_setting_needs_names_the_losses_that_use_it():
+    for tag, text in TAGS.items():
+        if text.startswith("the loss "):
+            named = set(re.split(", | or ", text.removeprefix("the loss ")))
+            assert named == {loss for loss, uses in USES.items() if tag in uses}, tag
