@@ -31,15 +31,16 @@ from inversion_dpo.evaluation.defaults import evaluation_prompts
 from inversion_dpo.evaluation.evaluate import check as check_evaluation
 from inversion_dpo.evaluation.page import Table
 from inversion_dpo.maths.inversion import passes
+from inversion_dpo.maths.methods import BETAS
 from inversion_dpo.models.loading import check_model
-from inversion_dpo.run.config import Config, ConfigError, load_config
+from inversion_dpo.run.config import Config, ConfigError, load_config, load_given
 from inversion_dpo.run.disk import atomic_json, check_room, read_json
 from inversion_dpo.training.beforehand import check_data, check_training
 from inversion_dpo.training.cost import job_of
 from inversion_dpo.training.effects import without_effect
 from inversion_dpo.training.trackers import check_tracker
 from inversion_dpo.trajectories.cost import evaluations_again
-from inversion_dpo.trajectories.method import takes_images
+from inversion_dpo.trajectories.method import chosen_method, takes_images
 
 logger = logging.getLogger(__name__)
 SET_BY_ROUNDS = ("prompts", "samples", "seed", "by", "mining", "once", "splits")  # of build.*
@@ -105,10 +106,22 @@ Line = tuple[Variant, list[list[str]]]  # a variant with the overrides of its ru
 def every_line(plan: Plan, root: Path) -> list[Line]:
     """List each method, and each with every varied value, whether or not it has an effect."""
     tuned = tuned_settings(plan.config, root / "tuned.json")
+    first = {m: [*usual_beta(plan, m), *tuned.get(m, ())] for m in plan.methods}
     return [
-        (v, [overrides_of(v, tuned, plan.extra, s) for s in range(plan.seeds)])
+        (v, [overrides_of(v, first, plan.extra, s) for s in range(plan.seeds)])
         for v in variants(plan.methods, plan.vary)
     ]
+
+
+def usual_beta(plan: Plan, method: str) -> tuple[str, ...]:
+    """Take a loss's usual beta where the configuration's was chosen for another loss.
+
+    One that the user gave holds for all.
+    """
+    base, given = load_given(plan.config, list(plan.extra))
+    loss = chosen_method(load_config(plan.config, list(METHODS[method].settings))).loss
+    other = loss in BETAS and loss != chosen_method(base).loss
+    return ("objective.beta=null",) if other and "objective.beta" not in given else ()
 
 
 def lines(plan: Plan, root: Path) -> list[Line]:
@@ -126,8 +139,8 @@ def warn_of_lines(plan: Plan, root: Path) -> None:
     untuned = [m for m in plan.methods if m not in tuned]
     if untuned and not plan.tune:
         logger.warning(
-            "without tuned settings for %s, and run with the configuration's own: %s; --tune finds "
-            "some",
+            "without tuned settings for %s: %s. They run with the configuration's own, and with "
+            "their loss's usual beta where that is of another loss; --tune finds some",
             plan.config,
             ", ".join(untuned),
         )

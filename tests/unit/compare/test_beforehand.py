@@ -6,7 +6,7 @@ import pytest
 
 from inversion_dpo.cli import main as cli
 from inversion_dpo.compare.beforehand import Plan, check_plan, lines
-from inversion_dpo.run.config import ConfigError
+from inversion_dpo.run.config import ConfigError, load_config
 
 
 def test_a_dry_run_counts_what_a_comparison_takes_and_writes_nothing(tmp_path, capsys):
@@ -67,3 +67,25 @@ def test_a_dry_run_refuses_a_folder_that_holds_something_else(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["compare", "-c", "composition", "-o", str(tmp_path), "--dry-run"])
     assert "is not empty and holds no comparison" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "expected"),
+    [
+        # DPO's 5000 would saturate the other losses: KTO's usual is 1000, DSPO's .001
+        ("sdxl", (), {"x0": 5000, "diffusion_dpo": 5000, "kto": None, "dspo": None, "sft": 5000}),
+        ("sdxl", ("objective.beta=7",), {"x0": 7, "kto": 7, "dspo": 7}),
+        ("composition", (), {"x0": 1000, "kto": 100, "dspo": 1, "nft": None}),  # tuned values stay
+    ],
+)
+def test_a_method_has_no_beta_of_another_loss(tmp_path, config, extra, expected):
+    plan = Plan(config, tuple(expected), 1, extra=extra)
+    runs = {v.name: load_config(config, given[0]) for v, given in lines(plan, tmp_path)}
+    assert {name: run.objective.beta for name, run in runs.items()} == expected
+
+
+def test_a_beta_of_ones_own_file_holds_for_all_methods(tmp_path):
+    (tmp_path / "mine.yaml").write_text("objective:\n  beta: 70\n")
+    plan = Plan(str(tmp_path / "mine.yaml"), ("x0", "kto"), 1)
+    for _, runs in lines(plan, tmp_path):
+        assert load_config(plan.config, runs[0]).objective.beta == 70
