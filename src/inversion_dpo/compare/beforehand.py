@@ -31,7 +31,7 @@ from inversion_dpo.evaluation.defaults import evaluation_prompts
 from inversion_dpo.evaluation.evaluate import check as check_evaluation
 from inversion_dpo.evaluation.page import Table
 from inversion_dpo.maths.inversion import passes
-from inversion_dpo.maths.methods import BETAS
+from inversion_dpo.maths.methods import carried_beta
 from inversion_dpo.models.loading import check_model
 from inversion_dpo.run.config import Config, ConfigError, load_config, load_given
 from inversion_dpo.run.disk import atomic_json, check_room, read_json
@@ -106,22 +106,25 @@ Line = tuple[Variant, list[list[str]]]  # a variant with the overrides of its ru
 def every_line(plan: Plan, root: Path) -> list[Line]:
     """List each method, and each with every varied value, whether or not it has an effect."""
     tuned = tuned_settings(plan.config, root / "tuned.json")
-    first = {m: [*usual_beta(plan, m), *tuned.get(m, ())] for m in plan.methods}
+    first = {m: [*beta_of(plan, m), *tuned.get(m, ())] for m in plan.methods}
     return [
         (v, [overrides_of(v, first, plan.extra, s) for s in range(plan.seeds)])
         for v in variants(plan.methods, plan.vary)
     ]
 
 
-def usual_beta(plan: Plan, method: str) -> tuple[str, ...]:
-    """Take a loss's usual beta where the configuration's was chosen for another loss.
+def beta_of(plan: Plan, method: str) -> tuple[str, ...]:
+    """Carry the configuration's beta over to a method of another loss.
 
     One that the user gave holds for all.
     """
     base, given = load_given(plan.config, list(plan.extra))
     loss = chosen_method(load_config(plan.config, list(METHODS[method].settings))).loss
-    other = loss in BETAS and loss != chosen_method(base).loss
-    return ("objective.beta=null",) if other and "objective.beta" not in given else ()
+    before, beta = chosen_method(base).loss, base.objective.beta
+    if loss == before or not isinstance(beta, float) or "objective.beta" in given:
+        return ()
+    carried = carried_beta(beta, before, loss)
+    return () if carried is None else (f"objective.beta={carried}",)
 
 
 def lines(plan: Plan, root: Path) -> list[Line]:
@@ -139,8 +142,8 @@ def warn_of_lines(plan: Plan, root: Path) -> None:
     untuned = [m for m in plan.methods if m not in tuned]
     if untuned and not plan.tune:
         logger.warning(
-            "without tuned settings for %s: %s. They run with the configuration's own, and with "
-            "their loss's usual beta where that is of another loss; --tune finds some",
+            "without tuned settings for %s: %s. They run with the configuration's own, "
+            "and a beta of another loss carried over; --tune finds some",
             plan.config,
             ", ".join(untuned),
         )

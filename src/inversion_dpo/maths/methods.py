@@ -37,6 +37,23 @@ BETAS = {
     "kto": 1000.0,
 }
 
+
+SCALED = frozenset({"dpo", "dpo_bounded", "dpo_released", "smpo", "dmpo", "kto"})
+
+
+def carried_beta(beta: float, before: str, loss: str) -> float | None:
+    """Carry a beta over to another loss; None if one of them has none.
+
+    Where both multiply errors (``SCALED``) it stays as large beside the usual one: errors of a
+    velocity are of another scale than those of noise, and a preset's beta knows it. DSPO's, MaPO's
+    and NFT's are weights, which know no scale: they take the usual one.
+    """
+    if before not in BETAS or loss not in BETAS:
+        return None
+    usual = BETAS[loss]
+    return float(f"{usual * beta / BETAS[before]:.6g}") if {before, loss} <= SCALED else usual
+
+
 # Where a state x_t comes from.
 PATHS = {
     "trajectory": "a state of the image's inversion under the reference, from the cache",

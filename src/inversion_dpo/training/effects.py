@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from operator import attrgetter
 
-from inversion_dpo.maths.methods import BETAS, USES
+from inversion_dpo.maths.methods import BETAS, USES, carried_beta
 from inversion_dpo.run.config import Config, ConfigError, load_given
 from inversion_dpo.run.fields import EvaluationConfig
 from inversion_dpo.run.settings import every_setting, written
@@ -91,20 +91,19 @@ def load_checked(preset: str | None, overrides: Sequence[str], command: str = "c
 
 def warn_of_beta(preset: Config, config: Config) -> None:
     """Warn of a beta that a preset chose for another loss than the one that is set now."""
-    before, loss, beta = (
-        chosen_method(preset).loss,
-        chosen_method(config).loss,
-        config.objective.beta,
-    )
-    usual = BETAS.get(loss)
-    if before != loss and isinstance(beta, float) and usual not in (None, beta):
+    before, loss = chosen_method(preset).loss, chosen_method(config).loss
+    beta = config.objective.beta
+    carried = carried_beta(beta, before, loss) if isinstance(beta, float) else None
+    if carried not in (None, beta):
         logger.warning(
-            "objective.beta=%g was chosen for the loss %s; %s is used with %g: set objective.beta, "
-            "or null for that",
+            "objective.beta=%g was chosen for the loss %s, which usually has %g; %s usually has "
+            "%g: set objective.beta, for example to %g",
             beta,
             before,
+            BETAS[before],
             loss,
-            usual,
+            BETAS[loss],
+            carried,
         )
 
 

@@ -72,10 +72,11 @@ def test_a_dry_run_refuses_a_folder_that_holds_something_else(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("config", "extra", "expected"),
     [
-        # DPO's 5000 would saturate the other losses: KTO's usual is 1000, DSPO's .001
-        ("sdxl", (), {"x0": 5000, "diffusion_dpo": 5000, "kto": None, "dspo": None, "sft": 5000}),
+        # usual are 2000 for DPO, 1000 for KTO and .001 for DSPO
+        ("sdxl", (), {"x0": 5000, "diffusion_dpo": 5000, "kto": 2500, "dspo": 0.001}),
+        ("flux", (), {"x0": 100, "kto": 50, "mapo": 0.1, "sft": 100}),  # errors of a velocity
         ("sdxl", ("objective.beta=7",), {"x0": 7, "kto": 7, "dspo": 7}),
-        ("composition", (), {"x0": 1000, "kto": 100, "dspo": 1, "nft": None}),  # tuned values stay
+        ("composition", (), {"x0": 1000, "kto": 100, "dspo": 1, "nft": 1}),  # tuned values stay
     ],
 )
 def test_a_method_has_no_beta_of_another_loss(tmp_path, config, extra, expected):

@@ -18,7 +18,15 @@ from inversion_dpo.maths.losses import (
     safeguarded,
     squared_error,
 )
-from inversion_dpo.maths.methods import BETAS, METHODS, PATHS, USES, Method, method_of
+from inversion_dpo.maths.methods import (
+    BETAS,
+    METHODS,
+    PATHS,
+    USES,
+    Method,
+    carried_beta,
+    method_of,
+)
 from inversion_dpo.maths.records import LossSettings
 
 # ---- what is taken from the table
@@ -246,3 +254,19 @@ def test_errors_are_split_or_refused():
     for shapes in ((3, 3), (4, 2), (2, 4)):
         with pytest.raises(ValueError, match="need two equal"):
             as_pair_errors(*(torch.zeros(n) for n in shapes))
+
+
+@pytest.mark.parametrize(
+    ("beta", "before", "loss", "expected"),
+    [
+        (5000.0, "dpo", "kto", 2500.0),  # usual are 2000 and 1000
+        (100.0, "dpo", "kto", 50.0),
+        (50.0, "kto", "dpo", 100.0),
+        (5000.0, "dpo", "nft", 1.0),  # a weight, whatever the errors are
+        (0.3, "nft", "dpo", 2000.0),
+        (5000.0, "dpo", "sft", None),
+        (7.0, "sft", "dpo", None),
+    ],
+)
+def test_a_beta_is_carried_to_another_loss(beta, before, loss, expected):
+    assert carried_beta(beta, before, loss) == expected

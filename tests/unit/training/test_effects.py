@@ -192,8 +192,10 @@ def test_every_tag_is_known():
 @pytest.mark.parametrize(
     ("settings", "warned"),
     [
-        (["objective.name=kto"], "beta=5000 was chosen for the loss dpo; kto is used with 1000"),
-        (["objective.loss=nft", "objective.path=noise"], "the loss dpo; nft is used with 1:"),
+        (["objective.name=kto"], "for the loss dpo, which usually has 2000; kto usually has 1000"),
+        (["objective.name=kto"], "objective.beta=5000 was chosen "),
+        (["objective.name=kto"], "for example to 2500"),
+        (["objective.loss=nft", "objective.path=noise"], "set objective.beta, for example to 1\n"),
         (["objective.name=kto", "objective.beta=5000"], ""),
         (["objective.name=kto", "objective.beta=null"], ""),
         (["objective.name=diffusion_dpo"], ""),
