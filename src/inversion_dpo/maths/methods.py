@@ -42,11 +42,19 @@ SCALED = frozenset({"dpo", "dpo_bounded", "dpo_released", "smpo", "dmpo", "kto"}
 
 
 def carried_beta(beta: float, before: str, loss: str) -> float | None:
-    """Carry a beta over to another loss; None if one of them has none.
+    """Carry a beta over to another loss.
 
     Where both multiply errors (``SCALED``) it stays as large beside the usual one: errors of a
     velocity are of another scale than those of noise, and a preset's beta knows it. DSPO's, MaPO's
     and NFT's are weights, which know no scale: they take the usual one.
+
+    Args:
+        beta: of the loss before.
+        before: a key of ``USES``, as is ``loss``.
+        loss: that it is carried to.
+
+    Returns:
+        The other loss's beta, or None if one of them has none.
     """
     if before not in BETAS or loss not in BETAS:
         return None
