@@ -14,7 +14,7 @@ from inversion_dpo.run.config import ConfigError
 from inversion_dpo.run.disk import DiskError
 from inversion_dpo.run.folder import read_config, read_metrics, read_rows, run_file
 from inversion_dpo.run.judged import trained_since
-from inversion_dpo.run.words import typed
+from inversion_dpo.run.words import counted, typed
 from inversion_dpo.training.health import (
     FEW_PAIRS,
     SAME_IMAGES,
@@ -151,7 +151,8 @@ def learned(steps: Sequence[Row], held: Sequence[Row], batch: int) -> list[Advic
     if not held or held[-1]["heldout_pairs"] < FEW_PAIRS:
         few = held[-1]["heldout_pairs"] if held else 0
         units = heldout_units(held[-1] if held else {})
-        seen = f"Only {few:.0f} held-out {units} were measured: they cannot say what was learned"
+        measured = counted(int(few), f"held-out {units.removesuffix('s')}")
+        seen = f"{measured} cannot say what was learned"
         return [Advice(seen, f"Give more {units}, or raise data.holdout")]
     last = held[-1]
     if not math.isfinite(last["heldout_accuracy"]):

@@ -46,7 +46,8 @@ def win(share, low, high):
 CASES = {
     "coin": ({"held": [{"accuracy": 0.53}]}, "no better than chance", "pairs check"),
     "reversed": ({"held": [{"accuracy": 0.2}]}, "worse than chance", "pairs check"),
-    "few": ({"held": [{"pairs": 8.0}]}, "Only 8 held-out pairs", "data.holdout"),
+    "few": ({"held": [{"pairs": 8.0}]}, "8 held-out pairs cannot say", "data.holdout"),
+    "one": ({"held": [{"pairs": 1.0}]}, "1 held-out pair cannot say", "data.holdout"),
     "memorised": ({"accuracy": 0.99}, "memorised", "policy.rank"),
     "fell": ({"held": [{"accuracy": 0.9}, {"accuracy": 0.65}]}, "0.90 at step 10", "steps=10"),
     "decided": ({"gradient_factor": 0.02}, "factor of the last 30 steps is 0.02", "objective.beta"),
