@@ -141,7 +141,7 @@ def _rows(
             raise DataError(f"{where}: {raw.text}")
         names = names or _names(file, raw, columns)
         ours = {re.sub(r"^image_(?=[01]$)", "jpg_", k): v for k, v in names.items()}
-        table = Table("labelled", ours, file.parent if file.suffix in TEXTS else None)
+        table = Table("labelled", ours, file.parent if file.suffix.lower() in TEXTS else None)
         values = cells(raw, table)
         row, voice = row_of(Raw(where, table, values | {"label_0": 1.0})), values.get("labeller")
         try:

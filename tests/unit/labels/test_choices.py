@@ -206,3 +206,8 @@ def test_the_tables_own_columns_are_the_first_words(folder):
     columns = {"image_0": "right", "image_1": "left"}
     _, pairs = imported(folder, [row("left"), row("right", prompt="b")], columns=columns)
     assert [pair["label_0"] for pair in pairs] == [0.0, 1.0]
+
+
+def test_a_suffix_in_capitals(folder):
+    table(folder, [row("left")]).rename(folder / "VOTES.CSV")
+    assert import_choices(folder / "VOTES.CSV", folder / "pairs.parquet")["pairs"] == 1
