@@ -8,6 +8,9 @@ with 95% t intervals over seeds. Resumable: a finished run is not repeated.
 ``--pairs FILE`` trains KTO on those pairs instead, under guidance 2, and samples the policies and
 the reference under guidance 2 and 3. docs/results/guidance.md says how its pairs were made.
 ``--large`` gives it four times the training and four times the rank: some two hours a seed.
+Each seed is printed with 95% bootstrap intervals over prompts, the table with those over seeds.
+
+``--learned RUN ...`` prints how the accuracies of finished runs went, and trains nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from inversion_dpo.compare.methods import METHODS
@@ -23,8 +27,10 @@ from inversion_dpo.compare.page import cell
 from inversion_dpo.compare.runs import folder_of, run
 from inversion_dpo.compare.summary import over_seeds, step_evaluations
 from inversion_dpo.evaluation.evaluate import both_sides
+from inversion_dpo.evaluation.metrics import gain_row, gain_text
 from inversion_dpo.evaluation.samples import read_scores
 from inversion_dpo.run.config import Config, load_config
+from inversion_dpo.run.folder import read_rows
 
 SAMPLED = 2
 COMMON = (
@@ -101,10 +107,25 @@ def kto(pairs: Path, root: Path, seeds: Sequence[int], *, large: bool = False) -
             before, after = map(read_scores, both_sides(*sides, root / "samples", None))
             found[scale].append({n: float((after[n] - before[n]).mean()) for n in names})
             reference[scale] = float(before["composition"].mean())
-        print(f"seed {seed}", *(found[scale][-1] for scale in SCALES), flush=True)
+            told = (f"{n} {gain_text(gain_row(n, before[n], after[n]), 3)}" for n in names)
+            scores = f"{reference[scale]:.3f} to {after['composition'].mean():.3f}"
+            print(f"seed {seed}, under {scale}: {', '.join(told)}; {scores}", flush=True)
     for scale, gains in found.items():
         cells = [cell(over_seeds([g[n] for g in gains])) for n in names]
         rows.append(f"| {scale} | {' | '.join(cells)} | {reference[scale]:.3f} |")
+    return "\n".join(rows)
+
+
+def learned(runs: Sequence[Path]) -> str:
+    """Average the accuracies of runs over 200 steps each; Markdown, a row for each part."""
+    kinds = ("accuracy", "heldout_accuracy")
+    logs = [read_rows(run / "metrics.jsonl") for run in runs]
+    rows = [f"| steps | {' | '.join(f'{k}, {run}' for run in runs for k in kinds)} |"]
+    rows += ["|---" * (1 + len(kinds) * len(runs)) + "|"]
+    for first in range(0, max(log[-1]["step"] for log in logs), 200):
+        part = [[r for r in log if first < r["step"] <= first + 200] for log in logs]
+        means = [fmean(r[k] for r in here if k in r) for here in part for k in kinds]
+        rows.append(f"| {first}-{first + 200} | {' | '.join(f'{m:.3f}' for m in means)} |")
     return "\n".join(rows)
 
 
@@ -115,7 +136,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
     parser.add_argument("--pairs", type=Path, help="train KTO on these, see above")
     parser.add_argument("--large", action="store_true", help="with --pairs: see above")
+    parser.add_argument("--learned", type=Path, nargs="+", metavar="RUN", help="see above")
     args = parser.parse_args()
+    if args.learned:
+        print(learned(args.learned))
+        return
     if args.large and not args.pairs:
         parser.error("--large is for --pairs")
     args.output.mkdir(parents=True, exist_ok=True)
