@@ -12,6 +12,8 @@ from inversion_dpo.run.folder import check_output, read_rows
 from inversion_dpo.training import recipe
 from inversion_dpo.training.checkpoint import CheckpointError
 
+NEWEST = "checkpoints/step-000008"
+
 
 @pytest.mark.parametrize(
     ("edits", "told"),
@@ -49,18 +51,24 @@ def test_settings_that_were_edited_in_the_run_are_refused(
         recipe.train(edited, run)
 
 
+def copy_with(run, folder, key, value):
+    """Copy a run, with another setting in its newest checkpoint; its settings, too."""
+    copy = shutil.copytree(run, folder / "run")
+    state = json.loads((copy / NEWEST / "state.json").read_text())
+    state["settings"][key] = value
+    assert state.pop(CHECKSUM)
+    (copy / NEWEST / "state.json").write_text(json.dumps(state | {CHECKSUM: checksum_of(state)}))
+    return copy, state["settings"]
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_more_steps_under_a_rate_that_falls_are_warned_of(
     tiny_run, tiny_config, tmp_path, monkeypatch, caplog, schedule
 ):
     """The rate rises again, so that the policy is not that of one longer training."""
     monkeypatch.setattr(recipe, "prepare", lambda *_, **__: pytest.fail("begun"))
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    newest = run / "checkpoints/step-000008/state.json"
-    state = json.loads(newest.read_text())
-    state["settings"]["training.lr_scheduler"] = schedule
-    assert state["settings"]["training.steps"] == 8 and state.pop(CHECKSUM)
-    newest.write_text(json.dumps(state | {CHECKSUM: checksum_of(state)}))
+    run, settings = copy_with(tiny_run, tmp_path, "training.lr_scheduler", schedule)
+    assert settings["training.steps"] == 8
     for steps in (8, 9):
         more = ["training.snapshot_every=4", f"training.lr_scheduler={schedule}"]
         with pytest.raises(pytest.fail.Exception, match="begun"):
@@ -90,15 +98,11 @@ def test_other_parts_are_warned_of_where_a_baseline_is_a_mean_over_them(
     tiny_run, tiny_config, tmp_path, monkeypatch, caplog, name, warned
 ):
     monkeypatch.setattr(recipe, "prepare", lambda *_, **__: pytest.fail("begun"))
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    newest = run / "checkpoints/step-000008/state.json"
-    state = json.loads(newest.read_text())
-    state["settings"]["objective.name"] = name
-    assert state["settings"]["training.gradient_accumulation"] == 1 and state.pop(CHECKSUM)
-    newest.write_text(json.dumps(state | {CHECKSUM: checksum_of(state)}))
+    run, settings = copy_with(tiny_run, tmp_path, "objective.name", name)
+    assert settings["training.gradient_accumulation"] == 1
     for parts in (1, 2):
         more = [f"objective.name={name}", f"training.gradient_accumulation={parts}"]
         with pytest.raises(pytest.fail.Exception, match="begun"):
             recipe.train(tiny_config("training.snapshot_every=4", *more), run)
-        text = f"{newest.parent} was trained with training.gradient_accumulation=1. With 2 "
+        text = f"{run / NEWEST} was trained with training.gradient_accumulation=1. With 2 "
         assert (text in caplog.text) == (warned and parts == 2)

@@ -64,7 +64,7 @@ def settings_of(groups: str, example: str) -> Any:
 
 
 Overrides = Annotated[
-    list[str] | None, settings_of("any group", "training.steps=200 objective.beta=1000")
+    list[str] | None, settings_of("the run", "training.steps=200 objective.beta=1000")
 ]
 Preset = Annotated[
     str,

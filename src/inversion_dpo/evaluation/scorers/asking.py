@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,7 +41,7 @@ def backend_for(name: str, place: str | None, parser: ParserConfig) -> Any:
     return backend_of(replace(parser, url=None) if place else parser, place, name)
 
 
-class Asking:
+class Asking(ABC):
     """A scorer that asks a vision-language model, and keeps answers by model, images and words.
 
     place: its checkpoint, or a server as URL@MODEL. parser: settings of the server, which is asked
@@ -56,9 +57,9 @@ class Asking:
         self.parallel = 1 if isinstance(self.weights, Checkpoint) else parser.parallel
         self.store, self.faults, self.count = store, Counter[str](), 0
 
+    @abstractmethod
     def ask(self, images: Images, text: str) -> dict[str, Any]:
         """Make a result, ready for JSON; a ``read`` that is not "" names its fault."""
-        raise NotImplementedError
 
     def each(self, jobs: Sequence[tuple[Images, str]]) -> list[dict[str, Any]]:
         """Return the result of each job, stored or new; faults are counted."""
